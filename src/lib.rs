@@ -1,0 +1,18 @@
+//! Masked language modelling for Rust notebooks.
+#![warn(missing_docs)]
+
+pub mod collate;
+pub mod dataset;
+pub mod display;
+pub mod error;
+pub mod fill_mask;
+pub mod hub;
+pub mod interrupt;
+pub mod model;
+pub mod ops;
+pub mod prelude;
+pub mod progress;
+pub mod tokenizer;
+pub mod train;
+
+pub use error::{Error, Result};

@@ -1,0 +1,25 @@
+//! Differentiable operations that training rests on, each with a backward pass.
+//!
+//! One file per operation: its forward and backward, for the CPU and (with the feature `cuda`) the GPU, behind one
+//! function. Weights are taken as [`Param`]s, into which the backward pass adds their gradients in place; activations
+//! are candle tensors and take part in candle's autograd as usual.
+//!
+//! Some of candle's own fast functions have no backward and drop gradients silently; a training path uses these instead.
+
+mod activation;
+mod attention;
+mod cross_entropy;
+mod dropout;
+mod embedding;
+mod layer_norm;
+mod linear;
+mod param;
+
+pub use activation::Activation;
+pub use attention::{AttentionMask, attention};
+pub use cross_entropy::{IGNORE_INDEX, masked_cross_entropy};
+pub use dropout::{Dropout, dropout};
+pub use embedding::embedding;
+pub use layer_norm::{add_layer_norm, layer_norm};
+pub use linear::{linear, linear_act};
+pub use param::{Param, backward};

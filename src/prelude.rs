@@ -1,0 +1,3 @@
+//! The words that a notebook uses: `use cloze::prelude::*;`
+
+pub use crate::{Error, Result};
