@@ -5,6 +5,7 @@ pub mod collate;
 pub mod dataset;
 pub mod display;
 pub mod error;
+pub mod files;
 pub mod fill_mask;
 pub mod hub;
 pub mod interrupt;

@@ -13,6 +13,7 @@ mod dropout;
 mod embedding;
 mod layer_norm;
 mod linear;
+mod mapped_file;
 mod param;
 
 pub use activation::Activation;
@@ -22,4 +23,5 @@ pub use dropout::{Dropout, dropout};
 pub use embedding::embedding;
 pub use layer_norm::{add_layer_norm, layer_norm};
 pub use linear::{linear, linear_act};
-pub use param::{Param, backward};
+pub use mapped_file::MappedFile;
+pub use param::{Param, backward, no_grad};

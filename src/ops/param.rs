@@ -1,5 +1,6 @@
 //! A trainable parameter: a value, and the gradient that backward passes add up.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -45,9 +46,9 @@ impl Param {
         &self.inner.name
     }
 
-    /// The value as a tensor that gradients flow to; detached when the parameter is frozen.
+    /// The value as a tensor that gradients flow to; detached when the parameter is frozen or inside [`no_grad`].
     pub fn tensor(&self) -> Tensor {
-        if self.is_trainable() {
+        if self.is_trainable() && !NO_GRAD.get() {
             self.inner.var.as_tensor().clone()
         } else {
             self.inner.var.as_detached_tensor()
@@ -155,6 +156,24 @@ impl std::fmt::Debug for Param {
             self.dtype()
         )
     }
+}
+
+thread_local! {
+    static NO_GRAD: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` without recording a graph: what it computes can't be differentiated, and its intermediate results are
+/// freed at once. The counterpart of PyTorch's `torch.no_grad()`, for the current thread.
+pub fn no_grad<T>(work: impl FnOnce() -> T) -> T {
+    /// Restores the former state also when `work` panics.
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            NO_GRAD.set(self.0);
+        }
+    }
+    let _restore = Restore(NO_GRAD.replace(true));
+    work()
 }
 
 /// Runs the backward pass from `loss` and leaves every gradient in its parameter.

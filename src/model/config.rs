@@ -1,0 +1,104 @@
+//! A model's `config.json`: kept whole, read by each family into a type of its own.
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// A model configuration in the Hub's format.
+///
+/// Every key is kept, known or not, so that saving a model loses nothing. Keys that are absent take the reference
+/// library's defaults for the model type.
+///
+/// ```
+/// use cloze::model::Config;
+/// let config = Config::new("roberta").set("num_hidden_layers", 6).set("vocab_size", 4000);
+/// assert_eq!(config.model_type(), "roberta");
+/// assert_eq!(config.get("num_hidden_layers"), Some(&6.into()));
+/// ```
+#[derive(Clone, PartialEq)]
+pub struct Config {
+    values: Map<String, Value>,
+}
+
+impl Config {
+    /// The default configuration of `model_type` ("roberta", "bert", "distilbert", ...).
+    pub fn new(model_type: &str) -> Self {
+        let mut values = Map::new();
+        values.insert("model_type".to_owned(), model_type.into());
+        Self { values }
+    }
+
+    /// Reads `config.json` from `folder`.
+    ///
+    /// # Errors
+    /// When the file is missing, is not a JSON object, or names no `model_type`.
+    pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
+        let path = folder.as_ref().join("config.json");
+        let text = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+        let value: Value = serde_json::from_slice(&text)
+            .map_err(|e| Error::format(&path, format!("not valid JSON: {e}")))?;
+        let Value::Object(values) = value else {
+            return Err(Error::format(&path, "a model config must be a JSON object"));
+        };
+        if !values.get("model_type").is_some_and(Value::is_string) {
+            return Err(Error::format(
+                &path,
+                "the config has no \"model_type\"; is this really a model's folder?",
+            ));
+        }
+        Ok(Self { values })
+    }
+
+    /// Sets one key, replacing what was there.
+    #[must_use]
+    pub fn set(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.values.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// The value of `key` if the config has it.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.values.get(key)
+    }
+
+    /// The architecture family's name.
+    pub fn model_type(&self) -> &str {
+        self.values
+            .get("model_type")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    }
+
+    /// Reads the config into a family's own type, whose fields carry the family's defaults.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T> {
+        // An explicit null means "the default" in these files.
+        let known = self.values.iter().filter(|(_, v)| !v.is_null());
+        let known: Map<String, Value> = known.map(|(k, v)| (k.clone(), v.clone())).collect();
+        serde_json::from_value(Value::Object(known))
+            .map_err(|e| Error::Config(format!("{} config: {e}", self.model_type())))
+    }
+
+    /// Whether the output projection shares the embedding matrix (default: yes).
+    pub fn tie_word_embeddings(&self) -> bool {
+        self.get("tie_word_embeddings")
+            .and_then(Value::as_bool)
+            .unwrap_or(true)
+    }
+
+    /// The config as pretty JSON, as it is written to `config.json`.
+    pub fn to_json(&self) -> Result<String> {
+        let mut text = serde_json::to_string_pretty(&self.values)?;
+        text.push('\n');
+        Ok(text)
+    }
+}
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text = serde_json::to_string_pretty(&self.values).map_err(|_| std::fmt::Error)?;
+        write!(f, "Config {text}")
+    }
+}

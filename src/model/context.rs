@@ -1,0 +1,78 @@
+//! What a forward pass must know beyond its inputs: whether it trains, and where its randomness comes from.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::ops::Dropout;
+
+/// The mode of one forward pass.
+///
+/// In training, every dropout site of the pass draws its own key from the seed, the step and the order of the sites,
+/// so the same seed and step always drop the same elements, whatever ran before.
+#[derive(Debug)]
+pub struct Context {
+    key: Option<u64>,
+    site: AtomicU64,
+}
+
+impl Context {
+    /// Evaluation: no dropout.
+    pub fn eval() -> Self {
+        Self {
+            key: None,
+            site: AtomicU64::new(0),
+        }
+    }
+
+    /// Training with the dropout masks of `seed` at forward pass number `pass`.
+    pub fn train(seed: u64, pass: u64) -> Self {
+        Self {
+            key: Some(mix(mix(seed) ^ pass)),
+            site: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether this is a training pass.
+    pub fn is_training(&self) -> bool {
+        self.key.is_some()
+    }
+
+    /// Dropout with probability `p` and a key of its own; [`Dropout::NONE`] in evaluation.
+    pub fn dropout(&self, p: f64) -> Dropout {
+        match self.key {
+            Some(key) if p > 0.0 => {
+                let site = self.site.fetch_add(1, Ordering::Relaxed);
+                Dropout {
+                    p: p as f32,
+                    key: mix(key ^ mix(site)),
+                }
+            }
+            _ => Dropout::NONE,
+        }
+    }
+}
+
+/// SplitMix64's step: spreads nearby integers over all 64 bits.
+pub(crate) fn mix(value: u64) -> u64 {
+    let mut z = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn same_seed_and_pass_give_the_same_keys_and_other_passes_others() {
+        let keys = |seed, pass| {
+            let context = Context::train(seed, pass);
+            [context.dropout(0.1).key, context.dropout(0.1).key]
+        };
+        assert_eq!(keys(7, 3), keys(7, 3));
+        assert_ne!(keys(7, 3), keys(7, 4));
+        assert_ne!(keys(7, 3), keys(8, 3));
+        assert_ne!(keys(7, 3)[0], keys(7, 3)[1]);
+        assert_eq!(Context::eval().dropout(0.1), Dropout::NONE);
+    }
+}

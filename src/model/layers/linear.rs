@@ -1,0 +1,33 @@
+use candle_core::Tensor;
+
+use crate::Result;
+use crate::model::{Init, WeightBuilder};
+use crate::ops::{self, Activation, Param};
+
+/// An affine map with a `weight` of shape (out, in) and a `bias` of shape (out).
+#[derive(Clone, Debug)]
+pub struct Linear {
+    weight: Param,
+    bias: Option<Param>,
+}
+
+impl Linear {
+    /// The map from `input` to `output` features named by `weights`; fresh weights are normal with standard deviation
+    /// `std`, biases zero.
+    pub fn new(weights: &WeightBuilder, input: usize, output: usize, std: f64) -> Result<Self> {
+        Ok(Self {
+            weight: weights.param("weight", (output, input), Init::Normal(std))?,
+            bias: Some(weights.param("bias", output, Init::Zeros)?),
+        })
+    }
+
+    /// Applies the map to the last dimension of `x`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        ops::linear(x, &self.weight, self.bias.as_ref())
+    }
+
+    /// Applies the map, then `activation`.
+    pub fn forward_act(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        ops::linear_act(x, &self.weight, self.bias.as_ref(), activation)
+    }
+}

@@ -1,0 +1,409 @@
+//! The model type that notebooks and the trainer hold, whatever the family behind it.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::auto;
+use super::checkpoint::Checkpoint;
+use super::{Config, Context, LoadReport, ModelInputs, WeightBuilder};
+use crate::ops::{self, Param};
+use crate::{Error, Result};
+
+/// What a family provides; everything else follows from it.
+pub trait Architecture: std::fmt::Debug + Send + Sync {
+    /// The last hidden states, (batch, seq, hidden).
+    fn hidden_states(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor>;
+
+    /// The head up to the vocabulary product: (rows, hidden) to (rows, width of the decoder).
+    fn transform(&self, hidden: &Tensor) -> Result<Tensor>;
+
+    /// The vocabulary product's parameters.
+    fn decoder(&self) -> Decoder;
+
+    /// The longest sequence the model can take, in tokens; `None` if there is no limit.
+    fn max_positions(&self) -> Option<usize>;
+
+    /// Logits over the vocabulary for every position, (batch, seq, vocab).
+    fn logits(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
+        let hidden = self.transform(&self.hidden_states(inputs, context)?)?;
+        let decoder = self.decoder();
+        ops::linear(&hidden, &decoder.weight, decoder.bias.as_ref())
+    }
+
+    /// The summed loss of the counted positions. Only their rows meet the head and the vocabulary.
+    fn loss(&self, inputs: &ModelInputs, context: &Context) -> Result<MlmLoss> {
+        let decoder = self.decoder();
+        let (vocab, _) = decoder.weight.shape().dims2()?;
+        let (rows, targets) = inputs.counted(vocab)?;
+        let counted = rows.len();
+        let device = decoder.weight.device();
+        let hidden = rows_of(&self.hidden_states(inputs, context)?, rows)?;
+        let targets = Tensor::from_vec(targets, counted, device)?;
+        let hidden = self.transform(&hidden)?;
+        let sum =
+            ops::masked_cross_entropy(&hidden, &decoder.weight, decoder.bias.as_ref(), &targets)?;
+        Ok(MlmLoss { sum, counted })
+    }
+}
+
+/// The matrix and bias that turn hidden states into logits.
+#[derive(Clone, Debug)]
+pub struct Decoder {
+    /// (vocab, width).
+    pub weight: Param,
+    /// (vocab).
+    pub bias: Option<Param>,
+}
+
+/// A loss in two parts, so that losses of several batches add up to the loss of the whole.
+#[derive(Clone, Debug)]
+pub struct MlmLoss {
+    /// The summed negative log-likelihood: a scalar to differentiate.
+    pub sum: Tensor,
+    /// The number of positions that count.
+    pub counted: usize,
+}
+
+impl MlmLoss {
+    /// The mean over the counted positions, as the reference reports it.
+    ///
+    /// # Errors
+    /// When no position counts, so that there is no mean.
+    pub fn mean(&self) -> Result<Tensor> {
+        if self.counted == 0 {
+            return Err(Error::argument(
+                "labels",
+                "every label is -100, so there is no loss: mask at least one token (is mlm_probability 0?)",
+            ));
+        }
+        Ok((&self.sum / self.counted as f64)?)
+    }
+
+    /// The mean as a number, and whether it is finite.
+    pub fn value(&self) -> Result<f32> {
+        Ok(self.mean()?.to_dtype(DType::F32)?.to_scalar()?)
+    }
+}
+
+/// A masked language model of any supported family.
+///
+/// Clones are cheap and share the weights: training one trains all.
+///
+/// ```
+/// use cloze::model::{Config, MaskedLm, ModelInputs};
+///
+/// let config = Config::new("roberta")
+///     .set("vocab_size", 100)
+///     .set("hidden_size", 16)
+///     .set("num_hidden_layers", 1)
+///     .set("num_attention_heads", 2)
+///     .set("intermediate_size", 32);
+/// let model = MaskedLm::from_config(&config, 42)?;
+/// let logits = model.forward(&ModelInputs::new(vec![0, 7, 8, 2], (1, 4))?)?;
+/// assert_eq!(logits.dims(), &[1, 4, 100]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct MaskedLm {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: String,
+    architecture: Box<dyn Architecture>,
+    params: Vec<Param>,
+    config: Config,
+    device: Device,
+    report: LoadReport,
+}
+
+impl MaskedLm {
+    /// Opens the model `name`: `bundled:NAME`, a folder, or a Hub name, by the `model_type` in its config.
+    ///
+    /// Weights that the folder lacks are freshly initialised and weights that the model has no use for are left out; both
+    /// are said on stderr and in [`MaskedLm::load_report`].
+    ///
+    /// # Errors
+    /// When the folder or its weights are missing or damaged, the family is not supported, or shapes contradict the config.
+    pub fn from_pretrained(name: impl AsRef<str>) -> Result<Self> {
+        Self::from_pretrained_on(name, &Device::Cpu)
+    }
+
+    /// As [`MaskedLm::from_pretrained`], with the weights on `device`.
+    pub fn from_pretrained_on(name: impl AsRef<str>, device: &Device) -> Result<Self> {
+        let name = name.as_ref();
+        let folder = crate::hub::resolve("model", name)?;
+        let config = Config::from_folder(&folder)?;
+        let base = auto::family(config.model_type())?.base;
+        let checkpoint = Checkpoint::open(&folder)?;
+        let weights = WeightBuilder::from_checkpoint(checkpoint, base, 0, device);
+        let model = Self::assemble(name.to_owned(), config, weights, device)?;
+        model.tell_report();
+        Ok(model)
+    }
+
+    /// A model with random weights, as the reference initialises them: a function of `config` and `seed`.
+    pub fn from_config(config: &Config, seed: u64) -> Result<Self> {
+        Self::from_config_on(config, seed, &Device::Cpu)
+    }
+
+    /// As [`MaskedLm::from_config`], with the weights on `device`.
+    pub fn from_config_on(config: &Config, seed: u64, device: &Device) -> Result<Self> {
+        let weights = WeightBuilder::random(seed, device);
+        Self::assemble(
+            config.model_type().to_owned(),
+            config.clone(),
+            weights,
+            device,
+        )
+    }
+
+    fn assemble(
+        name: String,
+        config: Config,
+        weights: WeightBuilder,
+        device: &Device,
+    ) -> Result<Self> {
+        let architecture = auto::build(&config, &weights)?;
+        let (params, report) = weights.finish()?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                name,
+                architecture,
+                params,
+                config,
+                device: device.clone(),
+                report,
+            }),
+        })
+    }
+
+    fn tell_report(&self) {
+        let name = &self.inner.name;
+        let LoadReport {
+            missing,
+            unexpected,
+            ..
+        } = &self.inner.report;
+        if !unexpected.is_empty() {
+            eprintln!(
+                "note: {name}: these weights are not used by {}: {}",
+                self.class(),
+                unexpected.join(", ")
+            );
+        }
+        if !missing.is_empty() {
+            eprintln!(
+                "warning: {name}: these weights of {} were not in the checkpoint and are newly initialised, so train the model before using it: {}",
+                self.class(),
+                missing.join(", ")
+            );
+        }
+    }
+
+    /// The logits of every position, (batch, seq, vocab), without dropout and without a graph.
+    pub fn forward(&self, inputs: impl Into<ModelInputs>) -> Result<Tensor> {
+        let inputs = inputs.into();
+        ops::no_grad(|| self.logits(&inputs, &Context::eval()))
+    }
+
+    /// The logits of every position, (batch, seq, vocab), differentiable.
+    pub fn logits(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
+        self.check(inputs)?;
+        self.inner.architecture.logits(inputs, context)
+    }
+
+    /// The logits of the positions `rows` (flat indices into the batch) alone, (rows, vocab), without a graph.
+    pub fn logits_at(&self, inputs: &ModelInputs, rows: Vec<u32>) -> Result<Tensor> {
+        self.check(inputs)?;
+        let architecture = &self.inner.architecture;
+        ops::no_grad(|| {
+            let hidden = architecture.hidden_states(inputs, &Context::eval())?;
+            let hidden = architecture.transform(&rows_of(&hidden, rows)?)?;
+            let decoder = architecture.decoder();
+            ops::linear(&hidden, &decoder.weight, decoder.bias.as_ref())
+        })
+    }
+
+    /// The loss of `inputs`, which must carry labels, differentiable.
+    pub fn loss(&self, inputs: &ModelInputs, context: &Context) -> Result<MlmLoss> {
+        self.check(inputs)?;
+        if inputs.labels().is_none() {
+            return Err(Error::argument(
+                "labels",
+                "the loss needs labels; a MaskingCollator makes them",
+            ));
+        }
+        self.inner.architecture.loss(inputs, context)
+    }
+
+    /// Runs the backward pass from `loss`, leaving (adding) gradients in [`MaskedLm::params`].
+    pub fn backward(&self, loss: &Tensor) -> Result<()> {
+        ops::backward(loss, self.params())
+    }
+
+    fn check(&self, inputs: &ModelInputs) -> Result<()> {
+        let (batch, seq) = inputs.shape();
+        if batch == 0 || seq == 0 {
+            return Err(Error::argument(
+                "input_ids",
+                format!("an empty batch ({batch} rows of {seq} tokens)"),
+            ));
+        }
+        match self.max_positions() {
+            Some(most) if seq > most => Err(Error::argument(
+                "input_ids",
+                format!(
+                    "{seq} tokens are more than the {most} positions of this model: truncate, or use shorter blocks"
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// All parameters, in the order of their names, tied ones once.
+    pub fn params(&self) -> &[Param] {
+        &self.inner.params
+    }
+
+    /// The parameter called `name`.
+    pub fn param(&self, name: &str) -> Option<&Param> {
+        self.params().iter().find(|param| param.name() == name)
+    }
+
+    /// The number of weights, tied ones counted once.
+    pub fn num_parameters(&self) -> usize {
+        self.params().iter().map(Param::elem_count).sum()
+    }
+
+    /// Forgets all gradients.
+    pub fn zero_grad(&self) {
+        self.params().iter().for_each(Param::zero_grad);
+    }
+
+    /// The name that the model was opened by, or its type if it was made from a config.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// The reference's class, "RobertaForMaskedLM" for instance.
+    pub fn class(&self) -> &'static str {
+        auto::family(self.config().model_type()).map_or("", |family| family.class)
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// The device that holds the weights.
+    pub fn device(&self) -> &Device {
+        &self.inner.device
+    }
+
+    /// What loading the checkpoint found; empty for a model made from a config.
+    pub fn load_report(&self) -> &LoadReport {
+        &self.inner.report
+    }
+
+    /// The number of tokens in the output vocabulary.
+    pub fn vocab_size(&self) -> usize {
+        let decoder = self.inner.architecture.decoder();
+        decoder.weight.shape().dims().first().copied().unwrap_or(0)
+    }
+
+    /// The longest sequence the model can take, in tokens.
+    pub fn max_positions(&self) -> Option<usize> {
+        self.inner.architecture.max_positions()
+    }
+
+    /// Writes `config.json` and `model.safetensors` into `folder` (made if needed), in the reference's layout.
+    ///
+    /// Each file is written under another name and renamed when complete: a crash or a full disk leaves what was there.
+    pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
+        let folder = folder.as_ref();
+        std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+        self.save_weights(&folder.join("model.safetensors"))?;
+        let config = self
+            .config()
+            .clone()
+            .set("architectures", vec![self.class()])
+            .set("torch_dtype", "float32");
+        crate::files::write_atomically(&folder.join("config.json"), config.to_json()?.as_bytes())
+    }
+
+    /// Writes all weights to one safetensors file, atomically.
+    pub fn save_weights(&self, path: &Path) -> Result<()> {
+        let tensors: Vec<(&str, Tensor)> = self
+            .params()
+            .iter()
+            .map(|param| (param.name(), param.var().as_detached_tensor()))
+            .collect();
+        // The reference refuses files that do not say which framework's layout they follow.
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        crate::files::replace_atomically(path, |temporary| {
+            safetensors::serialize_to_file(
+                tensors.iter().map(|(name, tensor)| (*name, tensor)),
+                Some(metadata),
+                temporary,
+            )
+            .map_err(|e| match e {
+                safetensors::SafeTensorError::IoError(e) => Error::io("write", path, e),
+                other => Error::Weights(other.to_string()),
+            })
+        })
+    }
+
+    /// Reads all weights back from a file that [`MaskedLm::save_weights`] wrote for the same configuration.
+    ///
+    /// # Errors
+    /// When a weight is missing or has another shape; nothing is changed then.
+    pub fn load_weights(&self, path: &Path) -> Result<()> {
+        let checkpoint = Checkpoint::open_file(path)?;
+        let mut values = Vec::with_capacity(self.params().len());
+        for param in self.params() {
+            let value = checkpoint.tensor(param.name(), self.device())?;
+            if value.shape() != param.shape() {
+                return Err(Error::Weights(format!(
+                    "{} has shape {:?} in {} but {:?} in the model",
+                    param.name(),
+                    value.dims(),
+                    path.display(),
+                    param.shape().dims()
+                )));
+            }
+            values.push(value.to_dtype(param.dtype())?);
+        }
+        for (param, value) in self.params().iter().zip(&values) {
+            param.var().set(value)?;
+        }
+        Ok(())
+    }
+}
+
+/// Rows of (batch, seq, width) hidden states, flattened to (batch · seq, width).
+fn rows_of(hidden: &Tensor, rows: Vec<u32>) -> Result<Tensor> {
+    let (batch, seq, width) = hidden.dims3()?;
+    let count = rows.len();
+    let rows = Tensor::from_vec(rows, count, hidden.device())?;
+    Ok(hidden
+        .reshape((batch * seq, width))?
+        .index_select(&rows, 0)?)
+}
+
+impl std::fmt::Debug for MaskedLm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{}({:?}, {:.1}M parameters, vocab {}, {:?})",
+            self.class(),
+            self.name(),
+            self.num_parameters() as f64 / 1e6,
+            self.vocab_size(),
+            self.device().location()
+        )
+    }
+}
