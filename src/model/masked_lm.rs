@@ -40,6 +40,11 @@ pub trait Architecture: std::fmt::Debug + Send + Sync {
         let (rows, targets) = inputs.counted(vocab)?;
         let counted = rows.len();
         let device = decoder.weight.device();
+        if counted == 0 {
+            // Nothing to learn from: a batch may happen to have no mask, and its sum is then zero.
+            let sum = Tensor::zeros((), DType::F32, device)?;
+            return Ok(MlmLoss { sum, counted });
+        }
         let hidden = rows_of(&self.hidden_states(inputs, context)?, rows)?;
         let targets = Tensor::from_vec(targets, counted, device)?;
         let hidden = self.transform(&hidden)?;
