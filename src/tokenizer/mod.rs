@@ -1,1 +1,248 @@
-//! Being built.
+//! Text to token ids and back, from every layout in which pretrained tokenizers lie on disk.
+
+mod decode;
+mod encode;
+mod encoding;
+mod family;
+mod legacy;
+mod load;
+mod options;
+mod save;
+mod special;
+mod train;
+mod words;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use serde_json::{Map, Value};
+use tokenizers::PostProcessorWrapper;
+
+pub use encoding::Encoding;
+pub use options::{EncodeOptions, Padding, TruncationStrategy};
+
+use crate::{Error, Result};
+use special::{Role, SpecialTokens};
+
+/// A pretrained tokenizer: what `AutoTokenizer` is in `transformers`. Cheap to clone, shared freely between threads.
+///
+/// ```
+/// use cloze::tokenizer::Tokenizer;
+/// # fn main() -> cloze::Result<()> {
+/// let texts = ["the milky way is a spiral galaxy", "a galaxy is a system of stars"];
+/// let tokenizer = Tokenizer::train_bpe(texts, 300)?;
+/// let encoding = tokenizer.encode("the milky <mask>")?;
+/// assert_eq!(encoding.tokens.first().unwrap(), "<s>");
+/// assert_eq!(tokenizer.decode(&encoding.ids, true)?, "the milky");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Tokenizer {
+    core: Arc<Core>,
+    special: Arc<SpecialTokens>,
+    settings: Arc<Settings>,
+}
+
+/// What never changes after loading.
+struct Core {
+    /// Normalizer, pre-tokenizer, model, decoder and added tokens; the post-processor is kept apart, so that truncation
+    /// can happen before it.
+    tokenizer: tokenizers::Tokenizer,
+    post: Option<PostProcessorWrapper>,
+    /// The ids that go before and after a single text.
+    around: (Vec<u32>, Vec<u32>),
+    hash: OnceLock<String>,
+    /// By id: whether the token continues a word.
+    continues: OnceLock<Box<[bool]>>,
+}
+
+/// What `tokenizer_config.json` says beside the special tokens.
+#[derive(Clone, Debug)]
+struct Settings {
+    /// The class without `Tokenizer` and `Fast`; `PreTrained` when nothing says more.
+    class: String,
+    model_max_length: Option<usize>,
+    pad_left: bool,
+    truncate_left: bool,
+    clean_up: bool,
+    type_ids: bool,
+    /// Built from the files from before `tokenizer.json`: pairs are treated as the reference's Python tokenizers do.
+    legacy: bool,
+    /// The whole `tokenizer_config.json`, to be saved again.
+    config: Map<String, Value>,
+}
+
+macro_rules! special_tokens {
+    ($($role:ident $token:ident $id:ident $what:literal),* $(,)?) => {
+        impl Tokenizer {
+            $(
+                #[doc = concat!("The ", $what, " token, where there is one.")]
+                pub fn $token(&self) -> Option<&str> {
+                    self.special.get(Role::$role).map(|token| token.content.as_str())
+                }
+
+                #[doc = concat!("The id of the ", $what, " token, where there is one.")]
+                pub fn $id(&self) -> Option<u32> {
+                    self.$token().and_then(|token| self.token_to_id(token))
+                }
+            )*
+        }
+    };
+}
+
+special_tokens! {
+    Bos bos_token bos_token_id "beginning-of-sequence",
+    Eos eos_token eos_token_id "end-of-sequence",
+    Unk unk_token unk_token_id "unknown",
+    Sep sep_token sep_token_id "separator",
+    Pad pad_token pad_token_id "padding",
+    Cls cls_token cls_token_id "classification",
+    Mask mask_token mask_token_id "mask",
+}
+
+impl Tokenizer {
+    /// Loads a tokenizer by name: a folder (or a `tokenizer.json`), a `bundled:` name, or a Hub id that is in the cache.
+    ///
+    /// The folder holds `tokenizer.json`, or else the older files: `vocab.json` and `merges.txt` (RoBERTa and kin),
+    /// `vocab.txt` (BERT and kin), a `SentencePiece` model (XLM-RoBERTa and others); `tokenizer_config.json`,
+    /// `special_tokens_map.json`, `added_tokens.json` and the `model_type` in `config.json` are taken into account.
+    pub fn from_pretrained(name: &str) -> Result<Self> {
+        load::from_path(&crate::hub::resolve("tokenizer", name)?)
+    }
+
+    /// Loads a tokenizer from a folder or a `tokenizer.json`; see [`from_pretrained`](Self::from_pretrained).
+    pub fn from_path(path: impl AsRef<Path>) -> Result<Self> {
+        load::from_path(path.as_ref())
+    }
+
+    /// The size of the vocabulary that the model was built with; added tokens come on top ([`len`](Self::len)).
+    pub fn vocab_size(&self) -> usize {
+        self.core.tokenizer.get_vocab_size(false)
+    }
+
+    /// The number of tokens, added ones included: what the model's embedding must hold at least.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.core.tokenizer.get_vocab_size(true)
+    }
+
+    /// The id of a token as the vocabulary spells it (`Ġgalaxy`); `None` if there is none.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.core.tokenizer.token_to_id(token)
+    }
+
+    /// The token of an id as the vocabulary spells it; `None` if there is none.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.core.tokenizer.id_to_token(id)
+    }
+
+    /// The longest input that the model was made for, special tokens included; `None` when the files don't say.
+    pub fn model_max_length(&self) -> Option<usize> {
+        self.settings.model_max_length
+    }
+
+    /// The ids of all special tokens, each once, in the reference's order.
+    pub fn all_special_ids(&self) -> Vec<u32> {
+        self.special
+            .all()
+            .into_iter()
+            .filter_map(|token| self.token_to_id(&token.content))
+            .collect()
+    }
+
+    /// Whether `token_type_ids` are among the inputs of the models that this tokenizer is made for.
+    pub fn uses_token_type_ids(&self) -> bool {
+        self.settings.type_ids
+    }
+
+    /// Whether rows are padded on the left instead of the right.
+    pub fn pads_left(&self) -> bool {
+        self.settings.pad_left
+    }
+
+    /// The name of the reference's class for this tokenizer, such as `RobertaTokenizer`.
+    pub fn class_name(&self) -> String {
+        match self.settings.class.as_str() {
+            "PreTrained" => "PreTrainedTokenizerFast".to_owned(),
+            stem => format!("{stem}Tokenizer"),
+        }
+    }
+
+    /// Makes `token`, which the vocabulary must hold, the padding token.
+    pub fn set_pad_token(&mut self, token: &str) -> Result<()> {
+        if self.token_to_id(token).is_none() {
+            return Err(Error::Tokenizer(format!(
+                "{token:?} can't be the padding token: the vocabulary of {} tokens does not hold it",
+                self.len()
+            )));
+        }
+        let known = self.special.all().into_iter();
+        let token = known
+            .filter(|special| special.content == token)
+            .map(Clone::clone)
+            .next()
+            .unwrap_or_else(|| special::plain(token));
+        Arc::make_mut(&mut self.special).set(Role::Pad, Some(token));
+        Ok(())
+    }
+
+    /// Pads with the end-of-sequence token: the guide's `tokenizer.pad_token = tokenizer.eos_token`.
+    pub fn set_pad_token_to_eos(&mut self) -> Result<()> {
+        let Some(eos) = self.eos_token().map(str::to_owned) else {
+            return Err(Error::Tokenizer(format!(
+                "a {} has no end-of-sequence token to pad with; choose another with set_pad_token",
+                self.class_name()
+            )));
+        };
+        self.set_pad_token(&eos)
+    }
+
+    /// A hash of everything that decides what texts become: equal for equal tokenizers, wherever they lie.
+    pub fn fingerprint(&self) -> String {
+        let core = self.core.hash.get_or_init(|| {
+            let json = self.core.whole().to_string(false).unwrap_or_default();
+            blake3::hash(json.as_bytes()).to_hex().to_string()
+        });
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(core.as_bytes());
+        let special = Value::Object(self.special.to_json());
+        hasher.update(special.to_string().as_bytes());
+        let settings = &self.settings;
+        let flags = [
+            settings.pad_left,
+            settings.truncate_left,
+            settings.type_ids,
+            settings.legacy,
+        ];
+        hasher.update(&flags.map(u8::from));
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
+impl Core {
+    /// The tokenizer with its post-processor back in place.
+    fn whole(&self) -> tokenizers::Tokenizer {
+        let mut whole = self.tokenizer.clone();
+        whole.with_post_processor(self.post.clone());
+        whole
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} tokens", self.class_name(), self.len())?;
+        if let Some(limit) = self.model_max_length() {
+            write!(f, ", texts of at most {limit}")?;
+        }
+        for role in Role::ALL {
+            if let Some(token) = self.special.get(role) {
+                let id = self.token_to_id(&token.content);
+                let id = id.map_or_else(|| "not in the vocabulary".to_owned(), |id| id.to_string());
+                write!(f, "\n  {:<10} {:<10} {id}", role.key(), token.content)?;
+            }
+        }
+        Ok(())
+    }
+}

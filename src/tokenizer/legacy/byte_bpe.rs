@@ -1,0 +1,55 @@
+//! Byte-level BPE from `vocab.json` and `merges.txt`: RoBERTa, Longformer, BART, DeBERTa.
+
+use std::collections::HashMap;
+
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+
+use super::super::encode::failed;
+use super::super::load::Folder;
+use crate::{Error, Result};
+
+pub(super) fn build(folder: &Folder, unk: Option<&str>) -> Result<tokenizers::Tokenizer> {
+    let vocab: HashMap<String, u32> = serde_json::from_str(&super::read(folder, "vocab.json")?)
+        .map_err(|error| {
+            let message = format!("not a JSON object of tokens and ids: {error}");
+            Error::format(folder.path.join("vocab.json"), message)
+        })?;
+    let merges_file = folder.path.join("merges.txt");
+    let text = super::read(folder, "merges.txt")?;
+    let mut merges = Vec::new();
+    // The first line is the version, whatever it says.
+    for (i, line) in text.lines().enumerate().skip(1) {
+        if line.is_empty() {
+            continue;
+        }
+        let broken = |message: String| Error::Format {
+            path: merges_file.clone(),
+            line: Some(i + 1),
+            message,
+        };
+        let (left, right) = line.split_once(' ').ok_or_else(|| {
+            broken(format!(
+                "{line:?} is not a merge, which is two pieces with a space between"
+            ))
+        })?;
+        for piece in [left, right, &format!("{left}{right}")] {
+            if !vocab.contains_key(piece) {
+                let message =
+                    format!("{piece:?} is not in vocab.json; do the two files belong together?");
+                return Err(broken(message));
+            }
+        }
+        merges.push((left.to_owned(), right.to_owned()));
+    }
+    let vocab: Vocab = vocab.into_iter().collect();
+    let mut model = BPE::builder().vocab_and_merges(vocab, merges);
+    if let Some(unk) = unk {
+        model = model.unk_token(unk.to_owned());
+    }
+    let mut core = tokenizers::Tokenizer::new(model.build().map_err(failed)?);
+    let prefix = folder.flag("add_prefix_space").unwrap_or(false);
+    core.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(prefix)));
+    core.with_decoder(Some(ByteLevel::default()));
+    Ok(core)
+}

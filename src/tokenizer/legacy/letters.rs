@@ -1,0 +1,52 @@
+//! ESM's protein letters from `vocab.txt`: every token of the vocabulary is cut out of the text wherever it stands.
+
+use tokenizers::models::wordlevel::WordLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
+use tokenizers::{SplitDelimiterBehavior, decoders};
+
+use super::super::encode::failed;
+use super::super::load::Folder;
+use crate::Result;
+
+pub(super) fn build(folder: &Folder, unk: &str) -> Result<tokenizers::Tokenizer> {
+    let vocab = super::read_lines(folder, "vocab.txt")?;
+    let mut tokens: Vec<&str> = vocab.keys().map(|token| token.trim()).collect();
+    // Longer tokens first: an alternation takes the first that fits.
+    tokens.sort_by_key(|token| (std::cmp::Reverse(token.len()), *token));
+    let pattern: Vec<String> = tokens.iter().map(|token| escaped(token)).collect();
+    let split = Split::new(
+        SplitPattern::Regex(pattern.join("|")),
+        SplitDelimiterBehavior::Isolated,
+        false,
+    );
+    let pre_tokenizer = Sequence::new(vec![split.map_err(failed)?.into(), WhitespaceSplit.into()]);
+    let model = WordLevel::builder()
+        .vocab(
+            vocab
+                .into_iter()
+                .map(|(token, id)| (token.trim().to_owned(), id))
+                .collect(),
+        )
+        .unk_token(unk.to_owned())
+        .build()
+        .map_err(failed)?;
+    let mut core = tokenizers::Tokenizer::new(model);
+    core.with_pre_tokenizer(Some(pre_tokenizer));
+    // Without a decoder tokens are joined with spaces, as they should be.
+    core.with_decoder(None::<decoders::DecoderWrapper>);
+    Ok(core)
+}
+
+/// `token` as a regular expression that matches it alone.
+fn escaped(token: &str) -> String {
+    let mut pattern = String::new();
+    for c in token.chars() {
+        if !c.is_alphanumeric() {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern
+}
