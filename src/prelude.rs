@@ -1,5 +1,10 @@
 //! The words that a notebook uses: `use cloze::prelude::*;`
 
+pub use crate::collate::{
+    BatchKey, Batches, Collator, DataLoader, Example, Examples, MaskingCollator, MlmBatch,
+    PaddingCollator,
+};
 pub use crate::model::{Config, Context, MaskedLm, ModelInputs};
+pub use crate::tokenizer::{EncodeOptions, Encoding, Padding, Tokenizer, TruncationStrategy};
 pub use crate::{Error, Result};
 pub use candle_core::{DType, Device, IndexOp, Tensor};

@@ -1,1 +1,44 @@
-//! Being built.
+//! From tokenized examples to batches: dynamic padding, the masking policies, and a loader that works ahead.
+
+mod batch;
+mod example;
+mod loader;
+mod masking;
+mod padding;
+mod rng;
+
+pub use batch::{IGNORED, MlmBatch, MlmTensors};
+pub use example::{Example, Examples};
+pub use loader::{Batches, DataLoader};
+pub use masking::MaskingCollator;
+pub use padding::PaddingCollator;
+
+use crate::Result;
+
+/// Where a batch stands in the training: the epoch, and the position of its first example in that epoch's order, both
+/// from 0. Everything random about the batch follows from this and the seed, nothing from threads or time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BatchKey {
+    /// The epoch.
+    pub epoch: u64,
+    /// The position of the batch's first example in the order of the epoch.
+    pub position: u64,
+}
+
+impl BatchKey {
+    /// The key of the batch that begins with the example at `position` in the order of `epoch`.
+    pub fn new(epoch: u64, position: u64) -> Self {
+        Self { epoch, position }
+    }
+}
+
+/// Turns examples into a batch.
+pub trait Collator: Send + Sync {
+    /// The batch of `examples`, which begins at `key`. The same arguments give the same batch.
+    fn collate(&self, examples: &[Example], key: BatchKey) -> Result<MlmBatch>;
+
+    /// Whether the collator's settings make sense; asked before the first batch.
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,114 @@
+//! One tokenized example, and whatever examples come from.
+
+use std::sync::Arc;
+
+use crate::tokenizer::Encoding;
+use crate::{Error, Result};
+
+/// A tokenized text. Only `input_ids` must be there; the other columns are as long, where there are any.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Example {
+    /// The token ids.
+    pub input_ids: Vec<u32>,
+    /// 1 for tokens, 0 for padding; all 1 when absent.
+    pub attention_mask: Option<Vec<u32>>,
+    /// 0 for the first text of a pair, 1 for the second.
+    pub token_type_ids: Option<Vec<u32>>,
+    /// 1 where a token must not be masked; when absent, these are the special ids.
+    pub special_tokens_mask: Option<Vec<u32>>,
+    /// Labels made beforehand; only [`PaddingCollator`](super::PaddingCollator) reads them.
+    pub labels: Option<Vec<i64>>,
+    /// Start and end of each token in its text, for whole-word masking; when absent, the tokens' spelling says where
+    /// words begin.
+    pub offsets: Option<Vec<(usize, usize)>>,
+}
+
+impl Example {
+    /// That the columns are equally long.
+    pub(crate) fn validate(&self) -> Result<()> {
+        let lengths = [
+            ("attention_mask", self.attention_mask.as_ref().map(Vec::len)),
+            ("token_type_ids", self.token_type_ids.as_ref().map(Vec::len)),
+            (
+                "special_tokens_mask",
+                self.special_tokens_mask.as_ref().map(Vec::len),
+            ),
+            ("labels", self.labels.as_ref().map(Vec::len)),
+            ("offsets", self.offsets.as_ref().map(Vec::len)),
+        ];
+        for (name, length) in lengths {
+            if let Some(length) = length.filter(|&length| length != self.input_ids.len()) {
+                return Err(Error::Dataset(format!(
+                    "an example has {} input_ids but {length} values of {name}; they must be equally many",
+                    self.input_ids.len()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<Vec<u32>> for Example {
+    fn from(input_ids: Vec<u32>) -> Self {
+        Self {
+            input_ids,
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&Encoding> for Example {
+    fn from(encoding: &Encoding) -> Self {
+        Self {
+            input_ids: encoding.ids.clone(),
+            attention_mask: Some(encoding.attention_mask.clone()),
+            token_type_ids: Some(encoding.type_ids.clone()),
+            special_tokens_mask: Some(encoding.special_tokens_mask.clone()),
+            labels: None,
+            offsets: Some(encoding.offsets.clone()),
+        }
+    }
+}
+
+impl From<Encoding> for Example {
+    fn from(encoding: Encoding) -> Self {
+        Self {
+            input_ids: encoding.ids,
+            attention_mask: Some(encoding.attention_mask),
+            token_type_ids: Some(encoding.type_ids),
+            special_tokens_mask: Some(encoding.special_tokens_mask),
+            labels: None,
+            offsets: Some(encoding.offsets),
+        }
+    }
+}
+
+/// Examples that can be fetched by index from any thread.
+#[allow(clippy::len_without_is_empty)]
+pub trait Examples: Send + Sync {
+    /// How many there are.
+    fn len(&self) -> usize;
+
+    /// The example at `index`, which is less than [`len`](Self::len).
+    fn get(&self, index: usize) -> Result<Example>;
+}
+
+impl Examples for Vec<Example> {
+    fn len(&self) -> usize {
+        self.as_slice().len()
+    }
+
+    fn get(&self, index: usize) -> Result<Example> {
+        Ok(self[index].clone())
+    }
+}
+
+impl<E: Examples + ?Sized> Examples for Arc<E> {
+    fn len(&self) -> usize {
+        (**self).len()
+    }
+
+    fn get(&self, index: usize) -> Result<Example> {
+        (**self).get(index)
+    }
+}

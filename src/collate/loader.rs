@@ -1,0 +1,256 @@
+//! Batches of an epoch, in a seeded order, made ahead on another thread.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
+
+use super::rng::Stream;
+use super::{BatchKey, Collator, Examples, MlmBatch};
+use crate::{Error, Result};
+
+/// Keeps the draws of the order apart from those of the masks under the same seed.
+const ORDER: u64 = 0x006f_7264_6572;
+
+/// Makes batches of examples, epoch by epoch: what a `DataLoader` with its sampler is in PyTorch. Cheap to clone.
+///
+/// The order of an epoch follows from the seed and the epoch alone. While one batch is used, the next ones are made on
+/// another thread.
+///
+/// ```
+/// use cloze::collate::{DataLoader, Example, MaskingCollator};
+/// use cloze::tokenizer::Tokenizer;
+/// # fn main() -> cloze::Result<()> {
+/// let tokenizer = Tokenizer::train_bpe(["a spiral galaxy", "a spiral staircase"], 300)?;
+/// let examples: Vec<Example> = (0..10).map(|i| Example::from(vec![0, 10 + i, 20, 2])).collect();
+/// let loader = DataLoader::new(examples, MaskingCollator::new(&tokenizer), 4)?.shuffle(7);
+/// assert_eq!(loader.len(), 3);
+/// for batch in loader.epoch(0) {
+///     let tensors = batch?.to_tensors(&candle_core::Device::Cpu)?;
+///     assert_eq!(tensors.input_ids.dims()[1], 4);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct DataLoader {
+    examples: Arc<dyn Examples>,
+    collator: Arc<dyn Collator>,
+    batch_size: usize,
+    seed: Option<u64>,
+    drop_last: bool,
+    prefetch: usize,
+}
+
+impl DataLoader {
+    /// A loader that goes over `examples` in their order, `batch_size` at a time, the last batch as short as it comes.
+    pub fn new(
+        examples: impl Examples + 'static,
+        collator: impl Collator + 'static,
+        batch_size: usize,
+    ) -> Result<Self> {
+        if batch_size == 0 {
+            return Err(Error::argument(
+                "batch_size",
+                "a batch needs at least 1 example",
+            ));
+        }
+        if examples.len() == 0 {
+            return Err(Error::Dataset(
+                "the dataset is empty: there is nothing to make batches of".to_owned(),
+            ));
+        }
+        collator.validate()?;
+        Ok(Self {
+            examples: Arc::new(examples),
+            collator: Arc::new(collator),
+            batch_size,
+            seed: None,
+            drop_last: false,
+            prefetch: 4,
+        })
+    }
+
+    /// Goes over the examples in a new random order each epoch.
+    #[must_use]
+    pub fn shuffle(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Leaves out a last batch that is not full (default: no).
+    #[must_use]
+    pub fn drop_last(mut self, drop_last: bool) -> Self {
+        self.drop_last = drop_last;
+        self
+    }
+
+    /// How many batches are made ahead (default 4).
+    #[must_use]
+    pub fn prefetch(mut self, batches: usize) -> Self {
+        self.prefetch = batches;
+        self
+    }
+
+    /// The number of batches in an epoch.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        let full = self.examples.len() / self.batch_size;
+        full + usize::from(!self.drop_last && !self.examples.len().is_multiple_of(self.batch_size))
+    }
+
+    /// The number of examples.
+    pub fn num_examples(&self) -> usize {
+        self.examples.len()
+    }
+
+    /// The number of examples in a full batch.
+    pub fn batch_size(&self) -> usize {
+        self.batch_size
+    }
+
+    /// The indices of the examples in the order of `epoch`.
+    pub fn order(&self, epoch: u64) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.examples.len()).collect();
+        if let Some(seed) = self.seed {
+            let draws = Stream::new(&[seed, ORDER, epoch]);
+            for last in (1..order.len()).rev() {
+                let other = draws.below(last as u64, last as u64 + 1) as usize;
+                order.swap(last, other);
+            }
+        }
+        order
+    }
+
+    /// The batches of `epoch`, counted from 0.
+    pub fn epoch(&self, epoch: u64) -> Batches {
+        self.epoch_from(epoch, 0)
+    }
+
+    /// The batches of `epoch` from batch number `first` on, exactly as [`epoch`](Self::epoch) gives them: where a
+    /// resumed run goes on.
+    pub fn epoch_from(&self, epoch: u64, first: usize) -> Batches {
+        let loader = self.clone();
+        let batches = first..self.len().max(first);
+        let left = batches.len();
+        let (sender, receiver) = sync_channel(self.prefetch);
+        let work = move || {
+            let order = loader.order(epoch);
+            for number in batches {
+                let batch = loader.batch(&order, epoch, number);
+                let failed = batch.is_err();
+                // Nobody listens any more when the receiver was dropped.
+                if sender.send(batch).is_err() || failed {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("cloze-batches".to_owned())
+            .spawn(work);
+        let (thread, failure) = match thread {
+            Ok(thread) => (Some(thread), None),
+            Err(error) => (
+                None,
+                Some(Error::io("start", "a thread for batches", error)),
+            ),
+        };
+        Batches {
+            receiver: Some(receiver),
+            thread,
+            failure,
+            left,
+        }
+    }
+
+    fn batch(&self, order: &[usize], epoch: u64, number: usize) -> Result<MlmBatch> {
+        let from = number * self.batch_size;
+        let to = order.len().min(from + self.batch_size);
+        let examples = order[from..to]
+            .iter()
+            .map(|&index| self.examples.get(index))
+            .collect::<Result<Vec<_>>>()?;
+        self.collator
+            .collate(&examples, BatchKey::new(epoch, from as u64))
+    }
+}
+
+impl fmt::Debug for DataLoader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let order = if self.seed.is_some() {
+            "shuffled"
+        } else {
+            "in order"
+        };
+        let (batches, size, examples) = (self.len(), self.batch_size, self.num_examples());
+        write!(
+            f,
+            "DataLoader: {batches} batches of up to {size} of {examples} examples, {order}"
+        )
+    }
+}
+
+/// The batches of an epoch; made by [`DataLoader::epoch`]. Dropping it ends its thread.
+pub struct Batches {
+    receiver: Option<Receiver<Result<MlmBatch>>>,
+    thread: Option<JoinHandle<()>>,
+    failure: Option<Error>,
+    left: usize,
+}
+
+impl Batches {
+    /// Ends the thread; what it panicked with, if it did.
+    fn join(&mut self) -> Option<Box<dyn Any + Send>> {
+        // A thread that waits to hand over a batch wakes up when the receiver goes.
+        self.receiver = None;
+        self.thread.take().and_then(|thread| thread.join().err())
+    }
+}
+
+impl Iterator for Batches {
+    type Item = Result<MlmBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(error) = self.failure.take() {
+            self.left = 0;
+            return Some(Err(error));
+        }
+        if self.left == 0 {
+            self.join();
+            return None;
+        }
+        if let Some(Ok(batch)) = self.receiver.as_ref().map(Receiver::recv) {
+            self.left = if batch.is_ok() { self.left - 1 } else { 0 };
+            return Some(batch);
+        }
+        self.left = 0;
+        let panic = self.join();
+        let text = panic.as_ref().and_then(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            text.or_else(|| panic.downcast_ref::<&str>().copied())
+        });
+        let text = text.unwrap_or("no reason given");
+        Some(Err(Error::Dataset(format!(
+            "the thread that makes batches panicked: {text}"
+        ))))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for Batches {}
+
+impl Drop for Batches {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+impl fmt::Debug for Batches {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Batches: {} to come", self.left)
+    }
+}
