@@ -7,6 +7,7 @@
 //! Some of candle's own fast functions have no backward and drop gradients silently; a training path uses these instead.
 
 mod activation;
+mod adamw;
 mod attention;
 mod cross_entropy;
 mod dropout;
@@ -15,8 +16,11 @@ mod layer_norm;
 mod linear;
 mod mapped_file;
 mod param;
+mod simd;
+mod storage;
 
 pub use activation::Activation;
+pub use adamw::{AdamWOptions, AdamWState, adamw_step, grad_norm};
 pub use attention::{AttentionMask, attention};
 pub use cross_entropy::{IGNORE_INDEX, masked_cross_entropy};
 pub use dropout::{Dropout, dropout};

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Shape, Tensor, Var};
 
+use super::storage;
 use crate::Result;
 
 /// A named, trainable tensor with its accumulated gradient, in the manner of PyTorch's `Parameter`.
@@ -15,6 +16,8 @@ use crate::Result;
 /// weight gradients straight into [`Param::grad`] during `loss.backward()`, so the (large) weight gradients never
 /// pass through candle's gradient store, and gradient accumulation costs nothing extra. Plain candle operations on
 /// [`Param::tensor`] work too: [`Param::absorb`] moves their gradients over after the backward pass.
+///
+/// The gradient's memory is kept from step to step: [`Param::zero_grad`] only marks it as empty.
 #[derive(Clone)]
 pub struct Param {
     inner: Arc<Inner>,
@@ -23,19 +26,27 @@ pub struct Param {
 struct Inner {
     name: String,
     var: Var,
-    grad: Mutex<Option<Tensor>>,
+    grad: Mutex<GradSlot>,
     trainable: AtomicBool,
 }
 
+#[derive(Default)]
+struct GradSlot {
+    buffer: Option<Tensor>,
+    /// Whether `buffer` holds a gradient; if not, it is memory to be overwritten.
+    live: bool,
+    /// Whether somebody outside may hold `buffer`: it must not change under them any more.
+    lent: bool,
+}
+
 impl Param {
-    /// Wraps `value` as a parameter called `name` (the reference library's own name).
+    /// Wraps a copy of `value` as a parameter called `name` (the reference library's own name).
     pub fn new(name: impl Into<String>, value: &Tensor) -> Result<Self> {
         Ok(Self {
             inner: Arc::new(Inner {
                 name: name.into(),
-                // `copy` would double the memory of a freshly loaded model; `from_tensor` shares where it can.
                 var: Var::from_tensor(value)?,
-                grad: Mutex::new(None),
+                grad: Mutex::default(),
                 trainable: AtomicBool::new(true),
             }),
         })
@@ -95,14 +106,30 @@ impl Param {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
 
-    /// The gradient accumulated since the last [`Param::zero_grad`], if any backward pass reached this parameter.
-    pub fn grad(&self) -> Option<Tensor> {
-        self.lock_grad().clone()
+    /// Equal for tied parameters, different for others, as long as they live.
+    pub(crate) fn id(&self) -> usize {
+        Arc::as_ptr(&self.inner) as usize
     }
 
-    /// Forgets the gradient.
+    /// The gradient accumulated since the last [`Param::zero_grad`], if any backward pass reached this parameter.
+    ///
+    /// The tensor never changes afterwards: a later backward pass that finds it still handed out works on a copy.
+    pub fn grad(&self) -> Option<Tensor> {
+        let mut slot = self.lock_grad();
+        if !slot.live {
+            return None;
+        }
+        slot.lent = true;
+        slot.buffer.clone()
+    }
+
+    /// Forgets the gradient; its memory is kept for the next one.
     pub fn zero_grad(&self) {
-        *self.lock_grad() = None;
+        let mut slot = self.lock_grad();
+        slot.live = false;
+        if slot.lent {
+            *slot = GradSlot::default();
+        }
     }
 
     /// Adds `grad` (same shape) to the accumulated gradient.
@@ -116,16 +143,57 @@ impl Param {
             )));
         }
         let mut slot = self.lock_grad();
-        *slot = Some(match slot.take() {
-            Some(sum) => (sum + grad)?,
-            None => grad.detach(),
-        });
+        match slot.buffer.take() {
+            Some(sum) if slot.live => slot.buffer = Some((sum + grad)?.detach()),
+            _ => {
+                // The caller keeps a handle to the very same storage.
+                slot.lent = true;
+                slot.buffer = Some(grad.detach());
+                slot.live = true;
+                return Ok(());
+            }
+        }
+        slot.lent = false;
         Ok(())
     }
 
-    /// Runs `update` on the gradient's slot under its lock: how the fused operations accumulate in place.
-    pub(crate) fn with_grad_slot<T>(&self, update: impl FnOnce(&mut Option<Tensor>) -> T) -> T {
-        update(&mut self.lock_grad())
+    /// Whether the fused CPU operations may keep this parameter's gradient in place.
+    pub(crate) fn is_cpu_f32(&self) -> bool {
+        self.dtype() == DType::F32 && self.device().is_cpu()
+    }
+
+    /// Gives `update` the gradient's memory, and whether it must be overwritten (`true`) or added to (`false`).
+    ///
+    /// Only for parameters for which [`Param::is_cpu_f32`] holds. With `true` the memory's content is arbitrary.
+    pub(crate) fn update_grad(&self, update: impl FnOnce(&mut [f32], bool)) -> Result<()> {
+        let mut slot = self.lock_grad();
+        let buffer = match slot.buffer.take() {
+            // A gradient that came from elsewhere may be a strided view.
+            Some(buffer) if slot.live && (slot.lent || !buffer.is_contiguous()) => {
+                buffer.force_contiguous()?
+            }
+            Some(buffer) if !slot.lent => buffer,
+            _ => storage::zeros_huge(self.shape())?,
+        };
+        storage::with_mut(&buffer, |grad| update(grad, !slot.live))?;
+        *slot = GradSlot {
+            buffer: Some(buffer),
+            live: true,
+            lent: false,
+        };
+        Ok(())
+    }
+
+    /// Gives `look` the gradient, if there is one, without handing it out.
+    pub(crate) fn with_grad<T>(
+        &self,
+        look: impl FnOnce(&Tensor) -> Result<T>,
+    ) -> Result<Option<T>> {
+        let slot = self.lock_grad();
+        match &slot.buffer {
+            Some(buffer) if slot.live => look(buffer).map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// Moves the gradient that plain candle operations left in `store` into this parameter.
@@ -136,7 +204,7 @@ impl Param {
         }
     }
 
-    fn lock_grad(&self) -> std::sync::MutexGuard<'_, Option<Tensor>> {
+    fn lock_grad(&self) -> std::sync::MutexGuard<'_, GradSlot> {
         // A panic while holding the lock leaves either the old or the new tensor in place, both whole.
         self.inner
             .grad

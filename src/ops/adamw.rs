@@ -1,0 +1,254 @@
+//! The AdamW update (Loshchilov & Hutter 2019) and the global gradient norm, over all parameters in place.
+
+use std::collections::HashSet;
+
+use candle_core::{DType, Tensor};
+use rayon::prelude::*;
+
+use super::simd::simd_fn;
+use super::{Param, storage};
+use crate::{Error, Result};
+
+/// Elements that one task works on: small enough to share out evenly, large enough to outweigh the handing over.
+const CHUNK: usize = 1 << 15;
+
+/// What AdamW remembers of one parameter between steps.
+#[derive(Clone, Debug)]
+pub struct AdamWState {
+    /// The running mean of the gradient (f32, the parameter's shape); PyTorch's `exp_avg`.
+    pub m: Tensor,
+    /// The running mean of its square (f32, the parameter's shape); PyTorch's `exp_avg_sq`.
+    pub v: Tensor,
+    /// How many updates this parameter has received.
+    pub step: u64,
+}
+
+impl AdamWState {
+    /// The state before the first step.
+    pub fn new(param: &Param) -> Result<Self> {
+        let zeros = || {
+            if param.device().is_cpu() {
+                storage::zeros_huge(param.shape())
+            } else {
+                Ok(Tensor::zeros(param.shape(), DType::F32, param.device())?)
+            }
+        };
+        Ok(Self {
+            m: zeros()?,
+            v: zeros()?,
+            step: 0,
+        })
+    }
+}
+
+/// The settings of a group of parameters, named as in PyTorch's `AdamW`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWOptions {
+    /// The learning rate of this step (after the schedule).
+    pub lr: f64,
+    /// The decay rates of the running means. Default: (0.9, 0.999).
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment. Default: 1e-8.
+    pub eps: f64,
+    /// The decoupled weight decay. Default: 0.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWOptions {
+    fn default() -> Self {
+        Self {
+            lr: 1e-3,
+            betas: (0.9, 0.999),
+            eps: 1e-8,
+            weight_decay: 0.0,
+        }
+    }
+}
+
+/// One AdamW step over `params` (one group, each parameter once) with their `states`, in place.
+///
+/// Every gradient is multiplied by `grad_scale` on the way (the clipping factor, or 1 / accumulation steps; 1 for none).
+/// Frozen parameters and those that no backward pass reached are left alone, state included, as in PyTorch. The
+/// gradients stay as they are: call [`Param::zero_grad`] afterwards.
+pub fn adamw_step(
+    params: &[Param],
+    states: &mut [AdamWState],
+    options: &AdamWOptions,
+    grad_scale: f64,
+) -> Result<()> {
+    if params.len() != states.len() {
+        return Err(Error::argument(
+            "states",
+            format!("{} for {} parameters", states.len(), params.len()),
+        ));
+    }
+    for (param, state) in params.iter().zip(states) {
+        if !param.is_trainable() {
+            continue;
+        }
+        for (moment, name) in [(&state.m, "m"), (&state.v, "v")] {
+            if moment.shape() != param.shape() {
+                return Err(Error::argument(
+                    "states",
+                    format!(
+                        "{name} of {} has shape {:?}, the parameter {:?}",
+                        param.name(),
+                        moment.shape(),
+                        param.shape()
+                    ),
+                ));
+            }
+        }
+        let stepped = param.with_grad(|grad| {
+            let factors = Factors::new(options, state.step + 1, grad_scale);
+            let fused = param.is_cpu_f32()
+                && [grad, &state.m, &state.v]
+                    .iter()
+                    .all(|t| t.dtype() == DType::F32 && t.is_contiguous());
+            if fused {
+                step_fused(param, grad, state, &factors)
+            } else {
+                step_plain(param, grad, state, &factors)
+            }
+        })?;
+        if stepped.is_some() {
+            state.step += 1;
+        }
+    }
+    Ok(())
+}
+
+/// The numbers that all elements of one update share.
+#[derive(Clone, Copy)]
+struct Factors {
+    grad_scale: f32,
+    decay: f32,
+    rise1: f32,
+    beta2: f32,
+    rise2: f32,
+    root_correction2: f32,
+    eps: f32,
+    step_size: f32,
+}
+
+impl Factors {
+    fn new(options: &AdamWOptions, step: u64, grad_scale: f64) -> Self {
+        let (beta1, beta2) = options.betas;
+        let step = step as f64;
+        Self {
+            grad_scale: grad_scale as f32,
+            decay: (1.0 - options.lr * options.weight_decay) as f32,
+            rise1: (1.0 - beta1) as f32,
+            beta2: beta2 as f32,
+            rise2: (1.0 - beta2) as f32,
+            root_correction2: (1.0 - beta2.powf(step)).sqrt() as f32,
+            eps: options.eps as f32,
+            step_size: (options.lr / (1.0 - beta1.powf(step))) as f32,
+        }
+    }
+}
+
+fn step_fused(param: &Param, grad: &Tensor, state: &AdamWState, factors: &Factors) -> Result<()> {
+    let run = |p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]| {
+        if p.len() <= CHUNK {
+            return update(p, m, v, g, factors);
+        }
+        p.par_chunks_mut(CHUNK)
+            .zip_eq(m.par_chunks_mut(CHUNK))
+            .zip_eq(v.par_chunks_mut(CHUNK))
+            .zip_eq(g.par_chunks(CHUNK))
+            .for_each(|(((p, m), v), g)| update(p, m, v, g, factors));
+    };
+    storage::with(grad, |g| {
+        storage::with_mut(param.var(), |p| {
+            storage::with_mut(&state.m, |m| {
+                storage::with_mut(&state.v, |v| run(p, m, v, g))
+            })
+        })
+    })????;
+    Ok(())
+}
+
+simd_fn! {
+    fn update(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], f: &Factors) {
+        let f = *f;
+        // Equal lengths, known here, spare the bounds checks in the loop.
+        let n = p.len();
+        let (m, v, g) = (&mut m[..n], &mut v[..n], &g[..n]);
+        for i in 0..n {
+            let grad = g[i] * f.grad_scale;
+            let m_new = (grad - m[i]).mul_add(f.rise1, m[i]);
+            let v_new = (grad * f.rise2).mul_add(grad, v[i] * f.beta2);
+            let root = v_new.sqrt() / f.root_correction2 + f.eps;
+            p[i] = (m_new / root).mul_add(-f.step_size, p[i] * f.decay);
+            m[i] = m_new;
+            v[i] = v_new;
+        }
+    }
+}
+
+/// The same update in candle's own operations, for other dtypes and devices.
+fn step_plain(param: &Param, grad: &Tensor, state: &mut AdamWState, f: &Factors) -> Result<()> {
+    let grad = (grad.to_dtype(DType::F32)? * f64::from(f.grad_scale))?;
+    let m = (&state.m + ((&grad - &state.m)? * f64::from(f.rise1))?)?;
+    let v = ((&state.v * f64::from(f.beta2))? + (grad.sqr()? * f64::from(f.rise2))?)?;
+    let root = ((v.sqrt()? / f64::from(f.root_correction2))? + f64::from(f.eps))?;
+    let value = param.var().as_detached_tensor().to_dtype(DType::F32)?;
+    let value = ((value * f64::from(f.decay))? - ((&m / root)? * f64::from(f.step_size))?)?;
+    param.var().set(&value.to_dtype(param.dtype())?)?;
+    (state.m, state.v) = (m, v);
+    Ok(())
+}
+
+/// The L2 norm over all gradients of the trainable `params` taken as one vector (PyTorch's `clip_grad_norm_` without
+/// the clipping). Summed in f64 in an order that does not depend on the number of threads; NaN and infinity show.
+pub fn grad_norm(params: &[Param]) -> Result<f64> {
+    let mut seen = HashSet::new();
+    let mut total = 0.0;
+    for param in params {
+        if !param.is_trainable() || !seen.insert(param.id()) {
+            continue;
+        }
+        let squares = param.with_grad(|grad| {
+            if grad.device().is_cpu() && grad.dtype() == DType::F32 && grad.is_contiguous() {
+                storage::with(grad, sum_of_squares)
+            } else {
+                let grad = grad.to_dtype(DType::F32)?;
+                Ok(grad
+                    .to_dtype(DType::F64)?
+                    .sqr()?
+                    .sum_all()?
+                    .to_scalar::<f64>()?)
+            }
+        })?;
+        total += squares.unwrap_or(0.0);
+    }
+    Ok(total.sqrt())
+}
+
+fn sum_of_squares(values: &[f32]) -> f64 {
+    if values.len() <= CHUNK {
+        return chunk_squares(values);
+    }
+    let parts: Vec<f64> = values.par_chunks(CHUNK).map(chunk_squares).collect();
+    parts.iter().sum()
+}
+
+simd_fn! {
+    fn chunk_squares(values: &[f32]) -> f64 {
+        // Independent sums in f64: exact products, and no chain of dependent additions.
+        let mut sums = [0f64; 32];
+        let mut chunks = values.chunks_exact(32);
+        for chunk in &mut chunks {
+            for (sum, &x) in sums.iter_mut().zip(chunk) {
+                let x = f64::from(x);
+                *sum = x.mul_add(x, *sum);
+            }
+        }
+        for (sum, &x) in sums.iter_mut().zip(chunks.remainder()) {
+            let x = f64::from(x);
+            *sum = x.mul_add(x, *sum);
+        }
+        sums.iter().sum()
+    }
+}

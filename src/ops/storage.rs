@@ -1,0 +1,89 @@
+//! Candle tensors as plain slices of f32, for reading and for updates in place.
+
+use std::cell::Cell;
+
+use candle_core::{CpuStorage, InplaceOp1, Layout, Shape, Storage, Tensor};
+
+use crate::Result;
+
+/// Gives `f` the elements of a contiguous f32 tensor on the CPU.
+pub(crate) fn with<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => Ok(f(slice(storage, layout)?)),
+        _ => Err(candle_core::Error::Msg("expected a tensor on the CPU".into()).into()),
+    }
+}
+
+/// The elements of a contiguous f32 layout.
+pub(crate) fn slice<'a>(
+    storage: &'a CpuStorage,
+    layout: &Layout,
+) -> candle_core::Result<&'a [f32]> {
+    let data = storage.as_slice::<f32>()?;
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&data[start..end]),
+        None => Err(candle_core::Error::RequiresContiguous { op: "fused op" }),
+    }
+}
+
+/// Gives `f` the elements of a contiguous f32 tensor on the CPU, to be changed in place.
+///
+/// Everyone who shares the storage sees the change: only for tensors that belong to a parameter or an optimizer.
+pub(crate) fn with_mut<T>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> T) -> Result<T> {
+    struct Update<F, T> {
+        f: Cell<Option<F>>,
+        result: Cell<Option<T>>,
+    }
+    impl<T, F: FnOnce(&mut [f32]) -> T> InplaceOp1 for Update<F, T> {
+        fn name(&self) -> &'static str {
+            "update"
+        }
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+            let CpuStorage::F32(data) = storage else {
+                return Err(candle_core::Error::Msg("expected f32".into()));
+            };
+            let Some((start, end)) = layout.contiguous_offsets() else {
+                return Err(candle_core::Error::RequiresContiguous { op: "update" });
+            };
+            if let Some(f) = self.f.take() {
+                self.result.set(Some(f(&mut data[start..end])));
+            }
+            Ok(())
+        }
+    }
+    let update = Update {
+        f: Cell::new(Some(f)),
+        result: Cell::new(None),
+    };
+    tensor.inplace_op1(&update)?;
+    update
+        .result
+        .take()
+        .ok_or_else(|| candle_core::Error::Msg("an update in place did not run".into()).into())
+}
+
+/// A tensor of zeros that will live long (gradients, optimizer moments): large ones sit on huge pages where the system
+/// has them, which spares most page faults and address translations.
+pub(crate) fn zeros_huge(shape: &Shape) -> Result<Tensor> {
+    let mut data = vec![0f32; shape.elem_count()];
+    advise_huge(&mut data);
+    Ok(Tensor::from_vec(data, shape, &candle_core::Device::Cpu)?)
+}
+
+#[cfg(target_os = "linux")]
+fn advise_huge(data: &mut [f32]) {
+    const HUGE: usize = 2 << 20;
+    let start = data.as_mut_ptr() as usize;
+    let end = start + size_of_val(data);
+    let (start, end) = (start.next_multiple_of(HUGE), end / HUGE * HUGE);
+    if start < end {
+        // SAFETY: the range lies inside memory that `data` borrows mutably; the advice does not change its content.
+        unsafe {
+            libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE);
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_huge(_: &mut [f32]) {}
