@@ -1,8 +1,14 @@
 //! The vocabulary product fused with its cross-entropy loss, for the rows that count.
 
-use candle_core::{D, DType, Tensor};
+use std::sync::Mutex;
 
-use super::Param;
+use candle_core::{DType, Tensor};
+use rayon::prelude::*;
+
+use super::matmul::{Into, matmul};
+use super::parallel::{column_sums, for_overwrite};
+use super::simd::{self, simd_fn};
+use super::{Param, reference, storage, tape};
 use crate::{Error, Result};
 
 /// The label of a position that does not count towards the loss.
@@ -19,17 +25,214 @@ pub fn masked_cross_entropy(
     bias: Option<&Param>,
     labels: &Tensor,
 ) -> Result<Tensor> {
-    let (rows, _) = hidden.dims2()?;
+    let (rows, width) = hidden.dims2()?;
+    let (vocab, _) = weight.shape().dims2()?;
     if labels.dims() != [rows] {
         return Err(Error::argument(
             "labels",
             format!("shape {:?}, but there are {rows} rows", labels.dims()),
         ));
     }
-    let logits = super::linear(hidden, weight, bias)?.to_dtype(DType::F32)?;
-    let max = logits.max_keepdim(D::Minus1)?.detach();
-    let shifted = logits.broadcast_sub(&max)?;
-    let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
-    let picked = shifted.gather(&labels.unsqueeze(1)?, 1)?;
-    Ok((log_sum - picked)?.sum_all()?)
+    if weight.shape().dims() != [vocab, width] {
+        return Err(Error::argument(
+            "hidden",
+            format!(
+                "rows of {width}, but {} has shape {:?}",
+                weight.name(),
+                weight.shape()
+            ),
+        ));
+    }
+    if let Some(bias) = bias.filter(|bias| bias.shape().dims() != [vocab]) {
+        return Err(Error::Weights(format!(
+            "{} has shape {:?}, but the vocabulary has {vocab} entries",
+            bias.name(),
+            bias.shape()
+        )));
+    }
+    let targets = labels.to_dtype(DType::U32)?.to_vec1::<u32>()?;
+    if let Some(bad) = targets.iter().find(|&&label| label as usize >= vocab) {
+        return Err(Error::argument(
+            "labels",
+            format!(
+                "{bad} is outside the vocabulary of {vocab}; rows that do not count must be left out before"
+            ),
+        ));
+    }
+    let fused = storage::is_cpu_f32(hidden)
+        && weight.is_cpu_f32()
+        && bias.is_none_or(|bias| bias.dtype() == DType::F32);
+    if !fused {
+        return reference::masked_cross_entropy(hidden, weight, bias, labels);
+    }
+    let hidden = hidden.contiguous()?;
+    let anchor = tape::anchor(weight, bias);
+    let args = [&hidden, &anchor];
+    if !tape::tracked(&args) {
+        // Nothing to keep: blocks of rows bound the memory, whatever their number.
+        const ROWS: usize = 128;
+        let mut loss = 0.0;
+        for (i, targets) in targets.chunks(ROWS).enumerate() {
+            let hidden = hidden.narrow(0, i * ROWS, targets.len())?;
+            loss += forward(&hidden, weight, bias, targets)?.0;
+        }
+        return Ok(Tensor::new(loss as f32, hidden.device())?);
+    }
+    let (loss, kept) = forward(&hidden, weight, bias, &targets)?;
+    let (weight, bias) = (weight.clone(), bias.cloned());
+    let wants_weight = weight.tensor().track_op();
+    let wants_bias = bias.as_ref().is_some_and(|b| b.tensor().track_op());
+    let kept = Mutex::new(Some(kept));
+    tape::record(
+        "masked_cross_entropy",
+        &args,
+        vec![loss as f32],
+        (),
+        move |args, _, grad| {
+            let hidden = args[0];
+            let taken = kept
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .take();
+            // Only a second backward pass over the same graph finds it gone.
+            let mut kept = match taken {
+                Some(kept) => kept,
+                None => forward(hidden, &weight, bias.as_ref(), &targets)?.1,
+            };
+            kept.to_gradient(&targets, vocab, grad.to_scalar::<f32>()?);
+            let gradient = &kept.exps;
+            if let Some(bias) = bias.as_ref().filter(|_| wants_bias) {
+                bias.update_grad(|db, fresh| column_sums(gradient, vocab, db, fresh))?;
+            }
+            if wants_weight {
+                storage::with(hidden, |hidden| {
+                    weight.update_grad(|dw, fresh| {
+                        let into = Into::fresh(fresh);
+                        matmul(
+                            (vocab, rows, width),
+                            into,
+                            dw,
+                            (gradient, true),
+                            (hidden, false),
+                        );
+                    })
+                })??;
+            }
+            if !hidden.track_op() {
+                return Ok([None, None, None]);
+            }
+            let mut dx = for_overwrite(rows * width);
+            storage::with(weight.var(), |w| {
+                matmul(
+                    (rows, vocab, width),
+                    Into::Overwrite,
+                    &mut dx,
+                    (gradient, false),
+                    (w, false),
+                );
+            })?;
+            Ok([Some(storage::tensor(dx, hidden.shape())?), None, None])
+        },
+    )
+}
+
+/// What the forward pass leaves to the backward pass.
+struct Kept {
+    /// (rows, vocab): exp(logit - largest logit of the row).
+    exps: Vec<f32>,
+    /// (rows): the reciprocal of the row's sum.
+    scales: Vec<f32>,
+}
+
+impl Kept {
+    /// Turns the exponentials into the gradient of the logits: `grad · (softmax - one-hot)`.
+    fn to_gradient(&mut self, targets: &[u32], vocab: usize, grad: f32) {
+        self.exps
+            .par_chunks_mut(vocab)
+            .zip(&self.scales)
+            .zip(targets)
+            .for_each(|((exps, sum), &target)| {
+                scale(exps, grad * sum);
+                exps[target as usize] -= grad;
+            });
+    }
+}
+
+fn forward(
+    hidden: &Tensor,
+    weight: &Param,
+    bias: Option<&Param>,
+    targets: &[u32],
+) -> Result<(f64, Kept)> {
+    let (rows, width) = hidden.dims2()?;
+    let vocab = weight.shape().dims2()?.0;
+    let mut exps = for_overwrite(rows * vocab);
+    storage::with2(hidden, weight.var(), |hidden, weight| {
+        matmul(
+            (rows, width, vocab),
+            Into::Overwrite,
+            &mut exps,
+            (hidden, false),
+            (weight, true),
+        );
+    })?;
+    let mut scales = vec![0f32; rows];
+    let mut losses = vec![0f64; rows];
+    let mut exponentiate = |bias: Option<&[f32]>| {
+        exps.par_chunks_mut(vocab)
+            .zip(&mut scales)
+            .zip(&mut losses)
+            .zip(targets)
+            .for_each(|(((row, scale), loss), &target)| {
+                if let Some(bias) = bias {
+                    add(row, bias);
+                }
+                let top = largest(row);
+                let picked = f64::from(row[target as usize]) - f64::from(top);
+                let sum = exp_and_sum(row, top);
+                *scale = 1.0 / sum;
+                *loss = f64::from(sum).ln() - picked;
+            });
+    };
+    match bias {
+        Some(bias) => storage::with(bias.var(), |bias| exponentiate(Some(bias)))?,
+        None => exponentiate(None),
+    }
+    Ok((losses.iter().sum(), Kept { exps, scales }))
+}
+
+simd_fn! {
+    fn add(row: &mut [f32], bias: &[f32]) {
+        for (x, bias) in row.iter_mut().zip(bias) {
+            *x += bias;
+        }
+    }
+}
+
+simd_fn! {
+    fn largest(row: &[f32]) -> f32 {
+        simd::max(row)
+    }
+}
+
+simd_fn! {
+    fn scale(row: &mut [f32], factor: f32) {
+        for x in row.iter_mut() {
+            *x *= factor;
+        }
+    }
+}
+
+simd_fn! {
+    /// Replaces each x by exp(x - top); their sum, by blocks so that long rows keep their digits.
+    fn exp_and_sum(row: &mut [f32], top: f32) -> f32 {
+        let mut total = 0f64;
+        for block in row.chunks_mut(2048) {
+            for x in block.iter_mut() {
+                *x = simd::exp(*x - top);
+            }
+            total += f64::from(simd::sum(block, |x| x));
+        }
+        total as f32
+    }
 }

@@ -15,16 +15,21 @@ mod embedding;
 mod layer_norm;
 mod linear;
 mod mapped_file;
+mod matmul;
+mod parallel;
 mod param;
 mod simd;
 mod storage;
+mod tape;
+
+pub mod reference;
 
 pub use activation::Activation;
 pub use adamw::{AdamWOptions, AdamWState, adamw_step, grad_norm};
 pub use attention::{AttentionMask, attention};
 pub use cross_entropy::{IGNORE_INDEX, masked_cross_entropy};
 pub use dropout::{Dropout, dropout};
-pub use embedding::embedding;
+pub use embedding::{embedding, embedding_sum, select_rows};
 pub use layer_norm::{add_layer_norm, layer_norm};
 pub use linear::{linear, linear_act};
 pub use mapped_file::MappedFile;

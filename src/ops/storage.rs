@@ -2,9 +2,14 @@
 
 use std::cell::Cell;
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Shape, Storage, Tensor};
 
 use crate::Result;
+
+/// Whether the fused CPU operations can work on `tensor`.
+pub(crate) fn is_cpu_f32(tensor: &Tensor) -> bool {
+    tensor.dtype() == DType::F32 && tensor.device().is_cpu()
+}
 
 /// Gives `f` the elements of a contiguous f32 tensor on the CPU.
 pub(crate) fn with<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
@@ -87,3 +92,13 @@ fn advise_huge(data: &mut [f32]) {
 
 #[cfg(not(target_os = "linux"))]
 fn advise_huge(_: &mut [f32]) {}
+
+/// [`with`] for two tensors.
+pub(crate) fn with2<T>(a: &Tensor, b: &Tensor, f: impl FnOnce(&[f32], &[f32]) -> T) -> Result<T> {
+    with(a, |a| with(b, |b| f(a, b)))?
+}
+
+/// A tensor on the CPU over `data`, outside of any graph.
+pub(crate) fn tensor(data: Vec<f32>, shape: &Shape) -> Result<Tensor> {
+    Ok(Tensor::from_vec(data, shape, &candle_core::Device::Cpu)?)
+}

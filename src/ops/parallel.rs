@@ -1,0 +1,58 @@
+//! Loops over rows and elements on the shared thread pool, in pieces that do not depend on the number of threads.
+
+use rayon::prelude::*;
+
+/// Elements per task of an element-wise loop.
+pub(crate) const CHUNK: usize = 1 << 14;
+
+/// How many rows of `width` elements make one task.
+pub(crate) fn rows_per_task(width: usize) -> usize {
+    (CHUNK / width.max(1)).max(1)
+}
+
+/// Memory of `n` elements that the caller overwrites before anyone reads it.
+#[allow(clippy::uninit_vec)]
+pub(crate) fn for_overwrite(n: usize) -> Vec<f32> {
+    let mut data = Vec::with_capacity(n);
+    // SAFETY: the capacity is there, and f32 has neither invalid values nor a destructor; every caller writes each
+    // element before reading it. Zeroing would cost a pass over memory per operation.
+    unsafe { data.set_len(n) };
+    data
+}
+
+/// Adds the rows of `parts` (each `width` long) to `sums`, in order.
+pub(crate) fn add_rows(sums: &mut [f32], parts: &[f32], fresh: bool) {
+    if fresh {
+        sums.fill(0.0);
+    }
+    if sums.is_empty() {
+        return;
+    }
+    for part in parts.chunks_exact(sums.len()) {
+        for (sum, part) in sums.iter_mut().zip(part) {
+            *sum += part;
+        }
+    }
+}
+
+/// The sums of `data`'s columns (rows of `width`), each block of rows on its own and then in order: the same result
+/// with any number of threads.
+pub(crate) fn column_sums(data: &[f32], width: usize, sums: &mut [f32], fresh: bool) {
+    if width == 0 {
+        return;
+    }
+    const ROWS: usize = 64;
+    let blocks = (data.len() / width).div_ceil(ROWS);
+    let mut parts = vec![0f32; blocks * width];
+    parts
+        .par_chunks_mut(width)
+        .zip(data.par_chunks(ROWS * width))
+        .for_each(|(part, block)| add_rows(part, block, false));
+    add_rows(sums, &parts, fresh);
+}
+
+/// Zeroes `data`.
+pub(crate) fn zero(data: &mut [f32]) {
+    data.par_chunks_mut(1 << 18)
+        .for_each(|chunk| chunk.fill(0.0));
+}
