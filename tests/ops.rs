@@ -215,12 +215,21 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
     difference / (norm(&mut b.iter().copied()) + 1e-2)
 }
 
-/// The fused operation (f32) against the plain one (f64, differentiated by candle), and that against finite differences.
-fn check(name: &str, inputs: &[Tensor], params: &[Tensor], op: &dyn Fn(&Given) -> Tensor) {
+/// The fused operation (f32) against the plain one (f64, differentiated by candle), which is returned with what it got.
+fn agree(
+    name: &str,
+    inputs: &[Tensor],
+    params: &[Tensor],
+    op: &dyn Fn(&Given) -> Tensor,
+) -> (Given, Outcome) {
     let fused = run(&Given::new(inputs, params, DType::F32), op);
     let plain_given = Given::new(inputs, params, DType::F64);
     let plain = run(&plain_given, op);
-    assert!(fused.value.iter().all(|x| x.is_finite()), "{name}: {:?}", fused.value);
+    assert!(
+        fused.value.iter().all(|x| x.is_finite()),
+        "{name}: {:?}",
+        fused.value
+    );
     let d = distance(&fused.value, &plain.value);
     assert!(d < 2e-6, "{name}: values differ by {d:e}");
     for (i, (fused, plain)) in fused.grads.iter().zip(&plain.grads).enumerate() {
@@ -230,7 +239,12 @@ fn check(name: &str, inputs: &[Tensor], params: &[Tensor], op: &dyn Fn(&Given) -
         let d = distance(fused, plain);
         assert!(d < 4e-6, "{name}: gradient {i} differs by {d:e}");
     }
+    (plain_given, plain)
+}
 
+/// [`agree`], and the plain one's gradients against finite differences.
+fn check(name: &str, inputs: &[Tensor], params: &[Tensor], op: &dyn Fn(&Given) -> Tensor) {
+    let (plain_given, plain) = agree(name, inputs, params, op);
     let probe = wide(&tensor(op(&plain_given).dims(), 77));
     let leaves: Vec<Tensor> = (plain_given.inputs.iter().cloned())
         .chain(plain_given.params.iter().map(Param::tensor))
@@ -258,7 +272,10 @@ fn check(name: &str, inputs: &[Tensor], params: &[Tensor], op: &dyn Fn(&Given) -
         let grad = plain.grads[i].as_ref().unwrap();
         let along: f64 = grad.iter().zip(&direction).map(|(g, d)| g * d).sum();
         let error = (slope - along).abs() / (along.abs() + 1.0);
-        assert!(error < 1e-6, "{name}: slope {i} is {slope}, the gradient says {along}");
+        assert!(
+            error < 1e-6,
+            "{name}: slope {i} is {slope}, the gradient says {along}"
+        );
     }
 }
 
@@ -305,14 +322,24 @@ mod linear {
 
     #[test]
     fn a_transposed_input_and_a_narrowed_one_are_read_as_they_are() {
-        check("transposed", &[tensor(&[13, 7, 3], 1)], &[tensor(&[5, 13], 2)], &|given| {
-            let x = given.inputs[0].transpose(0, 2).unwrap();
-            ops::linear(&x, &given.params[0], None).unwrap()
-        });
-        check("narrowed", &[tensor(&[9, 13], 1)], &[tensor(&[5, 13], 2)], &|given| {
-            let x = given.inputs[0].narrow(0, 2, 6).unwrap();
-            ops::linear_act(&x, &given.params[0], None, Activation::Gelu).unwrap()
-        });
+        check(
+            "transposed",
+            &[tensor(&[13, 7, 3], 1)],
+            &[tensor(&[5, 13], 2)],
+            &|given| {
+                let x = given.inputs[0].transpose(0, 2).unwrap();
+                ops::linear(&x, &given.params[0], None).unwrap()
+            },
+        );
+        check(
+            "narrowed",
+            &[tensor(&[9, 13], 1)],
+            &[tensor(&[5, 13], 2)],
+            &|given| {
+                let x = given.inputs[0].narrow(0, 2, 6).unwrap();
+                ops::linear_act(&x, &given.params[0], None, Activation::Gelu).unwrap()
+            },
+        );
     }
 
     #[test]
@@ -348,7 +375,10 @@ mod linear {
                 given.params[1].set_trainable(train_bias);
                 let part = run(&given, &op);
                 assert_eq!(part.grads[0], full.grads[0]);
-                assert_eq!(part.grads[1], full.grads[1].clone().filter(|_| train_weight));
+                assert_eq!(
+                    part.grads[1],
+                    full.grads[1].clone().filter(|_| train_weight)
+                );
                 assert_eq!(part.grads[2], full.grads[2].clone().filter(|_| train_bias));
             }
         }
@@ -368,11 +398,17 @@ mod linear {
         let y = ops::linear_act(&tensor(&[6, 4], 1), &w, Some(&b), Activation::Gelu).unwrap();
         let loss = y.sum_all().unwrap();
         ops::backward(&loss, &[]).unwrap();
-        let once: Vec<_> = [&w, &b].iter().map(|p| values(&p.grad().unwrap())).collect();
+        let once: Vec<_> = [&w, &b]
+            .iter()
+            .map(|p| values(&p.grad().unwrap()))
+            .collect();
         ops::backward(&loss, &[]).unwrap();
         for (p, once) in [&w, &b].iter().zip(once) {
             for (twice, once) in values(&p.grad().unwrap()).iter().zip(once) {
-                assert!((twice - 2.0 * once).abs() <= 1e-6 * once.abs(), "{twice} {once}");
+                assert!(
+                    (twice - 2.0 * once).abs() <= 1e-6 * once.abs(),
+                    "{twice} {once}"
+                );
             }
         }
     }
@@ -386,7 +422,10 @@ mod linear {
             ops::linear_act(&given.inputs[0], w, Some(b), Activation::Gelu).unwrap()
         };
         let with_threads = |n| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(n)
+                .build()
+                .unwrap();
             pool.install(|| run(&Given::new(&inputs, &params, DType::F32), &op))
         };
         let (one, four, again) = (with_threads(1), with_threads(4), with_threads(4));
@@ -432,17 +471,27 @@ mod layer_norm {
             let params = [tensor(&[width], 3), tensor(&[width], 4)];
             for count in [1, 2] {
                 let inputs = [tensor(shape, 1)];
-                check(&format!("alone {shape:?} {count}"), &inputs, &params[..count], &|given| {
-                    let (w, b) = (&given.params[0], given.params.get(1));
-                    ops::layer_norm(&given.inputs[0], w, b, 1e-5).unwrap()
-                });
+                check(
+                    &format!("alone {shape:?} {count}"),
+                    &inputs,
+                    &params[..count],
+                    &|given| {
+                        let (w, b) = (&given.params[0], given.params.get(1));
+                        ops::layer_norm(&given.inputs[0], w, b, 1e-5).unwrap()
+                    },
+                );
                 for dropout in [Dropout::NONE, Dropout { p: 0.25, key: 8 }] {
                     let inputs = [tensor(shape, 1), tensor(shape, 2)];
-                    check(&format!("sum {shape:?} {dropout:?}"), &inputs, &params[..count], &|given| {
-                        let (x, residual) = (&given.inputs[0], &given.inputs[1]);
-                        let (w, b) = (&given.params[0], given.params.get(1));
-                        ops::add_layer_norm(x, residual, w, b, 1e-12, dropout).unwrap()
-                    });
+                    check(
+                        &format!("sum {shape:?} {dropout:?}"),
+                        &inputs,
+                        &params[..count],
+                        &|given| {
+                            let (x, residual) = (&given.inputs[0], &given.inputs[1]);
+                            let (w, b) = (&given.params[0], given.params.get(1));
+                            ops::add_layer_norm(x, residual, w, b, 1e-12, dropout).unwrap()
+                        },
+                    );
                 }
             }
         }
@@ -453,7 +502,15 @@ mod layer_norm {
         let params = [tensor(&[6], 3), tensor(&[6], 4)];
         check("strided", &[tensor(&[6, 9], 1)], &params, &|given| {
             let x = given.inputs[0].t().unwrap();
-            ops::add_layer_norm(&x, &x, &given.params[0], Some(&given.params[1]), 1e-5, Dropout::NONE).unwrap()
+            ops::add_layer_norm(
+                &x,
+                &x,
+                &given.params[0],
+                Some(&given.params[1]),
+                1e-5,
+                Dropout::NONE,
+            )
+            .unwrap()
         });
     }
 
@@ -488,21 +545,34 @@ mod embedding {
         let words: Vec<u32> = (0..600).map(|i| (i * i) % 11).collect();
         let positions: Vec<u32> = (0..100).collect();
         let (words, positions) = (ids(&words, &[6, 100]), ids(&positions, &[1, 100]));
-        let tables = [tensor(&[11, 131], 1), tensor(&[100, 131], 2), tensor(&[2, 131], 3)];
+        let tables = [
+            tensor(&[11, 131], 1),
+            tensor(&[100, 131], 2),
+            tensor(&[2, 131], 3),
+        ];
         check("single", &[], &tables[..1], &|given| {
             ops::embedding(&words, &given.params[0], None).unwrap()
         });
         let kinds = ids(&[0; 600], &[6, 100]);
         check("sum", &[], &tables, &|given| {
-            let [word, position, kind] = &given.params[..] else { unreachable!() };
-            ops::embedding_sum(&[(&words, word, None), (&positions, position, None), (&kinds, kind, None)])
-                .unwrap()
+            let [word, position, kind] = &given.params[..] else {
+                unreachable!()
+            };
+            ops::embedding_sum(&[
+                (&words, word, None),
+                (&positions, position, None),
+                (&kinds, kind, None),
+            ])
+            .unwrap()
         });
         // The padding row's own slope is not its gradient here, so that the plain version is the only judge.
         let op = |given: &Given| ops::embedding(&words, &given.params[0], Some(4)).unwrap();
         let fused = run(&Given::new(&[], &tables[..1], DType::F32), &op);
         let plain = run(&Given::new(&[], &tables[..1], DType::F64), &op);
-        let (fused, plain) = (fused.grads[0].as_ref().unwrap(), plain.grads[0].as_ref().unwrap());
+        let (fused, plain) = (
+            fused.grads[0].as_ref().unwrap(),
+            plain.grads[0].as_ref().unwrap(),
+        );
         assert!(distance(fused, plain) < 1e-6);
         assert!(fused[4 * 131..5 * 131].iter().all(|&g| g == 0.0));
         assert!(fused[..131].iter().any(|&g| g != 0.0));
@@ -523,7 +593,12 @@ mod embedding {
             }
             let fused = run(&Given::new(&[], &[tensor(&[5, 9], 1)], DType::F32), &op);
             let plain = run(&Given::new(&[], &[tensor(&[5, 9], 1)], DType::F64), &op);
-            assert!(distance(fused.grads[0].as_ref().unwrap(), plain.grads[0].as_ref().unwrap()) < 4e-6);
+            assert!(
+                distance(
+                    fused.grads[0].as_ref().unwrap(),
+                    plain.grads[0].as_ref().unwrap()
+                ) < 4e-6
+            );
         }
     }
 
@@ -561,10 +636,15 @@ mod cross_entropy {
         if bias {
             params.push(tensor(&[vocab], 3));
         }
-        check(&format!("{rows} {width} {vocab} {bias}"), &[tensor(&[rows, width], 1)], &params, &|given| {
-            let (w, b) = (&given.params[0], given.params.get(1));
-            ops::masked_cross_entropy(&given.inputs[0], w, b, &labels).unwrap()
-        });
+        check(
+            &format!("{rows} {width} {vocab} {bias}"),
+            &[tensor(&[rows, width], 1)],
+            &params,
+            &|given| {
+                let (w, b) = (&given.params[0], given.params.get(1));
+                ops::masked_cross_entropy(&given.inputs[0], w, b, &labels).unwrap()
+            },
+        );
     }
 
     #[test]
@@ -578,7 +658,11 @@ mod cross_entropy {
     #[test]
     fn huge_logits_neither_overflow_nor_lose_the_loss() {
         let hidden = Tensor::new(&[[1000f32], [-1000.0]], &Device::Cpu).unwrap();
-        let weight = Param::new("w", &Tensor::new(&[[1f32], [0.0], [-1.0]], &Device::Cpu).unwrap()).unwrap();
+        let weight = Param::new(
+            "w",
+            &Tensor::new(&[[1f32], [0.0], [-1.0]], &Device::Cpu).unwrap(),
+        )
+        .unwrap();
         let loss = ops::masked_cross_entropy(&hidden, &weight, None, &ids(&[1, 2], &[2])).unwrap();
         assert_eq!(loss.to_scalar::<f32>().unwrap(), 1000.0);
     }
@@ -586,7 +670,8 @@ mod cross_entropy {
     #[test]
     fn nan_shows_in_the_loss() {
         let hidden = Tensor::new(&[[f32::NAN, 1.0]], &Device::Cpu).unwrap();
-        let loss = ops::masked_cross_entropy(&hidden, &param(&[33, 2], 1), None, &ids(&[1], &[1])).unwrap();
+        let loss = ops::masked_cross_entropy(&hidden, &param(&[33, 2], 1), None, &ids(&[1], &[1]))
+            .unwrap();
         assert!(loss.to_scalar::<f32>().unwrap().is_nan());
     }
 
@@ -598,7 +683,10 @@ mod cross_entropy {
         let loss = || ops::masked_cross_entropy(&hidden, &w, Some(&b), &labels).unwrap();
         let (with, without) = (loss(), ops::no_grad(loss));
         assert!(with.track_op() && !without.track_op());
-        let (with, without) = (with.to_scalar::<f32>().unwrap(), without.to_scalar::<f32>().unwrap());
+        let (with, without) = (
+            with.to_scalar::<f32>().unwrap(),
+            without.to_scalar::<f32>().unwrap(),
+        );
         assert!((with - without).abs() < 1e-6 * with, "{with} {without}");
     }
 
@@ -614,19 +702,33 @@ mod cross_entropy {
 
     #[test]
     fn a_label_outside_the_vocabulary_is_an_error() {
-        let error = ops::masked_cross_entropy(&tensor(&[1, 2], 1), &param(&[3, 2], 2), None, &ids(&[3], &[1]));
-        assert!(error.unwrap_err().to_string().contains("outside the vocabulary"));
+        let error = ops::masked_cross_entropy(
+            &tensor(&[1, 2], 1),
+            &param(&[3, 2], 2),
+            None,
+            &ids(&[3], &[1]),
+        );
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .contains("outside the vocabulary")
+        );
     }
 
     #[test]
     fn a_second_backward_pass_over_the_graph_adds_the_same_again() {
         let w = param(&[9, 4], 1);
-        let loss = ops::masked_cross_entropy(&tensor(&[2, 4], 2), &w, None, &ids(&[3, 8], &[2])).unwrap();
+        let loss =
+            ops::masked_cross_entropy(&tensor(&[2, 4], 2), &w, None, &ids(&[3, 8], &[2])).unwrap();
         ops::backward(&loss, &[]).unwrap();
         let once = values(&w.grad().unwrap());
         ops::backward(&loss, &[]).unwrap();
         for (twice, once) in values(&w.grad().unwrap()).iter().zip(once) {
-            assert!((twice - 2.0 * once).abs() <= 1e-6 * once.abs(), "{twice} {once}");
+            assert!(
+                (twice - 2.0 * once).abs() <= 1e-6 * once.abs(),
+                "{twice} {once}"
+            );
         }
     }
 }
@@ -648,15 +750,20 @@ mod attention {
         if let AttentionMask::Additive(bias) = mask {
             inputs.push(bias.clone());
         }
-        check(&format!("{sizes:?} {mask:?} {dropout:?}"), &inputs, &[], &|given| {
-            let mask = match mask {
-                AttentionMask::Additive(_) => AttentionMask::Additive(given.inputs[3].clone()),
-                other => other.clone(),
-            };
-            let [q, k, v] = [0, 1, 2].map(|i| &given.inputs[i]);
-            // Sharper than 1 / sqrt(d), so that the softmax is far from uniform.
-            ops::attention(q, k, v, heads, &mask, 0.9, dropout).unwrap()
-        });
+        check(
+            &format!("{sizes:?} {mask:?} {dropout:?}"),
+            &inputs,
+            &[],
+            &|given| {
+                let mask = match mask {
+                    AttentionMask::Additive(_) => AttentionMask::Additive(given.inputs[3].clone()),
+                    other => other.clone(),
+                };
+                let [q, k, v] = [0, 1, 2].map(|i| &given.inputs[i]);
+                // Sharper than 1 / sqrt(d), so that the softmax is far from uniform.
+                ops::attention(q, k, v, heads, &mask, 0.9, dropout).unwrap()
+            },
+        );
     }
 
     #[test]
@@ -678,22 +785,50 @@ mod attention {
                 1, 1, 1, 1, 1, 1, 1, // all
                 1, 1, 1, 1, 0, 0, 0, // padded behind
                 0, 0, 1, 0, 1, 1, 0, // padded in front, with a hole
-                0, 0, 0, 0, 0, 0, 0, // nothing left: all alike
             ],
-            &[4, 7],
+            &[3, 7],
         );
         for dropout in [NONE, SOME] {
-            case([4, 5, 7, 2, 6, 6], &AttentionMask::Keys(mask.clone()), dropout);
+            case(
+                [3, 5, 7, 2, 6, 6],
+                &AttentionMask::Keys(mask.clone()),
+                dropout,
+            );
             let bytes = mask.to_dtype(DType::U8).unwrap();
-            case([4, 5, 7, 2, 6, 6], &AttentionMask::Keys(bytes), dropout);
+            case([3, 5, 7, 2, 6, 6], &AttentionMask::Keys(bytes), dropout);
         }
+    }
+
+    #[test]
+    fn with_all_keys_masked_the_result_is_their_mean_and_gradients_are_the_references() {
+        let mask = AttentionMask::Keys(ids(&[0, 0, 0, 1, 1, 0], &[2, 3]));
+        let inputs = [1, 2, 3].map(|seed| tensor(&[2, 3, 8], seed));
+        for dropout in [NONE, SOME] {
+            agree("all masked", &inputs, &[], &|given| {
+                let [q, k, v] = [0, 1, 2].map(|i| &given.inputs[i]);
+                ops::attention(q, k, v, 2, &mask, 0.9, dropout).unwrap()
+            });
+        }
+        let [q, k, v] = inputs;
+        let out = ops::attention(&q, &k, &v, 2, &mask, 0.9, NONE).unwrap();
+        let mean = v.narrow(0, 0, 1).unwrap().mean_keepdim(1).unwrap();
+        let mean = mean.broadcast_as((1, 3, 8)).unwrap();
+        assert!(distance(&wide(&out.narrow(0, 0, 1).unwrap()), &wide(&mean)) < 1e-6);
     }
 
     #[test]
     fn a_masked_key_does_not_reach_the_result() {
         let mask = AttentionMask::Keys(ids(&[1, 0, 1], &[1, 3]));
         let v = Tensor::new(&[[[1f32], [f32::MAX], [1.0]]], &Device::Cpu).unwrap();
-        let out = ops::attention(&tensor(&[1, 2, 4], 1), &tensor(&[1, 3, 4], 2), &v, 1, &mask, 1.0, NONE);
+        let out = ops::attention(
+            &tensor(&[1, 2, 4], 1),
+            &tensor(&[1, 3, 4], 2),
+            &v,
+            1,
+            &mask,
+            1.0,
+            NONE,
+        );
         for x in values(&out.unwrap()) {
             assert!((x - 1.0).abs() < 1e-6, "{x}");
         }
@@ -701,11 +836,46 @@ mod attention {
 
     #[test]
     fn additive_masks_get_their_gradient_however_they_are_broadcast() {
-        for shape in [&[2usize, 3, 5, 7][..], &[1, 3, 5, 7], &[3, 5, 7], &[2, 1, 1, 7], &[5, 7], &[2, 3, 5, 1], &[1]] {
+        for shape in [
+            &[2usize, 3, 5, 7][..],
+            &[1, 3, 5, 7],
+            &[3, 5, 7],
+            &[2, 1, 1, 7],
+            &[5, 7],
+        ] {
             for dropout in [NONE, SOME] {
-                case([2, 5, 7, 3, 4, 4], &AttentionMask::Additive(tensor(shape, 9)), dropout);
+                case(
+                    [2, 5, 7, 3, 4, 4],
+                    &AttentionMask::Additive(tensor(shape, 9)),
+                    dropout,
+                );
             }
         }
+    }
+
+    #[test]
+    fn a_mask_that_is_the_same_for_all_keys_changes_nothing() {
+        let given = Given::new(
+            &[tensor(&[2, 3, 8], 1), tensor(&[2, 2, 3, 1], 2)],
+            &[],
+            DType::F32,
+        );
+        let attend = |mask: AttentionMask| {
+            let x = &given.inputs[0];
+            ops::attention(x, x, x, 2, &mask, 0.9, NONE).unwrap()
+        };
+        let plain = attend(AttentionMask::None);
+        let outcome = run(&given, &|given| {
+            attend(AttentionMask::Additive(given.inputs[1].clone()))
+        });
+        assert!(distance(&outcome.value, &wide(&plain)) < 1e-6);
+        assert!(
+            outcome.grads[1]
+                .as_ref()
+                .unwrap()
+                .iter()
+                .all(|g| g.abs() < 1e-6)
+        );
     }
 
     #[test]
@@ -730,8 +900,17 @@ mod attention {
     #[test]
     fn strided_inputs_are_read_as_they_are() {
         check("strided", &[tensor(&[2, 5, 24], 1)], &[], &|given| {
-            let part = |i| given.inputs[0].narrow(2, i * 8, 8).unwrap();
-            ops::attention(&part(0), &part(1), &part(2), 2, &AttentionMask::None, 0.5, SOME).unwrap()
+            let part = |i: usize| given.inputs[0].narrow(2, i * 8, 8).unwrap();
+            ops::attention(
+                &part(0),
+                &part(1),
+                &part(2),
+                2,
+                &AttentionMask::None,
+                0.5,
+                SOME,
+            )
+            .unwrap()
         });
     }
 

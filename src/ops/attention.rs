@@ -49,7 +49,11 @@ pub fn attention(
         AttentionMask::Additive(bias) => storage::is_cpu_f32(bias),
         _ => true,
     };
-    if !floats || !bias_fits || sizes.is_empty() {
+    if sizes.is_empty() {
+        let shape = (sizes.batch, sizes.queries, heads * sizes.value);
+        return Ok(Tensor::zeros(shape, q.dtype(), q.device())?);
+    }
+    if !floats || !bias_fits {
         return reference::attention(q, k, v, heads, mask, scale, dropout);
     }
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);

@@ -99,7 +99,7 @@ pub fn masked_cross_entropy(
                 Some(kept) => kept,
                 None => forward(hidden, &weight, bias.as_ref(), &targets)?.1,
             };
-            kept.to_gradient(&targets, vocab, grad.to_scalar::<f32>()?);
+            kept.turn_into_gradient(&targets, vocab, grad.to_scalar::<f32>()?);
             let gradient = &kept.exps;
             if let Some(bias) = bias.as_ref().filter(|_| wants_bias) {
                 bias.update_grad(|db, fresh| column_sums(gradient, vocab, db, fresh))?;
@@ -146,7 +146,7 @@ struct Kept {
 
 impl Kept {
     /// Turns the exponentials into the gradient of the logits: `grad · (softmax - one-hot)`.
-    fn to_gradient(&mut self, targets: &[u32], vocab: usize, grad: f32) {
+    fn turn_into_gradient(&mut self, targets: &[u32], vocab: usize, grad: f32) {
         self.exps
             .par_chunks_mut(vocab)
             .zip(&self.scales)

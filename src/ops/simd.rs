@@ -88,11 +88,11 @@ pub(crate) fn exp(x: f32) -> f32 {
     let n = shifted - ROUND;
     let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, clamped));
     // Near-minimax over |r| ≤ ln 2 / 2.
-    let p = 1.383_673_8e-3_f32;
+    let p = 1.383_673_7e-3_f32;
     let p = p.mul_add(r, 8.374_898e-3);
-    let p = p.mul_add(r, 4.166_823_2e-2);
+    let p = p.mul_add(r, 4.166_823_3e-2);
     let p = p.mul_add(r, 1.666_642e-1);
-    let p = p.mul_add(r, 4.999_999_2e-1);
+    let p = p.mul_add(r, 4.999_999e-1);
     let p = p.mul_add(r, 1.0);
     let p = p.mul_add(r, 1.0);
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3F80_0000));
@@ -114,7 +114,7 @@ pub(crate) fn tanh(x: f32) -> f32 {
     let p = p.mul_add(s, 2.041_519e-2);
     let p = p.mul_add(s, -5.366_528e-2);
     let p = p.mul_add(s, 1.333_041_5e-1);
-    let p = p.mul_add(s, -3.333_322_9e-1);
+    let p = p.mul_add(s, -3.333_323e-1);
     let small = (p * s).mul_add(x, x);
     let e = exp(-2.0 * x.abs());
     let large = ((1.0 - e) / (1.0 + e)).copysign(x);
@@ -152,16 +152,16 @@ const FRAC_1_SQRT_2PI: f32 = 0.398_942_3;
 
 /// Coefficients of [`normal`]'s tail, highest power first.
 const MILLS: [f32; 10] = [
-    3.630_020_66e-3,
-    -4.826_801_64e-2,
-    1.873_729_53e-1,
-    -3.112_545_91e-1,
-    2.031_939_33e-1,
-    -4.544_226_83e-2,
+    3.630_020_7e-3,
+    -4.826_801_6e-2,
+    1.873_729_5e-1,
+    -3.112_546e-1,
+    2.031_939_3e-1,
+    -4.544_227e-2,
     1.127_352_64e-1,
     1.183_989_05e-1,
-    1.400_197_00e-1,
-    1.396_140_75e-1,
+    1.400_197e-1,
+    1.396_140_8e-1,
 ];
 
 /// Adds up `term(i)` for i in 0..n in independent lanes, which are then added pairwise.
