@@ -191,6 +191,34 @@ fn a_saved_model_opens_with_the_same_logits_and_the_references_file_layout() {
 }
 
 #[test]
+fn a_model_saved_in_half_precision_opens_with_logits_within_its_rounding() {
+    let model = open(&fixture("roberta")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    model
+        .save_pretrained_as(folder.path(), candle_core::DType::F16)
+        .unwrap();
+    let full = std::fs::metadata(fixture("roberta").join("model.safetensors"))
+        .unwrap()
+        .len();
+    let half = std::fs::metadata(folder.path().join("model.safetensors"))
+        .unwrap()
+        .len();
+    assert!(half < full * 6 / 10, "{half} of {full} bytes");
+    let (ours, theirs) = (logits(&open(folder.path()).unwrap()), logits(&model));
+    let worst = ours
+        .iter()
+        .zip(&theirs)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
+    assert!(worst > 0.0 && worst < 0.02, "{worst}");
+    assert!(
+        model
+            .save_pretrained_as(folder.path(), candle_core::DType::U8)
+            .is_err()
+    );
+}
+
+#[test]
 fn saving_over_a_model_that_cannot_be_written_keeps_the_old_one() {
     let model = open(&fixture("bert")).unwrap();
     let folder = tempfile::tempdir().unwrap();

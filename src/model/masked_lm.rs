@@ -329,24 +329,49 @@ impl MaskedLm {
     ///
     /// Each file is written under another name and renamed when complete: a crash or a full disk leaves what was there.
     pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
+        self.save_pretrained_as(folder, DType::F32)
+    }
+
+    /// As [`MaskedLm::save_pretrained`], with the weights rounded to `dtype` (f16 and bf16 halve the file).
+    pub fn save_pretrained_as(&self, folder: impl AsRef<Path>, dtype: DType) -> Result<()> {
+        let name = match dtype {
+            DType::F32 => "float32",
+            DType::F16 => "float16",
+            DType::BF16 => "bfloat16",
+            other => {
+                return Err(Error::argument(
+                    "dtype",
+                    format!("weights are saved as F32, F16 or BF16, not {other:?}"),
+                ));
+            }
+        };
         let folder = folder.as_ref();
         std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
-        self.save_weights(&folder.join("model.safetensors"))?;
+        self.write_weights(&folder.join("model.safetensors"), dtype)?;
         let config = self
             .config()
             .clone()
             .set("architectures", vec![self.class()])
-            .set("torch_dtype", "float32");
+            .set("torch_dtype", name);
         crate::files::write_atomically(&folder.join("config.json"), config.to_json()?.as_bytes())
     }
 
     /// Writes all weights to one safetensors file, atomically.
     pub fn save_weights(&self, path: &Path) -> Result<()> {
+        self.write_weights(path, DType::F32)
+    }
+
+    fn write_weights(&self, path: &Path, dtype: DType) -> Result<()> {
         let tensors: Vec<(&str, Tensor)> = self
             .params()
             .iter()
-            .map(|param| (param.name(), param.var().as_detached_tensor()))
-            .collect();
+            .map(|param| {
+                Ok((
+                    param.name(),
+                    param.var().as_detached_tensor().to_dtype(dtype)?,
+                ))
+            })
+            .collect::<Result<_>>()?;
         // The reference refuses files that do not say which framework's layout they follow.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         crate::files::replace_atomically(path, |temporary| {
