@@ -1,1 +1,44 @@
-fn main() {}
+//! Cloze's Jupyter kernel, its installer and its headless runner.
+
+mod child;
+mod cli;
+mod error;
+mod event;
+mod failure;
+mod notebook;
+mod parameters;
+mod pipes;
+mod prelude;
+mod remote;
+mod run;
+mod session;
+mod signals;
+mod stdout;
+mod streams;
+mod toolchain;
+mod tools;
+mod workshop;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+use crate::error::{Error, Result};
+
+fn main() -> ExitCode {
+    child::run_if_child();
+    if let Some(done) = tools::run_as_tool() {
+        return done;
+    }
+    let done = match Cli::parse().command {
+        Command::Run(arguments) => run::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

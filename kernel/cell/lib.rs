@@ -1,0 +1,153 @@
+//! What every cell links against: the part of the kernel that lives in the process that runs the cells.
+//!
+//! Compiled on its own by the notebook's compiler as a dynamic library that shares the standard library with the
+//! cells, because the panic hook and the buffer of stdout belong to that copy, not to the kernel's own.
+#![warn(missing_docs)]
+
+use std::any::Any;
+use std::error::Error;
+use std::fmt::{Debug, Display};
+use std::fs::File;
+use std::io::Write;
+use std::mem::ManuallyDrop;
+use std::os::fd::FromRawFd;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::Mutex;
+use std::thread::ThreadId;
+use std::time::Duration;
+
+/// Separates the fields of an event; never part of a field.
+const FIELD: char = '\u{1f}';
+/// Ends an event.
+const END: char = '\u{1e}';
+
+/// How often text that has no newline yet is passed on while a cell runs.
+const FLUSH_EVERY: Duration = Duration::from_millis(80);
+
+static EVENTS: AtomicI32 = AtomicI32::new(-1);
+static RUNNING: AtomicBool = AtomicBool::new(false);
+static CELL_THREAD: Mutex<Option<ThreadId>> = Mutex::new(None);
+
+/// Called once, before the first cell. `events` is the descriptor that events are written to.
+#[unsafe(no_mangle)]
+pub extern "C" fn cloze_cell_start(events: i32) {
+    EVENTS.store(events, Ordering::SeqCst);
+    let default_hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let in_cell = CELL_THREAD.lock().is_ok_and(|id| *id == Some(std::thread::current().id()));
+        if !in_cell {
+            return default_hook(panic);
+        }
+        let (file, line, column) =
+            panic.location().map_or(("", 0, 0), |at| (at.file(), at.line(), at.column()));
+        let message = panic.payload_as_str().unwrap_or("the panic carried no message");
+        event(&["panic", file, &line.to_string(), &column.to_string(), message]);
+    }));
+    std::thread::spawn(|| {
+        loop {
+            std::thread::sleep(FLUSH_EVERY);
+            if RUNNING.load(Ordering::Relaxed) {
+                let _ = std::io::stdout().flush();
+            }
+        }
+    });
+}
+
+/// Called on the thread that runs the cells, before each of them.
+#[unsafe(no_mangle)]
+pub extern "C" fn cloze_cell_begin() {
+    if let Ok(mut thread) = CELL_THREAD.lock() {
+        *thread = Some(std::thread::current().id());
+    }
+    RUNNING.store(true, Ordering::Relaxed);
+}
+
+/// Called after each cell: what it printed is on its way when this returns.
+#[unsafe(no_mangle)]
+pub extern "C" fn cloze_cell_end() {
+    RUNNING.store(false, Ordering::Relaxed);
+    let _ = std::io::stdout().flush();
+}
+
+/// Reports the error that `?` returned from a cell.
+pub fn report_error<T: Display + Debug + 'static>(error: &T) {
+    let mut fields = vec!["error".to_owned(), short_type_name::<T>(), error.to_string()];
+    let mut source = (error as &dyn Any)
+        .downcast_ref::<Box<dyn Error>>()
+        .and_then(|error| error.source())
+        .or_else(|| {
+            let error = (error as &dyn Any).downcast_ref::<Box<dyn Error + Send + Sync>>()?;
+            error.source()
+        })
+        .or_else(|| (error as &dyn Any).downcast_ref::<std::io::Error>()?.source());
+    while let Some(error) = source {
+        fields.push(error.to_string());
+        source = error.source();
+    }
+    // An error that knows its causes only through its Debug (anyhow's and its kin) lists them there.
+    if fields.len() == 3
+        && let Some((_, causes)) = format!("{error:?}").split_once("Caused by:\n")
+    {
+        let causes = causes.split("\n\nStack backtrace").next().unwrap_or_default();
+        fields.extend(causes.lines().map(|cause| {
+            let cause = cause.trim();
+            let unnumbered = cause.trim_start_matches(|c: char| c.is_ascii_digit());
+            unnumbered.strip_prefix(": ").unwrap_or(cause).to_owned()
+        }));
+    }
+    event(&fields.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+/// `alloc::boxed::Box<dyn core::error::Error>` → `Box<dyn Error>`, but `std::io::error::Error` → `std::io::Error`, because
+/// there are many types called just `Error`.
+fn short_type_name<T>() -> String {
+    let full = std::any::type_name::<T>();
+    if full.ends_with("::Error") && !full.contains('<') {
+        return full.replace("::error::Error", "::Error");
+    }
+    let mut short = String::new();
+    let mut word = String::new();
+    for c in full.chars() {
+        if c.is_alphanumeric() || c == '_' {
+            word.push(c);
+        } else if c == ':' {
+            word.clear();
+        } else {
+            short.push_str(&word);
+            word.clear();
+            short.push(c);
+        }
+    }
+    short + &word
+}
+
+fn event(fields: &[&str]) {
+    let fd = EVENTS.load(Ordering::SeqCst);
+    if fd < 0 {
+        return;
+    }
+    let fields: Vec<String> = fields.iter().map(|field| field.replace([FIELD, END], " ")).collect();
+    let record = fields.join(&FIELD.to_string()) + &END.to_string();
+    // SAFETY: the kernel opened this descriptor for events and keeps it open as long as the process lives; it is not
+    // closed here.
+    let mut pipe = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
+    let _ = pipe.write_all(record.as_bytes());
+}
+
+/// How the value of a cell's last expression is shown when its type has no `evcxr_display` of its own: as its `Debug`.
+///
+/// An inherent method of the same name wins over this one, so one compilation serves both.
+pub trait ShowValue {
+    /// Sends the value to the front end.
+    fn evcxr_display(&self);
+}
+
+impl<T: Debug> ShowValue for T {
+    fn evcxr_display(&self) {
+        // A statement's value is not news.
+        if std::any::type_name::<T>() == "()" {
+            return;
+        }
+        println!("EVCXR_BEGIN_CONTENT text/plain\n{self:?}\nEVCXR_END_CONTENT");
+    }
+}

@@ -1,0 +1,239 @@
+//! How a cell failed, told in the cell's own lines.
+
+use evcxr::CompilationError;
+
+use crate::streams::{Panic, ReturnedError};
+
+/// A cell's failure, as the protocol and the notebook format want it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failure {
+    /// What kind: `error[E0308]`, `panic`, the type of a returned error, ...
+    pub name: String,
+    pub value: String,
+    /// Lines, with the colours of a terminal.
+    pub traceback: Vec<String>,
+}
+
+const RED: &str = "\u{1b}[1;31m";
+const BLUE: &str = "\u{1b}[1;34m";
+const CYAN: &str = "\u{1b}[36m";
+const PLAIN: &str = "\u{1b}[0m";
+
+impl Failure {
+    /// A failure that is best said in one message.
+    pub fn new(name: &str, value: impl Into<String>) -> Self {
+        let value = value.into();
+        let mut lines = value.lines();
+        let mut traceback = vec![format!(
+            "{RED}{name}{PLAIN}: {}",
+            lines.next().unwrap_or_default()
+        )];
+        traceback.extend(lines.map(str::to_owned));
+        Self {
+            name: name.to_owned(),
+            value,
+            traceback,
+        }
+    }
+
+    /// The compiler's errors, each with the lines of the cell that it points to.
+    pub fn compilation(errors: &[CompilationError], code: &str) -> Self {
+        let errors: Vec<&CompilationError> = errors
+            .iter()
+            .filter(|error| error.level() != "warning")
+            .collect();
+        let mut traceback = Vec::new();
+        for error in &errors {
+            traceback.extend(compilation_error(error, code));
+        }
+        let first = errors.first();
+        Self {
+            name: first.map_or_else(|| "error".into(), |error| title(error)),
+            value: first.map(|error| error.message()).unwrap_or_default(),
+            traceback,
+        }
+    }
+
+    /// A panic; `line` is where in the cell, if it is in the cell.
+    pub fn panic(panic: &Panic, code: &str, line: Option<usize>) -> Self {
+        let mut failure = Self::new("panic", panic.message.clone());
+        match line {
+            Some(line) => failure.traceback.extend(excerpt(
+                code,
+                line,
+                panic.column,
+                panic.column + 1,
+                "panicked here",
+            )),
+            None if panic.file.ends_with("cell/lib.rs") => {
+                failure.traceback.push(format!(
+                    "{BLUE}  -->{PLAIN} in a function of an earlier cell"
+                ));
+            }
+            None if panic.file.is_empty() => {}
+            None => failure.traceback.push(format!(
+                "{BLUE}  -->{PLAIN} {}:{}",
+                short_path(&panic.file),
+                panic.line
+            )),
+        }
+        failure
+    }
+
+    /// An error that `?` passed on.
+    pub fn returned(error: &ReturnedError) -> Self {
+        let mut failure = Self::new(&error.type_name, error.message.clone());
+        // Some errors have their cause in their own message already.
+        for cause in error
+            .causes
+            .iter()
+            .filter(|cause| !error.message.contains(cause.as_str()))
+        {
+            failure
+                .traceback
+                .push(format!("{CYAN}caused by{PLAIN}: {cause}"));
+        }
+        failure
+    }
+}
+
+fn title(error: &CompilationError) -> String {
+    error
+        .code()
+        .map_or_else(|| "error".into(), |code| format!("error[{code}]"))
+}
+
+fn compilation_error(error: &CompilationError, code: &str) -> Vec<String> {
+    let mut lines = vec![format!("{RED}{}{PLAIN}: {}", title(error), error.message())];
+    for spanned in error.spanned_messages() {
+        if let Some(span) = spanned.span {
+            // A span of several lines is marked to the end of its first.
+            let first = code.lines().nth(span.start_line - 1).unwrap_or_default();
+            let end = if span.end_line == span.start_line {
+                span.end_column
+            } else {
+                first.chars().count() + 1
+            };
+            lines.extend(excerpt(
+                code,
+                span.start_line,
+                span.start_column,
+                end,
+                &spanned.label,
+            ));
+        } else if !spanned.label.is_empty() && spanned.label != error.message() {
+            lines.push(format!("  {BLUE}={PLAIN} {}", spanned.label));
+        }
+    }
+    for help in error.help() {
+        let mut help = help.lines();
+        lines.push(format!(
+            "{CYAN}help{PLAIN}: {}",
+            help.next().unwrap_or_default()
+        ));
+        lines.extend(help.map(|line| format!("      {line}")));
+    }
+    if let Some(hint) = error.evcxr_extra_hint() {
+        lines.push(format!("{CYAN}note{PLAIN}: {hint}"));
+    }
+    lines
+}
+
+/// A line of the cell with carets under some of its columns; lines and columns count from 1.
+fn excerpt(code: &str, line: usize, start: usize, end: usize, label: &str) -> Vec<String> {
+    let Some(text) = code.lines().nth(line.wrapping_sub(1)) else {
+        return Vec::new();
+    };
+    let number = line.to_string();
+    let margin = " ".repeat(number.len());
+    let indent: String = text
+        .chars()
+        .take(start.saturating_sub(1))
+        .map(|c| if c == '\t' { '\t' } else { ' ' })
+        .collect();
+    let carets = "^".repeat(end.saturating_sub(start).max(1));
+    let mut label = label.lines();
+    let mut lines = vec![
+        format!("{BLUE}{margin} |{PLAIN}"),
+        format!("{BLUE}{number} |{PLAIN} {text}"),
+        format!(
+            "{BLUE}{margin} |{PLAIN} {indent}{RED}{carets} {}{PLAIN}",
+            label.next().unwrap_or_default()
+        ),
+    ];
+    lines.extend(label.map(|more| format!("{BLUE}{margin} |{PLAIN} {indent}{RED}{more}{PLAIN}")));
+    lines
+}
+
+/// `.../registry/src/INDEX/candle-core-0.11.0/src/tensor.rs` → `candle-core-0.11.0/src/tensor.rs`.
+fn short_path(path: &str) -> &str {
+    match path.split_once("/registry/src/") {
+        Some((_, rest)) => rest.split_once('/').map_or(rest, |(_, rest)| rest),
+        None => path,
+    }
+}
+
+/// The line of the cell that a line of the code generated from it came from.
+///
+/// Statements are in it in their order, line by line; functions and types have moved in front.
+pub fn line_in_cell(generated: &str, generated_line: usize, code: &str) -> Option<usize> {
+    let generated: Vec<&str> = generated.lines().collect();
+    let wanted = generated.get(generated_line.checked_sub(1)?)?.trim();
+    let same: Vec<usize> = code
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| line.trim() == wanted)
+        .map(|(at, _)| at + 1)
+        .collect();
+    // Where a line is there more than once, its place among its like decides, counted from the last: an earlier cell's
+    // functions come first.
+    let after = generated[generated_line..]
+        .iter()
+        .filter(|line| line.trim() == wanted)
+        .count();
+    let from_last = same.len().checked_sub(after + 1);
+    from_last.and_then(|at| same.get(at)).copied().or_else(|| {
+        // A statement's first line may have lost what stood before it on the line.
+        let mut ends = code
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| !wanted.is_empty() && line.trim_end().ends_with(wanted));
+        let (at, _) = ends.next()?;
+        ends.next().is_none().then_some(at + 1)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generated_line_is_found_in_the_cell() {
+        let generated =
+            "fn old() {\npanic!();\n}\nfn run() {\nlet a = 1;\npanic!();\nlet b = 2;\npanic!();\n}";
+        let code = "let a = 1;\npanic!();\nlet b = 2;\npanic!();";
+        assert_eq!(line_in_cell(generated, 6, code), Some(2));
+        assert_eq!(line_in_cell(generated, 8, code), Some(4));
+        assert_eq!(line_in_cell(generated, 2, code), None);
+    }
+
+    #[test]
+    fn causes_that_the_message_tells_already_are_not_repeated() {
+        let error = ReturnedError {
+            type_name: "Error".into(),
+            message: "reading a.json: not found".into(),
+            causes: vec!["not found".into(), "os error 2".into()],
+        };
+        let failure = Failure::returned(&error);
+        assert_eq!(failure.traceback.len(), 2);
+        assert!(failure.traceback[1].ends_with("os error 2"));
+    }
+
+    #[test]
+    fn carets_stand_under_the_columns() {
+        let lines = excerpt("let x: u32 = \"a\";", 1, 14, 17, "expected `u32`");
+        let plain = |line: &str| line.replace(BLUE, "").replace(RED, "").replace(PLAIN, "");
+        assert_eq!(plain(&lines[1]), "1 | let x: u32 = \"a\";");
+        assert_eq!(plain(&lines[2]), "  |              ^^^ expected `u32`");
+    }
+}

@@ -1,0 +1,92 @@
+//! Where the prelude is built from, and whether that has changed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// The workspace that holds Cloze, and the features that it is built with.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    pub workspace: PathBuf,
+    pub features: Vec<String>,
+}
+
+impl Sources {
+    /// The workspace at `path`, if it is one of Cloze.
+    pub fn at(path: &Path) -> Option<Self> {
+        let workspace = path.canonicalize().ok()?;
+        let is_cloze = workspace.join("kernel/prelude/lib.rs").exists()
+            && workspace.join("src/lib.rs").exists();
+        is_cloze.then(|| Self {
+            workspace,
+            features: Vec::new(),
+        })
+    }
+
+    /// The workspace that this program was compiled from, if it is still there.
+    pub fn own() -> Option<Self> {
+        Self::at(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+    }
+
+    /// The sources that a notebook's own `:dep cloze = { path = ".." }` names, seen from its folder.
+    pub fn named_by(dep: &str, folder: &Path) -> Option<Self> {
+        let (_, path) = dep.split_once("path")?;
+        let path = path
+            .trim_start()
+            .strip_prefix('=')?
+            .trim_start()
+            .strip_prefix('"')?;
+        Self::at(&folder.join(path.split('"').next()?))
+    }
+
+    /// A number that changes when any file does that the prelude is compiled from.
+    pub fn fingerprint(&self) -> Result<blake3::Hash> {
+        let mut hasher = blake3::Hasher::new();
+        for part in [
+            "Cargo.toml",
+            "Cargo.lock",
+            "src",
+            "data",
+            "kernel/Cargo.toml",
+            "kernel/prelude",
+        ] {
+            hash(&self.workspace.join(part), &mut hasher)?;
+        }
+        for feature in &self.features {
+            hasher.update(feature.as_bytes());
+        }
+        Ok(hasher.finalize())
+    }
+}
+
+fn hash(path: &Path, hasher: &mut blake3::Hasher) -> Result<()> {
+    let Ok(metadata) = fs::metadata(path) else {
+        return Ok(());
+    };
+    hasher.update(path.as_os_str().as_encoded_bytes());
+    if metadata.is_dir() {
+        let entries = fs::read_dir(path).map_err(Error::file(path))?;
+        let mut entries: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        entries.sort();
+        return entries.iter().try_for_each(|entry| hash(entry, hasher));
+    }
+    hasher.update(&metadata.len().to_le_bytes());
+    hasher.update(&fs::read(path).map_err(Error::file(path))?);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dep_line_names_the_folder_of_its_sources() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let found =
+            Sources::named_by(r#"cloze = { path = "../.." }"#, &folder).expect("the workspace");
+        assert!(found.workspace.join("kernel").is_dir());
+        assert!(Sources::named_by(r#"cloze = { path = "." }"#, &folder).is_none());
+        assert!(Sources::named_by(r#"cloze = "0.1""#, &folder).is_none());
+    }
+}

@@ -1,0 +1,89 @@
+//! What other threads can do to a session while it runs a cell.
+
+use std::io::{PipeWriter, Write};
+use std::process::Child;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::{Error, Result};
+
+/// Interrupts the running cell, first politely, then for good; answers it when it asks for input.
+#[derive(Clone, Debug, Default)]
+pub struct Remote {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    session: Mutex<Option<(Arc<Mutex<Child>>, PipeWriter)>>,
+    /// 0: no cell runs; otherwise one more than the interrupts that it got.
+    state: AtomicUsize,
+}
+
+impl Remote {
+    /// Points it at a session: the process that runs its cells, and that process's stdin.
+    pub fn connect(&self, process: Arc<Mutex<Child>>, stdin: PipeWriter) {
+        *self
+            .inner
+            .session
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some((process, stdin));
+    }
+
+    /// A cell begins.
+    pub fn begin(&self) {
+        self.inner.state.store(1, Ordering::SeqCst);
+    }
+
+    /// The cell has ended: how often it was interrupted.
+    pub fn end(&self) -> usize {
+        self.inner.state.swap(0, Ordering::SeqCst).saturating_sub(1)
+    }
+
+    /// Asks the running cell to stop; asked a second time, ends its process. Tells which time this was, 0 if no cell runs.
+    pub fn interrupt(&self) -> usize {
+        let raised = self
+            .inner
+            .state
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |state| {
+                (state > 0).then_some(state + 1)
+            });
+        let Ok(times) = raised else { return 0 };
+        self.signal(if times == 1 {
+            libc::SIGINT
+        } else {
+            libc::SIGKILL
+        });
+        times
+    }
+
+    fn signal(&self, signal: i32) {
+        let session = self
+            .inner
+            .session
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some((process, _)) = session.as_ref() else {
+            return;
+        };
+        let process = process.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: a signal to our own child; nobody has waited for it while we hold the lock, so the id is its own.
+        unsafe {
+            libc::kill(process.id() as libc::pid_t, signal);
+        }
+    }
+
+    /// Gives the cell the line of input that it waits for.
+    pub fn answer(&self, line: &str) -> Result<()> {
+        let mut session = self
+            .inner
+            .session
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some((_, stdin)) = session.as_mut() else {
+            return Ok(());
+        };
+        writeln!(stdin, "{}", line.trim_end_matches('\n'))
+            .map_err(Error::system("answering the cell"))
+    }
+}

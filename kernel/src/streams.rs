@@ -1,0 +1,318 @@
+//! Listens to the process that runs the cells: one thread reads all its pipes and keeps their order.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::child::END_OF_PROCESS;
+use crate::event::{Event, Stream};
+use crate::pipes::Pipes;
+use crate::stdout::{Reader, Said};
+
+/// How long a display waits for another representation of itself.
+const SETTLE: Duration = Duration::from_millis(15);
+
+/// A panic in a cell.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Panic {
+    pub file: String,
+    pub line: usize,
+    pub column: usize,
+    pub message: String,
+}
+
+/// An error that `?` returned from a cell.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ReturnedError {
+    pub type_name: String,
+    pub message: String,
+    /// What caused it, the nearest first.
+    pub causes: Vec<String>,
+}
+
+/// What a finished cell leaves beside its output.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Whether a panic ended the cell; a panic that the cell caught does not.
+    pub panicked: bool,
+    pub panics: Vec<Panic>,
+    /// Whether `?` ended the cell.
+    pub returned: bool,
+    pub errors: Vec<ReturnedError>,
+    /// Whether the process that ran the cell is gone.
+    pub process_died: bool,
+}
+
+/// The kernel's end of the pipes.
+pub struct Streams {
+    reports: Receiver<Report>,
+    muted: Arc<AtomicBool>,
+    stdout: io::PipeWriter,
+    stale: [io::PipeReader; 2],
+}
+
+impl Streams {
+    /// Starts to listen; what happens is sent to `events` once [`Streams::unmute`] was called.
+    pub fn listen(pipes: Pipes, events: Sender<Event>) -> io::Result<Self> {
+        let (sender, reports) = crossbeam_channel::unbounded();
+        let muted = Arc::new(AtomicBool::new(true));
+        let streams = Self {
+            reports,
+            muted: muted.clone(),
+            stdout: pipes.stdout.writer.try_clone()?,
+            stale: [
+                pipes.replies.reader.try_clone()?,
+                pipes.stdin.reader.try_clone()?,
+            ],
+        };
+        for fd in [
+            pipes.stdout.reader.as_raw_fd(),
+            pipes.stderr.reader.as_raw_fd(),
+            pipes.events.reader.as_raw_fd(),
+        ] {
+            set_nonblocking(fd, true)?;
+        }
+        let mut listener = Listener {
+            pipes,
+            events,
+            muted,
+            reports: sender,
+            reader: Reader::default(),
+            notices: Vec::new(),
+            records: Vec::new(),
+            report: Report::default(),
+            stderr: Vec::new(),
+        };
+        std::thread::Builder::new()
+            .name("streams".into())
+            .spawn(move || listener.run())?;
+        Ok(streams)
+    }
+
+    /// From here on what happens is of interest: evcxr has run the cell that it starts with.
+    pub fn unmute(&self) {
+        self.reports.try_iter().for_each(drop);
+        self.muted.store(false, Ordering::SeqCst);
+    }
+
+    /// The report of the cell that evcxr says has ended, if it ran at all. What the cell printed was sent before.
+    pub fn report(&self) -> Report {
+        // More than one if evcxr had to run the cell again: the last counts.
+        self.reports.try_iter().last().unwrap_or_default()
+    }
+
+    /// The report of a cell whose process died.
+    pub fn report_of_dead_process(&mut self) -> Report {
+        for pipe in &mut self.stale {
+            let _ = drain(pipe);
+        }
+        if writeln!(self.stdout, "{END_OF_PROCESS}").is_err() {
+            return Report::default();
+        }
+        while let Ok(report) = self.reports.recv_timeout(Duration::from_secs(5)) {
+            if report.process_died {
+                return report;
+            }
+        }
+        Report::default()
+    }
+}
+
+struct Listener {
+    pipes: Pipes,
+    events: Sender<Event>,
+    muted: Arc<AtomicBool>,
+    reports: Sender<Report>,
+    reader: Reader,
+    /// What evcxr must hear at the end of the cell.
+    notices: Vec<String>,
+    /// Bytes of unfinished records about panics and errors.
+    records: Vec<u8>,
+    report: Report,
+    /// Bytes of an unfinished character.
+    stderr: Vec<u8>,
+}
+
+impl Listener {
+    fn run(&mut self) {
+        loop {
+            let ready = self.wait();
+            // In this order: a record and an error message are written before the notice on stdout.
+            self.read_records();
+            self.read_stderr();
+            if self.read_stdout().is_err() {
+                return;
+            }
+            if !ready {
+                let mut said = Vec::new();
+                self.reader.flush(&mut said);
+                self.pass_on(said);
+            }
+        }
+    }
+
+    /// Waits for anything to read; false when nothing came in a while.
+    fn wait(&self) -> bool {
+        let mut polled = [
+            self.pipes.stdout.reader.as_raw_fd(),
+            self.pipes.stderr.reader.as_raw_fd(),
+            self.pipes.events.reader.as_raw_fd(),
+        ]
+        .map(|fd| libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        });
+        let timeout = if self.reader.holds_display() {
+            SETTLE.as_millis() as i32
+        } else {
+            -1
+        };
+        // SAFETY: an array of valid descriptors and its length.
+        unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) > 0 }
+    }
+
+    fn read_stdout(&mut self) -> io::Result<()> {
+        let mut bytes = [0; 1 << 16];
+        match self.pipes.stdout.reader.read(&mut bytes) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(length) => {
+                let said = self.reader.read(&bytes[..length]);
+                self.pass_on(said);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read_stderr(&mut self) {
+        let Ok(bytes) = drain_nonblocking(&mut self.pipes.stderr.reader) else {
+            return;
+        };
+        self.stderr.extend(bytes);
+        let whole = match std::str::from_utf8(&self.stderr) {
+            Err(error) if error.error_len().is_none() => error.valid_up_to(),
+            _ => self.stderr.len(),
+        };
+        if whole > 0 {
+            let text: Vec<u8> = self.stderr.drain(..whole).collect();
+            self.send(Event::Text(
+                Stream::Stderr,
+                String::from_utf8_lossy(&text).into_owned(),
+            ));
+        }
+    }
+
+    fn read_records(&mut self) {
+        let Ok(bytes) = drain_nonblocking(&mut self.pipes.events.reader) else {
+            return;
+        };
+        self.records.extend(bytes);
+        while let Some(end) = self.records.iter().position(|&byte| byte == 0x1e) {
+            let record: Vec<u8> = self.records.drain(..=end).collect();
+            let record = String::from_utf8_lossy(&record[..end]).into_owned();
+            let fields: Vec<&str> = record.split('\u{1f}').collect();
+            match fields[..] {
+                ["panic", file, line, column, message] => self.report.panics.push(Panic {
+                    file: file.to_owned(),
+                    line: line.parse().unwrap_or(0),
+                    column: column.parse().unwrap_or(0),
+                    message: message.to_owned(),
+                }),
+                ["error", type_name, message, ..] => self.report.errors.push(ReturnedError {
+                    type_name: type_name.to_owned(),
+                    message: message.to_owned(),
+                    causes: fields[3..]
+                        .iter()
+                        .map(|cause| (*cause).to_owned())
+                        .collect(),
+                }),
+                _ => {}
+            }
+        }
+    }
+
+    fn pass_on(&mut self, said: Vec<Said>) {
+        for said in said {
+            match said {
+                Said::Event(event) => self.send(event),
+                Said::Notice(notice) => self.notices.push(notice),
+                Said::EndOfCell => self.end_of_cell(),
+                Said::EndOfProcess => {
+                    self.notices.clear();
+                    self.report.process_died = true;
+                    self.hand_over_report();
+                }
+            }
+        }
+    }
+
+    fn end_of_cell(&mut self) {
+        self.read_records();
+        self.read_stderr();
+        if let Some(mut display) = self.reader.take_result() {
+            display.is_result = display.display_id.is_none();
+            self.send(Event::Display(display));
+        }
+        let notices: String = self.notices.drain(..).map(|notice| notice + "\n").collect();
+        self.report.panicked = notices.contains("EVCXR_PANIC_NOTIFICATION");
+        self.report.returned = notices.contains("EVCXR_ERROR_OCCURRED");
+        self.hand_over_report();
+        let mut reply = (notices.len() as u32).to_le_bytes().to_vec();
+        reply.extend(notices.as_bytes());
+        // The process may have died meanwhile; evcxr notices that by itself.
+        let _ = self.pipes.replies.writer.write_all(&reply);
+    }
+
+    fn hand_over_report(&mut self) {
+        self.read_records();
+        self.read_stderr();
+        let _ = self.reports.send(std::mem::take(&mut self.report));
+    }
+
+    fn send(&self, event: Event) {
+        if !self.muted.load(Ordering::SeqCst) {
+            let _ = self.events.send(event);
+        }
+    }
+}
+
+fn set_nonblocking(fd: RawFd, nonblocking: bool) -> io::Result<()> {
+    // SAFETY: reads and sets the flags of a descriptor that the caller owns.
+    let done = unsafe {
+        let flags = libc::fcntl(fd, libc::F_GETFL);
+        let flags = if nonblocking {
+            flags | libc::O_NONBLOCK
+        } else {
+            flags & !libc::O_NONBLOCK
+        };
+        libc::fcntl(fd, libc::F_SETFL, flags)
+    };
+    if done < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Everything that is there now.
+fn drain_nonblocking(pipe: &mut io::PipeReader) -> io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    match pipe.read_to_end(&mut all) {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ => Ok(all),
+    }
+}
+
+/// Throws away what is left in a pipe whose reader is gone.
+fn drain(pipe: &mut io::PipeReader) -> io::Result<()> {
+    set_nonblocking(pipe.as_raw_fd(), true)?;
+    let drained = drain_nonblocking(pipe);
+    set_nonblocking(pipe.as_raw_fd(), false)?;
+    drained.map(drop)
+}

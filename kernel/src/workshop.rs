@@ -1,0 +1,184 @@
+//! The folder in which one session's cells are compiled, and what is in it.
+//!
+//! Sessions take numbered folders from a pool, each locked while in use, so that several run side by side without
+//! waiting for each other and what one built (crates brought in with `:dep`) is there for the next.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The session's folder, for the stand-in tools.
+const WORKSHOP: &str = "CLOZE_WORKSHOP";
+/// What the variables were before the kernel put its stand-in tools in front.
+const ORIGINAL_PATH: &str = "CLOZE_ORIGINAL_PATH";
+const ORIGINAL_CARGO_HOME: &str = "CLOZE_ORIGINAL_CARGO_HOME";
+/// Where everything that the kernel builds is kept; by default `cloze/kernel` in the user's cache folder.
+const CACHE: &str = "CLOZE_KERNEL_CACHE";
+
+const RECIPE: &str = "recipe.json";
+
+/// How cells are compiled in a workshop; the stand-in tools read it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Recipe {
+    pub rustc: PathBuf,
+    pub cargo: PathBuf,
+    pub sysroot: PathBuf,
+    pub host: String,
+    /// Arguments of rustc that make the prelude and the cell library known.
+    pub flags: Vec<String>,
+    /// The folder whose sources tell the types of the prelude, if there is one.
+    pub analysis: Option<PathBuf>,
+}
+
+/// A session's folder, locked until it is dropped.
+#[derive(Debug)]
+pub struct Workshop {
+    folder: PathBuf,
+    _lock: File,
+}
+
+impl Workshop {
+    /// Takes a free folder of the pool, or makes one.
+    pub fn enter() -> Result<Self> {
+        let pool = cache()?.join("sessions");
+        for number in 1.. {
+            let folder = pool.join(number.to_string());
+            fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
+            let lock = folder.join("lock");
+            let lock = File::create(&lock).map_err(Error::file(&lock))?;
+            match lock.try_lock() {
+                Ok(()) => {
+                    let workshop = Self {
+                        folder,
+                        _lock: lock,
+                    };
+                    workshop.sweep()?;
+                    workshop.lay_out_tools()?;
+                    return Ok(workshop);
+                }
+                Err(fs::TryLockError::WouldBlock) => continue,
+                Err(fs::TryLockError::Error(error)) => return Err(Error::file(&folder)(error)),
+            }
+        }
+        unreachable!("there is always a next number")
+    }
+
+    /// Leaves out the cells of the session that was here before; what cargo built for them stays.
+    fn sweep(&self) -> Result<()> {
+        let Ok(hosts) = fs::read_dir(self.folder.join("target")) else {
+            return Ok(());
+        };
+        for host in hosts.flatten() {
+            let Ok(files) = fs::read_dir(host.path().join("debug")) else {
+                continue;
+            };
+            for file in files
+                .flatten()
+                .filter(|file| file.path().extension().is_some_and(|e| e == "so"))
+            {
+                fs::remove_file(file.path()).map_err(Error::file(&file.path()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// evcxr and rust-analyzer find `cargo` here, which is this program (see [`crate::tools`]).
+    fn lay_out_tools(&self) -> Result<()> {
+        let program = std::env::current_exe().map_err(Error::system("the path of this program"))?;
+        let bin = self.bin();
+        fs::create_dir_all(&bin).map_err(Error::file(&bin))?;
+        for tool in crate::tools::NAMES {
+            let link = bin.join(tool);
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(&program, &link).map_err(Error::file(&link))?;
+        }
+        Ok(())
+    }
+
+    fn bin(&self) -> PathBuf {
+        self.folder.join("cargo-home/bin")
+    }
+
+    /// Points evcxr and rust-analyzer at this workshop, through the environment, the only way that they offer.
+    ///
+    /// Must be called before any other thread is started.
+    pub fn move_in(&self) {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::iter::once(self.bin()).chain(std::env::split_paths(&path));
+        let ours = std::env::join_paths(folders).unwrap_or_else(|_| path.clone());
+        // SAFETY: called while the program has one thread.
+        unsafe {
+            std::env::set_var(ORIGINAL_PATH, &path);
+            if let Some(home) = std::env::var_os("CARGO_HOME") {
+                std::env::set_var(ORIGINAL_CARGO_HOME, home);
+            }
+            std::env::set_var("PATH", ours);
+            std::env::set_var("CARGO_HOME", self.folder.join("cargo-home"));
+            std::env::set_var("EVCXR_TMPDIR", &self.folder);
+            std::env::set_var(WORKSHOP, &self.folder);
+        }
+    }
+
+    pub fn write_recipe(&self, recipe: &Recipe) -> Result<()> {
+        let path = self.folder.join(RECIPE);
+        let json = serde_json::to_string_pretty(recipe).map_err(|error| error.to_string())?;
+        fs::write(&path, json).map_err(Error::file(&path))
+    }
+}
+
+impl Recipe {
+    /// The recipe of the workshop that the process was started in.
+    pub fn here() -> Option<(PathBuf, Self)> {
+        let folder = PathBuf::from(std::env::var_os(WORKSHOP)?);
+        let json = fs::read(folder.join(RECIPE)).ok()?;
+        Some((folder, serde_json::from_slice(&json).ok()?))
+    }
+}
+
+/// Everything that the kernel builds.
+pub fn cache() -> Result<PathBuf> {
+    let folder = match std::env::var_os(CACHE) {
+        Some(folder) => PathBuf::from(folder),
+        None => dirs::cache_dir()
+            .ok_or("There is no cache folder: set CLOZE_KERNEL_CACHE to one.")?
+            .join("cloze/kernel"),
+    };
+    fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
+    folder.canonicalize().map_err(Error::file(&folder))
+}
+
+/// `PATH` without the stand-in tools.
+pub fn original_path() -> Option<OsString> {
+    std::env::var_os(ORIGINAL_PATH).or_else(|| std::env::var_os("PATH"))
+}
+
+/// What a process outside of the workshop must find in its environment: variables and their values, or `None` where the
+/// variable was not set.
+pub fn original_environment() -> Vec<(&'static str, Option<OsString>)> {
+    if std::env::var_os(WORKSHOP).is_none() {
+        return Vec::new();
+    }
+    vec![
+        ("PATH", original_path()),
+        ("CARGO_HOME", std::env::var_os(ORIGINAL_CARGO_HOME)),
+        ("EVCXR_TMPDIR", None),
+        (ORIGINAL_PATH, None),
+        (ORIGINAL_CARGO_HOME, None),
+        (WORKSHOP, None),
+    ]
+}
+
+/// Gives a command the environment that the user started the kernel with.
+pub fn outside(command: &mut std::process::Command) -> &mut std::process::Command {
+    for (name, value) in original_environment() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
+}
