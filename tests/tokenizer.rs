@@ -309,3 +309,396 @@ fn every_folder_gives_what_the_reference_gives() {
         "these differ from the reference: {failed:?}"
     );
 }
+
+fn fixture(name: &str) -> Tokenizer {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guide/tokenizers");
+    Tokenizer::from_path(folder.join(name)).unwrap()
+}
+
+/// All texts of a family's fixture.
+fn texts(family: &str) -> Vec<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guide/tokenizers");
+    let text = std::fs::read_to_string(folder.join(family).join("expected.json")).unwrap();
+    let e: Value = serde_json::from_str(&text).unwrap();
+    let cases = e["cases"].as_array().unwrap().iter();
+    cases
+        .map(|case| case["text"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn eli5_texts() -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/eli5_sample.jsonl");
+    let file = std::fs::read_to_string(path).unwrap();
+    let record = |line: &str| -> Vec<String> {
+        let record: Value = serde_json::from_str(line).unwrap();
+        serde_json::from_value(record["answers"]["text"].clone()).unwrap()
+    };
+    file.lines().flat_map(record).collect()
+}
+
+#[test]
+fn a_saved_tokenizer_opens_with_the_same_ids_and_tokens() {
+    for name in [
+        "roberta",
+        "roberta_fast",
+        "bert_cased",
+        "bert_uncased_fast",
+        "distilbert",
+        "deberta",
+        "mpnet",
+        "funnel_fast",
+        "esm",
+        "xlm-roberta_fast",
+        "albert_fast",
+    ] {
+        let tokenizer = fixture(name);
+        let folder = tempfile::tempdir().unwrap();
+        tokenizer
+            .save_pretrained(folder.path().join("new"))
+            .unwrap();
+        let again = Tokenizer::from_path(folder.path().join("new")).unwrap();
+        for text in texts(name.trim_end_matches("_fast")) {
+            assert_eq!(
+                tokenizer.encode(&text).unwrap(),
+                again.encode(&text).unwrap(),
+                "{name}: {text:?}"
+            );
+        }
+        assert_eq!(format!("{tokenizer:?}"), format!("{again:?}"));
+        assert_eq!(tokenizer.all_special_ids(), again.all_special_ids());
+        assert_eq!(tokenizer.uses_token_type_ids(), again.uses_token_type_ids());
+        assert_eq!(tokenizer.model_max_length(), again.model_max_length());
+        // Saving over it changes nothing.
+        again.save_pretrained(folder.path().join("new")).unwrap();
+        let third = Tokenizer::from_path(folder.path().join("new")).unwrap();
+        assert_eq!(again.fingerprint(), third.fingerprint());
+        let files = std::fs::read_dir(folder.path().join("new"))
+            .unwrap()
+            .count();
+        assert_eq!(
+            files,
+            if name == "esm" { 4 } else { 3 },
+            "no temporary file stays behind"
+        );
+    }
+}
+
+#[test]
+fn a_saved_tokenizer_json_is_one_that_old_versions_of_the_library_read() {
+    let folder = tempfile::tempdir().unwrap();
+    fixture("roberta_fast")
+        .save_pretrained(folder.path())
+        .unwrap();
+    let file = std::fs::read_to_string(folder.path().join("tokenizer.json")).unwrap();
+    let json: Value = serde_json::from_str(&file).unwrap();
+    let merges = json["model"]["merges"].as_array().unwrap();
+    assert!(
+        !merges.is_empty()
+            && merges
+                .iter()
+                .all(|merge| merge.as_str().unwrap().contains(' '))
+    );
+    fixture("xlm-roberta_fast")
+        .save_pretrained(folder.path())
+        .unwrap();
+    let file = std::fs::read_to_string(folder.path().join("tokenizer.json")).unwrap();
+    let json: Value = serde_json::from_str(&file).unwrap();
+    assert_eq!(json["pre_tokenizer"]["add_prefix_space"], true);
+}
+
+#[test]
+fn a_batch_is_its_texts_one_by_one() {
+    let tokenizer = fixture("roberta");
+    let texts = eli5_texts();
+    let batch = tokenizer.encode_batch(&texts).unwrap();
+    let ids = tokenizer.encode_ids_batch(&texts).unwrap();
+    assert_eq!(batch.len(), texts.len());
+    for ((text, encoding), ids) in texts.iter().zip(&batch).zip(&ids) {
+        assert_eq!(*encoding, tokenizer.encode(text).unwrap());
+        assert_eq!(*ids, encoding.ids);
+    }
+}
+
+#[test]
+fn padding_asks_for_a_padding_token_and_the_end_token_can_be_it() {
+    let vocabulary = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[{"id":0,"content":"<end>",
+        "single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}],"normalizer":null,
+        "pre_tokenizer":{"type":"WhitespaceSplit"},"post_processor":null,"decoder":null,
+        "model":{"type":"WordLevel","vocab":{"<end>":0,"a":1,"b":2},"unk_token":"<end>"}}"#;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), vocabulary).unwrap();
+    std::fs::write(
+        folder.path().join("tokenizer_config.json"),
+        r#"{"eos_token":"<end>"}"#,
+    )
+    .unwrap();
+    let mut tokenizer = Tokenizer::from_pretrained(folder.path().to_str().unwrap()).unwrap();
+    let options = EncodeOptions::new().padding(Padding::Longest);
+    let error = tokenizer
+        .encode_batch_with(&["a b", "a"], &options)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("set_pad_token"), "{error}");
+    assert_eq!(
+        tokenizer
+            .encode_batch_with(&["a", "b"], &options)
+            .unwrap()
+            .len(),
+        2,
+        "equal rows need none"
+    );
+    let before = tokenizer.fingerprint();
+    tokenizer.set_pad_token_to_eos().unwrap();
+    assert_ne!(tokenizer.fingerprint(), before);
+    assert_eq!(
+        (tokenizer.pad_token(), tokenizer.pad_token_id()),
+        (Some("<end>"), Some(0))
+    );
+    let batch = tokenizer
+        .encode_batch_with(&["a b", "a"], &options)
+        .unwrap();
+    assert_eq!(
+        (&batch[1].ids[..], &batch[1].attention_mask[..]),
+        (&[1, 0][..], &[1, 0][..])
+    );
+    let error = tokenizer.set_pad_token("<none>").unwrap_err().to_string();
+    assert!(
+        error.contains("<none>") && error.contains("3 tokens"),
+        "{error}"
+    );
+    assert!(tokenizer.mask_token().is_none());
+    // Saved and opened again, the choice stays.
+    tokenizer.save_pretrained(folder.path()).unwrap();
+    assert_eq!(
+        Tokenizer::from_path(folder.path()).unwrap().pad_token(),
+        Some("<end>")
+    );
+}
+
+#[test]
+fn rows_are_padded_on_the_side_that_the_files_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let source =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guide/tokenizers/roberta");
+    for file in ["vocab.json", "merges.txt"] {
+        std::fs::copy(source.join(file), folder.path().join(file)).unwrap();
+    }
+    let config = r#"{"padding_side": "left", "truncation_side": "left", "model_max_length": 512}"#;
+    std::fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
+    let left = Tokenizer::from_path(folder.path()).unwrap();
+    assert_eq!(left.model_max_length(), Some(512));
+    let (right, text) = (fixture("roberta"), "zhir betquoul quoumenvon gai");
+    assert_eq!(right.model_max_length(), None);
+    let options = EncodeOptions::new()
+        .padding(Padding::MaxLength(20))
+        .truncation(6);
+    let (left, right) = (
+        left.encode_with(text, &options).unwrap(),
+        right.encode_with(text, &options).unwrap(),
+    );
+    assert_eq!(left.ids[..14], [1; 14]);
+    assert_eq!(right.ids[6..], [1; 14]);
+    assert_eq!(
+        left.ids[14..],
+        [0, 89, 316, 335, 267, 2],
+        "the end of the text stays"
+    );
+    assert_eq!(
+        right.ids[..6],
+        [0, 385, 393, 345, 72, 2],
+        "the beginning stays"
+    );
+    assert_eq!(
+        (left.attention_mask[13], left.special_tokens_mask[13]),
+        (0, 1)
+    );
+}
+
+#[test]
+fn truncation_shorter_than_the_special_tokens_is_an_error() {
+    let tokenizer = fixture("roberta");
+    let encode = |n| tokenizer.encode_with("zhir", &EncodeOptions::new().truncation(n));
+    let error = encode(1).unwrap_err().to_string();
+    assert!(error.contains("2 special tokens"), "{error}");
+    assert_eq!(encode(2).unwrap().ids, [0, 2]);
+    assert_eq!(encode(3).unwrap().len(), 3);
+}
+
+#[test]
+fn a_pair_without_special_tokens_still_tells_its_texts_apart() {
+    let options = EncodeOptions::new().add_special_tokens(false);
+    let encoding = fixture("bert_uncased")
+        .encode_pair_with("zhir", "gai", &options)
+        .unwrap();
+    assert!(encoding.type_ids.contains(&0) && encoding.type_ids.contains(&1));
+    assert_eq!(encoding.special_tokens_mask, vec![0; encoding.len()]);
+}
+
+#[test]
+fn broken_folders_say_what_is_wrong_with_which_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let error = || Tokenizer::from_path(folder.path()).unwrap_err().to_string();
+
+    write("model.safetensors", "");
+    let text = error();
+    assert!(
+        text.contains("tokenizer.json") && text.contains("it holds model.safetensors"),
+        "{text}"
+    );
+
+    write(
+        "vocab.json",
+        r#"{"<s>": 0, "</s>": 1, "<unk>": 2, "<pad>": 3, "<mask>": 4, "a": 5, "b": 6, "ab": 7}"#,
+    );
+    assert!(
+        error().contains("vocab.json with merges.txt"),
+        "{}",
+        error()
+    );
+    write("merges.txt", "#version: 0.2\na b\na c\n");
+    let text = error();
+    assert!(
+        text.contains("merges.txt, line 3") && text.contains("\"c\" is not in vocab.json"),
+        "{text}"
+    );
+    write("merges.txt", "#version: 0.2\nab\n");
+    assert!(error().contains("line 2"), "{}", error());
+    write("merges.txt", "#version: 0.2\na b\n");
+    let tokenizer = Tokenizer::from_path(folder.path()).unwrap();
+    assert_eq!(tokenizer.encode("abab").unwrap().ids, [0, 7, 7, 1]);
+    assert_eq!(
+        tokenizer.encode("ax").unwrap().ids,
+        [0, 5, 2, 1],
+        "a byte that the vocabulary lacks is unknown"
+    );
+
+    write("vocab.json", "[1, 2]");
+    assert!(
+        error().contains("vocab.json") && error().contains("not a JSON object"),
+        "{}",
+        error()
+    );
+    write(
+        "tokenizer.json",
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+    );
+    assert!(
+        error().contains("tokenizer.json") && error().contains("LFS"),
+        "{}",
+        error()
+    );
+    write("tokenizer_config.json", "{\"pad_token\": ");
+    assert!(error().contains("tokenizer_config.json"), "{}", error());
+    let text = Tokenizer::from_pretrained("nobody/nothing")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        text.contains("tokenizer \"nobody/nothing\" was not found"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_vocabulary_without_any_configuration_gets_its_special_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guide/tokenizers");
+    for (name, mask, pad) in [
+        ("roberta_fast", "<mask>", "<pad>"),
+        ("bert_uncased_fast", "[MASK]", "[PAD]"),
+    ] {
+        let file = folder.path().join("tokenizer.json");
+        std::fs::copy(source.join(name).join("tokenizer.json"), &file).unwrap();
+        // By the file itself or by its folder.
+        for path in [folder.path(), &file] {
+            let tokenizer = Tokenizer::from_path(path).unwrap();
+            assert_eq!(
+                (tokenizer.mask_token(), tokenizer.pad_token()),
+                (Some(mask), Some(pad))
+            );
+            assert_eq!(tokenizer.len(), fixture(name).len(), "nothing is added");
+        }
+    }
+}
+
+#[test]
+fn what_the_config_says_wins_over_the_tokenizer_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guide/tokenizers");
+    let copy = |name: &str| {
+        let from = source.join(name).join("tokenizer.json");
+        std::fs::copy(from, folder.path().join("tokenizer.json")).unwrap();
+    };
+    let config =
+        |text: &str| std::fs::write(folder.path().join("tokenizer_config.json"), text).unwrap();
+    copy("bert_uncased_fast");
+    config(
+        r#"{"do_lower_case": false, "strip_accents": false, "tokenizer_class": "BertTokenizer"}"#,
+    );
+    let cased = Tokenizer::from_path(folder.path()).unwrap();
+    assert_eq!(
+        cased.tokenize("Zhir").unwrap(),
+        ["[UNK]"],
+        "capitals are not in this vocabulary"
+    );
+    copy("roberta_fast");
+    config(r#"{"add_prefix_space": true, "tokenizer_class": "RobertaTokenizer"}"#);
+    let prefixed = Tokenizer::from_path(folder.path()).unwrap();
+    assert_eq!(prefixed.tokenize("bet").unwrap()[0], "Ġb");
+    assert_eq!(fixture("roberta_fast").tokenize("bet").unwrap()[0], "b");
+}
+
+#[test]
+fn a_trained_tokenizer_is_repeatable_lossless_and_as_large_as_asked() {
+    let texts = eli5_texts();
+    let tokenizer = Tokenizer::train_bpe(&texts, 4000).unwrap();
+    assert_eq!((tokenizer.len(), tokenizer.vocab_size()), (4000, 4000));
+    let ids = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"].map(|token| tokenizer.token_to_id(token));
+    assert_eq!(ids, [0, 1, 2, 3, 4].map(Some));
+    assert_eq!(tokenizer.mask_token_id(), Some(4));
+    let again = Tokenizer::train_bpe(&texts, 4000).unwrap();
+    assert_eq!(tokenizer.fingerprint(), again.fingerprint());
+    assert_ne!(
+        tokenizer.fingerprint(),
+        Tokenizer::train_bpe(&texts, 3000).unwrap().fingerprint()
+    );
+    let encodings = tokenizer.encode_batch(&texts).unwrap();
+    let (mut bytes, mut tokens) = (0, 0);
+    for (text, encoding) in texts.iter().zip(&encodings) {
+        assert_eq!(
+            tokenizer.decode_with(&encoding.ids, true, false).unwrap(),
+            *text
+        );
+        (bytes, tokens) = (bytes + text.len(), tokens + encoding.len());
+    }
+    let ratio = bytes as f64 / tokens as f64;
+    assert!(ratio > 3.5, "{ratio:.2} bytes per token");
+    // Bytes that the texts never had are tokens all the same.
+    let strange = "\u{0}\u{7f} é 漢 🧿 \u{10ffff}";
+    let ids = tokenizer.encode_ids(strange).unwrap();
+    assert_eq!(tokenizer.decode_with(&ids, true, false).unwrap(), strange);
+    assert_eq!(tokenizer.encode("a <mask>.").unwrap().tokens[2], "<mask>");
+    let error = Tokenizer::train_bpe(&texts, 100).unwrap_err().to_string();
+    assert!(
+        error.contains("vocab_size") && error.contains("261"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_encoding_shows_as_a_table() {
+    let encoding = fixture("roberta").encode("zhir <mask>").unwrap();
+    let lines: Vec<String> = format!("{encoding:?}").lines().map(str::to_owned).collect();
+    assert_eq!(
+        lines,
+        [
+            "Encoding of 5 tokens",
+            "       id  token   characters   special",
+            "        0  <s>     0..0         yes",
+            "      385  zh      0..2",
+            "      393  ir      2..4",
+            "      399  <mask>  5..11",
+            "        2  </s>    0..0         yes",
+        ]
+    );
+}

@@ -1,12 +1,13 @@
 //! Writing the files that either side opens.
 
-use std::io::Write;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use super::Tokenizer;
 use super::encode::failed;
+use super::family::{Family, Layout};
+use crate::files::write_atomically;
 use crate::{Error, Result};
 
 impl Tokenizer {
@@ -20,6 +21,15 @@ impl Tokenizer {
         let core = self.core.whole().to_string(false).map_err(failed)?;
         let mut core: Value = serde_json::from_str(&core)?;
         merges_as_strings(&mut core);
+        for part in ["pre_tokenizer", "decoder"] {
+            metaspace_prefix(&mut core[part]);
+        }
+        if Family::of_class(&self.class_name()).is_some_and(|f| f.layout == Layout::Letters) {
+            // The reference has no other class for it than the one that reads this file.
+            let ids = 0..self.vocab_size() as u32;
+            let lines: Vec<String> = ids.filter_map(|id| self.id_to_token(id)).collect();
+            write_atomically(&folder.join("vocab.txt"), lines.join("\n").as_bytes())?;
+        }
         write(folder, "tokenizer.json", &core)?;
         let special = Value::Object(self.special.to_json());
         write(folder, "special_tokens_map.json", &special)?;
@@ -81,15 +91,24 @@ fn merges_as_strings(core: &mut Value) {
     }
 }
 
-/// Writes beside the file, then puts it in its place.
+/// Before version 0.19 of the `tokenizers` library `Metaspace` was written with `add_prefix_space`; all versions read it.
+fn metaspace_prefix(part: &mut Value) {
+    match part {
+        Value::Object(object) => {
+            if object.get("type") == Some(&Value::from("Metaspace")) {
+                let prefix = object.get("prepend_scheme") != Some(&Value::from("never"));
+                object.insert("add_prefix_space".to_owned(), prefix.into());
+                return;
+            }
+            object.values_mut().for_each(metaspace_prefix);
+        }
+        Value::Array(parts) => parts.iter_mut().for_each(metaspace_prefix),
+        _ => {}
+    }
+}
+
 fn write(folder: &Path, name: &str, json: &Value) -> Result<()> {
-    let path = folder.join(name);
-    let failed = |error| Error::io("write", &path, error);
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
-    let text = serde_json::to_string_pretty(json)?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    file.write_all(b"\n").map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(&path).map_err(|error| failed(error.error))?;
-    Ok(())
+    let mut text = serde_json::to_string_pretty(json)?;
+    text.push('\n');
+    write_atomically(&folder.join(name), text.as_bytes())
 }
