@@ -4,6 +4,10 @@ pub use crate::collate::{
     BatchKey, Batches, Collator, DataLoader, Example, Examples, MaskingCollator, MlmBatch,
     PaddingCollator,
 };
+pub use crate::dataset::{
+    Batch, BatchFunction, Dataset, DatasetDict, FileFormat, GroupTexts, Loader, Map, Row, TestSize,
+    TrainTestSplit, Value, concatenate, load_dataset, load_eli5, load_eli5_from, load_from_disk,
+};
 pub use crate::model::{Config, Context, MaskedLm, ModelInputs};
 pub use crate::tokenizer::{EncodeOptions, Encoding, Padding, Tokenizer, TruncationStrategy};
 pub use crate::{Error, Result};

@@ -1,1 +1,62 @@
-//! Being built.
+//! Tables of text on Arrow: load, split, look, flatten, map, group, save.
+//!
+//! A [`Dataset`] is a table of nested records; it is cheap to clone, and every operation gives a new one and leaves
+//! its input as it was. A [`DatasetDict`] holds several under the names of their splits. The names, the split grammar,
+//! the seeded shuffles and the results are those of the Python library `datasets`.
+//!
+//! ```
+//! use cloze::prelude::*;
+//!
+//! let dataset = Dataset::builder()
+//!     .column("text", vec!["one two", "three", "four five six"])
+//!     .build()?;
+//! let counted = dataset.map(Map::new(|batch: &Batch| {
+//!     let words: Vec<u32> = batch.strings("text")?.iter().map(|text| text.split(' ').count() as u32).collect();
+//!     Batch::new().with_column("words", words)
+//! }).batched())?;
+//! assert_eq!(counted.column::<u32>("words")?, [2, 1, 3]);
+//! # Ok::<(), cloze::Error>(())
+//! ```
+
+mod arrow_file;
+mod batch;
+mod builder;
+mod cache;
+mod cast;
+mod column;
+mod columns;
+mod concatenate;
+mod data_type;
+mod dict;
+mod eli5;
+mod fingerprint;
+mod flatten;
+mod group_texts;
+mod load;
+mod map;
+mod parallel;
+mod random;
+mod row;
+mod rows;
+mod save;
+mod select;
+mod sink;
+mod split;
+mod table;
+mod train_test_split;
+
+pub use batch::Batch;
+pub use builder::DatasetBuilder;
+pub use cache::{cache_dir, clear_cache};
+pub use column::{ColumnItem, FromColumn, IntoColumn, ReadError};
+pub use concatenate::concatenate;
+pub use data_type::type_name;
+pub use dict::DatasetDict;
+pub use eli5::{eli5_schema, load_eli5, load_eli5_from};
+pub use group_texts::GroupTexts;
+pub use load::{FileFormat, Loader, load_dataset};
+pub use map::{BatchFunction, Map};
+pub use row::{Row, Value};
+pub use save::load_from_disk;
+pub use table::{Dataset, Rows};
+pub use train_test_split::{TestSize, TrainTestSplit};

@@ -1,0 +1,90 @@
+//! Where results that cost time are kept, to be found again by what they were made of.
+
+use std::path::{Path, PathBuf};
+
+use super::arrow_file::{self, Table};
+use super::fingerprint::Fingerprint;
+use crate::{Error, Result};
+
+/// The folder of results that may be reused: `CLOZE_CACHE` if set, else `cloze` in the user's cache folder
+/// (`XDG_CACHE_HOME`, or `~/.cache`). With `CLOZE_NO_CACHE=1` nothing is looked up or kept there.
+pub fn cache_dir() -> PathBuf {
+    if let Some(folder) = std::env::var_os("CLOZE_CACHE").filter(|value| !value.is_empty()) {
+        return folder.into();
+    }
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .filter(|value| !value.is_empty())
+        .map_or_else(
+            || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache"),
+            PathBuf::from,
+        );
+    cache.join("cloze")
+}
+
+/// Removes all cached results of datasets and returns how many bytes they took. Datasets that are in use stay intact.
+pub fn clear_cache() -> Result<u64> {
+    let folder = cache_dir().join("datasets");
+    let entries = match std::fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(Error::io("read", &folder, error)),
+    };
+    let mut bytes = 0;
+    for entry in entries.flatten().filter(|entry| entry.path().is_file()) {
+        bytes += entry.metadata().map_or(0, |metadata| metadata.len());
+        std::fs::remove_file(entry.path())
+            .map_err(|error| Error::io("remove", entry.path(), error))?;
+    }
+    Ok(bytes)
+}
+
+/// The cache as one operation uses it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Cache {
+    off: bool,
+    folder: Option<PathBuf>,
+}
+
+impl Cache {
+    pub(crate) fn set_enabled(&mut self, enabled: bool) {
+        self.off = !enabled;
+    }
+
+    pub(crate) fn set_folder(&mut self, folder: PathBuf) {
+        self.folder = Some(folder);
+    }
+
+    pub(crate) fn is_enabled(&self) -> bool {
+        let forbidden = std::env::var_os("CLOZE_NO_CACHE")
+            .is_some_and(|value| !value.is_empty() && value != "0");
+        !self.off && !forbidden
+    }
+
+    /// The folder for results and for what does not fit memory.
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.folder
+            .clone()
+            .unwrap_or_else(cache_dir)
+            .join("datasets")
+    }
+
+    /// The file for the result known as `key`.
+    pub(crate) fn path(&self, key: Fingerprint) -> PathBuf {
+        self.folder().join(format!("{}.arrow", key.to_hex()))
+    }
+
+    /// The result known as `key`, if there is one. A damaged file counts as none.
+    pub(crate) fn find(&self, key: Fingerprint) -> Option<Table> {
+        let path = self.path(key);
+        if !self.is_enabled() || !path.exists() {
+            return None;
+        }
+        match arrow_file::read(&path) {
+            Ok(table) => Some(table),
+            Err(error) => {
+                tracing::warn!("a damaged file in the cache is ignored and made again: {error}");
+                None
+            }
+        }
+    }
+}

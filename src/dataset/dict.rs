@@ -1,0 +1,204 @@
+//! Datasets under the names of their splits.
+
+use std::fmt;
+use std::ops::Index;
+
+use super::group_texts::GroupTexts;
+use super::map::Map;
+use super::split;
+use super::table::Dataset;
+use crate::{Error, Result};
+
+/// Datasets by name, in order: what loading and splitting give. `dict["train"]` is one of them.
+///
+/// Operations on all of them have the names that they have on a [`Dataset`]. Mirrors `datasets.DatasetDict`.
+#[derive(Clone, Default)]
+pub struct DatasetDict {
+    splits: Vec<(String, Dataset)>,
+}
+
+impl DatasetDict {
+    /// A dict without datasets.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds (or replaces) the dataset `name`.
+    pub fn insert(&mut self, name: impl Into<String>, dataset: Dataset) {
+        let name = name.into();
+        match self.splits.iter_mut().find(|(other, _)| *other == name) {
+            Some((_, old)) => *old = dataset,
+            None => self.splits.push((name, dataset)),
+        }
+    }
+
+    /// The dataset `name`; an error that lists the names if there is none.
+    pub fn get(&self, name: &str) -> Result<&Dataset> {
+        self.find(name).ok_or_else(|| Error::Split {
+            split: name.to_owned(),
+            message: format!(
+                "there is no such split; the splits are {}",
+                self.names().join(", ")
+            ),
+        })
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Option<&Dataset> {
+        self.splits
+            .iter()
+            .find(|(other, _)| other == name)
+            .map(|(_, dataset)| dataset)
+    }
+
+    /// The part that `split` means in the split grammar of `datasets`: `train`, `train[:5000]`, `train[10%:20%]`,
+    /// `train[-5:]`, `train[:10]+test[50%:]`, each with an optional rounding as `train[:10%](pct1_dropremainder)`.
+    ///
+    /// Percentages go to the closest row, halves to the even one; boundaries past the end are the end. A split without
+    /// rows in it is an error.
+    pub fn split(&self, split: impl AsRef<str>) -> Result<Dataset> {
+        split::resolve(self, split.as_ref())
+    }
+
+    /// The names, in order.
+    pub fn names(&self) -> Vec<String> {
+        self.splits.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The names with their datasets, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Dataset)> {
+        self.splits
+            .iter()
+            .map(|(name, dataset)| (name.as_str(), dataset))
+    }
+
+    /// The number of datasets.
+    pub fn len(&self) -> usize {
+        self.splits.len()
+    }
+
+    /// Whether there are no datasets.
+    pub fn is_empty(&self) -> bool {
+        self.splits.is_empty()
+    }
+
+    /// What `change` makes of every dataset.
+    pub fn each(&self, mut change: impl FnMut(&Dataset) -> Result<Dataset>) -> Result<Self> {
+        let splits = self
+            .splits
+            .iter()
+            .map(|(name, dataset)| Ok((name.clone(), change(dataset)?)))
+            .collect::<Result<_>>()?;
+        Ok(Self { splits })
+    }
+
+    /// [`Dataset::flatten`] on every dataset.
+    pub fn flatten(&self) -> Result<Self> {
+        self.each(Dataset::flatten)
+    }
+
+    /// [`Dataset::map`] on every dataset.
+    pub fn map(&self, map: Map) -> Result<Self> {
+        self.each(|dataset| dataset.map(map.clone()))
+    }
+
+    /// [`Dataset::group_texts`] on every dataset.
+    pub fn group_texts(&self, group: impl Into<GroupTexts>) -> Result<Self> {
+        let group = group.into();
+        self.each(|dataset| dataset.group_texts(group.clone()))
+    }
+
+    /// [`Dataset::shuffle`] on every dataset.
+    pub fn shuffle(&self, seed: u64) -> Result<Self> {
+        self.each(|dataset| dataset.shuffle(seed))
+    }
+
+    /// [`Dataset::remove_columns`] on every dataset.
+    pub fn remove_columns<S: AsRef<str>>(
+        &self,
+        names: impl IntoIterator<Item = S>,
+    ) -> Result<Self> {
+        let names: Vec<S> = names.into_iter().collect();
+        self.each(|dataset| dataset.remove_columns(&names))
+    }
+
+    /// [`Dataset::select_columns`] on every dataset.
+    pub fn select_columns<S: AsRef<str>>(
+        &self,
+        names: impl IntoIterator<Item = S>,
+    ) -> Result<Self> {
+        let names: Vec<S> = names.into_iter().collect();
+        self.each(|dataset| dataset.select_columns(&names))
+    }
+
+    /// [`Dataset::rename_column`] on every dataset.
+    pub fn rename_column(&self, old: &str, new: &str) -> Result<Self> {
+        self.each(|dataset| dataset.rename_column(old, new))
+    }
+}
+
+impl Index<&str> for DatasetDict {
+    type Output = Dataset;
+
+    /// The dataset `name`.
+    ///
+    /// # Panics
+    /// If there is none of that name; [`DatasetDict::get`] gives an error instead.
+    fn index(&self, name: &str) -> &Dataset {
+        self.get(name).unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+impl<S: Into<String>> FromIterator<(S, Dataset)> for DatasetDict {
+    fn from_iter<I: IntoIterator<Item = (S, Dataset)>>(splits: I) -> Self {
+        let mut dict = Self::new();
+        for (name, dataset) in splits {
+            dict.insert(name, dataset);
+        }
+        dict
+    }
+}
+
+impl fmt::Debug for DatasetDict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DatasetDict({\n")?;
+        for (name, dataset) in &self.splits {
+            let text = format!("{dataset:?}").replace('\n', "\n    ");
+            writeln!(f, "    {name}: {text}")?;
+        }
+        f.write_str("})")
+    }
+}
+
+impl fmt::Display for DatasetDict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_columns_and_rows_of_every_split() {
+        let dataset = Dataset::builder()
+            .column("text", vec!["a", "b"])
+            .column("n", vec![1, 2])
+            .build()
+            .unwrap();
+        let dict =
+            DatasetDict::from_iter([("train", dataset.clone()), ("test", dataset.slice(0..1))]);
+        let expected = "DatasetDict({\n    train: Dataset({\n        features: ['text', 'n'],\n        num_rows: 2\n    })\n    \
+                        test: Dataset({\n        features: ['text', 'n'],\n        num_rows: 1\n    })\n})";
+        assert_eq!(format!("{dict:?}"), expected);
+        let error = dict.get("validation").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "split \"validation\": there is no such split; the splits are train, test"
+        );
+        assert_eq!(
+            dict.remove_columns(["n"]).unwrap()["test"].column_names(),
+            ["text"]
+        );
+    }
+}

@@ -1,0 +1,187 @@
+//! JSON lines and JSON documents.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::{Schema, SchemaRef};
+use arrow::json::ReaderBuilder;
+use serde::de::DeserializeSeed;
+
+use super::chunks::LineChunks;
+use super::document;
+use super::infer::{Inferred, Path as Place, Seed};
+use super::{Options, Rows};
+use crate::dataset::parallel;
+use crate::dataset::table::check_unique;
+use crate::{Error, Result};
+
+/// Objects, one after the other.
+pub(super) struct Records {
+    pub(super) bytes: Vec<u8>,
+    /// Where each object lies in `bytes`, and its line in the file.
+    pub(super) places: Vec<(std::ops::Range<usize>, usize)>,
+    pub(super) file_bytes: usize,
+}
+
+/// Reads the files twice: for the types of all their values, and for the values. Neither time is more of them in
+/// memory than a few chunks (a JSON document, which is no lines, is in memory while it is read).
+pub(super) fn load(paths: &[PathBuf], options: &Options, rows: &mut Rows) -> Result<SchemaRef> {
+    let mut all = Inferred::Null;
+    let mut first: Option<&Path> = None;
+    for path in paths {
+        let known = all.fields().len();
+        infer(path, options, &mut all)?;
+        let fields = all.fields();
+        match first {
+            Some(first) if fields.len() > known => {
+                return Err(Error::format(
+                    path,
+                    format!(
+                        "it has the column {:?}, which {} does not have; load them apart and bring them together with \
+                         concatenate",
+                        fields[known].name(),
+                        first.display()
+                    ),
+                ));
+            }
+            None if !fields.is_empty() => first = Some(path),
+            _ => {}
+        }
+    }
+    let schema = Arc::new(Schema::new(all.fields()));
+    check_unique(&schema)?;
+    for path in paths {
+        rows.fill(records(path, options)?, |records| {
+            let bytes = records.file_bytes;
+            Ok((
+                decode(path, &schema, &records)?.into_iter().collect(),
+                bytes,
+            ))
+        })?;
+    }
+    Ok(schema)
+}
+
+/// Takes in the types of all values of a file.
+fn infer(path: &Path, options: &Options, all: &mut Inferred) -> Result<()> {
+    let start = all.clone();
+    parallel::ordered(
+        "reading JSON",
+        parallel::default_threads(),
+        records(path, options)?,
+        |records| {
+            // Known fields keep their order, and conflicts with other files are found where they are.
+            let mut inferred = start.clone();
+            infer_records(path, &records, &mut inferred)?;
+            Ok((records, inferred))
+        },
+        |(records, inferred)| match all.merge(inferred) {
+            Ok(()) => Ok(()),
+            // Two chunks disagree: the second one, read on top of the first, says where.
+            Err(()) => infer_records(path, &records, &mut all.clone()),
+        },
+    )
+}
+
+fn infer_records(path: &Path, records: &Records, inferred: &mut Inferred) -> Result<()> {
+    for (range, line) in &records.places {
+        let bytes = &records.bytes[range.clone()];
+        let malformed = |message: String, within: usize| Error::Format {
+            path: path.to_owned(),
+            line: Some(line + within),
+            message,
+        };
+        if bytes.first() != Some(&b'{') {
+            let start: String = String::from_utf8_lossy(bytes).chars().take(30).collect();
+            return Err(malformed(
+                format!("each record must be a JSON object, and this starts with {start:?}"),
+                0,
+            ));
+        }
+        let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+        let seed = Seed {
+            inferred: &mut *inferred,
+            path: Place::Root,
+        };
+        seed.deserialize(&mut deserializer)
+            .and_then(|()| deserializer.end())
+            .map_err(|error| {
+                let text = error.to_string();
+                let text = text
+                    .rsplit_once(" at line ")
+                    .map_or(text.as_str(), |(text, _)| text);
+                let message = match error.is_data() {
+                    true => text.to_owned(),
+                    false => format!("malformed JSON at column {}: {text}", error.column()),
+                };
+                malformed(message, error.line().saturating_sub(1))
+            })?;
+    }
+    Ok(())
+}
+
+fn decode(path: &Path, schema: &SchemaRef, records: &Records) -> Result<Option<RecordBatch>> {
+    let failed = |message: String| {
+        let line = records.places.first().map(|(_, line)| *line);
+        Error::Format {
+            path: path.to_owned(),
+            line,
+            message: format!("from this line on, {message}"),
+        }
+    };
+    let mut decoder = ReaderBuilder::new(schema.clone())
+        .with_batch_size(records.places.len() + 1)
+        .build_decoder()?;
+    let read = decoder
+        .decode(&records.bytes)
+        .map_err(|error| failed(error.to_string()))?;
+    if read != records.bytes.len() {
+        return Err(failed("the file changed while it was read".to_owned()));
+    }
+    decoder.flush().map_err(|error| failed(error.to_string()))
+}
+
+/// The records of a file: streamed if they are lines, from memory if the file is one JSON document.
+fn records(path: &Path, options: &Options) -> Result<Box<dyn Iterator<Item = Result<Records>>>> {
+    let start = match LineChunks::open(path)?.next().transpose()? {
+        Some(chunk) => chunk.bytes,
+        None => return Ok(Box::new(std::iter::empty())),
+    };
+    let start = start.trim_ascii_start();
+    let first_line = start
+        .split(|&byte| byte == b'\n')
+        .next()
+        .unwrap_or(start)
+        .trim_ascii_end();
+    // An object over several lines breaks its first one after a bracket or a comma, where a record on one line does not.
+    let is_document = start.starts_with(b"[")
+        || options.field.is_some()
+        || first_line.ends_with(b"{")
+        || first_line.ends_with(b"[")
+        || first_line.ends_with(b",");
+    if is_document {
+        return Ok(Box::new(
+            document::records(path, options)?.into_iter().map(Ok),
+        ));
+    }
+    Ok(Box::new(LineChunks::open(path)?.map(|chunk| {
+        let chunk = chunk?;
+        let mut places = Vec::new();
+        let (mut start, mut line) = (0, chunk.first_line);
+        for part in chunk.bytes.split(|&byte| byte == b'\n') {
+            let trimmed = part.trim_ascii_start();
+            if !trimmed.is_empty() {
+                let from = start + part.len() - trimmed.len();
+                places.push((from..start + part.trim_ascii_end().len(), line));
+            }
+            start += part.len() + 1;
+            line += 1;
+        }
+        Ok(Records {
+            file_bytes: chunk.bytes.len(),
+            bytes: chunk.bytes,
+            places,
+        })
+    })))
+}

@@ -1,0 +1,293 @@
+//! A function on all rows, batch by batch, on all cores, with its results kept for the next time.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
+
+use super::batch::Batch;
+use super::cache::Cache;
+use super::fingerprint::Fingerprint;
+use super::parallel;
+use super::sink::{MEMORY_LIMIT, Sink, of_pieces};
+use super::table::Dataset;
+use crate::progress::Progress;
+use crate::{Error, Result};
+
+/// A function from a batch of rows to new columns, as [`Dataset::map`] calls it.
+///
+/// Closures `|batch: &Batch| -> Result<Batch>` are such functions. A type whose work is determined by its content (a
+/// tokenizer, say) gives a fingerprint of that content, so that results can be found again in the cache.
+pub trait BatchFunction: Send + Sync {
+    /// The columns that `batch` gives: new ones, and replacements of those of the same name.
+    fn call(&self, batch: &Batch) -> Result<Batch>;
+
+    /// Text that differs whenever the function would give other results. `None`: unknown, so nothing is cached.
+    fn fingerprint(&self) -> Option<String> {
+        None
+    }
+}
+
+impl<F: Fn(&Batch) -> Result<Batch> + Send + Sync> BatchFunction for F {
+    fn call(&self, batch: &Batch) -> Result<Batch> {
+        self(batch)
+    }
+}
+
+/// What [`Dataset::map`] does: a function and how it is called. Mirrors the arguments of `datasets.Dataset.map`.
+#[derive(Clone)]
+pub struct Map {
+    function: Arc<dyn BatchFunction>,
+    batched: bool,
+    batch_size: usize,
+    num_proc: Option<usize>,
+    remove_columns: Vec<String>,
+    fingerprint: Option<String>,
+    description: String,
+    cache: Cache,
+    memory_limit: usize,
+}
+
+impl Map {
+    /// Calls `function` on one row at a time (a batch of one row); see [`Map::batched`] for many at once.
+    pub fn new(function: impl BatchFunction + 'static) -> Self {
+        Self {
+            function: Arc::new(function),
+            batched: false,
+            batch_size: 1000,
+            num_proc: None,
+            remove_columns: Vec::new(),
+            fingerprint: None,
+            description: "Map".to_owned(),
+            cache: Cache::default(),
+            memory_limit: MEMORY_LIMIT,
+        }
+    }
+
+    /// Calls the function on batches of [`Map::batch_size`] rows. It may then give another number of rows than it got.
+    pub fn batched(mut self) -> Self {
+        self.batched = true;
+        self
+    }
+
+    /// The number of rows in a batch (default 1000; the last batch may be smaller).
+    pub fn batch_size(mut self, batch_size: usize) -> Self {
+        self.batch_size = batch_size;
+        self
+    }
+
+    /// The number of threads (default: one per core). The result does not depend on it.
+    pub fn num_proc(mut self, num_proc: usize) -> Self {
+        self.num_proc = Some(num_proc);
+        self
+    }
+
+    /// Columns of the input that the result shall not have. They are removed before the function's columns are added,
+    /// so that a new column may take such a name.
+    pub fn remove_columns<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.remove_columns = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Names what the function does, so that its results are cached. Change the name whenever the function (or anything
+    /// that it uses) changes: the cache knows it only by this name.
+    pub fn fingerprint(mut self, name: impl Into<String>) -> Self {
+        self.fingerprint = Some(name.into());
+        self
+    }
+
+    /// The label of the progress bar (default "Map").
+    pub fn description(mut self, description: impl Into<String>) -> Self {
+        self.description = description.into();
+        self
+    }
+
+    /// Whether a result may come from the cache and go there (default: yes, where the function has a fingerprint).
+    pub fn cache(mut self, enabled: bool) -> Self {
+        self.cache.set_enabled(enabled);
+        self
+    }
+
+    /// The cache's folder (default [`cache_dir`](super::cache_dir)).
+    pub fn cache_dir(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.cache.set_folder(folder.into());
+        self
+    }
+
+    /// The size in bytes beyond which a result lies in a memory-mapped file and not in memory (default 256 MiB).
+    pub fn memory_limit(mut self, bytes: usize) -> Self {
+        self.memory_limit = bytes;
+        self
+    }
+
+    pub(crate) fn with_cache(mut self, cache: Cache) -> Self {
+        self.cache = cache;
+        self
+    }
+
+    /// Rows per call of the function.
+    fn rows_per_call(&self) -> usize {
+        if self.batched { self.batch_size } else { 1 }
+    }
+
+    fn key(&self, input: Fingerprint) -> Option<Fingerprint> {
+        let function = self
+            .fingerprint
+            .clone()
+            .or_else(|| self.function.fingerprint())?;
+        let removed = self.remove_columns.join("\0");
+        let rows = self.rows_per_call().to_le_bytes();
+        Some(input.derive("map", &[function.as_bytes(), &rows, removed.as_bytes()]))
+    }
+
+    /// What becomes of the rows of `batch`, which start at row `start` of the dataset.
+    fn apply(&self, batch: &RecordBatch, start: usize) -> Result<RecordBatch> {
+        let size = self.rows_per_call().min(batch.num_rows().max(1));
+        let mut results = Vec::with_capacity(batch.num_rows().div_ceil(size));
+        let mut offset = 0;
+        loop {
+            let rows = size.min(batch.num_rows() - offset);
+            results.push(self.call(&batch.slice(offset, rows), start + offset)?);
+            offset += rows;
+            if offset >= batch.num_rows() {
+                break;
+            }
+        }
+        if results.len() == 1 {
+            return Ok(results.swap_remove(0));
+        }
+        // One call's nulls may be another's numbers.
+        let mut sink = Sink::new(Cache::default(), None, usize::MAX);
+        for result in results {
+            sink.write(result)?;
+        }
+        let schema = batch.schema();
+        let whole = sink.finish(&schema, of_pieces(&[]))?;
+        Ok(concat_batches(whole.schema(), whole.batches())?)
+    }
+
+    fn call(&self, batch: &RecordBatch, start: usize) -> Result<RecordBatch> {
+        let rows = start..start + batch.num_rows();
+        let input = Batch::from_record_batch(batch, start);
+        let output = self.function.call(&input).map_err(|error| match error {
+            Error::Interrupted(doing) => Error::Interrupted(doing),
+            error => user_error(&rows, error),
+        })?;
+        let removed = |name: &String| self.remove_columns.contains(name);
+        let mut result = Batch::new();
+        for (name, column) in input.columns().filter(|(name, _)| !removed(name)) {
+            result = result.with_column(name, column.clone())?;
+        }
+        for (name, column) in output.columns() {
+            // A function may hand on the whole batch that it got: what was to be removed still is.
+            let handed_on = input
+                .array(name)
+                .is_ok_and(|mine| Arc::ptr_eq(mine, column));
+            if handed_on && removed(name) {
+                continue;
+            }
+            let kept: Vec<String> = result.column_names().to_vec();
+            result = result.with_column(name, column.clone()).map_err(|_| {
+                let message = format!(
+                    "the function gave {} rows in column {name:?} for {} rows, but the columns {} stay as they are; \
+                     name them in remove_columns if the function changes the number of rows",
+                    column.len(),
+                    rows.len(),
+                    kept.join(", ")
+                );
+                user_error(&rows, Error::Dataset(message))
+            })?;
+        }
+        result.to_record_batch()
+    }
+}
+
+fn user_error(rows: &Range<usize>, error: Error) -> Error {
+    Error::User {
+        context: format!("map, rows {}..{}", rows.start, rows.end),
+        source: Box::new(error),
+    }
+}
+
+impl fmt::Debug for Map {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Map")
+            .field("batched", &self.batched)
+            .field("batch_size", &self.batch_size)
+            .field("num_proc", &self.num_proc)
+            .field("remove_columns", &self.remove_columns)
+            .field(
+                "fingerprint",
+                &self
+                    .fingerprint
+                    .clone()
+                    .or_else(|| self.function.fingerprint()),
+            )
+            .finish_non_exhaustive()
+    }
+}
+
+impl Dataset {
+    /// The dataset with the columns that a function makes of its rows, batch by batch, in order, on several threads.
+    ///
+    /// Columns of the input stay unless [`Map::remove_columns`] names them or the function gives new ones of the same
+    /// name. The result is the same for any number of threads. Where the function has a fingerprint, the result is kept
+    /// in the cache and found there the next time for the same input and arguments; large results lie in
+    /// memory-mapped files. Mirrors `datasets.Dataset.map`.
+    ///
+    /// # Errors
+    /// What the function returns, with the rows it was called on; a column to remove that is not there.
+    pub fn map(&self, map: Map) -> Result<Self> {
+        for name in &map.remove_columns {
+            self.position(name)?;
+        }
+        if map.rows_per_call() == 0 {
+            return Err(Error::argument("batch_size", "must be at least 1"));
+        }
+        if map.num_proc == Some(0) {
+            return Err(Error::argument("num_proc", "must be at least 1"));
+        }
+        let key = map.key(self.content());
+        if let Some(found) = key.and_then(|key| Sink::cached(&map.cache, key)) {
+            return Ok(found);
+        }
+        let mut sink = Sink::new(map.cache.clone(), key, map.memory_limit);
+        let mut pieces = Vec::new();
+        if self.is_empty() {
+            // The function says which columns there are.
+            let batch = map.apply(&self.gather(0..0)?, 0)?;
+            sink.set_schema(batch.schema());
+        }
+        let progress = Progress::new(&map.description, self.len() as u64, "rows");
+        // Small batches are handled several at a time, so that the pieces of the result are not small.
+        let rows_at_once = map.rows_per_call() * (1000 / map.rows_per_call()).max(1);
+        parallel::ordered(
+            "mapping a dataset",
+            map.num_proc.unwrap_or_else(parallel::default_threads),
+            self.chunks(rows_at_once).map(Ok),
+            |range| {
+                let (start, rows) = (range.start, range.len());
+                let result = map.apply(&self.gather(range)?, start)?;
+                let piece = match key {
+                    Some(_) => None,
+                    None => Some(Fingerprint::of_batches(
+                        &result.schema(),
+                        std::slice::from_ref(&result),
+                    )?),
+                };
+                Ok((result, piece, rows))
+            },
+            |(result, piece, rows)| {
+                pieces.extend(piece);
+                sink.write(result)?;
+                progress.inc(rows as u64);
+                Ok(())
+            },
+        )?;
+        progress.finish();
+        sink.finish(self.schema(), key.unwrap_or_else(|| of_pieces(&pieces)))
+    }
+}

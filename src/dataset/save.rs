@@ -1,0 +1,403 @@
+//! Writing datasets: a folder that opens at once, JSON lines, Parquet.
+//!
+//! The folder has the layout of `datasets`' `save_to_disk` (Arrow streams beside `state.json`), so that either library
+//! opens what the other has saved.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use arrow::array::RecordBatch;
+use arrow::error::ArrowError;
+use arrow::ipc::writer::StreamWriter;
+use arrow::json::WriterBuilder;
+use arrow::json::writer::LineDelimited;
+use parquet::arrow::ArrowWriter;
+use parquet::basic::Compression;
+use parquet::errors::ParquetError;
+use parquet::file::properties::WriterProperties;
+use serde_json::json;
+
+use super::arrow_file;
+use super::cast::cast_batch;
+use super::dict::DatasetDict;
+use super::fingerprint::Fingerprint;
+use super::table::Dataset;
+use crate::files::replace_atomically;
+use crate::{Error, Result};
+
+const STATE: &str = "state.json";
+const SPLITS: &str = "dataset_dict.json";
+/// Rows in one batch of a file.
+const ROWS: usize = 8192;
+
+/// Opens what `save_to_disk` has written, here or in Python. A dataset that was saved alone is the split it was known
+/// as, or `train`.
+pub fn load_from_disk(folder: impl AsRef<Path>) -> Result<DatasetDict> {
+    let folder = folder.as_ref();
+    saved(folder)?.ok_or_else(|| Error::NotFound {
+        kind: "dataset",
+        name: folder.display().to_string(),
+        message: format!("a saved dataset is a folder with {STATE} or {SPLITS} in it"),
+    })
+}
+
+/// The dataset saved in `folder`, if there is one.
+pub(super) fn saved(folder: &Path) -> Result<Option<DatasetDict>> {
+    let list = folder.join(SPLITS);
+    if list.is_file() {
+        let splits = read_json(&list)?;
+        let names = splits["splits"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let mut dict = DatasetDict::new();
+        for name in names.iter().filter_map(|name| name.as_str()) {
+            dict.insert(name, open(&folder.join(name))?.1);
+        }
+        return Ok(Some(dict));
+    }
+    if folder.join(STATE).is_file() {
+        let (split, dataset) = open(folder)?;
+        return Ok(Some(DatasetDict::from_iter([(split, dataset)])));
+    }
+    Ok(None)
+}
+
+fn read_json(path: &Path) -> Result<serde_json::Value> {
+    let bytes = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Error::format(path, format!("malformed JSON: {error}")))
+}
+
+fn open(folder: &Path) -> Result<(String, Dataset)> {
+    let path = folder.join(STATE);
+    let state = read_json(&path)?;
+    let files = state["_data_files"]
+        .as_array()
+        .ok_or_else(|| Error::format(&path, "it lists no data files (_data_files)"))?;
+    let mut tables = Vec::new();
+    for file in files {
+        let name = file["filename"].as_str().unwrap_or_default();
+        let file = folder.join(name);
+        // A state file names its neighbours, never anything elsewhere.
+        if name.is_empty() || Path::new(name).file_name() != Some(name.as_ref()) {
+            return Err(Error::format(
+                &path,
+                format!("{name:?} is no name of a file in this folder"),
+            ));
+        }
+        tables.push(arrow_file::read(&file)?);
+    }
+    let Some(first) = tables.first() else {
+        return Err(Error::format(&path, "it lists no data files (_data_files)"));
+    };
+    let schema = first.schema.clone();
+    let batches = tables
+        .iter()
+        .flat_map(|table| &table.batches)
+        .map(|batch| cast_batch(batch, &schema))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| Error::format(&path, format!("its files do not fit together: {error}")))?;
+    let fingerprint = match state["_fingerprint"]
+        .as_str()
+        .and_then(Fingerprint::from_hex)
+    {
+        Some(known) => known,
+        None => Fingerprint::of_batches(&schema, &batches)?,
+    };
+    let split = state["_split"].as_str().unwrap_or("train").to_owned();
+    Ok((split, Dataset::from_parts(schema, batches, fingerprint)))
+}
+
+impl Dataset {
+    /// Saves the dataset as the folder `folder`, which appears whole or not at all; [`Dataset::load_from_disk`] and the
+    /// Python library open it. A dataset that was saved there before is replaced; other files never are.
+    pub fn save_to_disk(&self, folder: impl AsRef<Path>) -> Result<()> {
+        save(folder.as_ref(), |folder| self.write_folder(folder, None))
+    }
+
+    /// Opens a dataset that [`Dataset::save_to_disk`] or the Python library has saved.
+    pub fn load_from_disk(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref();
+        let dict = load_from_disk(folder)?;
+        match dict.names().as_slice() {
+            [only] => Ok(dict[only].clone()),
+            names => Err(Error::Dataset(format!(
+                "{} holds several splits ({}); open it with load_from_disk and choose one",
+                folder.display(),
+                names.join(", ")
+            ))),
+        }
+    }
+
+    /// Writes one JSON object per row; nulls are written out.
+    pub fn to_json_lines(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        self.write_file(path, |file| {
+            let mut writer = WriterBuilder::new()
+                .with_explicit_nulls(true)
+                .build::<_, LineDelimited>(file);
+            for range in self.chunks(ROWS) {
+                writer
+                    .write(&self.gather(range)?)
+                    .map_err(|error| failed(path, error))?;
+            }
+            writer.finish().map_err(|error| failed(path, error))?;
+            writer
+                .into_inner()
+                .flush()
+                .map_err(|error| Error::io("write", path, error))
+        })
+    }
+
+    /// Writes a Parquet file, compressed with Snappy.
+    pub fn to_parquet(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        self.write_file(path, |file| {
+            let properties = WriterProperties::builder()
+                .set_compression(Compression::SNAPPY)
+                .build();
+            let parquet = |error: ParquetError| match error {
+                ParquetError::External(source) => match source.downcast::<std::io::Error>() {
+                    Ok(source) => Error::io("write", path, *source),
+                    Err(source) => Error::format(path, source.to_string()),
+                },
+                error => Error::format(path, error.to_string()),
+            };
+            let mut writer = ArrowWriter::try_new(file, self.schema().clone(), Some(properties))
+                .map_err(parquet)?;
+            for range in self.chunks(ROWS) {
+                writer.write(&self.gather(range)?).map_err(parquet)?;
+            }
+            writer.close().map(drop).map_err(parquet)
+        })
+    }
+
+    fn write_file(
+        &self,
+        path: &Path,
+        write: impl FnOnce(BufWriter<File>) -> Result<()>,
+    ) -> Result<()> {
+        replace_atomically(path, |temporary| {
+            let file = File::create(temporary).map_err(|error| Error::io("write", path, error))?;
+            write(BufWriter::with_capacity(1 << 20, file))
+        })
+    }
+
+    /// Fills the empty folder `folder`.
+    fn write_folder(&self, folder: &Path, split: Option<&str>) -> Result<()> {
+        let name = "data-00000-of-00001.arrow";
+        let path = folder.join(name);
+        let io = |error| Error::io("write", &path, error);
+        let arrow = |error| failed(&path, error);
+        let file = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(io)?);
+        let mut writer = StreamWriter::try_new(file, self.schema()).map_err(arrow)?;
+        for range in self.chunks(ROWS) {
+            let batch: RecordBatch = self.gather(range)?;
+            writer.write(&batch).map_err(arrow)?;
+        }
+        writer.finish().map_err(arrow)?;
+        let mut file = writer.into_inner().map_err(arrow)?;
+        file.flush().map_err(io)?;
+        file.get_ref().sync_all().map_err(io)?;
+        let state = json!({
+            "_data_files": [{"filename": name}],
+            "_fingerprint": self.fingerprint(),
+            "_format_columns": null,
+            "_format_kwargs": {},
+            "_format_type": null,
+            "_output_all_columns": false,
+            "_split": split,
+        });
+        write_json(&folder.join(STATE), &state)?;
+        // The columns' types are those of the Arrow file; Python infers them from there.
+        write_json(&folder.join("dataset_info.json"), &json!({}))
+    }
+}
+
+impl DatasetDict {
+    /// Saves all datasets as the folder `folder`, as [`Dataset::save_to_disk`] does one; [`load_from_disk`] and the
+    /// Python library open it.
+    pub fn save_to_disk(&self, folder: impl AsRef<Path>) -> Result<()> {
+        save(folder.as_ref(), |folder| {
+            for (name, dataset) in self.iter() {
+                if name.is_empty() || Path::new(name).file_name() != Some(name.as_ref()) {
+                    return Err(Error::argument(
+                        "split",
+                        format!("{name:?} can't be the name of a folder"),
+                    ));
+                }
+                let split = folder.join(name);
+                std::fs::create_dir(&split).map_err(|error| Error::io("create", &split, error))?;
+                dataset.write_folder(&split, Some(name))?;
+            }
+            write_json(&folder.join(SPLITS), &json!({"splits": self.names()}))
+        })
+    }
+}
+
+fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
+    crate::files::write_atomically(path, &serde_json::to_vec_pretty(value)?)
+}
+
+/// Lets `write` fill a temporary folder beside `folder` and puts it in its place.
+fn save(folder: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    refuse_foreign(folder)?;
+    let parent = match folder.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(parent).map_err(|error| Error::io("create", parent, error))?;
+    let beside = |what: &str| {
+        tempfile::Builder::new()
+            .prefix(what)
+            .permissions(usual_permissions())
+            .tempdir_in(parent)
+            .map_err(|error| Error::io("create", folder, error))
+    };
+    let new = beside(".saving-")?;
+    write(new.path())?;
+    let rename = |from: PathBuf, to: &Path| {
+        std::fs::rename(&from, to).map_err(|error| Error::io("write", folder, error))
+    };
+    if folder.exists() {
+        // What was there stays until the new folder has its name, and comes back if that fails.
+        let old = beside(".replaced-")?;
+        rename(folder.to_owned(), &old.path().join("old"))?;
+        if let Err(error) = rename(new.path().to_owned(), folder) {
+            rename(old.path().join("old"), folder)?;
+            return Err(error);
+        }
+    } else {
+        rename(new.path().to_owned(), folder)?;
+    }
+    // It has its own name now: nothing is left to remove.
+    let _ = new.keep();
+    Ok(())
+}
+
+/// A folder that holds anything but a saved dataset is not replaced.
+fn refuse_foreign(folder: &Path) -> Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    let entries = std::fs::read_dir(folder).map_err(|error| Error::io("write", folder, error))?;
+    let is_saved = folder.join(STATE).is_file() || folder.join(SPLITS).is_file();
+    if is_saved || entries.count() == 0 {
+        return Ok(());
+    }
+    Err(Error::argument(
+        "folder",
+        format!(
+            "{} holds other files; choose a new or an empty folder",
+            folder.display()
+        ),
+    ))
+}
+
+#[cfg(unix)]
+fn usual_permissions() -> std::fs::Permissions {
+    std::os::unix::fs::PermissionsExt::from_mode(0o755)
+}
+
+fn failed(path: &Path, error: ArrowError) -> Error {
+    match error {
+        ArrowError::IoError(_, source) => Error::io("write", path, source),
+        error => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Dataset {
+        Dataset::builder()
+            .column("text", vec![Some("a \"quoted\"\nline"), None, Some("é")])
+            .column("ids", vec![vec![1u32, 2], vec![], vec![3]])
+            .build()
+            .unwrap()
+    }
+
+    fn rows(dataset: &Dataset) -> Vec<String> {
+        dataset.iter().map(|row| row.to_string()).collect()
+    }
+
+    #[test]
+    fn every_format_gives_the_rows_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let dataset = sample().shuffle(3).unwrap();
+        dataset
+            .to_json_lines(folder.path().join("a.jsonl"))
+            .unwrap();
+        dataset.to_parquet(folder.path().join("a.parquet")).unwrap();
+        dataset
+            .save_to_disk(folder.path().join("deep/saved"))
+            .unwrap();
+        for name in ["a.jsonl", "a.parquet", "deep/saved"] {
+            let path = folder.path().join(name);
+            let back = crate::dataset::load_dataset(path.to_str().unwrap()).unwrap();
+            assert_eq!(rows(&back["train"]), rows(&dataset), "{name}");
+        }
+        let back = Dataset::load_from_disk(folder.path().join("deep/saved")).unwrap();
+        assert_eq!(back.fingerprint(), dataset.fingerprint());
+        assert_eq!(back.features(), dataset.features());
+    }
+
+    #[test]
+    fn a_dict_is_saved_with_its_splits_and_can_be_replaced_by_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("dict");
+        let dict = DatasetDict::from_iter([("train", sample()), ("test", sample().slice(0..0))]);
+        dict.save_to_disk(&path).unwrap();
+        let back = load_from_disk(&path).unwrap();
+        assert_eq!(back.names(), ["train", "test"]);
+        assert_eq!(rows(&back["train"]), rows(&sample()));
+        assert!(back["test"].is_empty());
+        assert_eq!(back["test"].column_names(), ["text", "ids"]);
+        back.each(|dataset| dataset.remove_columns(["ids"]))
+            .unwrap()
+            .save_to_disk(&path)
+            .unwrap();
+        assert_eq!(
+            load_from_disk(&path).unwrap()["train"].column_names(),
+            ["text"]
+        );
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "nothing else is left"
+        );
+        assert!(
+            Dataset::load_from_disk(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("train, test")
+        );
+    }
+
+    #[test]
+    fn a_folder_with_other_files_is_never_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("thesis.tex"), "precious").unwrap();
+        let error = sample()
+            .save_to_disk(folder.path())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("holds other files"), "{error}");
+        assert!(folder.path().join("thesis.tex").exists());
+    }
+
+    #[test]
+    fn a_state_file_can_not_point_elsewhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = json!({"_data_files": [{"filename": "../secret.arrow"}]});
+        std::fs::write(folder.path().join(STATE), state.to_string()).unwrap();
+        let error = load_from_disk(folder.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("no name of a file in this folder"),
+            "{error}"
+        );
+    }
+}
