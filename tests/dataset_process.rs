@@ -1,0 +1,238 @@
+//! What concerns a whole process: the memory that large files take, an interrupt, a full disk. One test at a time.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use cloze::Error;
+use cloze::prelude::*;
+
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Writes ELI5-like records until the file has `megabytes`; returns how many.
+fn write_records(path: &Path, megabytes: usize) -> usize {
+    let mut file = std::io::BufWriter::new(std::fs::File::create(path).unwrap());
+    let (mut bytes, mut rows) = (0, 0);
+    while bytes < megabytes << 20 {
+        let answer = format!("Answer {rows}: the light of stars takes years to get here. ")
+            .repeat(1 + rows % 30);
+        let line = format!(
+            "{{\"q_id\": \"q{rows}\", \"title\": \"Question {rows}?\", \"answers\": {{\"a_id\": [\"a{rows}\"], \
+             \"text\": [{answer:?}], \"score\": [{}]}}}}\n",
+            rows % 100
+        );
+        file.write_all(line.as_bytes()).unwrap();
+        bytes += line.len();
+        rows += 1;
+    }
+    file.flush().unwrap();
+    rows
+}
+
+/// The memory of this process that no file stands behind, in bytes.
+#[cfg(target_os = "linux")]
+fn anonymous_memory() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("RssAnon:"))
+        .unwrap();
+    line.split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse::<usize>()
+        .unwrap()
+        << 10
+}
+
+/// By how much memory grew at most while `work` ran.
+#[cfg(target_os = "linux")]
+fn peak_growth<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    let before = anonymous_memory();
+    let (peak, done) = (AtomicUsize::new(before), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                peak.fetch_max(anonymous_memory(), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        let result = work();
+        done.store(true, Ordering::Relaxed);
+        (result, peak.load(Ordering::Relaxed).saturating_sub(before))
+    })
+}
+
+/// `CLOZE_TEST_MEGABYTES` sets another size.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_large_file_is_loaded_mapped_and_shuffled_in_little_memory() {
+    let _alone = alone();
+    let megabytes = std::env::var("CLOZE_TEST_MEGABYTES").map_or(160, |text| text.parse().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large.jsonl");
+    let rows = write_records(&path, megabytes);
+    let limit = 16 << 20;
+    let ((), growth) = peak_growth(|| {
+        let loader = Loader::new(path.to_str().unwrap())
+            .memory_limit(limit)
+            .cache_dir(folder.path());
+        let dataset = loader.load().unwrap()["train"]
+            .flatten()
+            .unwrap()
+            .shuffle(1)
+            .unwrap();
+        let words = Map::new(|batch: &Batch| {
+            let texts: Vec<Vec<String>> = batch.column("answers.text")?;
+            let ids: Vec<Vec<u32>> = texts
+                .iter()
+                .map(|texts| {
+                    texts
+                        .iter()
+                        .flat_map(|text| text.split(' ').map(|word| word.len() as u32))
+                        .collect()
+                })
+                .collect();
+            Batch::new().with_column("input_ids", ids)
+        });
+        let words = words
+            .batched()
+            .remove_columns(dataset.column_names())
+            .memory_limit(limit)
+            .cache_dir(folder.path());
+        let ids = dataset.map(words).unwrap();
+        assert_eq!(ids.len(), rows);
+        let blocks = ids.group_texts(GroupTexts::new(128).cache(false)).unwrap();
+        assert!(blocks.len() > megabytes * 1000);
+    });
+    println!(
+        "{megabytes} MB of JSON lines: memory grew by {} MB",
+        growth >> 20
+    );
+    assert!(growth < 128 << 20, "memory grew by {} MB", growth >> 20);
+}
+
+#[test]
+fn an_interrupt_ends_a_map_and_leaves_the_dataset() {
+    let _alone = alone();
+    let dataset = Dataset::builder()
+        .column("n", (0..100_000).collect::<Vec<i64>>())
+        .build()
+        .unwrap();
+    let slow = Map::new(|batch: &Batch| {
+        if batch.rows().start == 5000 {
+            cloze::interrupt::request();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+        Ok(batch.clone())
+    });
+    let error = dataset.map(slow.batched().num_proc(2)).unwrap_err();
+    assert!(matches!(error, Error::Interrupted(_)), "{error}");
+    assert_eq!(error.to_string(), "interrupted while mapping a dataset");
+    assert!(
+        !cloze::interrupt::is_requested(),
+        "the request was answered"
+    );
+    assert_eq!(
+        dataset
+            .filter(|row| row["n"].as_i64() > Some(99_997))
+            .unwrap()
+            .len(),
+        2
+    );
+}
+
+/// A file system of a few megabytes, where that is allowed.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(megabytes: usize) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"])
+            .arg(folder.path())
+            .output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(Self(folder)),
+            _ => {
+                println!("skipped: a small disk can't be mounted here");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).output();
+    }
+}
+
+#[test]
+fn a_full_disk_loses_nothing() {
+    let _alone = alone();
+    let Some(disk) = SmallDisk::mount(4) else {
+        return;
+    };
+    let disk = disk.0.path();
+    // Text that no format can pack.
+    let texts: Vec<String> = (0..200_000u32)
+        .map(|n| blake3::hash(&n.to_le_bytes()).to_string())
+        .collect();
+    let dataset = Dataset::builder().column("text", texts).build().unwrap();
+    let few = dataset.slice(0..1000);
+
+    let saved = disk.join("saved");
+    few.save_to_disk(&saved).unwrap();
+    few.to_json_lines(disk.join("rows.jsonl")).unwrap();
+    few.to_parquet(disk.join("rows.parquet")).unwrap();
+    let full = |result: cloze::Result<()>| {
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains("the disk is full"), "{error}");
+    };
+    full(dataset.save_to_disk(&saved));
+    full(dataset.to_json_lines(disk.join("rows.jsonl")));
+    full(dataset.to_parquet(disk.join("rows.parquet")));
+    assert_eq!(Dataset::load_from_disk(&saved).unwrap().len(), 1000);
+    for name in ["rows.jsonl", "rows.parquet"] {
+        let path = disk.join(name);
+        assert_eq!(
+            load_dataset(path.to_str().unwrap()).unwrap()["train"].len(),
+            1000,
+            "{name}"
+        );
+    }
+    assert_eq!(std::fs::read_dir(disk).unwrap().count(), 3, "no remains");
+
+    // The cache does without what does not fit, and says so only where memory does not hold the result either.
+    let map = || {
+        Map::new(|batch: &Batch| {
+            batch
+                .clone()
+                .with_column("again", batch.column::<String>("text")?)
+        })
+        .batched()
+        .fingerprint("again")
+        .cache_dir(disk.join("cache"))
+    };
+    assert_eq!(dataset.map(map()).unwrap().len(), 200_000);
+    let error = dataset
+        .map(map().memory_limit(1 << 20))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("the disk is full"), "{error}");
+    assert_eq!(
+        std::fs::read_dir(disk.join("cache/datasets"))
+            .unwrap()
+            .count(),
+        0,
+        "no remains in the cache"
+    );
+}
