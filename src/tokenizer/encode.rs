@@ -78,10 +78,21 @@ impl Tokenizer {
 
     /// Only the ids of `text`, with special tokens around them: the quickest way, nothing else is computed.
     pub fn encode_ids(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.core.tokenizer.encode_fast(text, false);
-        let encoding = encoding.map_err(failed)?;
-        let (before, after) = &self.core.around;
-        Ok([before, encoding.get_ids(), after].concat())
+        let core = &*self.core;
+        let (before, after) = &core.around;
+        // English text has about four bytes to a token.
+        let mut ids = Vec::with_capacity(before.len() + text.len() / 4 + after.len());
+        ids.extend_from_slice(before);
+        let done = match &core.byte_words {
+            Some(words) => words.encode(&core.tokenizer, text, &mut ids)?,
+            None => false,
+        };
+        if !done {
+            let encoding = core.tokenizer.encode_fast(text, false).map_err(failed)?;
+            ids.extend_from_slice(encoding.get_ids());
+        }
+        ids.extend_from_slice(after);
+        Ok(ids)
     }
 
     /// [`encode_ids`](Self::encode_ids) of many texts, on all cores.

@@ -8,6 +8,7 @@ use tokenizers::{
     AddedToken, NormalizerWrapper, PostProcessor, PostProcessorWrapper, PreTokenizerWrapper,
 };
 
+use super::byte_words::ByteWords;
 use super::encode::failed;
 use super::family::Family;
 use super::special::{Role, SpecialTokens};
@@ -198,6 +199,7 @@ fn assemble(
     };
     Ok(Tokenizer {
         core: Arc::new(Core {
+            byte_words: ByteWords::new(&core),
             tokenizer: core,
             post,
             around,

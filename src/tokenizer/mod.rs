@@ -1,5 +1,6 @@
 //! Text to token ids and back, from every layout in which pretrained tokenizers lie on disk.
 
+mod byte_words;
 mod decode;
 mod encode;
 mod encoding;
@@ -53,6 +54,8 @@ struct Core {
     post: Option<PostProcessorWrapper>,
     /// The ids that go before and after a single text.
     around: (Vec<u32>, Vec<u32>),
+    /// A short way to the ids, where there is one.
+    byte_words: Option<byte_words::ByteWords>,
     hash: OnceLock<String>,
     /// By id: whether the token continues a word.
     continues: OnceLock<Box<[bool]>>,
