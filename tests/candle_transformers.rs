@@ -26,7 +26,7 @@ const IDS: [u32; 10] = [2, 17, 99, 149, 3, 4, 5, 70, 71, 9];
 fn ours(folder: &Path) -> Tensor {
     let model = MaskedLm::from_pretrained(folder.to_string_lossy()).unwrap();
     model
-        .forward(&ModelInputs::new(IDS.to_vec(), (2, 5)).unwrap())
+        .forward(ModelInputs::new(IDS.to_vec(), (2, 5)).unwrap())
         .unwrap()
 }
 

@@ -34,7 +34,7 @@ fn ids(seq: usize) -> ModelInputs {
 }
 
 fn logits(model: &MaskedLm) -> Vec<f32> {
-    let logits: Tensor = model.forward(&ids(9)).unwrap();
+    let logits: Tensor = model.forward(ids(9)).unwrap();
     logits.flatten_all().unwrap().to_vec1().unwrap()
 }
 
@@ -246,7 +246,7 @@ fn inputs_that_do_not_fit_are_refused() {
     let context = Context::eval();
     assert!(
         model
-            .loss(&ids(4), &context)
+            .loss(ids(4), &context)
             .unwrap_err()
             .to_string()
             .contains("labels")
@@ -254,12 +254,12 @@ fn inputs_that_do_not_fit_are_refused() {
     let labelled = |labels| ids(3).with_labels(labels).unwrap();
     for bad in [-1, 150, i64::MAX] {
         let error = model
-            .loss(&labelled(vec![-100, bad, 5]), &context)
+            .loss(labelled(vec![-100, bad, 5]), &context)
             .unwrap_err()
             .to_string();
         assert!(error.contains(&bad.to_string()), "{error}");
     }
-    let none = model.loss(&labelled(vec![-100; 3]), &context).unwrap();
+    let none = model.loss(labelled(vec![-100; 3]), &context).unwrap();
     assert_eq!(none.counted, 0);
     assert!(none.mean().unwrap_err().to_string().contains("-100"));
 }
@@ -306,7 +306,7 @@ fn random_models_follow_config_and_seed() {
 
 fn logits_of(model: &MaskedLm) -> Vec<f32> {
     model
-        .forward(&ids(5))
+        .forward(ids(5))
         .unwrap()
         .flatten_all()
         .unwrap()
@@ -368,7 +368,7 @@ fn every_parameter_gets_a_gradient_in_training() {
 fn logits_at_rows_are_the_rows_of_all_logits() {
     let model = open(&fixture("bert")).unwrap();
     let all: Vec<Vec<f32>> = model
-        .forward(&ids(9))
+        .forward(ids(9))
         .unwrap()
         .get(0)
         .unwrap()

@@ -240,4 +240,8 @@ impl Collator for MaskingCollator {
     fn validate(&self) -> Result<()> {
         MaskingCollator::validate(self)
     }
+
+    fn tokenizer(&self) -> Option<&Tokenizer> {
+        Some(&self.tokenizer)
+    }
 }

@@ -13,7 +13,10 @@ pub use loader::{Batches, DataLoader};
 pub use masking::MaskingCollator;
 pub use padding::PaddingCollator;
 
+use std::sync::Arc;
+
 use crate::Result;
+use crate::tokenizer::Tokenizer;
 
 /// Where a batch stands in the training: the epoch, and the position of its first example in that epoch's order, both
 /// from 0. Everything random about the batch follows from this and the seed, nothing from threads or time.
@@ -40,5 +43,24 @@ pub trait Collator: Send + Sync {
     /// Whether the collator's settings make sense; asked before the first batch.
     fn validate(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// The tokenizer whose ids the batches hold, so that it can be saved beside a model trained on them.
+    fn tokenizer(&self) -> Option<&Tokenizer> {
+        None
+    }
+}
+
+impl<C: Collator + ?Sized> Collator for Arc<C> {
+    fn collate(&self, examples: &[Example], key: BatchKey) -> Result<MlmBatch> {
+        (**self).collate(examples, key)
+    }
+
+    fn validate(&self) -> Result<()> {
+        (**self).validate()
+    }
+
+    fn tokenizer(&self) -> Option<&Tokenizer> {
+        (**self).tokenizer()
     }
 }

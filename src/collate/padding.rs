@@ -42,6 +42,10 @@ impl Collator for PaddingCollator {
     fn validate(&self) -> Result<()> {
         check_multiple(self.pad_to_multiple_of)
     }
+
+    fn tokenizer(&self) -> Option<&Tokenizer> {
+        Some(&self.tokenizer)
+    }
 }
 
 pub(super) fn check_multiple(multiple: Option<usize>) -> Result<()> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::collate::MlmBatch;
 use crate::{Error, Result};
 
 /// The inputs of one forward pass, all of shape (batch, seq).
@@ -71,6 +72,20 @@ impl ModelInputs {
     pub fn with_extra(mut self, name: &str, tensor: Tensor) -> Self {
         self.extra.insert(name.to_owned(), tensor);
         self
+    }
+
+    /// That every column has batch * seq values, as those that came from an [`MlmBatch`] may not.
+    pub(crate) fn check_lengths(&self) -> Result<()> {
+        let columns = [
+            ("input_ids", Some(self.input_ids.len())),
+            ("attention_mask", self.attention_mask.as_ref().map(Vec::len)),
+            ("token_type_ids", self.token_type_ids.as_ref().map(Vec::len)),
+            ("labels", self.labels.as_ref().map(Vec::len)),
+        ];
+        columns.into_iter().try_for_each(|(name, len)| match len {
+            Some(len) => check_len(name, len, self.batch, self.seq),
+            None => Ok(()),
+        })
     }
 
     /// (batch, seq).
@@ -165,6 +180,20 @@ impl ModelInputs {
             }
         }
         Ok((rows, targets))
+    }
+}
+
+impl From<&MlmBatch> for ModelInputs {
+    fn from(batch: &MlmBatch) -> Self {
+        Self {
+            batch: batch.batch,
+            seq: batch.seq,
+            input_ids: batch.input_ids.clone(),
+            attention_mask: Some(batch.attention_mask.clone()),
+            token_type_ids: batch.token_type_ids.clone(),
+            labels: Some(batch.labels.clone()),
+            extra: BTreeMap::new(),
+        }
     }
 }
 

@@ -234,7 +234,8 @@ impl MaskedLm {
     }
 
     /// The loss of `inputs`, which must carry labels, differentiable.
-    pub fn loss(&self, inputs: &ModelInputs, context: &Context) -> Result<MlmLoss> {
+    pub fn loss(&self, inputs: impl Into<ModelInputs>, context: &Context) -> Result<MlmLoss> {
+        let inputs = &inputs.into();
         self.check(inputs)?;
         if inputs.labels().is_none() {
             return Err(Error::argument(
@@ -258,6 +259,7 @@ impl MaskedLm {
                 format!("an empty batch ({batch} rows of {seq} tokens)"),
             ));
         }
+        inputs.check_lengths()?;
         match self.max_positions() {
             Some(most) if seq > most => Err(Error::argument(
                 "input_ids",
