@@ -107,6 +107,19 @@ pub enum Error {
         /// The learning rate of that step.
         learning_rate: f64,
     },
+    /// The gradients became NaN or infinite though the loss did not.
+    #[error(
+        "the gradient norm became {grad_norm} at step {step} (learning rate {learning_rate:e}): training stopped before the weights were touched; \
+         lower the learning rate, raise the warmup, or look for broken inputs in that batch"
+    )]
+    NonFiniteGradient {
+        /// The optimizer step, counted from 1.
+        step: usize,
+        /// The global norm of the gradients.
+        grad_norm: f32,
+        /// The learning rate of that step.
+        learning_rate: f64,
+    },
     /// A checkpoint can't be used.
     #[error("checkpoint {}: {message}", path.display())]
     Checkpoint {

@@ -10,5 +10,9 @@ pub use crate::dataset::{
 };
 pub use crate::model::{Config, Context, MaskedLm, ModelInputs};
 pub use crate::tokenizer::{EncodeOptions, Encoding, Padding, Tokenizer, TruncationStrategy};
+pub use crate::train::{
+    AdamW, Callback, Control, EvalMetrics, Event, History, IntervalStrategy, Schedule,
+    SchedulerType, Trainer, TrainingArguments, get_scheduler,
+};
 pub use crate::{Error, Result};
 pub use candle_core::{DType, Device, IndexOp, Tensor};

@@ -1,0 +1,305 @@
+//! Checkpoint folders: complete or absent, and known to be undamaged before they are used.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::History;
+use super::plan::Plan;
+use crate::ops::MappedFile;
+use crate::{Error, Result};
+
+pub(super) const WEIGHTS: &str = "model.safetensors";
+pub(super) const OPTIMIZER: &str = "optimizer.safetensors";
+pub(super) const STATE: &str = "trainer_state.json";
+pub(super) const ARGUMENTS: &str = "training_args.json";
+/// Lists the other files with their digests; written last.
+const MANIFEST: &str = "checkpoint.json";
+const PREFIX: &str = "checkpoint-";
+
+/// `trainer_state.json`: the reference's keys where it has them, then what an exact resumption needs.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct TrainerState {
+    pub(super) global_step: usize,
+    pub(super) max_steps: usize,
+    pub(super) epoch: f64,
+    pub(super) num_train_epochs: f64,
+    pub(super) best_metric: Option<f64>,
+    pub(super) best_model_checkpoint: Option<PathBuf>,
+    pub(super) log_history: Vec<Value>,
+    /// Which batches make up which step.
+    pub(super) plan: Plan,
+    /// The seed of dropout, which draws by this and the number of the forward pass.
+    pub(super) seed: u64,
+    /// Digest of the first batch.
+    pub(super) data: String,
+    /// The steps of the checkpoints that the run keeps.
+    pub(super) saved: Vec<usize>,
+    pub(super) history: History,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    files: BTreeMap<String, Digest>,
+}
+
+#[derive(PartialEq, Serialize, Deserialize)]
+struct Digest {
+    bytes: u64,
+    blake3: String,
+}
+
+/// The folder of the checkpoint after `step`.
+pub(super) fn folder(output_dir: &Path, step: usize) -> PathBuf {
+    output_dir.join(format!("{PREFIX}{step}"))
+}
+
+/// Lets `fill` write files into a new folder, then makes it the folder `path`: complete, or not at all.
+///
+/// An older folder of that name goes only when the new one is complete.
+pub(super) fn write(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let io = |e| Error::io("write", path, e);
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let hidden = || {
+        tempfile::Builder::new()
+            .prefix(&format!(".{name}."))
+            .tempdir_in(parent)
+            .map_err(io)
+    };
+    let temporary = hidden()?;
+    fill(temporary.path())?;
+    let manifest = Manifest {
+        files: digests(temporary.path())?,
+    };
+    let manifest = serde_json::to_vec_pretty(&manifest)?;
+    crate::files::write_atomically(&temporary.path().join(MANIFEST), &manifest)?;
+    set_usual_permissions(temporary.path()).map_err(io)?;
+    sync_folder(temporary.path());
+    if path.exists() {
+        // Keeps what was there before until the new folder has its name, then removes it.
+        let old = hidden()?;
+        let old_path = old.path().join("old");
+        std::fs::rename(path, &old_path).map_err(io)?;
+        if let Err(e) = std::fs::rename(temporary.path(), path) {
+            // Best effort: the first error is the one to tell.
+            let _ = std::fs::rename(&old_path, path);
+            return Err(io(e));
+        }
+    } else {
+        std::fs::rename(temporary.path(), path).map_err(io)?;
+    }
+    sync_folder(parent);
+    Ok(())
+}
+
+/// That the folder holds all its files as they were written.
+///
+/// # Errors
+/// [`Error::Checkpoint`] that names the first file at fault.
+pub(super) fn verify(path: &Path) -> Result<()> {
+    let refuse = |message: String| Error::Checkpoint {
+        path: path.to_path_buf(),
+        message,
+    };
+    let advice = "resume from an older checkpoint";
+    if !path.is_dir() {
+        return Err(refuse("there is no such folder".to_owned()));
+    }
+    let manifest = std::fs::read(path.join(MANIFEST)).map_err(|e| {
+        refuse(format!(
+            "{MANIFEST}, which is written last, can't be read ({e}): it is incomplete or no checkpoint; {advice}"
+        ))
+    })?;
+    let manifest: Manifest = serde_json::from_slice(&manifest)
+        .map_err(|e| refuse(format!("{MANIFEST} is damaged ({e}); {advice}")))?;
+    for name in [WEIGHTS, OPTIMIZER, STATE] {
+        if !manifest.files.contains_key(name) {
+            return Err(refuse(format!("{MANIFEST} does not list {name}; {advice}")));
+        }
+    }
+    for (name, expected) in &manifest.files {
+        let file = path.join(name);
+        let found = std::fs::metadata(&file)
+            .map_err(|e| refuse(format!("{name} can't be read ({e}); {advice}")))?;
+        if found.len() != expected.bytes {
+            return Err(refuse(format!(
+                "{name} has {} bytes instead of {}: it was cut short or changed; {advice}",
+                found.len(),
+                expected.bytes
+            )));
+        }
+        if digest(&file)? != *expected {
+            return Err(refuse(format!(
+                "{name} is not what was written: it is damaged or was changed; {advice}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Reads the state of a verified checkpoint.
+pub(super) fn read_state(path: &Path) -> Result<TrainerState> {
+    let file = path.join(STATE);
+    let text = std::fs::read(&file).map_err(|e| Error::io("read", &file, e))?;
+    serde_json::from_slice(&text).map_err(|e| Error::Checkpoint {
+        path: path.to_path_buf(),
+        message: format!("{STATE} is not one of this library's: {e}"),
+    })
+}
+
+/// The newest complete checkpoint in `output_dir`, by its step; damaged ones are told of on stderr and passed over.
+///
+/// # Errors
+/// When there is none.
+pub fn latest_checkpoint(output_dir: impl AsRef<Path>) -> Result<PathBuf> {
+    let output_dir = output_dir.as_ref();
+    let mut steps: Vec<usize> = match std::fs::read_dir(output_dir) {
+        Ok(entries) => entries
+            .flatten()
+            .filter_map(|entry| {
+                entry
+                    .file_name()
+                    .to_str()?
+                    .strip_prefix(PREFIX)?
+                    .parse()
+                    .ok()
+            })
+            .collect(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(e) => return Err(Error::io("read", output_dir, e)),
+    };
+    steps.sort_unstable_by(|a, b| b.cmp(a));
+    for &step in &steps {
+        let path = folder(output_dir, step);
+        match verify(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) => eprintln!("warning: passing over a damaged checkpoint: {error}"),
+        }
+    }
+    Err(Error::Checkpoint {
+        path: output_dir.to_path_buf(),
+        message: match steps.len() {
+            0 => "there is no checkpoint to resume from; train() starts afresh".to_owned(),
+            n => format!(
+                "none of its {n} checkpoints is complete and undamaged; train() starts afresh"
+            ),
+        },
+    })
+}
+
+/// The digests of all files in `folder`, which are synced to the disk on the way.
+fn digests(folder: &Path) -> Result<BTreeMap<String, Digest>> {
+    let io = |e| Error::io("read", folder, e);
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        let path = entry.path();
+        let sync = |file: std::fs::File| file.sync_all();
+        std::fs::File::open(&path)
+            .and_then(sync)
+            .map_err(|e| Error::io("write", &path, e))?;
+        files.insert(
+            entry.file_name().to_string_lossy().into_owned(),
+            digest(&path)?,
+        );
+    }
+    Ok(files)
+}
+
+fn digest(path: &Path) -> Result<Digest> {
+    let bytes = MappedFile::open(path)?;
+    Ok(Digest {
+        bytes: bytes.len() as u64,
+        blake3: blake3::hash(&bytes).to_hex().to_string(),
+    })
+}
+
+/// Not every file system lets a folder be synced.
+fn sync_folder(path: &Path) {
+    if let Ok(folder) = std::fs::File::open(path) {
+        let _ = folder.sync_all();
+    }
+}
+
+/// Temporary folders are private to their owner; a finished one is readable like any other.
+#[cfg(unix)]
+fn set_usual_permissions(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))
+}
+
+#[cfg(not(unix))]
+fn set_usual_permissions(_: &Path) -> std::io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(text: &'static str) -> impl FnOnce(&Path) -> Result<()> {
+        move |folder| {
+            for name in [WEIGHTS, OPTIMIZER, STATE] {
+                crate::files::write_atomically(&folder.join(name), text.as_bytes())?;
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_older_folder_and_no_litter() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = folder(dir.path(), 5);
+        write(&path, files("old")).unwrap();
+        let failed = write(&path, |temporary| {
+            files("new")(temporary)?;
+            Err(Error::Dataset("stopped".to_owned()))
+        });
+        assert!(failed.is_err());
+        verify(&path).unwrap();
+        assert_eq!(std::fs::read(path.join(WEIGHTS)).unwrap(), b"old");
+        write(&path, files("new")).unwrap();
+        verify(&path).unwrap();
+        assert_eq!(std::fs::read(path.join(WEIGHTS)).unwrap(), b"new");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_latest_is_the_newest_by_number_that_is_undamaged() {
+        let dir = tempfile::tempdir().unwrap();
+        for step in [9, 10, 100] {
+            write(&folder(dir.path(), step), files("weights")).unwrap();
+        }
+        std::fs::create_dir(dir.path().join("checkpoint-best")).unwrap();
+        std::fs::create_dir(folder(dir.path(), 200)).unwrap();
+        assert_eq!(
+            latest_checkpoint(dir.path()).unwrap(),
+            folder(dir.path(), 100)
+        );
+        std::fs::write(folder(dir.path(), 100).join(OPTIMIZER), "weight5").unwrap();
+        let error = verify(&folder(dir.path(), 100)).unwrap_err().to_string();
+        assert!(
+            error.contains("optimizer.safetensors is not what was written"),
+            "{error}"
+        );
+        assert_eq!(
+            latest_checkpoint(dir.path()).unwrap(),
+            folder(dir.path(), 10)
+        );
+        std::fs::write(folder(dir.path(), 10).join(WEIGHTS), "w").unwrap();
+        assert_eq!(
+            latest_checkpoint(dir.path()).unwrap(),
+            folder(dir.path(), 9)
+        );
+        std::fs::remove_file(folder(dir.path(), 9).join(STATE)).unwrap();
+        let error = latest_checkpoint(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("none of its 4 checkpoints"), "{error}");
+    }
+}

@@ -1,0 +1,226 @@
+//! Evaluation and prediction.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::{D, DType};
+
+use super::run::Run;
+use super::trainer::Data;
+use super::{EvalMetrics, Evaluation, Event, TrainState, Trainer};
+use crate::collate::{DataLoader, Examples, MlmBatch};
+use crate::model::{Context, ModelInputs};
+use crate::{Error, Result, interrupt, ops};
+
+/// What the model says about one masked token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct MaskedPrediction {
+    /// The example, in the order of the data.
+    pub example: usize,
+    /// The position in the padded example.
+    pub position: usize,
+    /// The true token.
+    pub label: u32,
+    /// The most probable token.
+    pub predicted: u32,
+    /// The negative log-probability of the true token, in nats.
+    pub loss: f32,
+}
+
+/// What [`Trainer::predict`] returns.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Predictions {
+    /// The masked tokens, in order.
+    pub tokens: Vec<MaskedPrediction>,
+    /// The loss over them.
+    pub metrics: EvalMetrics,
+}
+
+impl Predictions {
+    /// The part of the masked tokens whose most probable token is the true one.
+    pub fn accuracy(&self) -> f64 {
+        let right = self
+            .tokens
+            .iter()
+            .filter(|token| token.predicted == token.label);
+        right.count() as f64 / self.tokens.len().max(1) as f64
+    }
+}
+
+impl std::fmt::Debug for Predictions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Predictions({} masked tokens, {:.1}% right, perplexity {:.2})",
+            self.tokens.len(),
+            100.0 * self.accuracy(),
+            self.metrics.perplexity()
+        )
+    }
+}
+
+impl Trainer {
+    /// The loss over the evaluation data, each masked token weighing the same.
+    ///
+    /// The masks are those of the collator's seed and the same every time, so that results before, during and after
+    /// training compare.
+    ///
+    /// # Errors
+    /// When the trainer has no evaluation data, or nothing in them is masked. [`Error::Interrupted`] when interrupted.
+    pub fn evaluate(&mut self) -> Result<EvalMetrics> {
+        self.args.validate()?;
+        let loader = self.eval_loader()?;
+        let state = self.idle_state();
+        let metrics = self.evaluate_with(&loader, state)?;
+        self.tell(Event::Evaluate { state, metrics })?;
+        Ok(metrics)
+    }
+
+    /// The loss over the batches of `loader`.
+    pub fn evaluate_on(&mut self, loader: &DataLoader) -> Result<EvalMetrics> {
+        let state = self.idle_state();
+        self.evaluate_with(loader, state)
+    }
+
+    /// Masks `examples` with the trainer's collator and lets the model guess.
+    pub fn predict(&mut self, examples: impl Examples + 'static) -> Result<Predictions> {
+        self.args.validate()?;
+        let examples: Arc<dyn Examples> = Arc::new(examples);
+        let loader = self.loader(&examples, self.args.per_device_eval_batch_size)?;
+        self.predict_on(&loader)
+    }
+
+    /// Lets the model guess the masked tokens of `loader`'s batches.
+    pub fn predict_on(&mut self, loader: &DataLoader) -> Result<Predictions> {
+        let started = Instant::now();
+        let mut tokens = Vec::new();
+        let mut samples = 0;
+        for batch in loader.epoch(0) {
+            interrupt::check("predicting")?;
+            let batch = batch?;
+            self.predict_batch(&batch, samples, &mut tokens)?;
+            samples += batch.batch;
+        }
+        let sum: f64 = tokens.iter().map(|token| f64::from(token.loss)).sum();
+        let metrics = EvalMetrics {
+            loss: mean(sum, tokens.len())?,
+            counted: tokens.len(),
+            samples,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        Ok(Predictions { tokens, metrics })
+    }
+
+    fn predict_batch(
+        &self,
+        batch: &MlmBatch,
+        first: usize,
+        tokens: &mut Vec<MaskedPrediction>,
+    ) -> Result<()> {
+        let inputs = ModelInputs::from(batch);
+        let (rows, labels) = inputs.counted(self.model.vocab_size())?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let logits = self
+            .model
+            .logits_at(&inputs, rows.clone())?
+            .to_dtype(DType::F32)?;
+        let predicted: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
+        let targets = candle_core::Tensor::new(labels.as_slice(), logits.device())?.unsqueeze(1)?;
+        let log_sums = logits.log_sum_exp(D::Minus1)?;
+        let losses: Vec<f32> = (log_sums - logits.gather(&targets, 1)?.squeeze(1)?)?.to_vec1()?;
+        let found = rows
+            .iter()
+            .zip(labels)
+            .zip(predicted.into_iter().zip(losses));
+        tokens.extend(
+            found.map(|((&row, label), (predicted, loss))| MaskedPrediction {
+                example: first + row as usize / batch.seq,
+                position: row as usize % batch.seq,
+                label,
+                predicted,
+                loss,
+            }),
+        );
+        Ok(())
+    }
+
+    /// An evaluation within a run.
+    pub(super) fn evaluate_in(&mut self, run: &mut Run) -> Result<()> {
+        let loader = self.eval_loader()?;
+        let state = run.state();
+        let metrics = self.evaluate_with(&loader, state)?;
+        if !metrics.loss.is_finite() {
+            return Err(Error::NonFiniteLoss {
+                step: run.step,
+                loss: metrics.loss as f32,
+                learning_rate: run
+                    .history
+                    .steps
+                    .last()
+                    .map_or(0.0, |step| step.learning_rate),
+            });
+        }
+        run.history.evaluations.push(Evaluation {
+            step: state.step,
+            epoch: state.epoch,
+            metrics,
+        });
+        self.tell(Event::Evaluate {
+            state: run.state(),
+            metrics,
+        })
+    }
+
+    fn evaluate_with(&mut self, loader: &DataLoader, state: TrainState) -> Result<EvalMetrics> {
+        let started = Instant::now();
+        let (mut sum, mut counted, mut samples) = (0.0, 0, 0);
+        for (i, batch) in loader.epoch(0).enumerate() {
+            interrupt::check("evaluating")?;
+            let batch = batch?;
+            samples += batch.batch;
+            if batch.counted_tokens() > 0 {
+                let loss = ops::no_grad(|| self.model.loss(&batch, &Context::eval()))?;
+                sum += f64::from(loss.sum.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+                counted += loss.counted;
+            }
+            self.tell(Event::EvaluateStep {
+                state,
+                done: i + 1,
+                total: loader.len(),
+            })?;
+        }
+        Ok(EvalMetrics {
+            loss: mean(sum, counted)?,
+            counted,
+            samples,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+
+    fn eval_loader(&self) -> Result<DataLoader> {
+        match &self.eval_data {
+            Some(Data::Loader(loader)) => Ok(loader.clone()),
+            Some(Data::Examples(examples)) => {
+                self.loader(examples, self.args.per_device_eval_batch_size)
+            }
+            None => Err(Error::argument(
+                "eval",
+                "there are no examples to evaluate on; give the trainer some when you make it",
+            )),
+        }
+    }
+}
+
+fn mean(sum: f64, counted: usize) -> Result<f64> {
+    if counted == 0 {
+        return Err(Error::argument(
+            "labels",
+            "no token of the evaluation data is masked, so there is no loss (is mlm_probability 0?)",
+        ));
+    }
+    Ok(sum / counted as f64)
+}

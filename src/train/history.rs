@@ -1,0 +1,235 @@
+//! What happened in a training run.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::EvalMetrics;
+
+/// One optimizer step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct StepRecord {
+    /// The step, counted from 1.
+    pub step: usize,
+    /// The mean loss over all masked tokens of the step's batches, before the update. 0 if nothing was masked.
+    pub loss: f32,
+    /// The learning rate of this step's update.
+    pub learning_rate: f64,
+    /// The global norm of the gradients before clipping.
+    pub grad_norm: f32,
+    /// Masked tokens that the loss is the mean of.
+    pub counted: usize,
+    /// Tokens that went through the model, padding not counted.
+    pub tokens: usize,
+    /// How long the step took, in seconds.
+    pub seconds: f64,
+}
+
+impl StepRecord {
+    /// Tokens per second of this step.
+    pub fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.seconds.max(f64::MIN_POSITIVE)
+    }
+}
+
+/// What is logged every [`logging_steps`](super::TrainingArguments::logging_steps), as in the reference.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct LogRecord {
+    /// The step, counted from 1.
+    pub step: usize,
+    /// The epochs done.
+    pub epoch: f64,
+    /// The mean loss of the steps since the last log.
+    pub loss: f32,
+    /// The learning rate of the last of them.
+    pub learning_rate: f64,
+    /// The gradient norm of the last of them.
+    pub grad_norm: f32,
+}
+
+/// An evaluation during training.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Evaluation {
+    /// After which step.
+    pub step: usize,
+    /// The epochs done.
+    pub epoch: f64,
+    /// What was measured.
+    pub metrics: EvalMetrics,
+}
+
+/// All that a training run recorded; what [`Trainer::train`](super::Trainer::train) returns. A resumed run's history
+/// begins with the steps before the checkpoint.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct History {
+    /// Every optimizer step.
+    #[serde(with = "columns")]
+    pub steps: Vec<StepRecord>,
+    /// Every log.
+    pub logs: Vec<LogRecord>,
+    /// Every evaluation.
+    pub evaluations: Vec<Evaluation>,
+    /// The epochs done.
+    pub epoch: f64,
+    /// Time spent in training, evaluations and checkpoints included, in seconds.
+    pub seconds: f64,
+    /// Whether the run was interrupted before its end.
+    pub interrupted: bool,
+    /// Whether early stopping or a callback ended the run before its last step.
+    pub stopped_early: bool,
+    /// The step of the best evaluation whose model was saved.
+    pub best_step: Option<usize>,
+}
+
+impl History {
+    /// The number of optimizer steps taken.
+    pub fn step(&self) -> usize {
+        self.steps.last().map_or(0, |step| step.step)
+    }
+
+    /// The loss of every step.
+    pub fn losses(&self) -> Vec<f32> {
+        self.steps.iter().map(|step| step.loss).collect()
+    }
+
+    /// The mean loss over all steps, as the reference reports it at the end of training.
+    pub fn train_loss(&self) -> f32 {
+        mean_loss(&self.steps)
+    }
+
+    /// Tokens per second over the steps, evaluations and checkpoints left out.
+    pub fn tokens_per_second(&self) -> f64 {
+        let tokens: usize = self.steps.iter().map(|step| step.tokens).sum();
+        let seconds: f64 = self.steps.iter().map(|step| step.seconds).sum();
+        tokens as f64 / seconds.max(f64::MIN_POSITIVE)
+    }
+
+    /// The last evaluation.
+    pub fn last_evaluation(&self) -> Option<&Evaluation> {
+        self.evaluations.last()
+    }
+
+    /// Logs and evaluations in the order of their steps, in the reference's words (`log_history`).
+    pub fn log_history(&self) -> Vec<Value> {
+        let logs = self.logs.iter().map(|log| {
+            let entry = json!({
+                "loss": log.loss, "grad_norm": log.grad_norm, "learning_rate": log.learning_rate,
+                "epoch": log.epoch, "step": log.step,
+            });
+            (log.step, entry)
+        });
+        let evaluations = self.evaluations.iter().map(|evaluation| {
+            let metrics = &evaluation.metrics;
+            let entry = json!({
+                "eval_loss": metrics.loss, "eval_runtime": metrics.seconds,
+                "eval_samples_per_second": metrics.samples_per_second(),
+                "epoch": evaluation.epoch, "step": evaluation.step,
+            });
+            (evaluation.step, entry)
+        });
+        let mut all: Vec<(usize, Value)> = logs.chain(evaluations).collect();
+        // Stable: at the same step the log comes first.
+        all.sort_by_key(|(step, _)| *step);
+        all.into_iter().map(|(_, entry)| entry).collect()
+    }
+}
+
+/// The mean loss of the steps in which anything was masked.
+pub(super) fn mean_loss(steps: &[StepRecord]) -> f32 {
+    let counted = steps.iter().filter(|step| step.counted > 0);
+    let sum: f64 = counted.clone().map(|step| f64::from(step.loss)).sum();
+    (sum / counted.count().max(1) as f64) as f32
+}
+
+impl std::fmt::Debug for History {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let how = match (self.interrupted, self.stopped_early) {
+            (true, _) => ", interrupted",
+            (_, true) => ", stopped early",
+            _ => "",
+        };
+        write!(
+            f,
+            "History: {} steps, {:.2} epochs{how}, {:.1} s, {:.0} tokens/s, mean loss {:.4}",
+            self.step(),
+            self.epoch,
+            self.seconds,
+            self.tokens_per_second(),
+            self.train_loss()
+        )?;
+        for Evaluation {
+            step,
+            epoch,
+            metrics,
+        } in &self.evaluations
+        {
+            write!(
+                f,
+                "\n  step {step}, epoch {epoch:.2}: evaluation loss {:.4}, perplexity {:.2}",
+                metrics.loss,
+                metrics.perplexity()
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Steps as columns: a tenth of the size of a list of records.
+mod columns {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::StepRecord;
+
+    #[derive(Default, Serialize, Deserialize)]
+    struct Columns {
+        loss: Vec<f32>,
+        learning_rate: Vec<f64>,
+        grad_norm: Vec<f32>,
+        counted: Vec<usize>,
+        tokens: Vec<usize>,
+        seconds: Vec<f64>,
+    }
+
+    pub(super) fn serialize<S: Serializer>(steps: &[StepRecord], s: S) -> Result<S::Ok, S::Error> {
+        Columns {
+            loss: steps.iter().map(|step| step.loss).collect(),
+            learning_rate: steps.iter().map(|step| step.learning_rate).collect(),
+            grad_norm: steps.iter().map(|step| step.grad_norm).collect(),
+            counted: steps.iter().map(|step| step.counted).collect(),
+            tokens: steps.iter().map(|step| step.tokens).collect(),
+            seconds: steps.iter().map(|step| step.seconds).collect(),
+        }
+        .serialize(s)
+    }
+
+    pub(super) fn deserialize<'d, D: Deserializer<'d>>(d: D) -> Result<Vec<StepRecord>, D::Error> {
+        let columns = Columns::deserialize(d)?;
+        let count = columns.loss.len();
+        let lengths = [
+            columns.learning_rate.len(),
+            columns.grad_norm.len(),
+            columns.counted.len(),
+            columns.tokens.len(),
+            columns.seconds.len(),
+        ];
+        if lengths.iter().any(|&length| length != count) {
+            return Err(serde::de::Error::custom(
+                "the columns of the steps are not equally long",
+            ));
+        }
+        let record = |i: usize| StepRecord {
+            step: i + 1,
+            loss: columns.loss[i],
+            learning_rate: columns.learning_rate[i],
+            grad_norm: columns.grad_norm[i],
+            counted: columns.counted[i],
+            tokens: columns.tokens[i],
+            seconds: columns.seconds[i],
+        };
+        Ok((0..count).map(record).collect())
+    }
+}

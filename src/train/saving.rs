@@ -1,0 +1,224 @@
+//! Checkpoints of a run: written, pruned, and gone on from.
+
+use std::path::Path;
+
+use super::checkpoint::{self, TrainerState};
+use super::metrics::Metric;
+use super::run::Run;
+use super::{Event, History, Trainer};
+use crate::{Error, Result};
+
+impl Trainer {
+    /// Writes the model, and the tokenizer if the collator has one, into `folder`, in the reference's layout.
+    pub fn save_model(&self, folder: impl AsRef<Path>) -> Result<()> {
+        let folder = folder.as_ref();
+        self.model.save_pretrained(folder)?;
+        match self
+            .collator
+            .as_ref()
+            .and_then(|collator| collator.tokenizer())
+        {
+            Some(tokenizer) => tokenizer.save_pretrained(folder),
+            None => Ok(()),
+        }
+    }
+
+    /// Goes on from the checkpoint in `folder` exactly as if the run had never stopped, to its end.
+    ///
+    /// The trainer must have the same data, collator, batch size, accumulation and seed as the one that wrote it. The
+    /// number of epochs may differ.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] when the checkpoint is incomplete or damaged, or belongs to another run; the model is
+    /// unchanged then.
+    pub fn resume_from_checkpoint(&mut self, folder: impl AsRef<Path>) -> Result<History> {
+        let run = self.restore(folder.as_ref())?;
+        self.drive(Box::new(run))
+    }
+
+    /// Goes on from the newest complete checkpoint in `args.output_dir`; damaged ones are passed over.
+    pub fn resume_from_latest_checkpoint(&mut self) -> Result<History> {
+        let latest = checkpoint::latest_checkpoint(&self.args.output_dir)?;
+        self.resume_from_checkpoint(latest)
+    }
+
+    /// Uploads the model to the Hub.
+    ///
+    /// # Errors
+    /// Always, in this version: [`Error::Hub`] says what to do instead.
+    pub fn push_to_hub(&self) -> Result<()> {
+        Err(Error::Hub(
+            "uploading is not there yet: write the folder with save_model(folder) and upload it (huggingface-cli upload NAME folder)"
+                .to_owned(),
+        ))
+    }
+
+    pub(super) fn save_checkpoint(&mut self, run: &mut Run, metric: Metric) -> Result<()> {
+        let (saved, best) = (run.saved.clone(), run.history.best_step);
+        run.saved.retain(|&step| step != run.step);
+        run.saved.push(run.step);
+        run.note_best(metric);
+        run.note_progress();
+        let surplus = surplus(
+            &run.saved,
+            run.history.best_step,
+            self.args.save_total_limit,
+        );
+        let kept: Vec<usize> = run
+            .saved
+            .iter()
+            .copied()
+            .filter(|step| !surplus.contains(step))
+            .collect();
+        let path = self.checkpoint_folder(run.step);
+        let kept_state = self.trainer_state(run, &kept, metric);
+        let written = checkpoint::write(&path, |folder| {
+            self.save_model(folder)?;
+            run.optimizer.save(&folder.join(checkpoint::OPTIMIZER))?;
+            let json = |name: &str, bytes: Vec<u8>| {
+                crate::files::write_atomically(&folder.join(name), &bytes)
+            };
+            json(
+                checkpoint::ARGUMENTS,
+                serde_json::to_vec_pretty(&self.args)?,
+            )?;
+            json(checkpoint::STATE, serde_json::to_vec(&kept_state)?)
+        });
+        if let Err(error) = written {
+            (run.saved, run.history.best_step) = (saved, best);
+            return Err(error);
+        }
+        // Only now that the new one is complete may old ones go.
+        run.saved = kept;
+        for step in surplus {
+            let old = self.checkpoint_folder(step);
+            if let Err(error) = std::fs::remove_dir_all(&old)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                eprintln!(
+                    "warning: could not remove the old checkpoint {}: {error}",
+                    old.display()
+                );
+            }
+        }
+        let state = run.state();
+        self.tell(Event::Save { state, path })
+    }
+
+    fn trainer_state(&self, run: &Run, saved: &[usize], metric: Metric) -> TrainerState {
+        let state = run.state();
+        let best = run.history.best_step;
+        TrainerState {
+            global_step: run.step,
+            max_steps: state.max_steps,
+            epoch: state.epoch,
+            num_train_epochs: state.num_train_epochs,
+            best_metric: best.and_then(|step| run.metric(metric, step)),
+            best_model_checkpoint: best.map(|step| self.checkpoint_folder(step)),
+            log_history: run.history.log_history(),
+            plan: run.plan,
+            seed: self.args.seed,
+            data: run.data.clone(),
+            saved: saved.to_vec(),
+            history: run.history.clone(),
+        }
+    }
+
+    /// The run that wrote the checkpoint, as it was then; the model gets its weights.
+    fn restore(&mut self, folder: &Path) -> Result<Run> {
+        checkpoint::verify(folder)?;
+        let state = checkpoint::read_state(folder)?;
+        let mut run = self.begin()?;
+        let refuse = |what: &str, then: String, now: String| Error::Checkpoint {
+            path: folder.to_path_buf(),
+            message: format!(
+                "it was written with {what} {then}, but now it is {now}: the run could not go on exactly; set it back, or start afresh with train()"
+            ),
+        };
+        let same = |what: &str, then: usize, now: usize| match then == now {
+            true => Ok(()),
+            false => Err(refuse(what, then.to_string(), now.to_string())),
+        };
+        let plan = state.plan;
+        same(
+            "gradient_accumulation_steps",
+            plan.accumulation,
+            run.plan.accumulation,
+        )?;
+        same(
+            "batches per epoch",
+            plan.batches_per_epoch,
+            run.plan.batches_per_epoch,
+        )?;
+        if state.seed != self.args.seed {
+            return Err(refuse(
+                "seed",
+                state.seed.to_string(),
+                self.args.seed.to_string(),
+            ));
+        }
+        if state.data != run.data {
+            return Err(Error::Checkpoint {
+                path: folder.to_path_buf(),
+                message: "it was written with other batches: the examples, their order (data_seed), the collator and the batch size must \
+                          be the same for the run to go on; set them back, or start afresh with train()"
+                    .to_owned(),
+            });
+        }
+        if state.history.step() != state.global_step {
+            return Err(Error::Checkpoint {
+                path: folder.to_path_buf(),
+                message: format!(
+                    "its history has {} steps, but it was written after step {}",
+                    state.history.step(),
+                    state.global_step
+                ),
+            });
+        }
+        run.optimizer.load(&folder.join(checkpoint::OPTIMIZER))?;
+        self.model.load_weights(&folder.join(checkpoint::WEIGHTS))?;
+        run.step = state.global_step;
+        run.history = state.history;
+        // Checkpoints that were moved away or deleted since are no longer this run's.
+        run.saved = state.saved;
+        run.saved
+            .retain(|&step| self.checkpoint_folder(step).is_dir());
+        run.history.best_step = run
+            .history
+            .best_step
+            .filter(|step| run.saved.contains(step));
+        Ok(run)
+    }
+
+    /// Gives the model the weights of this run's checkpoint after `step`.
+    pub(super) fn load_weights_of(&self, step: usize) -> Result<()> {
+        let folder = self.checkpoint_folder(step);
+        checkpoint::verify(&folder)?;
+        self.model.load_weights(&folder.join(checkpoint::WEIGHTS))
+    }
+}
+
+/// The steps of `saved` (oldest first) whose checkpoints must go for `limit` to hold: the oldest, but never the best or
+/// the newest.
+fn surplus(saved: &[usize], best: Option<usize>, limit: Option<usize>) -> Vec<usize> {
+    let excess = limit.map_or(0, |limit| saved.len().saturating_sub(limit));
+    let candidates = saved.iter().copied().take(saved.len().saturating_sub(1));
+    candidates
+        .filter(|&step| Some(step) != best)
+        .take(excess)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::surplus;
+
+    #[test]
+    fn the_oldest_go_but_never_the_best_or_the_newest() {
+        assert_eq!(surplus(&[1, 2, 3, 4], None, Some(2)), [1, 2]);
+        assert_eq!(surplus(&[1, 2, 3, 4], Some(1), Some(2)), [2, 3]);
+        assert!(surplus(&[1, 4], Some(1), Some(1)).is_empty());
+        assert!(surplus(&[1, 2, 3], None, None).is_empty());
+        assert!(surplus(&[1, 2], None, Some(5)).is_empty());
+    }
+}

@@ -1,0 +1,455 @@
+//! The training loop.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::metrics::Metric;
+use super::plan::{Plan, fingerprint};
+use super::progress_bar::ProgressBar;
+use super::run::Run;
+use super::{
+    AdamW, Callback, Control, Event, History, IntervalStrategy, StepRecord, TrainState,
+    TrainingArguments,
+};
+use crate::collate::{Batches, Collator, DataLoader, Examples, MlmBatch};
+use crate::model::{Context, MaskedLm};
+use crate::{Error, Result, interrupt};
+
+/// Fine-tunes a masked language model, in the manner of the reference's `Trainer`.
+///
+/// A step takes `gradient_accumulation_steps` batches. Its loss is the mean over all masked tokens in them, its gradient
+/// is clipped by its global norm, and AdamW moves the weights by the scheduled learning rate. What falls due after a
+/// step (a log, an evaluation, a checkpoint) happens before the next one begins.
+///
+/// Two runs with equal arguments and data take exactly the same steps, and so does one that was resumed in between.
+///
+/// ```
+/// use cloze::collate::{Example, MaskingCollator};
+/// use cloze::model::{Config, MaskedLm};
+/// use cloze::tokenizer::Tokenizer;
+/// use cloze::train::{IntervalStrategy, Trainer, TrainingArguments};
+///
+/// let texts = ["a spiral galaxy", "a barred spiral galaxy", "a spiral staircase"];
+/// let tokenizer = Tokenizer::train_bpe(texts, 300)?;
+/// let examples: Vec<Example> = tokenizer.encode_batch(&texts)?.into_iter().map(Example::from).collect();
+/// let config = Config::new("roberta")
+///     .set("vocab_size", tokenizer.len())
+///     .set("hidden_size", 16)
+///     .set("num_hidden_layers", 1)
+///     .set("num_attention_heads", 2)
+///     .set("intermediate_size", 32);
+/// let model = MaskedLm::from_config(&config, 42)?;
+/// let collator = MaskingCollator::new(&tokenizer).mlm_probability(0.5);
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let out = folder.path();
+/// let args = TrainingArguments::new(out)
+///     .learning_rate(1e-3)
+///     .epochs(2)
+///     .eval_strategy(IntervalStrategy::Epoch);
+/// let mut trainer = Trainer::new(model, args, examples.clone(), examples, collator);
+/// let history = trainer.train()?;
+/// assert_eq!(history.evaluations.len(), 2);
+/// println!("perplexity {:.2}", trainer.evaluate()?.perplexity());
+/// # Ok::<(), cloze::Error>(())
+/// ```
+pub struct Trainer {
+    pub(super) model: MaskedLm,
+    pub(super) args: TrainingArguments,
+    pub(super) train_data: Data,
+    pub(super) eval_data: Option<Data>,
+    pub(super) collator: Option<Arc<dyn Collator>>,
+    callbacks: Vec<Box<dyn Callback>>,
+    wishes: Wishes,
+    /// A run that was interrupted or failed: the next [`Trainer::train`] goes on with it.
+    unfinished: Option<Box<Run>>,
+}
+
+/// Where batches come from.
+#[derive(Clone)]
+pub(super) enum Data {
+    Examples(Arc<dyn Examples>),
+    Loader(DataLoader),
+}
+
+/// What callbacks asked for since the last step.
+#[derive(Clone, Copy, Default)]
+struct Wishes {
+    evaluate: bool,
+    save: bool,
+    stop: bool,
+}
+
+impl Trainer {
+    /// A trainer of `model` on the examples of `train`, evaluated on those of `eval` (`None` for no evaluations), both
+    /// made into batches by `collator`.
+    ///
+    /// The training examples come in a new order each epoch, as `args.order_seed()` decides. Evaluation has the same
+    /// order and the same masks every time, so that its results compare.
+    ///
+    /// Clones of a model share its weights: the one that is given here and kept elsewhere is trained too.
+    pub fn new<E: Examples + 'static>(
+        model: MaskedLm,
+        args: TrainingArguments,
+        train: E,
+        eval: impl Into<Option<E>>,
+        collator: impl Collator + 'static,
+    ) -> Self {
+        let data = |examples: E| Data::Examples(Arc::new(examples));
+        let eval_data = eval.into().map(data);
+        Self::assemble(
+            model,
+            args,
+            data(train),
+            eval_data,
+            Some(Arc::new(collator)),
+        )
+    }
+
+    /// A trainer on the batches of loaders, which have their own order, batch size and collator; the arguments on these
+    /// have no effect. Evaluation takes the batches of its loader's epoch 0 every time.
+    pub fn from_loaders(
+        model: MaskedLm,
+        args: TrainingArguments,
+        train: DataLoader,
+        eval: impl Into<Option<DataLoader>>,
+    ) -> Self {
+        let eval_data = eval.into().map(Data::Loader);
+        Self::assemble(model, args, Data::Loader(train), eval_data, None)
+    }
+
+    fn assemble(
+        model: MaskedLm,
+        args: TrainingArguments,
+        train_data: Data,
+        eval_data: Option<Data>,
+        collator: Option<Arc<dyn Collator>>,
+    ) -> Self {
+        let bar = ProgressBar::for_terminal().map(|bar| Box::new(bar) as Box<dyn Callback>);
+        Self {
+            model,
+            args,
+            train_data,
+            eval_data,
+            collator,
+            callbacks: bar.into_iter().collect(),
+            wishes: Wishes::default(),
+            unfinished: None,
+        }
+    }
+
+    /// Adds a listener to the events of training; they are told in the order in which they were added.
+    #[must_use]
+    pub fn callback(mut self, callback: impl Callback + 'static) -> Self {
+        self.callbacks.push(Box::new(callback));
+        self
+    }
+
+    /// The model that is trained.
+    pub fn model(&self) -> &MaskedLm {
+        &self.model
+    }
+
+    /// The arguments.
+    pub fn args(&self) -> &TrainingArguments {
+        &self.args
+    }
+
+    /// Trains, and returns what happened.
+    ///
+    /// An interrupt ends the run after the step under way: the history that is returned says so, a checkpoint is written
+    /// (unless `save_strategy` is No), and the model can be used as it is. Called again after an interrupt or an error,
+    /// the run goes on where it stopped; called again after its end, a new run begins from the present weights.
+    ///
+    /// # Errors
+    /// Before the first step, when arguments or data do not fit. [`Error::NonFiniteLoss`] or
+    /// [`Error::NonFiniteGradient`] before a step that would spoil the weights: they are those of the step before.
+    pub fn train(&mut self) -> Result<History> {
+        let run = match self.unfinished.take() {
+            Some(run) => run,
+            None => Box::new(self.begin()?),
+        };
+        self.drive(run)
+    }
+
+    /// A run before its first step.
+    pub(super) fn begin(&self) -> Result<Run> {
+        self.args.validate()?;
+        if self.args.eval_strategy != IntervalStrategy::No && self.eval_data.is_none() {
+            return Err(Error::argument(
+                "eval_strategy",
+                "there are no examples to evaluate on; give the trainer some, or set eval_strategy to No",
+            ));
+        }
+        let loader = self.train_loader()?;
+        let plan = Plan::new(&self.args, loader.len())?;
+        let first = loader.epoch(0).next().transpose()?;
+        let data = first.as_ref().map(fingerprint).unwrap_or_default();
+        let optimizer = AdamW::new(&self.model)
+            .weight_decay(self.args.weight_decay)
+            .betas(self.args.adam_beta1, self.args.adam_beta2)
+            .eps(self.args.adam_epsilon);
+        Run::new(&self.args, plan, data, optimizer)
+    }
+
+    /// Brings a run to its end, or keeps it for later.
+    pub(super) fn drive(&mut self, mut run: Box<Run>) -> Result<History> {
+        self.wishes = Wishes::default();
+        (run.history.interrupted, run.history.stopped_early) = (false, false);
+        run.start_clock();
+        let result = self.steps(&mut run);
+        // After an error, half of a step's gradients may be there.
+        self.model.zero_grad();
+        run.note_progress();
+        let (state, history) = (run.state(), run.history.clone());
+        if result.is_err() || history.interrupted {
+            self.unfinished = Some(run);
+        }
+        let told = self.tell(Event::TrainEnd {
+            state,
+            history: history.clone(),
+        });
+        // The first error is the one to tell.
+        result.and(told).map(|()| history)
+    }
+
+    /// The loop: one turn is one optimizer step.
+    fn steps(&mut self, run: &mut Run) -> Result<()> {
+        let (state, history) = (run.state(), run.history.clone());
+        self.tell(Event::TrainBegin { state, history })?;
+        let loader = self.train_loader()?;
+        let mut batches: Option<Batches> = None;
+        loop {
+            match self.after_step(run) {
+                // An evaluation was interrupted; it comes first when the run goes on.
+                Err(Error::Interrupted(_)) => return self.pause(run),
+                other => other?,
+            }
+            if run.is_complete() || run.history.stopped_early {
+                return self.finish(run);
+            }
+
+            let started = Instant::now();
+            let at = run.plan.position(run.step);
+            let epoch = match batches.take() {
+                Some(epoch) if at.batch > 0 => epoch,
+                _ => loader.epoch_from(at.epoch, at.batch),
+            };
+            let epoch = batches.insert(epoch);
+            let group = epoch
+                .take(run.plan.accumulation)
+                .collect::<Result<Vec<_>>>()?;
+
+            let step = run.step + 1;
+            let learning_rate = run.schedule.lr(run.step);
+            let (loss, counted) = self.gradients(&group, at.pass)?;
+            if !loss.is_finite() {
+                return Err(Error::NonFiniteLoss {
+                    step,
+                    loss,
+                    learning_rate,
+                });
+            }
+            let grad_norm = run.optimizer.clip_grad_norm(self.args.max_grad_norm)? as f32;
+            if !grad_norm.is_finite() {
+                return Err(Error::NonFiniteGradient {
+                    step,
+                    grad_norm,
+                    learning_rate,
+                });
+            }
+            run.optimizer.step(learning_rate)?;
+            run.optimizer.zero_grad();
+
+            run.step = step;
+            let record = StepRecord {
+                step,
+                loss,
+                learning_rate,
+                grad_norm,
+                counted,
+                tokens: group.iter().map(tokens).sum(),
+                seconds: started.elapsed().as_secs_f64(),
+            };
+            run.history.steps.push(record);
+            let state = run.state();
+            self.tell(Event::StepEnd {
+                state,
+                step: record,
+            })?;
+            if run.plan.ends_epoch(step) {
+                check_anything_counted(&run.history)?;
+                self.tell(Event::EpochEnd { state })?;
+            }
+            if interrupt::take() {
+                return self.pause(run);
+            }
+        }
+    }
+
+    /// Leaves the gradients of the mean loss over all counted tokens of `group` in the model; that loss and the number of
+    /// those tokens. `pass` is the number of the first forward pass, which decides what dropout drops.
+    fn gradients(&self, group: &[MlmBatch], pass: u64) -> Result<(f32, usize)> {
+        let counted: usize = group.iter().map(MlmBatch::counted_tokens).sum();
+        let mut sums = Vec::with_capacity(group.len());
+        for (pass, batch) in (pass..).zip(group) {
+            if batch.counted_tokens() == 0 {
+                continue;
+            }
+            let context = Context::train(self.args.seed, pass);
+            let loss = self.model.loss(batch, &context)?;
+            self.model.backward(&(&loss.sum / counted as f64)?)?;
+            sums.push(loss.sum.detach());
+        }
+        // Read at the end: on a GPU the batches are all under way by then.
+        let mut sum = 0.0;
+        for part in sums {
+            sum += f64::from(part.to_dtype(candle_core::DType::F32)?.to_scalar::<f32>()?);
+        }
+        Ok(((sum / counted.max(1) as f64) as f32, counted))
+    }
+
+    /// Does what falls due after the current step and has not been done: log, evaluate, save, give up.
+    fn after_step(&mut self, run: &mut Run) -> Result<()> {
+        if run.step == 0 {
+            return Ok(());
+        }
+        let metric = Metric::from_name(&self.args.metric_for_best_model)?;
+        if run.log_is_due(&self.args)
+            && let Some(log) = run.log()
+        {
+            run.history.logs.push(log);
+            let state = run.state();
+            self.tell(Event::Log { state, log })?;
+        }
+        if run.evaluation_is_due(&self.args, self.wishes.evaluate) {
+            self.evaluate_in(run)?;
+            run.note_best(metric);
+        }
+        if run.save_is_due(&self.args, self.wishes.save) {
+            self.save_checkpoint(run, metric)?;
+        }
+        run.history.stopped_early =
+            !run.is_complete() && (self.wishes.stop || run.gives_up(&self.args, metric));
+        self.wishes = Wishes::default();
+        Ok(())
+    }
+
+    /// Leaves an interrupted run so that it can go on, now or from disk.
+    fn pause(&mut self, run: &mut Run) -> Result<()> {
+        interrupt::clear();
+        run.history.interrupted = true;
+        if self.args.save_strategy != IntervalStrategy::No && run.saved.last() != Some(&run.step) {
+            let metric = Metric::from_name(&self.args.metric_for_best_model)?;
+            self.save_checkpoint(run, metric)?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, run: &mut Run) -> Result<()> {
+        check_anything_counted(&run.history)?;
+        if self.args.load_best_model_at_end
+            && let Some(best) = run.history.best_step
+            && best != run.step
+        {
+            self.load_weights_of(best)?;
+        }
+        if self.args.push_to_hub {
+            eprintln!(
+                "note: push_to_hub is set, but nothing was uploaded: save_model(folder) writes the folder to upload"
+            );
+        }
+        Ok(())
+    }
+
+    /// Tells all callbacks, and remembers what they wish.
+    pub(super) fn tell(&mut self, event: Event) -> Result<()> {
+        for callback in &mut self.callbacks {
+            match callback.on_event(&event)? {
+                Control::Continue => {}
+                Control::Evaluate => self.wishes.evaluate = true,
+                Control::Save => self.wishes.save = true,
+                Control::Stop => self.wishes.stop = true,
+            }
+        }
+        Ok(())
+    }
+
+    fn train_loader(&self) -> Result<DataLoader> {
+        match &self.train_data {
+            Data::Loader(loader) => Ok(loader.clone()),
+            Data::Examples(examples) => {
+                let loader = self.loader(examples, self.args.per_device_train_batch_size)?;
+                Ok(loader
+                    .shuffle(self.args.order_seed())
+                    .drop_last(self.args.dataloader_drop_last))
+            }
+        }
+    }
+
+    /// A loader of `examples` in their order.
+    pub(super) fn loader(
+        &self,
+        examples: &Arc<dyn Examples>,
+        batch_size: usize,
+    ) -> Result<DataLoader> {
+        let collator = self.collator.clone().ok_or_else(|| {
+            Error::argument(
+                "examples",
+                "a trainer made from loaders has no collator for examples; give it a loader",
+            )
+        })?;
+        DataLoader::new(Arc::clone(examples), collator, batch_size)
+    }
+
+    /// Where the trainer stands when it is not training.
+    pub(super) fn idle_state(&self) -> TrainState {
+        match &self.unfinished {
+            Some(run) => run.state(),
+            None => TrainState::default(),
+        }
+    }
+
+    /// The folder of the checkpoint after `step`.
+    pub(super) fn checkpoint_folder(&self, step: usize) -> PathBuf {
+        super::checkpoint::folder(&self.args.output_dir, step)
+    }
+}
+
+/// The tokens of a batch, padding not counted.
+fn tokens(batch: &MlmBatch) -> usize {
+    batch
+        .attention_mask
+        .iter()
+        .filter(|&&mask| mask != 0)
+        .count()
+}
+
+/// A batch without a masked token is bad luck; an epoch of them is a mistake.
+fn check_anything_counted(history: &History) -> Result<()> {
+    if history.steps.iter().any(|step| step.counted > 0) {
+        return Ok(());
+    }
+    Err(Error::argument(
+        "labels",
+        "no token of the training data was masked, so there is nothing to learn (is mlm_probability 0?)",
+    ))
+}
+
+impl std::fmt::Debug for Trainer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Trainer({:?}, checkpoints in {:?}",
+            self.model, self.args.output_dir
+        )?;
+        if let Some(run) = &self.unfinished {
+            write!(
+                f,
+                ", stopped after step {} of {}",
+                run.step, run.plan.max_steps
+            )?;
+        }
+        write!(f, ")")
+    }
+}
