@@ -9,7 +9,9 @@ pub use crate::dataset::{
     TrainTestSplit, Value, concatenate, load_dataset, load_eli5, load_eli5_from, load_from_disk,
 };
 pub use crate::model::{Config, Context, MaskedLm, ModelInputs};
-pub use crate::tokenizer::{EncodeOptions, Encoding, Padding, Tokenizer, TruncationStrategy};
+pub use crate::tokenizer::{
+    EncodeOptions, Encoding, Padding, TokenizeColumn, Tokenizer, TruncationStrategy,
+};
 pub use crate::train::{
     AdamW, Callback, Control, EvalMetrics, Event, History, IntervalStrategy, Schedule,
     SchedulerType, Trainer, TrainingArguments, get_scheduler,

@@ -9,6 +9,7 @@ use cloze::collate::{
     BatchKey, Collator, DataLoader, Example, Examples, IGNORED, MaskingCollator, MlmBatch,
     PaddingCollator,
 };
+use cloze::dataset::{Dataset, Map, load_dataset};
 use cloze::tokenizer::Tokenizer;
 use cloze::{Error, Result};
 use serde_json::Value;
@@ -626,4 +627,173 @@ fn a_loader_of_nothing_is_refused() {
     );
     let collator: Arc<dyn Collator> = Arc::new(PaddingCollator::new(&tokenizer));
     assert!(collator.validate().is_ok());
+}
+
+#[test]
+fn a_dataset_is_tokenized_grouped_and_loaded_as_in_the_guide() {
+    let tokenizer = tokenizer("roberta");
+    let text = std::fs::read_to_string(guide("guide/expected.json")).unwrap();
+    let theirs: Value = serde_json::from_str(&text).unwrap();
+    let eli5 = load_dataset(guide("eli5/train_asks.jsonl").to_str().unwrap()).unwrap();
+    let eli5 = eli5["train"].flatten().unwrap();
+    let map = |threads| {
+        Map::new(tokenizer.tokenize_column("answers.text"))
+            .batched()
+            .num_proc(threads)
+            .remove_columns(eli5.column_names())
+            .cache(false)
+    };
+    let tokenized = eli5.map(map(4)).unwrap();
+    assert_eq!(
+        tokenized.features(),
+        [
+            ("input_ids", "list<int32>"),
+            ("attention_mask", "list<int8>")
+        ]
+        .map(|(n, t)| (n.into(), t.into()))
+    );
+    let expected: Vec<Vec<u32>> = numbers(&theirs["input_ids"]);
+    assert_eq!(tokenized.column::<Vec<u32>>("input_ids").unwrap(), expected);
+    let masks = tokenized.column::<Vec<u32>>("attention_mask").unwrap();
+    assert!(
+        masks
+            .iter()
+            .zip(&expected)
+            .all(|(mask, ids)| *mask == vec![1; ids.len()])
+    );
+    assert_eq!(
+        eli5.map(map(1).batch_size(7))
+            .unwrap()
+            .column::<Vec<u32>>("input_ids")
+            .unwrap(),
+        expected
+    );
+
+    let blocks = tokenized.group_texts(16).unwrap();
+    let grouped: Vec<Vec<u32>> = numbers(&theirs["grouped"]["block16_batch1000"]["blocks"]);
+    assert_eq!(blocks.column::<Vec<u32>>("input_ids").unwrap(), grouped);
+
+    let loader = DataLoader::new(blocks.clone(), PaddingCollator::new(&tokenizer), 8).unwrap();
+    let loaded: Vec<u32> = loader
+        .epoch(0)
+        .flat_map(|batch| batch.unwrap().input_ids)
+        .collect();
+    assert_eq!(loaded, grouped.concat());
+    // A view of other rows in another order gives those.
+    let reversed: Vec<usize> = (0..blocks.len()).rev().collect();
+    let view = blocks.select(&reversed).unwrap();
+    for (index, row) in reversed.into_iter().enumerate().step_by(97) {
+        assert_eq!(Examples::get(&view, index).unwrap().input_ids, grouped[row]);
+    }
+    let masking = DataLoader::new(blocks, MaskingCollator::new(&tokenizer), 8)
+        .unwrap()
+        .shuffle(0);
+    let batch = masking.epoch(0).next().unwrap().unwrap();
+    assert_eq!(batch.shape(), (8, 16));
+    assert!(batch.counted_tokens() > 0);
+}
+
+#[test]
+fn a_column_of_texts_is_tokenized_row_by_row() {
+    let tokenizer = tokenizer("bert_uncased");
+    let texts: Vec<String> = (0..100)
+        .map(|i| format!("zhir betquoul {}", "gai ".repeat(i % 7)))
+        .collect();
+    let dataset = Dataset::builder()
+        .column("text", texts.clone())
+        .build()
+        .unwrap();
+    let function = tokenizer
+        .tokenize_column("text")
+        .return_special_tokens_mask(true);
+    let tokenized = dataset
+        .map(Map::new(function).batched().cache(false))
+        .unwrap();
+    assert_eq!(
+        tokenized.column_names(),
+        ["text", "input_ids", "attention_mask", "special_tokens_mask"]
+    );
+    for (i, text) in texts.iter().enumerate() {
+        let encoding = tokenizer.encode(text).unwrap();
+        let example = Examples::get(&tokenized, i).unwrap();
+        assert_eq!(example.input_ids, encoding.ids);
+        assert_eq!(
+            example.special_tokens_mask,
+            Some(encoding.special_tokens_mask)
+        );
+    }
+    let none = dataset
+        .select(&[])
+        .unwrap()
+        .map(Map::new(tokenizer.tokenize_column("text")).batched())
+        .unwrap();
+    assert_eq!((none.len(), none.column_names().len()), (0, 3));
+}
+
+#[test]
+fn the_cache_tells_tokenizers_apart() {
+    let cache = tempfile::tempdir().unwrap();
+    let dataset = Dataset::builder()
+        .column("text", vec!["zhir gai", "nom"])
+        .build()
+        .unwrap();
+    let ids = |family: &str| {
+        let function = tokenizer(family).tokenize_column("text");
+        let map = Map::new(function).batched().cache_dir(cache.path());
+        dataset
+            .map(map)
+            .unwrap()
+            .column::<Vec<u32>>("input_ids")
+            .unwrap()
+    };
+    let files = || {
+        let folder = cache.path().join("datasets");
+        std::fs::read_dir(folder).unwrap().count()
+    };
+    let (first, second) = (ids("roberta"), ids("bert_uncased"));
+    assert_ne!(first, second);
+    let before = files();
+    assert_eq!(before, 2, "both results are kept");
+    assert_eq!((ids("roberta"), ids("bert_uncased")), (first, second));
+    assert_eq!(files(), before, "found again, not made again");
+}
+
+#[test]
+fn columns_that_can_not_be_used_are_named() {
+    let tokenizer = tokenizer("roberta");
+    let dataset = Dataset::builder()
+        .column("score", vec![1, 2])
+        .column("text", vec![Some("a"), None])
+        .build()
+        .unwrap();
+    let error = |column: &str| {
+        let map = Map::new(tokenizer.tokenize_column(column))
+            .batched()
+            .cache(false);
+        format!("{:?}", dataset.map(map).unwrap_err())
+    };
+    assert!(
+        error("score").contains("\"score\" holds int32") && error("score").contains("list<string>")
+    );
+    assert!(error("text").contains("null in row 1"), "{}", error("text"));
+    assert!(error("body").contains("score, text"), "{}", error("body"));
+    let load = |dataset: Dataset| {
+        let loader = DataLoader::new(dataset, PaddingCollator::new(&tokenizer), 1);
+        loader.unwrap_err().to_string()
+    };
+    let text = load(dataset);
+    assert!(
+        text.contains("input_ids") && text.contains("score, text") && text.contains("tokenize"),
+        "{text}"
+    );
+    let words = Dataset::builder()
+        .column("input_ids", vec![vec!["a"]])
+        .build()
+        .unwrap();
+    assert!(load(words).contains("list<string>"));
+    let negative = Dataset::builder()
+        .column("input_ids", vec![vec![3, -1]])
+        .build()
+        .unwrap();
+    assert!(load(negative).contains("out of range in row 0"));
 }

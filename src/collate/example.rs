@@ -91,6 +91,11 @@ pub trait Examples: Send + Sync {
 
     /// The example at `index`, which is less than [`len`](Self::len).
     fn get(&self, index: usize) -> Result<Example>;
+
+    /// Whether these are examples at all; asked before the first batch.
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl Examples for Vec<Example> {
@@ -110,5 +115,9 @@ impl<E: Examples + ?Sized> Examples for Arc<E> {
 
     fn get(&self, index: usize) -> Result<Example> {
         (**self).get(index)
+    }
+
+    fn validate(&self) -> Result<()> {
+        (**self).validate()
     }
 }

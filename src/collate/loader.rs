@@ -61,6 +61,7 @@ impl DataLoader {
                 "the dataset is empty: there is nothing to make batches of".to_owned(),
             ));
         }
+        examples.validate()?;
         collator.validate()?;
         Ok(Self {
             examples: Arc::new(examples),

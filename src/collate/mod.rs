@@ -1,6 +1,7 @@
 //! From tokenized examples to batches: dynamic padding, the masking policies, and a loader that works ahead.
 
 mod batch;
+mod columns;
 mod example;
 mod loader;
 mod masking;

@@ -78,20 +78,8 @@ impl Tokenizer {
 
     /// Only the ids of `text`, with special tokens around them: the quickest way, nothing else is computed.
     pub fn encode_ids(&self, text: &str) -> Result<Vec<u32>> {
-        let core = &*self.core;
-        let (before, after) = &core.around;
-        // English text has about four bytes to a token.
-        let mut ids = Vec::with_capacity(before.len() + text.len() / 4 + after.len());
-        ids.extend_from_slice(before);
-        let done = match &core.byte_words {
-            Some(words) => words.encode(&core.tokenizer, text, &mut ids)?,
-            None => false,
-        };
-        if !done {
-            let encoding = core.tokenizer.encode_fast(text, false).map_err(failed)?;
-            ids.extend_from_slice(encoding.get_ids());
-        }
-        ids.extend_from_slice(after);
+        let mut ids = Vec::new();
+        self.append_ids(text, &mut ids)?;
         Ok(ids)
     }
 
@@ -101,6 +89,25 @@ impl Tokenizer {
             .par_iter()
             .map(|text| self.encode_ids(text.as_ref()))
             .collect()
+    }
+
+    /// Appends what [`encode_ids`](Self::encode_ids) gives.
+    pub(super) fn append_ids(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+        let core = &*self.core;
+        let (before, after) = &core.around;
+        // English text has about four bytes to a token.
+        ids.reserve(before.len() + text.len() / 4 + after.len());
+        ids.extend_from_slice(before);
+        let done = match &core.byte_words {
+            Some(words) => words.encode(&core.tokenizer, text, ids)?,
+            None => false,
+        };
+        if !done {
+            let encoding = core.tokenizer.encode_fast(text, false).map_err(failed)?;
+            ids.extend_from_slice(encoding.get_ids());
+        }
+        ids.extend_from_slice(after);
+        Ok(())
     }
 
     fn encode_unpadded(

@@ -1,6 +1,7 @@
 //! Text to token ids and back, from every layout in which pretrained tokenizers lie on disk.
 
 mod byte_words;
+mod column;
 mod decode;
 mod encode;
 mod encoding;
@@ -20,6 +21,7 @@ use std::sync::{Arc, OnceLock};
 use serde_json::{Map, Value};
 use tokenizers::PostProcessorWrapper;
 
+pub use column::TokenizeColumn;
 pub use encoding::Encoding;
 pub use options::{EncodeOptions, Padding, TruncationStrategy};
 
