@@ -388,6 +388,10 @@ fn the_bundled_sample_is_eli5() {
     let eli5 = load_eli5("train_asks[:5000]").unwrap();
     assert!(eli5.len() >= 300, "{} rows", eli5.len());
     assert_eq!(eli5.schema(), &eli5_schema());
+    assert_eq!(
+        load_dataset("bundled:eli5_sample.jsonl").unwrap()["train"].len(),
+        eli5.len()
+    );
     let flat = eli5.flatten().unwrap();
     let answers: Vec<Vec<String>> = flat.column("answers.text").unwrap();
     assert!(answers.iter().all(|answers| !answers.is_empty()));

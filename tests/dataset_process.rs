@@ -116,7 +116,15 @@ fn a_large_file_is_loaded_mapped_and_shuffled_in_little_memory() {
         "{megabytes} MB of JSON lines: memory grew by {} MB",
         growth >> 20
     );
-    assert!(growth < 128 << 20, "memory grew by {} MB", growth >> 20);
+    // Chunks under way take some megabytes per core; the file's size must not count (1 GB took 53 MB on two cores).
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let most = (48 << 20) + cores * (16 << 20);
+    assert!(
+        growth < most,
+        "memory grew by {} MB, more than {} MB",
+        growth >> 20,
+        most >> 20
+    );
 }
 
 #[test]
@@ -147,6 +155,47 @@ fn an_interrupt_ends_a_map_and_leaves_the_dataset() {
             .len(),
         2
     );
+}
+
+#[test]
+#[ignore = "the test after this one runs it in an environment of its own"]
+fn maps_with_the_default_cache() {
+    let dataset = Dataset::builder()
+        .column("n", vec![1i64, 2])
+        .build()
+        .unwrap();
+    let map = Map::new(|batch: &Batch| Ok(batch.clone()))
+        .batched()
+        .fingerprint("as it is");
+    assert_eq!(dataset.map(map).unwrap().len(), 2);
+}
+
+#[test]
+fn the_environment_moves_the_cache_and_turns_it_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept_in =
+        |folder: &Path| std::fs::read_dir(folder.join("datasets")).map_or(0, |files| files.count());
+    let run = |variables: &[(&str, &Path)]| {
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "maps_with_the_default_cache", "--ignored"])
+            .env_remove("CLOZE_CACHE")
+            .env_remove("CLOZE_NO_CACHE")
+            .envs(variables.iter().copied())
+            .output()
+            .unwrap()
+            .status;
+        assert!(status.success());
+    };
+    let [off, moved, usual] = ["off", "moved", "usual"].map(|name| folder.path().join(name));
+    run(&[("CLOZE_CACHE", &off), ("CLOZE_NO_CACHE", Path::new("1"))]);
+    assert_eq!(kept_in(&off), 0);
+    run(&[("CLOZE_CACHE", &moved)]);
+    assert_eq!(kept_in(&moved), 1);
+    run(&[
+        ("XDG_CACHE_HOME", &usual),
+        ("CLOZE_NO_CACHE", Path::new("0")),
+    ]);
+    assert_eq!(kept_in(&usual.join("cloze")), 1);
 }
 
 /// A file system of a few megabytes, where that is allowed.

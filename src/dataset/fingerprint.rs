@@ -56,6 +56,8 @@ pub(crate) struct Hashing(blake3::Hasher);
 impl Hashing {
     pub(crate) fn new(purpose: &str) -> Self {
         let mut hashing = Self(blake3::Hasher::new());
+        // Another version may do the same work in another way.
+        hashing.part(env!("CARGO_PKG_VERSION").as_bytes());
         hashing.part(purpose.as_bytes());
         hashing
     }

@@ -29,7 +29,7 @@ pub(crate) fn ordered<T: Send, R: Send>(
         .num_threads(threads)
         .build()
         .map_err(|error| Error::argument("num_proc", format!("{threads} threads: {error}")))?;
-    let window = 3 * threads;
+    let window = 2 * threads + 1;
     let stopped = AtomicBool::new(false);
     let (sender, receiver) = mpsc::channel();
     let (stopped, work) = (&stopped, &work);
@@ -112,7 +112,7 @@ mod tests {
                 |result| {
                     let ahead = taken.load(Ordering::SeqCst) - out.len();
                     assert!(
-                        ahead <= 3 * threads,
+                        ahead <= 2 * threads + 1,
                         "{ahead} items ahead with {threads} threads"
                     );
                     out.push(result);

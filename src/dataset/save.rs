@@ -250,9 +250,12 @@ fn save(folder: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     };
     std::fs::create_dir_all(parent).map_err(|error| Error::io("create", parent, error))?;
     let beside = |what: &str| {
-        tempfile::Builder::new()
-            .prefix(what)
-            .permissions(usual_permissions())
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(what);
+        // Temporary folders are private to their owner; a finished one is readable like any other.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755));
+        builder
             .tempdir_in(parent)
             .map_err(|error| Error::io("create", folder, error))
     };
@@ -294,11 +297,6 @@ fn refuse_foreign(folder: &Path) -> Result<()> {
             folder.display()
         ),
     ))
-}
-
-#[cfg(unix)]
-fn usual_permissions() -> std::fs::Permissions {
-    std::os::unix::fs::PermissionsExt::from_mode(0o755)
 }
 
 fn failed(path: &Path, error: ArrowError) -> Error {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::fingerprint::Hashing;
 use super::random::NumpyGenerator;
 use super::row::Row;
 use super::table::Dataset;
@@ -54,7 +55,9 @@ impl Dataset {
         if self.is_empty() {
             return Ok(self.clone());
         }
-        Ok(self.at(&NumpyGenerator::new(seed).permutation(self.len())))
+        let content = self.content().derive("shuffle", &[&seed.to_le_bytes()]);
+        let order = NumpyGenerator::new(seed).permutation(self.len());
+        Ok(self.at(&order).with_content(content))
     }
 
     /// The rows for which `keep` is true, in their order. Rows are asked on all cores.
@@ -79,11 +82,12 @@ impl Dataset {
 
     /// The rows at `indices`, which lie within the dataset.
     pub(crate) fn at(&self, indices: &[usize]) -> Self {
-        let bytes: Vec<u8> = indices
-            .iter()
-            .flat_map(|index| (*index as u64).to_le_bytes())
-            .collect();
-        let content = self.content().derive("select", &[&bytes]);
+        let mut hashing = Hashing::new("select");
+        hashing.part(self.content().as_bytes());
+        for &index in indices {
+            hashing.part(&(index as u64).to_le_bytes());
+        }
+        let content = hashing.finish();
         let indices: Arc<[usize]> = match self.indices() {
             Some(mine) => indices.iter().map(|&index| mine[index]).collect(),
             None => indices.into(),

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
-/// Enough to keep a core busy for a while, and little enough for many of them to fit memory.
-pub(crate) const CHUNK: usize = 4 << 20;
+/// Enough to keep a core busy for a while, and little enough for some of them per core to fit memory.
+pub(crate) const CHUNK: usize = 1 << 20;
 
 /// Whole lines of a file.
 pub(crate) struct Chunk {
