@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 
 use crate::collate::MlmBatch;
+use crate::tokenizer::Encoding;
 use crate::{Error, Result};
 
 /// The inputs of one forward pass, all of shape (batch, seq).
@@ -192,6 +193,21 @@ impl From<&MlmBatch> for ModelInputs {
             attention_mask: Some(batch.attention_mask.clone()),
             token_type_ids: batch.token_type_ids.clone(),
             labels: Some(batch.labels.clone()),
+            extra: BTreeMap::new(),
+        }
+    }
+}
+
+impl From<&Encoding> for ModelInputs {
+    /// A batch of the one text.
+    fn from(encoding: &Encoding) -> Self {
+        Self {
+            batch: 1,
+            seq: encoding.len(),
+            input_ids: encoding.ids.clone(),
+            attention_mask: Some(encoding.attention_mask.clone()),
+            token_type_ids: Some(encoding.type_ids.clone()),
+            labels: None,
             extra: BTreeMap::new(),
         }
     }

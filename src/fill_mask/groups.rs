@@ -1,0 +1,75 @@
+//! Which texts run through the model together.
+
+use crate::{Error, Result};
+
+/// Families whose other positions feel padding, for they mix positions without regard to the attention mask. Their texts
+/// only run together when they are equally long.
+const FEEL_PADDING: &[&str] = &[
+    "convbert",
+    "fnet",
+    "funnel",
+    "mra",
+    "nystromformer",
+    "perceiver",
+    "reformer",
+    "yoso",
+];
+
+/// Whether padding leaves the logits of the text's own positions as they are.
+pub(super) fn padding_is_neutral(model_type: &str) -> bool {
+    !FEEL_PADDING.contains(&model_type)
+}
+
+/// The most places, padding included, that one group may fill; it bounds the memory that a group takes.
+const MOST_TOKENS: usize = 8192;
+
+/// Groups of indices into `lengths`, shortest texts first, of at most `size`; of equal length unless `paddable`.
+pub(super) fn by_length(lengths: &[usize], size: usize, paddable: bool) -> Result<Vec<Vec<usize>>> {
+    if size == 0 {
+        return Err(Error::argument("batch_size", "must be at least 1"));
+    }
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|&index| lengths[index]);
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    for index in order {
+        // Texts come by length, so this one sets the length of the group.
+        let length = lengths[index];
+        match groups.last_mut() {
+            Some(group)
+                if group.len() < size
+                    && (group.len() + 1) * length <= MOST_TOKENS
+                    && (paddable || lengths[group[0]] == length) =>
+            {
+                group.push(index);
+            }
+            _ => groups.push(vec![index]),
+        }
+    }
+    Ok(groups)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_in_length_go_together() {
+        let lengths = [9, 3, 5, 3, 7];
+        assert_eq!(
+            by_length(&lengths, 2, true).unwrap(),
+            [vec![1, 3], vec![2, 4], vec![0]]
+        );
+        assert_eq!(
+            by_length(&lengths, 4, false).unwrap(),
+            [vec![1, 3], vec![2], vec![4], vec![0]]
+        );
+        assert!(by_length(&lengths, 0, true).is_err());
+    }
+
+    #[test]
+    fn long_texts_make_small_groups() {
+        let groups = by_length(&[4096; 5], 32, true).unwrap();
+        assert_eq!(groups.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1]);
+        assert_eq!(by_length(&[100_000], 32, true).unwrap(), [[0]]);
+    }
+}

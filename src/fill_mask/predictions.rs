@@ -1,0 +1,210 @@
+//! What comes out: candidates for every mask of a text.
+
+use std::fmt;
+use std::ops::{Deref, Index};
+
+use serde::{Serialize, Serializer};
+
+use crate::Result;
+
+/// One candidate for one mask.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Prediction {
+    /// The probability of the token at the mask, over the whole vocabulary.
+    pub score: f32,
+    /// The token's id.
+    pub token: u32,
+    /// The token as text, with the space before it where the vocabulary has one.
+    pub token_str: String,
+    /// The text with the mask filled in; special tokens are shown only when there are several masks.
+    pub sequence: String,
+}
+
+/// The candidates for the masks of one text, best first.
+///
+/// For a text with one mask this is a list: `predictions[0].token_str`, `for p in &predictions`. With several masks
+/// [`Predictions::masks`] has one list for each, and indexing and iterating go through them one after the other.
+/// Serialized, it has the reference's form: a list of records, or a list of such lists.
+#[derive(Clone, PartialEq)]
+pub struct Predictions {
+    text: String,
+    mask_token: String,
+    masks: Vec<Vec<Prediction>>,
+    warnings: Vec<String>,
+}
+
+impl Predictions {
+    pub(super) fn new(
+        text: String,
+        mask_token: String,
+        masks: Vec<Vec<Prediction>>,
+        warnings: Vec<String>,
+    ) -> Self {
+        Self {
+            text,
+            mask_token,
+            masks,
+            warnings,
+        }
+    }
+
+    /// The text that was given.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The tokenizer's mask token.
+    pub fn mask_token(&self) -> &str {
+        &self.mask_token
+    }
+
+    /// One list of candidates for each mask, in the order of the text.
+    pub fn masks(&self) -> &[Vec<Prediction>] {
+        &self.masks
+    }
+
+    /// The number of candidates, of all masks together.
+    pub fn len(&self) -> usize {
+        self.masks.iter().map(Vec::len).sum()
+    }
+
+    /// Whether there are no candidates: with a `top_k` of 0.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The candidates of all masks, one after the other.
+    pub fn iter(&self) -> std::iter::Flatten<std::slice::Iter<'_, Vec<Prediction>>> {
+        self.masks.iter().flatten()
+    }
+
+    /// What had to be guessed about the targets.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// As pretty JSON, in the reference's form.
+    pub fn to_json(&self) -> Result<String> {
+        Ok(serde_json::to_string_pretty(self)?)
+    }
+}
+
+impl Index<usize> for Predictions {
+    type Output = Prediction;
+
+    /// Candidate `index`, counted through all masks.
+    ///
+    /// # Panics
+    /// If there are not that many.
+    fn index(&self, index: usize) -> &Prediction {
+        let len = self.len();
+        match self.iter().nth(index) {
+            Some(prediction) => prediction,
+            None => panic!("there is no prediction {index}: there are {len}, counted from 0"),
+        }
+    }
+}
+
+impl<'a> IntoIterator for &'a Predictions {
+    type Item = &'a Prediction;
+    type IntoIter = std::iter::Flatten<std::slice::Iter<'a, Vec<Prediction>>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl Serialize for Predictions {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.masks.as_slice() {
+            [single] => single.serialize(serializer),
+            several => several.serialize(serializer),
+        }
+    }
+}
+
+impl fmt::Debug for Predictions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.text)?;
+        for (number, mask) in self.masks.iter().enumerate() {
+            if self.masks.len() > 1 {
+                write!(f, "\n{} {}", self.mask_token, number + 1)?;
+            }
+            let shown = |prediction: &Prediction| format!("{:?}", prediction.token_str);
+            let width = mask.iter().map(|p| shown(p).chars().count()).max();
+            let width = width.unwrap_or(0);
+            for prediction in mask {
+                let token = shown(prediction);
+                let score = prediction.score;
+                write!(
+                    f,
+                    "\n  {score:.4}  {token:<width$}  {}",
+                    prediction.sequence
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Predictions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// The predictions for many texts, in the order of the texts; used as a slice of [`Predictions`].
+#[derive(Clone, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct PredictionsBatch {
+    texts: Vec<Predictions>,
+}
+
+impl PredictionsBatch {
+    pub(super) fn new(texts: Vec<Predictions>) -> Self {
+        Self { texts }
+    }
+
+    /// As pretty JSON, in the reference's form.
+    pub fn to_json(&self) -> Result<String> {
+        Ok(serde_json::to_string_pretty(self)?)
+    }
+}
+
+impl Deref for PredictionsBatch {
+    type Target = [Predictions];
+
+    fn deref(&self) -> &[Predictions] {
+        &self.texts
+    }
+}
+
+impl IntoIterator for PredictionsBatch {
+    type Item = Predictions;
+    type IntoIter = std::vec::IntoIter<Predictions>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.texts.into_iter()
+    }
+}
+
+impl<'a> IntoIterator for &'a PredictionsBatch {
+    type Item = &'a Predictions;
+    type IntoIter = std::slice::Iter<'a, Predictions>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.texts.iter()
+    }
+}
+
+impl fmt::Debug for PredictionsBatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, predictions) in self.texts.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n\n")?;
+            }
+            write!(f, "{predictions:?}")?;
+        }
+        Ok(())
+    }
+}
