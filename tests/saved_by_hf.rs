@@ -1,0 +1,179 @@
+//! Model folders travel between the reference library and this one in both directions.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use candle_core::safetensors;
+use cloze::prelude::*;
+
+const FOLDERS: [&str; 2] = ["bert", "roberta"];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/guide/saved_by_hf")
+        .join(name)
+}
+
+fn open(folder: &Path) -> MaskedLm {
+    MaskedLm::from_pretrained(folder.to_str().unwrap()).unwrap()
+}
+
+/// The reference's inputs for the folder's texts, and its logits.
+fn reference(folder: &Path) -> (ModelInputs, Tensor) {
+    let mut io = safetensors::load(folder.join("io.safetensors"), &Device::Cpu).unwrap();
+    let mask = io.remove("attention_mask").unwrap();
+    let mask = mask.to_dtype(DType::U32).unwrap().flatten_all().unwrap();
+    let inputs = ModelInputs::from_tensor(&io["input_ids"])
+        .and_then(|inputs| inputs.with_attention_mask(mask.to_vec1()?))
+        .unwrap();
+    (inputs, io.remove("logits").unwrap())
+}
+
+fn max_difference(ours: &Tensor, theirs: &Tensor) -> f32 {
+    assert_eq!(ours.dims(), theirs.dims());
+    let difference = (ours - theirs).unwrap().abs().unwrap();
+    difference
+        .flatten_all()
+        .unwrap()
+        .max(0)
+        .unwrap()
+        .to_scalar()
+        .unwrap()
+}
+
+#[test]
+fn a_folder_saved_by_the_reference_opens_with_its_logits_and_token_ids() {
+    for name in FOLDERS {
+        let folder = fixture(name);
+        let (inputs, theirs) = reference(&folder);
+        let model = open(&folder);
+        assert!(model.load_report().missing.is_empty(), "{name}");
+        assert!(model.load_report().unexpected.is_empty(), "{name}");
+        let worst = max_difference(&model.forward(&inputs).unwrap(), &theirs);
+        assert!(worst < 2e-5, "{name}: logits differ by {worst}");
+
+        let texts: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(folder.join("texts.json")).unwrap()).unwrap();
+        let texts: Vec<String> = serde_json::from_value(texts["texts"].clone()).unwrap();
+        let tokenizer = Tokenizer::from_path(&folder).unwrap();
+        let options = EncodeOptions::new().padding(Padding::Longest);
+        let encodings = tokenizer.encode_batch_with(&texts, &options).unwrap();
+        let ids: Vec<u32> = encodings.iter().flat_map(|e| e.ids.clone()).collect();
+        assert_eq!(ids, inputs.input_ids(), "{name}");
+    }
+}
+
+fn save(name: &str) -> tempfile::TempDir {
+    let saved = tempfile::tempdir().unwrap();
+    let folder = fixture(name);
+    open(&folder).save_pretrained(saved.path()).unwrap();
+    Tokenizer::from_path(&folder)
+        .and_then(|tokenizer| tokenizer.save_pretrained(saved.path()))
+        .unwrap();
+    saved
+}
+
+#[test]
+fn what_we_save_has_the_references_files_names_shapes_and_config() {
+    for name in FOLDERS {
+        let saved = save(name);
+        for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+            assert!(saved.path().join(file).is_file(), "{name}: {file}");
+        }
+        let tensors = |folder: &Path| -> HashMap<String, Tensor> {
+            safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap()
+        };
+        let (ours, theirs) = (tensors(saved.path()), tensors(&fixture(name)));
+        let mut names: Vec<_> = ours.keys().collect();
+        let mut expected: Vec<_> = theirs.keys().collect();
+        names.sort();
+        expected.sort();
+        assert_eq!(names, expected, "{name}");
+        for (weight, theirs) in &theirs {
+            assert_eq!(
+                max_difference(&ours[weight], theirs),
+                0.0,
+                "{name}: {weight}"
+            );
+        }
+
+        let bytes = std::fs::read(saved.path().join("model.safetensors")).unwrap();
+        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+        assert_eq!(header["__metadata__"]["format"], "pt", "{name}");
+
+        let (ours, theirs) = (
+            Config::from_folder(saved.path()).unwrap(),
+            Config::from_folder(fixture(name)).unwrap(),
+        );
+        for key in [
+            "architectures",
+            "model_type",
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "layer_norm_eps",
+        ] {
+            assert_eq!(ours.get(key), theirs.get(key), "{name}: {key}");
+        }
+    }
+}
+
+/// Opens the folder `argv[1]` with the Python library and compares with `argv[2]`/io.safetensors.
+const REOPEN: &str = r#"
+import json, sys
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+ours, theirs = sys.argv[1:]
+model, info = AutoModelForMaskedLM.from_pretrained(ours, output_loading_info=True)
+assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
+io = load_file(theirs + "/io.safetensors")
+with torch.no_grad():
+    logits = model.eval()(input_ids=io["input_ids"], attention_mask=io["attention_mask"]).logits
+worst = (logits - io["logits"]).abs().max().item()
+assert worst < 2e-5, f"logits differ by {worst}"
+texts = json.load(open(theirs + "/texts.json"))["texts"]
+ids = AutoTokenizer.from_pretrained(ours)(texts, padding=True, return_tensors="pt")["input_ids"]
+assert torch.equal(ids, io["input_ids"]), ids
+"#;
+
+/// A Python that has the reference library: `CLOZE_PYTHON`, else the first `python3`.
+fn python() -> Option<String> {
+    let python = std::env::var("CLOZE_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let found = Command::new(&python)
+        .args(["-c", "import torch, transformers, safetensors"])
+        .output();
+    found
+        .is_ok_and(|output| output.status.success())
+        .then_some(python)
+}
+
+#[test]
+fn what_we_save_opens_in_the_python_library_with_the_same_logits() {
+    let Some(python) = python() else {
+        eprintln!(
+            "SKIPPED: no Python with transformers was found; set CLOZE_PYTHON to one to run this test"
+        );
+        return;
+    };
+    for name in FOLDERS {
+        let saved = save(name);
+        let Output { status, stderr, .. } = Command::new(&python)
+            .arg("-c")
+            .arg(REOPEN)
+            .args([saved.path(), &fixture(name)])
+            .env("HF_HUB_OFFLINE", "1")
+            .output()
+            .unwrap();
+        assert!(
+            status.success(),
+            "{name}: {}",
+            String::from_utf8_lossy(&stderr)
+        );
+    }
+}
