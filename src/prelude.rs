@@ -8,6 +8,7 @@ pub use crate::dataset::{
     Batch, BatchFunction, Dataset, DatasetDict, FileFormat, GroupTexts, Loader, Map, Row, TestSize,
     TrainTestSplit, Value, concatenate, load_dataset, load_eli5, load_eli5_from, load_from_disk,
 };
+pub use crate::display::{LossPlot, Rich, show};
 pub use crate::fill_mask::{FillMask, Prediction, Predictions, PredictionsBatch, TopK};
 pub use crate::model::{Config, Context, MaskedLm, ModelInputs};
 pub use crate::tokenizer::{

@@ -64,6 +64,11 @@ impl Config {
         self.values.get(key)
     }
 
+    /// All keys and their values, in the file's order.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.values.iter().map(|(key, value)| (key.as_str(), value))
+    }
+
     /// The architecture family's name.
     pub fn model_type(&self) -> &str {
         self.values

@@ -1,0 +1,435 @@
+//! Losses and the learning rate over the steps, as SVG.
+
+use std::error::Error;
+use std::ops::Range;
+
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use super::Rich;
+use super::html::{frame, image};
+
+/// Pixels as the reader sees them.
+const WIDTH: u32 = 760;
+const LOSS_HEIGHT: u32 = 300;
+const RATE_HEIGHT: u32 = 126;
+/// Plotters rounds to whole units, which shows as steps in a slanting line: it draws this many times larger.
+const SCALE: u32 = 4;
+/// Room left of both panels, so that their axes stand above each other.
+const LEFT: u32 = 66 * SCALE;
+/// Room for the labels of the steps.
+const BOTTOM: u32 = 44 * SCALE;
+/// The width of strong lines.
+const STROKE: u32 = 2 * SCALE;
+/// The radius of dots.
+const DOT: i32 = 4 * SCALE as i32;
+/// A curve of more points than this is thinned out.
+const MOST_POINTS: usize = 800;
+/// From this many points on, a curve gets a smooth companion.
+const WORTH_SMOOTHING: usize = 60;
+
+/// Middle grey: reads on white and on black.
+const INK: RGBColor = RGBColor(0x80, 0x84, 0x8b);
+const TRAIN: RGBColor = RGBColor(0x3b, 0x82, 0xf6);
+const EVAL: RGBColor = RGBColor(0xe8, 0x71, 0x0a);
+const RATE: RGBColor = RGBColor(0x8a, 0x6f, 0xd1);
+
+/// A curve: steps and values. A value that is not finite is a gap.
+type Points = Vec<(usize, f64)>;
+
+/// The losses of a training run over its steps, with the learning rate below.
+///
+/// ```
+/// use cloze::display::LossPlot;
+/// let svg = LossPlot::new()
+///     .train((1..=100).map(|step| (step, 5.0 / (step as f64).sqrt())))
+///     .eval([(50, 1.1), (100, 0.9)])
+///     .to_svg();
+/// assert!(svg.starts_with("<svg"));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LossPlot {
+    train: Points,
+    eval: Points,
+    learning_rate: Points,
+    last_step: usize,
+}
+
+impl LossPlot {
+    /// A plot without curves.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The training loss: steps, counted from 1, and mean losses in nats.
+    #[must_use]
+    pub fn train(mut self, points: impl IntoIterator<Item = (usize, f64)>) -> Self {
+        self.train = points.into_iter().collect();
+        self
+    }
+
+    /// The evaluation loss, drawn with a dot for every evaluation.
+    #[must_use]
+    pub fn eval(mut self, points: impl IntoIterator<Item = (usize, f64)>) -> Self {
+        self.eval = points.into_iter().collect();
+        self
+    }
+
+    /// The learning rate, drawn in a panel of its own.
+    #[must_use]
+    pub fn learning_rate(mut self, points: impl IntoIterator<Item = (usize, f64)>) -> Self {
+        self.learning_rate = points.into_iter().collect();
+        self
+    }
+
+    /// Makes room up to `step`, for a run that is still under way.
+    #[must_use]
+    pub fn up_to(mut self, step: usize) -> Self {
+        self.last_step = step;
+        self
+    }
+
+    /// The plot as an SVG document on a transparent ground, in colours for light and for dark pages.
+    pub fn to_svg(&self) -> String {
+        let with_rate = finite(&self.learning_rate).next().is_some();
+        let height = LOSS_HEIGHT + if with_rate { RATE_HEIGHT } else { 0 };
+        let mut svg = String::new();
+        let drawn = {
+            let root = SVGBackend::with_string(&mut svg, (WIDTH * SCALE, height * SCALE))
+                .into_drawing_area();
+            self.draw(&root, with_rate)
+        };
+        if let Err(error) = drawn {
+            // Drawing into memory has nothing that could fail but the plot's own arithmetic.
+            tracing::warn!("the loss plot could not be drawn: {error}");
+        }
+        let size = |factor: u32| {
+            format!(
+                "width=\"{}\" height=\"{}\"",
+                WIDTH * factor,
+                height * factor
+            )
+        };
+        svg.replacen(&size(SCALE), &size(1), 1)
+    }
+
+    fn draw(&self, root: &Area, with_rate: bool) -> Result<(), Box<dyn Error>> {
+        let (top, bottom) = root.split_vertically(LOSS_HEIGHT * SCALE);
+        self.draw_losses(&top, !with_rate)?;
+        if with_rate {
+            self.draw_rate(&bottom)?;
+        }
+        root.present()?;
+        Ok(())
+    }
+
+    /// From 0 to the last step there is, or that was asked for.
+    fn steps(&self) -> Range<f64> {
+        let curves = [&self.train, &self.eval, &self.learning_rate];
+        let last = curves.into_iter().flatten().map(|point| point.0).max();
+        0.0..last.unwrap_or(10).max(self.last_step).max(1) as f64
+    }
+
+    fn draw_losses(&self, area: &Area, is_last: bool) -> Result<(), Box<dyn Error>> {
+        let losses = finite(&self.train).chain(finite(&self.eval));
+        let range = padded(losses.map(|point| point.1));
+        let empty = range.is_none();
+        let range = range.unwrap_or(0.0..1.0);
+        let mut chart = ChartBuilder::on(area)
+            .margin_top(10 * SCALE)
+            .margin_right(30 * SCALE)
+            .set_label_area_size(LabelAreaPosition::Left, LEFT)
+            .set_label_area_size(
+                LabelAreaPosition::Bottom,
+                if is_last { BOTTOM } else { 12 * SCALE },
+            )
+            .build_cartesian_2d(self.steps(), range.clone())?;
+        let decimals = decimals(&range);
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(INK.mix(0.22).stroke_width(SCALE))
+            .set_all_tick_mark_size(5 * SCALE)
+            .axis_style(INK.mix(0.6).stroke_width(SCALE))
+            .label_style(label(12))
+            .axis_desc_style(label(13))
+            .y_labels(6)
+            .x_labels(if is_last { 9 } else { 0 })
+            .y_desc("loss (nats per masked token)")
+            .x_desc(if is_last { "step" } else { "" })
+            .x_label_formatter(&|step| whole(*step))
+            .y_label_formatter(&|loss| format!("{loss:.decimals$}"))
+            .draw()?;
+        if empty {
+            let middle = (
+                (WIDTH * SCALE) as i32 / 2,
+                ((LOSS_HEIGHT - 28) * SCALE) as i32 / 2,
+            );
+            let style = label(14).pos(Pos::new(HPos::Center, VPos::Center));
+            area.draw_text("no loss recorded yet", &style, middle)?;
+            return Ok(());
+        }
+        let dash = |color: RGBColor| {
+            move |(x, y): (i32, i32)| {
+                PathElement::new([(x, y), (x + 5 * DOT, y)], color.stroke_width(STROKE))
+            }
+        };
+        if finite(&self.train).next().is_some() {
+            let smooth = smoothed(&self.train);
+            let faint = if smooth.is_some() { 0.35 } else { 1.0 };
+            let width = if smooth.is_some() { SCALE } else { STROKE };
+            for run in runs(&self.train) {
+                chart.draw_series(LineSeries::new(run, TRAIN.mix(faint).stroke_width(width)))?;
+            }
+            let dots = lonely(&self.train);
+            chart.draw_series(dots.map(|dot| Circle::new(dot, DOT, TRAIN.filled())))?;
+            let name = match &smooth {
+                Some(_) => "training loss (smoothed)",
+                None => "training loss",
+            };
+            for run in smooth.as_ref().map(runs).unwrap_or_default() {
+                chart.draw_series(LineSeries::new(run, TRAIN.stroke_width(STROKE)))?;
+            }
+            chart
+                .draw_series(std::iter::empty::<Circle<(f64, f64), i32>>())?
+                .label(name)
+                .legend(dash(TRAIN));
+        }
+        if finite(&self.eval).next().is_some() {
+            for run in runs(&self.eval) {
+                chart.draw_series(LineSeries::new(run, EVAL.stroke_width(STROKE)))?;
+            }
+            // Thousands of dots would be a band.
+            let dots: Vec<_> = thinned(finite(&self.eval).collect(), 100);
+            chart
+                .draw_series(
+                    dots.into_iter()
+                        .map(|dot| Circle::new(dot, DOT, EVAL.filled())),
+                )?
+                .label("validation loss")
+                .legend(move |(x, y)| {
+                    EmptyElement::at((x, y))
+                        + PathElement::new([(0, 0), (5 * DOT, 0)], EVAL.stroke_width(STROKE))
+                        + Circle::new((5 * DOT / 2, 0), DOT, EVAL.filled())
+                });
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .margin(6 * SCALE)
+            .legend_area_size(26 * SCALE)
+            .label_font(label(13))
+            .draw()?;
+        Ok(())
+    }
+
+    fn draw_rate(&self, area: &Area) -> Result<(), Box<dyn Error>> {
+        let highest = finite(&self.learning_rate).map(|point| point.1);
+        let highest = highest.fold(0.0, f64::max);
+        let top = if highest > 0.0 { highest * 1.12 } else { 1.0 };
+        let mut chart = ChartBuilder::on(area)
+            .margin_top(8 * SCALE)
+            .margin_right(30 * SCALE)
+            .set_label_area_size(LabelAreaPosition::Left, LEFT)
+            .set_label_area_size(LabelAreaPosition::Bottom, BOTTOM)
+            .build_cartesian_2d(self.steps(), 0.0..top)?;
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(INK.mix(0.22).stroke_width(SCALE))
+            .set_all_tick_mark_size(5 * SCALE)
+            .axis_style(INK.mix(0.6).stroke_width(SCALE))
+            .label_style(label(12))
+            .axis_desc_style(label(13))
+            .y_labels(3)
+            .x_labels(9)
+            .y_desc("learning rate")
+            .x_desc("step")
+            .x_label_formatter(&|step| whole(*step))
+            .y_label_formatter(&|rate| rate_label(*rate))
+            .draw()?;
+        for run in runs(&self.learning_rate) {
+            chart.draw_series(AreaSeries::new(run.clone(), 0.0, RATE.mix(0.15)))?;
+            chart.draw_series(LineSeries::new(run, RATE.stroke_width(STROKE)))?;
+        }
+        let dots = lonely(&self.learning_rate);
+        chart.draw_series(dots.map(|dot| Circle::new(dot, DOT, RATE.filled())))?;
+        Ok(())
+    }
+
+    /// The plot as an HTML element.
+    pub(super) fn image(&self) -> String {
+        let last = |points: &Points| finite(points).last().map(|point| point.1);
+        let mut description = "Loss over training steps".to_owned();
+        if let Some(loss) = last(&self.train) {
+            description += &format!("; last training loss {loss:.4}");
+        }
+        if let Some(loss) = last(&self.eval) {
+            description += &format!("; last validation loss {loss:.4}");
+        }
+        image(&self.to_svg(), WIDTH, &description)
+    }
+}
+
+impl Rich for LossPlot {
+    fn to_html(&self) -> String {
+        frame(&self.image())
+    }
+
+    fn to_text(&self) -> String {
+        let line = |name: &str, points: &Points| {
+            let mut losses = finite(points).map(|point| point.1);
+            let first = losses.next()?;
+            let last = losses.last().unwrap_or(first);
+            Some(format!(
+                "{name}: {first:.4} → {last:.4} in {} points",
+                points.len()
+            ))
+        };
+        let lines = [
+            line("training loss", &self.train),
+            line("validation loss", &self.eval),
+        ];
+        let lines: Vec<String> = lines.into_iter().flatten().collect();
+        if lines.is_empty() {
+            return "no loss recorded yet".to_owned();
+        }
+        lines.join("\n")
+    }
+}
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+/// Grey text of `size` pixels.
+fn label(size: u32) -> TextStyle<'static> {
+    // Plotters takes the height of a line for the size of its letters.
+    let size = f64::from(size * SCALE) * 1.24;
+    ("sans-serif", size).into_font().color(&INK)
+}
+
+/// The points that can be drawn.
+fn finite(points: &Points) -> impl Iterator<Item = (f64, f64)> {
+    let points = points.iter().map(|&(step, value)| (step as f64, value));
+    points.filter(|(_, value)| value.is_finite())
+}
+
+/// The stretches between gaps, thinned out together to what the eye can tell apart.
+fn runs(points: &Points) -> Vec<Vec<(f64, f64)>> {
+    let stretches = points.split(|(_, value)| !value.is_finite());
+    stretches
+        .filter(|run| run.len() > 1)
+        .map(|run| {
+            let share = MOST_POINTS * run.len() / points.len();
+            thinned(
+                run.iter().map(|&(x, y)| (x as f64, y)).collect(),
+                share.max(2),
+            )
+        })
+        .collect()
+}
+
+/// Points with a gap, or nothing, on both sides: a line would not show them.
+fn lonely(points: &Points) -> impl Iterator<Item = (f64, f64)> {
+    let stretches = points.split(|(_, value)| !value.is_finite());
+    let lonely = stretches.filter(|run| run.len() == 1);
+    lonely.map(|run| (run[0].0 as f64, run[0].1))
+}
+
+/// At most about `most` of `points`: the lowest and the highest of each bucket, so that no spike is lost.
+fn thinned(points: Vec<(f64, f64)>, most: usize) -> Vec<(f64, f64)> {
+    if points.len() <= most.max(4) {
+        return points;
+    }
+    let last = points[points.len() - 1];
+    let bucket = (2 * points.len()).div_ceil(most.max(4));
+    let mut kept = Vec::with_capacity(most + 2);
+    for chunk in points.chunks(bucket) {
+        let by_value = |a: &(usize, &(f64, f64)), b: &(usize, &(f64, f64))| a.1.1.total_cmp(&b.1.1);
+        let lowest = chunk.iter().enumerate().min_by(by_value);
+        let highest = chunk.iter().enumerate().max_by(by_value);
+        if let (Some((low, _)), Some((high, _))) = (lowest, highest) {
+            kept.push(chunk[low.min(high)]);
+            if low != high {
+                kept.push(chunk[low.max(high)]);
+            }
+        }
+    }
+    // Where the curve stands now is what people look at first.
+    if kept.last() != Some(&last) {
+        kept.push(last);
+    }
+    kept
+}
+
+/// A running mean over about a twentieth of the curve, where the curve is long enough to need one. It runs in both
+/// directions, so that it does not lag behind.
+fn smoothed(points: &Points) -> Option<Points> {
+    if finite(points).count() < WORTH_SMOOTHING {
+        return None;
+    }
+    let keep = 1.0 - 1.0 / (points.len() as f64 / 40.0).max(2.0);
+    let forward = sums(points.iter(), keep);
+    let mut backward = sums(points.iter().rev(), keep);
+    backward.reverse();
+    let smooth = points.iter().zip(forward.iter().zip(&backward));
+    let smooth = smooth.map(|(&(step, value), (before, after))| {
+        // The point itself is in both sums.
+        let sum = before.0 + after.0 - value;
+        (step, sum / (before.1 + after.1 - 1.0))
+    });
+    Some(smooth.collect())
+}
+
+/// Running sums of the values and of their weights, the older ones fading.
+fn sums<'a>(points: impl Iterator<Item = &'a (usize, f64)>, keep: f64) -> Vec<(f64, f64)> {
+    let (mut sum, mut weight) = (0.0, 0.0);
+    points
+        .map(|&(_, value)| {
+            if value.is_finite() {
+                sum = keep * sum + value;
+                weight = keep * weight + 1.0;
+            }
+            (sum, weight)
+        })
+        .collect()
+}
+
+/// From the lowest to the highest value with some air around.
+fn padded(values: impl Iterator<Item = f64>) -> Option<Range<f64>> {
+    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| {
+        (low.min(v), high.max(v))
+    });
+    if low > high {
+        return None;
+    }
+    let air = match high - low {
+        0.0 => (high.abs() * 0.1).max(1e-3),
+        spread => spread * 0.06,
+    };
+    Some(low - air..high + air)
+}
+
+/// How many digits after the point tell the labels of an axis apart.
+fn decimals(range: &Range<f64>) -> usize {
+    let spread = range.end - range.start;
+    (1.0 - spread.log10().floor()).clamp(0.0, 8.0) as usize
+}
+
+/// Steps are whole; labels between them stay empty.
+fn whole(step: f64) -> String {
+    if (step - step.round()).abs() > 1e-6 {
+        return String::new();
+    }
+    super::html::thousands(step.round() as usize)
+}
+
+/// 0.00002 as `2e-5`.
+fn rate_label(rate: f64) -> String {
+    if rate == 0.0 {
+        return "0".to_owned();
+    }
+    format!("{rate:.1e}").replace(".0e", "e")
+}

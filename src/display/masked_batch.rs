@@ -1,0 +1,183 @@
+//! What a masking collator did to a batch.
+
+use super::Rich;
+use super::encoding::{Kind, chips};
+use super::html::{Align, MONO, MUTED, Table, count, frame, heading, note, thousands};
+use crate::collate::{IGNORED, MlmBatch};
+use crate::tokenizer::Tokenizer;
+
+/// How many rows are drawn, and how many tokens of each.
+const ROWS: usize = 4;
+const TOKENS: usize = 128;
+/// How many numbers of a bare batch are shown.
+const NUMBERS: usize = 16;
+
+/// A masked batch in words: which tokens were chosen, and what became of them. Made by [`MlmBatch::show`].
+#[derive(Clone)]
+pub struct MaskedBatch {
+    rows: Vec<Vec<Place>>,
+    seq: usize,
+}
+
+/// One token of the batch.
+#[derive(Clone)]
+struct Place {
+    token: String,
+    kind: Kind,
+    /// What stood here, where it was chosen.
+    original: Option<String>,
+}
+
+impl MlmBatch {
+    /// The batch in words, to be looked at: masked, replaced and kept tokens stand out.
+    pub fn show(&self, tokenizer: &Tokenizer) -> MaskedBatch {
+        let special = tokenizer.all_special_ids();
+        let mask = tokenizer.mask_token_id();
+        let name = |id: u32| {
+            tokenizer
+                .id_to_token(id)
+                .unwrap_or_else(|| format!("#{id}"))
+        };
+        let place = |i: usize| {
+            let id = self.input_ids[i];
+            let label = Some(self.labels[i]).filter(|&label| label != IGNORED);
+            let kind = match label {
+                _ if self.attention_mask[i] == 0 => Kind::Padding,
+                Some(_) if Some(id) == mask => Kind::Mask,
+                Some(label) if label == i64::from(id) => Kind::Kept,
+                Some(_) => Kind::Replaced,
+                None if special.contains(&id) => Kind::Special,
+                None => Kind::Plain,
+            };
+            Place {
+                token: name(id),
+                kind,
+                original: label.and_then(|id| u32::try_from(id).ok()).map(name),
+            }
+        };
+        let rows = (0..self.batch).map(|row| {
+            let start = row * self.seq;
+            (start..start + self.seq).map(place).collect()
+        });
+        MaskedBatch {
+            rows: rows.collect(),
+            seq: self.seq,
+        }
+    }
+}
+
+impl MaskedBatch {
+    fn number_of(&self, kind: Kind) -> usize {
+        let places = self.rows.iter().flatten();
+        places.filter(|place| place.kind == kind).count()
+    }
+}
+
+impl Rich for MlmBatch {
+    fn to_html(&self) -> String {
+        let mut table = Table::new([("", Align::Left), ("first row", Align::Left)]);
+        let mut line = |name: &str, values: Vec<String>| {
+            let more = if self.seq > NUMBERS { " …" } else { "" };
+            let name = format!("<span style=\"{MONO}\">{name}</span>");
+            table.row(vec![name, format!("{}{more}", values.join(" "))]);
+        };
+        let first = ..self.seq.min(NUMBERS).min(self.input_ids.len());
+        let words = |values: &[u32]| values.iter().map(u32::to_string).collect();
+        line("input_ids", words(&self.input_ids[first]));
+        line("attention_mask", words(&self.attention_mask[first]));
+        if let Some(ids) = &self.token_type_ids {
+            line("token_type_ids", words(&ids[first]));
+        }
+        line(
+            "labels",
+            self.labels[first].iter().map(i64::to_string).collect(),
+        );
+        let title = heading(
+            &format!("batch of {} × {} tokens", self.batch, self.seq),
+            &format!("{} asked for", thousands(self.counted_tokens())),
+        );
+        let hint = note("batch.show(&amp;tokenizer) shows the tokens, masked ones in colour");
+        frame(&(title + &table.to_html() + &hint))
+    }
+
+    fn to_text(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+impl Rich for MaskedBatch {
+    fn to_html(&self) -> String {
+        let padding = self.number_of(Kind::Padding);
+        let tokens = self.rows.len() * self.seq - padding;
+        let kinds = [
+            (Kind::Mask, "masked"),
+            (Kind::Replaced, "replaced by another token"),
+            (Kind::Kept, "kept, but asked for"),
+        ];
+        let chosen: usize = kinds.iter().map(|&(kind, _)| self.number_of(kind)).sum();
+        let share = 100.0 * chosen as f64 / tokens.max(1) as f64;
+        let title = heading(
+            &format!("batch of {} × {} tokens", self.rows.len(), self.seq),
+            &format!(
+                "{} of {} chosen ({share:.1}%), {padding} padding",
+                thousands(chosen),
+                count(tokens, "token")
+            ),
+        );
+        let mut legend = String::new();
+        for (kind, name) in kinds {
+            legend += &format!(
+                "<span style=\"display:inline-block;border-radius:4px;padding:0 6px;margin-right:8px;{}\">{} {name}</span>",
+                kind.style(),
+                thousands(self.number_of(kind))
+            );
+        }
+        let mut rows = String::new();
+        for row in self.rows.iter().take(ROWS) {
+            rows += "<div style=\"margin-top:8px\">";
+            rows += &chips(row.iter().take(TOKENS).map(|place| {
+                let below = place.original.as_deref().unwrap_or("\u{a0}");
+                (place.token.as_str(), place.kind, below.to_owned())
+            }));
+            if row.len() > TOKENS {
+                rows += &format!(
+                    " <span style=\"{MUTED}\">… {} more</span>",
+                    row.len() - TOKENS
+                );
+            }
+            rows += "</div>";
+        }
+        if self.rows.len() > ROWS {
+            rows += &note(&format!(
+                "… and {}",
+                count(self.rows.len() - ROWS, "more row")
+            ));
+        }
+        frame(&format!("{title}<div>{legend}</div>{rows}"))
+    }
+
+    fn to_text(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+impl std::fmt::Debug for MaskedBatch {
+    /// The tokens of each row; where one was chosen, `what stands there ← what stood there`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "batch of {} × {} tokens", self.rows.len(), self.seq)?;
+        for row in self.rows.iter().take(ROWS) {
+            f.write_str("\n ")?;
+            for place in row.iter().take(TOKENS) {
+                match &place.original {
+                    _ if place.kind == Kind::Padding => {}
+                    Some(original) => write!(f, " [{} ← {original}]", place.token)?,
+                    None => write!(f, " {}", place.token)?,
+                }
+            }
+        }
+        if self.rows.len() > ROWS {
+            write!(f, "\n  ... and {} more rows", self.rows.len() - ROWS)?;
+        }
+        Ok(())
+    }
+}
