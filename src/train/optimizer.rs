@@ -255,3 +255,40 @@ fn decays(name: &str) -> bool {
     let is_norm = |part: &str| part.contains("norm") || part.split('_').any(|word| word == "ln");
     !name.contains("bias") && !name.split('.').any(is_norm)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::decays;
+
+    #[test]
+    fn biases_and_normalization_of_all_families_are_spared() {
+        for name in [
+            "roberta.embeddings.LayerNorm.weight",
+            "roberta.encoder.layer.0.attention.self.query.bias",
+            "distilbert.transformer.layer.0.sa_layer_norm.weight",
+            "vocab_layer_norm.weight",
+            "bert.encoder.layer.0.attention.ln.weight",
+            "layer_norm1.0.weight",
+            "transformer.layer_norm_emb.weight",
+            "model.layers.0.input_layernorm.weight",
+            "encoder.emb_layer_norm_after.weight",
+            "model.layers.0.attn_norm.weight",
+            "emb_ln.weight",
+            "norm1.weight",
+            "mpnet.encoder.relative_attention_bias.weight",
+            "lm_head.bias",
+        ] {
+            assert!(!decays(name), "{name}");
+        }
+        for name in [
+            "roberta.embeddings.word_embeddings.weight",
+            "roberta.encoder.layer.0.attention.self.query.weight",
+            "lm_head.dense.weight",
+            "cls.predictions.decoder.weight",
+            "distilbert.transformer.layer.0.ffn.lin1.weight",
+            "transformer.attentions.0.q_lin.weight",
+        ] {
+            assert!(decays(name), "{name}");
+        }
+    }
+}

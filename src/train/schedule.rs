@@ -217,3 +217,160 @@ impl Schedule {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assert_rates(schedule: Schedule, expected: &[f64]) {
+        for (done, &expected) in expected.iter().enumerate() {
+            let lr = schedule.lr(done);
+            assert!(
+                (lr - expected).abs() <= 1e-15 * schedule.learning_rate.max(1.0),
+                "{schedule:?} after {done} steps: {lr:e} instead of {expected:e}"
+            );
+        }
+    }
+
+    /// The rates that the reference's `get_scheduler` gives for a peak of 3e-4.
+    #[test]
+    fn rates_are_the_references() {
+        let line = [
+            0.0003,
+            0.0002571428571428571,
+            0.00021428571428571427,
+            0.0001714285714285714,
+            0.00012857142857142855,
+            8.57142857142857e-05,
+            4.285714285714285e-05,
+            0.0,
+        ];
+        let cosine = [
+            0.0003,
+            0.0002851453301853628,
+            0.00024352347027881003,
+            0.00018337814009344714,
+            0.00011662185990655284,
+            5.6476529721189974e-05,
+            1.4854669814637143e-05,
+            0.0,
+        ];
+        let polynomial = [
+            0.0003,
+            0.00025715714285714283,
+            0.0002143142857142857,
+            0.00017147142857142856,
+            0.00012862857142857141,
+            8.578571428571428e-05,
+            4.294285714285716e-05,
+            9.999999999999998e-08,
+        ];
+        let inverse = [
+            0.0003,
+            0.00025980762113533157,
+            0.000232379000772445,
+            0.00021213203435596422,
+            0.00019639610121239312,
+            0.0001837117307087383,
+            0.00017320508075688773,
+            0.0001643167672515498,
+        ];
+        let warmup = [0.0, 9.999999999999999e-05, 0.00019999999999999998];
+        for (name, after) in [
+            ("linear", line),
+            ("cosine", cosine),
+            ("cosine_with_restarts", cosine),
+            ("polynomial", polynomial),
+            ("constant_with_warmup", [0.0003; 8]),
+            ("inverse_sqrt", inverse),
+        ] {
+            let with_warmup: Vec<f64> = warmup.into_iter().chain(after).collect();
+            assert_rates(get_scheduler(name, 3e-4, 3, 10).unwrap(), &with_warmup);
+            if name != "inverse_sqrt" {
+                assert_rates(get_scheduler(name, 3e-4, 0, 7).unwrap(), &after);
+            }
+        }
+        assert_rates(
+            get_scheduler("constant", 3e-4, 3, 10).unwrap(),
+            &[0.0003; 11],
+        );
+    }
+
+    #[test]
+    fn rates_with_further_settings_are_the_references() {
+        let schedule = |kind, steps, kwargs| Schedule::new(kind, 3e-4, 2, steps).kwargs(kwargs);
+        let default = SchedulerKwargs::default();
+        let cycles = |n| SchedulerKwargs {
+            num_cycles: Some(n),
+            ..default
+        };
+        assert_rates(
+            schedule(SchedulerType::CosineWithRestarts, 10, cycles(2.0)),
+            &[
+                0.0,
+                0.00015,
+                0.0003,
+                0.00025606601717798207,
+                0.00015,
+                4.3933982822017876e-05,
+                0.0003,
+                0.00025606601717798207,
+                0.00015,
+                4.3933982822017876e-05,
+                0.0,
+            ],
+        );
+        assert_rates(
+            schedule(SchedulerType::Cosine, 10, cycles(1.5)),
+            &[
+                0.0,
+                0.00015,
+                0.0003,
+                0.00020740251485476345,
+                4.3933982822017876e-05,
+                1.1418070123306972e-05,
+                0.00014999999999999996,
+                0.00028858192987669295,
+                0.0002560660171779821,
+                9.259748514523652e-05,
+                0.0,
+            ],
+        );
+        let square = SchedulerKwargs {
+            power: 2.0,
+            lr_end: 1e-5,
+            ..default
+        };
+        assert_rates(
+            schedule(SchedulerType::Polynomial, 8, square),
+            &[
+                0.0,
+                0.00015,
+                0.0003,
+                0.0002113888888888889,
+                0.0001388888888888889,
+                8.249999999999999e-05,
+                4.222222222222222e-05,
+                1.805555555555555e-05,
+                1e-05,
+                1e-05,
+                1e-05,
+            ],
+        );
+    }
+
+    #[test]
+    fn unknown_names_and_impossible_rates_are_refused() {
+        let error = get_scheduler("quadratic", 1e-3, 0, 10)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("\"quadratic\"") && error.contains("cosine_with_restarts"),
+            "{error}"
+        );
+        let error = get_scheduler("polynomial", 1e-8, 0, 10)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("lr_end"), "{error}");
+    }
+}
