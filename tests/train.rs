@@ -476,7 +476,8 @@ fn stopped() -> TempDir {
 
 #[test]
 fn a_damaged_checkpoint_is_refused_and_passed_over() {
-    let damages: [(&str, fn(&Path)); 4] = [
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 4] = [
         ("model.safetensors has", |folder| {
             let file = std::fs::OpenOptions::new()
                 .write(true)

@@ -1,0 +1,149 @@
+//! One training step of a DistilRoBERTa-sized model (82M parameters, random weights): forward, backward, clipping, AdamW.
+//!
+//! `cargo bench --bench train_step -- --batch 8 --seq 128 --steps 8 --dtype f32 --device cpu` prints one JSON line.
+//! `--max-rss-mib N` makes the run fail when it needed more memory than that. `peer_train_step.py` is the PyTorch peer.
+
+use std::time::Instant;
+
+use candle_core::Device;
+use cloze::model::{Config, Context, MaskedLm, ModelInputs};
+use cloze::train::{AdamW, Schedule};
+use cloze::{Error, Result};
+
+/// Steps that warm up caches and allocators and are not timed, as in the peer.
+const WARMUP: usize = 2;
+const VOCAB: usize = 50265;
+const MASK: u32 = 50264;
+
+struct Options {
+    batch: usize,
+    seq: usize,
+    steps: usize,
+    device: String,
+    dtype: String,
+    max_rss_mib: Option<f64>,
+}
+
+fn options() -> Result<Options> {
+    let mut options = Options {
+        batch: 8,
+        seq: 128,
+        steps: 8,
+        device: "cpu".to_owned(),
+        dtype: "f32".to_owned(),
+        max_rss_mib: None,
+    };
+    let mut args = std::env::args().skip(1);
+    while let Some(name) = args.next() {
+        // Cargo says that this is a benchmark.
+        if name == "--bench" {
+            continue;
+        }
+        let wrong =
+            || Error::argument("arguments", format!("{name} is unknown or lacks its value"));
+        let value = args.next().ok_or_else(wrong)?;
+        let number = || value.parse::<usize>().map_err(|_| wrong());
+        match name.as_str() {
+            "--batch" => options.batch = number()?,
+            "--seq" => options.seq = number()?,
+            "--steps" => options.steps = number()?.max(1),
+            "--device" => options.device = value,
+            "--dtype" => options.dtype = value,
+            "--max-rss-mib" => options.max_rss_mib = Some(number()? as f64),
+            _ => return Err(wrong()),
+        }
+    }
+    Ok(options)
+}
+
+fn main() -> Result<()> {
+    let options = options()?;
+    let device = match options.device.as_str() {
+        "cpu" => Device::Cpu,
+        "cuda" => Device::new_cuda(0)?,
+        other => {
+            return Err(Error::argument(
+                "--device",
+                format!("{other:?} is neither cpu nor cuda"),
+            ));
+        }
+    };
+    if options.dtype != "f32" {
+        let message = format!("{:?} is not there yet; models train in f32", options.dtype);
+        return Err(Error::argument("--dtype", message));
+    }
+    let config = Config::new("roberta")
+        .set("vocab_size", VOCAB)
+        .set("hidden_size", 768)
+        .set("num_hidden_layers", 6)
+        .set("num_attention_heads", 12)
+        .set("intermediate_size", 3072)
+        .set("max_position_embeddings", 514)
+        .set("type_vocab_size", 1)
+        .set("layer_norm_eps", 1e-5);
+    let model = MaskedLm::from_config_on(&config, 0, &device)?;
+    let inputs = masked_batch(options.batch, options.seq)?;
+    let mut optimizer = AdamW::new(&model).weight_decay(0.01);
+    let schedule = Schedule::constant(2e-5);
+    let mut times = Vec::with_capacity(options.steps);
+    let mut last = 0.0;
+    for step in 0..options.steps + WARMUP {
+        let started = Instant::now();
+        let loss = model.loss(&inputs, &Context::train(42, step as u64))?;
+        model.backward(&loss.mean()?)?;
+        optimizer.clip_grad_norm(1.0)?;
+        optimizer.step(schedule.lr(step))?;
+        optimizer.zero_grad();
+        device.synchronize()?;
+        if step >= WARMUP {
+            times.push(started.elapsed().as_secs_f64());
+        }
+        last = loss.value()?;
+    }
+    times.sort_by(f64::total_cmp);
+    let median = (times[times.len() / 2] + times[(times.len() - 1) / 2]) / 2.0;
+    let peak = peak_rss_mib();
+    let line = serde_json::json!({
+        "bench": "train_step", "peer": "cloze", "device": options.device, "dtype": options.dtype,
+        "batch": options.batch, "seq": options.seq, "steps": options.steps, "threads": rayon::current_num_threads(),
+        "median_s": median, "min_s": times[0], "max_s": times[times.len() - 1],
+        "tokens_per_s": (options.batch * options.seq) as f64 / median, "peak_rss_mib": peak, "loss": last,
+    });
+    println!("{line}");
+    match (options.max_rss_mib, peak) {
+        (Some(most), Some(peak)) if peak > most => Err(Error::argument(
+            "--max-rss-mib",
+            format!("{peak:.0} MiB were needed, more than {most:.0}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Random tokens, of which 15% are masked and count.
+fn masked_batch(batch: usize, seq: usize) -> Result<ModelInputs> {
+    use rand::{Rng, SeedableRng};
+    let mut random = rand::rngs::StdRng::seed_from_u64(0);
+    let mut ids: Vec<u32> = (0..batch * seq)
+        .map(|_| random.random_range(5..50_000))
+        .collect();
+    let mut labels = vec![-100; ids.len()];
+    for (id, label) in ids.iter_mut().zip(&mut labels) {
+        if random.random_bool(0.15) {
+            *label = i64::from(std::mem::replace(id, MASK));
+        }
+    }
+    let count = ids.len();
+    ModelInputs::new(ids, (batch, seq))?
+        .with_attention_mask(vec![1; count])?
+        .with_labels(labels)
+}
+
+/// The most memory that the process ever held, where the system tells.
+fn peak_rss_mib() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024.0)
+}
