@@ -11,6 +11,7 @@ pub use crate::dataset::{
 pub use crate::display::{LossPlot, Rich, show};
 pub use crate::fill_mask::{FillMask, Prediction, Predictions, PredictionsBatch, TopK};
 pub use crate::model::{Config, Context, MaskedLm, ModelInputs};
+pub use crate::ops::no_grad;
 pub use crate::tokenizer::{
     EncodeOptions, Encoding, Padding, TokenizeColumn, Tokenizer, TruncationStrategy,
 };
