@@ -158,6 +158,48 @@ fn json_and_parquet_hold_the_same_rows() {
 }
 
 #[test]
+fn columns_of_nulls_take_part_in_everything() {
+    // title_urls.url is a list of nulls here.
+    let dataset = load("eli5/train_asks.jsonl")["train"].shuffle(1).unwrap();
+    let expected: Vec<Row> = dataset.iter().collect();
+    let copied = dataset
+        .map(
+            Map::new(|batch: &Batch| Ok(batch.clone()))
+                .batched()
+                .batch_size(7),
+        )
+        .unwrap();
+    assert_eq!(copied.iter().collect::<Vec<_>>(), expected);
+    let twice = concatenate(&[
+        dataset.clone(),
+        load("eli5/train_asks.parquet")["train"].clone(),
+    ])
+    .unwrap();
+    assert_eq!(twice.len(), 130);
+    assert_eq!(twice.row(3).unwrap(), expected[3]);
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    dataset.save_to_disk(path("saved")).unwrap();
+    dataset.to_json_lines(path("rows.jsonl")).unwrap();
+    dataset.to_parquet(path("rows.parquet")).unwrap();
+    for name in ["saved", "rows.jsonl", "rows.parquet"] {
+        let back = load_dataset(path(name)).unwrap()["train"].clone();
+        assert_eq!(back.iter().collect::<Vec<_>>(), expected, "{name}");
+        assert_eq!(back.schema(), dataset.schema(), "{name}");
+    }
+    let nothing = load_dataset({
+        std::fs::write(path("null.jsonl"), "{\"a\": null}\n{\"a\": null}\n{}\n").unwrap();
+        path("null.jsonl")
+    });
+    let nothing = nothing.unwrap()["train"].shuffle(2).unwrap();
+    assert_eq!(
+        nothing.column::<Option<String>>("a").unwrap(),
+        [None, None, None]
+    );
+    assert_eq!(nothing.features(), [("a".to_owned(), "null".to_owned())]);
+}
+
+#[test]
 fn every_split_of_the_grammar_gives_the_rows_of_the_reference() {
     let dict = load("eli5/train_asks.parquet");
     let expected = expected("eli5");

@@ -75,7 +75,7 @@ fn peak_growth<T>(work: impl FnOnce() -> T) -> (T, usize) {
 #[test]
 fn a_large_file_is_loaded_mapped_and_shuffled_in_little_memory() {
     let _alone = alone();
-    let megabytes = std::env::var("CLOZE_TEST_MEGABYTES").map_or(160, |text| text.parse().unwrap());
+    let megabytes = std::env::var("CLOZE_TEST_MEGABYTES").map_or(256, |text| text.parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("large.jsonl");
     let rows = write_records(&path, megabytes);
@@ -116,9 +116,9 @@ fn a_large_file_is_loaded_mapped_and_shuffled_in_little_memory() {
         "{megabytes} MB of JSON lines: memory grew by {} MB",
         growth >> 20
     );
-    // Chunks under way take some megabytes per core; the file's size must not count (1 GB took 53 MB on two cores).
+    // Chunks under way and their threads' heaps take some megabytes per core; the file's size does not count.
     let cores = std::thread::available_parallelism().unwrap().get();
-    let most = (48 << 20) + cores * (16 << 20);
+    let most = (64 << 20) + cores * (32 << 20);
     assert!(
         growth < most,
         "memory grew by {} MB, more than {} MB",
