@@ -27,6 +27,24 @@ impl Progress {
         Self { bar }
     }
 
+    /// A bar labelled `label` over `total` bytes, shown in MB and the like.
+    pub fn bytes(label: &str, total: u64) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(5));
+        let template = "{msg} {bar:32} {bytes}/{total_bytes} [{elapsed}<{eta}, {bytes_per_sec}]";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_message(label.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(500));
+        Self { bar }
+    }
+
+    /// Takes back `items` that were counted as done and must be done again.
+    pub fn take_back(&self, items: u64) {
+        self.bar
+            .set_position(self.bar.position().saturating_sub(items));
+    }
+
     /// Adds `items` done.
     pub fn inc(&self, items: u64) {
         self.bar.inc(items);

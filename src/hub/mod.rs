@@ -1,6 +1,74 @@
-//! From names to local folders: what ships with the crate, local paths, and the Hub's cache.
+//! From names to local folders: what ships with the crate, local paths, and the Hub with its cache on this machine;
+//! logging in, and sharing what was trained.
+//!
+//! Names, variables, cache and token file are those of the Python library `huggingface_hub`: what one has downloaded
+//! the other finds, and who is logged in is so in both. [`Settings`] lists the variables.
+//!
+//! # Why there is a client here
+//! The maintained Rust client, `hf-hub` 1.0, was the first choice. Its downloads, though, are neither resumed nor
+//! checked against size and hash, it does not clean the file names that a server sends, knows no offline mode, gives a
+//! second process ten seconds to wait for the first, and uploads large files by Xet alone, so that a server which speaks
+//! plain LFS gets none. Xet can't be left out of it: it brings 236 crates and a C build of its TLS (409 s of processor
+//! time in release mode), where the client here stands on `ureq` with `rustls` (26 crates, 42 s; 15 of
+//! them are here for its sake alone). The Hub serves and takes every file by plain HTTP and LFS as well, which is
+//! what its Python library falls back to where Xet is not installed.
+//!
+//! All of it is behind the feature `hub`, which is on by default: whoever types a model's name in a notebook expects it
+//! to be fetched.
+
+mod cache;
+mod card;
+mod name;
+mod needs;
+mod settings;
+mod token;
+
+// What talks to the network.
+#[cfg(feature = "hub")]
+mod background;
+#[cfg(feature = "hub")]
+mod client;
+#[cfg(feature = "hub")]
+mod digest;
+#[cfg(feature = "hub")]
+mod download;
+#[cfg(feature = "hub")]
+mod failure;
+#[cfg(feature = "hub")]
+mod http;
+#[cfg(feature = "hub")]
+mod lfs;
+#[cfg(feature = "hub")]
+mod login;
+#[cfg(feature = "hub")]
+mod push;
+#[cfg(feature = "hub")]
+mod remote;
+#[cfg(feature = "hub")]
+mod snapshot;
+#[cfg(feature = "hub")]
+mod verbs;
 
 use std::path::{Path, PathBuf};
+
+#[cfg(not(feature = "hub"))]
+use cache::RepoCache;
+use needs::Needs;
+
+#[cfg(feature = "hub")]
+pub use background::BackgroundPush;
+pub use card::{CardResult, ModelCard};
+#[cfg(feature = "hub")]
+pub use client::Hub;
+#[cfg(feature = "hub")]
+pub use login::Account;
+pub use name::{Repo, RepoKind};
+#[cfg(feature = "hub")]
+pub use push::{PushOptions, Pushed};
+pub use settings::{Settings, cache_dir};
+pub use token::Token;
+#[cfg(feature = "hub")]
+pub use verbs::{login, logout, notebook_login, push_folder, whoami};
 
 use crate::{Error, Result};
 
@@ -16,10 +84,20 @@ pub fn data_dir() -> PathBuf {
 }
 
 /// The local file or folder that `name` stands for: `bundled:NAME`, a path, or `owner/name` (with an optional
-/// `@revision`) in the Hub's cache on this machine.
+/// `@revision`) on the Hub, of which the needed files are downloaded unless the cache has them.
 ///
-/// `kind` ("model", "tokenizer", "dataset") only words the error.
+/// `kind` ("model", "tokenizer") says which files are needed and words the error.
 pub fn resolve(kind: &'static str, name: &str) -> Result<PathBuf> {
+    resolve_with(kind, name, |repo, needs| {
+        fetch(repo, needs, Settings::from_env()?)
+    })
+}
+
+fn resolve_with(
+    kind: &'static str,
+    name: &str,
+    fetch: impl FnOnce(&Repo, Needs) -> Result<PathBuf>,
+) -> Result<PathBuf> {
     if let Some(bundled) = name.strip_prefix(BUNDLED) {
         return resolve_bundled(kind, name, bundled);
     }
@@ -27,18 +105,41 @@ pub fn resolve(kind: &'static str, name: &str) -> Result<PathBuf> {
     if path.exists() {
         return Ok(path.to_path_buf());
     }
-    if let Some(snapshot) = cached_snapshot(kind, name) {
-        return Ok(snapshot);
-    }
-    Err(Error::NotFound {
+    let repo = Repo::parse(RepoKind::Model, name).map_err(|reason| Error::NotFound {
         kind,
         name: name.to_owned(),
         message: format!(
-            "there is no such file or folder (looked from {}), and no copy in the Hub's cache {}. \
-             Give a local path, a name that starts with {BUNDLED:?}, or download it there first \
-             (huggingface-cli download {name})",
+            "there is no such file or folder (looked from {}), and it {reason}. Give a local path, a name that starts \
+             with {BUNDLED:?}, or owner/name on the Hub",
             std::env::current_dir().unwrap_or_default().display(),
-            cache_dir().display(),
+        ),
+    })?;
+    let needs = match kind {
+        "tokenizer" => Needs::Tokenizer,
+        _ => Needs::Model,
+    };
+    fetch(&repo, needs)
+}
+
+#[cfg(feature = "hub")]
+fn fetch(repo: &Repo, needs: Needs, settings: Settings) -> Result<PathBuf> {
+    Hub::new(settings).snapshot(repo, needs)
+}
+
+/// Without networking the cache is all there is.
+#[cfg(not(feature = "hub"))]
+fn fetch(repo: &Repo, needs: Needs, settings: Settings) -> Result<PathBuf> {
+    let cached = RepoCache::new(&settings.cache_dir, repo).find(repo.revision());
+    cached.filter(|folder| needs.are_met_by(folder)).ok_or_else(|| Error::NotFound {
+        kind: repo.kind().singular(),
+        name: repo.id().to_owned(),
+        message: format!(
+            "the cache {} does not hold its {} at {:?}, and this build of cloze can't download: build it with the \
+             feature \"hub\", or download it with `hf download {}`",
+            settings.cache_dir.display(),
+            needs.in_words(),
+            repo.revision(),
+            repo.id()
         ),
     })
 }
@@ -72,42 +173,6 @@ fn resolve_bundled(kind: &'static str, name: &str, bundled: &str) -> Result<Path
     })
 }
 
-/// Where the Python library keeps downloads: `HF_HUB_CACHE`, else `HF_HOME/hub`, else `~/.cache/huggingface/hub`.
-pub fn cache_dir() -> PathBuf {
-    if let Some(cache) = std::env::var_os("HF_HUB_CACHE") {
-        return cache.into();
-    }
-    if let Some(home) = std::env::var_os("HF_HOME") {
-        return Path::new(&home).join("hub");
-    }
-    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"),
-        PathBuf::from,
-    );
-    cache.join("huggingface").join("hub")
-}
-
-fn cached_snapshot(kind: &str, name: &str) -> Option<PathBuf> {
-    let (repo, revision) = name.split_once('@').unwrap_or((name, "main"));
-    if repo.split('/').count() > 2
-        || repo
-            .split('/')
-            .any(|part| part.is_empty() || part.starts_with('.'))
-    {
-        return None;
-    }
-    let kind = if kind == "dataset" {
-        "datasets"
-    } else {
-        "models"
-    };
-    let folder = cache_dir().join(format!("{kind}--{}", repo.replace('/', "--")));
-    let commit = std::fs::read_to_string(folder.join("refs").join(revision))
-        .map_or_else(|_| revision.to_owned(), |text| text.trim().to_owned());
-    let snapshot = folder.join("snapshots").join(commit);
-    snapshot.is_dir().then_some(snapshot)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,10 +194,28 @@ mod tests {
 
     #[test]
     fn an_unknown_name_says_where_was_looked() {
-        let text = resolve("model", "nobody/nothing").unwrap_err().to_string();
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().to_string_lossy().into_owned();
+        let offline = |repo: &Repo, needs| {
+            let variables = |name: &str| match name {
+                "HF_HUB_OFFLINE" => Some("1".to_owned()),
+                "HF_HOME" => Some(home.clone()),
+                _ => None,
+            };
+            fetch(repo, needs, Settings::from_variables(&variables)?)
+        };
+        let text = resolve_with("model", "nobody/nothing", offline)
+            .unwrap_err()
+            .to_string();
         assert!(
-            text.contains("model \"nobody/nothing\"") && text.contains("cache"),
+            text.contains("model \"nobody/nothing\"") && text.contains(&home),
             "{text}"
         );
+        for name in ["no/such/folder", "./nothing", "/nothing/at/all"] {
+            let text = resolve_with("model", name, offline)
+                .unwrap_err()
+                .to_string();
+            assert!(text.contains("no such file or folder"), "{text}");
+        }
     }
 }

@@ -1,0 +1,110 @@
+//! Pushes that go on beside the training: they never slow it, never stop it, and see files that do not change.
+
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use tempfile::TempDir;
+
+use super::push::push_folder;
+use super::{Hub, PushOptions, Pushed};
+use crate::{Error, Result};
+
+/// Pushes folders one at a time on a thread of its own.
+///
+/// What is to be pushed is first linked (or, across file systems, copied) into a folder of its own, so that a checkpoint
+/// may be removed or written anew in the meantime. While a push is under way further ones are left out, as in the
+/// reference: the last one, after the training, brings everything.
+#[derive(Debug)]
+pub struct BackgroundPush {
+    hub: Hub,
+    repo: String,
+    running: Option<JoinHandle<Result<Pushed>>>,
+}
+
+impl BackgroundPush {
+    /// Pushes to `repo` through `hub`.
+    pub fn new(hub: Hub, repo: impl Into<String>) -> Self {
+        Self {
+            hub,
+            repo: repo.into(),
+            running: None,
+        }
+    }
+
+    /// Whether a push is under way.
+    pub fn is_busy(&self) -> bool {
+        self.running
+            .as_ref()
+            .is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Begins to push `folder` as it is now, unless a push is under way; returns whether it began. A push that failed
+    /// before is said on stderr.
+    ///
+    /// # Errors
+    /// When the folder can't be set aside.
+    pub fn start(&mut self, folder: impl AsRef<Path>, options: &PushOptions) -> Result<bool> {
+        if self.is_busy() {
+            return Ok(false);
+        }
+        if let Some(Err(error)) = self.wait() {
+            eprintln!("warning: the push in the background failed, training goes on: {error}");
+        }
+        let aside = set_aside(folder.as_ref())?;
+        let (hub, repo, options) = (self.hub.clone(), self.repo.clone(), options.clone());
+        let thread = std::thread::Builder::new().name("push".to_owned());
+        let kept = folder.as_ref().to_path_buf();
+        let push = move || push_folder(&hub.client, &repo, aside.path(), &kept, &options);
+        self.running = Some(
+            thread
+                .spawn(push)
+                .map_err(|e| Error::io("start a thread for", folder, e))?,
+        );
+        Ok(true)
+    }
+
+    /// Waits for the push that is under way and returns what came of the last one; `None` if there was none.
+    pub fn wait(&mut self) -> Option<Result<Pushed>> {
+        let result = self.running.take()?.join();
+        Some(result.unwrap_or_else(|_| {
+            Err(Error::Hub(
+                "the push in the background broke down".to_owned(),
+            ))
+        }))
+    }
+}
+
+/// A copy of `folder` that costs neither time nor space where links are possible. It lies beside the folder, under a
+/// hidden name, and is removed when dropped.
+fn set_aside(folder: &Path) -> Result<TempDir> {
+    let beside = match folder.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let aside = tempfile::Builder::new()
+        .prefix(".push-")
+        .tempdir_in(beside)
+        .map_err(|e| Error::io("create a folder in", beside, e))?;
+    let mut open = vec![(folder.to_path_buf(), aside.path().to_path_buf())];
+    while let Some((from, to)) = open.pop() {
+        let io = |e| Error::io("read", &from, e);
+        for entry in std::fs::read_dir(&from).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            let name = entry.file_name();
+            if name.to_string_lossy().starts_with(['.'])
+                || name.to_string_lossy().starts_with("checkpoint-")
+            {
+                continue;
+            }
+            let (source, target): (PathBuf, PathBuf) = (entry.path(), to.join(&name));
+            let io = |e| Error::io("copy", &source, e);
+            if entry.file_type().map_err(io)?.is_dir() {
+                std::fs::create_dir(&target).map_err(io)?;
+                open.push((source.clone(), target));
+            } else if source.is_file() && std::fs::hard_link(&source, &target).is_err() {
+                std::fs::copy(&source, &target).map_err(io)?;
+            }
+        }
+    }
+    Ok(aside)
+}

@@ -1,0 +1,231 @@
+//! Large files: the server says where each one goes, in one piece or in parts, and they are sent there.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use ureq::http::Method;
+
+use super::failure::{Failure, FailureKind};
+use super::http::{Body, Client, Request, encode_path};
+use super::name::Repo;
+use super::push::Upload;
+use super::remote::text;
+use super::snapshot::in_parallel;
+use crate::progress::Progress;
+
+const MEDIA_TYPE: &str = "application/vnd.git-lfs+json";
+
+#[derive(Deserialize)]
+struct Batch {
+    transfer: Option<String>,
+    #[serde(default)]
+    objects: Vec<Object>,
+}
+
+#[derive(Deserialize)]
+struct Object {
+    oid: String,
+    actions: Option<Actions>,
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Actions {
+    upload: Option<Action>,
+    verify: Option<Action>,
+}
+
+#[derive(Deserialize)]
+struct Action {
+    href: String,
+    #[serde(default)]
+    header: Option<BTreeMap<String, Value>>,
+}
+
+impl Action {
+    fn header(&self) -> impl Iterator<Item = (&str, String)> {
+        let entries = self.header.iter().flatten();
+        entries.map(|(name, value)| {
+            let text = value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned);
+            (name.as_str(), text)
+        })
+    }
+}
+
+/// Sends the files that the server does not have.
+pub(crate) fn upload(client: &Client, repo: &Repo, files: &[&Upload]) -> Result<(), Failure> {
+    let total = files.iter().map(|file| file.digest.size).sum();
+    let progress = Progress::bytes(&format!("uploading to {}", repo.id()), total);
+    for chunk in files.chunks(256) {
+        let mut tasks = Vec::new();
+        for object in batch(client, repo, chunk)? {
+            let file = chunk.iter().find(|file| file.digest.sha256 == object.oid);
+            match (file, object.actions) {
+                (Some(file), Some(actions)) => tasks.push((*file, actions)),
+                // No actions: the server has the content.
+                (Some(file), None) => progress.inc(file.digest.size),
+                (None, _) => {}
+            }
+        }
+        let references: Vec<&(&Upload, Actions)> = tasks.iter().collect();
+        in_parallel(&references, |(file, actions)| {
+            send(client, file, actions, &progress)
+        })?;
+    }
+    progress.finish();
+    Ok(())
+}
+
+fn batch(client: &Client, repo: &Repo, files: &[&Upload]) -> Result<Vec<Object>, Failure> {
+    let objects: Vec<Value> = files
+        .iter()
+        .map(|file| json!({"oid": file.digest.sha256, "size": file.digest.size}))
+        .collect();
+    let body = json!({
+        "operation": "upload",
+        "transfers": ["basic", "multipart"],
+        "objects": objects,
+        "hash_algo": "sha256",
+        "ref": {"name": repo.revision()},
+    })
+    .to_string();
+    let url = client.url(&format!(
+        "{}.git/info/lfs/objects/batch",
+        encode_path(repo.id())
+    ));
+    let request = Request::new(
+        Method::POST,
+        url,
+        format!("push large files to {:?}", repo.id()),
+    )
+    .header("accept", MEDIA_TYPE)
+    .header("content-type", MEDIA_TYPE)
+    .body(Body::Bytes(body.as_bytes()));
+    let answer: Batch = client.json(&request)?;
+    if let Some(transfer) = answer
+        .transfer
+        .filter(|name| name != "basic" && name != "multipart")
+    {
+        let message = format!(
+            "the server takes large files by {transfer:?} alone, which Cloze does not speak; upload the folder with \
+             `hf upload`"
+        );
+        return Err(client.failure(FailureKind::Refused, &request, message));
+    }
+    for object in &answer.objects {
+        if let Some(error) = &object.error {
+            let said = error["message"].as_str().unwrap_or("without a reason");
+            let message = format!("the server refused a large file: {said}");
+            return Err(client.failure(FailureKind::Refused, &request, message));
+        }
+    }
+    Ok(answer.objects)
+}
+
+fn send(
+    client: &Client,
+    file: &Upload,
+    actions: &Actions,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let Some(upload) = &actions.upload else {
+        progress.inc(file.digest.size);
+        return Ok(());
+    };
+    match upload.header().find(|(name, _)| *name == "chunk_size") {
+        Some((_, size)) => send_parts(client, file, upload, &size, progress)?,
+        None => send_whole(client, file, upload, progress)?,
+    }
+    if let Some(verify) = &actions.verify {
+        let body = json!({"oid": file.digest.sha256, "size": file.digest.size}).to_string();
+        let request = Request::post(
+            verify.href.as_str(),
+            body.as_bytes(),
+            format!("verify {}", file.path),
+        );
+        client.headers(&request)?;
+    }
+    Ok(())
+}
+
+fn send_whole(
+    client: &Client,
+    file: &Upload,
+    upload: &Action,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let body = Body::Part {
+        path: &file.local,
+        offset: 0,
+        len: file.digest.size,
+        progress,
+    };
+    // The address carries its own permission; the token stays here.
+    let mut request = Request::new(
+        Method::PUT,
+        upload.href.as_str(),
+        format!("upload {}", file.path),
+    )
+    .without_token()
+    .body(body);
+    for (name, value) in upload.header() {
+        request = request.header(name, value);
+    }
+    client.headers(&request).map(drop)
+}
+
+fn send_parts(
+    client: &Client,
+    file: &Upload,
+    upload: &Action,
+    part_size: &str,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let purpose = format!("upload {}", file.path);
+    let complete = Request::new(Method::POST, upload.href.as_str(), purpose.as_str());
+    let nonsense = |message: String| client.failure(FailureKind::Refused, &complete, message);
+    let part_size: u64 = part_size
+        .parse()
+        .ok()
+        .filter(|&size| size > 0)
+        .ok_or_else(|| nonsense(format!("the server wants parts of {part_size:?} bytes")))?;
+    let addresses: BTreeMap<u64, String> = upload
+        .header()
+        .filter_map(|(name, address)| Some((name.parse().ok()?, address)))
+        .collect();
+    let count = file.digest.size.div_ceil(part_size);
+    if !addresses.keys().copied().eq(1..=count) {
+        return Err(nonsense(format!(
+            "the server gave {} addresses for {count} parts",
+            addresses.len()
+        )));
+    }
+    let parts: Vec<(u64, String)> = addresses.into_iter().collect();
+    let references: Vec<&(u64, String)> = parts.iter().collect();
+    let etags = in_parallel(&references, |(number, address)| {
+        let offset = (number - 1) * part_size;
+        let body = Body::Part {
+            path: &file.local,
+            offset,
+            len: part_size.min(file.digest.size - offset),
+            progress,
+        };
+        let request = Request::new(Method::PUT, address.as_str(), purpose.as_str())
+            .without_token()
+            .body(body);
+        let (_, headers) = client.headers(&request)?;
+        match text(&headers, "etag") {
+            Some(etag) => Ok(json!({"partNumber": number, "etag": etag})),
+            None => Err(nonsense(format!("the server gave part {number} no ETag"))),
+        }
+    })?;
+    let body = json!({"oid": file.digest.sha256, "parts": etags}).to_string();
+    let request = Request::new(Method::POST, upload.href.as_str(), purpose.as_str())
+        .header("accept", MEDIA_TYPE)
+        .header("content-type", MEDIA_TYPE)
+        .body(Body::Bytes(body.as_bytes()));
+    client.headers(&request).map(drop)
+}

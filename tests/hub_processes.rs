@@ -1,0 +1,243 @@
+//! Downloads that are interrupted, killed, or done by two processes at once.
+#![cfg(all(feature = "hub", unix))]
+
+mod support;
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cloze::hub::{Hub, PushOptions};
+use hyper::Method;
+use support::bench::{Bench, noise, read};
+use support::hub_server::store::sha256;
+use support::hub_server::{Fault, TOKEN};
+
+/// Set for the processes that a test starts; says what they do.
+const TASK: &str = "CLOZE_TEST_TASK";
+
+/// Runs this very test program with the settings of `bench` in its environment, to do `task`.
+fn child(bench: &Bench, task: &str) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "the_task_of_a_child", "--nocapture"])
+        .env(TASK, task)
+        .env("HF_ENDPOINT", bench.server.url())
+        .env("HF_HOME", bench.folder.path())
+        .env("HF_TOKEN", TOKEN)
+        .env_remove("HF_HUB_CACHE")
+        .env_remove("HF_HUB_OFFLINE")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// What a child process does; nothing when the tests run as usual.
+#[test]
+fn the_task_of_a_child() {
+    let Ok(task) = std::env::var(TASK) else {
+        return;
+    };
+    let hub = Hub::from_env().unwrap();
+    match task.split_once(' ') {
+        Some(("resolve", name)) => {
+            println!("resolved {}", hub.resolve("model", name).unwrap().display())
+        }
+        Some(("push", folder)) => println!(
+            "{:?}",
+            hub.push_folder("my-model", folder, &PushOptions::new())
+                .unwrap()
+        ),
+        _ => panic!("no such task: {task}"),
+    }
+}
+
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "{what} did not happen"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+const NAME: &str = "tester/model";
+
+#[test]
+fn a_download_that_was_killed_is_resumed() {
+    let bench = Bench::new();
+    let weights = noise(4_000_000);
+    bench.server.commit(
+        "models",
+        NAME,
+        &[("config.json", b"{}"), ("model.safetensors", &weights)],
+    );
+    bench.server.fail(
+        Some(Method::GET),
+        "large",
+        1,
+        Fault::Slow(Duration::from_millis(40)),
+    );
+    let mut killed = child(&bench, &format!("resolve {NAME}"));
+    let at = bench.folder.path().join("hub/models--tester--model");
+    let incomplete = at
+        .join("blobs")
+        .join(format!("{}.incomplete", sha256(&weights)));
+    wait_for("half a megabyte", || {
+        incomplete
+            .metadata()
+            .is_ok_and(|found| found.len() > 500_000)
+    });
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let kept = incomplete.metadata().unwrap().len();
+    assert!(
+        !at.join("refs/main").exists(),
+        "the branch is not there before all of it is"
+    );
+    assert!(bench.offline().resolve("model", NAME).is_err());
+
+    bench.server.take_log();
+    let output = child(&bench, &format!("resolve {NAME}"))
+        .wait_with_output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let range = bench
+        .server
+        .take_log()
+        .into_iter()
+        .find_map(|request| request.range);
+    assert_eq!(range.unwrap(), format!("bytes={kept}-"));
+    let folder = bench.offline().resolve("model", NAME).unwrap();
+    assert_eq!(read(&folder, "model.safetensors"), weights);
+}
+
+#[test]
+fn processes_that_want_the_same_file_download_it_once() {
+    let bench = Bench::new();
+    let weights = noise(2_000_000);
+    bench.server.commit(
+        "models",
+        NAME,
+        &[("config.json", b"{}"), ("model.safetensors", &weights)],
+    );
+    bench.server.fail(
+        Some(Method::GET),
+        "large",
+        usize::MAX,
+        Fault::Slow(Duration::from_millis(10)),
+    );
+    let children: Vec<Child> = (0..4)
+        .map(|_| child(&bench, &format!("resolve {NAME}")))
+        .collect();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let large = bench
+        .server
+        .take_log()
+        .into_iter()
+        .filter(|request| request.cdn)
+        .count();
+    assert_eq!(large, 1);
+    let folder = bench.offline().resolve("model", NAME).unwrap();
+    assert_eq!(read(&folder, "model.safetensors"), weights);
+}
+
+#[test]
+fn a_push_that_was_killed_is_completed_by_the_next() {
+    let bench = Bench::new();
+    let folder = bench.folder.path().join("my-model");
+    std::fs::create_dir(&folder).unwrap();
+    let (one, two) = (noise(500_000), noise(600_000));
+    std::fs::write(folder.join("model-1.safetensors"), &one).unwrap();
+    std::fs::write(folder.join("model-2.safetensors"), &two).unwrap();
+    std::fs::write(folder.join("config.json"), "{}").unwrap();
+    // The commit never gets an answer, so that the process hangs at the worst moment.
+    bench
+        .server
+        .fail(Some(Method::POST), "/commit/", 1, Fault::StallAfter(0));
+    bench
+        .server
+        .fail(Some(Method::PUT), &sha256(&two), 1, Fault::StallAfter(0));
+    let task = format!("push {}", folder.display());
+    for until in ["/put/", "/commit/"] {
+        let mut killed = child(&bench, &task);
+        wait_for(until, || {
+            bench
+                .server
+                .state()
+                .log
+                .iter()
+                .any(|request| request.path.contains(until))
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+    }
+    let output = child(&bench, &task).wait_with_output().unwrap();
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(output.status.success(), "{text}");
+    assert!(!text.contains(TOKEN));
+    let state = bench.server.state();
+    for (file, content) in [("model-1.safetensors", &one), ("model-2.safetensors", &two)] {
+        assert_eq!(
+            &state.file("models", "tester/my-model", file).unwrap(),
+            content,
+            "{file}"
+        );
+    }
+}
+
+#[test]
+fn an_interrupt_ends_a_download_and_keeps_the_part() {
+    let bench = Bench::new();
+    let weights = noise(3_000_000);
+    bench.server.commit(
+        "models",
+        "tester/interrupted",
+        &[("config.json", b"{}"), ("model.safetensors", &weights)],
+    );
+    bench.server.fail(
+        Some(Method::GET),
+        "large",
+        1,
+        Fault::Slow(Duration::from_millis(30)),
+    );
+    let hub = bench.hub();
+    let interrupted = std::thread::scope(|scope| {
+        let download = scope.spawn(|| hub.resolve("model", "tester/interrupted"));
+        std::thread::sleep(Duration::from_millis(400));
+        cloze::interrupt::request();
+        let result = download.join().unwrap();
+        cloze::interrupt::clear();
+        result
+    });
+    let text = interrupted.unwrap_err().to_string();
+    assert!(text.contains("interrupted while downloading"), "{text}");
+    bench.server.take_log();
+    let folder = hub.resolve("model", "tester/interrupted").unwrap();
+    assert_eq!(read(&folder, "model.safetensors"), weights);
+    assert!(
+        bench
+            .server
+            .take_log()
+            .iter()
+            .any(|request| request.range.is_some()),
+        "it resumed"
+    );
+}

@@ -1,0 +1,306 @@
+//! Logging in and pushing to a Hub on loopback.
+#![cfg(feature = "hub")]
+
+mod support;
+
+use std::path::Path;
+use std::time::Duration;
+
+use cloze::hub::{Hub, PushOptions, Settings, Token};
+use hyper::Method;
+use support::hub_server::{Fault, HubServer, TOKEN};
+
+fn settings(server: &HubServer, home: &Path) -> Settings {
+    let mut settings = Settings::from_env().unwrap().with_token(None);
+    settings = settings.with_endpoint(server.url()).unwrap();
+    settings.cache_dir = home.join("hub");
+    settings.token_path = home.join("token");
+    settings.offline = false;
+    settings.first_delay = Duration::from_millis(5);
+    settings.read_timeout = Duration::from_millis(500);
+    settings
+}
+
+fn logged_in(server: &HubServer, home: &Path) -> Hub {
+    Hub::new(settings(server, home).with_token(Some(Token::new(TOKEN).unwrap())))
+}
+
+/// A model folder: small text, large weights, a picture.
+fn model_folder(home: &Path) -> std::path::PathBuf {
+    let folder = home.join("my-model");
+    std::fs::create_dir_all(folder.join("figures")).unwrap();
+    let weights: Vec<u8> = (0..1_500_000u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    std::fs::write(folder.join("model.safetensors"), weights).unwrap();
+    std::fs::write(folder.join("config.json"), "{\"model_type\": \"roberta\"}").unwrap();
+    std::fs::write(folder.join("README.md"), "---\ntags: []\n---\n").unwrap();
+    std::fs::write(folder.join("figures/loss.svg"), "<svg/>").unwrap();
+    std::fs::write(folder.join(".env"), "secret").unwrap();
+    folder
+}
+
+fn pushed_file(server: &HubServer, path: &str) -> Option<Vec<u8>> {
+    server
+        .state()
+        .file("models", "tester/my-model", path)
+        .map(|bytes| bytes.to_vec())
+}
+
+#[test]
+fn login_checks_stores_and_logout_forgets() {
+    let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
+    let hub = Hub::new(settings(&server, home.path()));
+    let text = hub.whoami().unwrap_err().to_string();
+    assert!(
+        text.contains("not logged in") && text.contains("notebook_login"),
+        "{text}"
+    );
+
+    let error = hub.login("hf_wrongButSecretToken").unwrap_err();
+    let text = format!("{error} {error:?}");
+    assert!(text.contains("401") && !text.contains("hf_wrong"), "{text}");
+    let token_file = home.path().join("token");
+    assert!(
+        !token_file.exists(),
+        "a token that does not work is not stored"
+    );
+
+    let account = hub.login(&format!("  {TOKEN}\n")).unwrap();
+    assert_eq!(
+        (account.name.as_str(), account.role.as_deref()),
+        ("tester", Some("write"))
+    );
+    assert_eq!(account.organizations, ["testers"]);
+    assert_eq!(std::fs::read_to_string(&token_file).unwrap(), TOKEN);
+    let stored = std::fs::read_to_string(home.path().join("stored_tokens")).unwrap();
+    assert_eq!(stored, format!("[for tests]\nhf_token = {TOKEN}\n\n"));
+    #[cfg(unix)]
+    for file in ["token", "stored_tokens"] {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = home
+            .path()
+            .join(file)
+            .metadata()
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+    assert!(!format!("{account:?}").contains(TOKEN));
+
+    hub.logout().unwrap();
+    assert!(!token_file.exists() && !home.path().join("stored_tokens").exists());
+    hub.logout().unwrap();
+}
+
+#[test]
+fn a_folder_becomes_one_commit_and_a_second_push_sends_what_changed() {
+    let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
+    let hub = logged_in(&server, home.path());
+    let folder = model_folder(home.path());
+    let options = PushOptions::new()
+        .private(true)
+        .message("First")
+        .ignore("*.tmp");
+    let pushed = hub.push_folder("my-model", &folder, &options).unwrap();
+    assert_eq!(pushed.repo, "tester/my-model");
+    assert_eq!((pushed.changed, pushed.unchanged), (4, 0));
+    {
+        let state = server.state();
+        let repo = &state.repos[&("models".to_owned(), "tester/my-model".to_owned())];
+        assert!(repo.private);
+        assert_eq!(
+            repo.messages,
+            ["by hand", "First"],
+            "the repository's own first commit, and one"
+        );
+        assert_eq!(repo.commit("main").unwrap(), pushed.commit);
+    }
+    for file in [
+        "model.safetensors",
+        "config.json",
+        "README.md",
+        "figures/loss.svg",
+    ] {
+        assert_eq!(
+            pushed_file(&server, file).unwrap(),
+            std::fs::read(folder.join(file)).unwrap(),
+            "{file}"
+        );
+    }
+    assert_eq!(pushed_file(&server, ".env"), None);
+    for request in server.take_log() {
+        assert_eq!(request.authorization.is_none(), request.cdn, "{request:?}");
+    }
+
+    std::fs::write(folder.join("config.json"), "{}").unwrap();
+    let again = hub
+        .push_folder("tester/my-model", &folder, &PushOptions::new())
+        .unwrap();
+    assert_eq!((again.changed, again.unchanged), (1, 3));
+    assert!(
+        !server.take_log().iter().any(|request| request.cdn),
+        "the weights were there"
+    );
+    let nothing = hub
+        .push_folder("tester/my-model", &folder, &PushOptions::new())
+        .unwrap();
+    assert_eq!(
+        (nothing.changed, nothing.unchanged, &nothing.commit),
+        (0, 4, &again.commit)
+    );
+
+    // What was pushed opens again.
+    std::fs::write(folder.join("config.json"), "{\"model_type\": \"roberta\"}").unwrap();
+    hub.push_folder("tester/my-model", &folder, &PushOptions::new())
+        .unwrap();
+    let local = hub.resolve("model", "tester/my-model").unwrap();
+    let weights = std::fs::read(local.join("model.safetensors")).unwrap();
+    assert_eq!(
+        weights,
+        std::fs::read(folder.join("model.safetensors")).unwrap()
+    );
+}
+
+#[test]
+fn large_files_go_in_parts_when_the_server_wants_parts() {
+    let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
+    server.state().part_size = Some(400_000);
+    let folder = model_folder(home.path());
+    server.fail(
+        Some(Method::PUT),
+        "partNumber=2",
+        2,
+        Fault::Status(500, None),
+    );
+    server.fail(Some(Method::PUT), "partNumber=3", 1, Fault::Drop);
+    logged_in(&server, home.path())
+        .push_folder("my-model", &folder, &PushOptions::new())
+        .unwrap();
+    let weights = std::fs::read(folder.join("model.safetensors")).unwrap();
+    assert_eq!(pushed_file(&server, "model.safetensors").unwrap(), weights);
+    let puts = server
+        .take_log()
+        .into_iter()
+        .filter(|request| request.method == "PUT")
+        .count();
+    assert_eq!(puts, 4 + 3, "four parts, three of them again");
+}
+
+#[test]
+fn faults_during_a_push_are_sat_out_or_leave_the_repository_as_it_was() {
+    let passing = [
+        ("preupload", Fault::Status(503, None)),
+        ("objects/batch", Fault::Status(429, Some(0))),
+        ("put", Fault::Status(500, None)),
+        ("put", Fault::Drop),
+        ("put", Fault::DropAfterwards),
+        ("verify", Fault::Drop),
+        ("commit", Fault::Status(502, None)),
+        ("commit", Fault::Drop),
+        ("commit", Fault::DropAfterwards),
+        ("repos/create", Fault::Status(500, None)),
+        ("repos/create", Fault::DropAfterwards),
+    ];
+    for (path, fault) in passing {
+        let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
+        let folder = model_folder(home.path());
+        server.fail(None, path, 1, fault.clone());
+        let pushed = logged_in(&server, home.path())
+            .push_folder("my-model", &folder, &PushOptions::new().message("Mine"))
+            .unwrap_or_else(|e| panic!("{path} {fault:?}: {e}"));
+        let weights = std::fs::read(folder.join("model.safetensors")).unwrap();
+        assert_eq!(
+            pushed_file(&server, "model.safetensors").unwrap(),
+            weights,
+            "{path} {fault:?}"
+        );
+        let state = server.state();
+        let repo = &state.repos[&("models".to_owned(), "tester/my-model".to_owned())];
+        let commits = repo
+            .messages
+            .iter()
+            .filter(|message| *message == "Mine")
+            .count();
+        assert_eq!(
+            commits, 1,
+            "{path} {fault:?}: one commit, however often it was tried"
+        );
+        assert_eq!(repo.commit("main").unwrap(), pushed.commit);
+    }
+    let lasting = [
+        ("preupload", Fault::Status(500, None), "500"),
+        ("put", Fault::Status(500, None), "500"),
+        ("put", Fault::Status(403, None), "403"),
+        ("commit", Fault::Status(500, None), "500"),
+        ("preupload", Fault::Html, "web page"),
+        ("commit", Fault::Status(401, None), "log in"),
+    ];
+    for (path, fault, said) in lasting {
+        let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
+        let folder = model_folder(home.path());
+        let hub = logged_in(&server, home.path());
+        server.fail(None, path, usize::MAX, fault.clone());
+        let error = hub
+            .push_folder("my-model", &folder, &PushOptions::new())
+            .unwrap_err();
+        let text = format!("{error} {error:?}");
+        assert!(
+            text.contains(said) && text.contains("Nothing is lost") && text.contains("push_folder"),
+            "{text}"
+        );
+        assert!(
+            !text.contains(TOKEN) && !text.contains("verysecretsignature"),
+            "{text}"
+        );
+        assert_eq!(
+            pushed_file(&server, "config.json"),
+            None,
+            "nothing half-done is visible"
+        );
+        server.behave();
+        hub.push_folder("my-model", &folder, &PushOptions::new())
+            .unwrap();
+        assert!(
+            pushed_file(&server, "config.json").is_some(),
+            "the next try completes"
+        );
+    }
+}
+
+#[test]
+fn what_can_not_be_pushed_is_said() {
+    let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
+    let folder = model_folder(home.path());
+    let nobody = Hub::new(settings(&server, home.path()));
+    let push = |hub: &Hub, repo: &str| {
+        hub.push_folder(repo, &folder, &PushOptions::new())
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(push(&nobody, "my-model").contains("not logged in"));
+    assert!(push(&nobody, "tester/my-model").contains("log in"));
+    let hub = logged_in(&server, home.path());
+    let text = push(&hub, "stranger/model");
+    assert!(
+        text.contains("403") && text.contains("rights to create"),
+        "{text}"
+    );
+    assert!(push(&hub, "a/b/c").contains("owner/name"));
+    let empty = home.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let text = hub
+        .push_folder("my-model", &empty, &PushOptions::new())
+        .unwrap_err()
+        .to_string();
+    assert!(text.contains("holds no files"), "{text}");
+    server.state().transfer = Some("xet".to_owned());
+    let text = push(&hub, "my-model");
+    assert!(text.contains("xet"), "{text}");
+    let mut offline = settings(&server, home.path());
+    offline.offline = true;
+    server.take_log();
+    assert!(push(&Hub::new(offline), "my-model").contains("HF_HUB_OFFLINE"));
+    assert!(server.take_log().is_empty());
+}
