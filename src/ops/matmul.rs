@@ -1,6 +1,47 @@
 //! Products of row-major f32 matrices on the shared thread pool.
 
+use std::sync::OnceLock;
+
 use gemm::Parallelism;
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::amx;
+
+/// What multiplies large matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kernel {
+    /// Vector multiply-adds.
+    Vector,
+    /// A matrix unit that does the work of f32 in parts.
+    #[cfg_attr(
+        not(all(target_arch = "x86_64", target_os = "linux")),
+        allow(dead_code)
+    )]
+    Matrix,
+}
+
+/// The best of this machine; the environment variable `CLOZE_MATMUL=vector` asks for vectors everywhere.
+fn kernel() -> Kernel {
+    static KERNEL: OnceLock<Kernel> = OnceLock::new();
+    *KERNEL.get_or_init(|| {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if std::env::var_os("CLOZE_MATMUL").is_none_or(|kernel| kernel != "vector")
+            && amx::is_available()
+        {
+            return Kernel::Matrix;
+        }
+        Kernel::Vector
+    })
+}
+
+/// The name of what multiplies large f32 matrices on this machine's processor: "vector" for multiply-adds, "matrix" for
+/// a matrix unit (AMX) that forms each product from bf16 parts, with results as exact as f32's.
+pub fn matmul_kernel() -> &'static str {
+    match kernel() {
+        Kernel::Vector => "vector",
+        Kernel::Matrix => "matrix",
+    }
+}
 
 /// A matrix inside a larger buffer: element (i, j) lies `i · rows + j · cols` elements after the start.
 #[derive(Clone, Copy)]
@@ -103,6 +144,26 @@ pub(crate) fn matmul(
         dst.len() == m * n && a.len() == m * k && b.len() == k * n,
         "a product's shapes do not fit its buffers"
     );
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if kernel() == Kernel::Matrix && m * k * n >= 1 << 20 && m.min(n) >= 16 {
+        let operand = |data: &[f32], outer, inner| amx::Operand {
+            start: data.as_ptr(),
+            outer,
+            inner,
+        };
+        let a = if a_t {
+            operand(a, 1, m)
+        } else {
+            operand(a, k, 1)
+        };
+        let b = if b_t {
+            operand(b, k, 1)
+        } else {
+            operand(b, 1, n)
+        };
+        // SAFETY: the unit is there, the lengths were checked, and `dst` is borrowed mutably.
+        return unsafe { amx::matmul((m, k, n), into == Into::Add, (dst.as_mut_ptr(), n), a, b) };
+    }
     let strides = |rows, cols, transposed| match transposed {
         false => Strides::rows(cols),
         true => Strides::rows(rows).t(),
@@ -118,5 +179,89 @@ pub(crate) fn matmul(
             (b.as_ptr(), strides(k, n, b_t)),
             PARALLEL,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(n: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    /// The relative error of a product against f64, and that of plain multiply-adds in f32.
+    fn errors((m, k, n): (usize, usize, usize), a_t: bool, b_t: bool, into: Into) -> [f64; 2] {
+        let (a, b, before) = (noise(m * k, 1), noise(k * n, 2), noise(m * n, 3));
+        let mut c = before.clone();
+        matmul((m, k, n), into, &mut c, (&a, a_t), (&b, b_t));
+        let (mut errors, mut norm) = ([0.0; 2], 0.0);
+        for i in 0..m {
+            for j in 0..n {
+                let a = |x: usize| if a_t { a[x * m + i] } else { a[i * k + x] };
+                let b = |x: usize| if b_t { b[j * k + x] } else { b[x * n + j] };
+                let old = if into == Into::Add {
+                    before[i * n + j]
+                } else {
+                    0.0
+                };
+                let wide = (0..k).fold(f64::from(old), |sum, x| {
+                    sum + f64::from(a(x)) * f64::from(b(x))
+                });
+                let plain = (0..k).fold(old, |sum, x| a(x).mul_add(b(x), sum));
+                errors[0] += (f64::from(c[i * n + j]) - wide).powi(2);
+                errors[1] += (f64::from(plain) - wide).powi(2);
+                norm += wide * wide;
+            }
+        }
+        errors.map(|e| (e / norm).sqrt())
+    }
+
+    #[test]
+    fn products_are_as_exact_as_f32_multiply_adds_in_every_layout_and_size() {
+        let sizes = [
+            (1, 1, 1),
+            (3, 70, 5),
+            (31, 33, 1100),
+            (32, 1024, 32),
+            (64, 64, 320),
+            (150, 96, 130),
+            (77, 2100, 65),
+            (600, 40, 33),
+        ];
+        for size in sizes {
+            for (a_t, b_t) in [(false, false), (false, true), (true, false), (true, true)] {
+                for into in [Into::Overwrite, Into::Add] {
+                    let [error, plain] = errors(size, a_t, b_t, into);
+                    assert!(
+                        error <= plain.max(1e-7),
+                        "{size:?} {a_t} {b_t}: {error:e}, multiply-adds {plain:e}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nan_and_infinity_do_not_vanish() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut a = noise(64 * 64, 1);
+            a[70] = bad;
+            let (b, mut c) = (noise(64 * 300, 2), vec![0.0; 64 * 300]);
+            matmul(
+                (64, 64, 300),
+                Into::Overwrite,
+                &mut c,
+                (&a, false),
+                (&b, false),
+            );
+            assert!(c[300..600].iter().all(|x| !x.is_finite()));
+            assert!(c[..300].iter().chain(&c[600..]).all(|x| x.is_finite()));
+        }
     }
 }

@@ -8,6 +8,9 @@
 
 mod activation;
 mod adamw;
+mod allocator;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 mod attention;
 mod cross_entropy;
 mod dropout;
@@ -26,6 +29,7 @@ pub mod reference;
 
 pub use activation::Activation;
 pub use adamw::{AdamWOptions, AdamWState, adamw_step, grad_norm};
+pub use allocator::tune_allocator;
 pub use attention::{AttentionMask, attention};
 pub use cross_entropy::{IGNORE_INDEX, masked_cross_entropy};
 pub use dropout::{Dropout, dropout};
@@ -33,4 +37,5 @@ pub use embedding::{embedding, embedding_sum, select_rows};
 pub use layer_norm::{add_layer_norm, layer_norm};
 pub use linear::{linear, linear_act};
 pub use mapped_file::MappedFile;
+pub use matmul::matmul_kernel;
 pub use param::{Param, backward, no_grad};

@@ -1,0 +1,517 @@
+//! f32 products on the matrix unit of recent Xeons (AMX), which multiplies bf16 only but sixteen times as fast.
+//!
+//! Every f32 is split exactly into three bf16 parts, a = a₁ + a₂ + a₃ with |aᵢ₊₁| ≤ 2⁻⁸ |aᵢ|, and of the nine products
+//! of parts the six that reach f32's precision are summed in f32:
+//! a₁b₁ + a₁b₂ + a₂b₁ + a₁b₃ + a₂b₂ + a₃b₁. What is left out is below 2⁻²³ of the term, so that results are as good
+//! as those of f32 multiply-adds (the tests hold them to that), at a multiple of the speed. NaN and infinity come out
+//! as NaN; parts below the smallest normal number are taken as zero.
+//!
+//! Operands are copied into tiles: 32 rows or columns ("a panel") times 32 of the inner dimension ("a step") make a
+//! block of 3 parts x 2 tiles x 16 rows x 64 bytes, in the order in which the unit reads them.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::cell::RefCell;
+use std::sync::OnceLock;
+
+use rayon::prelude::*;
+
+/// Rows or columns of a panel, and the inner dimension of a step.
+const SIDE: usize = 32;
+/// Bytes of one tile, of one part (two tiles) and of one block (three parts).
+const TILE: usize = 1024;
+const PART: usize = 2 * TILE;
+const BLOCK: usize = 3 * PART;
+/// Longest stretch of the inner dimension between two visits to the result: a chunk of panels of this depth fits the
+/// second-level cache.
+const DEPTH: usize = 1024;
+/// Most rows or columns that one task packs for itself.
+const CHUNK: usize = 256;
+/// What may be taken of the second-level cache by operands that all tasks share.
+const SHARED_BYTES: usize = 1 << 20;
+
+/// Whether this machine has the unit and the system lets this process use it.
+pub(super) fn is_available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| {
+        const AMX_BF16: u32 = 1 << 22;
+        const AMX_TILE: u32 = 1 << 24;
+        // Leaves that a processor does not know read as those of its highest.
+        let known = __cpuid(0).eax >= 7;
+        let features = if known { __cpuid_count(7, 0).edx } else { 0 };
+        super::simd::level() == super::simd::Level::V4
+            && features & AMX_BF16 != 0
+            && features & AMX_TILE != 0
+            && permitted()
+    })
+}
+
+/// Asks Linux for the large register state, for all threads of the process.
+fn permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // SAFETY: the call only changes what registers the process may use.
+    unsafe {
+        libc::syscall(
+            libc::SYS_arch_prctl,
+            ARCH_REQ_XCOMP_PERM,
+            XFEATURE_XTILEDATA,
+        ) == 0
+    }
+}
+
+/// An operand, seen as `outer` rows (of the left one) or columns (of the right one) times the inner dimension.
+#[derive(Clone, Copy)]
+pub(super) struct Operand {
+    pub start: *const f32,
+    /// Elements between neighbouring rows (left) or columns (right).
+    pub outer: usize,
+    /// Elements between neighbours along the inner dimension; this or `outer` is 1.
+    pub inner: usize,
+}
+
+// SAFETY: tasks only read through it, while the caller of `matmul` keeps the memory alive.
+unsafe impl Send for Operand {}
+unsafe impl Sync for Operand {}
+
+impl Operand {
+    /// The operand that begins at row or column `outer` and inner position `inner`.
+    fn at(self, outer: usize, inner: usize) -> Self {
+        Self {
+            start: self
+                .start
+                .wrapping_add(outer * self.outer + inner * self.inner),
+            ..self
+        }
+    }
+}
+
+/// A pointer into a buffer that tasks share, each writing elsewhere.
+#[derive(Clone, Copy)]
+struct Shared<T>(*mut T);
+// SAFETY: whoever writes through it says why no other task touches the same place.
+unsafe impl<T> Send for Shared<T> {}
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    fn get(&self) -> *mut T {
+        self.0
+    }
+}
+
+/// Memory for packed blocks, aligned as the unit likes it, that grows and is kept for the next product.
+#[derive(Default)]
+struct Blocks(Vec<[__m512i; 16]>);
+
+impl Blocks {
+    /// At least `count` blocks of arbitrary content.
+    #[allow(clippy::uninit_vec)]
+    fn reserve(&mut self, count: usize) -> *mut u8 {
+        let tiles = count * BLOCK / TILE;
+        if self.0.len() < tiles {
+            self.0 = Vec::with_capacity(tiles);
+            // SAFETY: the capacity is there, every bit pattern is valid, and blocks are packed before they are read.
+            unsafe { self.0.set_len(tiles) };
+        }
+        self.0.as_mut_ptr().cast()
+    }
+}
+
+thread_local! {
+    static COMMON: RefCell<Blocks> = RefCell::default();
+    static OWN: RefCell<Blocks> = RefCell::default();
+}
+
+/// `c (m, n) = or (with `add`) += a · b` on all threads of the pool; `c` is row-major with rows `stride` apart.
+///
+/// # Safety
+/// [`is_available`] must hold, and the operands and `c` must be valid for these dimensions, `c` for writes that nobody
+/// else sees meanwhile. Without `add`, `c` may be uninitialized.
+pub(super) unsafe fn matmul(
+    (m, k, n): (usize, usize, usize),
+    add: bool,
+    (c, stride): (*mut f32, usize),
+    a: Operand,
+    b: Operand,
+) {
+    // The shorter side is packed once for all tasks; the longer side is cut into chunks that each task packs itself.
+    let by_rows = m > n;
+    let (common, common_len, own, own_len) = match by_rows {
+        true => (b, n, a, m),
+        false => (a, m, b, n),
+    };
+    let threads = rayon::current_num_threads();
+    let chunks = own_len.div_ceil(CHUNK).next_multiple_of(threads);
+    let chunk = own_len.div_ceil(chunks).next_multiple_of(SIDE);
+    let depth = k.div_ceil(k.div_ceil(DEPTH)).next_multiple_of(SIDE);
+    let common_panels = common_len.div_ceil(SIDE);
+    let c = Shared(c);
+
+    // Taken out of its place: a thread of the pool may start another product while it waits for this one.
+    let mut blocks = COMMON.take();
+    {
+        let packed = Shared(blocks.reserve(common_panels * depth / SIDE));
+        for from in (0..k).step_by(depth) {
+            let inner = depth.min(k - from);
+            let steps = inner.div_ceil(SIDE);
+            (0..common_panels).into_par_iter().for_each(|panel| {
+                // SAFETY: the buffer has room for all panels of `depth`; each task writes one of them.
+                unsafe {
+                    pack(
+                        common.at(panel * SIDE, from),
+                        (common_len - panel * SIDE).min(SIDE),
+                        inner,
+                        packed.get().add(panel * steps * BLOCK),
+                        !by_rows,
+                    );
+                }
+            });
+            let add = add || from > 0;
+            (0..own_len.div_ceil(chunk))
+                .into_par_iter()
+                .for_each(|task| {
+                    let first = task * chunk;
+                    let len = chunk.min(own_len - first);
+                    OWN.with_borrow_mut(|blocks| {
+                        let own_panels = len.div_ceil(SIDE);
+                        let mine = blocks.reserve(own_panels * steps);
+                        for panel in 0..own_panels {
+                            // SAFETY: as above, in this thread's own buffer.
+                            unsafe {
+                                pack(
+                                    own.at(first + panel * SIDE, from),
+                                    (len - panel * SIDE).min(SIDE),
+                                    inner,
+                                    mine.add(panel * steps * BLOCK),
+                                    by_rows,
+                                );
+                            }
+                        }
+                        let visit = |common_panel: usize, own_panel: usize| {
+                            let (of_common, of_own) =
+                                (common_panel * SIDE, first + own_panel * SIDE);
+                            // SAFETY: both panels were packed above; blocks of the result do not overlap.
+                            unsafe {
+                                let common = packed.get().add(common_panel * steps * BLOCK);
+                                let own = mine.add(own_panel * steps * BLOCK);
+                                let ((i, j), a, b) = match by_rows {
+                                    true => ((of_own, of_common), own, common),
+                                    false => ((of_common, of_own), common, own),
+                                };
+                                let at = c.get().add(i * stride + j);
+                                multiply(a, b, steps, (at, stride), (m - i, n - j), add);
+                            }
+                        };
+                        // SAFETY: the unit is there; the configuration ends with this scope, before any other task.
+                        unsafe { configure() };
+                        if by_rows && common_panels * steps * BLOCK <= SHARED_BYTES {
+                            // All fits the cache: walk along the rows of the result.
+                            for own in 0..own_panels {
+                                (0..common_panels).for_each(|common| visit(common, own));
+                            }
+                        } else {
+                            for common in 0..common_panels {
+                                (0..own_panels).for_each(|own| visit(common, own));
+                            }
+                        }
+                        // SAFETY: as above.
+                        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+                    });
+                });
+        }
+    }
+    COMMON.set(blocks);
+}
+
+/// Sets all eight tile registers to 16 rows of 64 bytes.
+///
+/// # Safety
+/// [`is_available`] must hold.
+unsafe fn configure() {
+    #[repr(C, align(64))]
+    struct Config {
+        palette: u8,
+        start_row: u8,
+        reserved: [u8; 14],
+        row_bytes: [u16; 16],
+        rows: [u8; 16],
+    }
+    let used = |value: u8| std::array::from_fn(|i| if i < 8 { value } else { 0 });
+    let config = Config {
+        palette: 1,
+        start_row: 0,
+        reserved: [0; 14],
+        row_bytes: used(64).map(u16::from),
+        rows: used(16),
+    };
+    // SAFETY: the caller's promise; the instruction reads 64 bytes.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly)) };
+}
+
+/// One block of the result, `left` rows and columns of which exist (32 are computed).
+///
+/// # Safety
+/// `a` and `b` must point to `steps` packed blocks, `c` to the block's first element, and the tiles be configured.
+unsafe fn multiply(
+    a: *const u8,
+    b: *const u8,
+    steps: usize,
+    (c, stride): (*mut f32, usize),
+    left: (usize, usize),
+    add: bool,
+) {
+    if left.0 >= SIDE && left.1 >= SIDE {
+        // SAFETY: the caller's promise, and the whole block exists.
+        return unsafe { kernel(a, b, steps, c, stride * size_of::<f32>(), add) };
+    }
+    #[repr(align(64))]
+    struct Edge([f32; SIDE * SIDE]);
+    let mut edge = Edge([0.0; SIDE * SIDE]);
+    let (rows, columns) = (left.0.min(SIDE), left.1.min(SIDE));
+    // SAFETY: only the rows and columns that exist are touched in `c`.
+    unsafe {
+        if add {
+            for i in 0..rows {
+                let to = edge.0[i * SIDE..].as_mut_ptr();
+                std::ptr::copy_nonoverlapping(c.add(i * stride), to, columns);
+            }
+        }
+        let row = SIDE * size_of::<f32>();
+        kernel(a, b, steps, edge.0.as_mut_ptr(), row, add);
+        for i in 0..rows {
+            let from = edge.0[i * SIDE..].as_ptr();
+            std::ptr::copy_nonoverlapping(from, c.add(i * stride), columns);
+        }
+    }
+}
+
+/// The four products of two tiles of `a` and two of `b`.
+macro_rules! four_products {
+    () => {
+        "tdpbf16ps tmm0, tmm4, tmm6
+         tdpbf16ps tmm1, tmm4, tmm7
+         tdpbf16ps tmm2, tmm5, tmm6
+         tdpbf16ps tmm3, tmm5, tmm7"
+    };
+}
+
+/// 32 x 32 elements of the result, rows `stride` bytes apart.
+///
+/// # Safety
+/// As for [`multiply`], with all of the block existing.
+unsafe fn kernel(a: *const u8, b: *const u8, steps: usize, c: *mut f32, stride: usize, add: bool) {
+    // The parts are visited in an order in which one operand at a time is exchanged.
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "test {add:e}, {add:e}",
+            "jz 2f",
+            "tileloadd tmm0, [{c} + {stride}*1]",
+            "tileloadd tmm1, [{c} + {stride}*1 + 64]",
+            "tileloadd tmm2, [{below} + {stride}*1]",
+            "tileloadd tmm3, [{below} + {stride}*1 + 64]",
+            "jmp 3f",
+            "2:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "3:",
+            // a2 b2
+            "tileloadd tmm4, [{a} + {row}*1 + 2048]",
+            "tileloadd tmm5, [{a} + {row}*1 + 3072]",
+            "tileloadd tmm6, [{b} + {row}*1 + 2048]",
+            "tileloadd tmm7, [{b} + {row}*1 + 3072]",
+            four_products!(),
+            // a1 b2
+            "tileloadd tmm4, [{a} + {row}*1]",
+            "tileloadd tmm5, [{a} + {row}*1 + 1024]",
+            four_products!(),
+            // a1 b3
+            "tileloadd tmm6, [{b} + {row}*1 + 4096]",
+            "tileloadd tmm7, [{b} + {row}*1 + 5120]",
+            four_products!(),
+            // a1 b1
+            "tileloadd tmm6, [{b} + {row}*1]",
+            "tileloadd tmm7, [{b} + {row}*1 + 1024]",
+            four_products!(),
+            // a2 b1
+            "tileloadd tmm4, [{a} + {row}*1 + 2048]",
+            "tileloadd tmm5, [{a} + {row}*1 + 3072]",
+            four_products!(),
+            // a3 b1
+            "tileloadd tmm4, [{a} + {row}*1 + 4096]",
+            "tileloadd tmm5, [{a} + {row}*1 + 5120]",
+            four_products!(),
+            "add {a}, 6144",
+            "add {b}, 6144",
+            "dec {steps}",
+            "jnz 3b",
+            "tilestored [{c} + {stride}*1], tmm0",
+            "tilestored [{c} + {stride}*1 + 64], tmm1",
+            "tilestored [{below} + {stride}*1], tmm2",
+            "tilestored [{below} + {stride}*1 + 64], tmm3",
+            a = inout(reg) a => _,
+            b = inout(reg) b => _,
+            steps = inout(reg) steps => _,
+            c = in(reg) c,
+            below = in(reg) c.byte_add(16 * stride),
+            stride = in(reg) stride,
+            row = in(reg) 64usize,
+            add = in(reg) u32::from(add),
+            out("tmm0") _,
+            out("tmm1") _,
+            out("tmm2") _,
+            out("tmm3") _,
+            out("tmm4") _,
+            out("tmm5") _,
+            out("tmm6") _,
+            out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// Packs a panel: `rows` (up to 32) rows or columns, `inner` long, into as many blocks as that takes.
+///
+/// In tiles of the left operand a row holds 32 inner elements of one row (`left`); in those of the right operand a row
+/// holds a pair of inner elements for each of 16 columns. Missing elements become zeros.
+///
+/// # Safety
+/// The operand must be valid for these sizes, `to` for the blocks, and the machine must have AVX-512.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn pack(from: Operand, rows: usize, inner: usize, to: *mut u8, left: bool) {
+    let along_inner = from.inner == 1;
+    for (step, done) in (0..inner).step_by(SIDE).enumerate() {
+        let count = (inner - done).min(SIDE);
+        for half in 0..2 {
+            let rows = rows.saturating_sub(half * 16).min(16);
+            let source = from.at(half * 16, done);
+            // SAFETY: the caller's promise; `rows` and `count` bound what is read.
+            let mut parts = unsafe {
+                match along_inner {
+                    true => rows_of_pairs(source, rows, count),
+                    false => pairs_of_rows(source, rows, count),
+                }
+            };
+            // SAFETY: the block lies inside of what the caller gave.
+            let to = unsafe { to.add(step * BLOCK + half * TILE) };
+            for (part, tile) in parts.iter_mut().enumerate() {
+                if along_inner != left {
+                    transpose(tile);
+                }
+                for (i, row) in tile.iter().enumerate() {
+                    // SAFETY: as above; blocks are aligned to 64 bytes.
+                    unsafe { _mm512_store_si512(to.add(part * PART + i * 64).cast(), *row) };
+                }
+            }
+        }
+    }
+}
+
+/// The parts of 16 f32, each in the upper half of 32 bits whose lower half is zero.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn split(x: __m512) -> [__m512i; 3] {
+    // Rounded to nearest, which leaves remainders small and without a preferred sign; both subtractions are exact, and
+    // the last remainder fits bf16.
+    let round = |x: __m512| {
+        let half = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));
+        _mm512_and_si512(half, _mm512_set1_epi32(-0x1_0000))
+    };
+    let first = round(x);
+    let rest = _mm512_sub_ps(x, _mm512_castsi512_ps(first));
+    let second = round(rest);
+    let third = _mm512_sub_ps(rest, _mm512_castsi512_ps(second));
+    [first, second, _mm512_castps_si512(third)]
+}
+
+/// The lowest `n` bits.
+fn mask(n: usize) -> __mmask16 {
+    ((1u32 << n.min(16)) - 1) as __mmask16
+}
+
+/// 16 rows of 16 pairs along the inner dimension, which is contiguous in memory.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn rows_of_pairs(from: Operand, rows: usize, count: usize) -> [[__m512i; 16]; 3] {
+    let mut parts = [[_mm512_setzero_si512(); 16]; 3];
+    // The upper 16 bits of each element of two registers.
+    let upper = _mm512_set_epi16(
+        63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19,
+        17, 15, 13, 11, 9, 7, 5, 3, 1,
+    );
+    let (low, high) = (mask(count), mask(count.saturating_sub(16)));
+    for i in 0..rows {
+        let start = from.at(i, 0).start;
+        // SAFETY: masked elements are not read.
+        let (x, y) = unsafe {
+            let x = _mm512_maskz_loadu_ps(low, start);
+            (x, _mm512_maskz_loadu_ps(high, start.wrapping_add(16)))
+        };
+        let (x, y) = (split(x), split(y));
+        for part in 0..3 {
+            parts[part][i] = _mm512_permutex2var_epi16(x[part], upper, y[part]);
+        }
+    }
+    parts
+}
+
+/// 16 pairs along the inner dimension of 16 rows, which are contiguous in memory.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn pairs_of_rows(from: Operand, rows: usize, count: usize) -> [[__m512i; 16]; 3] {
+    let mut parts = [[_mm512_setzero_si512(); 16]; 3];
+    let rows = mask(rows);
+    for i in 0..count.div_ceil(2) {
+        let second = if 2 * i + 1 < count { rows } else { 0 };
+        // SAFETY: masked elements are not read.
+        let (x, y) = unsafe {
+            let x = _mm512_maskz_loadu_ps(rows, from.at(0, 2 * i).start);
+            (
+                x,
+                _mm512_maskz_loadu_ps(second, from.at(0, 2 * i + 1).start),
+            )
+        };
+        let (x, y) = (split(x), split(y));
+        for part in 0..3 {
+            parts[part][i] = _mm512_or_si512(_mm512_srli_epi32::<16>(x[part]), y[part]);
+        }
+    }
+    parts
+}
+
+/// Transposes 16 x 16 elements of 32 bits.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn transpose(tile: &mut [__m512i; 16]) {
+    let mut pairs = [_mm512_setzero_si512(); 16];
+    for i in 0..8 {
+        pairs[2 * i] = _mm512_unpacklo_epi32(tile[2 * i], tile[2 * i + 1]);
+        pairs[2 * i + 1] = _mm512_unpackhi_epi32(tile[2 * i], tile[2 * i + 1]);
+    }
+    // Of rows 4g to 4g + 3, register 4g + c holds columns c, 4 + c, 8 + c and 12 + c.
+    let mut quads = [_mm512_setzero_si512(); 16];
+    for i in 0..4 {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|j| pairs[4 * i + j]);
+        quads[4 * i] = _mm512_unpacklo_epi64(a, c);
+        quads[4 * i + 1] = _mm512_unpackhi_epi64(a, c);
+        quads[4 * i + 2] = _mm512_unpacklo_epi64(b, d);
+        quads[4 * i + 3] = _mm512_unpackhi_epi64(b, d);
+    }
+    for column in 0..4 {
+        let [a, b, c, d] = [0, 4, 8, 12].map(|g| quads[g + column]);
+        let even = (
+            _mm512_shuffle_i32x4::<0x88>(a, b),
+            _mm512_shuffle_i32x4::<0x88>(c, d),
+        );
+        let odd = (
+            _mm512_shuffle_i32x4::<0xDD>(a, b),
+            _mm512_shuffle_i32x4::<0xDD>(c, d),
+        );
+        tile[column] = _mm512_shuffle_i32x4::<0x88>(even.0, even.1);
+        tile[column + 8] = _mm512_shuffle_i32x4::<0xDD>(even.0, even.1);
+        tile[column + 4] = _mm512_shuffle_i32x4::<0x88>(odd.0, odd.1);
+        tile[column + 12] = _mm512_shuffle_i32x4::<0xDD>(odd.0, odd.1);
+    }
+}
