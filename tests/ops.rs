@@ -930,3 +930,86 @@ mod attention {
         assert!(attend(2, AttentionMask::Additive(tensor(&[4], 1))).is_err());
     }
 }
+
+mod backward {
+    use super::*;
+
+    /// A small encoder block whose input is used three times and whose table is tied to the vocabulary.
+    fn block(params: &[Param], through_candle: bool) -> Tensor {
+        let [table, w, b, norm] = params else {
+            unreachable!()
+        };
+        let words = ids(&[1, 4, 4, 0, 2, 3], &[2, 3]);
+        let x = ops::embedding_sum(&[(&words, table, None), (&words, table, Some(4))]).unwrap();
+        let y = ops::linear_act(&x, w, Some(b), Activation::Gelu).unwrap();
+        let dropout = Dropout { p: 0.2, key: 1 };
+        let y = ops::attention(&x, &y, &x, 2, &AttentionMask::None, 0.7, dropout).unwrap();
+        let y = ops::add_layer_norm(&y, &x, norm, None, 1e-5, Dropout::NONE).unwrap();
+        let y = ops::add(&y, &x).unwrap();
+        let y = if through_candle {
+            (y * 1.0).unwrap()
+        } else {
+            y
+        };
+        let rows = ops::select_rows(&y, &ids(&[5, 0, 5], &[3])).unwrap();
+        let loss = ops::masked_cross_entropy(&rows, table, None, &ids(&[1, 2, 3], &[3])).unwrap();
+        ops::scale(&loss, 1.0 / 3.0).unwrap()
+    }
+
+    fn params(dtype: DType) -> Vec<Param> {
+        let shapes: [&[usize]; 4] = [&[5, 8], &[8, 8], &[8], &[8]];
+        let tensors: Vec<_> = (shapes.iter().zip(1..))
+            .map(|(s, seed)| tensor(s, seed))
+            .collect();
+        Given::new(&[], &tensors, dtype).params
+    }
+
+    #[test]
+    fn leaving_candles_pass_out_changes_no_gradient() {
+        let grads = |run: &dyn Fn(&[Param])| {
+            let params = params(DType::F32);
+            run(&params);
+            params
+                .iter()
+                .map(|p| wide(&p.grad().unwrap()))
+                .collect::<Vec<_>>()
+        };
+        let own = grads(&|params| ops::backward(&block(params, false), params).unwrap());
+        let mixed = grads(&|params| ops::backward(&block(params, true), params).unwrap());
+        let candles = grads(&|params| {
+            let mut store = block(params, false).backward().unwrap();
+            params.iter().for_each(|p| p.absorb(&mut store).unwrap());
+        });
+        for ((own, mixed), candles) in own.iter().zip(&mixed).zip(&candles) {
+            assert!(distance(own, candles) < 1e-6);
+            assert!(distance(mixed, candles) < 1e-6);
+        }
+        let wide_params = params(DType::F64);
+        ops::backward(&block(&wide_params, false), &wide_params).unwrap();
+        for (own, param) in own.iter().zip(&wide_params) {
+            assert!(distance(own, &wide(&param.grad().unwrap())) < 4e-6);
+        }
+    }
+
+    #[test]
+    fn a_loss_without_parameters_has_nothing_to_do() {
+        let p = param(&[2], 1);
+        p.set_trainable(false);
+        let loss = p.tensor().sum_all().unwrap();
+        ops::backward(&loss, std::slice::from_ref(&p)).unwrap();
+        assert!(p.grad().is_none());
+    }
+
+    #[test]
+    fn sums_and_multiples_have_right_gradients() {
+        check(
+            "add, scale",
+            &[tensor(&[3, 7], 1), tensor(&[3, 7], 2)],
+            &[],
+            &|given| {
+                let sum = ops::add(&given.inputs[0], &given.inputs[1]).unwrap();
+                ops::scale(&ops::add(&sum, &sum).unwrap(), -0.3).unwrap()
+            },
+        );
+    }
+}

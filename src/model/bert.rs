@@ -131,21 +131,25 @@ impl BertEmbeddings {
         let (batch, seq) = inputs.shape();
         let pad = self.pad_token_id;
         let ids = inputs.input_ids_tensor(device)?;
-        let words = ops::embedding(&ids, &self.word, Some(pad))?;
         let types = match inputs.token_type_ids() {
             Some(ids) => inputs.tensor_of(ids, device)?,
             None => inputs.tensor_of(&vec![0; batch * seq], device)?,
         };
-        let mut sum = (words + ops::embedding(&types, &self.token_type, None)?)?;
+        let mut lookups = vec![
+            (&ids, &self.word, Some(pad)),
+            (&types, &self.token_type, None),
+        ];
+        let position_ids;
         if let Some(position) = &self.position {
             let (ids, padding) = if self.positions_after_padding {
                 (inputs.positions_after_padding(pad), Some(pad))
             } else {
                 ((0..batch).flat_map(|_| 0..seq as u32).collect(), None)
             };
-            let ids = inputs.tensor_of(&ids, device)?;
-            sum = (sum + ops::embedding(&ids, position, padding)?)?;
+            position_ids = inputs.tensor_of(&ids, device)?;
+            lookups.push((&position_ids, position, padding));
         }
+        let sum = ops::embedding_sum(&lookups)?;
         let normed = self.norm.forward(&sum)?;
         ops::dropout(&normed, context.dropout(self.dropout))
     }

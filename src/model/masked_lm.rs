@@ -84,7 +84,7 @@ impl MlmLoss {
                 "every label is -100, so there is no loss: mask at least one token (is mlm_probability 0?)",
             ));
         }
-        Ok((&self.sum / self.counted as f64)?)
+        ops::scale(&self.sum, 1.0 / self.counted as f64)
     }
 
     /// The mean as a number, and whether it is finite.
@@ -418,12 +418,9 @@ impl MaskedLm {
 
 /// Rows of (batch, seq, width) hidden states, flattened to (batch · seq, width).
 fn rows_of(hidden: &Tensor, rows: Vec<u32>) -> Result<Tensor> {
-    let (batch, seq, width) = hidden.dims3()?;
     let count = rows.len();
     let rows = Tensor::from_vec(rows, count, hidden.device())?;
-    Ok(hidden
-        .reshape((batch * seq, width))?
-        .index_select(&rows, 0)?)
+    ops::select_rows(hidden, &rows)
 }
 
 impl std::fmt::Debug for MaskedLm {

@@ -374,26 +374,28 @@ unsafe fn kernel(a: *const u8, b: *const u8, steps: usize, c: *mut f32, stride: 
 
 /// Packs a panel: `rows` (up to 32) rows or columns, `inner` long, into as many blocks as that takes.
 ///
-/// In tiles of the left operand a row holds 32 inner elements of one row (`left`); in those of the right operand a row
-/// holds a pair of inner elements for each of 16 columns. Missing elements become zeros.
+/// In tiles of the left operand a row holds 16 pairs of inner elements of one row (`left`); in those of the right
+/// operand a row holds one pair for each of 16 columns. A pair is made of elements 16 apart, which costs the least: the
+/// order of the inner dimension does not matter as long as both operands have the same. Missing elements become zeros.
 ///
 /// # Safety
 /// The operand must be valid for these sizes, `to` for the blocks, and the machine must have AVX-512.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn pack(from: Operand, rows: usize, inner: usize, to: *mut u8, left: bool) {
     let along_inner = from.inner == 1;
+    let mut parts = [[_mm512_setzero_si512(); 16]; 3];
     for (step, done) in (0..inner).step_by(SIDE).enumerate() {
         let count = (inner - done).min(SIDE);
         for half in 0..2 {
             let rows = rows.saturating_sub(half * 16).min(16);
             let source = from.at(half * 16, done);
             // SAFETY: the caller's promise; `rows` and `count` bound what is read.
-            let mut parts = unsafe {
+            unsafe {
                 match along_inner {
-                    true => rows_of_pairs(source, rows, count),
-                    false => pairs_of_rows(source, rows, count),
+                    true => rows_of_pairs(source, rows, count, &mut parts),
+                    false => pairs_of_rows(source, rows, count, &mut parts),
                 }
-            };
+            }
             // SAFETY: the block lies inside of what the caller gave.
             let to = unsafe { to.add(step * BLOCK + half * TILE) };
             for (part, tile) in parts.iter_mut().enumerate() {
@@ -427,58 +429,56 @@ fn split(x: __m512) -> [__m512i; 3] {
 }
 
 /// The lowest `n` bits.
+#[inline]
 fn mask(n: usize) -> __mmask16 {
     ((1u32 << n.min(16)) - 1) as __mmask16
+}
+
+type Parts = [[__m512i; 16]; 3];
+
+/// Sets row `i` of each part to the pairs of `x` and `y`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn set_pairs(parts: &mut Parts, i: usize, x: __m512, y: __m512) {
+    for ((part, x), y) in parts.iter_mut().zip(split(x)).zip(split(y)) {
+        part[i] = _mm512_or_si512(_mm512_srli_epi32::<16>(x), y);
+    }
 }
 
 /// 16 rows of 16 pairs along the inner dimension, which is contiguous in memory.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn rows_of_pairs(from: Operand, rows: usize, count: usize) -> [[__m512i; 16]; 3] {
-    let mut parts = [[_mm512_setzero_si512(); 16]; 3];
-    // The upper 16 bits of each element of two registers.
-    let upper = _mm512_set_epi16(
-        63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19,
-        17, 15, 13, 11, 9, 7, 5, 3, 1,
-    );
+unsafe fn rows_of_pairs(from: Operand, rows: usize, count: usize, parts: &mut Parts) {
     let (low, high) = (mask(count), mask(count.saturating_sub(16)));
-    for i in 0..rows {
+    for i in 0..16 {
         let start = from.at(i, 0).start;
+        let (low, high) = if i < rows { (low, high) } else { (0, 0) };
         // SAFETY: masked elements are not read.
         let (x, y) = unsafe {
             let x = _mm512_maskz_loadu_ps(low, start);
             (x, _mm512_maskz_loadu_ps(high, start.wrapping_add(16)))
         };
-        let (x, y) = (split(x), split(y));
-        for part in 0..3 {
-            parts[part][i] = _mm512_permutex2var_epi16(x[part], upper, y[part]);
-        }
+        set_pairs(parts, i, x, y);
     }
-    parts
 }
 
 /// 16 pairs along the inner dimension of 16 rows, which are contiguous in memory.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn pairs_of_rows(from: Operand, rows: usize, count: usize) -> [[__m512i; 16]; 3] {
-    let mut parts = [[_mm512_setzero_si512(); 16]; 3];
+unsafe fn pairs_of_rows(from: Operand, rows: usize, count: usize, parts: &mut Parts) {
     let rows = mask(rows);
-    for i in 0..count.div_ceil(2) {
-        let second = if 2 * i + 1 < count { rows } else { 0 };
+    let present = |i: usize| if i < count { rows } else { 0 };
+    for i in 0..16 {
         // SAFETY: masked elements are not read.
         let (x, y) = unsafe {
-            let x = _mm512_maskz_loadu_ps(rows, from.at(0, 2 * i).start);
+            let x = _mm512_maskz_loadu_ps(present(i), from.at(0, i).start);
             (
                 x,
-                _mm512_maskz_loadu_ps(second, from.at(0, 2 * i + 1).start),
+                _mm512_maskz_loadu_ps(present(i + 16), from.at(0, i + 16).start),
             )
         };
-        let (x, y) = (split(x), split(y));
-        for part in 0..3 {
-            parts[part][i] = _mm512_or_si512(_mm512_srli_epi32::<16>(x[part]), y[part]);
-        }
+        set_pairs(parts, i, x, y);
     }
-    parts
 }
 
 /// Transposes 16 x 16 elements of 32 bits.

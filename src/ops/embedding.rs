@@ -1,6 +1,6 @@
 //! Looking up rows of a table.
 
-use candle_core::{DType, Tensor};
+use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
 use super::parallel::{for_overwrite, rows_per_task, zero};
@@ -59,15 +59,17 @@ pub fn embedding_sum(lookups: &[(&Tensor, &Param, Option<u32>)]) -> Result<Tenso
     )
 }
 
-/// The rows of `x` (rows, width) named by `rows` (u32), in that order; a row may be named several times.
+/// The rows of `x` (rows, width) named by `rows` (u32), in that order; a row may be named several times. With more
+/// dimensions, `x` is read as if all but the last were one: position (i, j) of (batch, seq, width) is row i · seq + j.
 pub fn select_rows(x: &Tensor, rows: &Tensor) -> Result<Tensor> {
-    let (count, width) = x.dims2()?;
+    let width = x.dim(D::Minus1)?;
+    let count = x.elem_count() / width.max(1);
     let ids = rows.to_dtype(DType::U32)?.to_vec1::<u32>()?;
     if let Some(&bad) = ids.iter().find(|&&id| id as usize >= count) {
         return Err(Error::argument("rows", format!("row {bad} of {count}")));
     }
     if !storage::is_cpu_f32(x) {
-        return reference::select_rows(x, rows);
+        return reference::select_rows(&x.reshape((count, width))?, rows);
     }
     let x = x.contiguous()?;
     let mut out = for_overwrite(ids.len() * width);

@@ -11,6 +11,7 @@ mod adamw;
 mod allocator;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
+mod arithmetic;
 mod attention;
 mod cross_entropy;
 mod dropout;
@@ -30,6 +31,7 @@ pub mod reference;
 pub use activation::Activation;
 pub use adamw::{AdamWOptions, AdamWState, adamw_step, grad_norm};
 pub use allocator::tune_allocator;
+pub use arithmetic::{add, scale};
 pub use attention::{AttentionMask, attention};
 pub use cross_entropy::{IGNORE_INDEX, masked_cross_entropy};
 pub use dropout::{Dropout, dropout};

@@ -1,10 +1,14 @@
 //! How a fused operation takes its place in candle's graph.
 
-use std::sync::Mutex;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Shape, Tensor, TensorId};
+use rayon::prelude::*;
 
-use super::Param;
+use super::parallel::{CHUNK, for_overwrite};
+use super::simd::simd_fn;
+use super::{Param, storage};
 use crate::Result;
 
 /// The gradients of up to three arguments; `None` where there is none to give.
@@ -46,37 +50,115 @@ pub(crate) fn record(
     if !tracked(args) {
         return Ok(Tensor::from_vec(data, shape, args[0].device())?);
     }
-    let op = Recorded {
+    let node = Arc::new(Node {
         name,
-        result: Mutex::new(Some((CpuStorage::F32(data), shape))),
+        args: args.iter().map(|&arg| arg.clone()).collect(),
         backward: Box::new(backward),
+        id: OnceLock::new(),
+    });
+    let op = Recorded {
+        result: Mutex::new(Some((CpuStorage::F32(data), shape))),
+        node: Arc::clone(&node),
     };
-    Ok(match args {
+    let result = match args {
         [a] => a.apply_op1(op)?,
         [a, b] => a.apply_op2(b, op)?,
         [a, b, c] => a.apply_op3(b, c, op)?,
         _ => unreachable!("candle's graph knows one to three arguments"),
+    };
+    let id = *node.id.get_or_init(|| result.id());
+    lock(nodes()).insert(id, Arc::downgrade(&node));
+    Ok(result)
+}
+
+/// Where a result came from.
+struct Node {
+    name: &'static str,
+    args: Vec<Tensor>,
+    backward: Box<Backward>,
+    /// The result's.
+    id: OnceLock<TensorId>,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(id) = self.id.get() {
+            lock(nodes()).remove(id);
+        }
+    }
+}
+
+/// The nodes of all graphs that are alive.
+fn nodes() -> &'static Mutex<HashMap<TensorId, Weak<Node>>> {
+    static NODES: OnceLock<Mutex<HashMap<TensorId, Weak<Node>>>> = OnceLock::new();
+    NODES.get_or_init(Mutex::default)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is guarded here is whole at every moment.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The backward pass from `loss` through a graph that was recorded here alone; `None`, with nothing done, if another
+/// operation takes part.
+///
+/// Does what candle's own pass does, but without filling a tensor of zeros and adding to it for every argument of every
+/// operation: the first gradient is moved into its place. What is left at the end are the gradients of variables.
+pub(crate) fn backward(loss: &Tensor) -> Result<Option<HashMap<TensorId, Tensor>>> {
+    let mut order = Vec::new();
+    {
+        let nodes = lock(nodes());
+        for tensor in loss.sorted_nodes() {
+            if tensor.is_variable() {
+                continue;
+            }
+            let Some(node) = nodes.get(&tensor.id()).and_then(Weak::upgrade) else {
+                return Ok(None);
+            };
+            order.push((tensor, node));
+        }
+    }
+    let mut grads = HashMap::from([(loss.id(), loss.ones_like()?.contiguous()?)]);
+    for (result, node) in order {
+        let Some(grad) = grads.remove(&result.id()) else {
+            continue;
+        };
+        let args: Vec<&Tensor> = node.args.iter().collect();
+        let found = node.run(&args, result, &grad)?;
+        drop(grad);
+        for (arg, grad) in node.args.iter().zip(found) {
+            let Some(grad) = grad else { continue };
+            let total = match grads.remove(&arg.id()) {
+                Some(old) => storage::tensor(sum(&old, &grad)?, arg.shape())?,
+                None => grad,
+            };
+            grads.insert(arg.id(), total);
+        }
+    }
+    Ok(Some(grads))
+}
+
+/// The elements of `a + b`, both contiguous and of one shape.
+pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Vec<f32>> {
+    storage::with2(a, b, |a, b| {
+        let mut sum = for_overwrite(a.len());
+        sum.par_chunks_mut(CHUNK)
+            .zip(a.par_chunks(CHUNK))
+            .zip(b.par_chunks(CHUNK))
+            .for_each(|((sum, a), b)| add_into(sum, a, b));
+        sum
     })
 }
 
-/// An operation whose result was computed beforehand.
-struct Recorded {
-    name: &'static str,
-    result: Mutex<Option<(CpuStorage, Shape)>>,
-    backward: Box<Backward>,
+simd_fn! {
+    fn add_into(sum: &mut [f32], a: &[f32], b: &[f32]) {
+        for ((sum, a), b) in sum.iter_mut().zip(a).zip(b) {
+            *sum = a + b;
+        }
+    }
 }
 
-impl Recorded {
-    fn take(&self) -> candle_core::Result<(CpuStorage, Shape)> {
-        let mut result = self
-            .result
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        result
-            .take()
-            .ok_or_else(|| candle_core::Error::Msg(format!("{} was applied twice", self.name)))
-    }
-
+impl Node {
     fn run(&self, args: &[&Tensor], res: &Tensor, grad: &Tensor) -> candle_core::Result<Grads> {
         let grad = grad.contiguous()?;
         (self.backward)(args, res, &grad).map_err(|error| match error {
@@ -86,9 +168,23 @@ impl Recorded {
     }
 }
 
+/// An operation whose result was computed beforehand.
+struct Recorded {
+    result: Mutex<Option<(CpuStorage, Shape)>>,
+    node: Arc<Node>,
+}
+
+impl Recorded {
+    fn take(&self) -> candle_core::Result<(CpuStorage, Shape)> {
+        lock(&self.result)
+            .take()
+            .ok_or_else(|| candle_core::Error::Msg(format!("{} was applied twice", self.node.name)))
+    }
+}
+
 impl CustomOp1 for Recorded {
     fn name(&self) -> &'static str {
-        self.name
+        self.node.name
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
@@ -96,14 +192,14 @@ impl CustomOp1 for Recorded {
     }
 
     fn bwd(&self, a: &Tensor, res: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let [da, ..] = self.run(&[a], res, grad)?;
+        let [da, ..] = self.node.run(&[a], res, grad)?;
         Ok(da)
     }
 }
 
 impl CustomOp2 for Recorded {
     fn name(&self) -> &'static str {
-        self.name
+        self.node.name
     }
 
     fn cpu_fwd(
@@ -123,14 +219,14 @@ impl CustomOp2 for Recorded {
         res: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let [da, db, _] = self.run(&[a, b], res, grad)?;
+        let [da, db, _] = self.node.run(&[a, b], res, grad)?;
         Ok((da, db))
     }
 }
 
 impl CustomOp3 for Recorded {
     fn name(&self) -> &'static str {
-        self.name
+        self.node.name
     }
 
     fn cpu_fwd(
@@ -153,7 +249,7 @@ impl CustomOp3 for Recorded {
         res: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [da, db, dc] = self.run(&[a, b, c], res, grad)?;
+        let [da, db, dc] = self.node.run(&[a, b, c], res, grad)?;
         Ok((da, db, dc))
     }
 }

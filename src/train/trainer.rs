@@ -125,6 +125,7 @@ impl Trainer {
         eval_data: Option<Data>,
         collator: Option<Arc<dyn Collator>>,
     ) -> Self {
+        crate::ops::tune_allocator();
         let bar = ProgressBar::for_terminal().map(|bar| Box::new(bar) as Box<dyn Callback>);
         Self {
             model,
@@ -298,7 +299,8 @@ impl Trainer {
             }
             let context = Context::train(self.args.seed, pass);
             let loss = self.model.loss(batch, &context)?;
-            self.model.backward(&(&loss.sum / counted as f64)?)?;
+            self.model
+                .backward(&crate::ops::scale(&loss.sum, 1.0 / counted as f64)?)?;
             sums.push(loss.sum.detach());
         }
         // Read at the end: on a GPU the batches are all under way by then.
