@@ -51,6 +51,50 @@ fn masked_batch() -> MlmBatch {
     collator.collate(&examples, BatchKey::new(0, 0)).unwrap()
 }
 
+/// A run of three epochs.
+fn history() -> History {
+    let steps = 120;
+    let columns = |values: Vec<f64>| serde_json::json!(values);
+    let evaluation = |step: usize, loss: f64| {
+        serde_json::json!({
+            "step": step, "epoch": step as f64 / 40.0,
+            "metrics": {"loss": loss, "counted": 4_321, "samples": 64, "seconds": 1.5},
+        })
+    };
+    serde_json::from_value(serde_json::json!({
+        "steps": {
+            "loss": columns(losses(steps).into_iter().map(|p| p.1).collect()),
+            "learning_rate": columns(rates(steps).into_iter().map(|p| p.1).collect()),
+            "grad_norm": columns(vec![1.0; steps]),
+            "counted": vec![150; steps],
+            "tokens": vec![1024; steps],
+            "seconds": columns(vec![0.25; steps]),
+        },
+        "evaluations": [evaluation(40, 2.9), evaluation(80, 2.31), evaluation(120, 2.4)],
+        "epoch": 3.0,
+        "seconds": 34.5,
+        "stopped_early": true,
+    }))
+    .unwrap()
+}
+
+fn dataset() -> Dataset {
+    load_eli5("train_asks[:300]").unwrap()
+}
+
+/// A dataset of columns as they come after tokenizing, with texts that are no markup.
+fn tokenized() -> Dataset {
+    Dataset::builder()
+        .column("text", vec![EVIL, "$5 and $6"])
+        .column(
+            "input_ids",
+            vec![(0..128).collect::<Vec<u32>>(), vec![1, 2]],
+        )
+        .column("score", vec![0.25, 12.0])
+        .build()
+        .unwrap()
+}
+
 /// The displays of every kind of value, by name.
 fn gallery() -> Vec<(&'static str, String)> {
     let fill_mask = fill_mask().top_k(5);
@@ -62,7 +106,29 @@ fn gallery() -> Vec<(&'static str, String)> {
     for point in [10, 11, 12, 16, 18] {
         gaps[point].1 = f64::NAN;
     }
+    let evil_row = Row::new().with(EVIL, EVIL).with(
+        "nested",
+        Row::new()
+            .with("list", vec![EVIL, EVIL])
+            .with("none", Value::Null),
+    );
+    let dict = dataset().train_test_split(0.2).unwrap();
     vec![
+        ("dataset", dataset().to_html()),
+        ("tokenized dataset", tokenized().to_html()),
+        ("dataset dict", dict.to_html()),
+        ("row", dataset().row(0).unwrap().to_html()),
+        ("evil row", evil_row.to_html()),
+        ("value", evil_row["nested"].to_html()),
+        ("history", history().to_html()),
+        (
+            "metrics",
+            serde_json::from_value::<EvalMetrics>(
+                serde_json::json!({"loss": 2.31, "counted": 4_321, "samples": 64, "seconds": 1.5}),
+            )
+            .unwrap()
+            .to_html(),
+        ),
         ("plot", curves.to_html()),
         (
             "plot of 20,000 steps",
@@ -144,7 +210,7 @@ fn every_display_is_one_closed_element_of_harmless_tags() {
             ];
             assert!(harmless.contains(&tag.as_str()), "{name}: <{tag}>");
         }
-        for foreign in ["http://", "https://", "url(", "onload", "javascript:"] {
+        for foreign in ["src=\"http", "href=", "url(", "onload=", "javascript:"] {
             assert!(!html.contains(foreign), "{name} holds {foreign}");
         }
     }
@@ -283,4 +349,68 @@ fn long_values_are_cut_and_say_so() {
     let texts = vec!["mus <mask>"; 30];
     let html = fill_mask().fill_batch(&texts).unwrap().to_html();
     assert!(html.contains("… and 10 texts more"));
+}
+
+#[test]
+fn a_history_has_a_line_for_every_evaluation() {
+    let html = history().to_html();
+    for words in [
+        "stopped early",
+        "120 steps",
+        "4,096 tokens/s",
+        "<th",
+        "Epoch",
+        "Training Loss",
+        "Validation Loss",
+        "Perplexity",
+        "<b>2.3100</b>",
+        "<b>10.07</b>",
+        "18.17",
+    ] {
+        assert!(html.contains(words), "{words}");
+    }
+    assert_eq!(html.matches("<tr").count(), 1 + 3);
+    let plot = history().plot();
+    assert_eq!(plot, history().plot());
+    assert!(
+        plot.to_text().contains("validation loss: 2.9000 → 2.4000"),
+        "{}",
+        plot.to_text()
+    );
+}
+
+#[test]
+fn a_dataset_shows_its_head_its_types_and_its_size() {
+    let html = dataset().to_html();
+    assert!(html.contains("300 rows × 9 columns"));
+    assert!(html.contains("… and 295 more rows"));
+    for (name, kind) in dataset().features() {
+        assert!(html.contains(&name), "{name}");
+        let kind = kind.replace('<', "&lt;").replace('>', "&gt;");
+        assert!(html.contains(&kind), "{kind}");
+    }
+    assert!(html.len() < 40_000, "{} bytes", html.len());
+
+    let html = tokenized().to_html();
+    assert!(html.contains("… 118 more"));
+    let first = dataset().row(0).unwrap();
+    let answer = first["answers"]["text"][0].to_string();
+    let start: String = answer
+        .split(['\'', '"', '&', '<', '>'])
+        .next()
+        .unwrap()
+        .to_owned();
+    assert!(
+        start.len() > 20 && first.to_html().contains(&start),
+        "{start}"
+    );
+}
+
+#[test]
+fn an_empty_dataset_and_an_empty_history_are_shown_too() {
+    let empty = dataset().filter(|_| false).unwrap();
+    assert!(empty.to_html().contains("0 rows × 9 columns"));
+    let html = History::default().to_html();
+    tags(&html);
+    assert!(html.contains("0 steps"), "{html}");
 }

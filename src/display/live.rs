@@ -1,40 +1,76 @@
-//! Where output goes, and displays that change while a cell runs.
+//! Displays that change while a cell runs: a bar that moves, a plot that grows.
 //!
-//! A cell talks to its kernel through stdout: a line `EVCXR_BEGIN_CONTENT mime`, the content, a line
-//! `EVCXR_END_CONTENT`. Cloze's kernel reads attributes after the mime type: `display_id=NAME`, and `update=1` to replace
-//! what was shown under that name. The stock kernel ignores them and shows what came last when the cell ends.
+//! A notebook's process speaks to its kernel over stdout, in blocks that the kernel takes out of the text:
+//!
+//! ```text
+//! EVCXR_BEGIN_CONTENT text/html display_id=cloze-17-1 update=1
+//! <b>step 3 of 10</b>
+//! EVCXR_END_CONTENT
+//! ```
+//!
+//! Blocks that follow each other are one display in several representations (`text/html` and `text/plain`, say).
+//! `display_id` names a display, and a block with `update=1` replaces the display of that name wherever it is shown.
+//! `metadata=JSON`, last on the line, goes with the representation. A block of the type
+//! `application/x-cloze-clear-output` clears what the cell has shown: at once, or, if it says `wait`, when something new is
+//! shown.
+//!
+//! Cloze's own kernel understands all of it ([`Host::Live`]). The stock evcxr kernel reads the type, passes over the
+//! rest of the line, and shows the last block of each type when the cell ends ([`Host::Stock`]), so there only the final
+//! state is sent. Outside of a notebook ([`Host::Plain`]) nothing of this is printed.
 
 use std::io::Write;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-/// What looks at our output.
+/// How often a display changes at most: five times a second.
+pub const INTERVAL: Duration = Duration::from_millis(200);
+
+/// Who reads what this process prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Surface {
-    /// A notebook whose kernel changes displays while a cell runs.
+pub enum Host {
+    /// Cloze's kernel: displays appear at once and can be replaced.
     Live,
-    /// A notebook in the stock evcxr kernel: pictures appear when the cell ends.
-    Cell,
-    /// A terminal, or nobody.
-    Terminal,
+    /// The stock evcxr kernel: displays appear when the cell ends.
+    Stock,
+    /// A terminal, a file, a test: no displays.
+    Plain,
 }
 
-/// Which surface this process writes to.
-pub fn surface() -> Surface {
-    let set = |name| std::env::var_os(name).is_some();
-    if set("CLOZE_LIVE_DISPLAY") {
-        Surface::Live
-    } else if set("EVCXR_IS_RUNTIME") {
-        Surface::Cell
-    } else {
-        Surface::Terminal
+impl Host {
+    /// Who reads what this process prints; found out once.
+    pub fn current() -> Self {
+        static HOST: OnceLock<Host> = OnceLock::new();
+        *HOST.get_or_init(|| {
+            let set = |name| std::env::var_os(name).is_some();
+            match (set("CLOZE_KERNEL"), set("EVCXR_IS_RUNTIME")) {
+                (true, _) => Self::Live,
+                (false, true) => Self::Stock,
+                (false, false) => Self::Plain,
+            }
+        })
     }
 }
 
-/// A display that can be replaced as often as wished; it stays in the notebook as it was last.
+/// A display that is replaced, in place, by each new state of it.
+///
+/// Cheap to call often: a state that comes less than [`INTERVAL`] after the last is not even rendered.
+///
+/// ```
+/// use cloze::display::live::LiveDisplay;
+///
+/// let mut display = LiveDisplay::new();
+/// for step in 1..=1000 {
+///     display.update(|| vec![("text/html", format!("<b>{step}</b> of 1000"))]);
+/// }
+/// display.finish(|| vec![("text/html", "done".to_owned()), ("text/plain", "done".to_owned())]);
+/// ```
 #[derive(Debug)]
 pub struct LiveDisplay {
     id: String,
-    shown: AtomicBool,
+    host: Host,
+    /// When the last state was shown.
+    shown: Option<Instant>,
 }
 
 impl Default for LiveDisplay {
@@ -44,45 +80,91 @@ impl Default for LiveDisplay {
 }
 
 impl LiveDisplay {
-    /// A new display; it appears with the first [`LiveDisplay::update`].
+    /// A display that shows nothing yet.
     pub fn new() -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        static NEXT: AtomicUsize = AtomicUsize::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        // A process that took the place of a crashed one must not write over its displays.
         Self {
             id: format!("cloze-{}-{number}", std::process::id()),
-            shown: AtomicBool::new(false),
+            host: Host::current(),
+            shown: None,
         }
     }
 
-    /// Shows `html` (`text` where there is no HTML) in place of what the display showed before.
-    pub fn update(&self, html: &str, text: &str) {
-        let update = self.shown.swap(true, Ordering::Relaxed);
-        emit(Some((&self.id, update)), html, text);
+    /// Whether the next call of [`update`](Self::update) will show its state.
+    pub fn is_due(&self) -> bool {
+        self.host == Host::Live && self.shown.is_none_or(|shown| shown.elapsed() >= INTERVAL)
+    }
+
+    /// Shows a state, as content by MIME type, unless the last one is too fresh.
+    pub fn update(&mut self, state: impl FnOnce() -> Vec<(&'static str, String)>) {
+        if self.is_due() {
+            self.show(&state());
+        }
+    }
+
+    /// Shows the last state, whenever the one before was shown.
+    pub fn finish(&mut self, state: impl FnOnce() -> Vec<(&'static str, String)>) {
+        if self.host != Host::Plain {
+            self.show(&state());
+        }
+    }
+
+    fn show(&mut self, state: &[(&str, String)]) {
+        let update = if self.shown.is_some() {
+            " update=1"
+        } else {
+            ""
+        };
+        let attributes = match self.host {
+            Host::Live => format!(" display_id={}{update}", self.id),
+            Host::Stock | Host::Plain => String::new(),
+        };
+        let blocks: String = state
+            .iter()
+            .map(|(mime, content)| block(mime, &attributes, content))
+            .collect();
+        send(&blocks);
+        self.shown = Some(Instant::now());
     }
 }
 
-/// Writes a display to stdout in one piece.
-pub(super) fn emit(display: Option<(&str, bool)>, html: &str, text: &str) {
-    let message = message(display, &[("text/html", html), ("text/plain", text)]);
-    // `print!` and not a write to stdout itself: tests capture it.
-    print!("{message}");
-    let _ = std::io::stdout().flush();
+/// Shows something, as content by MIME type. Prints nothing outside of a notebook.
+pub fn show(content: &[(&str, String)]) {
+    if Host::current() != Host::Plain {
+        send(
+            &content
+                .iter()
+                .map(|(mime, content)| block(mime, "", content))
+                .collect::<String>(),
+        );
+    }
 }
 
-fn message(display: Option<(&str, bool)>, contents: &[(&str, &str)]) -> String {
-    const END: &str = "EVCXR_END_CONTENT";
-    let attributes = match display {
-        None => String::new(),
-        Some((id, false)) => format!(" display_id={id}"),
-        Some((id, true)) => format!(" display_id={id} update=1"),
-    };
-    let mut message = String::new();
-    for (mime, content) in contents {
-        // A text that holds the closing line must not close its block.
-        let content = content.replace(END, "EVCXR_END\u{200b}_CONTENT");
-        message += &format!("EVCXR_BEGIN_CONTENT {mime}{attributes}\n{content}\n{END}\n");
+/// Clears what the running cell has shown; with `wait`, not before it shows something new.
+pub fn clear_output(wait: bool) {
+    if Host::current() == Host::Live {
+        send(&block(
+            "application/x-cloze-clear-output",
+            "",
+            if wait { "wait" } else { "" },
+        ));
     }
-    message
+}
+
+fn block(mime: &str, attributes: &str, content: &str) -> String {
+    let content = content.trim_end_matches('\n');
+    format!("EVCXR_BEGIN_CONTENT {mime}{attributes}\n{content}\nEVCXR_END_CONTENT\n")
+}
+
+/// Prints blocks in one piece, whatever other threads print.
+fn send(blocks: &str) {
+    let mut stdout = std::io::stdout().lock();
+    // A notebook whose kernel is gone has nobody to tell.
+    let _ = stdout
+        .write_all(blocks.as_bytes())
+        .and_then(|()| stdout.flush());
 }
 
 #[cfg(test)]
@@ -90,27 +172,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_display_is_named_and_then_replaced() {
-        let first = message(Some(("a", false)), &[("text/html", "<b>1</b>")]);
-        assert_eq!(
-            first,
-            "EVCXR_BEGIN_CONTENT text/html display_id=a\n<b>1</b>\nEVCXR_END_CONTENT\n"
-        );
-        let second = message(
-            Some(("a", true)),
-            &[("text/html", "2"), ("text/plain", "3")],
-        );
-        assert_eq!(
-            second,
-            "EVCXR_BEGIN_CONTENT text/html display_id=a update=1\n2\nEVCXR_END_CONTENT\n\
-             EVCXR_BEGIN_CONTENT text/plain display_id=a update=1\n3\nEVCXR_END_CONTENT\n"
-        );
+    fn a_block_names_its_type_first_so_that_the_stock_kernel_reads_it() {
+        let block = block("text/html", " display_id=a update=1", "<b>x</b>\n");
+        let expected =
+            "EVCXR_BEGIN_CONTENT text/html display_id=a update=1\n<b>x</b>\nEVCXR_END_CONTENT\n";
+        assert_eq!(block, expected);
     }
 
     #[test]
-    fn content_cannot_end_its_own_block() {
-        let message = message(None, &[("text/plain", "x\nEVCXR_END_CONTENT\ny")]);
-        assert_eq!(message.matches("EVCXR_END_CONTENT").count(), 1);
-        assert!(message.ends_with("y\nEVCXR_END_CONTENT\n"));
+    fn states_that_come_too_fast_are_not_rendered() {
+        let mut display = LiveDisplay {
+            id: "a".into(),
+            host: Host::Live,
+            shown: Some(Instant::now()),
+        };
+        display.update(|| unreachable!("the last state is fresh"));
+        display.shown = Instant::now().checked_sub(INTERVAL);
+        assert!(display.is_due());
+    }
+
+    #[test]
+    fn only_the_live_kernel_gets_the_states_in_between() {
+        for host in [Host::Stock, Host::Plain] {
+            let mut display = LiveDisplay {
+                id: "a".into(),
+                host,
+                shown: None,
+            };
+            display.update(|| unreachable!("nobody could show it"));
+        }
+    }
+
+    #[test]
+    fn each_display_has_a_name_of_its_own() {
+        assert_ne!(LiveDisplay::new().id, LiveDisplay::new().id);
     }
 }

@@ -252,7 +252,10 @@ impl LossPlot {
             .y_label_formatter(&|rate| rate_label(*rate))
             .draw()?;
         for run in runs(&self.learning_rate) {
-            chart.draw_series(AreaSeries::new(run.clone(), 0.0, RATE.mix(0.15)))?;
+            let ends = [run[0].0, run[run.len() - 1].0];
+            let ground = [(ends[1], 0.0), (ends[0], 0.0)];
+            let area = run.iter().copied().chain(ground).collect::<Vec<_>>();
+            chart.draw_series([Polygon::new(area, RATE.mix(0.15))])?;
             chart.draw_series(LineSeries::new(run, RATE.stroke_width(STROKE)))?;
         }
         let dots = lonely(&self.learning_rate);

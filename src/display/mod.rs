@@ -3,18 +3,24 @@
 //! A value that ends a cell shows itself through its `evcxr_display`; [`show`] does the same in the middle of one. The
 //! HTML carries inline styles only and reads on white and on dark themes.
 
+mod dataset;
 mod encoding;
 mod fill_mask;
 mod html;
-mod live;
+pub mod live;
+mod live_training;
 mod loss_plot;
 mod masked_batch;
 mod model;
+mod progress;
 mod tokenizer;
+mod training;
 
-pub use live::{LiveDisplay, Surface, surface};
+use live::Host;
+pub use live_training::{LiveTraining, training_display};
 pub use loss_plot::LossPlot;
 pub use masked_batch::MaskedBatch;
+pub(crate) use progress::progress_content;
 
 /// A value with a picture of itself.
 pub trait Rich {
@@ -29,15 +35,17 @@ pub trait Rich {
 ///
 /// In the stock evcxr kernel a cell has room for one picture, which appears when the cell ends; the last one counts.
 pub fn show(value: &impl Rich) {
-    match surface() {
-        Surface::Terminal => println!("{}", value.to_text()),
-        Surface::Live | Surface::Cell => send(value),
+    match Host::current() {
+        Host::Plain => println!("{}", value.to_text()),
+        Host::Live | Host::Stock => live::show(&content(value.to_html(), value.to_text())),
     }
 }
 
-/// Sends `value` in the form in which evcxr reads pictures from stdout.
-fn send(value: &impl Rich) {
-    live::emit(None, &value.to_html(), &value.to_text());
+/// Content by MIME type.
+fn content(html: String, text: String) -> Vec<(&'static str, String)> {
+    // A text that holds the line which ends a block must not end its block.
+    let safe = |content: String| content.replace("EVCXR_END_CONTENT", "EVCXR\u{200b}_END_CONTENT");
+    vec![("text/html", safe(html)), ("text/plain", safe(text))]
 }
 
 /// Gives types the method that evcxr calls on a cell's last value.
@@ -48,7 +56,7 @@ macro_rules! evcxr_display {
         $(impl $type {
             /// Shows the value in a notebook; called for the last value of a cell.
             pub fn evcxr_display(&self) {
-                $crate::display::send(self);
+                $crate::display::show(self);
             }
         })*
     };
@@ -58,10 +66,28 @@ evcxr_display! {
     LossPlot,
     MaskedBatch,
     crate::collate::MlmBatch,
+    crate::dataset::Dataset,
+    crate::dataset::DatasetDict,
+    crate::dataset::Row,
+    crate::dataset::Value,
     crate::fill_mask::Predictions,
     crate::fill_mask::PredictionsBatch,
     crate::model::Config,
     crate::model::MaskedLm,
     crate::tokenizer::Encoding,
     crate::tokenizer::Tokenizer,
+    crate::train::EvalMetrics,
+    crate::train::History,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_cannot_end_its_own_block() {
+        for (_, content) in content("EVCXR_END_CONTENT".into(), "x\nEVCXR_END_CONTENT\ny".into()) {
+            assert!(!content.contains("EVCXR_END_CONTENT"), "{content}");
+        }
+    }
 }

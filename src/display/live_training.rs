@@ -1,0 +1,198 @@
+//! Training as it runs: one display with bar, curves and table that changes in place.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use super::content;
+use super::html::{BLUE, MONO, MUTED, bar, escape, frame, heading, note, thousands};
+use super::live::{Host, LiveDisplay};
+use super::training::{curves, duration, epochs, evaluation_table, mark, path};
+use crate::Result;
+use crate::train::{Callback, Control, Evaluation, Event, History, StepRecord, TrainState};
+
+/// The callback that shows a run in a notebook; `None` where there is none. [`Trainer`](crate::train::Trainer) takes it
+/// by itself.
+pub fn training_display() -> Option<LiveTraining> {
+    (Host::current() != Host::Plain).then(LiveTraining::new)
+}
+
+/// Shows a run in a notebook: step, time, speed, curves and evaluations, in one display that changes in place and stays
+/// as it was last.
+///
+/// In the stock evcxr kernel, where displays appear when the cell ends, it shows the run once, at its end.
+pub struct LiveTraining {
+    display: LiveDisplay,
+    state: Option<TrainState>,
+    steps: Vec<StepRecord>,
+    evaluations: Vec<Evaluation>,
+    /// What goes on beside the steps.
+    doing: String,
+    saved: Option<String>,
+    /// When this run began, at which step.
+    began: (Instant, usize),
+}
+
+impl LiveTraining {
+    fn new() -> Self {
+        Self {
+            display: LiveDisplay::new(),
+            state: None,
+            steps: Vec::new(),
+            evaluations: Vec::new(),
+            doing: String::new(),
+            saved: None,
+            began: (Instant::now(), 0),
+        }
+    }
+
+    fn begin(&mut self, state: &TrainState, history: &History) {
+        *self = Self::new();
+        self.steps.clone_from(&history.steps);
+        self.evaluations.clone_from(&history.evaluations);
+        self.began.1 = state.step;
+    }
+
+    fn draw(&mut self) {
+        if self.display.is_due() {
+            let state = content(self.html(None), self.status());
+            self.display.update(|| state);
+        }
+    }
+
+    fn end(&mut self, history: &History) {
+        self.doing.clear();
+        let state = content(self.html(Some(history)), format!("{history:?}"));
+        self.display.finish(|| state);
+        // The stock kernel has room for one display in a cell, so there the next one must be whole.
+        if Host::current() == Host::Live
+            && let Ok(mut last) = LAST_SHOWN.lock()
+        {
+            *last = Some((Instant::now(), history.step(), history.seconds));
+        }
+    }
+
+    /// Steps per second and tokens per second, of the last few steps.
+    fn speed(&self) -> (f64, f64) {
+        let recent = &self.steps[self.steps.len().saturating_sub(20)..];
+        let seconds: f64 = recent.iter().map(|step| step.seconds).sum();
+        let tokens: usize = recent.iter().map(|step| step.tokens).sum();
+        let seconds = seconds.max(f64::MIN_POSITIVE);
+        (recent.len() as f64 / seconds, tokens as f64 / seconds)
+    }
+
+    /// The time that the rest will take if it goes on as since the beginning, evaluations included.
+    fn time_left(&self, state: &TrainState) -> Option<f64> {
+        let done = state
+            .step
+            .checked_sub(self.began.1)
+            .filter(|&done| done > 0)?;
+        let left = state.max_steps.saturating_sub(state.step);
+        Some(self.began.0.elapsed().as_secs_f64() / done as f64 * left as f64)
+    }
+
+    fn status(&self) -> String {
+        let Some(state) = &self.state else {
+            return "training begins".to_owned();
+        };
+        let (steps, tokens) = self.speed();
+        let left = self.time_left(state).map_or("?".to_owned(), duration);
+        let loss = self.steps.last().map_or(f32::NAN, |step| step.loss);
+        format!(
+            "step {}/{}, epoch {:.2}, loss {loss:.4}, {steps:.2} it/s, {tokens:.0} tokens/s, {} < {left} {}",
+            state.step,
+            state.max_steps,
+            state.epoch,
+            duration(state.elapsed.as_secs_f64()),
+            self.doing
+        )
+    }
+
+    fn html(&self, history: Option<&History>) -> String {
+        let Some(state) = &self.state else {
+            return frame(&heading("training", "begins"));
+        };
+        let share = state.step as f64 / state.max_steps.max(1) as f64;
+        let (steps, tokens) = match history {
+            // At the end, of the whole run.
+            Some(history) => {
+                let tokens = history.tokens_per_second();
+                let seconds: f64 = history.steps.iter().map(|step| step.seconds).sum();
+                (
+                    history.steps.len() as f64 / seconds.max(f64::MIN_POSITIVE),
+                    tokens,
+                )
+            }
+            None => self.speed(),
+        };
+        let left = match (history, self.time_left(state)) {
+            (None, Some(left)) => format!(" · {} left", duration(left)),
+            _ => String::new(),
+        };
+        let line = format!(
+            "<div style=\"margin:2px 0 8px\">{} <b style=\"margin-left:6px;{MONO}\">{} / {}</b> \
+             <span style=\"{MUTED}\">steps · epoch {} of {} · {}{left} · {steps:.2} it/s · {} tokens/s</span></div>",
+            bar(share, "220px", BLUE),
+            thousands(state.step),
+            thousands(state.max_steps),
+            epochs(state.epoch),
+            epochs(state.num_train_epochs),
+            duration(state.elapsed.as_secs_f64()),
+            thousands(tokens as usize),
+        );
+        let mark = history.map(mark).unwrap_or_default();
+        let plot = curves(&self.steps, &self.evaluations).up_to(state.max_steps);
+        let mut out = mark + &line + &plot.image();
+        out += &evaluation_table(&self.steps, &self.evaluations);
+        if !self.doing.is_empty() {
+            out += &note(&escape(&self.doing));
+        }
+        if let Some(saved) = &self.saved {
+            out += &note(&format!("saved {saved}"));
+        }
+        frame(&out)
+    }
+}
+
+impl Callback for LiveTraining {
+    fn on_event(&mut self, event: &Event) -> Result<Control> {
+        if let Event::TrainBegin { state, history } = event {
+            self.begin(state, history);
+        }
+        self.state = Some(*event.state());
+        match event {
+            Event::StepEnd { step, .. } => {
+                self.steps.push(*step);
+                self.doing.clear();
+            }
+            Event::EvaluateStep { done, total, .. } => {
+                self.doing = format!("evaluating, batch {done} of {total}");
+            }
+            Event::Evaluate { .. } => {
+                self.evaluations.extend(event.evaluation());
+                self.doing.clear();
+            }
+            Event::Save { path: folder, .. } => self.saved = Some(path(folder)),
+            _ => {}
+        }
+        match event {
+            Event::TrainEnd { history, .. } => self.end(history),
+            _ => self.draw(),
+        }
+        Ok(Control::Continue)
+    }
+}
+
+/// The run that was shown last, and when: its number of steps and its seconds.
+static LAST_SHOWN: Mutex<Option<(Instant, usize, f64)>> = Mutex::new(None);
+
+/// Whether the display of this very run was completed a moment ago, so that it stands right above whatever comes now: a
+/// cell that ends in `trainer.train()?` need not show everything twice.
+pub(super) fn stands_above(history: &History) -> bool {
+    LAST_SHOWN.lock().is_ok_and(|last| {
+        last.is_some_and(|(when, step, seconds)| {
+            when.elapsed() < Duration::from_secs(2)
+                && step == history.step()
+                && seconds == history.seconds
+        })
+    })
+}
