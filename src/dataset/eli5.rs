@@ -64,8 +64,19 @@ pub fn load_eli5(split: impl AsRef<str>) -> Result<Dataset> {
 /// JSON, Parquet and Arrow files will do; columns are brought to the schema of the original, others are left out.
 pub fn load_eli5_from(path_or_name: impl AsRef<str>, split: impl AsRef<str>) -> Result<Dataset> {
     let (name, split) = (path_or_name.as_ref(), split.as_ref());
-    let path = crate::hub::resolve("dataset", name)?;
-    let files = eli5_files(&path)?;
+    #[cfg(feature = "hub")]
+    if let Some(dataset) = super::load::on_hub(name, None)? {
+        if dataset.splits().is_some() {
+            let part = super::eli5_hub::load(&Loader::new(name), &dataset, name, split)?;
+            return to_schema(&part, Path::new(name));
+        }
+        return load_eli5_files(name, &dataset.folder()?, split);
+    }
+    load_eli5_files(name, &crate::hub::resolve("dataset", name)?, split)
+}
+
+fn load_eli5_files(name: &str, path: &Path, split: &str) -> Result<Dataset> {
+    let files = eli5_files(path)?;
     let available: Vec<&str> = files.iter().map(|(split, _)| *split).collect();
     let mut dict = DatasetDict::new();
     for term in split::parse(split)? {

@@ -29,6 +29,8 @@ mod concatenate;
 mod data_type;
 mod dict;
 mod eli5;
+#[cfg(feature = "hub")]
+mod eli5_hub;
 mod fingerprint;
 mod flatten;
 mod group_texts;

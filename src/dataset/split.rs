@@ -144,7 +144,7 @@ fn parse_boundary(text: &str) -> Option<(Option<i64>, bool)> {
 
 impl Term {
     /// The rows that the term means of a split of `rows` rows.
-    fn range(&self, split: &str, rows: usize) -> Result<std::ops::Range<usize>> {
+    pub(crate) fn range(&self, split: &str, rows: usize) -> Result<std::ops::Range<usize>> {
         let absolute = |boundary: Option<i64>, default: usize| -> Result<usize> {
             let Some(boundary) = boundary else {
                 return Ok(default);

@@ -74,6 +74,11 @@ mod writing {
             self.folder().join("blobs").join(etag)
         }
 
+        /// For what the Python library has no place.
+        pub(crate) fn own_folder(&self) -> PathBuf {
+            self.folder().join(".cloze")
+        }
+
         pub(crate) fn incomplete(&self, etag: &str) -> PathBuf {
             self.folder()
                 .join("blobs")

@@ -29,6 +29,8 @@ mod background;
 #[cfg(feature = "hub")]
 mod client;
 #[cfg(feature = "hub")]
+mod dataset;
+#[cfg(feature = "hub")]
 mod digest;
 #[cfg(feature = "hub")]
 mod download;
@@ -60,6 +62,8 @@ pub use background::BackgroundPush;
 pub use card::{CardResult, ModelCard};
 #[cfg(feature = "hub")]
 pub use client::Hub;
+#[cfg(feature = "hub")]
+pub(crate) use dataset::{HubDataset, open as open_dataset};
 #[cfg(feature = "hub")]
 pub use login::Account;
 pub use name::{Repo, RepoKind};
@@ -105,7 +109,11 @@ fn resolve_with(
     if path.exists() {
         return Ok(path.to_path_buf());
     }
-    let repo = Repo::parse(RepoKind::Model, name).map_err(|reason| Error::NotFound {
+    let repo_kind = match kind {
+        "dataset" => RepoKind::Dataset,
+        _ => RepoKind::Model,
+    };
+    let repo = Repo::parse(repo_kind, name).map_err(|reason| Error::NotFound {
         kind,
         name: name.to_owned(),
         message: format!(
@@ -115,6 +123,7 @@ fn resolve_with(
         ),
     })?;
     let needs = match kind {
+        "dataset" => Needs::Dataset,
         "tokenizer" => Needs::Tokenizer,
         _ => Needs::Model,
     };

@@ -52,6 +52,15 @@ impl Repo {
         })
     }
 
+    /// The same repository at another revision.
+    #[cfg(feature = "hub")]
+    pub(crate) fn at(&self, revision: &str) -> Self {
+        Self {
+            revision: revision.to_owned(),
+            ..self.clone()
+        }
+    }
+
     /// What it holds.
     pub fn kind(&self) -> RepoKind {
         self.kind

@@ -14,6 +14,8 @@ pub(crate) enum Needs {
     Model,
     /// The tokenizer's files, of the new layout and the old ones.
     Tokenizer,
+    /// A dataset's files, whichever there are.
+    Dataset,
 }
 
 const CONFIG: &str = "config.json";
@@ -66,6 +68,7 @@ impl Needs {
                         .any(|(single, index)| has(single) || whole(index))
             }
             Self::Tokenizer => VOCABULARIES.into_iter().any(has),
+            Self::Dataset => folder.is_dir(),
         }
     }
 
@@ -76,6 +79,7 @@ impl Needs {
                 "config.json and model.safetensors (or pytorch_model.bin, or their shards)"
             }
             Self::Tokenizer => "tokenizer.json (or the older vocabulary files)",
+            Self::Dataset => "data files",
         }
     }
 }
@@ -121,6 +125,7 @@ impl Needs {
                 }
                 files.extend(TOKENIZER_EXTRAS.iter().filter(|name| has(name)));
             }
+            Self::Dataset => files.extend(available.iter().map(String::as_str)),
         }
         Ok(files.into_iter().map(str::to_owned).collect())
     }

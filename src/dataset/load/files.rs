@@ -39,7 +39,7 @@ pub(super) fn locate(name: &str) -> Result<PathBuf> {
     crate::hub::resolve("dataset", name)
 }
 
-fn is_pattern(name: &str) -> bool {
+pub(super) fn is_pattern(name: &str) -> bool {
     name.contains(['*', '?', '[']) && !Path::new(name).exists()
 }
 

@@ -8,7 +8,12 @@ mod files;
 mod infer;
 mod json;
 mod parquet;
+#[cfg(feature = "hub")]
+mod remote;
 mod text;
+
+#[cfg(feature = "hub")]
+pub(super) use remote::on_hub;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,8 +52,9 @@ pub enum FileFormat {
 
 /// Loads a dataset with all its splits: see [`Loader`], whose defaults this uses.
 ///
-/// `path_or_name` is a file, a folder, a pattern such as `data/*.jsonl`, a name that starts with `bundled:`, or the
-/// name of a dataset in the Hub's cache.
+/// `path_or_name` is a file, a folder, a pattern such as `data/*.jsonl`, a name that starts with `bundled:`, or
+/// `owner/name` on the Hub, whose files are downloaded unless the cache has them. Of a dataset on the Hub its Parquet
+/// form is taken, or else its own files; [`Loader::config`] chooses a configuration, [`Loader::part`] a part of it.
 ///
 /// ```no_run
 /// use cloze::prelude::*;
@@ -72,6 +78,7 @@ pub struct Loader {
     name: String,
     format: Option<FileFormat>,
     field: Option<String>,
+    config: Option<String>,
     cache: Cache,
     memory_limit: usize,
 }
@@ -89,6 +96,7 @@ impl Loader {
             name: path_or_name.as_ref().to_owned(),
             format: None,
             field: None,
+            config: None,
             cache: Cache::default(),
             memory_limit: MEMORY_LIMIT,
         }
@@ -103,6 +111,12 @@ impl Loader {
     /// The field of a JSON document that holds the records, where it has several.
     pub fn field(mut self, name: impl Into<String>) -> Self {
         self.field = Some(name.into());
+        self
+    }
+
+    /// The configuration of a dataset on the Hub that has several.
+    pub fn config(mut self, name: impl Into<String>) -> Self {
+        self.config = Some(name.into());
         self
     }
 
@@ -131,11 +145,18 @@ impl Loader {
     /// Nothing found under the name; a malformed file, with its line where there is one; files whose columns don't
     /// agree; no rows at all.
     pub fn load(&self) -> Result<DatasetDict> {
+        #[cfg(feature = "hub")]
+        if let Some(dataset) = remote::on_hub(&self.name, self.config.as_deref())? {
+            return self.load_from_hub(&dataset);
+        }
         let path = files::locate(&self.name)?;
         if let Some(dict) = super::save::saved(&path)? {
             return Ok(dict);
         }
-        let found = files::find(&self.name, &path, self.format)?;
+        self.load_files(&files::find(&self.name, &path, self.format)?)
+    }
+
+    fn load_files(&self, found: &files::Found) -> Result<DatasetDict> {
         found
             .splits
             .iter()

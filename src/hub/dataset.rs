@@ -1,0 +1,564 @@
+//! Datasets on the Hub: the Parquet files that it makes of every dataset (the branch `refs/convert/parquet`), or else the
+//! repository's own files. Of a slice, only the files with its rows are fetched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+
+use super::cache::{RepoCache, make_parent};
+use super::failure::{Failure, FailureKind};
+use super::http::{Client, Request};
+use super::name::{Repo, RepoKind};
+use super::remote::RepoInfo;
+use super::snapshot::{explain, fetch_files, in_parallel};
+use super::{Hub, Settings};
+use crate::{Error, Result, files};
+
+/// The branch with every dataset as Parquet, in `config/split/0000.parquet`.
+const PARQUET: &str = "refs/convert/parquet";
+
+/// The kinds of data files, the first preferred where there are as many of one as of another.
+const FORMATS: [&[&str]; 6] = [
+    &["parquet"],
+    &["jsonl", "json", "ndjson"],
+    &["csv"],
+    &["tsv"],
+    &["arrow"],
+    &["txt"],
+];
+
+/// A dataset that lies on the Hub.
+#[derive(Debug)]
+pub(crate) struct HubDataset {
+    client: Client,
+    /// At the branch that the files are taken from.
+    repo: Repo,
+    commit: String,
+    layout: Layout,
+}
+
+/// The files of every split, in their order.
+type Splits = Vec<(String, Vec<String>)>;
+
+#[derive(Debug, PartialEq)]
+enum Layout {
+    Parquet(Splits),
+    /// The repository's own files, and the folder that holds the configuration.
+    Own {
+        files: Vec<String>,
+        folder: String,
+    },
+}
+
+impl Hub {
+    pub(crate) fn dataset(&self, name: &str, config: Option<&str>) -> Result<HubDataset> {
+        let repo = Repo::parse(RepoKind::Dataset, name).map_err(|reason| Error::NotFound {
+            kind: "dataset",
+            name: name.to_owned(),
+            message: format!("it is no local file or folder, and it {reason}"),
+        })?;
+        HubDataset::open(self.client.clone(), &repo, name.contains('@'), config)
+    }
+}
+
+impl HubDataset {
+    fn open(client: Client, repo: &Repo, own_revision: bool, config: Option<&str>) -> Result<Self> {
+        let failed = |failure: Failure| explain(repo, failure);
+        if !own_revision {
+            let converted = repo.at(PARQUET);
+            let listing = list(&client, &converted).map_err(failed)?;
+            if let Some(info) = listing
+                && let Some(splits) = converted_splits(&info.files, config, repo.id())?
+            {
+                let (commit, layout) = (info.commit, Layout::Parquet(splits));
+                return Ok(Self {
+                    client,
+                    repo: converted,
+                    commit,
+                    layout,
+                });
+            }
+        }
+        let info = list(&client, repo)
+            .map_err(failed)?
+            .ok_or_else(|| missing(&client, repo))?;
+        let layout = own_files(&info.files, config, repo.id())?;
+        let (commit, repo) = (info.commit, repo.clone());
+        Ok(Self {
+            client,
+            repo,
+            commit,
+            layout,
+        })
+    }
+
+    fn cache(&self) -> RepoCache {
+        RepoCache::new(&self.client.settings().cache_dir, &self.repo)
+    }
+
+    /// The names of the splits, where the files themselves tell: those that the Hub made do.
+    pub(crate) fn splits(&self) -> Option<Vec<&str>> {
+        match &self.layout {
+            Layout::Parquet(splits) => Some(splits.iter().map(|(name, _)| name.as_str()).collect()),
+            Layout::Own { .. } => None,
+        }
+    }
+
+    /// The folder with the repository's own files, all of them fetched.
+    pub(crate) fn folder(&self) -> Result<PathBuf> {
+        let all: Vec<String> = match &self.layout {
+            Layout::Parquet(splits) => splits.iter().flat_map(|(_, files)| files.clone()).collect(),
+            Layout::Own { files, .. } => files.clone(),
+        };
+        let snapshot = self.fetch(&all)?;
+        Ok(match &self.layout {
+            Layout::Own { folder, .. } => snapshot.join(folder),
+            Layout::Parquet(_) => snapshot,
+        })
+    }
+
+    /// All files of a split.
+    pub(crate) fn split(&self, split: &str) -> Result<Vec<PathBuf>> {
+        let shards = self.shards(split)?;
+        let snapshot = self.fetch(shards)?;
+        Ok(shards.iter().map(|path| snapshot.join(path)).collect())
+    }
+
+    /// The files with the rows `rows(total)` of a split of `total` rows, and the number of rows in the files before them.
+    pub(crate) fn part(
+        &self,
+        split: &str,
+        rows: impl FnOnce(usize) -> Result<Range<usize>>,
+    ) -> Result<(Vec<PathBuf>, usize)> {
+        let shards = self.shards(split)?;
+        if shards.len() == 1 {
+            // It is needed anyway, if only for its columns.
+            self.fetch(shards)?;
+        }
+        let references: Vec<&String> = shards.iter().collect();
+        let counts = in_parallel(&references, |path| self.rows_in(path)).map_err(Error::from)?;
+        let (chosen, before) = overlapping(&counts, &rows(counts.iter().sum())?);
+        let shards = &shards[chosen];
+        let snapshot = self.fetch(shards)?;
+        Ok((
+            shards.iter().map(|path| snapshot.join(path)).collect(),
+            before,
+        ))
+    }
+
+    fn shards(&self, split: &str) -> Result<&[String]> {
+        let Layout::Parquet(splits) = &self.layout else {
+            return Err(Error::Dataset(format!(
+                "{} does not say which files are {split:?}",
+                self.repo.id()
+            )));
+        };
+        let found = splits.iter().find(|(name, _)| name == split);
+        found.map(|(_, files)| files.as_slice()).ok_or_else(|| {
+            let names: Vec<&str> = splits.iter().map(|(name, _)| name.as_str()).collect();
+            Error::Split {
+                split: split.to_owned(),
+                message: format!(
+                    "{} has no split {split:?}; it has {}",
+                    self.repo.id(),
+                    names.join(", ")
+                ),
+            }
+        })
+    }
+
+    /// Brings files into the cache.
+    fn fetch(&self, paths: &[String]) -> Result<PathBuf> {
+        let cache = self.cache();
+        let snapshot = cache.snapshot(&self.commit);
+        if self.client.settings().offline {
+            return match paths.iter().find(|path| !snapshot.join(path).is_file()) {
+                None => Ok(snapshot),
+                Some(path) => Err(Error::NotFound {
+                    kind: "dataset",
+                    name: self.repo.id().to_owned(),
+                    message: format!(
+                        "HF_HUB_OFFLINE forbids downloads, and the cache does not hold its file {path}; go online once"
+                    ),
+                }),
+            };
+        }
+        fetch_files(&self.client, &self.repo, &cache, &self.commit, paths)
+            .map_err(|failure| explain(&self.repo, failure))?;
+        cache.write_ref(self.repo.revision(), &self.commit)?;
+        Ok(snapshot)
+    }
+
+    /// The number of rows in a Parquet file, read from its end, which is all that is fetched of it.
+    fn rows_in(&self, path: &str) -> Result<usize, Failure> {
+        let local = self.cache().snapshot(&self.commit).join(path);
+        let damaged = |e: ParquetError| {
+            Failure::new(
+                FailureKind::Refused,
+                format!("{path} of {:?} is no Parquet file: {e}", self.repo.id()),
+            )
+        };
+        if let Ok(file) = std::fs::File::open(&local) {
+            let metadata = ParquetMetaDataReader::new()
+                .parse_and_finish(&file)
+                .map_err(damaged)?;
+            return Ok(rows(&metadata));
+        }
+        if self.client.settings().offline {
+            let message = format!(
+                "HF_HUB_OFFLINE forbids to look how many rows {path} of {:?} has",
+                self.repo.id()
+            );
+            return Err(Failure::new(FailureKind::Refused, message));
+        }
+        let size = self.client.head(&self.repo, &self.commit, path)?.size;
+        let mut end = 64 << 10;
+        loop {
+            let start = size.saturating_sub(end);
+            let bytes = self.range(path, start, size)?;
+            let mut reader = ParquetMetaDataReader::new();
+            match reader.try_parse_sized(&bytes, size) {
+                Ok(()) => return Ok(rows(&reader.finish().map_err(damaged)?)),
+                Err(ParquetError::NeedMoreData(needed)) if (needed as u64) > end && start > 0 => {
+                    end = needed as u64
+                }
+                Err(e) => return Err(damaged(e)),
+            }
+        }
+    }
+
+    /// The bytes of a file from `start` up to its `end`.
+    fn range(&self, path: &str, start: u64, end: u64) -> Result<Bytes, Failure> {
+        let url = self.client.file_url(&self.repo, &self.commit, path);
+        let purpose = format!("look into {path} of {:?}", self.repo.id());
+        let request =
+            Request::get(url, purpose).header("range", format!("bytes={start}-{}", end - 1));
+        let request = self.client.read(request);
+        self.client.retry(|| {
+            let mut response = self.client.send(&request)?;
+            let body = response
+                .body_mut()
+                .with_config()
+                .limit(end - start)
+                .read_to_vec();
+            let body = body.map_err(|e| self.client.broken(&request, &e))?;
+            if body.len() as u64 != end - start {
+                let message =
+                    "the server sent another part of the file than was asked for".to_owned();
+                return Err(self.client.failure(FailureKind::Refused, &request, message));
+            }
+            Ok(body.into())
+        })
+    }
+}
+
+fn rows(metadata: &ParquetMetaData) -> usize {
+    usize::try_from(metadata.file_metadata().num_rows()).unwrap_or(0)
+}
+
+/// The files, by their numbers of rows, that `range` reaches into, and the rows before the first of them. At least one:
+/// an empty range still has columns.
+fn overlapping(counts: &[usize], range: &Range<usize>) -> (Range<usize>, usize) {
+    let (mut first, mut before, mut start) = (None, 0, 0);
+    let mut last = 0;
+    for (index, count) in counts.iter().enumerate() {
+        let end = start + count;
+        if start < range.end && range.start < end {
+            if first.is_none() {
+                (first, before) = (Some(index), start);
+            }
+            last = index + 1;
+        }
+        start = end;
+    }
+    match first {
+        Some(first) => (first..last, before),
+        None => (0..counts.len().min(1), 0),
+    }
+}
+
+/// The commit and files of a repository: from the Hub, or from what was noted when it was last asked. `None` if there is
+/// no such branch.
+fn list(client: &Client, repo: &Repo) -> Result<Option<RepoInfo>, Failure> {
+    let cache = RepoCache::new(&client.settings().cache_dir, repo);
+    if client.settings().offline {
+        return Ok(noted(&cache, repo));
+    }
+    match client.info(repo) {
+        Ok(info) => {
+            note(&cache, &info)?;
+            Ok(Some(info))
+        }
+        Err(failure)
+            if matches!(failure.kind, FailureKind::Missing) && repo.revision() == PARQUET =>
+        {
+            Ok(None)
+        }
+        Err(failure) if failure.is_outage() => match noted(&cache, repo) {
+            Some(info) => {
+                eprintln!(
+                    "note: {}; using the copy in the cache, which may be older",
+                    failure.message
+                );
+                Ok(Some(info))
+            }
+            None => Err(failure),
+        },
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Where the names of a commit's files are kept: of a large dataset the cache may hold a few, and must know of the rest.
+fn listing(cache: &RepoCache, commit: &str) -> PathBuf {
+    cache.own_folder().join(format!("{commit}.json"))
+}
+
+fn note(cache: &RepoCache, info: &RepoInfo) -> Result<()> {
+    let path = listing(cache, &info.commit);
+    if path.exists() {
+        return Ok(());
+    }
+    make_parent(&path)?;
+    files::write_atomically(&path, serde_json::to_string(&info.files)?.as_bytes())
+}
+
+fn noted(cache: &RepoCache, repo: &Repo) -> Option<RepoInfo> {
+    let commit = cache.commit(repo.revision())?;
+    let files = match std::fs::read(listing(cache, &commit)) {
+        Ok(text) => serde_json::from_slice(&text).ok()?,
+        // Downloaded by the Python library, which fetches datasets whole.
+        Err(_) => files_in(&cache.find(repo.revision())?),
+    };
+    Some(RepoInfo { commit, files })
+}
+
+fn files_in(snapshot: &Path) -> BTreeSet<String> {
+    let mut files = BTreeSet::new();
+    let mut open = vec![(snapshot.to_path_buf(), String::new())];
+    while let Some((folder, prefix)) = open.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = format!("{prefix}{}", entry.file_name().to_string_lossy());
+            match entry.path().is_dir() {
+                true => open.push((entry.path(), format!("{path}/"))),
+                false => drop(files.insert(path)),
+            }
+        }
+    }
+    files
+}
+
+fn missing(client: &Client, repo: &Repo) -> Error {
+    Error::NotFound {
+        kind: "dataset",
+        name: repo.id().to_owned(),
+        message: format!(
+            "HF_HUB_OFFLINE forbids downloads, and the cache {} does not hold it at {:?}; go online once, or give a local path",
+            client.settings().cache_dir.display(),
+            repo.revision()
+        ),
+    }
+}
+
+/// The splits of one configuration in the branch of Parquet files; `None` if that branch does not hold all of them.
+fn converted_splits(
+    files: &BTreeSet<String>,
+    config: Option<&str>,
+    name: &str,
+) -> Result<Option<Splits>> {
+    let mut configs: BTreeMap<&str, Splits> = BTreeMap::new();
+    for path in files {
+        let parts: Vec<&str> = path.split('/').collect();
+        let [config, split, file] = parts[..] else {
+            continue;
+        };
+        if !file.ends_with(".parquet") {
+            continue;
+        }
+        let splits = configs.entry(config).or_default();
+        match splits.iter_mut().find(|(name, _)| name == split) {
+            Some((_, files)) => files.push(path.clone()),
+            None => splits.push((split.to_owned(), vec![path.clone()])),
+        }
+    }
+    if configs.is_empty() {
+        return Ok(None);
+    }
+    let names: Vec<&str> = configs.keys().copied().collect();
+    let chosen = match config {
+        Some(config) => config,
+        None if names.len() == 1 => names[0],
+        None if names.contains(&"default") => "default",
+        None => {
+            return Err(Error::argument(
+                "config",
+                format!(
+                    "{name} has several configurations, choose one: {}",
+                    names.join(", ")
+                ),
+            ));
+        }
+    };
+    let splits = configs.remove(chosen).ok_or_else(|| {
+        Error::argument(
+            "config",
+            format!(
+                "{name} has no configuration {chosen:?}; it has {}",
+                names.join(", ")
+            ),
+        )
+    })?;
+    // The Hub converts only the beginning of what is very large, and says so in the split's name.
+    let whole = !splits
+        .iter()
+        .any(|(split, _)| split.starts_with("partial-"));
+    Ok(whole.then_some(splits).map(in_usual_order))
+}
+
+/// Train first, test last, as they are told everywhere.
+fn in_usual_order(mut splits: Splits) -> Splits {
+    let rank = |name: &str| {
+        ["train", "val", "test"]
+            .iter()
+            .position(|word| name.starts_with(word))
+    };
+    splits.sort_by_key(|(name, _)| rank(name).unwrap_or(1));
+    splits
+}
+
+/// The repository's own data files.
+fn own_files(files: &BTreeSet<String>, config: Option<&str>, name: &str) -> Result<Layout> {
+    let folder = config
+        .map(|config| format!("{config}/"))
+        .unwrap_or_default();
+    let descriptions = [
+        "dataset_infos.json",
+        "dataset_info.json",
+        "state.json",
+        "dataset_dict.json",
+        "config.json",
+    ];
+    let is_data = |path: &&String| {
+        let file = path.rsplit('/').next().unwrap_or_default();
+        path.starts_with(&folder) && !file.starts_with('.') && !descriptions.contains(&file)
+    };
+    let extension = |path: &str| path.rsplit('.').next().unwrap_or_default().to_lowercase();
+    let data: Vec<&String> = files.iter().filter(is_data).collect();
+    let of_format = |format: &&[&str]| -> Vec<String> {
+        let fitting = data
+            .iter()
+            .filter(|path| format.contains(&extension(path).as_str()));
+        fitting.map(|path| (*path).clone()).collect()
+    };
+    // The last of equals is taken, so the preferred ones come last.
+    let chosen = FORMATS
+        .iter()
+        .rev()
+        .map(of_format)
+        .max_by_key(Vec::len)
+        .unwrap_or_default();
+    if chosen.is_empty() {
+        let shown: Vec<&str> = files.iter().map(String::as_str).take(10).collect();
+        return Err(Error::Dataset(format!(
+            "the dataset {name:?} has no {} file that can be read{}; it has {}. Datasets that are made by a script must be \
+             converted first",
+            FORMATS.concat().join(", "),
+            config
+                .map(|config| format!(" in the folder {config}"))
+                .unwrap_or_default(),
+            shown.join(", ")
+        )));
+    }
+    Ok(Layout::Own {
+        files: chosen,
+        folder,
+    })
+}
+
+/// Where the dataset called `name` lies.
+pub(crate) fn open(name: &str, config: Option<&str>) -> Result<HubDataset> {
+    Hub {
+        client: Client::new(Arc::new(Settings::from_env()?)),
+    }
+    .dataset(name, config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(paths: &[&str]) -> BTreeSet<String> {
+        paths.iter().map(|path| (*path).to_owned()).collect()
+    }
+
+    #[test]
+    fn only_the_files_with_the_rows_are_chosen() {
+        let counts = [100, 50, 0, 200];
+        let chosen = |range: Range<usize>| overlapping(&counts, &range);
+        assert_eq!(chosen(0..350), (0..4, 0));
+        assert_eq!(chosen(0..100), (0..1, 0));
+        assert_eq!(chosen(0..101), (0..2, 0));
+        assert_eq!(chosen(100..150), (1..2, 100));
+        assert_eq!(chosen(149..151), (1..4, 100));
+        assert_eq!(chosen(340..350), (3..4, 150));
+        assert_eq!(chosen(20..20), (0..1, 0));
+        assert_eq!(chosen(400..500), (0..1, 0));
+    }
+
+    #[test]
+    fn configurations_are_chosen_or_asked_for() {
+        let one = set(&[
+            "default/train/0000.parquet",
+            "default/train/0001.parquet",
+            "default/test/0000.parquet",
+            "README.md",
+        ]);
+        let splits = converted_splits(&one, None, "x").unwrap().unwrap();
+        assert_eq!(splits[0].0, "train");
+        assert_eq!(
+            splits[0].1,
+            ["default/train/0000.parquet", "default/train/0001.parquet"]
+        );
+        assert_eq!(splits[1].0, "test");
+        let two = set(&["a/train/0000.parquet", "b/train/0000.parquet"]);
+        let text = converted_splits(&two, None, "x").unwrap_err().to_string();
+        assert!(text.contains("a, b"), "{text}");
+        assert!(converted_splits(&two, Some("b"), "x").unwrap().is_some());
+        assert!(converted_splits(&two, Some("c"), "x").is_err());
+        assert_eq!(
+            converted_splits(&set(&["a/partial-train/0000.parquet"]), None, "x").unwrap(),
+            None
+        );
+        assert_eq!(
+            converted_splits(&set(&["train.json"]), None, "x").unwrap(),
+            None
+        );
+    }
+
+    #[test]
+    fn of_a_repositorys_own_files_the_data_is_taken() {
+        let files = set(&[
+            ".gitattributes",
+            "README.md",
+            "dataset_infos.json",
+            "data/train.jsonl",
+            "data/test.jsonl",
+            "extra.csv",
+        ]);
+        let Layout::Own { files, .. } = own_files(&files, None, "x").unwrap() else {
+            panic!("these are its own files");
+        };
+        assert_eq!(files, ["data/test.jsonl", "data/train.jsonl"]);
+        let text = own_files(&set(&["eli5.py", "README.md"]), None, "x")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            text.contains("script") && text.contains("eli5.py"),
+            "{text}"
+        );
+    }
+}

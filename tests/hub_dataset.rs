@@ -1,0 +1,270 @@
+//! Datasets from a Hub on loopback.
+#![cfg(feature = "hub")]
+
+mod support;
+
+use std::process::Command;
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, Int64Array, ListBuilder, RecordBatch, StringArray, StringBuilder, StructArray,
+};
+use arrow::datatypes::Field;
+use cloze::prelude::*;
+use parquet::arrow::ArrowWriter;
+use support::bench::Bench;
+
+/// Set for the processes that a test starts; says which of [`TASKS`] they do.
+const TASK: &str = "CLOZE_TEST_TASK";
+
+/// The verbs read their settings from the environment, which belongs to the whole process: each task has its own.
+fn in_a_process(bench: &Bench, task: &str, variables: &[(&str, &str)]) {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "the_task_of_a_child", "--nocapture"])
+        .env_remove("HF_HUB_CACHE")
+        .env_remove("HF_TOKEN")
+        .env_remove("HF_HUB_OFFLINE")
+        .env(TASK, task)
+        .env("HF_ENDPOINT", bench.server.url())
+        .env("HF_HOME", bench.folder.path())
+        .env("CLOZE_CACHE", bench.folder.path().join("cloze"))
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap();
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{task}: {text}"
+    );
+}
+
+#[test]
+fn the_task_of_a_child() {
+    let Ok(task) = std::env::var(TASK) else {
+        return;
+    };
+    let numbers = |dataset: &Dataset| dataset.column::<i64>("n").unwrap();
+    match task.as_str() {
+        "all" => {
+            let dict = load_dataset("tester/data").unwrap();
+            assert_eq!(dict.names(), ["train", "test"]);
+            assert_eq!(numbers(&dict["train"]), (0..300).collect::<Vec<_>>());
+            assert_eq!(numbers(&dict["test"]), [1000]);
+        }
+        "first" => {
+            let part = Loader::new("tester/data").part("train[:50]").unwrap();
+            assert_eq!(numbers(&part), (0..50).collect::<Vec<_>>());
+        }
+        "middle" => {
+            let part = Loader::new("tester/data")
+                .part("train[40%:60%]+test")
+                .unwrap();
+            assert_eq!(numbers(&part), (120..180).chain([1000]).collect::<Vec<_>>());
+        }
+        "last" => {
+            let part = Loader::new("tester/data").part("train[-5:]").unwrap();
+            assert_eq!(numbers(&part), (295..300).collect::<Vec<_>>());
+        }
+        "wrong" => {
+            let error = |loader: Loader, split: &str| loader.part(split).unwrap_err().to_string();
+            assert!(error(Loader::new("tester/data"), "trian").contains("train, test"));
+            assert!(error(Loader::new("tester/data").config("xx"), "train").contains("default"));
+            assert!(error(Loader::new("tester/nothing"), "train").contains("was not found"));
+        }
+        "own" => {
+            let dict = load_dataset("tester/own").unwrap();
+            assert_eq!(dict.names(), ["train", "test"]);
+            assert_eq!(numbers(&dict["test"]), [3]);
+        }
+        "eli5" => {
+            let eli5 = load_eli5_from("dany0407/eli5_category", "train_asks[:2]").unwrap();
+            assert_eq!(eli5.schema(), &cloze::dataset::eli5_schema());
+            let row = format!("{}", eli5.row(0).unwrap());
+            assert!(
+                row.contains("Why is the sky blue?")
+                    && row.contains("Rayleigh")
+                    && row.contains("_URL_0_"),
+                "{row}"
+            );
+            let flat = eli5.flatten().unwrap();
+            assert!(flat.column_names().contains(&"answers_urls.url".to_owned()));
+        }
+        _ => panic!("no such task: {task}"),
+    }
+}
+
+fn parquet(columns: Vec<(&str, ArrayRef)>) -> Vec<u8> {
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let mut bytes = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    bytes
+}
+
+fn numbers(range: std::ops::Range<i64>) -> Vec<u8> {
+    parquet(vec![("n", Arc::new(Int64Array::from_iter_values(range)))])
+}
+
+/// Puts files on a branch.
+fn commit_to(bench: &Bench, id: &str, branch: &str, files: Vec<(&str, Vec<u8>)>) {
+    let files = files
+        .into_iter()
+        .map(|(path, bytes)| (path.to_owned(), bytes))
+        .collect();
+    bench.server.state().commit("datasets", id, branch, files);
+}
+
+fn with_shards() -> Bench {
+    let bench = Bench::new();
+    commit_to(
+        &bench,
+        "tester/data",
+        "main",
+        vec![("README.md", b"data".to_vec())],
+    );
+    let shards = vec![
+        ("default/train/0000.parquet", numbers(0..100)),
+        ("default/train/0001.parquet", numbers(100..200)),
+        ("default/train/0002.parquet", numbers(200..300)),
+        ("default/test/0000.parquet", numbers(1000..1001)),
+    ];
+    commit_to(&bench, "tester/data", "refs/convert/parquet", shards);
+    bench
+}
+
+/// The shards that were fetched whole, in the cache's folder.
+fn fetched(bench: &Bench) -> Vec<String> {
+    let root = bench
+        .folder
+        .path()
+        .join("hub/datasets--tester--data/snapshots");
+    let mut names: Vec<String> = support::bench::files_under(&root)
+        .into_iter()
+        .map(|path| {
+            let parts: Vec<_> = path
+                .iter()
+                .rev()
+                .take(2)
+                .map(|part| part.to_string_lossy().into_owned())
+                .collect();
+            format!("{}/{}", parts[1], parts[0])
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_dataset_comes_through_its_parquet_branch_and_then_from_the_cache() {
+    let bench = with_shards();
+    in_a_process(&bench, "all", &[]);
+    bench.server.take_log();
+    in_a_process(&bench, "all", &[("HF_HUB_OFFLINE", "1")]);
+    assert!(
+        bench.server.take_log().is_empty(),
+        "offline makes no request"
+    );
+}
+
+#[test]
+fn of_a_slice_only_the_files_with_its_rows_are_fetched() {
+    for (task, expected) in [
+        ("first", vec!["train/0000.parquet"]),
+        ("middle", vec!["test/0000.parquet", "train/0001.parquet"]),
+        ("last", vec!["train/0002.parquet"]),
+    ] {
+        let bench = with_shards();
+        in_a_process(&bench, task, &[]);
+        assert_eq!(fetched(&bench), expected, "{task}");
+    }
+}
+
+#[test]
+fn what_a_dataset_does_not_have_is_said() {
+    in_a_process(&with_shards(), "wrong", &[]);
+}
+
+#[test]
+fn without_that_branch_the_repositorys_own_files_serve() {
+    let bench = Bench::new();
+    let files = vec![
+        ("README.md", b"data".to_vec()),
+        ("data/train.jsonl", b"{\"n\": 1}\n{\"n\": 2}\n".to_vec()),
+        ("data/test.jsonl", b"{\"n\": 3}\n".to_vec()),
+        ("picture.png", b"png".to_vec()),
+    ];
+    commit_to(&bench, "tester/own", "main", files);
+    in_a_process(&bench, "own", &[]);
+    assert!(
+        !bench
+            .server
+            .take_log()
+            .iter()
+            .any(|request| request.path.contains("picture"))
+    );
+}
+
+#[test]
+fn eli5_category_is_brought_to_the_schema_of_the_original() {
+    let bench = Bench::new();
+    commit_to(
+        &bench,
+        "dany0407/eli5_category",
+        "main",
+        vec![("README.md", b"data".to_vec())],
+    );
+    let texts = |values: [&str; 3]| -> ArrayRef { Arc::new(StringArray::from(values.to_vec())) };
+    let lists = |values: [&[&str]; 3]| -> ArrayRef {
+        let mut builder = ListBuilder::new(StringBuilder::new());
+        for list in values {
+            builder.append_value(list.iter().map(Some));
+        }
+        Arc::new(builder.finish())
+    };
+    let mut scores = ListBuilder::new(arrow::array::Int32Builder::new());
+    let mut urls = ListBuilder::new(ListBuilder::new(StringBuilder::new()));
+    for row in 0..3 {
+        scores.append_value([Some(5 + row)]);
+        urls.values().append_value([Some("_URL_0_")]);
+        urls.append(true);
+    }
+    let field =
+        |name: &str, array: &ArrayRef| Arc::new(Field::new(name, array.data_type().clone(), true));
+    let answer = "Rayleigh scattering.";
+    let parts: Vec<(&str, ArrayRef)> = vec![
+        ("a_id", lists([&["a1"], &["a2"], &["a3"]])),
+        ("text", lists([&[answer], &[answer], &[answer]])),
+        ("score", Arc::new(scores.finish())),
+        ("text_urls", Arc::new(urls.finish())),
+    ];
+    let answers: Vec<_> = parts
+        .into_iter()
+        .map(|(name, array)| (field(name, &array), array))
+        .collect();
+    let title = "Why is the sky blue?";
+    let bytes = parquet(vec![
+        ("q_id", texts(["1", "2", "3"])),
+        ("title", texts([title, title, title])),
+        ("selftext", texts(["", "", ""])),
+        ("category", texts(["Physics", "Physics", "Physics"])),
+        ("subreddit", texts(["explainlikeimfive"; 3])),
+        ("answers", Arc::new(StructArray::from(answers))),
+        ("title_urls", lists([&["url"], &[], &[]])),
+        ("selftext_urls", lists([&[], &[], &[]])),
+    ]);
+    commit_to(
+        &bench,
+        "dany0407/eli5_category",
+        "refs/convert/parquet",
+        vec![
+            ("default/train/0000.parquet", bytes.clone()),
+            ("default/test/0000.parquet", bytes),
+        ],
+    );
+    in_a_process(&bench, "eli5", &[]);
+}
