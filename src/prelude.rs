@@ -10,11 +10,15 @@ pub use crate::dataset::{
 };
 pub use crate::display::{LossPlot, Rich, show};
 pub use crate::fill_mask::{FillMask, Prediction, Predictions, PredictionsBatch, TopK};
+#[cfg(feature = "hub")]
+pub use crate::hub::{self, Hub, ModelCard, PushOptions, notebook_login};
 pub use crate::model::{Config, Context, MaskedLm, ModelInputs};
 pub use crate::ops::no_grad;
 pub use crate::tokenizer::{
     EncodeOptions, Encoding, Padding, TokenizeColumn, Tokenizer, TruncationStrategy,
 };
+#[cfg(feature = "hub")]
+pub use crate::train::PushToHubCallback;
 pub use crate::train::{
     AdamW, Callback, Control, EvalMetrics, Event, History, IntervalStrategy, Schedule,
     SchedulerType, Trainer, TrainingArguments, get_scheduler,

@@ -134,8 +134,12 @@ arguments! {
     early_stopping_patience: Option<usize>, from usize = None;
     /// By how much the metric must change to count as an improvement. Default: 0.
     early_stopping_threshold: f64 = 0.0;
-    /// Whether the trained model shall go to the Hub.
+    /// Whether the model goes to the Hub: at every checkpoint, in the background, and at the end. Default: no.
     push_to_hub: bool = false;
+    /// The repository for it, `owner/name` or one's own `name`. Default: the name of the output folder.
+    hub_model_id: String, from impl Into<String> = String::new();
+    /// Whether a repository that is made for it is private. Default: as the owner's settings say.
+    hub_private_repo: Option<bool>, from bool = None;
 }
 
 impl TrainingArguments {

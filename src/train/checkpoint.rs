@@ -16,7 +16,7 @@ pub(super) const OPTIMIZER: &str = "optimizer.safetensors";
 pub(super) const STATE: &str = "trainer_state.json";
 pub(super) const ARGUMENTS: &str = "training_args.json";
 /// Lists the other files with their digests; written last.
-const MANIFEST: &str = "checkpoint.json";
+pub(super) const MANIFEST: &str = "checkpoint.json";
 const PREFIX: &str = "checkpoint-";
 
 /// `trainer_state.json`: the reference's keys where it has them, then what an exact resumption needs.

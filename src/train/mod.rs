@@ -9,6 +9,8 @@ mod early_stopping;
 mod evaluate;
 mod event;
 mod history;
+#[cfg(feature = "hub")]
+mod hub;
 mod metrics;
 mod optimizer;
 mod plan;
@@ -23,6 +25,8 @@ pub use checkpoint::latest_checkpoint;
 pub use evaluate::{MaskedPrediction, Predictions};
 pub use event::{Callback, Control, Event, TrainState};
 pub use history::{Evaluation, History, LogRecord, StepRecord};
+#[cfg(feature = "hub")]
+pub use hub::PushToHubCallback;
 pub use metrics::EvalMetrics;
 pub use optimizer::AdamW;
 pub use schedule::{Schedule, SchedulerKwargs, SchedulerType, get_scheduler};

@@ -42,17 +42,6 @@ impl Trainer {
         self.resume_from_checkpoint(latest)
     }
 
-    /// Uploads the model to the Hub.
-    ///
-    /// # Errors
-    /// Always, in this version: [`Error::Hub`] says what to do instead.
-    pub fn push_to_hub(&self) -> Result<()> {
-        Err(Error::Hub(
-            "uploading is not there yet: write the folder with save_model(folder) and upload it (huggingface-cli upload NAME folder)"
-                .to_owned(),
-        ))
-    }
-
     pub(super) fn save_checkpoint(&mut self, run: &mut Run, metric: Metric) -> Result<()> {
         let (saved, best) = (run.saved.clone(), run.history.best_step);
         run.saved.retain(|&step| step != run.step);

@@ -61,6 +61,12 @@ pub struct Trainer {
     pub(super) collator: Option<Arc<dyn Collator>>,
     callbacks: Vec<Box<dyn Callback>>,
     wishes: Wishes,
+    /// What the last run recorded.
+    #[cfg_attr(not(feature = "hub"), allow(dead_code))]
+    pub(super) history: Option<History>,
+    /// Whether the callback that pushes checkpoints is among the callbacks.
+    #[cfg(feature = "hub")]
+    pushes: bool,
     /// A run that was interrupted or failed: the next [`Trainer::train`] goes on with it.
     unfinished: Option<Box<Run>>,
 }
@@ -143,6 +149,9 @@ impl Trainer {
             collator,
             callbacks: watcher.into_iter().collect(),
             wishes: Wishes::default(),
+            history: None,
+            #[cfg(feature = "hub")]
+            pushes: false,
             unfinished: None,
         }
     }
@@ -204,6 +213,7 @@ impl Trainer {
     /// Brings a run to its end, or keeps it for later.
     pub(super) fn drive(&mut self, mut run: Box<Run>) -> Result<History> {
         self.wishes = Wishes::default();
+        self.begin_pushing()?;
         (run.history.interrupted, run.history.stopped_early) = (false, false);
         run.start_clock();
         let result = self.steps(&mut run);
@@ -218,8 +228,52 @@ impl Trainer {
             state,
             history: history.clone(),
         });
+        self.history = Some(history.clone());
         // The first error is the one to tell.
-        result.and(told).map(|()| history)
+        result.and(told)?;
+        if !history.interrupted {
+            self.push_at_the_end();
+        }
+        Ok(history)
+    }
+
+    /// Without networking there is nothing to push with, and that is said before the training.
+    #[cfg(not(feature = "hub"))]
+    fn begin_pushing(&self) -> Result<()> {
+        match self.args.push_to_hub {
+            false => Ok(()),
+            true => Err(Error::argument(
+                "push_to_hub",
+                "this build of cloze can't reach the Hub: build it with the feature \"hub\"",
+            )),
+        }
+    }
+
+    #[cfg(not(feature = "hub"))]
+    fn push_at_the_end(&self) {}
+
+    /// Sees to it that checkpoints are pushed while training goes on, if they shall be.
+    #[cfg(feature = "hub")]
+    fn begin_pushing(&mut self) -> Result<()> {
+        if self.args.push_to_hub && !self.pushes {
+            let push = self.args.push_callback()?;
+            self.callbacks.push(Box::new(push));
+            self.pushes = true;
+        }
+        Ok(())
+    }
+
+    /// Pushes the trained model if it shall be pushed. The training is not lost by a push that fails: that is told only.
+    #[cfg(feature = "hub")]
+    fn push_at_the_end(&self) {
+        if self.args.push_to_hub {
+            match self.push_to_hub() {
+                Ok(pushed) => eprintln!("note: pushed to {}", pushed.url),
+                Err(error) => {
+                    eprintln!("warning: the training is done, but the push failed: {error}")
+                }
+            }
+        }
     }
 
     /// The loop: one turn is one optimizer step.
@@ -363,11 +417,6 @@ impl Trainer {
             && best != run.step
         {
             self.load_weights_of(best)?;
-        }
-        if self.args.push_to_hub {
-            eprintln!(
-                "note: push_to_hub is set, but nothing was uploaded: save_model(folder) writes the folder to upload"
-            );
         }
         Ok(())
     }

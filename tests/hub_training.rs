@@ -1,0 +1,207 @@
+//! A model that is trained, pushed while it trains and after it, and opened again under its new name.
+#![cfg(feature = "hub")]
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+
+use cloze::collate::{Example, MaskingCollator};
+use cloze::prelude::*;
+use cloze::train::IntervalStrategy::Epoch;
+use hyper::Method;
+use support::bench::Bench;
+use support::hub_server::{Fault, TOKEN};
+
+/// Set for the processes that a test starts: the folder to train in.
+const FOLDER: &str = "CLOZE_TEST_FOLDER";
+
+/// The verbs read their settings from the environment, which belongs to the whole process: each run has its own.
+fn in_a_process(bench: &Bench, task: &str, variables: &[(&str, &str)]) -> String {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", task, "--nocapture", "--ignored"])
+        .env_remove("HF_HUB_CACHE")
+        .env_remove("HF_HUB_OFFLINE")
+        .env(FOLDER, bench.folder.path())
+        .env("HF_ENDPOINT", bench.server.url())
+        .env("HF_HOME", bench.folder.path().join("home"))
+        .env("HF_TOKEN", TOKEN)
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap();
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}"
+    );
+    assert!(
+        !text.contains(TOKEN) && !text.contains("verysecretsignature"),
+        "{text}"
+    );
+    text
+}
+
+fn trainer(push: bool) -> Trainer {
+    let folder = std::env::var(FOLDER).unwrap();
+    let texts = [
+        "a spiral galaxy",
+        "a barred spiral galaxy",
+        "a spiral staircase",
+        "the milky way is a galaxy",
+    ];
+    let tokenizer = Tokenizer::train_bpe(texts, 300).unwrap();
+    let examples: Vec<Example> = tokenizer
+        .encode_batch(&texts)
+        .unwrap()
+        .into_iter()
+        .map(Example::from)
+        .collect();
+    let config = Config::new("roberta")
+        .set("vocab_size", tokenizer.len())
+        .set("hidden_size", 16)
+        .set("num_hidden_layers", 1)
+        .set("num_attention_heads", 2)
+        .set("max_position_embeddings", 66)
+        .set("pad_token_id", 1)
+        .set("intermediate_size", 32);
+    let model = MaskedLm::from_config(&config, 42).unwrap();
+    let collator = MaskingCollator::new(&tokenizer).mlm_probability(0.5);
+    let arguments = TrainingArguments::new(Path::new(&folder).join("my_eli5_model"))
+        .learning_rate(1e-3)
+        .epochs(3)
+        .per_device_train_batch_size(2)
+        .eval_strategy(Epoch)
+        .save_strategy(Epoch)
+        .hub_private_repo(true)
+        .push_to_hub(push);
+    Trainer::new(model, arguments, examples.clone(), examples, collator)
+}
+
+#[test]
+#[ignore = "run by the other tests, in a process of its own"]
+fn trains_pushes_and_opens_what_was_pushed() {
+    let mut trainer = trainer(true);
+    trainer.train().unwrap();
+    let opened = MaskedLm::from_pretrained("tester/my_eli5_model").unwrap();
+    let tokenizer = Tokenizer::from_pretrained("tester/my_eli5_model").unwrap();
+    let ids = tokenizer.encode("a spiral galaxy").unwrap().ids;
+    let logits = |model: &MaskedLm| {
+        let inputs = ModelInputs::new(ids.clone(), (1, ids.len())).unwrap();
+        model
+            .forward(inputs)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap()
+    };
+    assert_eq!(logits(&opened), logits(trainer.model()));
+}
+
+#[test]
+fn a_trained_model_is_shared_with_its_card() {
+    let bench = Bench::new();
+    let text = in_a_process(&bench, "trains_pushes_and_opens_what_was_pushed", &[]);
+    assert!(text.contains("pushed to"), "{text}");
+    let state = bench.server.state();
+    let repo = &state.repos[&("models".to_owned(), "tester/my_eli5_model".to_owned())];
+    assert!(repo.private);
+    assert_eq!(
+        repo.messages.last().map(String::as_str),
+        Some("End of training")
+    );
+    assert!(
+        repo.messages.contains(&"Training in progress".to_owned()),
+        "{:?}",
+        repo.messages
+    );
+    let files: Vec<&str> = repo
+        .files("main")
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    for file in [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "loss.svg",
+        "tokenizer.json",
+        "training_history.json",
+    ] {
+        assert!(files.contains(&file), "{file} is not among {files:?}");
+    }
+    for file in &files {
+        assert!(
+            !file.contains("optimizer") && !file.contains("checkpoint"),
+            "{files:?}"
+        );
+    }
+    let card = state
+        .file("models", "tester/my_eli5_model", "README.md")
+        .unwrap();
+    let card = std::str::from_utf8(&card).unwrap();
+    for part in [
+        "pipeline_tag: fill-mask",
+        "- learning_rate: 1e-3",
+        "- num_train_epochs: 3",
+        "| 3.0 | 6 |",
+        "./loss.svg",
+    ] {
+        assert!(card.contains(part), "{part:?} is not in:\n{card}");
+    }
+    let left: Vec<_> = std::fs::read_dir(bench.folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert!(
+        !left
+            .iter()
+            .any(|name| name.to_string_lossy().starts_with(".push")),
+        "{left:?}"
+    );
+}
+
+#[test]
+#[ignore = "run by the other tests, in a process of its own"]
+fn trains_while_pushes_fail() {
+    let mut trainer = trainer(true);
+    let history = trainer.train().unwrap();
+    assert_eq!(history.step(), 6);
+}
+
+#[test]
+fn pushes_that_fail_do_not_stop_the_training() {
+    let bench = Bench::new();
+    bench.server.fail(
+        Some(Method::POST),
+        "/commit/",
+        usize::MAX,
+        Fault::Status(403, None),
+    );
+    let text = in_a_process(&bench, "trains_while_pushes_fail", &[]);
+    assert!(
+        text.contains("the training is done, but the push failed") && text.contains("to try again"),
+        "{text}"
+    );
+    let folder = bench.folder.path().join("my_eli5_model");
+    assert!(folder.join("README.md").exists() && folder.join("model.safetensors").exists());
+}
+
+#[test]
+#[ignore = "run by the other tests, in a process of its own"]
+fn is_refused_without_a_login() {
+    let text = trainer(true).train().unwrap_err().to_string();
+    assert!(text.contains("push_to_hub needs a login"), "{text}");
+}
+
+#[test]
+fn a_missing_login_is_said_before_the_training() {
+    let bench = Bench::new();
+    in_a_process(&bench, "is_refused_without_a_login", &[("HF_TOKEN", "")]);
+    assert!(bench.server.take_log().is_empty());
+}
