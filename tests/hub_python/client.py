@@ -1,0 +1,41 @@
+"""The Python library's part of tests/hub_python.rs: the same stand-in, the same cache, the other client."""
+
+import json
+import sys
+
+import huggingface_hub as hub
+
+
+def main(task, *arguments):
+    if task == "check":
+        return None
+    if task == "download":
+        repo, *files = arguments
+        return [hub.hf_hub_download(repo, file) for file in files]
+    if task == "cached":
+        repo, *files = arguments
+        return [hub.hf_hub_download(repo, file, local_files_only=True) for file in files]
+    if task == "upload":
+        repo, folder = arguments
+        hub.create_repo(repo, exist_ok=True)
+        return hub.upload_folder(repo_id=repo, folder_path=folder, commit_message="From Python").oid
+    if task == "whoami":
+        return hub.whoami()["name"]
+    if task == "token":
+        return hub.get_token()
+    if task == "login":
+        hub.login(token=arguments[0], add_to_git_credential=False)
+        return None
+    if task == "scan":
+        info = hub.scan_cache_dir()
+        return {"repos": [repo.repo_id for repo in info.repos], "warnings": [str(warning) for warning in info.warnings]}
+    if task == "card":
+        from huggingface_hub import ModelCard
+
+        card = ModelCard.load(arguments[0])
+        results = [(r.metric_type, r.metric_value) for r in card.data.eval_results or []]
+        return {"data": card.data.to_dict(), "results": results}
+    raise ValueError(task)
+
+
+print(json.dumps(main(*sys.argv[1:]), default=str))
