@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::io::Write;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,12 @@ const TASK: &str = "CLOZE_TEST_TASK";
 
 /// Runs this very test program with the settings of `bench` in its environment, to do `task`.
 fn child(bench: &Bench, task: &str) -> Child {
-    Command::new(std::env::current_exe().unwrap())
+    child_command(bench, task).spawn().unwrap()
+}
+
+fn child_command(bench: &Bench, task: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
         .args(["--exact", "the_task_of_a_child", "--nocapture"])
         .env(TASK, task)
         .env("HF_ENDPOINT", bench.server.url())
@@ -26,9 +32,8 @@ fn child(bench: &Bench, task: &str) -> Child {
         .env_remove("HF_HUB_CACHE")
         .env_remove("HF_HUB_OFFLINE")
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+        .stderr(Stdio::piped());
+    command
 }
 
 /// What a child process does; nothing when the tests run as usual.
@@ -47,6 +52,7 @@ fn the_task_of_a_child() {
             hub.push_folder("my-model", folder, &PushOptions::new())
                 .unwrap()
         ),
+        _ if task == "notebook_login" => println!("{:?}", cloze::hub::notebook_login()),
         _ => panic!("no such task: {task}"),
     }
 }
@@ -60,6 +66,54 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
         );
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// What a child prints that calls `notebook_login()` and is given `input`.
+fn notebook_login(bench: &Bench, in_a_notebook: bool, input: &str) -> String {
+    let mut command = child_command(bench, "notebook_login");
+    command.env_remove("HF_TOKEN").stdin(Stdio::piped());
+    if in_a_notebook {
+        command.env("EVCXR_IS_RUNTIME", "1");
+    } else {
+        command.env_remove("EVCXR_IS_RUNTIME");
+    }
+    let mut child = command.spawn().unwrap();
+    // A child that asks for nothing has no use for it.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+#[test]
+fn a_notebook_asks_for_the_token_as_for_a_password() {
+    let bench = Bench::new();
+    let text = notebook_login(&bench, true, &format!("{TOKEN}\n"));
+    assert!(
+        text.contains("EVCXR_INPUT_REQUEST_PASSWORD:Token"),
+        "{text}"
+    );
+    assert!(
+        text.contains("Account") && text.contains("tester") && !text.contains(TOKEN),
+        "{text}"
+    );
+    let stored = std::fs::read_to_string(bench.folder.path().join("token")).unwrap();
+    assert_eq!(stored, TOKEN);
+
+    let bench = Bench::new();
+    let text = notebook_login(&bench, true, "hf_notTheRightOne\n");
+    assert!(
+        text.contains("401") && !text.contains("hf_notTheRightOne"),
+        "{text}"
+    );
+    assert!(!bench.folder.path().join("token").exists());
+    let text = notebook_login(&bench, true, "\n");
+    assert!(text.contains("it is empty"), "{text}");
+    let text = notebook_login(&bench, false, &format!("{TOKEN}\n"));
+    assert!(text.contains("neither a notebook nor a terminal"), "{text}");
 }
 
 const NAME: &str = "tester/model";

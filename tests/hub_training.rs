@@ -100,6 +100,48 @@ fn trains_pushes_and_opens_what_was_pushed() {
             .unwrap()
     };
     assert_eq!(logits(&opened), logits(trainer.model()));
+    println!("logits {}", serde_json::json!([ids, logits(&opened)]));
+}
+
+/// Whether Python's `transformers`, with the same endpoint, opens what was pushed and gives the same logits.
+fn python_agrees(bench: &Bench, text: &str) {
+    let python = std::env::var("CLOZE_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let found = Command::new(&python)
+        .args(["-c", "import torch, transformers"])
+        .output();
+    if !found.is_ok_and(|output| output.status.success()) {
+        eprintln!(
+            "SKIPPED: no Python with transformers was found; set CLOZE_PYTHON to one to compare with it"
+        );
+        return;
+    }
+    let logits = text
+        .lines()
+        .find_map(|line| line.strip_prefix("logits "))
+        .unwrap();
+    let output = Command::new(&python)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hub_python/client.py"))
+        .args(["logits", "tester/my_eli5_model", logits])
+        .env_remove("HF_HUB_OFFLINE")
+        .env_remove("HF_HUB_CACHE")
+        .env("HF_ENDPOINT", bench.server.url())
+        .env("HF_HOME", bench.folder.path().join("python"))
+        .env("HF_TOKEN", TOKEN)
+        .env("HF_HUB_DISABLE_XET", "1")
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let worst: f64 = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .last()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(worst < 2e-5, "the logits differ by {worst}");
 }
 
 #[test]
@@ -107,6 +149,7 @@ fn a_trained_model_is_shared_with_its_card() {
     let bench = Bench::new();
     let text = in_a_process(&bench, "trains_pushes_and_opens_what_was_pushed", &[]);
     assert!(text.contains("pushed to"), "{text}");
+    python_agrees(&bench, &text);
     let state = bench.server.state();
     let repo = &state.repos[&("models".to_owned(), "tester/my_eli5_model".to_owned())];
     assert!(repo.private);
@@ -154,6 +197,10 @@ fn a_trained_model_is_shared_with_its_card() {
     ] {
         assert!(card.contains(part), "{part:?} is not in:\n{card}");
     }
+    assert!(
+        !card.contains("base_model"),
+        "this model began with nothing"
+    );
     let left: Vec<_> = std::fs::read_dir(bench.folder.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name())

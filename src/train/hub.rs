@@ -131,9 +131,11 @@ impl Trainer {
     pub fn model_card(&self) -> ModelCard {
         let repo = self.args.repo().unwrap_or_else(|_| "model".to_owned());
         let name = repo.rsplit('/').next().unwrap_or_default().to_owned();
-        let mut card = ModelCard::new(name)
-            .repo(repo)
-            .base_model(self.model.name());
+        let mut card = ModelCard::new(name).repo(repo);
+        // A model that was made from a config is called by its type, and began with nothing.
+        if self.model.name() != self.model.config().model_type() {
+            card = card.base_model(self.model.name());
+        }
         for (name, value) in hyperparameters(&self.args) {
             card = card.hyperparameter(name, value);
         }

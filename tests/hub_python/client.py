@@ -35,6 +35,16 @@ def main(task, *arguments):
         card = ModelCard.load(arguments[0])
         results = [(r.metric_type, r.metric_value) for r in card.data.eval_results or []]
         return {"data": card.data.to_dict(), "results": results}
+    if task == "logits":
+        import torch
+        from transformers import AutoModelForMaskedLM
+
+        repo, expected = arguments
+        ids, logits = json.loads(expected)
+        model = AutoModelForMaskedLM.from_pretrained(repo).eval()
+        with torch.no_grad():
+            ours = model(input_ids=torch.tensor([ids])).logits.flatten()
+        return (ours - torch.tensor(logits)).abs().max().item()
     raise ValueError(task)
 
 
