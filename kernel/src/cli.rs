@@ -19,6 +19,67 @@ pub struct Cli {
 pub enum Command {
     /// Execute notebooks without Jupyter, cell by cell
     Run(Run),
+    /// Build the prelude, and make the kernel known to Jupyter
+    Install(Install),
+    /// Make Jupyter forget the kernel
+    Uninstall(Place),
+    /// Open JupyterLab on the notebooks
+    Lab(Lab),
+    /// Tell what is there, what is missing and how to mend it
+    Doctor,
+    /// Serve a Jupyter client; the kernelspec says so
+    #[command(hide = true)]
+    Kernel {
+        /// Features of Cloze that the prelude is built with
+        #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
+        features: Vec<String>,
+        /// The file that describes the connection
+        connection_file: PathBuf,
+    },
+}
+
+#[derive(Debug, Default, Args)]
+pub struct Install {
+    #[command(flatten)]
+    pub place: Place,
+    /// Build with these features of Cloze, for instance `cuda`
+    #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
+    pub features: Vec<String>,
+}
+
+/// Where the kernelspec is.
+#[derive(Debug, Args)]
+pub struct Place {
+    /// Among the user's own kernels (the default)
+    #[arg(long, conflicts_with = "prefix")]
+    pub user: bool,
+    /// Among the kernels of this installation, for instance a virtual environment
+    #[arg(long, value_name = "DIR")]
+    pub prefix: Option<PathBuf>,
+    /// The name of the kernel
+    #[arg(long, default_value = KERNEL_NAME)]
+    pub name: String,
+}
+
+const KERNEL_NAME: &str = "cloze";
+
+impl Default for Place {
+    fn default() -> Self {
+        Self {
+            user: true,
+            prefix: None,
+            name: KERNEL_NAME.into(),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Lab {
+    /// The folder to open instead of the notebooks that come with Cloze
+    pub folder: Option<PathBuf>,
+    /// Arguments for JupyterLab
+    #[arg(last = true)]
+    pub arguments: Vec<String>,
 }
 
 /// Each NOTEBOOK is executed from its own folder, and the executed notebook written beside it as NAME.executed.ipynb,

@@ -1,6 +1,11 @@
 //! What a cell does while it runs, as a front end shows it.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
+
+/// Where what happens goes. Called in the order in which it happened.
+pub type Sink = Arc<dyn Fn(Event) + Send + Sync>;
 
 /// Where text was printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,9 +2,13 @@
 
 mod child;
 mod cli;
+mod doctor;
 mod error;
 mod event;
 mod failure;
+mod install;
+mod jupyter;
+mod lab;
 mod notebook;
 mod parameters;
 mod pipes;
@@ -33,6 +37,14 @@ fn main() -> ExitCode {
     }
     let done = match Cli::parse().command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Install(arguments) => install::install(&arguments),
+        Command::Uninstall(place) => install::uninstall(&place),
+        Command::Lab(arguments) => lab::lab(&arguments),
+        Command::Doctor => doctor::doctor(),
+        Command::Kernel {
+            features,
+            connection_file,
+        } => jupyter::serve(&connection_file, &features),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,8 +3,9 @@
 use std::io::{PipeWriter, Write};
 use std::process::Child;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::workshop::Compilation;
 use crate::{Error, Result};
 
 /// Interrupts the running cell, first politely, then for good; answers it when it asks for input.
@@ -13,25 +14,43 @@ pub struct Remote {
     inner: Arc<Inner>,
 }
 
+/// The session that is meant.
+#[derive(Debug)]
+struct Target {
+    process: Arc<Mutex<Child>>,
+    stdin: PipeWriter,
+    compilation: Compilation,
+}
+
 #[derive(Debug, Default)]
 struct Inner {
-    session: Mutex<Option<(Arc<Mutex<Child>>, PipeWriter)>>,
+    session: Mutex<Option<Target>>,
     /// 0: no cell runs; otherwise one more than the interrupts that it got.
     state: AtomicUsize,
 }
 
 impl Remote {
-    /// Points it at a session: the process that runs its cells, and that process's stdin.
-    pub fn connect(&self, process: Arc<Mutex<Child>>, stdin: PipeWriter) {
-        *self
-            .inner
+    /// Points it at a session: the process that runs its cells, that process's stdin, and how its cells are compiled.
+    pub fn connect(&self, process: Arc<Mutex<Child>>, stdin: PipeWriter, compilation: Compilation) {
+        *self.session() = Some(Target {
+            process,
+            stdin,
+            compilation,
+        });
+    }
+
+    fn session(&self) -> MutexGuard<'_, Option<Target>> {
+        self.inner
             .session
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some((process, stdin));
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A cell begins.
     pub fn begin(&self) {
+        if let Some(target) = self.session().as_ref() {
+            target.compilation.allow();
+        }
         self.inner.state.store(1, Ordering::SeqCst);
     }
 
@@ -58,15 +77,15 @@ impl Remote {
     }
 
     fn signal(&self, signal: i32) {
-        let session = self
-            .inner
-            .session
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let Some((process, _)) = session.as_ref() else {
+        let session = self.session();
+        let Some(target) = session.as_ref() else {
             return;
         };
-        let process = process.lock().unwrap_or_else(PoisonError::into_inner);
+        target.compilation.stop();
+        let process = target
+            .process
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         // SAFETY: a signal to our own child; nobody has waited for it while we hold the lock, so the id is its own.
         unsafe {
             libc::kill(process.id() as libc::pid_t, signal);
@@ -75,15 +94,11 @@ impl Remote {
 
     /// Gives the cell the line of input that it waits for.
     pub fn answer(&self, line: &str) -> Result<()> {
-        let mut session = self
-            .inner
-            .session
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let Some((_, stdin)) = session.as_mut() else {
+        let mut session = self.session();
+        let Some(target) = session.as_mut() else {
             return Ok(());
         };
-        writeln!(stdin, "{}", line.trim_end_matches('\n'))
+        writeln!(target.stdin, "{}", line.trim_end_matches('\n'))
             .map_err(Error::system("answering the cell"))
     }
 }

@@ -2,32 +2,38 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crossbeam_channel::Sender;
 use evcxr::{CommandContext, EvalContext};
 
 use crate::child;
-use crate::event::{Display, Event};
+use crate::event::{Display, Event, Sink};
 use crate::failure::{Failure, line_in_cell};
 use crate::pipes::Pipes;
 use crate::prelude::{Libraries, Sources};
 use crate::remote::Remote;
 use crate::streams::{Report, Streams};
 use crate::toolchain::Toolchain;
-use crate::workshop::{Recipe, Workshop, outside};
+use crate::workshop::{Compilation, Recipe, Workshop, outside};
 use crate::{Error, Result};
+
+/// What is told to be waited for when nothing has to be built.
+pub const STARTING: &str = "starting";
 
 /// evcxr with everything around it that makes cells start fast and fail honestly.
 pub struct Session {
     context: CommandContext,
     streams: Streams,
-    events: Sender<Event>,
+    events: Sink,
+    /// Where events go instead while a value is looked up.
+    captured: Captured,
     remote: Remote,
     has_prelude: bool,
     // Dropped last: the others use it.
     _workshop: Arc<Workshop>,
 }
+
+type Captured = Arc<Mutex<Option<Vec<Event>>>>;
 
 impl Session {
     /// Starts a session in `workshop`, which must have been moved into. The thread that calls this must live as long as
@@ -36,12 +42,20 @@ impl Session {
         workshop: Arc<Workshop>,
         sources: Option<&Sources>,
         remote: Remote,
-        events: Sender<Event>,
+        events: Sink,
     ) -> Result<Self> {
-        let toolchain = Toolchain::find()?;
-        let waiting = |what: String| {
-            let _ = events.send(Event::Waiting(what));
+        let captured = Captured::default();
+        let events: Sink = {
+            let captured = captured.clone();
+            Arc::new(move |event| {
+                match &mut *captured.lock().unwrap_or_else(PoisonError::into_inner) {
+                    Some(captured) => captured.push(event),
+                    None => events(event),
+                }
+            })
         };
+        let toolchain = Toolchain::find()?;
+        let waiting = |what: String| events(Event::Waiting(what));
         if !toolchain.has_sources() {
             waiting(
                 "adding the sources of Rust's standard library (rustup component add rust-src)"
@@ -58,7 +72,9 @@ impl Session {
             flags: libraries.flags.clone(),
             analysis: libraries.analysis.clone(),
         })?;
-        waiting("starting".into());
+        waiting(STARTING.into());
+        let compilation = Compilation::of(&workshop);
+        compilation.allow();
         let pipes = Pipes::new().map_err(Error::system("making pipes"))?;
         let mut command = cell_process(&toolchain, &libraries)?;
         pipes
@@ -82,11 +98,12 @@ impl Session {
             .execute(":efmt {}")
             .map_err(|error| error.to_string())?;
         streams.unmute();
-        remote.connect(context.process_handle(), input);
+        remote.connect(context.process_handle(), input, compilation);
         Ok(Self {
             context,
             streams,
             events,
+            captured,
             remote,
             has_prelude: sources.is_some(),
             _workshop: workshop,
@@ -101,6 +118,7 @@ impl Session {
             .variables_and_types()
             .map(|(name, _)| name.to_owned())
             .collect();
+        self.streams.expect_value(!code.trim_end().ends_with(';'));
         self.remote.begin();
         let executed = self.context.execute(&code);
         let interrupts = self.remote.end();
@@ -113,7 +131,7 @@ impl Session {
                         .into_iter()
                         .map(|(mime, text)| (mime, text.into()))
                         .collect();
-                    let _ = self.events.send(Event::Display(Display {
+                    (self.events)(Event::Display(Display {
                         data,
                         metadata: Default::default(),
                         display_id: None,
@@ -136,6 +154,50 @@ impl Session {
             }
             Err(error) => Err(Failure::new("error", error.to_string())),
         }
+    }
+
+    /// Does what the first cells would have to wait for: loads the types of the prelude, and tells evcxr that cells use
+    /// `?`.
+    pub fn warm_up(&mut self) {
+        const TYPICAL: &str = "use cloze::prelude::*;\nlet warm = Tensor::zeros((1, 1), DType::F32, &Device::Cpu)?;\nwarm.dim";
+        if self.has_prelude {
+            self.complete(TYPICAL, TYPICAL.len());
+        }
+        let _ = self.value("std::fs::metadata(\".\")?;");
+    }
+
+    /// What an expression is worth, without showing it.
+    pub fn value(&mut self, code: &str) -> Result<Display, Failure> {
+        let captured = self.captured.clone();
+        let replace = |with| {
+            std::mem::replace(
+                &mut *captured.lock().unwrap_or_else(PoisonError::into_inner),
+                with,
+            )
+        };
+        replace(Some(Vec::new()));
+        let outcome = self.execute(code);
+        let events = replace(None).unwrap_or_default();
+        outcome?;
+        let mut displays = events.into_iter().rev().filter_map(|event| match event {
+            Event::Display(display) => Some(display),
+            _ => None,
+        });
+        displays
+            .next()
+            .ok_or_else(|| Failure::new("error", "the expression has no value to show"))
+    }
+
+    /// What may be written at a byte of the code, and the bytes that it would replace.
+    pub fn complete(&mut self, code: &str, at: usize) -> Option<evcxr::Completions> {
+        let code = self.without_prelude_dep(code);
+        self.context.completions(&code, at.min(code.len())).ok()
+    }
+
+    /// The documentation of the name that ends at a byte of the code, as text and as HTML.
+    pub fn inspect(&mut self, code: &str, at: usize) -> Option<(String, String)> {
+        let (text, html) = self.context.hover_at(code, at).ok()?;
+        (text != "No documentation found").then_some((text, html))
     }
 
     fn outcome(&self, report: &Report, code: &str) -> Result<(), Failure> {
@@ -277,6 +339,7 @@ fn cell_process(toolchain: &Toolchain, libraries: &Libraries) -> Result<Command>
             std::env::join_paths(path).unwrap_or_default(),
         )
         .env(child::LIBRARIES, load.join(":"))
-        .env("CLOZE_KERNEL", env!("CARGO_PKG_VERSION"));
+        // The library then shows displays while they change, see its `display::live`.
+        .env("CLOZE_LIVE_DISPLAY", "1");
     Ok(command)
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::child::END_OF_PROCESS;
-use crate::event::{Event, Stream};
+use crate::event::{Event, Sink, Stream};
 use crate::pipes::Pipes;
 use crate::stdout::{Reader, Said};
 
@@ -51,18 +51,21 @@ pub struct Report {
 pub struct Streams {
     reports: Receiver<Report>,
     muted: Arc<AtomicBool>,
+    has_value: Arc<AtomicBool>,
     stdout: io::PipeWriter,
     stale: [io::PipeReader; 2],
 }
 
 impl Streams {
     /// Starts to listen; what happens is sent to `events` once [`Streams::unmute`] was called.
-    pub fn listen(pipes: Pipes, events: Sender<Event>) -> io::Result<Self> {
+    pub fn listen(pipes: Pipes, events: Sink) -> io::Result<Self> {
         let (sender, reports) = crossbeam_channel::unbounded();
         let muted = Arc::new(AtomicBool::new(true));
+        let has_value = Arc::new(AtomicBool::new(true));
         let streams = Self {
             reports,
             muted: muted.clone(),
+            has_value: has_value.clone(),
             stdout: pipes.stdout.writer.try_clone()?,
             stale: [
                 pipes.replies.reader.try_clone()?,
@@ -80,6 +83,7 @@ impl Streams {
             pipes,
             events,
             muted,
+            has_value,
             reports: sender,
             reader: Reader::default(),
             notices: Vec::new(),
@@ -97,6 +101,11 @@ impl Streams {
     pub fn unmute(&self) {
         self.reports.try_iter().for_each(drop);
         self.muted.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether the next cell ends with an expression, whose value its last display is.
+    pub fn expect_value(&self, expected: bool) {
+        self.has_value.store(expected, Ordering::SeqCst);
     }
 
     /// The report of the cell that evcxr says has ended, if it ran at all. What the cell printed was sent before.
@@ -124,8 +133,9 @@ impl Streams {
 
 struct Listener {
     pipes: Pipes,
-    events: Sender<Event>,
+    events: Sink,
     muted: Arc<AtomicBool>,
+    has_value: Arc<AtomicBool>,
     reports: Sender<Report>,
     reader: Reader,
     /// What evcxr must hear at the end of the cell.
@@ -256,7 +266,8 @@ impl Listener {
         self.read_records();
         self.read_stderr();
         if let Some(mut display) = self.reader.take_result() {
-            display.is_result = display.display_id.is_none();
+            display.is_result =
+                display.display_id.is_none() && self.has_value.load(Ordering::SeqCst);
             self.send(Event::Display(display));
         }
         let notices: String = self.notices.drain(..).map(|notice| notice + "\n").collect();
@@ -277,7 +288,7 @@ impl Listener {
 
     fn send(&self, event: Event) {
         if !self.muted.load(Ordering::SeqCst) {
-            let _ = self.events.send(event);
+            (self.events)(event);
         }
     }
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use crate::toolchain::pin;
-use crate::workshop::{Recipe, outside};
+use crate::workshop::{Compilation, Recipe, outside};
 use crate::{Error, Result};
 
 /// What this program answers to in a workshop.
@@ -90,6 +90,9 @@ fn compile_cell(
     verb: &str,
     arguments: &[String],
 ) -> Result<ExitCode> {
+    if !Compilation::begin(folder) {
+        return Ok(ExitCode::FAILURE);
+    }
     let manifest = read(&folder.join("Cargo.toml"))?;
     let code = read(&folder.join("src/lib.rs"))?;
     let sources = folder.join("cell");

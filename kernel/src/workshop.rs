@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -127,6 +127,61 @@ impl Workshop {
         let path = self.folder.join(RECIPE);
         let json = serde_json::to_string_pretty(recipe).map_err(|error| error.to_string())?;
         fs::write(&path, json).map_err(Error::file(&path))
+    }
+}
+
+/// The compilation of a cell, as seen from outside of it: it can be stopped.
+#[derive(Clone, Debug)]
+pub struct Compilation {
+    folder: PathBuf,
+}
+
+impl Compilation {
+    pub fn of(workshop: &Workshop) -> Self {
+        Self {
+            folder: workshop.folder.clone(),
+        }
+    }
+
+    /// There is no compilation before this, and the next one may begin.
+    pub fn allow(&self) {
+        let _ = fs::remove_file(self.stop_file());
+        let _ = fs::remove_file(self.group_file());
+    }
+
+    /// Stops the compilation that is under way, and any that is about to begin.
+    pub fn stop(&self) {
+        let _ = fs::write(self.stop_file(), "");
+        let group = fs::read_to_string(self.group_file())
+            .ok()
+            .and_then(|text| text.parse().ok());
+        if let Some(group) = group.filter(|group: &libc::pid_t| *group > 1) {
+            // SAFETY: a signal to the process group that a stand-in made for itself and wrote down.
+            unsafe {
+                libc::kill(-group, libc::SIGTERM);
+            }
+        }
+    }
+
+    /// In a stand-in tool: this process and those that it starts are the compilation. False if it must not begin.
+    pub fn begin(folder: &Path) -> bool {
+        let this = Self {
+            folder: folder.to_owned(),
+        };
+        // SAFETY: makes this process the first of a group of its own.
+        unsafe {
+            libc::setpgid(0, 0);
+        }
+        let _ = fs::write(this.group_file(), std::process::id().to_string());
+        !this.stop_file().exists()
+    }
+
+    fn stop_file(&self) -> PathBuf {
+        self.folder.join("stop")
+    }
+
+    fn group_file(&self) -> PathBuf {
+        self.folder.join("compiling")
     }
 }
 

@@ -182,7 +182,7 @@ fn compile(
 }
 
 /// The target folder that cargo put this program into, if it did: what was compiled for the program serves again.
-fn target_folder() -> Option<PathBuf> {
+pub fn target_folder() -> Option<PathBuf> {
     let program = std::env::current_exe().ok()?;
     let profile = program
         .ancestors()

@@ -6,7 +6,8 @@ mod sources;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-pub use sources::Sources;
+pub use build::target_folder;
+pub use sources::{SOURCES, Sources};
 
 use crate::toolchain::Toolchain;
 use crate::workshop::cache;

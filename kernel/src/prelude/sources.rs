@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
+/// A checkout of Cloze to build the prelude from, if not the one that this program was built from.
+pub const SOURCES: &str = "CLOZE_SOURCES";
+
 /// The workspace that holds Cloze, and the features that it is built with.
 #[derive(Clone, Debug)]
 pub struct Sources {
@@ -24,8 +27,11 @@ impl Sources {
         })
     }
 
-    /// The workspace that this program was compiled from, if it is still there.
+    /// The workspace that this program was compiled from, if it is still there, or the one that the environment names.
     pub fn own() -> Option<Self> {
+        if let Some(folder) = std::env::var_os(SOURCES) {
+            return Self::at(Path::new(&folder));
+        }
         Self::at(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
     }
 
@@ -38,6 +44,12 @@ impl Sources {
             .trim_start()
             .strip_prefix('"')?;
         Self::at(&folder.join(path.split('"').next()?))
+    }
+
+    /// The same, built with these features.
+    pub fn with_features(mut self, features: &[String]) -> Self {
+        self.features = features.to_vec();
+        self
     }
 
     /// A number that changes when any file does that the prelude is compiled from.

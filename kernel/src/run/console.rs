@@ -25,6 +25,8 @@ pub struct Console {
     status: bool,
     /// When the last status was told where lines can't be replaced.
     told: Option<Instant>,
+    /// The last state of a display that changed while the cell ran.
+    last_state: Option<String>,
 }
 
 impl Console {
@@ -38,6 +40,7 @@ impl Console {
             terminal: io::stdout().is_terminal(),
             status: false,
             told: None,
+            last_state: None,
         }
     }
 
@@ -80,6 +83,10 @@ impl Console {
     pub fn end(&mut self, failure: Option<&Failure>) {
         self.end_status();
         self.end_line();
+        if let Some(text) = self.last_state.take() {
+            self.print(&text);
+            self.end_line();
+        }
         let elapsed = seconds(self.cell);
         match failure {
             None => self.line(&self.dim(&format!("  ok, {elapsed}"))),
@@ -126,9 +133,8 @@ impl Console {
     }
 
     fn display(&mut self, display: &Display) {
-        // The states in between are for front ends that can replace one by the next.
-        if display.update {
-            return;
+        if display.display_id.is_some() {
+            return self.changing(display);
         }
         self.end_line();
         if let Some(text) = display
@@ -147,6 +153,26 @@ impl Console {
             .collect();
         let note = format!("  [{}]", kinds.join(", "));
         self.line(&self.dim(&note));
+    }
+
+    /// A display that may be replaced: its state is the status line until the cell ends.
+    fn changing(&mut self, display: &Display) {
+        let Some(text) = display
+            .data
+            .get("text/plain")
+            .and_then(|text| text.as_str())
+        else {
+            return;
+        };
+        if self.terminal
+            && let Some(line) = text.lines().find(|line| !line.trim().is_empty())
+        {
+            self.end_line();
+            print!("\r\u{1b}[2K  {line}");
+            let _ = io::stdout().flush();
+            self.status = true;
+        }
+        self.last_state = Some(text.to_owned());
     }
 
     fn waiting(&mut self, what: &str) {

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, select};
 
 use self::console::Console;
 use crate::cli::Run;
-use crate::event::Event;
+use crate::event::{Event, Sink};
 use crate::failure::Failure;
 use crate::notebook::Notebook;
 use crate::parameters;
@@ -92,8 +92,11 @@ impl<'a> Execution<'a> {
         let (finish, finished) = crossbeam_channel::unbounded();
         let (tell, events) = crossbeam_channel::unbounded();
         let (workshop, remote) = (self.workshop.clone(), self.remote.clone());
+        let sink: Sink = Arc::new(move |event| {
+            let _ = tell.send(event);
+        });
         let session =
-            std::thread::spawn(move || serve(workshop, sources, remote, &tell, &to_run, &finish));
+            std::thread::spawn(move || serve(workshop, sources, remote, sink, &to_run, &finish));
         let ran = self.run_cells(&cells, &events, &finished);
         // Also with what there is after a failure.
         let written = self.notebook.write(output);
@@ -217,11 +220,11 @@ fn serve(
     workshop: Arc<Workshop>,
     sources: Option<Sources>,
     remote: Remote,
-    tell: &Sender<Event>,
+    tell: Sink,
     to_run: &Receiver<String>,
     finish: &Sender<Result<Result<(), Failure>>>,
 ) {
-    let mut session = match Session::start(workshop, sources.as_ref(), remote, tell.clone()) {
+    let mut session = match Session::start(workshop, sources.as_ref(), remote, tell) {
         Ok(session) => session,
         Err(error) => {
             let _ = finish.send(Err(error));

@@ -1,0 +1,214 @@
+//! `cloze doctor`: what is there, what is missing, and how to mend it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cli::Install;
+use crate::prelude::Sources;
+use crate::toolchain::Toolchain;
+use crate::workshop::cache;
+use crate::{Error, Result};
+
+/// Free space below which a build may fail.
+const ENOUGH_GIB: f64 = 5.0;
+
+/// The outcome of one look.
+enum Finding {
+    Good(String),
+    /// Something that only some need.
+    Absent(String),
+    Bad(String),
+}
+
+use Finding::{Absent, Bad, Good};
+
+/// Looks at everything; an error if something is missing that notebooks can't do without.
+pub fn doctor() -> Result<()> {
+    let toolchain = Toolchain::find();
+    let looks: [(&str, Finding); 8] = [
+        ("compiler", compiler(&toolchain)),
+        ("standard library's sources", library_sources(&toolchain)),
+        ("linker", linker(&toolchain)),
+        ("sources of Cloze", own_sources()),
+        ("Jupyter", jupyter()),
+        ("kernel", kernel()),
+        ("GPU", gpu()),
+        ("cache", cache_folder()),
+    ];
+    let mut bad = 0;
+    for (what, finding) in &looks {
+        let (mark, text) = match finding {
+            Good(text) => ("ok", text),
+            Absent(text) => ("--", text),
+            Bad(text) => {
+                bad += 1;
+                ("!!", text)
+            }
+        };
+        println!("{mark} {what}: {}", text.replace('\n', "\n   "));
+    }
+    match bad {
+        0 => Ok(()),
+        1 => Err("one thing must be mended before notebooks run".into()),
+        _ => Err(format!("{bad} things must be mended before notebooks run").into()),
+    }
+}
+
+fn compiler(toolchain: &Result<Toolchain>) -> Finding {
+    match toolchain {
+        Ok(toolchain) => Good(format!(
+            "{} in {}",
+            toolchain.name(),
+            toolchain.sysroot.display()
+        )),
+        Err(error) => Bad(error.to_string()),
+    }
+}
+
+fn library_sources(toolchain: &Result<Toolchain>) -> Finding {
+    match toolchain {
+        Ok(toolchain) if toolchain.has_sources() => Good("there".into()),
+        Ok(_) => Bad(
+            "missing, so that no variable's type can be inferred: rustup component add rust-src"
+                .into(),
+        ),
+        Err(_) => Bad("no compiler".into()),
+    }
+}
+
+fn linker(toolchain: &Result<Toolchain>) -> Finding {
+    if !succeeds(Command::new("cc").arg("--version")) {
+        return Bad("`cc` is missing, which links Rust programs: install gcc or clang".into());
+    }
+    if on_path("mold") {
+        return Good("mold".into());
+    }
+    let own = toolchain.as_ref().ok().map(|t| {
+        t.sysroot
+            .join("lib/rustlib")
+            .join(&t.host)
+            .join("bin/gcc-ld/ld.lld")
+    });
+    // The default of this target since 1.90.
+    if own.is_some_and(|linker| linker.exists())
+        && cfg!(all(target_os = "linux", target_arch = "x86_64"))
+    {
+        return Good("rust-lld, the toolchain's own".into());
+    }
+    Absent("the system's, which is slow: install mold for faster cells".into())
+}
+
+fn own_sources() -> Finding {
+    match Sources::own() {
+        Some(sources) => Good(sources.workspace.display().to_string()),
+        None => Bad(crate::install::missing_sources().to_string()),
+    }
+}
+
+fn jupyter() -> Finding {
+    match crate::lab::find_jupyter() {
+        Some(path) => Good(format!("JupyterLab, {}", path.display())),
+        None => Absent(
+            "JupyterLab is not on the path (pipx install jupyterlab); `cloze run` works without"
+                .into(),
+        ),
+    }
+}
+
+fn kernel() -> Finding {
+    match Install::default().place.folder() {
+        Ok(folder) if folder.join("kernel.json").exists() => Good(folder.display().to_string()),
+        Ok(_) => Absent("not installed for Jupyter: cloze install".into()),
+        Err(error) => Absent(error.to_string()),
+    }
+}
+
+fn gpu() -> Finding {
+    let query = [
+        "--query-gpu=name,driver_version,memory.total",
+        "--format=csv,noheader",
+    ];
+    let Ok(output) = Command::new("nvidia-smi").args(query).output() else {
+        return Absent("none found (no nvidia-smi): models run on the CPU".into());
+    };
+    let cards = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    if !output.status.success() || cards.is_empty() {
+        return Absent("nvidia-smi finds none: models run on the CPU".into());
+    }
+    match Command::new("nvcc").arg("--version").output() {
+        Ok(nvcc) => {
+            let text = String::from_utf8_lossy(&nvcc.stdout).into_owned();
+            let release = text
+                .lines()
+                .find(|line| line.contains("release"))
+                .unwrap_or("nvcc of an unknown release");
+            Good(format!("{cards}\n{}", release.trim()))
+        }
+        Err(_) => Absent(format!(
+            "{cards}\nbut no nvcc: `--features cuda` needs the CUDA toolkit to build"
+        )),
+    }
+}
+
+fn cache_folder() -> Finding {
+    let folder = match cache() {
+        Ok(folder) => folder,
+        Err(error) => return Bad(error.to_string()),
+    };
+    let used = gib(size(&folder));
+    match free_space(&folder) {
+        Ok(free) if gib(free) < ENOUGH_GIB => Bad(format!(
+            "{}: {used:.1} GiB used, {:.1} GiB free, and a build needs {ENOUGH_GIB:.0}",
+            folder.display(),
+            gib(free)
+        )),
+        Ok(free) => Good(format!(
+            "{}: {used:.1} GiB used, {:.0} GiB free",
+            folder.display(),
+            gib(free)
+        )),
+        Err(error) => Bad(error.to_string()),
+    }
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
+}
+
+fn size(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => size(&entry.path()),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+fn free_space(folder: &Path) -> Result<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let path =
+        std::ffi::CString::new(folder.as_os_str().as_bytes()).map_err(|error| error.to_string())?;
+    let mut stats = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: a path that ends with a zero, and a structure of the right type to be filled in; zeroes are a valid value.
+    let (done, stats) = unsafe {
+        (
+            libc::statvfs(path.as_ptr(), stats.as_mut_ptr()),
+            stats.assume_init(),
+        )
+    };
+    if done != 0 {
+        return Err(Error::file(folder)(std::io::Error::last_os_error()));
+    }
+    Ok(stats.f_bavail * stats.f_frsize)
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    command.output().is_ok_and(|output| output.status.success())
+}
+
+fn on_path(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder: PathBuf| folder.join(name).is_file())
+}

@@ -1,0 +1,146 @@
+//! The Jupyter kernel: sockets, and one small handler per request.
+//!
+//! Who does what: [`shell`] and [`control`] read requests; what needs the session goes to the [`evaluator`]'s thread;
+//! [`iopub`] is the one writer of what front ends see.
+
+mod complete;
+mod control;
+mod evaluator;
+mod execute;
+mod history;
+mod info;
+mod inspect;
+mod iopub;
+mod is_complete;
+mod position;
+mod request;
+mod shell;
+mod stdin;
+mod waiting;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jupyter_protocol::{ConnectionInfo, ExecutionState};
+use jupyter_zmq_client as wire;
+use tokio::sync::mpsc::unbounded_channel;
+
+use crate::prelude::Sources;
+use crate::remote::Remote;
+use crate::workshop::Workshop;
+use crate::{Error, Result};
+
+/// How often the kernel looks whether whoever started it is still there.
+const PARENT_CHECK: Duration = Duration::from_secs(2);
+/// How long the last messages have to leave.
+const FAREWELL: Duration = Duration::from_millis(200);
+
+/// Serves the connection that the file describes, until a client asks to shut down.
+pub fn serve(connection_file: &Path, features: &[String]) -> Result<()> {
+    let text = std::fs::read_to_string(connection_file).map_err(Error::file(connection_file))?;
+    let connection: ConnectionInfo = serde_json::from_str(&text).map_err(|error| {
+        format!(
+            "{} is not a connection file: {error}",
+            connection_file.display()
+        )
+    })?;
+    if !connection.key.is_empty() && connection.signature_scheme != "hmac-sha256" {
+        return Err(format!(
+            "the signature scheme {} is not known",
+            connection.signature_scheme
+        )
+        .into());
+    }
+    let sources = Sources::own().map(|sources| sources.with_features(features));
+    let workshop = Arc::new(Workshop::enter()?);
+    workshop.move_in();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(Error::system("starting the kernel's runtime"))?;
+    let served = runtime.block_on(run(&connection, workshop, sources));
+    // The evaluator may be in the midst of a cell.
+    runtime.shutdown_background();
+    served
+}
+
+async fn run(
+    connection: &ConnectionInfo,
+    workshop: Arc<Workshop>,
+    sources: Option<Sources>,
+) -> Result<()> {
+    let session = uuid::Uuid::new_v4().to_string();
+    let bind =
+        |error: wire::RuntimeError| Error::Message(format!("The kernel could not listen: {error}"));
+    let iopub = wire::create_kernel_iopub_xpub_connection(connection, &session)
+        .await
+        .map_err(bind)?;
+    let shell = wire::create_kernel_shell_connection(connection, &session)
+        .await
+        .map_err(bind)?;
+    let control = wire::create_kernel_control_connection(connection, &session)
+        .await
+        .map_err(bind)?;
+    let stdin = wire::create_kernel_stdin_connection(connection, &session)
+        .await
+        .map_err(bind)?;
+    let mut heartbeat = wire::create_kernel_heartbeat_connection(connection)
+        .await
+        .map_err(bind)?;
+    tokio::spawn(async move { while heartbeat.single_heartbeat().await.is_ok() {} });
+
+    let iopub = iopub::IoPub::start(iopub);
+    iopub.status(None, ExecutionState::Starting);
+    let remote = Remote::default();
+    let waiting = waiting::Waiting::new(iopub.clone());
+    let history = Arc::default();
+    let (replies, to_send) = unbounded_channel();
+    let evaluator = evaluator::start(evaluator::Parts {
+        iopub: iopub.clone(),
+        replies: replies.clone(),
+        history: Arc::clone(&history),
+        remote: remote.clone(),
+        workshop,
+        sources,
+        waiting: waiting.clone(),
+        ask: stdin::start(stdin, iopub.clone(), remote.clone()),
+    })
+    .map_err(Error::system("starting the evaluator"))?;
+    let (send, receive) = shell.split();
+    tokio::spawn(shell::send(send, to_send));
+    tokio::spawn(
+        shell::Shell {
+            iopub: iopub.clone(),
+            replies,
+            evaluator,
+            history,
+            waiting,
+        }
+        .serve(receive),
+    );
+    // Ctrl-C in the terminal that Jupyter runs in reaches the kernel as well.
+    tokio::spawn({
+        let (iopub, remote) = (iopub.clone(), remote.clone());
+        async move {
+            while tokio::signal::ctrl_c().await.is_ok() {
+                control::interrupt(&remote, &iopub);
+            }
+        }
+    });
+    tokio::select! {
+        () = control::serve(control, iopub, remote) => {}
+        () = parent_gone() => {}
+    }
+    tokio::time::sleep(FAREWELL).await;
+    Ok(())
+}
+
+/// Ends when the process that started this one has.
+async fn parent_gone() {
+    let parent = std::os::unix::process::parent_id();
+    while std::os::unix::process::parent_id() == parent {
+        tokio::time::sleep(PARENT_CHECK).await;
+    }
+}

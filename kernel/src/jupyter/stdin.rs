@@ -1,0 +1,70 @@
+//! The stdin channel: a cell asks the person for a line.
+//! See <https://jupyter-client.readthedocs.io/en/stable/messaging.html#messages-on-the-stdin-router-dealer-channel>.
+
+use std::sync::Arc;
+
+use jupyter_protocol::{InputRequest, JupyterMessage, JupyterMessageContent};
+use jupyter_zmq_client::KernelStdinConnection;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use zeromq::SocketRecv;
+
+use super::iopub::IoPub;
+use super::request;
+use crate::event::Stream;
+use crate::remote::Remote;
+
+/// A question of a cell: the request that runs it, and what it asks.
+struct Question {
+    request: Arc<JupyterMessage>,
+    prompt: String,
+    password: bool,
+}
+
+/// Passes on a cell's question: the request that runs it, the prompt, whether what is typed is hidden.
+pub type Ask = Arc<dyn Fn(&Arc<JupyterMessage>, String, bool) + Send + Sync>;
+
+/// Serves the channel.
+pub fn start(socket: KernelStdinConnection, iopub: IoPub, remote: Remote) -> Ask {
+    let (questions, asked): (UnboundedSender<Question>, _) = unbounded_channel();
+    tokio::spawn(serve(socket, asked, remote.clone()));
+    Arc::new(move |request, prompt, password| {
+        let allowed = matches!(&request.content, JupyterMessageContent::ExecuteRequest(content) if content.allow_stdin);
+        if allowed {
+            let _ = questions.send(Question {
+                request: request.clone(),
+                prompt,
+                password,
+            });
+            return;
+        }
+        let text = format!(
+            "The cell asks for input ({prompt}), which this front end can't give: it gets an empty line.\n"
+        );
+        iopub.text(Some(request), Stream::Stderr, text);
+        let _ = remote.answer("");
+    })
+}
+
+async fn serve(
+    mut socket: KernelStdinConnection,
+    mut asked: UnboundedReceiver<Question>,
+    remote: Remote,
+) {
+    loop {
+        tokio::select! {
+            question = asked.recv() => {
+                let Some(Question { request, prompt, password }) = question else { return };
+                let question = InputRequest { prompt, password };
+                let _ = socket.send(JupyterMessage::new(question, Some(&request))).await;
+            }
+            message = socket.socket.recv() => {
+                let Ok(message) = message else { return };
+                if let Some(message) = request::read(message, &socket)
+                    && let JupyterMessageContent::InputReply(reply) = message.content
+                {
+                    let _ = remote.answer(&reply.value);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! `cloze lab`: JupyterLab on the notebooks.
+
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::cli::{Install, Lab};
+use crate::prelude::Sources;
+use crate::{Error, Result};
+
+/// Becomes JupyterLab.
+pub fn lab(arguments: &Lab) -> Result<()> {
+    let Some(jupyter) = find_jupyter() else {
+        return Err("JupyterLab was not found. To get it, one of:\n  \
+                    pipx install jupyterlab\n  \
+                    uv tool install jupyterlab\n  \
+                    python3 -m pip install --user jupyterlab\n\
+                    Notebooks also run without it: cloze run NOTEBOOK"
+            .into());
+    };
+    let install = Install::default();
+    if !install.place.folder()?.join("kernel.json").exists() {
+        crate::install::install(&install)?;
+    }
+    let folder = arguments
+        .folder
+        .clone()
+        .or_else(notebooks)
+        .unwrap_or_else(|| ".".into());
+    let error = Command::new(&jupyter)
+        .args(&arguments.arguments)
+        .arg(folder)
+        .exec();
+    Err(Error::file(&jupyter)(error))
+}
+
+/// The program `jupyter-lab` on the path.
+pub fn find_jupyter() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|folder| folder.join("jupyter-lab"))
+        .find(|file| file.is_file())
+}
+
+/// The notebooks that come with Cloze.
+fn notebooks() -> Option<PathBuf> {
+    Some(Sources::own()?.workspace.join("notebooks")).filter(|folder| folder.is_dir())
+}

@@ -1,0 +1,334 @@
+"""What people wish their Rust kernel did, checked through jupyter_client.
+
+Run with `python -m unittest discover tests/kernel`, with the kernel installed under the name in CLOZE_KERNEL_NAME
+(default: cloze). Tests that need the prelude run where `CLOZE_TEST_PRELUDE` is set.
+"""
+import os
+import queue
+import stat
+import time
+import unittest
+from pathlib import Path
+
+import zmq
+from jupyter_client import KernelManager
+
+KERNEL = os.environ.get("CLOZE_KERNEL_NAME", "cloze")
+TIMEOUT = 120
+
+
+def start():
+    manager = KernelManager(kernel_name=KERNEL)
+    manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+    client.wait_for_ready(timeout=TIMEOUT)
+    return manager, client
+
+
+class Cell:
+    """A cell on its way: its reply, and what it shows, with the time at which each message came."""
+
+    def __init__(self, client, code, **options):
+        self.client = client
+        self.start = time.monotonic()
+        self.id = client.execute(code, **options)
+        self.messages = []
+
+    def next(self, timeout=TIMEOUT):
+        """The next message that belongs to the cell."""
+        end = time.monotonic() + timeout
+        while True:
+            message = self.client.get_iopub_msg(timeout=max(end - time.monotonic(), 0))
+            if message["parent_header"].get("msg_id") == self.id:
+                message["came"] = time.monotonic() - self.start
+                self.messages.append(message)
+                return message
+
+    def until(self, wanted, timeout=TIMEOUT):
+        while not wanted(message := self.next(timeout)):
+            pass
+        return message
+
+    def end(self, timeout=TIMEOUT):
+        """The reply, when all of the output is there."""
+        self.until(lambda m: m["msg_type"] == "status" and m["content"]["execution_state"] == "idle", timeout)
+        while True:
+            reply = self.client.get_shell_msg(timeout=timeout)
+            if reply["parent_header"].get("msg_id") == self.id:
+                return reply["content"]
+
+    def kinds(self):
+        return [m["msg_type"] for m in self.messages if m["msg_type"] not in ("status", "execute_input")]
+
+    def text(self, name="stdout"):
+        streams = (m["content"] for m in self.messages if m["msg_type"] == "stream")
+        return "".join(c["text"] for c in streams if c["name"] == name)
+
+    def result(self):
+        results = [m["content"]["data"]["text/plain"] for m in self.messages if m["msg_type"] == "execute_result"]
+        return results[-1] if results else None
+
+
+class KernelCase(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.manager, cls.client = start()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.client.stop_channels()
+        cls.manager.shutdown_kernel()
+
+    def run_cell(self, code, status="ok", **options):
+        cell = Cell(self.client, code, **options)
+        reply = cell.end()
+        self.assertEqual(reply["status"], status, (code, reply, cell.text("stderr")))
+        cell.reply = reply
+        return cell
+
+
+class Output(KernelCase):
+    def test_a_line_without_a_newline_arrives_while_the_cell_runs(self):
+        cell = Cell(self.client, 'print!("50%\\r"); std::thread::sleep(std::time::Duration::from_secs(2)); println!("100%");')
+        first = cell.until(lambda m: m["msg_type"] == "stream")
+        cell.end()
+        self.assertEqual(first["content"]["text"], "50%\r")
+        self.assertGreater(cell.messages[-1]["came"] - first["came"], 1.0)
+        self.assertEqual(cell.text(), "50%\r100%\n")
+
+    def test_displays_change_in_place_while_the_cell_runs(self):
+        cell = self.run_cell(
+            """for step in 0..4 {
+                   let update = if step > 0 { " update=1" } else { "" };
+                   println!("EVCXR_BEGIN_CONTENT text/html display_id=bar{update}\\n{step}\\nEVCXR_END_CONTENT");
+                   std::thread::sleep(std::time::Duration::from_millis(400));
+               }"""
+        )
+        self.assertEqual(cell.kinds(), ["display_data"] + ["update_display_data"] * 3)
+        shown = [m for m in cell.messages if m["msg_type"].endswith("display_data")]
+        self.assertEqual({m["content"]["transient"]["display_id"] for m in shown}, {"bar"})
+        self.assertEqual([m["content"]["data"]["text/html"] for m in shown], ["0", "1", "2", "3"])
+        self.assertGreater(shown[-1]["came"] - shown[0]["came"], 1.0)
+
+    def test_order_is_kept_and_streams_are_apart(self):
+        cell = self.run_cell(
+            """println!("a");
+               println!("EVCXR_BEGIN_CONTENT text/html\\n<i>b</i>\\nEVCXR_END_CONTENT");
+               println!("c");
+               eprintln!("d");"""
+        )
+        self.assertEqual([k for k in cell.kinds() if k != "stream"], ["display_data"])
+        self.assertLess(cell.kinds().index("stream"), cell.kinds().index("display_data"))
+        self.assertEqual((cell.text(), cell.text("stderr")), ("a\nc\n", "d\n"))
+
+    def test_a_statement_has_no_result(self):
+        self.assertIsNone(self.run_cell("for _ in 0..2 { }").result())
+        self.assertIsNone(self.run_cell("()").result())
+        self.assertEqual(self.run_cell("1 + 1").result(), "2")
+
+    def test_expressions_are_answered_beside_the_cell(self):
+        cell = self.run_cell("let five = 5;", user_expressions={"six": "five + 1", "none": "nothing"})
+        six, none = cell.reply["user_expressions"]["six"], cell.reply["user_expressions"]["none"]
+        self.assertEqual((six["status"], six["data"]["text/plain"]), ("ok", "6"))
+        self.assertEqual(none["status"], "error")
+        self.assertEqual(cell.kinds(), [])
+
+    def test_a_silent_cell_shows_nothing_and_counts_nothing(self):
+        before = self.run_cell("1").reply["execution_count"]
+        cell = self.run_cell('println!("unseen");', silent=True)
+        self.assertEqual((cell.kinds(), cell.reply["execution_count"]), ([], before))
+
+
+class Failures(KernelCase):
+    def fails(self, code, name):
+        cell = self.run_cell(code, "error")
+        errors = [m["content"] for m in cell.messages if m["msg_type"] == "error"]
+        self.assertEqual(len(errors), 1)
+        self.assertEqual(errors[0]["ename"], name)
+        self.assertEqual(errors[0]["ename"], cell.reply["ename"])
+        return errors[0]
+
+    def test_every_way_to_fail_is_an_error_and_leaves_a_usable_kernel(self):
+        self.run_cell("fn kept() -> i32 { 7 }")
+        for code, name, told in [
+            ('let before = 1;\npanic!("on purpose");', "panic", "on purpose"),
+            ('std::fs::read_to_string("/nowhere")?;', "std::io::Error", "No such file"),
+            ('let x: u32 = "text";', "error[E0308]", "expected `u32`"),
+            ("unsafe { std::ptr::null_mut::<u8>().write_volatile(1) };", "SegmentationFault", "SIGSEGV"),
+            ("std::process::exit(3);", "ProcessExited", "exit status: 3"),
+            ("std::process::abort();", "Aborted", "SIGABRT"),
+        ]:
+            with self.subTest(name):
+                error = self.fails(code, name)
+                self.assertIn(told, "\n".join(error["traceback"]))
+                self.assertEqual(self.run_cell("kept()").result(), "7")
+
+    def test_a_panic_points_to_its_line(self):
+        error = self.fails('let v: Vec<i32> = vec![];\nlet first = v[0];', "panic")
+        traceback = "\n".join(error["traceback"])
+        self.assertIn("let first = v[0];", traceback)
+        self.assertNotIn("lib.rs", traceback)
+
+    def test_cells_queued_behind_a_failure_are_aborted(self):
+        first = Cell(self.client, 'std::thread::sleep(std::time::Duration::from_millis(500)); panic!("stop");')
+        others = [Cell(self.client, "1"), Cell(self.client, "2")]
+        self.assertEqual(first.end()["status"], "error")
+        self.assertEqual([cell.end()["status"] for cell in others], ["aborted"] * 2)
+        self.run_cell("3")
+
+    def test_cells_behind_a_failure_go_on_where_that_is_asked_for(self):
+        first = Cell(self.client, 'panic!("go on");', stop_on_error=False)
+        second = Cell(self.client, "4")
+        self.assertEqual((first.end()["status"], second.end()["status"]), ("error", "ok"))
+
+
+class Interrupts(KernelCase):
+    def test_a_second_interrupt_ends_the_process_and_says_what_is_lost(self):
+        self.run_cell("let precious = 1;\nfn kept() -> i32 { 7 }")
+        cell = Cell(self.client, 'println!("running");\nloop { std::thread::sleep(std::time::Duration::from_millis(5)); }')
+        cell.until(lambda m: m["msg_type"] == "stream")
+        self.manager.interrupt_kernel()
+        hint = cell.until(lambda m: m["msg_type"] == "stream" and m["content"]["name"] == "stderr")
+        self.assertIn("second interrupt", hint["content"]["text"])
+        self.manager.interrupt_kernel()
+        reply = cell.end()
+        self.assertEqual((reply["status"], reply["ename"]), ("error", "Interrupted"))
+        self.assertIn("precious", reply["evalue"])
+        self.assertEqual(self.run_cell("kept()").result(), "7")
+
+    def test_an_interrupt_of_an_idle_kernel_changes_nothing(self):
+        self.run_cell("let still_here = 3;")
+        self.manager.interrupt_kernel()
+        time.sleep(0.3)
+        self.assertEqual(self.run_cell("still_here").result(), "3")
+
+    @unittest.skipUnless(os.environ.get("CLOZE_TEST_PRELUDE"), "needs the prelude")
+    def test_one_interrupt_stops_code_that_listens_and_keeps_variables(self):
+        self.run_cell("use cloze::prelude::*;\nlet kept = vec![1, 2, 3];")
+        cell = Cell(
+            self.client,
+            """println!("running");
+               loop {
+                   cloze::interrupt::check("the test")?;
+                   std::thread::sleep(std::time::Duration::from_millis(5));
+               }""",
+        )
+        cell.until(lambda m: m["msg_type"] == "stream")
+        self.manager.interrupt_kernel()
+        reply = cell.end()
+        self.assertEqual((reply["status"], reply["ename"]), ("error", "cloze::Error"))
+        self.assertEqual(self.run_cell("kept.len()").result(), "3")
+
+
+class Protocol(KernelCase):
+    def test_a_kernel_answers_while_a_cell_runs(self):
+        cell = Cell(self.client, "std::thread::sleep(std::time::Duration::from_secs(3));")
+        cell.until(lambda m: m["msg_type"] == "execute_input")
+        self.client.kernel_info()
+        reply = self.client.get_shell_msg(timeout=2)
+        self.assertEqual(reply["msg_type"], "kernel_info_reply")
+        cell.end()
+
+    def test_messages_with_a_wrong_signature_are_dropped(self):
+        info = self.client.get_connection_info()
+        socket = zmq.Context.instance().socket(zmq.DEALER)
+        socket.connect(f"{info['transport']}://{info['ip']}:{info['shell_port']}")
+        session = self.client.session
+        request = session.msg("execute_request", {"code": 'println!("forged");', "silent": False})
+        good = session.serialize(request)
+        forged = good[:1] + [b"0" * len(good[1])] + good[2:]
+        socket.send_multipart(forged)
+        with self.assertRaises(queue.Empty):
+            while True:
+                message = self.client.get_iopub_msg(timeout=2)
+                self.assertNotEqual(message["parent_header"].get("msg_id"), request["header"]["msg_id"])
+        socket.close()
+        self.run_cell("1 + 1")
+
+    def test_the_key_is_not_for_others_to_read(self):
+        mode = stat.S_IMODE(os.stat(self.manager.connection_file).st_mode)
+        self.assertEqual(mode & 0o077, 0)
+        key = self.manager.session.key
+        pid = self.manager.provisioner.pid
+        self.assertNotIn(key, Path(f"/proc/{pid}/cmdline").read_bytes())
+
+    def test_input_is_asked_of_the_front_end(self):
+        code = """println!("EVCXR_INPUT_REQUEST:name? ");
+                  let mut line = String::new();
+                  std::io::stdin().read_line(&mut line)?;
+                  line.trim().to_owned()"""
+        cell = Cell(self.client, code, allow_stdin=True)
+        question = self.client.get_stdin_msg(timeout=TIMEOUT)
+        self.assertEqual((question["msg_type"], question["content"]["prompt"]), ("input_request", "name? "))
+        self.client.input("Ferris")
+        self.assertEqual(cell.end()["status"], "ok")
+        self.assertEqual(cell.result(), '"Ferris"')
+
+    def test_completion_knows_the_sessions_own_names(self):
+        self.run_cell("struct Walrus { tusks: u8 }\nimpl Walrus { fn roar(&self) {} }\nlet w = Walrus { tusks: 2 };")
+        reply = self.client.complete("w.ro", reply=True, timeout=TIMEOUT)["content"]
+        self.assertTrue(any(match.startswith("roar") for match in reply["matches"]), reply)
+        self.assertEqual((reply["cursor_start"], reply["cursor_end"]), (2, 4))
+
+    def test_an_unknown_comm_is_closed(self):
+        message = self.client.session.msg("comm_open", {"comm_id": "c", "target_name": "nobody", "data": {}})
+        self.client.shell_channel.send(message)
+        while (answer := self.client.get_iopub_msg(timeout=TIMEOUT))["msg_type"] != "comm_close":
+            pass
+        self.assertEqual(answer["content"]["comm_id"], "c")
+
+    def test_unknown_requests_are_refused(self):
+        message = self.client.session.msg("dance_request", {})
+        self.client.shell_channel.send(message)
+        reply = self.client.get_shell_msg(timeout=TIMEOUT)
+        self.assertEqual((reply["msg_type"], reply["content"]["status"]), ("dance_reply", "error"))
+
+
+class Sessions(unittest.TestCase):
+    def test_two_kernels_run_side_by_side(self):
+        pairs = [start() for _ in range(2)]
+        try:
+            cells = [Cell(client, f"let mine = {number};\nmine * 10") for number, (_, client) in enumerate(pairs, 1)]
+            self.assertEqual([cell.end()["status"] for cell in cells], ["ok", "ok"])
+            self.assertEqual([cell.result() for cell in cells], ["10", "20"])
+        finally:
+            for manager, client in pairs:
+                client.stop_channels()
+                manager.shutdown_kernel()
+
+    def test_a_restart_forgets_variables_and_runs_on(self):
+        manager, client = start()
+        try:
+            self.assertEqual(Cell(client, "let gone = 1;").end()["status"], "ok")
+            manager.restart_kernel()
+            client.wait_for_ready(timeout=TIMEOUT)
+            self.assertEqual(Cell(client, "gone").end()["status"], "error")
+            self.assertEqual(Cell(client, "2 + 2").end()["status"], "ok")
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel()
+
+
+@unittest.skipUnless(os.environ.get("CLOZE_TEST_LONG"), "takes minutes: set CLOZE_TEST_LONG")
+class Endurance(KernelCase):
+    CELLS = 500
+
+    def resident(self):
+        """Memory of the kernel itself in MiB; cells are loaded into its child."""
+        status = Path(f"/proc/{self.manager.provisioner.pid}/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
+
+    def test_500_cells_do_not_make_the_kernel_grow(self):
+        self.run_cell("let mut total = 0u64;")
+        sizes = []
+        for number in range(self.CELLS):
+            self.run_cell(f"total += {number}; total")
+            if number % 100 == 99:
+                sizes.append(self.resident())
+        self.assertEqual(self.run_cell("total").result(), str(sum(range(self.CELLS))))
+        self.assertLess(sizes[-1] - sizes[0], 100, sizes)
+
+
+if __name__ == "__main__":
+    unittest.main()
