@@ -111,3 +111,19 @@ fn a_request_between_evaluations_is_an_error_that_says_so() {
     assert_eq!(error, "interrupted while evaluating");
     assert!(trainer.evaluate().is_ok());
 }
+
+#[test]
+fn resuming_from_a_checkpoint_forgets_the_run_that_was_stopped_in_memory() {
+    let _one = ONE_AT_A_TIME.lock();
+    let out = tempfile::tempdir().unwrap();
+    let at_step_2 = |event: &Event| matches!(event, Event::StepEnd { step, .. } if step.step == 2);
+    let mut trainer = trainer(out.path()).callback(interrupting(at_step_2));
+    assert!(trainer.train().unwrap().interrupted);
+    assert_eq!(
+        trainer.resume_from_latest_checkpoint().unwrap().steps.len(),
+        6
+    );
+    let anew = trainer.train().unwrap();
+    assert_eq!(anew.steps.len(), 6);
+    assert_eq!(anew.steps[0].learning_rate, 5e-5);
+}

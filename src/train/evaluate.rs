@@ -9,7 +9,7 @@ use super::run::Run;
 use super::trainer::Data;
 use super::{EvalMetrics, Evaluation, Event, TrainState, Trainer};
 use crate::collate::{DataLoader, Examples, MlmBatch};
-use crate::model::{Context, ModelInputs};
+use crate::model::{Context, MaskedLm, ModelInputs};
 use crate::{Error, Result, interrupt, ops};
 
 /// What the model says about one masked token.
@@ -31,14 +31,14 @@ pub struct MaskedPrediction {
 /// What [`Trainer::predict`] returns.
 #[derive(Clone)]
 #[non_exhaustive]
-pub struct Predictions {
+pub struct PredictionOutput {
     /// The masked tokens, in order.
     pub tokens: Vec<MaskedPrediction>,
     /// The loss over them.
     pub metrics: EvalMetrics,
 }
 
-impl Predictions {
+impl PredictionOutput {
     /// The part of the masked tokens whose most probable token is the true one.
     pub fn accuracy(&self) -> f64 {
         let right = self
@@ -49,11 +49,11 @@ impl Predictions {
     }
 }
 
-impl std::fmt::Debug for Predictions {
+impl std::fmt::Debug for PredictionOutput {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "Predictions({} masked tokens, {:.1}% right, perplexity {:.2})",
+            "PredictionOutput({} masked tokens, {:.1}% right, perplexity {:.2})",
             self.tokens.len(),
             100.0 * self.accuracy(),
             self.metrics.perplexity()
@@ -85,7 +85,7 @@ impl Trainer {
     }
 
     /// Masks `examples` with the trainer's collator and lets the model guess.
-    pub fn predict(&mut self, examples: impl Examples + 'static) -> Result<Predictions> {
+    pub fn predict(&mut self, examples: impl Examples + 'static) -> Result<PredictionOutput> {
         self.args.validate()?;
         let examples: Arc<dyn Examples> = Arc::new(examples);
         let loader = self.loader(&examples, self.args.per_device_eval_batch_size)?;
@@ -93,7 +93,7 @@ impl Trainer {
     }
 
     /// Lets the model guess the masked tokens of `loader`'s batches.
-    pub fn predict_on(&mut self, loader: &DataLoader) -> Result<Predictions> {
+    pub fn predict_on(&mut self, loader: &DataLoader) -> Result<PredictionOutput> {
         let started = Instant::now();
         let mut tokens = Vec::new();
         let mut samples = 0;
@@ -110,7 +110,7 @@ impl Trainer {
             samples,
             seconds: started.elapsed().as_secs_f64(),
         };
-        Ok(Predictions { tokens, metrics })
+        Ok(PredictionOutput { tokens, metrics })
     }
 
     fn predict_batch(
@@ -176,28 +176,10 @@ impl Trainer {
     }
 
     fn evaluate_with(&mut self, loader: &DataLoader, state: TrainState) -> Result<EvalMetrics> {
-        let started = Instant::now();
-        let (mut sum, mut counted, mut samples) = (0.0, 0, 0);
-        for (i, batch) in loader.epoch(0).enumerate() {
-            interrupt::check("evaluating")?;
-            let batch = batch?;
-            samples += batch.batch;
-            if batch.counted_tokens() > 0 {
-                let loss = ops::no_grad(|| self.model.loss(&batch, &Context::eval()))?;
-                sum += f64::from(loss.sum.to_dtype(DType::F32)?.to_scalar::<f32>()?);
-                counted += loss.counted;
-            }
-            self.tell(Event::EvaluateStep {
-                state,
-                done: i + 1,
-                total: loader.len(),
-            })?;
-        }
-        Ok(EvalMetrics {
-            loss: mean(sum, counted)?,
-            counted,
-            samples,
-            seconds: started.elapsed().as_secs_f64(),
+        let model = self.model.clone();
+        let total = loader.len();
+        measure(&model, loader, |done| {
+            self.tell(Event::EvaluateStep { state, done, total })
         })
     }
 
@@ -213,6 +195,42 @@ impl Trainer {
             )),
         }
     }
+}
+
+/// The loss of `model` over the batches of `loader`'s epoch 0, each masked token weighing the same: what
+/// [`Trainer::evaluate`] does, for a loop by hand.
+///
+/// # Errors
+/// When nothing in the data is masked. [`Error::Interrupted`] when interrupted.
+pub fn evaluate(model: &MaskedLm, loader: &DataLoader) -> Result<EvalMetrics> {
+    measure(model, loader, |_| Ok(()))
+}
+
+/// The same, telling `after` how many batches are done.
+fn measure(
+    model: &MaskedLm,
+    loader: &DataLoader,
+    mut after: impl FnMut(usize) -> Result<()>,
+) -> Result<EvalMetrics> {
+    let started = Instant::now();
+    let (mut sum, mut counted, mut samples) = (0.0, 0, 0);
+    for (i, batch) in loader.epoch(0).enumerate() {
+        interrupt::check("evaluating")?;
+        let batch = batch?;
+        samples += batch.batch;
+        if batch.counted_tokens() > 0 {
+            let loss = ops::no_grad(|| model.loss(&batch, &Context::eval()))?;
+            sum += f64::from(loss.sum.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+            counted += loss.counted;
+        }
+        after(i + 1)?;
+    }
+    Ok(EvalMetrics {
+        loss: mean(sum, counted)?,
+        counted,
+        samples,
+        seconds: started.elapsed().as_secs_f64(),
+    })
 }
 
 fn mean(sum: f64, counted: usize) -> Result<f64> {

@@ -1,7 +1,40 @@
 //! Training: arguments, the loop, the optimizer and its schedule, checkpoints, events and what was measured.
 //!
-//! [`Trainer`] does the whole of it; [`AdamW`], [`Schedule`] and a
-//! [`DataLoader`](crate::collate::DataLoader) are the parts for a loop by hand.
+//! [`Trainer`] does the whole of it. A loop by hand takes the same parts, and the same steps:
+//!
+//! ```
+//! use cloze::prelude::*;
+//! use cloze::train::evaluate;
+//!
+//! # fn main() -> cloze::Result<()> {
+//! let texts = ["a spiral galaxy", "a barred spiral galaxy", "a spiral staircase", "a galaxy of stars"];
+//! let tokenizer = Tokenizer::train_bpe(texts, 300)?;
+//! let examples: Vec<Example> = tokenizer.encode_batch(&texts)?.into_iter().map(Example::from).collect();
+//! # let config = Config::new("roberta").set("vocab_size", tokenizer.len()).set("hidden_size", 16)
+//! #     .set("num_hidden_layers", 1).set("num_attention_heads", 2).set("intermediate_size", 32);
+//! let model = MaskedLm::from_config(&config, 42)?;
+//! let loader = DataLoader::new(examples, MaskingCollator::new(&tokenizer).mlm_probability(0.5), 2)?;
+//! let before = evaluate(&model, &loader)?;
+//!
+//! let epochs = 5;
+//! let schedule = Schedule::linear(5e-3, 0, epochs * loader.len());
+//! let mut optimizer = AdamW::new(&model).weight_decay(0.01);
+//! let shuffled = loader.clone().shuffle(42);
+//! let mut step = 0;
+//! for epoch in 0..epochs {
+//!     for batch in shuffled.epoch(epoch as u64) {
+//!         let loss = model.loss(&batch?, &Context::train(42, step as u64))?;
+//!         model.backward(&loss.mean()?)?;
+//!         optimizer.clip_grad_norm(1.0)?;
+//!         optimizer.step(schedule.lr(step))?;
+//!         optimizer.zero_grad();
+//!         step += 1;
+//!     }
+//! }
+//! assert!(evaluate(&model, &loader)?.perplexity() < before.perplexity());
+//! # Ok(())
+//! # }
+//! ```
 
 mod arguments;
 mod checkpoint;
@@ -22,7 +55,7 @@ mod trainer;
 
 pub use arguments::{IntervalStrategy, TrainingArguments};
 pub use checkpoint::latest_checkpoint;
-pub use evaluate::{MaskedPrediction, Predictions};
+pub use evaluate::{MaskedPrediction, PredictionOutput, evaluate};
 pub use event::{Callback, Control, Event, TrainState};
 pub use history::{Evaluation, History, LogRecord, StepRecord};
 #[cfg(feature = "hub")]

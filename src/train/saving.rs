@@ -33,6 +33,7 @@ impl Trainer {
     /// unchanged then.
     pub fn resume_from_checkpoint(&mut self, folder: impl AsRef<Path>) -> Result<History> {
         let run = self.restore(folder.as_ref())?;
+        self.unfinished = None;
         self.drive(Box::new(run))
     }
 

@@ -68,7 +68,7 @@ pub struct Trainer {
     #[cfg(feature = "hub")]
     pushes: bool,
     /// A run that was interrupted or failed: the next [`Trainer::train`] goes on with it.
-    unfinished: Option<Box<Run>>,
+    pub(super) unfinished: Option<Box<Run>>,
 }
 
 /// Where batches come from.
