@@ -131,16 +131,12 @@ impl Trainer {
         eval_data: Option<Data>,
         collator: Option<Arc<dyn Collator>>,
     ) -> Self {
-<<<<<<< HEAD
         crate::ops::tune_allocator();
-        let bar = ProgressBar::for_terminal().map(|bar| Box::new(bar) as Box<dyn Callback>);
-=======
         // The one place where training knows of pictures: which callback shows it, in a notebook or in a terminal.
         let watcher = match crate::display::training_display() {
             Some(display) => Some(Box::new(display) as Box<dyn Callback>),
             None => ProgressBar::for_terminal().map(|bar| Box::new(bar) as Box<dyn Callback>),
         };
->>>>>>> 4035ee5 (Show datasets and training in notebooks, as it runs where the kernel can)
         Self {
             model,
             args,
