@@ -37,11 +37,21 @@ impl Progress {
     ///
     /// It is drawn on stderr when that is a terminal, or in Cloze's own notebook kernel, at most five times a second.
     pub fn new(label: &str, total: u64, unit: &str) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(5));
         let template = format!(
             "{{msg}} {{bar:32}} {{human_pos}}/{{human_len}} {unit} [{{elapsed}}<{{eta}}, {{per_sec}}]"
         );
-        if let Ok(style) = ProgressStyle::with_template(&template) {
+        Self::drawn_as(&template, label, total, unit)
+    }
+
+    /// A bar labelled `label` over `total` bytes, shown in MB and the like.
+    pub fn bytes(label: &str, total: u64) -> Self {
+        let template = "{msg} {bar:32} {bytes}/{total_bytes} [{elapsed}<{eta}, {bytes_per_sec}]";
+        Self::drawn_as(template, label, total, "bytes")
+    }
+
+    fn drawn_as(template: &str, label: &str, total: u64, unit: &str) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(5));
+        if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
         bar.set_message(label.to_owned());
@@ -59,22 +69,15 @@ impl Progress {
         Self { bar, notebook }
     }
 
-    /// A bar labelled `label` over `total` bytes, shown in MB and the like.
-    pub fn bytes(label: &str, total: u64) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(5));
-        let template = "{msg} {bar:32} {bytes}/{total_bytes} [{elapsed}<{eta}, {bytes_per_sec}]";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
-        bar.set_message(label.to_owned());
-        bar.enable_steady_tick(Duration::from_millis(500));
-        Self { bar }
-    }
-
     /// Takes back `items` that were counted as done and must be done again.
     pub fn take_back(&self, items: u64) {
         self.bar
             .set_position(self.bar.position().saturating_sub(items));
+        if let Some(notebook) = &self.notebook {
+            let done = &notebook.done;
+            let less = |done: u64| Some(done.saturating_sub(items));
+            let _ = done.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        }
     }
 
     /// Adds `items` done.
