@@ -340,6 +340,6 @@ fn cell_process(toolchain: &Toolchain, libraries: &Libraries) -> Result<Command>
         )
         .env(child::LIBRARIES, load.join(":"))
         // The library then shows displays while they change, see its `display::live`.
-        .env("CLOZE_LIVE_DISPLAY", "1");
+        .env("CLOZE_KERNEL", env!("CARGO_PKG_VERSION"));
     Ok(command)
 }
