@@ -20,6 +20,9 @@ pub const NAMES: [&str; 2] = ["cargo", "rustup"];
 /// Where evcxr wants to be told the path of the library that it asked for.
 const LIBRARY_PATH_FILE: &str = "EVCXR_EXECUTION_SO_PATH";
 
+/// evcxr's default.
+const DEFAULT_OPT_LEVEL: &str = "2";
+
 /// The crate that evcxr makes of each cell.
 const CELL: &str = "ctx";
 
@@ -130,10 +133,15 @@ fn compile_cell(
         rest.extend(flags);
         return Err(real_cargo(recipe, &rest));
     }
-    let opt_level = manifest
+    let asked = manifest
         .lines()
         .find_map(|line| line.strip_prefix("opt-level = "))
-        .map_or("2", |level| level.trim_matches('"'));
+        .map_or(DEFAULT_OPT_LEVEL, |level| level.trim_matches('"'));
+    let opt_level = if asked == DEFAULT_OPT_LEVEL && only_calls(&code) {
+        "0"
+    } else {
+        asked
+    };
     let output = folder.join("target").join(&recipe.host).join("debug");
     fs::create_dir_all(&output).map_err(Error::file(&output))?;
     let library = output.join(if check {
@@ -157,7 +165,7 @@ fn compile_cell(
         })
         .args([
             &format!("-Copt-level={opt_level}"),
-            "-Ccodegen-units=16",
+            "-Ccodegen-units=2",
             "-Cstrip=debuginfo",
             "-Crpath",
         ])
@@ -176,6 +184,49 @@ fn compile_cell(
         write(Path::new(&file), &library.to_string_lossy())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the code does nothing itself that takes time: it calls what is compiled already, in no loop of its own.
+///
+/// Most cells of a guide are like that, and optimizing them is most of what compiling them costs, because the code that
+/// keeps a session's variables from cell to cell grows with their number.
+fn only_calls(code: &str) -> bool {
+    // evcxr's own part: everything up to the function that runs the cell, but for what earlier cells defined.
+    let (definitions, cell) = code
+        .split_once("#[unsafe(no_mangle)]")
+        .unwrap_or(("", code));
+    let definitions = definitions
+        .split("mod evcxr_internal_runtime {")
+        .next()
+        .unwrap_or_default();
+    let definitions = definitions
+        .split("struct EvcxrUserCodeError")
+        .next()
+        .unwrap_or_default();
+    let cell = [
+        "AssertUnwindSafe(||{",
+        "catch_unwind(||{",
+        "(|| -> std::result::Result<(), EvcxrUserCodeError> {",
+    ]
+    .iter()
+    .fold(cell.replace("pub extern \"C\" fn", ""), |cell, own| {
+        cell.replace(own, "")
+    });
+    let works = |text: &str| {
+        [
+            "for ",
+            "while ",
+            "loop",
+            "fn ",
+            "|",
+            "iter",
+            "..",
+            "macro_rules!",
+        ]
+        .iter()
+        .any(|sign| text.contains(sign))
+    };
+    !works(definitions) && !works(&cell)
 }
 
 /// Makes evcxr's code report a returned error with its causes, and show values by way of the cell library, so that the
@@ -254,4 +305,56 @@ fn write(path: &Path, contents: &str) -> Result<()> {
         fs::create_dir_all(folder).map_err(Error::file(folder))?;
     }
     fs::write(path, contents).map_err(Error::file(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As evcxr 0.22 writes it.
+    fn generated(items: &str, cell: &str) -> String {
+        format!(
+            "#![allow(unused_imports, unused_mut, dead_code)]\n{items}\n\n            struct EvcxrUserCodeError {{}}\n            \
+             impl<T: std::fmt::Display> From<T> for EvcxrUserCodeError {{\n                fn from(error: T) -> Self {{\n                    \
+             eprintln!(\"{{}}\", error);\n                    println!(\"{{}}\", evcxr_internal_runtime::USER_ERROR_OCCURRED);\n                    \
+             EvcxrUserCodeError {{}}\n                }}\n            }}\n        \nmod evcxr_internal_runtime {{\n\
+             fn take() {{ for x in y {{}} }}\n}}\n#[unsafe(no_mangle)]\npub extern \"C\" fn run_user_code_3(\n\
+             match std::panic::catch_unwind(\n  std::panic::AssertUnwindSafe(||{{\n\
+             let _ = (|| -> std::result::Result<(), EvcxrUserCodeError> {{\n{cell}\nOk(())}})();\n}})) {{ \n"
+        )
+    }
+
+    #[test]
+    fn code_that_only_calls_is_not_optimized() {
+        assert!(only_calls(&generated(
+            "use cloze::prelude::*;",
+            "let t = Tensor::zeros(3)?;\nprintln!(\"{t}\");"
+        )));
+    }
+
+    #[test]
+    fn code_with_loops_closures_or_functions_is() {
+        for cell in [
+            "for i in 0..9 {}",
+            "let v = x.map(|y| y + 1);",
+            "v.iter().sum::<f32>()",
+            "while true {}",
+        ] {
+            assert!(!only_calls(&generated("", cell)), "{cell}");
+        }
+        assert!(!only_calls(&generated(
+            "fn slow(n: u64) -> u64 { n }",
+            "slow(3)"
+        )));
+    }
+
+    #[test]
+    fn returned_errors_are_reported_by_the_cell_library_and_lines_stay() {
+        let code = generated("", "f()?;");
+        let changed = with_cell_library(&code);
+        assert!(changed.contains("::cloze_cell::report_error(&error);"));
+        assert!(changed.contains("impl<T: std::fmt::Display + std::fmt::Debug + 'static> From<T> for EvcxrUserCodeError {"));
+        let line = |code: &str| code.lines().position(|line| line == "f()?;");
+        assert_eq!(line(&code), line(&changed));
+    }
 }
