@@ -209,7 +209,10 @@ impl Trainer {
     /// Brings a run to its end, or keeps it for later.
     pub(super) fn drive(&mut self, mut run: Box<Run>) -> Result<History> {
         self.wishes = Wishes::default();
-        self.begin_pushing()?;
+        if let Err(error) = self.begin_pushing() {
+            self.unfinished = Some(run);
+            return Err(error);
+        }
         (run.history.interrupted, run.history.stopped_early) = (false, false);
         run.start_clock();
         let result = self.steps(&mut run);
