@@ -8,6 +8,7 @@ use super::html::{BLUE, MONO, MUTED, bar, escape, frame, heading, note, thousand
 use super::live::{Host, LiveDisplay};
 use super::training::{curves, duration, epochs, evaluation_table, mark, path};
 use crate::Result;
+use crate::progress::Progress;
 use crate::train::{Callback, Control, Evaluation, Event, History, StepRecord, TrainState};
 
 /// The callback that shows a run in a notebook; `None` where there is none. [`Trainer`](crate::train::Trainer) takes it
@@ -30,6 +31,9 @@ pub struct LiveTraining {
     saved: Option<String>,
     /// When this run began, at which step.
     began: (Instant, usize),
+    /// Whether a run is under way; an evaluation outside of one has a bar of its own.
+    running: bool,
+    evaluation: Option<Progress>,
 }
 
 impl LiveTraining {
@@ -42,6 +46,24 @@ impl LiveTraining {
             doing: String::new(),
             saved: None,
             began: (Instant::now(), 0),
+            running: false,
+            evaluation: None,
+        }
+    }
+
+    /// Shows how far an evaluation outside of a run is.
+    fn evaluate_alone(&mut self, event: &Event) {
+        match event {
+            Event::EvaluateStep { total, .. } => self
+                .evaluation
+                .get_or_insert_with(|| Progress::new("Evaluate", *total as u64, "batches"))
+                .inc(1),
+            Event::Evaluate { .. } => {
+                if let Some(progress) = self.evaluation.take() {
+                    progress.finish();
+                }
+            }
+            _ => {}
         }
     }
 
@@ -50,6 +72,7 @@ impl LiveTraining {
         self.steps.clone_from(&history.steps);
         self.evaluations.clone_from(&history.evaluations);
         self.began.1 = state.step;
+        self.running = true;
     }
 
     fn draw(&mut self) {
@@ -60,6 +83,7 @@ impl LiveTraining {
     }
 
     fn end(&mut self, history: &History) {
+        self.running = false;
         self.doing.clear();
         let state = content(self.html(Some(history)), format!("{history:?}"));
         self.display.finish(|| state);
@@ -157,6 +181,10 @@ impl Callback for LiveTraining {
     fn on_event(&mut self, event: &Event) -> Result<Control> {
         if let Event::TrainBegin { state, history } = event {
             self.begin(state, history);
+        }
+        if !self.running {
+            self.evaluate_alone(event);
+            return Ok(Control::Continue);
         }
         self.state = Some(*event.state());
         match event {

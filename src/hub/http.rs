@@ -517,7 +517,13 @@ fn is_refusal(error: &std::io::Error) -> bool {
     matches!(
         error.kind(),
         ConnectionRefused | HostUnreachable | NetworkDown | NetworkUnreachable
-    )
+    ) || is_failed_lookup(error)
+}
+
+/// Whether the resolver gave up on the name, as it does without a network. The standard library gives that no kind of
+/// its own, only these words.
+fn is_failed_lookup(error: &std::io::Error) -> bool {
+    error.to_string().contains("failed to lookup address")
 }
 
 fn content_type(response: &Response) -> String {
