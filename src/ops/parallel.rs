@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use super::simd::simd_fn;
+
 /// Elements per task of an element-wise loop.
 pub(crate) const CHUNK: usize = 1 << 14;
 
@@ -20,17 +22,19 @@ pub(crate) fn for_overwrite(n: usize) -> Vec<f32> {
     data
 }
 
-/// Adds the rows of `parts` (each `width` long) to `sums`, in order.
-pub(crate) fn add_rows(sums: &mut [f32], parts: &[f32], fresh: bool) {
-    if fresh {
-        sums.fill(0.0);
-    }
-    if sums.is_empty() {
-        return;
-    }
-    for part in parts.chunks_exact(sums.len()) {
-        for (sum, part) in sums.iter_mut().zip(part) {
-            *sum += part;
+simd_fn! {
+    /// Adds the rows of `parts` (each `width` long) to `sums`, in order.
+    pub(crate) fn add_rows(sums: &mut [f32], parts: &[f32], fresh: bool) {
+        if fresh {
+            sums.fill(0.0);
+        }
+        if sums.is_empty() {
+            return;
+        }
+        for part in parts.chunks_exact(sums.len()) {
+            for (sum, part) in sums.iter_mut().zip(part) {
+                *sum += part;
+            }
         }
     }
 }

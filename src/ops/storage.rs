@@ -76,8 +76,9 @@ pub(crate) fn zeros_huge(shape: &Shape) -> Result<Tensor> {
     Ok(Tensor::from_vec(data, shape, &candle_core::Device::Cpu)?)
 }
 
+/// Asks the system for huge pages under `data`, which has not been touched yet.
 #[cfg(target_os = "linux")]
-fn advise_huge(data: &mut [f32]) {
+pub(crate) fn advise_huge<T>(data: &mut [T]) {
     const HUGE: usize = 2 << 20;
     let start = data.as_mut_ptr() as usize;
     let end = start + size_of_val(data);
@@ -91,7 +92,7 @@ fn advise_huge(data: &mut [f32]) {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn advise_huge(_: &mut [f32]) {}
+pub(crate) fn advise_huge<T>(_: &mut [T]) {}
 
 /// [`with`] for two tensors.
 pub(crate) fn with2<T>(a: &Tensor, b: &Tensor, f: impl FnOnce(&[f32], &[f32]) -> T) -> Result<T> {

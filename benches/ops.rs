@@ -1,0 +1,256 @@
+//! Each fused operation at the sizes of a DistilRoBERTa training step, forward and backward, one JSON line each.
+//!
+//! `cargo bench --bench ops -- --batch 8 --seq 128 --rounds 15`. `gflops` counts the products (two operations a
+//! multiply-add), `gbps` the memory that must at least be read and written; `cpu_ms` is the processor time of all threads,
+//! which tells more than `ms` where others use the machine too. `compare_ops.py` sets PyTorch beside it, in turns.
+
+use std::time::Instant;
+
+use candle_core::{Device, Tensor, Var};
+use cloze::ops::{self, Activation, AdamWOptions, AdamWState, AttentionMask, Dropout, Param};
+use cloze::{Error, Result};
+
+const HIDDEN: usize = 768;
+const INNER: usize = 3072;
+const HEADS: usize = 12;
+const VOCAB: usize = 50265;
+
+struct Bench {
+    batch: usize,
+    seq: usize,
+    rounds: usize,
+}
+
+/// What one pass must do at least.
+#[derive(Clone, Copy, Default)]
+struct Work {
+    flops: f64,
+    bytes: f64,
+}
+
+fn cpu_seconds() -> f64 {
+    // SAFETY: an all-zero timespec is valid, and the call fills it.
+    let time = unsafe {
+        let mut time: libc::timespec = std::mem::zeroed();
+        libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time);
+        time
+    };
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+impl Bench {
+    /// Times `prepare` (untimed) followed by `run`, and prints a line.
+    fn time<T>(
+        &self,
+        name: &str,
+        pass: &str,
+        work: Work,
+        mut prepare: impl FnMut() -> Result<T>,
+        mut run: impl FnMut(T) -> Result<()>,
+    ) -> Result<()> {
+        let (mut wall, mut cpu) = (Vec::new(), Vec::new());
+        for round in 0..self.rounds + 2 {
+            let input = prepare()?;
+            let (start, used) = (Instant::now(), cpu_seconds());
+            run(input)?;
+            if round >= 2 {
+                wall.push(start.elapsed().as_secs_f64());
+                cpu.push(cpu_seconds() - used);
+            }
+        }
+        let (wall, cpu) = (median(wall), median(cpu));
+        println!(
+            "{}",
+            serde_json::json!({
+                "bench": "ops", "peer": "cloze", "kernel": ops::matmul_kernel(), "op": name, "pass": pass,
+                "batch": self.batch, "seq": self.seq, "ms": wall * 1e3, "cpu_ms": cpu * 1e3,
+                "gflops": work.flops / wall * 1e-9, "gbps": work.bytes / wall * 1e-9,
+            })
+        );
+        Ok(())
+    }
+
+    /// Times the forward pass of `op` and the backward pass behind it.
+    fn both(
+        &self,
+        name: &str,
+        forward: Work,
+        backward: Work,
+        params: &[Param],
+        op: impl Fn() -> Result<Tensor>,
+    ) -> Result<()> {
+        self.time(name, "forward", forward, || Ok(()), |()| op().map(drop))?;
+        self.time(name, "backward", backward, &op, |y| {
+            params.iter().for_each(Param::zero_grad);
+            ops::backward(&y, params)
+        })
+    }
+}
+
+fn input(shape: &[usize]) -> Result<Tensor> {
+    Ok(Var::randn(0f32, 1f32, shape, &Device::Cpu)?.into_inner())
+}
+
+fn param(shape: &[usize]) -> Result<Param> {
+    Param::new("p", &Tensor::randn(0f32, 0.02f32, shape, &Device::Cpu)?)
+}
+
+fn bench() -> Result<Bench> {
+    let mut bench = Bench {
+        batch: 8,
+        seq: 128,
+        rounds: 15,
+    };
+    let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
+    while let Some(name) = args.next() {
+        let wrong =
+            || Error::argument("arguments", format!("{name} is unknown or lacks its value"));
+        let value = args.next().and_then(|v| v.parse().ok()).ok_or_else(wrong)?;
+        match name.as_str() {
+            "--batch" => bench.batch = value,
+            "--seq" => bench.seq = value,
+            "--rounds" => bench.rounds = value,
+            _ => return Err(wrong()),
+        }
+    }
+    Ok(bench)
+}
+
+fn main() -> Result<()> {
+    ops::tune_allocator();
+    let bench = bench()?;
+    let (batch, seq) = (bench.batch, bench.seq);
+    let rows = batch * seq;
+    let counted = (rows * 3).div_ceil(20);
+    let dropout = Dropout { p: 0.1, key: 7 };
+    let of_rows = |widths: f64| Work {
+        flops: 0.0,
+        bytes: (4 * rows * HIDDEN) as f64 * widths,
+    };
+
+    for (name, width, out, activation) in [
+        ("linear 768-768", HIDDEN, HIDDEN, Activation::Linear),
+        ("linear gelu 768-3072", HIDDEN, INNER, Activation::Gelu),
+        ("linear 3072-768", INNER, HIDDEN, Activation::Linear),
+    ] {
+        let (x, w, b) = (
+            input(&[batch, seq, width])?,
+            param(&[out, width])?,
+            param(&[out])?,
+        );
+        let work = |products: f64| Work {
+            flops: products * (2 * rows * width * out) as f64,
+            bytes: products * (4 * (rows * width + rows * out + width * out)) as f64,
+        };
+        bench.both(name, work(1.0), work(2.0), &[w.clone(), b.clone()], || {
+            ops::linear_act(&x, &w, Some(&b), activation)
+        })?;
+    }
+
+    let (q, k, v) = (
+        input(&[batch, seq, HIDDEN])?,
+        input(&[batch, seq, HIDDEN])?,
+        input(&[batch, seq, HIDDEN])?,
+    );
+    let products = |n: f64| Work {
+        flops: n * (2 * batch * seq * seq * HIDDEN) as f64,
+        bytes: of_rows(2.0 * n).bytes,
+    };
+    bench.both("attention", products(2.0), products(5.0), &[], || {
+        let scale = 1.0 / ((HIDDEN / HEADS) as f64).sqrt();
+        ops::attention(&q, &k, &v, HEADS, &AttentionMask::None, scale, dropout)
+    })?;
+
+    let (x, w, b) = (
+        input(&[batch, seq, HIDDEN])?,
+        param(&[HIDDEN])?,
+        param(&[HIDDEN])?,
+    );
+    let both = [w.clone(), b.clone()];
+    bench.both(
+        "dropout + residual + layer norm",
+        of_rows(3.0),
+        of_rows(5.0),
+        &both,
+        || ops::add_layer_norm(&x, &q, &w, Some(&b), 1e-5, dropout),
+    )?;
+    bench.both("dropout", of_rows(2.0), of_rows(2.0), &[], || {
+        ops::dropout(&x, dropout)
+    })?;
+
+    let (words, positions, kinds) = (
+        param(&[VOCAB, HIDDEN])?,
+        param(&[514, HIDDEN])?,
+        param(&[1, HIDDEN])?,
+    );
+    let ids: Vec<u32> = (0..rows).map(|i| (i * 7919 % 50_000) as u32).collect();
+    let ids = Tensor::from_vec(ids, (batch, seq), &Device::Cpu)?;
+    let places = Tensor::arange(2, seq as u32 + 2, &Device::Cpu)?.reshape((1, seq))?;
+    let zeros = ids.zeros_like()?;
+    let tables = [words.clone(), positions.clone(), kinds.clone()];
+    // The backward pass clears the whole table first, as the peer does.
+    let table = Work {
+        flops: 0.0,
+        bytes: (4 * VOCAB * HIDDEN) as f64,
+    };
+    bench.both("embedding sum", of_rows(4.0), table, &tables, || {
+        ops::embedding_sum(&[
+            (&ids, &words, Some(1)),
+            (&places, &positions, Some(1)),
+            (&zeros, &kinds, None),
+        ])
+    })?;
+
+    let (hidden, bias) = (input(&[counted, HIDDEN])?, param(&[VOCAB])?);
+    let labels: Vec<u32> = (0..counted).map(|i| (i * 7919 % 50_000) as u32).collect();
+    let labels = Tensor::from_vec(labels, counted, &Device::Cpu)?;
+    let product = |n: f64| Work {
+        flops: n * (2 * counted * VOCAB * HIDDEN) as f64,
+        bytes: n * (4 * (VOCAB * HIDDEN + VOCAB * counted)) as f64,
+    };
+    let both = [words.clone(), bias.clone()];
+    bench.both(
+        "vocabulary + cross entropy",
+        product(1.0),
+        product(2.0),
+        &both,
+        || ops::masked_cross_entropy(&hidden, &words, Some(&bias), &labels),
+    )?;
+
+    // 82M parameters: the word embeddings and as much again in matrices.
+    let mut params = vec![words];
+    for _ in 0..18 {
+        params.push(param(&[INNER, HIDDEN])?);
+    }
+    let total: usize = params.iter().map(Param::elem_count).sum();
+    let mut states = params
+        .iter()
+        .map(AdamWState::new)
+        .collect::<Result<Vec<_>>>()?;
+    for param in &params {
+        param.add_grad(&Tensor::ones(param.shape(), param.dtype(), &Device::Cpu)?)?;
+    }
+    let bytes = |per: usize| Work {
+        flops: 0.0,
+        bytes: (total * per) as f64,
+    };
+    bench.time(
+        "gradient norm",
+        "forward",
+        bytes(4),
+        || Ok(()),
+        |()| ops::grad_norm(&params).map(drop),
+    )?;
+    bench.time(
+        "AdamW",
+        "forward",
+        bytes(28),
+        || Ok(()),
+        |()| ops::adamw_step(&params, &mut states, &AdamWOptions::default(), 1.0),
+    )
+}
