@@ -6,10 +6,14 @@ use std::time::{Duration, Instant};
 use super::content;
 use super::html::{BLUE, MONO, MUTED, bar, escape, frame, heading, note, thousands};
 use super::live::{Host, LiveDisplay};
-use super::training::{curves, duration, epochs, evaluation_table, mark, path};
+use super::training::{curves, duration, epochs, evaluation_table, mark, path, rate};
 use crate::Result;
 use crate::progress::Progress;
 use crate::train::{Callback, Control, Evaluation, Event, History, StepRecord, TrainState};
+
+/// How many times longer than drawing takes the training goes on before it is drawn again. The curves of very long runs
+/// take tens of milliseconds.
+const REST: u32 = 50;
 
 /// The callback that shows a run in a notebook; `None` where there is none. [`Trainer`](crate::train::Trainer) takes it
 /// by itself.
@@ -34,6 +38,8 @@ pub struct LiveTraining {
     /// Whether a run is under way; an evaluation outside of one has a bar of its own.
     running: bool,
     evaluation: Option<Progress>,
+    /// When it was drawn last, and how long that took.
+    drawn: Option<(Instant, Duration)>,
 }
 
 impl LiveTraining {
@@ -48,6 +54,7 @@ impl LiveTraining {
             began: (Instant::now(), 0),
             running: false,
             evaluation: None,
+            drawn: None,
         }
     }
 
@@ -76,10 +83,18 @@ impl LiveTraining {
     }
 
     fn draw(&mut self) {
-        if self.display.is_due() {
+        if self.display.is_due() && self.rested() {
+            let start = Instant::now();
             let state = content(self.html(None), self.status());
             self.display.update(|| state);
+            self.drawn = Some((Instant::now(), start.elapsed()));
         }
+    }
+
+    /// Whether the last drawing cost little beside the training since then: the thread that trains draws.
+    fn rested(&self) -> bool {
+        self.drawn
+            .is_none_or(|(when, cost)| when.elapsed() >= REST * cost)
     }
 
     fn end(&mut self, history: &History) {
@@ -115,12 +130,12 @@ impl LiveTraining {
     }
 
     fn status(&self) -> String {
-        let Some(state) = &self.state else {
+        let (Some(state), Some(last)) = (&self.state, self.steps.last()) else {
             return "training begins".to_owned();
         };
         let (steps, tokens) = self.speed();
         let left = self.time_left(state).map_or("?".to_owned(), duration);
-        let loss = self.steps.last().map_or(f32::NAN, |step| step.loss);
+        let loss = last.loss;
         format!(
             "step {}/{}, epoch {:.2}, loss {loss:.4}, {steps:.2} it/s, {tokens:.0} tokens/s, {} < {left} {}",
             state.step,
@@ -154,13 +169,14 @@ impl LiveTraining {
         };
         let line = format!(
             "<div style=\"margin:2px 0 8px\">{} <b style=\"margin-left:6px;{MONO}\">{} / {}</b> \
-             <span style=\"{MUTED}\">steps · epoch {} of {} · {}{left} · {steps:.2} it/s · {} tokens/s</span></div>",
+             <span style=\"{MUTED}\">steps · epoch {} of {} · {}{left} · {} it/s · {} tokens/s</span></div>",
             bar(share, "220px", BLUE),
             thousands(state.step),
             thousands(state.max_steps),
             epochs(state.epoch),
             epochs(state.num_train_epochs),
             duration(state.elapsed.as_secs_f64()),
+            rate(steps),
             thousands(tokens as usize),
         );
         let mark = history.map(mark).unwrap_or_default();

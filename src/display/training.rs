@@ -44,10 +44,11 @@ pub(super) fn evaluation_table(steps: &[StepRecord], evaluations: &[Evaluation])
     ]);
     let mut before = 0;
     for evaluation in evaluations {
-        let since = steps
-            .iter()
-            .filter(|s| s.step > before && s.step <= evaluation.step);
+        // Steps come in order.
+        let end = |step: usize| steps.partition_point(|record| record.step <= step);
+        let since = &steps[end(before).min(end(evaluation.step))..end(evaluation.step)];
         let losses: Vec<f64> = since
+            .iter()
             .filter(|step| step.counted > 0)
             .map(|step| f64::from(step.loss))
             .collect();
@@ -70,7 +71,15 @@ pub(super) fn evaluation_table(steps: &[StepRecord], evaluations: &[Evaluation])
             strong(perplexity(metrics.perplexity())),
         ]);
     }
-    table.to_html()
+    format!("<div style=\"margin-top:8px\">{}</div>", table.to_html())
+}
+
+/// Steps per second: digits after the point only where they say something.
+pub(super) fn rate(per_second: f64) -> String {
+    match per_second {
+        fast if fast >= 100.0 => format!("{fast:.0}"),
+        slow => format!("{slow:.2}"),
+    }
 }
 
 /// Whole epochs without digits after the point.
