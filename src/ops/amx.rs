@@ -13,7 +13,6 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
@@ -32,20 +31,15 @@ const CACHE_BYTES: usize = 2 << 20;
 /// Bytes of the panel to come that are fetched during one step.
 const AHEAD: usize = 1024;
 
-/// Whether this machine has the unit and the system lets this process use it.
+/// Whether this machine has the unit and the system lets this process use it. That it has AVX-512 is for the caller to
+/// know.
 pub(super) fn is_available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| {
-        const AMX_BF16: u32 = 1 << 22;
-        const AMX_TILE: u32 = 1 << 24;
-        // Leaves that a processor does not know read as those of its highest.
-        let known = __cpuid(0).eax >= 7;
-        let features = if known { __cpuid_count(7, 0).edx } else { 0 };
-        super::simd::level() == super::simd::Level::V4
-            && features & AMX_BF16 != 0
-            && features & AMX_TILE != 0
-            && permitted()
-    })
+    const AMX_BF16: u32 = 1 << 22;
+    const AMX_TILE: u32 = 1 << 24;
+    // Leaves that a processor does not know read as those of its highest.
+    let known = __cpuid(0).eax >= 7;
+    let features = if known { __cpuid_count(7, 0).edx } else { 0 };
+    features & AMX_BF16 != 0 && features & AMX_TILE != 0 && permitted()
 }
 
 /// Asks Linux for the large register state, for all threads of the process.
@@ -128,7 +122,7 @@ thread_local! {
 /// `c (m, n) = or (with `add`) += a · b` on all threads of the pool; `c` is row-major with rows `stride` apart.
 ///
 /// # Safety
-/// [`is_available`] must hold, and the operands and `c` must be valid for these dimensions, `c` for writes that nobody
+/// The level must be [`super::simd::Level::Matrix`], and the operands and `c` must be valid for these dimensions, `c` for writes that nobody
 /// else sees meanwhile. Without `add`, `c` may be uninitialized.
 pub(super) unsafe fn matmul(
     (m, k, n): (usize, usize, usize),
@@ -248,7 +242,7 @@ pub(super) unsafe fn matmul(
 /// Sets all eight tile registers to 16 rows of 64 bytes.
 ///
 /// # Safety
-/// [`is_available`] must hold.
+/// The level must be [`super::simd::Level::Matrix`].
 unsafe fn configure() {
     #[repr(C, align(64))]
     struct Config {

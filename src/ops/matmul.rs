@@ -1,45 +1,19 @@
 //! Products of row-major f32 matrices on the shared thread pool.
 
-use std::sync::OnceLock;
-
 use gemm::Parallelism;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::amx;
-
-/// What multiplies large matrices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kernel {
-    /// Vector multiply-adds.
-    Vector,
-    /// A matrix unit that does the work of f32 in parts.
-    #[cfg_attr(
-        not(all(target_arch = "x86_64", target_os = "linux")),
-        allow(dead_code)
-    )]
-    Matrix,
-}
-
-/// The best of this machine; the environment variable `CLOZE_MATMUL=vector` asks for vectors everywhere.
-fn kernel() -> Kernel {
-    static KERNEL: OnceLock<Kernel> = OnceLock::new();
-    *KERNEL.get_or_init(|| {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        if std::env::var_os("CLOZE_MATMUL").is_none_or(|kernel| kernel != "vector")
-            && amx::is_available()
-        {
-            return Kernel::Matrix;
-        }
-        Kernel::Vector
-    })
-}
+use super::simd::{self, Level};
 
 /// The name of what multiplies large f32 matrices on this machine's processor: "vector" for multiply-adds, "matrix" for
 /// a matrix unit (AMX) that forms each product from bf16 parts, with results as exact as f32's.
+///
+/// The environment variable `CLOZE_CPU` ("base", "avx2", "avx512", "amx") limits what is used of the processor.
 pub fn matmul_kernel() -> &'static str {
-    match kernel() {
-        Kernel::Vector => "vector",
-        Kernel::Matrix => "matrix",
+    match simd::level() {
+        Level::Matrix => "matrix",
+        _ => "vector",
     }
 }
 
@@ -145,7 +119,7 @@ pub(crate) fn matmul(
         "a product's shapes do not fit its buffers"
     );
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if kernel() == Kernel::Matrix && m * k * n >= 1 << 20 && m.min(n) >= 16 {
+    if simd::level() == Level::Matrix && m * k * n >= 1 << 20 && m.min(n) >= 16 {
         let operand = |data: &[f32], outer, inner| amx::Operand {
             start: data.as_ptr(),
             outer,

@@ -4,7 +4,7 @@
 use std::sync::OnceLock;
 
 /// The instruction sets that loops are compiled for.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
     /// What every machine of the target has.
     Base,
@@ -12,28 +12,43 @@ pub(crate) enum Level {
     V3,
     /// AVX-512.
     V4,
+    /// AVX-512, and a matrix unit (AMX) for products; loops are those of [`Level::V4`].
+    Matrix,
 }
 
-/// The best level of this machine.
+/// The best level of this machine, or what the environment variable `CLOZE_CPU` ("base", "avx2", "avx512", "amx") limits
+/// it to.
 #[inline]
 pub(crate) fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
-    *LEVEL.get_or_init(detect)
+    *LEVEL.get_or_init(|| {
+        let limit = match std::env::var("CLOZE_CPU").as_deref() {
+            Ok("base") => Level::Base,
+            Ok("avx2") => Level::V3,
+            Ok("avx512") => Level::V4,
+            _ => Level::Matrix,
+        };
+        detect().min(limit)
+    })
 }
 
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Level {
     if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
-        Level::Base
-    } else if is_x86_feature_detected!("avx512f")
+        return Level::Base;
+    }
+    if !(is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vl"))
     {
-        Level::V4
-    } else {
-        Level::V3
+        return Level::V3;
     }
+    #[cfg(target_os = "linux")]
+    if super::amx::is_available() {
+        return Level::Matrix;
+    }
+    Level::V4
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -61,7 +76,7 @@ macro_rules! simd_fn {
                 fn v3($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
                 match $crate::ops::simd::level() {
                     // SAFETY: the level says that the machine has these instructions.
-                    $crate::ops::simd::Level::V4 => return unsafe { v4($($arg),*) },
+                    $crate::ops::simd::Level::V4 | $crate::ops::simd::Level::Matrix => return unsafe { v4($($arg),*) },
                     $crate::ops::simd::Level::V3 => return unsafe { v3($($arg),*) },
                     $crate::ops::simd::Level::Base => {}
                 }
