@@ -1,6 +1,6 @@
 """Times a training step of this crate and of its PyTorch peer in turns, so that both meet the same machine.
 
-Usage: PYTHON benches/compare.py [--rounds 3] [--peer-compile] [options of both: --batch --seq --steps --dtype --device]
+Usage: PYTHON benches/compare.py [--rounds 3] [--peer-compile] [--binary FILE] [options of both: --batch --seq --steps --dtype --device]
 
 Run it with a Python that has torch and transformers. Prints every run as a JSON line, then a table of the medians over the
 rounds, their spread and the ratios.
@@ -35,10 +35,11 @@ def build(features):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--binary", help="the benchmark, if it is built already")
     parser.add_argument("--peer-compile", action="store_true", help="let the peer use torch.compile")
     a, both = parser.parse_known_args()
     features = ["--features", "cuda"] if "cuda" in both else []
-    ours = [build(features), *both]
+    ours = [a.binary or build(features), *both]
     peer = [sys.executable, os.path.join(HERE, "peer_train_step.py"), *both]
     peer += ["--compile"] if a.peer_compile else []
     results = {"cloze": [], "peer": []}

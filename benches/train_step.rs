@@ -86,28 +86,39 @@ fn main() -> Result<()> {
     let mut optimizer = AdamW::new(&model).weight_decay(0.01);
     let schedule = Schedule::constant(2e-5);
     let mut times = Vec::with_capacity(options.steps);
+    let mut phases: [Vec<f64>; 3] = Default::default();
     let mut last = 0.0;
     for step in 0..options.steps + WARMUP {
         let started = Instant::now();
         let loss = model.loss(&inputs, &Context::train(42, step as u64))?;
+        let forward = started.elapsed();
         model.backward(&loss.mean()?)?;
+        let backward = started.elapsed();
         optimizer.clip_grad_norm(1.0)?;
         optimizer.step(schedule.lr(step))?;
         optimizer.zero_grad();
         device.synchronize()?;
+        let all = started.elapsed();
         if step >= WARMUP {
-            times.push(started.elapsed().as_secs_f64());
+            times.push(all.as_secs_f64());
+            let parts = [forward, backward - forward, all - backward];
+            for (phase, part) in phases.iter_mut().zip(parts) {
+                phase.push(part.as_secs_f64());
+            }
         }
         last = loss.value()?;
     }
-    times.sort_by(f64::total_cmp);
-    let median = (times[times.len() / 2] + times[(times.len() - 1) / 2]) / 2.0;
+    let middle = median(&mut times);
+    // A GPU works on after the calls have returned, so that only the whole can be timed there.
+    let [forward, backward, update] =
+        phases.map(|mut phase| device.is_cpu().then(|| median(&mut phase)));
     let peak = peak_rss_mib();
     let line = serde_json::json!({
         "bench": "train_step", "peer": "cloze", "device": options.device, "dtype": options.dtype,
         "batch": options.batch, "seq": options.seq, "steps": options.steps, "threads": rayon::current_num_threads(),
-        "median_s": median, "min_s": times[0], "max_s": times[times.len() - 1],
-        "tokens_per_s": (options.batch * options.seq) as f64 / median, "peak_rss_mib": peak, "loss": last,
+        "median_s": middle, "min_s": times[0], "max_s": times[times.len() - 1],
+        "tokens_per_s": (options.batch * options.seq) as f64 / middle,
+        "forward_s": forward, "backward_s": backward, "update_s": update, "matmul": cloze::ops::matmul_kernel(), "peak_rss_mib": peak, "loss": last,
     });
     println!("{line}");
     match (options.max_rss_mib, peak) {
@@ -117,6 +128,12 @@ fn main() -> Result<()> {
         )),
         _ => Ok(()),
     }
+}
+
+/// The median; sorts on the way.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    f64::midpoint(values[values.len() / 2], values[(values.len() - 1) / 2])
 }
 
 /// Random tokens, of which 15% are masked and count.

@@ -4,7 +4,7 @@
 ///
 /// A training step allocates and frees the same large buffers again and again. By default glibc maps each of them anew,
 /// and the system clears every page when it is first touched, which costs more than some of the operations do. Called
-/// when a trainer is made; calling it again does nothing. Only memory that was already returned to the allocator is
+/// when a trainer or an optimizer is made; calling it again does nothing. Only memory that was already returned to the allocator is
 /// affected: the peak stays the same. No effect with other C libraries.
 pub fn tune_allocator() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -69,6 +69,8 @@ impl AdamW {
 
     /// An optimizer of `params`, each of which must be there once.
     pub fn from_params(params: &[Param]) -> Self {
+        // Where there is an optimizer, the same large buffers are about to come and go, step after step.
+        ops::tune_allocator();
         let (decaying, others) = params.iter().cloned().partition(|p| decays(p.name()));
         let group = |params| Group {
             params,
