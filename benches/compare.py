@@ -1,9 +1,13 @@
-"""Times a training step of this crate and of its PyTorch peer in turns, so that both meet the same machine.
+"""Times a benchmark of this crate and its peer in Python in turns, so that both meet the same machine.
 
-Usage: PYTHON benches/compare.py [--rounds 3] [--peer-compile] [--binary FILE] [options of both: --batch --seq --steps --dtype --device]
+Usage: PYTHON benches/compare.py {train_step,fill_mask,prepare} [--times 3] [--binary FILE] [options of both]
 
-Run it with a Python that has torch and transformers. Prints every run as a JSON line, then a table of the medians over the
-rounds, their spread and the ratios.
+    train_step   --batch 8 --seq 128 --steps 8 --dtype f32 --device cpu, --compile for the peer alone
+    fill_mask    --texts 1 --length 10 --rounds 30
+    prepare      --records 5000 --num-proc 2 --rounds 3
+
+Run it with a Python that has torch, transformers and datasets. Prints every run as a JSON line, then a table of the medians
+over the runs, their spread and the ratios.
 """
 import argparse
 import json
@@ -11,54 +15,71 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+# What a run achieves, and its unit.
+RATES = {
+    "train_step": ("tokens/s", "tokens_per_s"), "fill_mask": ("texts/s", "texts_per_s"), "prepare": ("tokens/s", "tokens_per_s"),
+}
 
 
-def run(command):
-    done = subprocess.run(command, capture_output=True, text=True, cwd=os.path.dirname(HERE))
+def run(command, quiet=False):
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode != 0 or not lines:
+    if done.returncode != 0 or (not lines and not quiet):
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    if quiet:
+        return None
     print(lines[-1], flush=True)
     return json.loads(lines[-1])
 
 
-def build(features):
-    command = ["cargo", "bench", "--locked", "--bench", "train_step", "--no-run", "--message-format=json", *features]
-    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=os.path.dirname(HERE)).stdout
+def build(bench, features):
+    command = ["cargo", "bench", "--locked", "--bench", bench, "--no-run", "--message-format=json", *features]
+    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT).stdout
     messages = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    built = [m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == "train_step"]
-    return built[-1]
+    return [m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == bench][-1]
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("bench", choices=list(RATES))
+    parser.add_argument("--times", type=int, default=3, help="runs of each")
     parser.add_argument("--binary", help="the benchmark, if it is built already")
-    parser.add_argument("--peer-compile", action="store_true", help="let the peer use torch.compile")
+    parser.add_argument("--compile", action="store_true", help="let the peer use torch.compile")
     a, both = parser.parse_known_args()
     features = ["--features", "cuda"] if "cuda" in both else []
-    ours = [a.binary or build(features), *both]
-    peer = [sys.executable, os.path.join(HERE, "peer_train_step.py"), *both]
-    peer += ["--compile"] if a.peer_compile else []
-    results = {"cloze": [], "peer": []}
-    for _ in range(a.rounds):
-        results["cloze"].append(run(ours))
-        results["peer"].append(run(peer))
+    ours = [a.binary or build(a.bench, features), *both]
+    peer = [sys.executable, os.path.join(HERE, f"peer_{a.bench}.py"), *both]
+    peer += ["--compile"] if a.compile else []
+    with tempfile.TemporaryDirectory() as folder:
+        # What both are given: a model and texts, or records.
+        given = {
+            "train_step": [],
+            "fill_mask": ["--model", os.path.join(folder, "model")],
+            "prepare": ["--data", os.path.join(folder, "records.jsonl"), "--tokenizer", os.path.join(ROOT, "data/tiny_roberta")],
+        }[a.bench]
+        if given:
+            run([*ours, *given, "--prepare"], quiet=True)
+        results = {"cloze": [], "peer": []}
+        for _ in range(a.times):
+            results["cloze"].append(run([*ours, *given]))
+            results["peer"].append(run([*peer, *given]))
 
-    medians = {}
-    print(f"\n{'':24} {'median s':>9} {'spread s':>17} {'tokens/s':>9} {'peak MiB':>9}")
+    unit, rate = RATES[a.bench]
+    medians = []
+    print(f"\n{'':40} {'median s':>9} {'spread s':>17} {unit:>10} {'peak MiB':>9}")
     for runs in results.values():
         times = [r["median_s"] for r in runs]
-        median = statistics.median(times)
-        memory = max(r["peak_rss_mib"] for r in runs)
-        tokens = runs[0]["batch"] * runs[0]["seq"] / median
-        medians[len(medians)] = (median, memory)
+        median, memory = statistics.median(times), max(r["peak_rss_mib"] for r in runs)
+        speed = statistics.median(r[rate] for r in runs)
+        medians.append((median, speed, memory))
         spread = f"{min(times):.3f} - {max(times):.3f}"
-        print(f"{runs[0]['peer']:24} {median:9.3f} {spread:>17} {tokens:9.0f} {memory:9.0f}")
-    (time, memory), (peer_time, peer_memory) = medians.values()
-    print(f"{'peer / cloze':24} {peer_time / time:9.2f} {'':17} {'':9} {peer_memory / memory:9.2f}")
+        print(f"{runs[0]['peer']:40} {median:9.3f} {spread:>17} {speed:10.0f} {memory:9.0f}")
+    (time, speed, memory), (peer_time, peer_speed, peer_memory) = medians
+    print(f"{'peer / cloze':40} {peer_time / time:9.2f} {'':17} {peer_speed / speed:10.3f} {peer_memory / memory:9.2f}")
 
 
 main()

@@ -3,62 +3,30 @@
 //! `cargo bench --bench train_step -- --batch 8 --seq 128 --steps 8 --dtype f32 --device cpu` prints one JSON line.
 //! `--max-rss-mib N` makes the run fail when it needed more memory than that. `peer_train_step.py` is the PyTorch peer.
 
+mod support;
+
 use std::time::Instant;
 
 use candle_core::Device;
 use cloze::model::{Config, Context, MaskedLm, ModelInputs};
 use cloze::train::{AdamW, Schedule};
 use cloze::{Error, Result};
+use support::{Arguments, median, peak_rss_mib};
 
 /// Steps that warm up caches and allocators and are not timed, as in the peer.
 const WARMUP: usize = 2;
 const VOCAB: usize = 50265;
 const MASK: u32 = 50264;
 
-struct Options {
-    batch: usize,
-    seq: usize,
-    steps: usize,
-    device: String,
-    dtype: String,
-    max_rss_mib: Option<f64>,
-}
-
-fn options() -> Result<Options> {
-    let mut options = Options {
-        batch: 8,
-        seq: 128,
-        steps: 8,
-        device: "cpu".to_owned(),
-        dtype: "f32".to_owned(),
-        max_rss_mib: None,
-    };
-    let mut args = std::env::args().skip(1);
-    while let Some(name) = args.next() {
-        // Cargo says that this is a benchmark.
-        if name == "--bench" {
-            continue;
-        }
-        let wrong =
-            || Error::argument("arguments", format!("{name} is unknown or lacks its value"));
-        let value = args.next().ok_or_else(wrong)?;
-        let number = || value.parse::<usize>().map_err(|_| wrong());
-        match name.as_str() {
-            "--batch" => options.batch = number()?,
-            "--seq" => options.seq = number()?,
-            "--steps" => options.steps = number()?.max(1),
-            "--device" => options.device = value,
-            "--dtype" => options.dtype = value,
-            "--max-rss-mib" => options.max_rss_mib = Some(number()? as f64),
-            _ => return Err(wrong()),
-        }
-    }
-    Ok(options)
-}
-
 fn main() -> Result<()> {
-    let options = options()?;
-    let device = match options.device.as_str() {
+    let names = ["batch", "seq", "steps", "device", "dtype", "max-rss-mib"];
+    let arguments = Arguments::read(&names, &[])?;
+    let (batch, seq) = (arguments.get("batch", 8)?, arguments.get("seq", 128)?);
+    let steps = arguments.get("steps", 8)?.max(1);
+    let device_name = arguments.get("device", "cpu".to_owned())?;
+    let dtype = arguments.get("dtype", "f32".to_owned())?;
+    let max_rss_mib: Option<f64> = arguments.find("max-rss-mib")?;
+    let device = match device_name.as_str() {
         "cpu" => Device::Cpu,
         "cuda" => Device::new_cuda(0)?,
         other => {
@@ -68,8 +36,8 @@ fn main() -> Result<()> {
             ));
         }
     };
-    if options.dtype != "f32" {
-        let message = format!("{:?} is not there yet; models train in f32", options.dtype);
+    if dtype != "f32" {
+        let message = format!("{:?} is not there yet; models train in f32", dtype);
         return Err(Error::argument("--dtype", message));
     }
     let config = Config::new("roberta")
@@ -82,13 +50,13 @@ fn main() -> Result<()> {
         .set("type_vocab_size", 1)
         .set("layer_norm_eps", 1e-5);
     let model = MaskedLm::from_config_on(&config, 0, &device)?;
-    let inputs = masked_batch(options.batch, options.seq)?;
+    let inputs = masked_batch(batch, seq)?;
     let mut optimizer = AdamW::new(&model).weight_decay(0.01);
     let schedule = Schedule::constant(2e-5);
-    let mut times = Vec::with_capacity(options.steps);
+    let mut times = Vec::with_capacity(steps);
     let mut phases: [Vec<f64>; 3] = Default::default();
     let mut last = 0.0;
-    for step in 0..options.steps + WARMUP {
+    for step in 0..steps + WARMUP {
         let started = Instant::now();
         let loss = model.loss(&inputs, &Context::train(42, step as u64))?;
         let forward = started.elapsed();
@@ -114,26 +82,20 @@ fn main() -> Result<()> {
         phases.map(|mut phase| device.is_cpu().then(|| median(&mut phase)));
     let peak = peak_rss_mib();
     let line = serde_json::json!({
-        "bench": "train_step", "peer": "cloze", "device": options.device, "dtype": options.dtype,
-        "batch": options.batch, "seq": options.seq, "steps": options.steps, "threads": rayon::current_num_threads(),
+        "bench": "train_step", "peer": "cloze", "device": device_name, "dtype": dtype,
+        "batch": batch, "seq": seq, "steps": steps, "threads": rayon::current_num_threads(),
         "median_s": middle, "min_s": times[0], "max_s": times[times.len() - 1],
-        "tokens_per_s": (options.batch * options.seq) as f64 / middle,
+        "tokens_per_s": (batch * seq) as f64 / middle,
         "forward_s": forward, "backward_s": backward, "update_s": update, "matmul": cloze::ops::matmul_kernel(), "peak_rss_mib": peak, "loss": last,
     });
     println!("{line}");
-    match (options.max_rss_mib, peak) {
+    match (max_rss_mib, peak) {
         (Some(most), Some(peak)) if peak > most => Err(Error::argument(
             "--max-rss-mib",
             format!("{peak:.0} MiB were needed, more than {most:.0}"),
         )),
         _ => Ok(()),
     }
-}
-
-/// The median; sorts on the way.
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    f64::midpoint(values[values.len() / 2], values[(values.len() - 1) / 2])
 }
 
 /// Random tokens, of which 15% are masked and count.
@@ -153,14 +115,4 @@ fn masked_batch(batch: usize, seq: usize) -> Result<ModelInputs> {
     ModelInputs::new(ids, (batch, seq))?
         .with_attention_mask(vec![1; count])?
         .with_labels(labels)
-}
-
-/// The most memory that the process ever held, where the system tells.
-fn peak_rss_mib() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib / 1024.0)
 }

@@ -173,7 +173,10 @@ impl FillMask {
             && groups::padding_is_neutral(self.model.config().model_type());
         for group in groups::by_length(&lengths, self.batch_size, paddable)? {
             crate::interrupt::check("filling masks")?;
-            let scored = self.score(&group, &encodings, &mask, targets.as_deref(), top_k)?;
+            // On a thread of the pool, where handing out work costs no change of threads: a single text is over in
+            // milliseconds.
+            let scored =
+                rayon::scope(|_| self.score(&group, &encodings, &mask, targets.as_deref(), top_k))?;
             for (&index, masks) in group.iter().zip(scored) {
                 let text = texts[index].as_ref().to_owned();
                 let row = &encodings[index].ids;

@@ -4,11 +4,11 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use candle_core::{DType, Device, Shape, Tensor};
+use candle_core::{DType, Device, Shape, Tensor, Var};
 
 use super::checkpoint::Checkpoint;
 use super::context::mix;
-use crate::ops::Param;
+use crate::ops::{self, Param};
 use crate::{Error, Result};
 
 /// How a parameter starts when no checkpoint provides it.
@@ -277,7 +277,8 @@ fn initial(init: Init, shape: &Shape, seed: u64, device: &Device) -> Result<Tens
         Init::Zeros => Tensor::zeros(shape, DType::F32, device)?,
         Init::Ones => Tensor::ones(shape, DType::F32, device)?,
         Init::Normal(std) => {
-            Tensor::from_vec(normal(shape.elem_count(), std, seed), shape, device)?
+            // A variable becomes a parameter without being copied.
+            Var::from_vec(normal(shape.elem_count(), std, seed), shape, device)?.into_inner()
         }
         Init::NormalExceptRow(std, row) => {
             let (rows, width) = shape.dims2()?;
@@ -285,7 +286,7 @@ fn initial(init: Init, shape: &Shape, seed: u64, device: &Device) -> Result<Tens
             if (row as usize) < rows {
                 values[row as usize * width..(row as usize + 1) * width].fill(0.0);
             }
-            Tensor::from_vec(values, shape, device)?
+            Var::from_vec(values, shape, device)?.into_inner()
         }
         Init::Sinusoidal => {
             let (positions, width) = shape.dims2()?;
@@ -306,7 +307,7 @@ fn initial(init: Init, shape: &Shape, seed: u64, device: &Device) -> Result<Tens
 /// `count` draws from N(0, std²), a function of `seed` and the index alone.
 fn normal(count: usize, std: f64, seed: u64) -> Vec<f32> {
     use rayon::prelude::*;
-    let mut values = vec![0.0f32; count];
+    let mut values = ops::zeros(count);
     values.par_chunks_mut(2).enumerate().for_each(|(i, pair)| {
         // Box and Muller 1958: two uniform draws make two normal ones.
         let bits = |k: u64| (mix(seed ^ mix(2 * i as u64 + k)) >> 11) as f64 / (1u64 << 53) as f64;

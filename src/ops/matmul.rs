@@ -4,6 +4,8 @@ use gemm::Parallelism;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::amx;
+#[cfg(target_arch = "x86_64")]
+use super::narrow;
 use super::simd::{self, Level};
 
 /// The name of what multiplies large f32 matrices on this machine's processor: "vector" for multiply-adds, "matrix" for
@@ -118,6 +120,10 @@ pub(crate) fn matmul(
         dst.len() == m * n && a.len() == m * k && b.len() == k * n,
         "a product's shapes do not fit its buffers"
     );
+    #[cfg(target_arch = "x86_64")]
+    if !a_t && b_t && narrow::fits((m, k, n)) {
+        return narrow::matmul((m, k, n), into, dst, a, b);
+    }
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if simd::level() == Level::Matrix && m * k * n >= 1 << 20 && m.min(n) >= 16 {
         let operand = |data: &[f32], outer, inner| amx::Operand {

@@ -20,6 +20,8 @@ mod layer_norm;
 mod linear;
 mod mapped_file;
 mod matmul;
+#[cfg(target_arch = "x86_64")]
+mod narrow;
 mod parallel;
 mod param;
 mod simd;
@@ -41,3 +43,4 @@ pub use linear::{linear, linear_act};
 pub use mapped_file::MappedFile;
 pub use matmul::matmul_kernel;
 pub use param::{Param, backward, no_grad};
+pub(crate) use storage::{copied, zeros};

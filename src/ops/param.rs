@@ -40,7 +40,8 @@ struct GradSlot {
 }
 
 impl Param {
-    /// Wraps a copy of `value` as a parameter called `name` (the reference library's own name).
+    /// Makes `value` a parameter called `name` (the reference library's own name): a copy of it, or itself if it is a
+    /// candle variable.
     pub fn new(name: impl Into<String>, value: &Tensor) -> Result<Self> {
         Ok(Self {
             inner: Arc::new(Inner {

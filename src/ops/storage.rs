@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Shape, Storage, Tensor, Var};
 
 use crate::Result;
 
@@ -71,9 +71,36 @@ pub(crate) fn with_mut<T>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> T) -> R
 /// A tensor of zeros that will live long (gradients, optimizer moments): large ones sit on huge pages where the system
 /// has them, which spares most page faults and address translations.
 pub(crate) fn zeros_huge(shape: &Shape) -> Result<Tensor> {
-    let mut data = vec![0f32; shape.elem_count()];
-    advise_huge(&mut data);
+    let data = zeros(shape.elem_count());
     Ok(Tensor::from_vec(data, shape, &candle_core::Device::Cpu)?)
+}
+
+/// `n` zeros that will live long, as [`zeros_huge`].
+pub(crate) fn zeros(n: usize) -> Vec<f32> {
+    let mut data = vec![0f32; n];
+    advise_huge(&mut data);
+    data
+}
+
+/// A variable on the CPU with the f32 values whose little-endian bytes are given; copied by all threads, onto huge pages
+/// where it is large. As a variable it becomes a parameter without being copied again.
+pub(crate) fn copied(bytes: &[u8], shape: &[usize]) -> Result<Tensor> {
+    use rayon::prelude::*;
+    const CHUNK: usize = 1 << 18;
+    let mut data: Vec<f32> = Vec::with_capacity(bytes.len() / 4);
+    let spare = &mut data.spare_capacity_mut()[..bytes.len() / 4];
+    advise_huge(spare);
+    spare
+        .par_chunks_mut(CHUNK)
+        .zip(bytes.par_chunks(4 * CHUNK))
+        .for_each(|(values, bytes)| {
+            for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
+                value.write(f32::from_le_bytes(*bytes));
+            }
+        });
+    // SAFETY: the loop has written every element.
+    unsafe { data.set_len(bytes.len() / 4) };
+    Ok(Var::from_vec(data, shape, &candle_core::Device::Cpu)?.into_inner())
 }
 
 /// Asks the system for huge pages under `data`, which has not been touched yet.
