@@ -12,7 +12,7 @@ use super::matmul::Into;
 use super::simd::{self, Level};
 
 /// The most rows on the left for which this beats rearranging `b` (measured).
-const MOST_ROWS: usize = 48;
+const MOST_ROWS: usize = 32;
 /// Elements of `b` per task.
 const TASK: usize = 1 << 16;
 /// How many rows of `b` are read side by side.
