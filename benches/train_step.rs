@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use candle_core::Device;
 use cloze::model::{Config, Context, MaskedLm, ModelInputs};
+use cloze::ops::{Precision, autocast};
 use cloze::train::{AdamW, Schedule};
 use cloze::{Error, Result};
 use support::{Arguments, median, peak_rss_mib};
@@ -36,9 +37,16 @@ fn main() -> Result<()> {
             ));
         }
     };
-    if dtype != "f32" {
-        let message = format!("{:?} is not there yet; models train in f32", dtype);
-        return Err(Error::argument("--dtype", message));
+    let precision = match dtype.as_str() {
+        "f32" => Precision::F32,
+        "bf16" => Precision::Bf16,
+        other => {
+            let message = format!("--dtype {other:?} is neither f32 nor bf16");
+            return Err(Error::argument("arguments", message));
+        }
+    };
+    if !precision.is_available() {
+        eprintln!("this processor has no unit for bf16; products are f32");
     }
     let config = Config::new("roberta")
         .set("vocab_size", VOCAB)
@@ -58,9 +66,12 @@ fn main() -> Result<()> {
     let mut last = 0.0;
     for step in 0..steps + WARMUP {
         let started = Instant::now();
-        let loss = model.loss(&inputs, &Context::train(42, step as u64))?;
-        let forward = started.elapsed();
-        model.backward(&loss.mean()?)?;
+        let (loss, forward) = autocast(precision, || -> Result<_> {
+            let loss = model.loss(&inputs, &Context::train(42, step as u64))?;
+            let forward = started.elapsed();
+            model.backward(&loss.mean()?)?;
+            Ok((loss, forward))
+        })?;
         let backward = started.elapsed();
         optimizer.clip_grad_norm(1.0)?;
         optimizer.step(schedule.lr(step))?;

@@ -1,13 +1,15 @@
-//! f32 products on the matrix unit of recent Xeons (AMX), which multiplies bf16 only but sixteen times as fast.
+//! Products of f32 matrices on the matrix unit of recent Xeons (AMX), which multiplies bf16 only but sixteen times as fast.
 //!
-//! Every f32 is split exactly into three bf16 parts, a = a₁ + a₂ + a₃ with |aᵢ₊₁| ≤ 2⁻⁸ |aᵢ|, and of the nine products
+//! At f32's precision, every f32 is split exactly into three bf16 parts, a = a₁ + a₂ + a₃ with |aᵢ₊₁| ≤ 2⁻⁸ |aᵢ|, and of the nine products
 //! of parts the six that reach f32's precision are summed in f32:
 //! a₁b₁ + a₁b₂ + a₂b₁ + a₁b₃ + a₂b₂ + a₃b₁. What is left out is below 2⁻²³ of the term, so that results are as good
 //! as those of f32 multiply-adds (the tests hold them to that), at a multiple of the speed. NaN and infinity come out
 //! as NaN; parts below the smallest normal number are taken as zero.
 //!
+//! At bf16's precision the first parts are all there is.
+//!
 //! Operands are copied into tiles: 32 rows or columns ("a panel") times 32 of the inner dimension ("a step") make a
-//! block of 3 parts x 2 tiles x 16 rows x 64 bytes, in the order in which the unit reads them.
+//! block of 3 parts (or 1) x 2 tiles x 16 rows x 64 bytes, in the order in which the unit reads them.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -20,10 +22,12 @@ use super::storage;
 
 /// Rows or columns of a panel, and the inner dimension of a step.
 const SIDE: usize = 32;
-/// Bytes of one tile, of one part (two tiles) and of one block (three parts).
+/// Bytes of one tile and of one part (two tiles).
 const TILE: usize = 1024;
 const PART: usize = 2 * TILE;
-const BLOCK: usize = 3 * PART;
+/// How many parts an f32 has at its own precision; at bf16's it has one.
+pub(super) const EXACT: usize = 3;
+pub(super) const BF16: usize = 1;
 /// Longest stretch of the inner dimension between two visits to the result.
 const DEPTH: usize = 1024;
 /// The second-level cache of the processors that have the unit.
@@ -100,10 +104,10 @@ impl<T> Shared<T> {
 struct Blocks(Vec<[__m512i; 16]>);
 
 impl Blocks {
-    /// At least `count` blocks of arbitrary content.
+    /// At least `bytes` of arbitrary content.
     #[allow(clippy::uninit_vec)]
-    fn reserve(&mut self, count: usize) -> *mut u8 {
-        let tiles = count * BLOCK / TILE;
+    fn reserve(&mut self, bytes: usize) -> *mut u8 {
+        let tiles = bytes.div_ceil(TILE);
         if self.0.len() < tiles {
             self.0 = Vec::with_capacity(tiles);
             // SAFETY: the capacity is there, every bit pattern is valid, and blocks are packed before they are read.
@@ -119,18 +123,20 @@ thread_local! {
     static OWN: RefCell<Blocks> = RefCell::default();
 }
 
-/// `c (m, n) = or (with `add`) += a · b` on all threads of the pool; `c` is row-major with rows `stride` apart.
+/// `c (m, n) = or (with `add`) += a · b` on all threads of the pool, at the precision of so many parts; `c` is row-major
+/// with rows `stride` apart.
 ///
 /// # Safety
 /// The level must be [`super::simd::Level::Matrix`], and the operands and `c` must be valid for these dimensions, `c` for writes that nobody
 /// else sees meanwhile. Without `add`, `c` may be uninitialized.
-pub(super) unsafe fn matmul(
+pub(super) unsafe fn matmul<const PARTS: usize>(
     (m, k, n): (usize, usize, usize),
     add: bool,
     (c, stride): (*mut f32, usize),
     a: Operand,
     b: Operand,
 ) {
+    let block = PARTS * PART;
     // The shorter side is packed once for all tasks; the longer side is cut into pieces that each task packs itself.
     let by_rows = m > n;
     let (common, common_len, own, own_len) = match by_rows {
@@ -142,10 +148,10 @@ pub(super) unsafe fn matmul(
     let own_panels = own_len.div_ceil(SIDE);
     // Where the common operand fits the cache, own panels are packed few at a time just before they are used; else
     // many, so that they stay in the cache while the common operand passes by.
-    let fits = common_panels * depth / SIDE * BLOCK <= CACHE_BYTES / 2;
+    let fits = common_panels * depth / SIDE * block <= CACHE_BYTES / 2;
     let most = match fits {
-        true => (CACHE_BYTES / 4 / (depth / SIDE * BLOCK)).clamp(1, 8),
-        false => (CACHE_BYTES / 2 / (depth / SIDE * BLOCK)).max(1),
+        true => (CACHE_BYTES / 4 / (depth / SIDE * block)).clamp(1, 8),
+        false => (CACHE_BYTES / 2 / (depth / SIDE * block)).max(1),
     };
     let tasks = own_panels
         .div_ceil(most)
@@ -154,7 +160,7 @@ pub(super) unsafe fn matmul(
     let c = Shared(c);
     // Taken out of its place: a thread of the pool may start another product while it waits for this one.
     let mut blocks = COMMON.take();
-    let packed = Shared(blocks.reserve(common_panels * depth / SIDE));
+    let packed = Shared(blocks.reserve(common_panels * depth / SIDE * block));
     for from in (0..k).step_by(depth) {
         let inner = depth.min(k - from);
         let steps = inner.div_ceil(SIDE);
@@ -176,7 +182,7 @@ pub(super) unsafe fn matmul(
                 _ => (0..common_panels, piece..piece + 1),
             };
             // SAFETY: the buffer has room for all panels of `depth`; each task writes its own blocks.
-            unsafe { common.pack(panels, steps, packed.get()) };
+            unsafe { common.pack::<PARTS>(panels, steps, packed.get()) };
         });
         let add = add || from > 0;
         (0..own_panels.div_ceil(chunk))
@@ -191,10 +197,10 @@ pub(super) unsafe fn matmul(
                     left: by_rows,
                 };
                 OWN.with_borrow_mut(|blocks| {
-                    let mine = blocks.reserve(panels * steps);
+                    let mine = blocks.reserve(panels * steps * block);
                     // SAFETY: as above, in this thread's own buffer.
-                    unsafe { own.pack(0..panels, 0..steps, mine) };
-                    let panel_bytes = steps * BLOCK;
+                    unsafe { own.pack::<PARTS>(0..panels, 0..steps, mine) };
+                    let panel_bytes = steps * block;
                     let visit = |of_common: usize, of_own: usize, ahead: *const u8| {
                         // SAFETY: both panels were packed above; blocks of the result do not overlap.
                         unsafe {
@@ -206,7 +212,8 @@ pub(super) unsafe fn matmul(
                             };
                             let (i, j) = (i * SIDE, j * SIDE);
                             let at = c.get().add(i * stride + j);
-                            multiply([a, b, ahead], steps, (at, stride), (m - i, n - j), add);
+                            let left = (m - i, n - j);
+                            multiply::<PARTS>([a, b, ahead], steps, (at, stride), left, add);
                         }
                     };
                     // SAFETY: the unit is there; the configuration ends with this scope, before any other task.
@@ -269,13 +276,17 @@ unsafe fn configure() {
 /// # Safety
 /// The first two operands must point to `steps` packed blocks, `c` to the block's first element, and the tiles be
 /// configured. The third is where to fetch memory into the cache from, meanwhile.
-unsafe fn multiply(
+unsafe fn multiply<const PARTS: usize>(
     operands: [*const u8; 3],
     steps: usize,
     (c, stride): (*mut f32, usize),
     left: (usize, usize),
     add: bool,
 ) {
+    let kernel = match PARTS {
+        BF16 => bf16_kernel,
+        _ => kernel,
+    };
     if left.0 >= SIDE && left.1 >= SIDE {
         // SAFETY: the caller's promise, and the whole block exists.
         return unsafe { kernel(operands, steps, c, stride * size_of::<f32>(), add) };
@@ -412,6 +423,73 @@ unsafe fn kernel(
     }
 }
 
+/// As [`kernel`], with one part.
+///
+/// # Safety
+/// As for [`kernel`].
+unsafe fn bf16_kernel(
+    [a, b, ahead]: [*const u8; 3],
+    steps: usize,
+    c: *mut f32,
+    stride: usize,
+    add: bool,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "test {add:e}, {add:e}",
+            "jz 2f",
+            "tileloadd tmm0, [{c} + {stride}*1]",
+            "tileloadd tmm1, [{c} + {stride}*1 + 64]",
+            "tileloadd tmm2, [{below} + {stride}*1]",
+            "tileloadd tmm3, [{below} + {stride}*1 + 64]",
+            "jmp 3f",
+            "2:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "3:",
+            "tileloadd tmm4, [{a} + {row}*1]",
+            "tileloadd tmm5, [{a} + {row}*1 + 1024]",
+            "tileloadd tmm6, [{b} + {row}*1]",
+            "tileloadd tmm7, [{b} + {row}*1 + 1024]",
+            four_products!(),
+            "prefetcht1 [{ahead} + 0]",
+            "prefetcht1 [{ahead} + 64]",
+            "prefetcht1 [{ahead} + 128]",
+            "prefetcht1 [{ahead} + 192]",
+            "add {ahead}, 256",
+            "add {a}, 2048",
+            "add {b}, 2048",
+            "dec {steps}",
+            "jnz 3b",
+            "tilestored [{c} + {stride}*1], tmm0",
+            "tilestored [{c} + {stride}*1 + 64], tmm1",
+            "tilestored [{below} + {stride}*1], tmm2",
+            "tilestored [{below} + {stride}*1 + 64], tmm3",
+            a = inout(reg) a => _,
+            b = inout(reg) b => _,
+            ahead = inout(reg) ahead => _,
+            steps = inout(reg) steps => _,
+            c = in(reg) c,
+            below = in(reg) c.byte_add(16 * stride),
+            stride = in(reg) stride,
+            row = in(reg) 64usize,
+            add = in(reg) u32::from(add),
+            out("tmm0") _,
+            out("tmm1") _,
+            out("tmm2") _,
+            out("tmm3") _,
+            out("tmm4") _,
+            out("tmm5") _,
+            out("tmm6") _,
+            out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
 /// An operand from some row (or column) and inner position on.
 #[derive(Clone, Copy)]
 struct Panels {
@@ -434,9 +512,14 @@ impl Panels {
     /// # Safety
     /// The operand must be valid for these sizes, `to` for all blocks of the panels, and the machine have AVX-512.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn pack(&self, panels: Range<usize>, steps: Range<usize>, to: *mut u8) {
+    unsafe fn pack<const PARTS: usize>(
+        &self,
+        panels: Range<usize>,
+        steps: Range<usize>,
+        to: *mut u8,
+    ) {
         let all_steps = self.inner.div_ceil(SIDE);
-        let mut parts = [[_mm512_setzero_si512(); 16]; 3];
+        let mut parts: Parts<PARTS> = [[_mm512_setzero_si512(); 16]; PARTS];
         let mut block = |panel: usize, step: usize| {
             // SAFETY: the caller's promise.
             unsafe {
@@ -444,7 +527,7 @@ impl Panels {
                     panel,
                     step,
                     &mut parts,
-                    to.add((panel * all_steps + step) * BLOCK),
+                    to.add((panel * all_steps + step) * PARTS * PART),
                 )
             }
         };
@@ -462,7 +545,13 @@ impl Panels {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn pack_block(&self, panel: usize, step: usize, parts: &mut Parts, to: *mut u8) {
+    unsafe fn pack_block<const PARTS: usize>(
+        &self,
+        panel: usize,
+        step: usize,
+        parts: &mut Parts<PARTS>,
+        to: *mut u8,
+    ) {
         let along_inner = self.from.inner == 1;
         let count = (self.inner - step * SIDE).min(SIDE);
         for half in 0..2 {
@@ -495,7 +584,7 @@ impl Panels {
 /// The parts of 16 f32, each in the upper half of 32 bits whose lower half is zero.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn split(x: __m512) -> [__m512i; 3] {
+fn split<const PARTS: usize>(x: __m512) -> [__m512i; PARTS] {
     // Rounded to nearest, which leaves remainders small and without a preferred sign; both subtractions are exact, and
     // the last remainder fits bf16.
     let round = |x: __m512| {
@@ -506,7 +595,8 @@ fn split(x: __m512) -> [__m512i; 3] {
     let rest = _mm512_sub_ps(x, _mm512_castsi512_ps(first));
     let second = round(rest);
     let third = _mm512_sub_ps(rest, _mm512_castsi512_ps(second));
-    [first, second, _mm512_castps_si512(third)]
+    let all = [first, second, _mm512_castps_si512(third)];
+    std::array::from_fn(|part| all[part])
 }
 
 /// The lowest `n` bits.
@@ -515,13 +605,17 @@ fn mask(n: usize) -> __mmask16 {
     ((1u32 << n.min(16)) - 1) as __mmask16
 }
 
-type Parts = [[__m512i; 16]; 3];
+type Parts<const PARTS: usize> = [[__m512i; 16]; PARTS];
 
 /// Sets row `i` of each part to the pairs of `x` and `y`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn set_pairs(parts: &mut Parts, i: usize, x: __m512, y: __m512) {
-    for ((part, x), y) in parts.iter_mut().zip(split(x)).zip(split(y)) {
+fn set_pairs<const PARTS: usize>(parts: &mut Parts<PARTS>, i: usize, x: __m512, y: __m512) {
+    for ((part, x), y) in parts
+        .iter_mut()
+        .zip(split::<PARTS>(x))
+        .zip(split::<PARTS>(y))
+    {
         part[i] = _mm512_or_si512(_mm512_srli_epi32::<16>(x), y);
     }
 }
@@ -529,7 +623,12 @@ fn set_pairs(parts: &mut Parts, i: usize, x: __m512, y: __m512) {
 /// 16 rows of 16 pairs along the inner dimension, which is contiguous in memory.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn rows_of_pairs(from: Operand, rows: usize, count: usize, parts: &mut Parts) {
+unsafe fn rows_of_pairs<const PARTS: usize>(
+    from: Operand,
+    rows: usize,
+    count: usize,
+    parts: &mut Parts<PARTS>,
+) {
     let (low, high) = (mask(count), mask(count.saturating_sub(16)));
     for i in 0..16 {
         let start = from.at(i, 0).start;
@@ -546,7 +645,12 @@ unsafe fn rows_of_pairs(from: Operand, rows: usize, count: usize, parts: &mut Pa
 /// 16 pairs along the inner dimension of 16 rows, which are contiguous in memory.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn pairs_of_rows(from: Operand, rows: usize, count: usize, parts: &mut Parts) {
+unsafe fn pairs_of_rows<const PARTS: usize>(
+    from: Operand,
+    rows: usize,
+    count: usize,
+    parts: &mut Parts<PARTS>,
+) {
     let rows = mask(rows);
     let present = |i: usize| if i < count { rows } else { 0 };
     for i in 0..16 {

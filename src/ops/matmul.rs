@@ -6,6 +6,8 @@ use gemm::Parallelism;
 use super::amx;
 #[cfg(target_arch = "x86_64")]
 use super::narrow;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::precision::{Precision, precision};
 use super::simd::{self, Level};
 
 /// The name of what multiplies large f32 matrices on this machine's processor: "vector" for multiply-adds, "matrix" for
@@ -141,8 +143,12 @@ pub(crate) fn matmul(
         } else {
             operand(b, 1, n)
         };
+        let multiply = match precision() {
+            Precision::F32 => amx::matmul::<{ amx::EXACT }>,
+            Precision::Bf16 => amx::matmul::<{ amx::BF16 }>,
+        };
         // SAFETY: the unit is there, the lengths were checked, and `dst` is borrowed mutably.
-        return unsafe { amx::matmul((m, k, n), into == Into::Add, (dst.as_mut_ptr(), n), a, b) };
+        return unsafe { multiply((m, k, n), into == Into::Add, (dst.as_mut_ptr(), n), a, b) };
     }
     let strides = |rows, cols, transposed| match transposed {
         false => Strides::rows(cols),
@@ -221,6 +227,43 @@ mod tests {
                     assert!(
                         error <= plain.max(1e-7),
                         "{size:?} {a_t} {b_t}: {error:e}, multiply-adds {plain:e}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bf16_products_are_those_of_rounded_operands() {
+        use super::super::{Precision, autocast};
+        if !Precision::Bf16.is_available() {
+            eprintln!("skipped: this processor has no unit for bf16");
+            return;
+        }
+        let round = |x: f32| f32::from_bits((x.to_bits() + 0x8000) & 0xFFFF_0000);
+        for (m, k, n) in [(64, 768, 320), (150, 1100, 130), (77, 2100, 65)] {
+            for (a_t, b_t) in [(false, false), (false, true), (true, false), (true, true)] {
+                let (a, b) = (noise(m * k, 1), noise(k * n, 2));
+                let mut c = vec![0.0; m * n];
+                autocast(Precision::Bf16, || {
+                    matmul((m, k, n), Into::Overwrite, &mut c, (&a, a_t), (&b, b_t));
+                });
+                let (a, b): (Vec<f32>, Vec<f32>) = (
+                    a.into_iter().map(round).collect(),
+                    b.into_iter().map(round).collect(),
+                );
+                let mut rounded = vec![0.0; m * n];
+                matmul(
+                    (m, k, n),
+                    Into::Overwrite,
+                    &mut rounded,
+                    (&a, a_t),
+                    (&b, b_t),
+                );
+                for (c, rounded) in c.iter().zip(&rounded) {
+                    assert!(
+                        (c - rounded).abs() < 1e-5 * (k as f32).sqrt(),
+                        "{c} {rounded}"
                     );
                 }
             }

@@ -82,6 +82,9 @@ arguments! {
     gradient_accumulation_steps: usize = 1;
     /// How often to go over the training data; fractions end within an epoch. Default: 3.
     num_train_epochs: f64, from impl Into<f64> = 3.0;
+    /// Whether products in training and evaluation take bf16 operands, where the processor has a unit for it; weights,
+    /// gradients, optimizer state and sums stay f32. Default: no.
+    bf16: bool = false;
     /// The number of optimizer steps, in place of [`num_train_epochs`](Self::num_train_epochs). Default: not set.
     max_steps: Option<usize>, from usize = None;
     /// The decoupled weight decay, on all weights but biases and normalization. Default: 0.

@@ -100,7 +100,9 @@ impl Trainer {
         for batch in loader.epoch(0) {
             interrupt::check("predicting")?;
             let batch = batch?;
-            self.predict_batch(&batch, samples, &mut tokens)?;
+            ops::autocast(self.precision(), || {
+                self.predict_batch(&batch, samples, &mut tokens)
+            })?;
             samples += batch.batch;
         }
         let sum: f64 = tokens.iter().map(|token| f64::from(token.loss)).sum();
@@ -178,8 +180,10 @@ impl Trainer {
     fn evaluate_with(&mut self, loader: &DataLoader, state: TrainState) -> Result<EvalMetrics> {
         let model = self.model.clone();
         let total = loader.len();
-        measure(&model, loader, |done| {
-            self.tell(Event::EvaluateStep { state, done, total })
+        ops::autocast(self.precision(), || {
+            measure(&model, loader, |done| {
+                self.tell(Event::EvaluateStep { state, done, total })
+            })
         })
     }
 

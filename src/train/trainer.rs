@@ -14,6 +14,7 @@ use super::{
 };
 use crate::collate::{Batches, Collator, DataLoader, Examples, MlmBatch};
 use crate::model::{Context, MaskedLm};
+use crate::ops::{self, Precision};
 use crate::{Error, Result, interrupt};
 
 /// Fine-tunes a masked language model, in the manner of the reference's `Trainer`.
@@ -359,10 +360,13 @@ impl Trainer {
                 continue;
             }
             let context = Context::train(self.args.seed, pass);
-            let loss = self.model.loss(batch, &context)?;
-            self.model
-                .backward(&crate::ops::scale(&loss.sum, 1.0 / counted as f64)?)?;
-            sums.push(loss.sum.detach());
+            let sum = ops::autocast(self.precision(), || -> Result<_> {
+                let loss = self.model.loss(batch, &context)?;
+                let mean = ops::scale(&loss.sum, 1.0 / counted as f64)?;
+                self.model.backward(&mean)?;
+                Ok(loss.sum.detach())
+            })?;
+            sums.push(sum);
         }
         // Read at the end: on a GPU the batches are all under way by then.
         let mut sum = 0.0;
@@ -370,6 +374,14 @@ impl Trainer {
             sum += f64::from(part.to_dtype(candle_core::DType::F32)?.to_scalar::<f32>()?);
         }
         Ok(((sum / counted.max(1) as f64) as f32, counted))
+    }
+
+    /// The precision that the arguments ask for.
+    pub(super) fn precision(&self) -> Precision {
+        match self.args.bf16 {
+            true => Precision::Bf16,
+            false => Precision::F32,
+        }
     }
 
     /// Does what falls due after the current step and has not been done: log, evaluate, save, give up.

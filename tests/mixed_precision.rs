@@ -1,0 +1,65 @@
+//! Training with bf16 products: the curve of f32 within bf16's noise, and what stays exact.
+
+use cloze::ops::Precision;
+use cloze::prelude::*;
+
+fn blocks(tokenizer: &Tokenizer) -> DatasetDict {
+    let eli5 = load_eli5("train_asks[:120]").unwrap().flatten().unwrap();
+    let tokenize =
+        Map::new(tokenizer.tokenize_column("answers.text")).remove_columns(eli5.column_names());
+    let blocks = eli5.map(tokenize).unwrap().group_texts(128).unwrap();
+    blocks
+        .train_test_split(TrainTestSplit::new(0.2).seed(1))
+        .unwrap()
+}
+
+/// The losses of twenty steps, and the loss after them.
+fn run(bf16: bool) -> (Vec<f32>, f64) {
+    let name = "bundled:tiny_roberta";
+    let tokenizer = Tokenizer::from_pretrained(name).unwrap();
+    let blocks = blocks(&tokenizer);
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = TrainingArguments::new(folder.path())
+        .learning_rate(3e-4)
+        .max_steps(20)
+        .bf16(bf16)
+        .save_strategy(IntervalStrategy::No);
+    let model = MaskedLm::from_pretrained(name).unwrap();
+    let collator = MaskingCollator::new(&tokenizer);
+    let mut trainer = Trainer::new(
+        model,
+        arguments,
+        blocks["train"].clone(),
+        blocks["test"].clone(),
+        collator,
+    );
+    let history = trainer.train().unwrap();
+    let losses = history.steps.iter().map(|step| step.loss).collect();
+    (losses, trainer.evaluate().unwrap().loss)
+}
+
+#[test]
+fn the_losses_are_those_of_f32_within_the_noise_of_bf16() {
+    let (exact, exact_end) = run(false);
+    let (rounded, rounded_end) = run(true);
+    for (step, (exact, rounded)) in exact.iter().zip(&rounded).enumerate() {
+        assert!(
+            (exact - rounded).abs() < 0.02,
+            "step {step}: {exact} in f32, {rounded} in bf16"
+        );
+    }
+    assert!(
+        (exact_end - rounded_end).abs() < 0.01,
+        "at the end {exact_end} in f32, {rounded_end} in bf16"
+    );
+    assert_eq!(
+        exact != rounded,
+        Precision::Bf16.is_available(),
+        "bf16 is used where the processor has it"
+    );
+}
+
+#[test]
+fn a_run_in_bf16_repeats_bit_for_bit() {
+    assert_eq!(run(true), run(true));
+}
