@@ -8,14 +8,13 @@ mod support;
 use std::path::Path;
 use std::time::Instant;
 
-use cloze::model::{Config, MaskedLm};
+use cloze::model::MaskedLm;
 use cloze::prelude::{FillMask, Tokenizer};
 use cloze::{Error, Result};
-use support::{Arguments, median, peak_rss_mib};
+use support::{Arguments, VOCAB, distilroberta, median, peak_rss_mib};
 
 /// Calls that warm up caches and allocators and are not timed, as in the peer.
 const WARMUP: usize = 3;
-const VOCAB: usize = 50265;
 
 fn main() -> Result<()> {
     let arguments = Arguments::read(&["model", "texts", "length", "rounds"], &["prepare"])?;
@@ -73,17 +72,7 @@ fn make_model(folder: &Path) -> Result<()> {
         json["model"]["vocab"][format!("\u{120}unseen{id}")] = id.into();
     }
     write(&path, &json)?;
-    let config = Config::new("roberta")
-        .set("vocab_size", VOCAB)
-        .set("hidden_size", 768)
-        .set("num_hidden_layers", 6)
-        .set("num_attention_heads", 12)
-        .set("intermediate_size", 3072)
-        .set("max_position_embeddings", 514)
-        .set("type_vocab_size", 1)
-        .set("layer_norm_eps", 1e-5)
-        .set("pad_token_id", 1);
-    MaskedLm::from_config(&config, 0)?.save_pretrained(folder)
+    MaskedLm::from_config(&distilroberta(), 0)?.save_pretrained(folder)
 }
 
 /// `count` different texts of exactly `length` tokens, of which one is the mask.

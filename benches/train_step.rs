@@ -8,15 +8,14 @@ mod support;
 use std::time::Instant;
 
 use candle_core::Device;
-use cloze::model::{Config, Context, MaskedLm, ModelInputs};
+use cloze::model::{Context, MaskedLm, ModelInputs};
 use cloze::ops::{Precision, autocast};
 use cloze::train::{AdamW, Schedule};
 use cloze::{Error, Result};
-use support::{Arguments, median, peak_rss_mib};
+use support::{Arguments, distilroberta, median, peak_rss_mib};
 
 /// Steps that warm up caches and allocators and are not timed, as in the peer.
 const WARMUP: usize = 2;
-const VOCAB: usize = 50265;
 const MASK: u32 = 50264;
 
 fn main() -> Result<()> {
@@ -48,16 +47,7 @@ fn main() -> Result<()> {
     if !precision.is_available() {
         eprintln!("this processor has no unit for bf16; products are f32");
     }
-    let config = Config::new("roberta")
-        .set("vocab_size", VOCAB)
-        .set("hidden_size", 768)
-        .set("num_hidden_layers", 6)
-        .set("num_attention_heads", 12)
-        .set("intermediate_size", 3072)
-        .set("max_position_embeddings", 514)
-        .set("type_vocab_size", 1)
-        .set("layer_norm_eps", 1e-5);
-    let model = MaskedLm::from_config_on(&config, 0, &device)?;
+    let model = MaskedLm::from_config_on(&distilroberta(), 0, &device)?;
     let inputs = masked_batch(batch, seq)?;
     let mut optimizer = AdamW::new(&model).weight_decay(0.01);
     let schedule = Schedule::constant(2e-5);

@@ -5,7 +5,25 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::str::FromStr;
 
+use cloze::model::Config;
 use cloze::{Error, Result};
+
+/// Tokens in DistilRoBERTa's vocabulary.
+pub const VOCAB: usize = 50265;
+
+/// A RoBERTa of DistilRoBERTa's size: 82M parameters.
+pub fn distilroberta() -> Config {
+    Config::new("roberta")
+        .set("vocab_size", VOCAB)
+        .set("hidden_size", 768)
+        .set("num_hidden_layers", 6)
+        .set("num_attention_heads", 12)
+        .set("intermediate_size", 3072)
+        .set("max_position_embeddings", 514)
+        .set("type_vocab_size", 1)
+        .set("layer_norm_eps", 1e-5)
+        .set("pad_token_id", 1)
+}
 
 /// The arguments of a benchmark: `--name value`, and flags without a value.
 pub struct Arguments(BTreeMap<String, String>);
