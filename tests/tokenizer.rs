@@ -8,16 +8,14 @@ use cloze::tokenizer::{EncodeOptions, Encoding, Padding, Tokenizer, TruncationSt
 use serde_json::Value;
 
 /// Folders whose old files are not enough, and what the error must ask for.
-const UNSUPPORTED: [(&str, &str); 9] = [
+const UNSUPPORTED: [(&str, &str); 7] = [
     ("albert", "tokenizer.json"),
     ("bigbird", "tokenizer.json"),
-    ("camembert", "tokenizer.json"),
     ("deberta-v2", "tokenizer.json"),
     ("deberta-v3", "tokenizer.json"),
     ("flaubert", "tokenizer.json"),
     ("rembert", "tokenizer.json"),
     ("xlm", "tokenizer.json"),
-    ("xlm-roberta", "tokenizer.json"),
 ];
 
 fn fixtures() -> PathBuf {
@@ -598,6 +596,35 @@ fn broken_folders_say_what_is_wrong_with_which_file() {
         text.contains("tokenizer \"./nobody/nothing\" was not found"),
         "{text}"
     );
+}
+
+#[test]
+fn a_broken_sentencepiece_model_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let source =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guide/tokenizers/xlm-roberta");
+    let model = std::fs::read(source.join("sentencepiece.bpe.model")).unwrap();
+    let file = folder.path().join("sentencepiece.bpe.model");
+    let open = |bytes: &[u8]| {
+        std::fs::write(&file, bytes).unwrap();
+        Tokenizer::from_path(folder.path())
+    };
+    // Without a config.json the file's name tells the family.
+    let ids = |tokenizer: Tokenizer| tokenizer.encode("zhir betquoul").unwrap().ids;
+    assert_eq!(
+        ids(open(&model).unwrap()),
+        ids(Tokenizer::from_path(&source).unwrap())
+    );
+    let lfs: &[u8] = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    for bytes in [
+        &model[..model.len() / 2],
+        &model[..model.len() - 3],
+        lfs,
+        b"",
+    ] {
+        let error = open(bytes).unwrap_err().to_string();
+        assert!(error.contains("sentencepiece.bpe.model"), "{error}");
+    }
 }
 
 #[test]

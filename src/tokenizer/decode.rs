@@ -21,13 +21,53 @@ impl Tokenizer {
         skip_special_tokens: bool,
         clean_up_spaces: bool,
     ) -> Result<String> {
-        let text = self.core.tokenizer.decode(ids, skip_special_tokens);
-        let text = text.map_err(failed)?;
+        let text = match self.settings.class.as_str() {
+            "Camembert" | "XLMRoberta" if self.settings.legacy => {
+                self.join_pieces(ids, skip_special_tokens)
+            }
+            _ => {
+                let text = self.core.tokenizer.decode(ids, skip_special_tokens);
+                text.map_err(failed)?
+            }
+        };
         Ok(if clean_up_spaces {
             clean_up(text)
         } else {
             text
         })
+    }
+}
+
+impl Tokenizer {
+    /// How the reference's classes for `SentencePiece` files put pieces together. CamemBERT's sets every stretch of text
+    /// before a special token off with a space.
+    fn join_pieces(&self, ids: &[u32], skip_special_tokens: bool) -> String {
+        let special = self.all_special_ids();
+        let spaced = self.settings.class == "Camembert";
+        let (mut text, mut stretch, mut after_special) = (String::new(), String::new(), false);
+        for &id in ids {
+            let Some(token) = self.id_to_token(id) else {
+                continue;
+            };
+            if !special.contains(&id) {
+                stretch.push_str(&token.replace('\u{2581}', " "));
+                after_special = false;
+            } else if !skip_special_tokens {
+                if spaced && !after_special {
+                    text.push(' ');
+                    stretch = stretch.trim_start_matches(' ').to_owned();
+                }
+                text.push_str(&stretch);
+                text.push_str(&token);
+                stretch.clear();
+                after_special = true;
+            }
+        }
+        if spaced {
+            stretch = stretch.trim_start_matches(' ').to_owned();
+        }
+        text.push_str(&stretch);
+        text.trim().to_owned()
     }
 }
 

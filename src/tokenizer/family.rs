@@ -270,6 +270,11 @@ impl Family {
                 special.set(role, Some(plain(content).lstrip(lstrip)));
             }
         }
+        if self.stem == "Camembert" {
+            special.additional = ["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"]
+                .map(plain)
+                .into();
+        }
         special
     }
 }

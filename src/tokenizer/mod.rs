@@ -111,9 +111,9 @@ impl Tokenizer {
     /// Loads a tokenizer by name: a folder (or a `tokenizer.json`), a `bundled:` name, or a Hub id that is in the cache.
     ///
     /// The folder holds `tokenizer.json`, or else the older files: `vocab.json` and `merges.txt` (RoBERTa and kin),
-    /// `vocab.txt` (BERT and kin); `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json` and the
-    /// `model_type` in `config.json` are taken into account. Families whose older files are a `SentencePiece` model need
-    /// `tokenizer.json`, and the error says so.
+    /// `vocab.txt` (BERT and kin), `sentencepiece.bpe.model` (CamemBERT, XLM-RoBERTa); `tokenizer_config.json`,
+    /// `special_tokens_map.json`, `added_tokens.json` and the `model_type` in `config.json` are taken into account. Other
+    /// families with a `SentencePiece` model need `tokenizer.json`, and the error says so.
     pub fn from_pretrained(name: &str) -> Result<Self> {
         load::from_path(&crate::hub::resolve("tokenizer", name)?)
     }

@@ -3,6 +3,7 @@
 
 mod byte_bpe;
 mod letters;
+mod sentence_piece;
 mod wordpiece;
 
 use std::path::Path;
@@ -23,10 +24,12 @@ pub(super) fn guess(folder: &Folder) -> Result<&'static Family> {
         "BertTokenizer"
     } else if folder.file("vocab.json").is_some() && folder.file("merges.txt").is_some() {
         "RobertaTokenizer"
+    } else if folder.file("sentencepiece.bpe.model").is_some() {
+        "XLMRobertaTokenizer"
     } else {
         return Err(missing(
             folder,
-            "tokenizer.json, vocab.txt, or vocab.json with merges.txt",
+            "tokenizer.json, vocab.txt, vocab.json with merges.txt, or sentencepiece.bpe.model",
         ));
     };
     Ok(Family::of_class(class).expect("a class of the table"))
@@ -43,12 +46,7 @@ pub(super) fn build(
         Layout::WordPiece => wordpiece::build(folder, unk.unwrap_or("[UNK]")),
         Layout::ByteBpe => byte_bpe::build(folder, unk),
         Layout::Letters => letters::build(folder, unk.unwrap_or("<unk>")),
-        Layout::SentencePiece => Err(Error::Tokenizer(format!(
-            "{}: a {}Tokenizer from its SentencePiece model alone is not supported yet; put its tokenizer.json beside it \
-             (AutoTokenizer.from_pretrained(..).save_pretrained(..) in Python writes one)",
-            folder.path.display(),
-            family.stem
-        ))),
+        Layout::SentencePiece => sentence_piece::build(folder, family),
         Layout::Moses => Err(Error::Tokenizer(format!(
             "{}: a {}Tokenizer splits text by the Moses rules, which are not supported; a folder with a tokenizer.json \
              is needed",
@@ -85,6 +83,10 @@ pub(super) fn post_processor(
     })?;
     let (c, e) = (cls.0.clone(), end.0.clone());
     let (single, pair) = match family.template {
+        // Without trimmed offsets: a word's space is its own.
+        Template::DoubleSep if family.layout == Layout::SentencePiece => {
+            (vec![(&c, 0)], format!("{e}:0 {e}:0 $B:0 {e}:0"))
+        }
         Template::DoubleSep => {
             let prefix = folder.flag("add_prefix_space").unwrap_or(false);
             return Ok(RobertaProcessing::new(end, cls)
