@@ -14,7 +14,7 @@ use super::simd::{self, Level};
 /// The most rows on the left for which this beats rearranging `b` (measured).
 const MOST_ROWS: usize = 32;
 /// Elements of `b` per task.
-const TASK: usize = 1 << 16;
+const TASK: usize = 1 << 14;
 /// How many rows of `b` are read side by side.
 const GROUP: usize = 4;
 
