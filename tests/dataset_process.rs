@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cloze::Error;
 use cloze::prelude::*;
@@ -125,6 +125,30 @@ fn a_large_file_is_loaded_mapped_and_shuffled_in_little_memory() {
         growth >> 20,
         most >> 20
     );
+}
+
+#[test]
+fn an_interrupt_ends_a_map_between_rows() {
+    let _alone = alone();
+    let dataset = Dataset::builder()
+        .column("n", (0..1000).collect::<Vec<i64>>())
+        .build()
+        .unwrap();
+    let slow = Map::new(|batch: &Batch| {
+        if batch.rows().start == 20 {
+            cloze::interrupt::request();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+        Ok(batch.clone())
+    });
+    let began = Instant::now();
+    let error = dataset.map(slow.num_proc(1)).unwrap_err();
+    assert!(matches!(error, Error::Interrupted(_)), "{error}");
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "all rows would take 10 s"
+    );
+    assert!(!cloze::interrupt::is_requested());
 }
 
 #[test]

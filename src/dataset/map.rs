@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
@@ -16,6 +17,9 @@ use super::sink::{MEMORY_LIMIT, Sink, of_pieces};
 use super::table::Dataset;
 use crate::progress::Progress;
 use crate::{Error, Result};
+
+/// What an interrupted map was doing.
+const DOING: &str = "mapping a dataset";
 
 /// A function from a batch of rows to new columns, as [`Dataset::map`] calls it.
 ///
@@ -143,14 +147,21 @@ impl Map {
         Some(input.derive("map", &[function.as_bytes(), &rows, removed.as_bytes()]))
     }
 
-    /// What becomes of the rows of `batch`, which start at row `start` of the dataset.
-    fn apply(&self, batch: &RecordBatch, start: usize) -> Result<RecordBatch> {
+    /// What becomes of the rows of `batch`, which start at row `start` of the dataset. After each call of the function
+    /// `done` is told how many rows it took.
+    fn apply(
+        &self,
+        batch: &RecordBatch,
+        start: usize,
+        done: impl Fn(usize) -> Result<()>,
+    ) -> Result<RecordBatch> {
         let size = self.rows_per_call().min(batch.num_rows().max(1));
         let mut results = Vec::with_capacity(batch.num_rows().div_ceil(size));
         let mut offset = 0;
         loop {
             let rows = size.min(batch.num_rows() - offset);
             results.push(self.call(&batch.slice(offset, rows), start + offset)?);
+            done(rows)?;
             offset += rows;
             if offset >= batch.num_rows() {
                 break;
@@ -258,19 +269,25 @@ impl Dataset {
         let mut pieces = Vec::new();
         if self.is_empty() {
             // The function says which columns there are.
-            let batch = map.apply(&self.gather(0..0)?, 0)?;
+            let batch = map.apply(&self.gather(0..0)?, 0, |_| Ok(()))?;
             sink.set_schema(batch.schema());
         }
         let progress = Progress::new(&map.description, self.len() as u64, "rows");
         // Small batches are handled several at a time, so that the pieces of the result are not small.
         let rows_at_once = map.rows_per_call() * (1000 / map.rows_per_call()).max(1);
-        parallel::ordered(
-            "mapping a dataset",
+        parallel::ordered_until(
+            DOING,
             map.num_proc.unwrap_or_else(parallel::default_threads),
             self.chunks(rows_at_once).map(Ok),
-            |range| {
-                let (start, rows) = (range.start, range.len());
-                let result = map.apply(&self.gather(range)?, start)?;
+            |range, stopped| {
+                let start = range.start;
+                let result = map.apply(&self.gather(range)?, start, |rows| {
+                    progress.inc(rows as u64);
+                    match stopped.load(Ordering::Relaxed) {
+                        true => Err(Error::Interrupted(DOING.to_owned())),
+                        false => Ok(()),
+                    }
+                })?;
                 let piece = match key {
                     Some(_) => None,
                     None => Some(Fingerprint::of_batches(
@@ -278,13 +295,11 @@ impl Dataset {
                         std::slice::from_ref(&result),
                     )?),
                 };
-                Ok((result, piece, rows))
+                Ok((result, piece))
             },
-            |(result, piece, rows)| {
+            |(result, piece)| {
                 pieces.extend(piece);
-                sink.write(result)?;
-                progress.inc(rows as u64);
-                Ok(())
+                sink.write(result)
             },
         )?;
         progress.finish();

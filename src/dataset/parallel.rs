@@ -21,8 +21,26 @@ pub(crate) fn default_threads() -> usize {
 pub(crate) fn ordered<T: Send, R: Send>(
     doing: &str,
     threads: usize,
-    mut items: impl Iterator<Item = Result<T>>,
+    items: impl Iterator<Item = Result<T>>,
     work: impl Fn(T) -> Result<R> + Sync,
+    sink: impl FnMut(R) -> Result<()>,
+) -> Result<()> {
+    ordered_until(
+        doing,
+        threads,
+        items,
+        |item, _: &AtomicBool| work(item),
+        sink,
+    )
+}
+
+/// As [`ordered`], for work that takes long on one item: it is also given whether the results are still wanted, and may
+/// end in any error when they are not.
+pub(crate) fn ordered_until<T: Send, R: Send>(
+    doing: &str,
+    threads: usize,
+    mut items: impl Iterator<Item = Result<T>>,
+    work: impl Fn(T, &AtomicBool) -> Result<R> + Sync,
     mut sink: impl FnMut(R) -> Result<()>,
 ) -> Result<()> {
     let pool = rayon::ThreadPoolBuilder::new()
@@ -48,7 +66,7 @@ pub(crate) fn ordered<T: Send, R: Send>(
                         if stopped.load(Ordering::Relaxed) {
                             return;
                         }
-                        let result = catch_unwind(AssertUnwindSafe(|| work(item)))
+                        let result = catch_unwind(AssertUnwindSafe(|| work(item, stopped)))
                             .unwrap_or_else(|panic| Err(panicked(doing, &*panic)));
                         // Nobody listens any more if the work was stopped.
                         let _ = sender.send((place, result));
