@@ -143,8 +143,13 @@ impl Index<&str> for DatasetDict {
     ///
     /// # Panics
     /// If there is none of that name; [`DatasetDict::get`] gives an error instead.
+    #[track_caller]
     fn index(&self, name: &str) -> &Dataset {
-        self.get(name).unwrap_or_else(|error| panic!("{error}"))
+        match self.get(name) {
+            Ok(dataset) => dataset,
+            // Not in a closure, whose panic would point here and not to the caller.
+            Err(error) => panic!("{error}"),
+        }
     }
 }
 
