@@ -1,5 +1,7 @@
 //! How a cell failed, told in the cell's own lines.
 
+use std::ops::Range;
+
 use evcxr::CompilationError;
 
 use crate::streams::{Panic, ReturnedError};
@@ -16,7 +18,7 @@ pub struct Failure {
 
 const RED: &str = "\u{1b}[1;31m";
 const BLUE: &str = "\u{1b}[1;34m";
-const CYAN: &str = "\u{1b}[36m";
+const CYAN: &str = "\u{1b}[1;36m";
 const PLAIN: &str = "\u{1b}[0m";
 
 impl Failure {
@@ -60,10 +62,12 @@ impl Failure {
         match line {
             Some(line) => failure.traceback.extend(excerpt(
                 code,
-                line,
-                panic.column,
-                panic.column + 1,
-                "panicked here",
+                vec![Mark {
+                    line,
+                    columns: panic.column..panic.column + 1,
+                    label: "panicked here",
+                    primary: true,
+                }],
             )),
             None if panic.file.ends_with("cell/lib.rs") => {
                 failure.traceback.push(format!(
@@ -105,6 +109,8 @@ fn title(error: &CompilationError) -> String {
 
 fn compilation_error(error: &CompilationError, code: &str) -> Vec<String> {
     let mut lines = vec![format!("{RED}{}{PLAIN}: {}", title(error), error.message())];
+    let mut marks = Vec::new();
+    let mut notes = Vec::new();
     for spanned in error.spanned_messages() {
         if let Some(span) = spanned.span {
             // A span of several lines is marked to the end of its first.
@@ -114,24 +120,25 @@ fn compilation_error(error: &CompilationError, code: &str) -> Vec<String> {
             } else {
                 first.chars().count() + 1
             };
-            lines.extend(excerpt(
-                code,
-                span.start_line,
-                span.start_column,
-                end,
-                &spanned.label,
-            ));
+            marks.push(Mark {
+                line: span.start_line,
+                columns: span.start_column..end,
+                label: &spanned.label,
+                primary: spanned.is_primary,
+            });
         } else if !spanned.label.is_empty() && spanned.label != error.message() {
-            lines.push(format!("  {BLUE}={PLAIN} {}", spanned.label));
+            notes.push(format!("  {BLUE}={PLAIN} {}", spanned.label));
         }
     }
+    lines.extend(excerpt(code, marks));
+    lines.extend(notes);
     for help in error.help() {
-        let mut help = help.lines();
+        let mut help = help.lines().filter(|line| !line.trim().is_empty());
         lines.push(format!(
             "{CYAN}help{PLAIN}: {}",
             help.next().unwrap_or_default()
         ));
-        lines.extend(help.map(|line| format!("      {line}")));
+        lines.extend(help.map(|line| format!("      {}", line.trim_end())));
     }
     if let Some(hint) = error.evcxr_extra_hint() {
         lines.push(format!("{CYAN}note{PLAIN}: {hint}"));
@@ -139,29 +146,48 @@ fn compilation_error(error: &CompilationError, code: &str) -> Vec<String> {
     lines
 }
 
-/// A line of the cell with carets under some of its columns; lines and columns count from 1.
-fn excerpt(code: &str, line: usize, start: usize, end: usize, label: &str) -> Vec<String> {
-    let Some(text) = code.lines().nth(line.wrapping_sub(1)) else {
-        return Vec::new();
-    };
-    let number = line.to_string();
-    let margin = " ".repeat(number.len());
-    let indent: String = text
-        .chars()
-        .take(start.saturating_sub(1))
-        .map(|c| if c == '\t' { '\t' } else { ' ' })
-        .collect();
-    let carets = "^".repeat(end.saturating_sub(start).max(1));
-    let mut label = label.lines();
-    let mut lines = vec![
-        format!("{BLUE}{margin} |{PLAIN}"),
-        format!("{BLUE}{number} |{PLAIN} {text}"),
-        format!(
-            "{BLUE}{margin} |{PLAIN} {indent}{RED}{carets} {}{PLAIN}",
-            label.next().unwrap_or_default()
-        ),
-    ];
-    lines.extend(label.map(|more| format!("{BLUE}{margin} |{PLAIN} {indent}{RED}{more}{PLAIN}")));
+/// Columns of a line of the cell, and what is to say of them; lines and columns count from 1.
+struct Mark<'a> {
+    line: usize,
+    columns: Range<usize>,
+    label: &'a str,
+    /// What went wrong, as opposed to why.
+    primary: bool,
+}
+
+/// Lines of the cell, each once, with carets under the columns that are marked.
+fn excerpt(code: &str, mut marks: Vec<Mark>) -> Vec<String> {
+    marks.retain(|mark| (1..=code.lines().count()).contains(&mark.line));
+    marks.sort_by_key(|mark| (mark.line, !mark.primary));
+    let width = marks.last().map_or(0, |mark| mark.line.to_string().len());
+    let margin = format!("{BLUE}{:width$} |{PLAIN}", "");
+    let mut lines = Vec::new();
+    for same in marks.chunk_by(|one, other| one.line == other.line) {
+        let number = same[0].line;
+        let text = code.lines().nth(number - 1).unwrap_or_default();
+        lines.push(margin.clone());
+        lines.push(format!("{BLUE}{number:width$} |{PLAIN} {text}"));
+        for mark in same {
+            let indent: String = text
+                .chars()
+                .take(mark.columns.start.saturating_sub(1))
+                .map(|c| if c == '\t' { '\t' } else { ' ' })
+                .collect();
+            let (colour, sign) = if mark.primary {
+                (RED, "^")
+            } else {
+                (BLUE, "-")
+            };
+            let signs = sign.repeat(mark.columns.len().max(1));
+            let mut label = mark.label.lines();
+            let first = format!("{signs} {}", label.next().unwrap_or_default());
+            lines.push(format!(
+                "{margin} {indent}{colour}{}{PLAIN}",
+                first.trim_end()
+            ));
+            lines.extend(label.map(|more| format!("{margin} {indent}{colour}{more}{PLAIN}")));
+        }
+    }
     lines
 }
 
@@ -230,10 +256,34 @@ mod tests {
     }
 
     #[test]
-    fn carets_stand_under_the_columns() {
-        let lines = excerpt("let x: u32 = \"a\";", 1, 14, 17, "expected `u32`");
-        let plain = |line: &str| line.replace(BLUE, "").replace(RED, "").replace(PLAIN, "");
-        assert_eq!(plain(&lines[1]), "1 | let x: u32 = \"a\";");
-        assert_eq!(plain(&lines[2]), "  |              ^^^ expected `u32`");
+    fn carets_stand_under_the_columns_of_a_line_that_is_shown_once() {
+        let mark = |line, columns, label, primary| Mark {
+            line,
+            columns,
+            label,
+            primary,
+        };
+        let code = "let a = 1;\nlet x: u32 = \"a\";";
+        let lines = excerpt(
+            code,
+            vec![
+                mark(2, 8..11, "expected due to this", false),
+                mark(2, 14..17, "expected `u32`", true),
+                mark(9, 1..2, "not in the cell", true),
+            ],
+        );
+        let plain: Vec<String> = lines
+            .iter()
+            .map(|line| line.replace(BLUE, "").replace(RED, "").replace(PLAIN, ""))
+            .collect();
+        assert_eq!(
+            plain,
+            [
+                "  |",
+                "2 | let x: u32 = \"a\";",
+                "  |              ^^^ expected `u32`",
+                "  |        --- expected due to this",
+            ]
+        );
     }
 }
