@@ -4,7 +4,8 @@
 //! cells, because the panic hook and the buffer of stdout belong to that copy, not to the kernel's own.
 #![warn(missing_docs)]
 
-use std::any::Any;
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
 use std::error::Error;
 use std::fmt::{Debug, Display};
 use std::fs::File;
@@ -12,7 +13,7 @@ use std::io::Write;
 use std::mem::ManuallyDrop;
 use std::os::fd::FromRawFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
 use std::time::Duration;
 
@@ -69,8 +70,21 @@ pub extern "C" fn cloze_cell_end() {
     let _ = std::io::stdout().flush();
 }
 
+/// What an error becomes that leaves a cell by `?`: a report to the kernel.
+///
+/// Of the name that evcxr has for it, which messages of the compiler tell.
+pub struct EvcxrUserCodeError;
+
+impl<T: Display + Debug + 'static> From<T> for EvcxrUserCodeError {
+    fn from(error: T) -> Self {
+        report_error(&error);
+        println!("EVCXR_ERROR_OCCURRED");
+        Self
+    }
+}
+
 /// Reports the error that `?` returned from a cell.
-pub fn report_error<T: Display + Debug + 'static>(error: &T) {
+fn report_error<T: Display + Debug + 'static>(error: &T) {
     let mut fields = vec!["error".to_owned(), short_type_name::<T>(), error.to_string()];
     let mut source = (error as &dyn Any)
         .downcast_ref::<Box<dyn Error>>()
@@ -132,6 +146,84 @@ fn event(fields: &[&str]) {
     // closed here.
     let mut pipe = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
     let _ = pipe.write_all(record.as_bytes());
+}
+
+/// The session's variables between cells, under their names.
+///
+/// Stands in for the one that evcxr writes into every cell, of the same methods: what of it does not depend on the
+/// variables' types is compiled here, once.
+#[derive(Default)]
+pub struct VariableStore {
+    variables: HashMap<String, Box<dyn Any>>,
+}
+
+impl VariableStore {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Keeps a variable.
+    pub fn put_variable<T: 'static>(&mut self, name: &str, value: T) {
+        self.put(name, Box::new(value));
+    }
+
+    /// Whether a variable is of this type, or there is none of the name; if not, evcxr is told.
+    pub fn check_variable<T: 'static>(&mut self, name: &str) -> bool {
+        self.check(name, TypeId::of::<T>())
+    }
+
+    /// Hands out a variable.
+    ///
+    /// # Panics
+    /// If there is none of this name and type, after `check_variable` a fault of the kernel.
+    pub fn take_variable<T: 'static>(&mut self, name: &str) -> T {
+        match self.take(name).downcast() {
+            Ok(value) => *value,
+            Err(_) => gone(name),
+        }
+    }
+
+    /// A variable that is made when it is first asked for.
+    ///
+    /// # Panics
+    /// As [`take_variable`](Self::take_variable).
+    pub fn lazy_arc<T: 'static, F: FnOnce() -> T>(&mut self, name: &str, create: F) -> Arc<T> {
+        if !self.variables.contains_key(name) {
+            self.put(name, Box::new(Arc::new(create())));
+        }
+        match self.variables.get(name).and_then(|value| value.downcast_ref::<Arc<T>>()) {
+            Some(value) => value.clone(),
+            None => gone(name),
+        }
+    }
+
+    /// Takes over all variables of another store.
+    pub fn merge(&mut self, other: VariableStore) {
+        self.variables.extend(other.variables);
+    }
+
+    fn put(&mut self, name: &str, value: Box<dyn Any>) {
+        self.variables.insert(name.to_owned(), value);
+    }
+
+    fn check(&mut self, name: &str, kind: TypeId) -> bool {
+        let same = self.variables.get(name).is_none_or(|value| (**value).type_id() == kind);
+        if !same {
+            eprintln!("The type of the variable {name} was redefined, so was lost.");
+            println!("EVCXR_VARIABLE_CHANGED_TYPE:{name}");
+        }
+        same
+    }
+
+    fn take(&mut self, name: &str) -> Box<dyn Any> {
+        self.variables.remove(name).unwrap_or_else(|| gone(name))
+    }
+}
+
+#[cold]
+fn gone(name: &str) -> ! {
+    panic!("the variable `{name}` has gone missing")
 }
 
 /// How the value of a cell's last expression is shown when its type has no `evcxr_display` of its own: as its `Debug`.

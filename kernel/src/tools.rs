@@ -229,16 +229,31 @@ fn only_calls(code: &str) -> bool {
     !works(definitions) && !works(&cell)
 }
 
-/// Makes evcxr's code report a returned error with its causes, and show values by way of the cell library, so that the
-/// common cases compile at the first attempt. Lines keep their numbers.
+/// Puts the cell library in the place of what evcxr writes into every cell: the type by which `?` leaves the cell, which
+/// here tells the error's causes; the store of variables; and how a value is shown, so that the common cases compile at
+/// the first attempt. What is compiled already need not be compiled again, and lines keep their numbers.
 fn with_cell_library(code: &str) -> String {
-    let code = code
-        .replace(
-            "impl<T: std::fmt::Display> From<T> for EvcxrUserCodeError {",
-            "impl<T: std::fmt::Display + std::fmt::Debug + 'static> From<T> for EvcxrUserCodeError {",
-        )
-        .replace("eprintln!(\"{}\", error);\n                    println!", "::cloze_cell::report_error(&error);\n                    println!");
-    format!("{}\nuse ::cloze_cell::ShowValue as _;\n", code.trim_end())
+    const ERROR: &str =
+        "            struct EvcxrUserCodeError {}\n            impl<T: std::fmt::Display> From<T>";
+    const RUNTIME: &str = "mod evcxr_internal_runtime {";
+    const STORE: &str = "pub fn create_variable_store()";
+    let mut out = code.trim_end().to_owned();
+    let mut put = |from: &str, until: &str, ours: &str| {
+        if let Some(start) = out.find(from)
+            && let Some(length) = out[start..].find(until)
+        {
+            let lines = out[start..start + length].matches('\n').count();
+            let ours = format!("{ours}{}", "\n".repeat(lines));
+            out.replace_range(start..start + length, &ours);
+        }
+    };
+    put(ERROR, RUNTIME, "use ::cloze_cell::EvcxrUserCodeError;");
+    put(
+        RUNTIME,
+        STORE,
+        "mod evcxr_internal_runtime { pub use ::cloze_cell::VariableStore;",
+    );
+    out + "\nuse ::cloze_cell::ShowValue as _;\n"
 }
 
 /// What rust-analyzer asks to know the crates: those of the cell, and the prelude's sources, which evcxr does not know of.
@@ -318,7 +333,7 @@ mod tests {
              impl<T: std::fmt::Display> From<T> for EvcxrUserCodeError {{\n                fn from(error: T) -> Self {{\n                    \
              eprintln!(\"{{}}\", error);\n                    println!(\"{{}}\", evcxr_internal_runtime::USER_ERROR_OCCURRED);\n                    \
              EvcxrUserCodeError {{}}\n                }}\n            }}\n        \nmod evcxr_internal_runtime {{\n\
-             fn take() {{ for x in y {{}} }}\n}}\n#[unsafe(no_mangle)]\npub extern \"C\" fn run_user_code_3(\n\
+             fn take() {{ for x in y {{}} }}\npub fn create_variable_store() -> *mut VariableStore {{\n}}\n}}\n#[unsafe(no_mangle)]\npub extern \"C\" fn run_user_code_3(\n\
              match std::panic::catch_unwind(\n  std::panic::AssertUnwindSafe(||{{\n\
              let _ = (|| -> std::result::Result<(), EvcxrUserCodeError> {{\n{cell}\nOk(())}})();\n}})) {{ \n"
         )
@@ -349,11 +364,15 @@ mod tests {
     }
 
     #[test]
-    fn returned_errors_are_reported_by_the_cell_library_and_lines_stay() {
+    fn the_cell_library_takes_the_place_of_what_evcxr_writes_and_lines_stay() {
         let code = generated("", "f()?;");
         let changed = with_cell_library(&code);
-        assert!(changed.contains("::cloze_cell::report_error(&error);"));
-        assert!(changed.contains("impl<T: std::fmt::Display + std::fmt::Debug + 'static> From<T> for EvcxrUserCodeError {"));
+        assert!(changed.contains("use ::cloze_cell::EvcxrUserCodeError;"));
+        assert!(!changed.contains("struct EvcxrUserCodeError"));
+        assert!(changed.contains("pub use ::cloze_cell::VariableStore;"));
+        assert!(
+            !changed.contains("fn take()") && changed.contains("pub fn create_variable_store()")
+        );
         let line = |code: &str| code.lines().position(|line| line == "f()?;");
         assert_eq!(line(&code), line(&changed));
     }
