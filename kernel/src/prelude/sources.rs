@@ -101,4 +101,33 @@ mod tests {
         assert!(Sources::named_by(r#"cloze = { path = "." }"#, &folder).is_none());
         assert!(Sources::named_by(r#"cloze = "0.1""#, &folder).is_none());
     }
+
+    #[test]
+    fn a_change_of_any_source_or_feature_is_noticed_and_a_touch_is_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let write = |path: &str, text: &str| {
+            let path = folder.path().join(path);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+            fs::write(path, text).expect("written");
+        };
+        for path in [
+            "src/lib.rs",
+            "kernel/prelude/lib.rs",
+            "Cargo.lock",
+            "data/words.txt",
+        ] {
+            write(path, "one");
+        }
+        let sources = Sources::at(folder.path()).expect("it looks like Cloze");
+        let first = sources.fingerprint().expect("read");
+        write("src/lib.rs", "one");
+        assert_eq!(sources.fingerprint().expect("read"), first);
+        let with_cuda = sources.clone().with_features(&["cuda".into()]);
+        assert_ne!(with_cuda.fingerprint().expect("read"), first);
+        for path in ["src/lib.rs", "src/new.rs", "data/words.txt", "Cargo.lock"] {
+            let before = sources.fingerprint().expect("read");
+            write(path, "two");
+            assert_ne!(sources.fingerprint().expect("read"), before, "{path}");
+        }
+    }
 }
