@@ -2,7 +2,7 @@
 
 use std::io::{PipeWriter, Write};
 use std::process::Child;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::workshop::Compilation;
@@ -27,6 +27,8 @@ struct Inner {
     session: Mutex<Option<Target>>,
     /// 0: no cell runs; otherwise one more than the interrupts that it got.
     state: AtomicUsize,
+    /// Whether the cell waits for a line of input.
+    asking: AtomicBool,
 }
 
 impl Remote {
@@ -51,6 +53,7 @@ impl Remote {
         if let Some(target) = self.session().as_ref() {
             target.compilation.allow();
         }
+        self.inner.asking.store(false, Ordering::SeqCst);
         self.inner.state.store(1, Ordering::SeqCst);
     }
 
@@ -73,6 +76,10 @@ impl Remote {
         } else {
             libc::SIGKILL
         });
+        // Who waits for a line looks at nothing else.
+        if times == 1 && self.inner.asking.load(Ordering::SeqCst) {
+            let _ = self.answer("");
+        }
         times
     }
 
@@ -92,8 +99,16 @@ impl Remote {
         }
     }
 
-    /// Gives the cell the line of input that it waits for.
+    /// The cell waits for a line of input.
+    pub fn asks(&self) {
+        self.inner.asking.store(true, Ordering::SeqCst);
+    }
+
+    /// Gives the cell the line of input that it waits for, unless it got one already.
     pub fn answer(&self, line: &str) -> Result<()> {
+        if !self.inner.asking.swap(false, Ordering::SeqCst) {
+            return Ok(());
+        }
         let mut session = self.session();
         let Some(target) = session.as_mut() else {
             return Ok(());

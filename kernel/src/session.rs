@@ -139,7 +139,7 @@ impl Session {
                         is_result: true,
                     }));
                 }
-                self.outcome(&report, &code)
+                self.outcome(&report, &code, interrupts)
             }
             Err(evcxr::Error::SubprocessTerminated(message)) => {
                 let report = self.streams.report_of_dead_process();
@@ -196,11 +196,21 @@ impl Session {
 
     /// The documentation of the name that ends at a byte of the code, as text and as HTML.
     pub fn inspect(&mut self, code: &str, at: usize) -> Option<(String, String)> {
-        let (text, html) = self.context.hover_at(code, at).ok()?;
-        (text != "No documentation found").then_some((text, html))
+        let code = self.without_prelude_dep(code);
+        let (name, rest) = code.split_at_checked(at)?;
+        // A method is known by its call: without the bracket its name may be that of a field.
+        let call = format!("{name}(");
+        let candidates = match rest.starts_with('(') {
+            true => [call.as_str(), name],
+            false => [name, call.as_str()],
+        };
+        candidates.into_iter().find_map(|code| {
+            let (text, html) = self.context.hover_at(code, code.len()).ok()?;
+            (text != "No documentation found").then_some((text, html))
+        })
     }
 
-    fn outcome(&self, report: &Report, code: &str) -> Result<(), Failure> {
+    fn outcome(&self, report: &Report, code: &str, interrupts: usize) -> Result<(), Failure> {
         if report.panicked {
             let Some(panic) = report.panics.last() else {
                 return Err(Failure::new("panic", "the cell panicked"));
@@ -216,6 +226,13 @@ impl Session {
         }
         if report.returned {
             return Err(match report.errors.last() {
+                // The work that listens says so in its own words.
+                Some(error) if interrupts > 0 && error.message.starts_with("interrupted ") => {
+                    Failure::new(
+                        "Interrupted",
+                        format!("{}; variables are kept", error.message),
+                    )
+                }
                 Some(error) => Failure::returned(error),
                 None => Failure::new("error", "the cell returned an error"),
             });
@@ -298,12 +315,10 @@ impl Session {
         if !self.has_prelude || !code.contains(":dep") {
             return code.to_owned();
         }
-        let lines = code.lines().map(|line| {
-            if prelude_dep(line).is_some() {
-                ""
-            } else {
-                line
-            }
+        // Blanks instead, so that what a front end says of places stays true.
+        let lines = code.split('\n').map(|line| match prelude_dep(line) {
+            Some(_) => " ".repeat(line.len()),
+            None => line.to_owned(),
         });
         lines.collect::<Vec<_>>().join("\n")
     }

@@ -62,10 +62,16 @@ pub fn start(parts: Parts) -> std::io::Result<Sender<Arc<JupyterMessage>>> {
     let waiting = parts.waiting;
     let events: Sink = {
         let (iopub, waiting, ask) = (parts.iopub.clone(), waiting.clone(), parts.ask);
+        let remote = parts.remote.clone();
         Arc::new(move |event| match (event, iopub.running()) {
             (Event::Waiting(what), _) => waiting.on(what),
-            (Event::Input { prompt, password }, Some((request, _))) => {
-                ask(&request, prompt, password)
+            (Event::Input { prompt, password }, running) => {
+                remote.asks();
+                match running {
+                    Some((request, _)) => ask(&request, prompt, password),
+                    // A silent cell speaks to nobody.
+                    None => drop(remote.answer("")),
+                }
             }
             (event, Some((request, count))) => iopub.happened(&request, count, event),
             // What a thread prints after its cell has ended has no place to go.

@@ -206,6 +206,7 @@ impl<'a> Execution<'a> {
     fn happened(&mut self, cell: Option<usize>, event: &Event) {
         self.console.show(event);
         if let Event::Input { prompt, password } = event {
+            self.remote.asks();
             let line = self.console.ask(prompt, *password);
             let _ = self.remote.answer(&line);
         }
