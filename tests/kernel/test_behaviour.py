@@ -1,7 +1,7 @@
 """What people wish their Rust kernel did, checked through jupyter_client.
 
 Run with `python -m unittest discover tests/kernel`, with the kernel installed under the name in CLOZE_KERNEL_NAME
-(default: cloze). Tests that need the prelude run where `CLOZE_TEST_PRELUDE` is set.
+(default: cloze).
 """
 import os
 import queue
@@ -11,81 +11,7 @@ import unittest
 from pathlib import Path
 
 import zmq
-from jupyter_client import KernelManager
-
-KERNEL = os.environ.get("CLOZE_KERNEL_NAME", "cloze")
-TIMEOUT = 120
-
-
-def start():
-    manager = KernelManager(kernel_name=KERNEL)
-    manager.start_kernel()
-    client = manager.client()
-    client.start_channels()
-    client.wait_for_ready(timeout=TIMEOUT)
-    return manager, client
-
-
-class Cell:
-    """A cell on its way: its reply, and what it shows, with the time at which each message came."""
-
-    def __init__(self, client, code, **options):
-        self.client = client
-        self.start = time.monotonic()
-        self.id = client.execute(code, **options)
-        self.messages = []
-
-    def next(self, timeout=TIMEOUT):
-        """The next message that belongs to the cell."""
-        end = time.monotonic() + timeout
-        while True:
-            message = self.client.get_iopub_msg(timeout=max(end - time.monotonic(), 0))
-            if message["parent_header"].get("msg_id") == self.id:
-                message["came"] = time.monotonic() - self.start
-                self.messages.append(message)
-                return message
-
-    def until(self, wanted, timeout=TIMEOUT):
-        while not wanted(message := self.next(timeout)):
-            pass
-        return message
-
-    def end(self, timeout=TIMEOUT):
-        """The reply, when all of the output is there."""
-        self.until(lambda m: m["msg_type"] == "status" and m["content"]["execution_state"] == "idle", timeout)
-        while True:
-            reply = self.client.get_shell_msg(timeout=timeout)
-            if reply["parent_header"].get("msg_id") == self.id:
-                return reply["content"]
-
-    def kinds(self):
-        return [m["msg_type"] for m in self.messages if m["msg_type"] not in ("status", "execute_input")]
-
-    def text(self, name="stdout"):
-        streams = (m["content"] for m in self.messages if m["msg_type"] == "stream")
-        return "".join(c["text"] for c in streams if c["name"] == name)
-
-    def result(self):
-        results = [m["content"]["data"]["text/plain"] for m in self.messages if m["msg_type"] == "execute_result"]
-        return results[-1] if results else None
-
-
-class KernelCase(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.manager, cls.client = start()
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.client.stop_channels()
-        cls.manager.shutdown_kernel()
-
-    def run_cell(self, code, status="ok", **options):
-        cell = Cell(self.client, code, **options)
-        reply = cell.end()
-        self.assertEqual(reply["status"], status, (code, reply, cell.text("stderr")))
-        cell.reply = reply
-        return cell
+from harness import TIMEOUT, Cell, KernelCase, start
 
 
 class Output(KernelCase):
@@ -264,6 +190,32 @@ class Protocol(KernelCase):
         self.client.input("Ferris")
         self.assertEqual(cell.end()["status"], "ok")
         self.assertEqual(cell.result(), '"Ferris"')
+
+    def ask(self, kind, **options):
+        code = f"""println!("EVCXR_INPUT_REQUEST{kind}:say: ");
+                   let mut line = String::new();
+                   std::io::stdin().read_line(&mut line)?;
+                   line.trim().to_owned()"""
+        return Cell(self.client, code, **options)
+
+    def test_what_is_asked_as_a_password_is_marked_as_one(self):
+        cell = self.ask("_PASSWORD", allow_stdin=True)
+        question = self.client.get_stdin_msg(timeout=TIMEOUT)["content"]
+        self.assertEqual((question["prompt"], question["password"]), ("say: ", True))
+        self.client.input("sesame")
+        self.assertEqual((cell.end()["status"], cell.result()), ("ok", '"sesame"'))
+
+    def test_an_interrupt_answers_a_cell_that_waits_for_input(self):
+        cell = self.ask("", allow_stdin=True)
+        self.client.get_stdin_msg(timeout=TIMEOUT)
+        self.manager.interrupt_kernel()
+        self.assertEqual((cell.end(timeout=10)["status"], cell.result()), ("ok", '""'))
+
+    def test_who_can_not_be_asked_gives_an_empty_line(self):
+        cell = self.ask("", allow_stdin=False)
+        self.assertEqual((cell.end(timeout=TIMEOUT)["status"], cell.result()), ("ok", '""'))
+        self.assertIn("can't give", cell.text("stderr"))
+        self.assertEqual(self.ask("", silent=True).end(timeout=TIMEOUT)["status"], "ok")
 
     def test_completion_knows_the_sessions_own_names(self):
         self.run_cell("struct Walrus { tusks: u8 }\nimpl Walrus { fn roar(&self) {} }\nlet w = Walrus { tusks: 2 };")

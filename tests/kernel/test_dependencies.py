@@ -1,0 +1,99 @@
+"""Crates that a notebook brings in with `:dep`, seen from the notebook's folder and kept for the next session.
+
+CLOZE_TEST_NETWORK also fetches one from crates.io.
+"""
+import os
+import tempfile
+import unittest
+from pathlib import Path
+
+from harness import Cell, start
+
+MANIFEST = '[package]\nname = "helper"\nversion = "0.1.0"\nedition = "2024"\n'
+# Leaves a line for each time that it is built.
+BUILD = """use std::io::Write;
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    let mut log = std::fs::OpenOptions::new().create(true).append(true).open("built.txt").unwrap();
+    writeln!(log, "built").unwrap();
+}
+"""
+
+
+class Dependencies(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def session(self):
+        """A kernel started in the folder, as a front end starts it in the notebook's."""
+        manager, client = start(cwd=str(self.folder))
+
+        def end():
+            client.stop_channels()
+            manager.shutdown_kernel()
+
+        return client, end
+
+    def run_cells(self, client, *cells):
+        for code in cells:
+            cell = Cell(client, code)
+            reply = cell.end(timeout=300)
+            self.assertEqual(reply["status"], "ok", (code, reply, cell.text("stderr")))
+        return cell.result()
+
+    def test_a_path_is_seen_from_the_notebook_and_what_was_built_is_kept(self):
+        crate = self.folder / "helper"
+        (crate / "src").mkdir(parents=True)
+        (crate / "Cargo.toml").write_text(MANIFEST)
+        (crate / "build.rs").write_text(BUILD)
+        (crate / "src/lib.rs").write_text("pub fn answer() -> i32 { 42 }\n")
+        for _ in range(2):
+            client, end = self.session()
+            try:
+                result = self.run_cells(client, ':dep helper = { path = "helper" }', "let a = helper::answer();", "a")
+            finally:
+                end()
+            self.assertEqual(result, "42")
+        self.assertEqual((crate / "built.txt").read_text(), "built\n")
+
+    def test_two_sessions_with_a_crate_do_not_wait_for_each_other(self):
+        crate = self.folder / "helper"
+        (crate / "src").mkdir(parents=True)
+        (crate / "Cargo.toml").write_text(MANIFEST)
+        (crate / "src/lib.rs").write_text("pub fn answer() -> i32 { 42 }\n")
+        one, end_one = self.session()
+        two, end_two = self.session()
+        try:
+            self.run_cells(one, ':dep helper = { path = "helper" }')
+            busy = Cell(one, "std::thread::sleep(std::time::Duration::from_secs(20)); helper::answer()")
+            busy.until(lambda m: m["msg_type"] == "execute_input")
+            self.assertEqual(self.run_cells(two, ':dep helper = { path = "helper" }', "helper::answer()"), "42")
+            self.assertEqual(busy.end()["status"], "ok")
+        finally:
+            end_one()
+            end_two()
+
+    @unittest.skipUnless(os.environ.get("CLOZE_TEST_NETWORK"), "fetches a crate: set CLOZE_TEST_NETWORK")
+    def test_a_crate_comes_from_crates_io(self):
+        client, end = self.session()
+        try:
+            cells = [":dep itertools", "use itertools::Itertools;", '["a", "b"].iter().join("-")']
+            self.assertEqual(self.run_cells(client, *cells), '"a-b"')
+        finally:
+            end()
+
+    def test_a_crate_that_is_not_there_is_an_error_and_the_session_goes_on(self):
+        client, end = self.session()
+        try:
+            reply = Cell(client, ':dep nowhere = { path = "nowhere" }').end()
+            self.assertEqual(reply["status"], "error")
+            self.assertIn("nowhere", "\n".join(reply["traceback"]))
+            self.assertEqual(self.run_cells(client, "1 + 1"), "2")
+        finally:
+            end()
+
+
+if __name__ == "__main__":
+    unittest.main()
