@@ -143,7 +143,7 @@ class Interrupts(KernelCase):
         cell.until(lambda m: m["msg_type"] == "stream")
         self.manager.interrupt_kernel()
         reply = cell.end()
-        self.assertEqual((reply["status"], reply["ename"]), ("error", "cloze::Error"))
+        self.assertEqual((reply["status"], reply["ename"]), ("error", "Interrupted"))
         self.assertEqual(self.run_cell("kept.len()").result(), "3")
 
 
