@@ -97,7 +97,7 @@ class Work(KernelCase):
         for name, work in [
             ("map", "asks.map(Map::new(|batch: &Batch| Ok(batch.clone())))?;"),
             ("tokenize", "asks.map(tokenize(&tokenizer, &asks))?;"),
-            ("group", "blocks.group_texts(64)?;"),
+            ("group", "blocks.group_texts(GroupTexts::new(64).cache(false))?;"),
             ("evaluate", "trainer.evaluate()?;"),
             ("fill", "fill.fill_batch(&texts)?;"),
         ]:
