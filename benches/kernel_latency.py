@@ -91,6 +91,7 @@ def main():
     for _ in range(arguments.rounds):
         for kernel in arguments.kernels:
             rounds[kernel].append(session(kernel))
+            print(json.dumps({kernel: rounds[kernel][-1]}), flush=True)
     names = list(rounds[arguments.kernels[0]][0])
     print("| median of", f"{arguments.rounds} rounds |", " | ".join(arguments.kernels), "|")
     print("|---" * (len(arguments.kernels) + 1) + "|")
