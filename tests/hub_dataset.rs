@@ -18,7 +18,7 @@ use support::bench::Bench;
 const TASK: &str = "CLOZE_TEST_TASK";
 
 /// The verbs read their settings from the environment, which belongs to the whole process: each task has its own.
-fn in_a_process(bench: &Bench, task: &str, variables: &[(&str, &str)]) {
+fn in_a_process(bench: &Bench, task: &str, variables: &[(&str, &str)]) -> String {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "the_task_of_a_child", "--nocapture"])
         .env_remove("HF_HUB_CACHE")
@@ -40,6 +40,7 @@ fn in_a_process(bench: &Bench, task: &str, variables: &[(&str, &str)]) {
         output.status.success() && text.contains("1 passed"),
         "{task}: {text}"
     );
+    text
 }
 
 #[test]
@@ -79,6 +80,40 @@ fn the_task_of_a_child() {
             let dict = load_dataset("tester/own").unwrap();
             assert_eq!(dict.names(), ["train", "test"]);
             assert_eq!(numbers(&dict["test"]), [3]);
+        }
+        "own first" => {
+            let part = Loader::new("tester/own").part("train[:15]").unwrap();
+            assert_eq!(numbers(&part), (0..15).collect::<Vec<_>>());
+            assert_eq!(part.origin(), Some("tester/own"));
+        }
+        "own test" => {
+            let part = Loader::new("tester/own").part("test[50%:]").unwrap();
+            assert_eq!(numbers(&part), (105..110).collect::<Vec<_>>());
+        }
+        "old name" => {
+            let eli5 = load_eli5_from("eli5", "train_asks[:2]").unwrap();
+            assert_eq!(eli5.schema(), &cloze::dataset::eli5_schema());
+            assert_eq!(eli5.origin(), Some("dany0407/eli5_category"));
+            let blocks = eli5.flatten().unwrap().slice(0..1);
+            assert_eq!(blocks.origin(), Some("dany0407/eli5_category"));
+            let text = load_eli5_from("eli5", "trian").unwrap_err().to_string();
+            assert!(text.contains("train, test"), "{text}");
+        }
+        "mirrors" => {
+            for name in ["tester/original", "tester/asks", "tester/plain"] {
+                let eli5 = load_eli5_from(name, "train_asks").unwrap();
+                assert_eq!(eli5.schema(), &cloze::dataset::eli5_schema(), "{name}");
+                let row = format!("{}", eli5.row(0).unwrap());
+                assert!(
+                    name == "tester/original" || row.contains("Rayleigh"),
+                    "{name}: {row}"
+                );
+                assert_eq!(eli5.len(), 1, "{name}");
+            }
+        }
+        "sample" => {
+            assert_eq!(load_eli5("train_asks[:7]").unwrap().len(), 7);
+            assert!(load_eli5("train_asks[:5000]").unwrap().len() < 5000);
         }
         "eli5" => {
             let eli5 = load_eli5_from("dany0407/eli5_category", "train_asks[:2]").unwrap();
@@ -266,5 +301,122 @@ fn eli5_category_is_brought_to_the_schema_of_the_original() {
             ("default/test/0000.parquet", bytes),
         ],
     );
-    in_a_process(&bench, "eli5", &[]);
+    let text = in_a_process(&bench, "eli5", &[]);
+    assert!(
+        text.contains("has no split \"train_asks\"; its \"train\" is used")
+            && text.contains("`document` left empty, `category` left out"),
+        "{text}"
+    );
+    let text = in_a_process(&bench, "old name", &[]);
+    assert!(
+        text.contains("\"dany0407/eli5_category\" is used in its place"),
+        "{text}"
+    );
+}
+
+/// JSON lines with these numbers.
+fn lines(range: std::ops::Range<i64>) -> Vec<u8> {
+    range
+        .map(|n| format!("{{\"n\": {n}}}\n"))
+        .collect::<String>()
+        .into_bytes()
+}
+
+#[test]
+fn of_a_slice_of_own_files_only_those_that_it_needs_are_fetched() {
+    let jsonl: [(&str, Vec<u8>); 4] = [
+        ("data/train-00000-of-00003.jsonl", lines(0..10)),
+        ("data/train-00001-of-00003.jsonl", lines(10..20)),
+        ("data/train-00002-of-00003.jsonl", lines(20..30)),
+        ("data/test-00000-of-00001.jsonl", lines(100..110)),
+    ];
+    let parquet = [
+        ("data/train-00000-of-00003.parquet", numbers(0..10)),
+        ("data/train-00001-of-00003.parquet", numbers(10..20)),
+        ("data/train-00002-of-00003.parquet", numbers(20..30)),
+        ("data/test-00000-of-00001.parquet", numbers(100..110)),
+    ];
+    for files in [jsonl, parquet] {
+        let cases = [
+            ("own first", ["train-00000", "train-00001"].as_slice()),
+            ("own test", &["test-00000"]),
+        ];
+        for (task, expected) in cases {
+            let bench = Bench::new();
+            commit_to(&bench, "tester/own", "main", files.to_vec());
+            in_a_process(&bench, task, &[]);
+            let root = bench
+                .folder
+                .path()
+                .join("hub/datasets--tester--own/snapshots");
+            let mut fetched: Vec<String> = support::bench::files_under(&root)
+                .iter()
+                .map(|path| {
+                    let name = path.file_name().unwrap().to_str().unwrap();
+                    name.split("-of-").next().unwrap().to_owned()
+                })
+                .collect();
+            fetched.sort();
+            assert_eq!(fetched, expected, "{task} {}", files[0].0);
+            bench.server.take_log();
+            in_a_process(&bench, task, &[("HF_HUB_OFFLINE", "1")]);
+            assert!(
+                bench.server.take_log().is_empty(),
+                "offline makes no request"
+            );
+        }
+    }
+}
+
+/// One question as JSON lines, in the layout of the original.
+fn question() -> Vec<u8> {
+    let row = serde_json::json!({
+        "q_id": "1", "title": "Why is the sky blue?", "selftext": "", "document": "", "subreddit": "askscience",
+        "answers": {"a_id": ["a"], "text": ["Rayleigh scattering."], "score": [5]},
+        "title_urls": {"url": ["u"]}, "selftext_urls": {"url": ["v"]}, "answers_urls": {"url": ["w"]},
+    });
+    format!("{row}\n").into_bytes()
+}
+
+#[test]
+fn the_layouts_of_mirrors_are_known() {
+    let bench = Bench::new();
+    // Named like the splits of the original, beside those of the other subreddits.
+    let files = vec![
+        ("train_asks.jsonl", question()),
+        ("train_eli5.jsonl", lines(0..3)),
+        ("test_asks.jsonl", question()),
+    ];
+    commit_to(&bench, "tester/asks", "main", files);
+    let files = vec![("train.json", question()), ("validation.json", question())];
+    commit_to(&bench, "tester/plain", "main", files);
+    // As the Hub converted the original.
+    let sample = load_eli5("train_asks[:1]").unwrap();
+    let batch = sample.record_batches(1).unwrap().remove(0);
+    let mut original = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut original, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    let files = vec![
+        ("LFQA_reddit/train_asks/0000.parquet", original),
+        ("LFQA_reddit/train_eli5/0000.parquet", numbers(0..3)),
+    ];
+    commit_to(&bench, "tester/original", "refs/convert/parquet", files);
+    in_a_process(&bench, "mirrors", &[]);
+}
+
+#[test]
+fn the_sample_needs_no_network_and_says_when_it_is_too_small() {
+    let bench = Bench::new();
+    let text = in_a_process(&bench, "sample", &[]);
+    assert_eq!(
+        text.matches("the sample of ELI5 that ships").count(),
+        1,
+        "{text}"
+    );
+    assert!(
+        text.contains("load_eli5_from(\"eli5\", \"train_asks[:5000]\")"),
+        "{text}"
+    );
+    assert!(bench.server.take_log().is_empty());
 }

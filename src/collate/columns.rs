@@ -44,6 +44,10 @@ impl Examples for Dataset {
         }
         Ok(())
     }
+
+    fn origin(&self) -> Option<&str> {
+        Dataset::origin(self)
+    }
 }
 
 /// The list of whole numbers in a row of a column; `None` if there is no such column.

@@ -96,6 +96,11 @@ pub trait Examples: Send + Sync {
     fn validate(&self) -> Result<()> {
         Ok(())
     }
+
+    /// The name on the Hub of the dataset that they were made from, if they know it.
+    fn origin(&self) -> Option<&str> {
+        None
+    }
 }
 
 impl Examples for Vec<Example> {
@@ -119,5 +124,9 @@ impl<E: Examples + ?Sized> Examples for Arc<E> {
 
     fn validate(&self) -> Result<()> {
         (**self).validate()
+    }
+
+    fn origin(&self) -> Option<&str> {
+        (**self).origin()
     }
 }

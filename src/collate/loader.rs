@@ -44,6 +44,12 @@ pub struct DataLoader {
 }
 
 impl DataLoader {
+    /// The name on the Hub of the dataset that the examples were made from, if they know it.
+    #[cfg(feature = "hub")]
+    pub(crate) fn origin(&self) -> Option<&str> {
+        self.examples.origin()
+    }
+
     /// A loader that goes over `examples` in their order, `batch_size` at a time, the last batch as short as it comes.
     pub fn new(
         examples: impl Examples + 'static,

@@ -69,7 +69,10 @@ pub fn concatenate(datasets: &[Dataset]) -> Result<Dataset> {
         }
     }
     let content = hashing.finish();
-    let all = Dataset::from_parts(schema, batches, content);
+    let origin = first
+        .origin()
+        .filter(|origin| rest.iter().all(|other| other.origin() == Some(origin)));
+    let all = Dataset::from_parts(schema, batches, content).with_origin(origin);
     if datasets.iter().any(|dataset| dataset.indices().is_some()) {
         return Ok(all.with_indices(indices.into(), content));
     }

@@ -8,6 +8,7 @@ use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use super::cast::cast_batch;
 use super::data_type::list_of;
 use super::dict::DatasetDict;
+use super::eli5_layouts::{split_of, to_original};
 use super::load::Loader;
 use super::split;
 use super::table::Dataset;
@@ -15,6 +16,10 @@ use crate::{Error, Result};
 
 /// What ships with the crate.
 const SAMPLE: &str = "bundled:eli5_sample.jsonl";
+
+/// What the dataset was called as long as it was published under a name of its own, and where it lives today.
+const ELI5: &str = "eli5";
+const HOME: &str = "dany0407/eli5_category";
 
 /// The splits of r/askscience in the original; the sample has the first.
 const SPLITS: [&str; 3] = ["train_asks", "validation_asks", "test_asks"];
@@ -46,7 +51,8 @@ pub fn eli5_schema() -> SchemaRef {
 
 /// The part `split` (`train_asks[:5000]`; see [`DatasetDict::split`]) of the ELI5 sample that ships with this crate, in
 /// the exact schema of the original. The sample has the split `train_asks` and some hundreds of questions; boundaries
-/// past its end are its end. For the whole ELI5 see [`load_eli5_from`].
+/// past its end are its end, and a note says so. It makes no request, with a network or without one: for the whole ELI5
+/// give a name to [`load_eli5_from`].
 ///
 /// ```no_run
 /// use cloze::prelude::*;
@@ -55,28 +61,64 @@ pub fn eli5_schema() -> SchemaRef {
 /// # Ok::<(), cloze::Error>(())
 /// ```
 pub fn load_eli5(split: impl AsRef<str>) -> Result<Dataset> {
-    load_eli5_from(SAMPLE, split)
+    let split = split.as_ref();
+    let sample = load_eli5_from(SAMPLE, split)?;
+    let wanted: Option<usize> = split::parse(split)?
+        .iter()
+        .map(|term| term.fixed().map(|rows| rows.len()))
+        .sum();
+    if let Some(wanted) = wanted.filter(|&wanted| wanted > sample.len()) {
+        eprintln!(
+            "note: the sample of ELI5 that ships with Cloze has {} of the {wanted} questions asked for; \
+             load_eli5_from({ELI5:?}, {split:?}) gets them from the Hub",
+            sample.len()
+        );
+    }
+    Ok(sample)
 }
 
 /// The part `split` of an ELI5 that lies elsewhere: a file (which is `train_asks`, unless its name begins with that of
-/// another split), a folder with such files, or a name that [`load_dataset`](super::load_dataset) knows.
+/// another split), a folder with such files, or a name that [`load_dataset`](super::load_dataset) knows. Of a dataset on
+/// the Hub only the files with the rows of `split` are downloaded.
 ///
-/// JSON, Parquet and Arrow files will do; columns are brought to the schema of the original, others are left out.
+/// `eli5`, the name in older guides, stands for `dany0407/eli5_category`, where the data lives since the original was
+/// withdrawn. There and in mirrors the splits of r/askscience have plainer names (`train` for `train_asks`): both will
+/// do. JSON, Parquet and Arrow files of any layout that ELI5 has had are brought to the schema of the original, columns
+/// that it does not have are left out, and a note says what was used.
+///
+/// ```no_run
+/// use cloze::prelude::*;
+/// let eli5 = load_eli5_from("eli5", "train_asks[:5000]")?;
+/// # Ok::<(), cloze::Error>(())
+/// ```
 pub fn load_eli5_from(path_or_name: impl AsRef<str>, split: impl AsRef<str>) -> Result<Dataset> {
-    let (name, split) = (path_or_name.as_ref(), split.as_ref());
+    let (mut name, split) = (path_or_name.as_ref(), split.as_ref());
+    if name == ELI5 && !Path::new(name).exists() {
+        eprintln!("note: {ELI5:?} is no longer published; {HOME:?} is used in its place");
+        name = HOME;
+    }
     #[cfg(feature = "hub")]
     if let Some(dataset) = super::load::on_hub(name, None)? {
-        if dataset.splits().is_some() {
-            let part = super::eli5_hub::load(&Loader::new(name), &dataset, name, split)?;
-            return to_schema(&part, Path::new(name));
-        }
-        return load_eli5_files(name, &dataset.folder()?, split);
+        let dataset = dataset.regroup(|path| original_split(Path::new(path)));
+        let available = dataset.splits();
+        let rename = |asked: &str| match split_of(asked, &available) {
+            Some(found) => {
+                eprintln!("note: {name} has no split {asked:?}; its {found:?} is used");
+                found.to_owned()
+            }
+            None => asked.to_owned(),
+        };
+        let part = Loader::new(name).part_of(&dataset, split, &rename)?;
+        return to_schema(&to_original(&part, name)?, Path::new(name));
     }
     load_eli5_files(name, &crate::hub::resolve("dataset", name)?, split)
 }
 
 fn load_eli5_files(name: &str, path: &Path, split: &str) -> Result<Dataset> {
     let files = eli5_files(path)?;
+    if files.is_empty() {
+        return load_mirror(name, path, split);
+    }
     let available: Vec<&str> = files.iter().map(|(split, _)| *split).collect();
     let mut dict = DatasetDict::new();
     for term in split::parse(split)? {
@@ -86,7 +128,6 @@ fn load_eli5_files(name: &str, path: &Path, split: &str) -> Result<Dataset> {
                 message: format!(
                     "{name} has {}{}",
                     match available[..] {
-                        [] => "no split of ELI5".to_owned(),
                         [only] => format!("only the split {only}"),
                         _ => format!("the splits {}", available.join(", ")),
                     },
@@ -99,26 +140,39 @@ fn load_eli5_files(name: &str, path: &Path, split: &str) -> Result<Dataset> {
             });
         };
         let loaded = Loader::new(file.to_string_lossy()).load()?;
-        dict.insert(*known, to_schema(loaded.get("train")?, file)?);
+        let original = to_original(loaded.get("train")?, name)?;
+        dict.insert(*known, to_schema(&original, file)?);
     }
     dict.split(split)
 }
 
+/// A folder whose files have other names than the splits of the original.
+fn load_mirror(name: &str, path: &Path, split: &str) -> Result<Dataset> {
+    let mut dict = Loader::new(path.to_string_lossy()).load()?;
+    let names = dict.names();
+    let available: Vec<&str> = names.iter().map(String::as_str).collect();
+    for original in SPLITS {
+        if let Some(found) = split_of(original, &available) {
+            dict.insert(original, dict.get(found)?.clone());
+        }
+    }
+    to_schema(&to_original(&dict.split(split)?, name)?, path)
+}
+
 /// The files by split. A Hub name or a folder has one per split, named after it.
 fn eli5_files(path: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
-    let split_of = |path: &Path| {
-        let name = path.file_name()?.to_str()?;
-        SPLITS.into_iter().find(|split| name.starts_with(split))
-    };
     if path.is_file() {
-        return Ok(vec![(split_of(path).unwrap_or(SPLITS[0]), path.to_owned())]);
+        return Ok(vec![(
+            original_split(path).unwrap_or(SPLITS[0]),
+            path.to_owned(),
+        )]);
     }
     let io = |error| Error::io("read", path, error);
     let mut files = Vec::new();
     for entry in std::fs::read_dir(path).map_err(io)? {
         let file = entry.map_err(io)?.path();
         files.extend(
-            split_of(&file)
+            original_split(&file)
                 .filter(|_| file.is_file())
                 .map(|split| (split, file)),
         );
@@ -134,6 +188,12 @@ fn eli5_files(path: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
     }
     files.sort_by_key(|(split, _)| SPLITS.iter().position(|known| known == split));
     Ok(files)
+}
+
+/// The split of the original that a file is named after.
+fn original_split(path: &Path) -> Option<&'static str> {
+    let name = path.file_name()?.to_str()?;
+    SPLITS.into_iter().find(|split| name.starts_with(split))
 }
 
 fn to_schema(dataset: &Dataset, path: &Path) -> Result<Dataset> {
@@ -169,5 +229,5 @@ fn to_schema(dataset: &Dataset, path: &Path) -> Result<Dataset> {
             )
         })?;
     let content = dataset.content().derive("eli5", &[]);
-    Ok(Dataset::from_parts(schema, batches, content))
+    Ok(Dataset::from_parts(schema, batches, content).with_origin(dataset.origin()))
 }

@@ -229,7 +229,7 @@ impl Dataset {
             &[&group.block_size.to_le_bytes()],
         );
         if let Some(found) = Sink::cached(&group.cache, key) {
-            return Ok(found);
+            return Ok(found.with_origin(self.origin()));
         }
         let mut sink = Sink::new(group.cache.clone(), Some(key), MEMORY_LIMIT);
         let mut rest: Vec<ArrayRef> = Vec::new();
@@ -266,7 +266,7 @@ impl Dataset {
                 sink.write(packed.to_record_batch()?)?;
             }
         }
-        sink.finish(self.schema(), key)
+        Ok(sink.finish(self.schema(), key)?.with_origin(self.origin()))
     }
 }
 

@@ -252,6 +252,10 @@ impl Dataset {
     /// # Errors
     /// What the function returns, with the rows it was called on; a column to remove that is not there.
     pub fn map(&self, map: Map) -> Result<Self> {
+        Ok(self.mapped(map)?.with_origin(self.origin()))
+    }
+
+    fn mapped(&self, map: Map) -> Result<Self> {
         for name in &map.remove_columns {
             self.position(name)?;
         }

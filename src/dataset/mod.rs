@@ -29,8 +29,7 @@ mod concatenate;
 mod data_type;
 mod dict;
 mod eli5;
-#[cfg(feature = "hub")]
-mod eli5_hub;
+mod eli5_layouts;
 mod fingerprint;
 mod flatten;
 mod group_texts;
@@ -56,6 +55,8 @@ pub use data_type::type_name;
 pub use dict::DatasetDict;
 pub use eli5::{eli5_schema, load_eli5, load_eli5_from};
 pub use group_texts::GroupTexts;
+#[cfg(feature = "hub")]
+pub(crate) use load::by_split;
 pub use load::{FileFormat, Loader, load_dataset};
 pub use map::{BatchFunction, Map};
 pub use row::{Row, Value};

@@ -46,7 +46,7 @@ impl Dataset {
             }
             offset += batch.num_rows();
         }
-        Self::from_parts(self.schema().clone(), kept, content)
+        Self::from_parts(self.schema().clone(), kept, content).with_origin(self.origin())
     }
 
     /// The rows in a random order that `seed` determines: the order that `datasets` gives for the same seed

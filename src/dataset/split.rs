@@ -143,6 +143,16 @@ fn parse_boundary(text: &str) -> Option<(Option<i64>, bool)> {
 }
 
 impl Term {
+    /// The rows that the term means, where they do not depend on how many there are; they may lie past the end.
+    pub(crate) fn fixed(&self) -> Option<std::ops::Range<usize>> {
+        if self.rounding.is_some() {
+            return None;
+        }
+        let from = usize::try_from(self.from.unwrap_or(0)).ok()?;
+        let to = usize::try_from(self.to?).ok()?;
+        Some(from..to.max(from))
+    }
+
     /// The rows that the term means of a split of `rows` rows.
     pub(crate) fn range(&self, split: &str, rows: usize) -> Result<std::ops::Range<usize>> {
         let absolute = |boundary: Option<i64>, default: usize| -> Result<usize> {

@@ -29,6 +29,8 @@ pub struct Dataset {
     /// The rows that count and their order, where that is not simply all of them.
     indices: Option<Arc<[usize]>>,
     fingerprint: Fingerprint,
+    /// The name on the Hub of the dataset that the rows were made from.
+    origin: Option<Arc<str>>,
 }
 
 impl Dataset {
@@ -82,7 +84,20 @@ impl Dataset {
             starts: starts.into(),
             indices: None,
             fingerprint,
+            origin: None,
         }
+    }
+
+    /// The name on the Hub of the dataset that these rows were made from; `None` for data of one's own. It survives what
+    /// is done to the dataset in memory, and a model card names it.
+    pub fn origin(&self) -> Option<&str> {
+        self.origin.as_deref()
+    }
+
+    /// The same rows, known to come from `origin`.
+    pub(crate) fn with_origin(mut self, origin: Option<&str>) -> Self {
+        self.origin = origin.map(Arc::from);
+        self
     }
 
     /// The number of rows.

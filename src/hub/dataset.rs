@@ -17,19 +17,20 @@ use super::name::{Repo, RepoKind};
 use super::remote::RepoInfo;
 use super::snapshot::{explain, fetch_files, in_parallel};
 use super::{Hub, Settings};
+use crate::dataset::{FileFormat, by_split};
 use crate::{Error, Result, files};
 
 /// The branch with every dataset as Parquet, in `config/split/0000.parquet`.
 const PARQUET: &str = "refs/convert/parquet";
 
 /// The kinds of data files, the first preferred where there are as many of one as of another.
-const FORMATS: [&[&str]; 6] = [
-    &["parquet"],
-    &["jsonl", "json", "ndjson"],
-    &["csv"],
-    &["tsv"],
-    &["arrow"],
-    &["txt"],
+const FORMATS: [(FileFormat, &[&str]); 6] = [
+    (FileFormat::Parquet, &["parquet"]),
+    (FileFormat::Json, &["jsonl", "json", "ndjson"]),
+    (FileFormat::Csv, &["csv"]),
+    (FileFormat::Tsv, &["tsv"]),
+    (FileFormat::Arrow, &["arrow"]),
+    (FileFormat::Text, &["txt"]),
 ];
 
 /// A dataset that lies on the Hub.
@@ -39,21 +40,12 @@ pub(crate) struct HubDataset {
     /// At the branch that the files are taken from.
     repo: Repo,
     commit: String,
-    layout: Layout,
+    format: FileFormat,
+    splits: Splits,
 }
 
 /// The files of every split, in their order.
 type Splits = Vec<(String, Vec<String>)>;
-
-#[derive(Debug, PartialEq)]
-enum Layout {
-    Parquet(Splits),
-    /// The repository's own files, and the folder that holds the configuration.
-    Own {
-        files: Vec<String>,
-        folder: String,
-    },
-}
 
 impl Hub {
     pub(crate) fn dataset(&self, name: &str, config: Option<&str>) -> Result<HubDataset> {
@@ -75,25 +67,25 @@ impl HubDataset {
             if let Some(info) = listing
                 && let Some(splits) = converted_splits(&info.files, config, repo.id())?
             {
-                let (commit, layout) = (info.commit, Layout::Parquet(splits));
                 return Ok(Self {
                     client,
                     repo: converted,
-                    commit,
-                    layout,
+                    commit: info.commit,
+                    format: FileFormat::Parquet,
+                    splits,
                 });
             }
         }
         let info = list(&client, repo)
             .map_err(failed)?
             .ok_or_else(|| missing(&client, repo))?;
-        let layout = own_files(&info.files, config, repo.id())?;
-        let (commit, repo) = (info.commit, repo.clone());
+        let (format, splits) = own_files(&info.files, config, repo.id())?;
         Ok(Self {
             client,
-            repo,
-            commit,
-            layout,
+            repo: repo.clone(),
+            commit: info.commit,
+            format,
+            splits,
         })
     }
 
@@ -101,35 +93,53 @@ impl HubDataset {
         RepoCache::new(&self.client.settings().cache_dir, &self.repo)
     }
 
-    /// The names of the splits, where the files themselves tell: those that the Hub made do.
-    pub(crate) fn splits(&self) -> Option<Vec<&str>> {
-        match &self.layout {
-            Layout::Parquet(splits) => Some(splits.iter().map(|(name, _)| name.as_str()).collect()),
-            Layout::Own { .. } => None,
+    /// `owner/name`.
+    pub(crate) fn name(&self) -> &str {
+        self.repo.id()
+    }
+
+    /// The format of the files.
+    pub(crate) fn format(&self) -> FileFormat {
+        self.format
+    }
+
+    /// The names of the splits.
+    pub(crate) fn splits(&self) -> Vec<&str> {
+        self.splits.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// Divides the files into splits anew where `split` knows better from a file's path, if it knows any.
+    pub(crate) fn regroup(mut self, split: impl Fn(&str) -> Option<&'static str>) -> Self {
+        let mut splits: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for path in self.splits.iter().flat_map(|(_, files)| files) {
+            if let Some(name) = split(path) {
+                splits.entry(name).or_default().push(path.clone());
+            }
         }
+        if !splits.is_empty() {
+            let named = splits
+                .into_iter()
+                .map(|(name, files)| (name.to_owned(), files));
+            self.splits = named.collect();
+        }
+        self
     }
 
-    /// The folder with the repository's own files, all of them fetched.
-    pub(crate) fn folder(&self) -> Result<PathBuf> {
-        let all: Vec<String> = match &self.layout {
-            Layout::Parquet(splits) => splits.iter().flat_map(|(_, files)| files.clone()).collect(),
-            Layout::Own { files, .. } => files.clone(),
-        };
-        let snapshot = self.fetch(&all)?;
-        Ok(match &self.layout {
-            Layout::Own { folder, .. } => snapshot.join(folder),
-            Layout::Parquet(_) => snapshot,
-        })
+    /// The number of files that a split consists of.
+    pub(crate) fn shard_count(&self, split: &str) -> Result<usize> {
+        Ok(self.shards(split)?.len())
     }
 
-    /// All files of a split.
-    pub(crate) fn split(&self, split: &str) -> Result<Vec<PathBuf>> {
+    /// The first `count` files of a split.
+    pub(crate) fn first(&self, split: &str, count: usize) -> Result<Vec<PathBuf>> {
         let shards = self.shards(split)?;
+        let shards = &shards[..count.min(shards.len())];
         let snapshot = self.fetch(shards)?;
         Ok(shards.iter().map(|path| snapshot.join(path)).collect())
     }
 
-    /// The files with the rows `rows(total)` of a split of `total` rows, and the number of rows in the files before them.
+    /// The Parquet files with the rows `rows(total)` of a split of `total` rows, and the number of rows in the files before
+    /// them.
     pub(crate) fn part(
         &self,
         split: &str,
@@ -140,8 +150,7 @@ impl HubDataset {
             // It is needed anyway, if only for its columns.
             self.fetch(shards)?;
         }
-        let references: Vec<&String> = shards.iter().collect();
-        let counts = in_parallel(&references, |path| self.rows_in(path)).map_err(Error::from)?;
+        let counts = self.row_counts(shards)?;
         let (chosen, before) = overlapping(&counts, &rows(counts.iter().sum())?);
         let shards = &shards[chosen];
         let snapshot = self.fetch(shards)?;
@@ -152,24 +161,17 @@ impl HubDataset {
     }
 
     fn shards(&self, split: &str) -> Result<&[String]> {
-        let Layout::Parquet(splits) = &self.layout else {
-            return Err(Error::Dataset(format!(
-                "{} does not say which files are {split:?}",
-                self.repo.id()
-            )));
-        };
-        let found = splits.iter().find(|(name, _)| name == split);
-        found.map(|(_, files)| files.as_slice()).ok_or_else(|| {
-            let names: Vec<&str> = splits.iter().map(|(name, _)| name.as_str()).collect();
-            Error::Split {
+        let found = self.splits.iter().find(|(name, _)| name == split);
+        found
+            .map(|(_, files)| files.as_slice())
+            .ok_or_else(|| Error::Split {
                 split: split.to_owned(),
                 message: format!(
                     "{} has no split {split:?}; it has {}",
                     self.repo.id(),
-                    names.join(", ")
+                    self.splits().join(", ")
                 ),
-            }
-        })
+            })
     }
 
     /// Brings files into the cache.
@@ -192,6 +194,29 @@ impl HubDataset {
             .map_err(|failure| explain(&self.repo, failure))?;
         cache.write_ref(self.repo.revision(), &self.commit)?;
         Ok(snapshot)
+    }
+
+    /// The numbers of rows in Parquet files. What was asked once is noted: the same slice needs no question again.
+    fn row_counts(&self, shards: &[String]) -> Result<Vec<usize>> {
+        let path = self
+            .cache()
+            .own_folder()
+            .join(format!("{}.rows.json", self.commit));
+        let noted = std::fs::read(&path).ok();
+        let mut known: BTreeMap<String, usize> = noted
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default();
+        let unknown: Vec<&String> = shards
+            .iter()
+            .filter(|shard| !known.contains_key(*shard))
+            .collect();
+        if !unknown.is_empty() {
+            let counts = in_parallel(&unknown, |path| self.rows_in(path)).map_err(Error::from)?;
+            known.extend(unknown.into_iter().cloned().zip(counts));
+            make_parent(&path)?;
+            files::write_atomically(&path, serde_json::to_string(&known)?.as_bytes())?;
+        }
+        Ok(shards.iter().map(|shard| known[shard]).collect())
     }
 
     /// The number of rows in a Parquet file, read from its end, which is all that is fetched of it.
@@ -334,7 +359,11 @@ fn noted(cache: &RepoCache, repo: &Repo) -> Option<RepoInfo> {
         // Downloaded by the Python library, which fetches datasets whole.
         Err(_) => files_in(&cache.find(repo.revision())?),
     };
-    Some(RepoInfo { commit, files })
+    Some(RepoInfo {
+        commit,
+        files,
+        license: None,
+    })
 }
 
 fn files_in(snapshot: &Path) -> BTreeSet<String> {
@@ -430,8 +459,12 @@ fn in_usual_order(mut splits: Splits) -> Splits {
     splits
 }
 
-/// The repository's own data files.
-fn own_files(files: &BTreeSet<String>, config: Option<&str>, name: &str) -> Result<Layout> {
+/// The repository's own data files, by split.
+fn own_files(
+    files: &BTreeSet<String>,
+    config: Option<&str>,
+    name: &str,
+) -> Result<(FileFormat, Splits)> {
     let folder = config
         .map(|config| format!("{config}/"))
         .unwrap_or_default();
@@ -444,39 +477,40 @@ fn own_files(files: &BTreeSet<String>, config: Option<&str>, name: &str) -> Resu
     ];
     let is_data = |path: &&String| {
         let file = path.rsplit('/').next().unwrap_or_default();
-        path.starts_with(&folder) && !file.starts_with('.') && !descriptions.contains(&file)
+        let hidden = |part: &str| part.starts_with('.') || part.starts_with("__");
+        path.starts_with(&folder) && !path.split('/').any(hidden) && !descriptions.contains(&file)
     };
     let extension = |path: &str| path.rsplit('.').next().unwrap_or_default().to_lowercase();
     let data: Vec<&String> = files.iter().filter(is_data).collect();
-    let of_format = |format: &&[&str]| -> Vec<String> {
+    let of_format = |(format, extensions): &(FileFormat, &[&str])| {
         let fitting = data
             .iter()
-            .filter(|path| format.contains(&extension(path).as_str()));
-        fitting.map(|path| (*path).clone()).collect()
+            .filter(|path| extensions.contains(&extension(path).as_str()));
+        (
+            *format,
+            fitting.map(|path| (*path).clone()).collect::<Vec<_>>(),
+        )
     };
     // The last of equals is taken, so the preferred ones come last.
-    let chosen = FORMATS
+    let (format, chosen) = FORMATS
         .iter()
         .rev()
         .map(of_format)
-        .max_by_key(Vec::len)
-        .unwrap_or_default();
-    if chosen.is_empty() {
-        let shown: Vec<&str> = files.iter().map(String::as_str).take(10).collect();
-        return Err(Error::Dataset(format!(
-            "the dataset {name:?} has no {} file that can be read{}; it has {}. Datasets that are made by a script must be \
-             converted first",
-            FORMATS.concat().join(", "),
-            config
-                .map(|config| format!(" in the folder {config}"))
-                .unwrap_or_default(),
-            shown.join(", ")
-        )));
-    }
-    Ok(Layout::Own {
-        files: chosen,
-        folder,
-    })
+        .max_by_key(|(_, files)| files.len())
+        .filter(|(_, files)| !files.is_empty())
+        .ok_or_else(|| {
+            let shown: Vec<&str> = files.iter().map(String::as_str).take(10).collect();
+            Error::Dataset(format!(
+                "the dataset {name:?} has no {} file that can be read{}; it has {}. Datasets that are made by a script \
+                 must be converted first",
+                FORMATS.map(|(_, extensions)| extensions.join(", ")).join(", "),
+                config
+                    .map(|config| format!(" in the folder {config}"))
+                    .unwrap_or_default(),
+                shown.join(", ")
+            ))
+        })?;
+    Ok((format, by_split(&folder, chosen)))
 }
 
 /// Where the dataset called `name` lies.
@@ -549,10 +583,17 @@ mod tests {
             "data/test.jsonl",
             "extra.csv",
         ]);
-        let Layout::Own { files, .. } = own_files(&files, None, "x").unwrap() else {
-            panic!("these are its own files");
-        };
-        assert_eq!(files, ["data/test.jsonl", "data/train.jsonl"]);
+        let (format, splits) = own_files(&files, None, "x").unwrap();
+        assert_eq!(format, FileFormat::Json);
+        let of = |split: &str, file: &str| (split.to_owned(), vec![file.to_owned()]);
+        let expected = [
+            of("train", "data/train.jsonl"),
+            of("test", "data/test.jsonl"),
+        ];
+        assert_eq!(splits, expected);
+        let configs = set(&["a/train.csv", "b/train.csv", "b/.cache/test.csv"]);
+        let (_, splits) = own_files(&configs, Some("b"), "x").unwrap();
+        assert_eq!(splits, [of("train", "b/train.csv")]);
         let text = own_files(&set(&["eli5.py", "README.md"]), None, "x")
             .unwrap_err()
             .to_string();

@@ -175,6 +175,20 @@ fn is_ignored(path: &Path, base: &Path) -> bool {
                 .any(|part| hidden(part) || part.starts_with("__")))
 }
 
+/// The paths of a repository's files by split, as seen from the folder `base`.
+#[cfg(feature = "hub")]
+pub(crate) fn by_split(base: &str, paths: Vec<String>) -> Vec<(String, Vec<String>)> {
+    let found = splits(
+        Path::new(base),
+        paths.into_iter().map(PathBuf::from).collect(),
+    );
+    let text = |path: PathBuf| path.to_string_lossy().into_owned();
+    found
+        .into_iter()
+        .map(|(split, paths)| (split, paths.into_iter().map(text).collect()))
+        .collect()
+}
+
 fn splits(base: &Path, paths: Vec<PathBuf>) -> Vec<(String, Vec<PathBuf>)> {
     type Rule = fn(&Path) -> Option<String>;
     let rules: [Rule; 3] = [shard_split, folder_split, file_split];

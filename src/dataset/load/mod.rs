@@ -13,6 +13,8 @@ mod remote;
 mod text;
 
 #[cfg(feature = "hub")]
+pub(crate) use files::by_split;
+#[cfg(feature = "hub")]
 pub(super) use remote::on_hub;
 
 use std::path::{Path, PathBuf};

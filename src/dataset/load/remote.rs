@@ -1,10 +1,10 @@
 //! Datasets that lie on the Hub.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{FileFormat, Loader, files};
 use crate::dataset::concatenate::concatenate;
-use crate::dataset::split;
+use crate::dataset::split::{self, Term};
 use crate::dataset::{Dataset, DatasetDict};
 use crate::hub::{self, HubDataset};
 use crate::{Error, Result};
@@ -21,35 +21,42 @@ pub(in crate::dataset) fn on_hub(name: &str, config: Option<&str>) -> Result<Opt
 
 impl Loader {
     /// Loads the part `split` (`train[:10%]`; see [`DatasetDict::split`]) alone. Of a dataset on the Hub only the files
-    /// with its rows are downloaded.
+    /// with its rows are downloaded, as far as they can be told: those of the splits that it names, and of Parquet files,
+    /// or of a slice that counts rows from the beginning, only those that the slice reaches into.
     ///
     /// # Errors
     /// As [`Loader::load`] and [`DatasetDict::split`].
     pub fn part(&self, split: impl AsRef<str>) -> Result<Dataset> {
         let split = split.as_ref();
         match on_hub(&self.name, self.config.as_deref())? {
-            Some(dataset) if dataset.splits().is_some() => {
-                self.part_of(&dataset, split, &|name| name.to_owned())
-            }
-            _ => self.load()?.split(split),
+            Some(dataset) => self.part_of(&dataset, split, &|name| name.to_owned()),
+            None => self.load()?.split(split),
         }
     }
 
-    /// The part `split` of a dataset whose splits are told by its files; `rename` says what its splits are called there.
+    /// The part `split` of a dataset on the Hub; `rename` says what its splits are called there.
     pub(in crate::dataset) fn part_of(
         &self,
         dataset: &HubDataset,
         split: &str,
         rename: &dyn Fn(&str) -> String,
     ) -> Result<Dataset> {
+        let format = self.format.unwrap_or(dataset.format());
         let mut parts = Vec::new();
         for term in split::parse(split)? {
+            let name = rename(&term.name);
             let mut range = 0..0;
-            let (paths, before) = dataset.part(&rename(&term.name), |rows| {
-                range = term.range(split, rows)?;
-                Ok(range.clone())
-            })?;
-            let loaded = self.load_split(FileFormat::Parquet, &paths)?;
+            let (paths, before) = match format {
+                FileFormat::Parquet => dataset.part(&name, |rows| {
+                    range = term.range(split, rows)?;
+                    Ok(range.clone())
+                })?,
+                _ => (self.files_of_rows(dataset, &name, &term)?, 0),
+            };
+            let loaded = self.load_split(format, &paths)?;
+            if format != FileFormat::Parquet {
+                range = term.range(split, loaded.len())?;
+            }
             let within = |row: usize| row.saturating_sub(before).min(loaded.len());
             let (start, end) = (within(range.start), within(range.end));
             parts.push(loaded.slice(start..end.max(start)));
@@ -60,23 +67,37 @@ impl Loader {
                 message: format!("no rows of {} lie in it", self.name),
             });
         }
-        concatenate(&parts)
+        Ok(concatenate(&parts)?.with_origin(Some(dataset.name())))
+    }
+
+    /// The files with the rows of `term`, where only reading a file tells how many rows it has: as many from the first
+    /// on as it takes, or all.
+    fn files_of_rows(&self, dataset: &HubDataset, name: &str, term: &Term) -> Result<Vec<PathBuf>> {
+        let (Some(wanted), count) = (term.fixed(), dataset.shard_count(name)?) else {
+            return dataset.first(name, usize::MAX);
+        };
+        let format = self.format.unwrap_or(dataset.format());
+        let mut rows = 0;
+        for shards in 1..count {
+            let paths = dataset.first(name, shards)?;
+            rows += self.load_split(format, &paths[shards - 1..])?.len();
+            if rows >= wanted.end {
+                return Ok(paths);
+            }
+        }
+        dataset.first(name, count)
     }
 
     /// Loads all splits of a dataset on the Hub.
     pub(super) fn load_from_hub(&self, dataset: &HubDataset) -> Result<DatasetDict> {
-        let Some(splits) = dataset.splits() else {
-            let folder = dataset.folder()?;
-            return self.load_files(&files::find(&self.name, &folder, self.format)?);
-        };
-        splits
+        let format = self.format.unwrap_or(dataset.format());
+        dataset
+            .splits()
             .into_iter()
             .map(|split| {
-                let paths = dataset.split(split)?;
-                Ok((
-                    split.to_owned(),
-                    self.load_split(FileFormat::Parquet, &paths)?,
-                ))
+                let paths = dataset.first(split, usize::MAX)?;
+                let loaded = self.load_split(format, &paths)?;
+                Ok((split.to_owned(), loaded.with_origin(Some(dataset.name()))))
             })
             .collect::<Result<Vec<_>>>()
             .map(DatasetDict::from_iter)
