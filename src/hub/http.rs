@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use ureq::http::{self, HeaderMap, Method, StatusCode, Uri};
-use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::tls::TlsConfig;
 
 use super::failure::{Failure, FailureKind};
+use super::proxy::{Exempt, own_certificates, proxy_for};
 use super::settings::Settings;
 use crate::interrupt;
 use crate::progress::Progress;
@@ -46,7 +47,11 @@ pub(crate) fn encode_path(path: &str) -> String {
 /// A connection to one Hub. Clones share the connections.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
-    agent: ureq::Agent,
+    direct: ureq::Agent,
+    /// The way to addresses of either scheme that are not exempt from the proxy, or why there is none.
+    http: Result<ureq::Agent, String>,
+    https: Result<ureq::Agent, String>,
+    exempt: Exempt,
     settings: Arc<Settings>,
 }
 
@@ -185,26 +190,49 @@ impl<'a> Request<'a> {
 
 impl Client {
     pub(crate) fn new(settings: Arc<Settings>) -> Self {
-        let tls = match own_certificates() {
+        let get = |name: &str| std::env::var(name).ok();
+        let agent = |tls: TlsConfig, proxy: Option<ureq::Proxy>| {
+            let config = ureq::Agent::config_builder()
+                .http_status_as_error(false)
+                .max_redirects(0)
+                .tls_config(tls)
+                .proxy(proxy)
+                .user_agent(concat!("cloze/", env!("CARGO_PKG_VERSION")))
+                // A compressed answer would have neither the length nor the ETag of the file.
+                .accept_encoding("identity")
+                .timeout_resolve(Some(settings.connect_timeout))
+                .timeout_connect(Some(settings.connect_timeout))
+                .timeout_per_read(Some(settings.read_timeout))
+                .timeout_per_write(Some(settings.read_timeout))
+                .max_idle_connections_per_host(8)
+                .build();
+            config.new_agent()
+        };
+        let tls = own_certificates(&get).map(|certificates| match certificates {
             Some(certificates) => TlsConfig::builder().root_certs(certificates).build(),
             None => TlsConfig::default(),
+        });
+        let direct = agent(tls.clone().unwrap_or_default(), None);
+        let through = |scheme: &str, tls: Result<TlsConfig, String>| match proxy_for(scheme, &get)?
+        {
+            Some(proxy) => Ok(agent(tls?, Some(proxy))),
+            None => tls.map(|_| direct.clone()),
         };
-        let config = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .tls_config(tls)
-            .user_agent(concat!("cloze/", env!("CARGO_PKG_VERSION")))
-            // A compressed answer would have neither the length nor the ETag of the file.
-            .accept_encoding("identity")
-            .timeout_resolve(Some(settings.connect_timeout))
-            .timeout_connect(Some(settings.connect_timeout))
-            .timeout_per_read(Some(settings.read_timeout))
-            .timeout_per_write(Some(settings.read_timeout))
-            .max_idle_connections_per_host(8)
-            .build();
         Self {
-            agent: config.new_agent(),
+            http: through("http", Ok(tls.clone().unwrap_or_default())),
+            https: through("https", tls),
+            exempt: Exempt::from_variables(&get),
+            direct: direct.clone(),
             settings,
+        }
+    }
+
+    /// The way to `url`.
+    fn agent(&self, url: &str) -> Result<&ureq::Agent, &String> {
+        match url.starts_with("https://") {
+            _ if self.exempt.covers(url) => Ok(&self.direct),
+            true => self.https.as_ref(),
+            false => self.http.as_ref(),
         }
     }
 
@@ -319,6 +347,9 @@ impl Client {
         {
             builder = builder.header("authorization", format!("Bearer {}", token.secret()));
         }
+        let agent = self
+            .agent(url)
+            .map_err(|why| self.failure(FailureKind::Refused, request, why.clone()))?;
         let invalid = |e: http::Error| {
             self.failure(
                 FailureKind::Refused,
@@ -327,7 +358,7 @@ impl Client {
             )
         };
         let sent = match &request.body {
-            None => self.agent.run(builder.body(()).map_err(invalid)?),
+            None => agent.run(builder.body(()).map_err(invalid)?),
             Some(body) => {
                 let mut reader = body.reader().map_err(|e| {
                     self.failure(
@@ -338,7 +369,7 @@ impl Client {
                 })?;
                 let builder = builder.header("content-length", body.len());
                 let body = ureq::SendBody::from_reader(&mut reader);
-                let sent = self.agent.run(builder.body(body).map_err(invalid)?);
+                let sent = agent.run(builder.body(body).map_err(invalid)?);
                 if sent.is_err() && interrupt::is_requested() {
                     let doing = format!("trying to {}", request.purpose);
                     return Err(crate::Error::Interrupted(doing).into());
@@ -366,6 +397,10 @@ impl Client {
                 FailureKind::Unreachable,
                 format!("{host} can't be reached: {e}"),
             ),
+            // The word of the TLS library, handed on by the standard one.
+            ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+                (FailureKind::Unreachable, unsafe_connection(&host, e))
+            }
             ureq::Error::Io(e) => (
                 FailureKind::Transient,
                 format!("the connection to {host} broke: {e}"),
@@ -374,9 +409,10 @@ impl Client {
                 FailureKind::Transient,
                 format!("the answer of {host} broke off: {e}"),
             ),
-            ureq::Error::Rustls(e) => (
+            ureq::Error::Rustls(e) => (FailureKind::Unreachable, unsafe_connection(&host, e)),
+            ureq::Error::ConnectProxyFailed(e) => (
                 FailureKind::Unreachable,
-                format!("no safe connection to {host}: {e}"),
+                format!("the proxy does not let through to {host}: {e}"),
             ),
             ureq::Error::BodyExceedsLimit(most) => (
                 FailureKind::Refused,
@@ -495,20 +531,11 @@ impl<'a> Pauses<'a> {
     }
 }
 
-/// The certificates that a company's proxy needs, in the file that the Python library's HTTP client honours too.
-fn own_certificates() -> Option<RootCerts> {
-    let names = ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"];
-    let path = names
-        .iter()
-        .find_map(|name| std::env::var_os(name).filter(|path| !path.is_empty()))?;
-    let pem = std::fs::read(path).ok()?;
-    let certificates: Vec<_> = parse_pem(&pem)
-        .filter_map(|item| match item {
-            Ok(PemItem::Certificate(certificate)) => Some(certificate),
-            _ => None,
-        })
-        .collect();
-    (!certificates.is_empty()).then(|| RootCerts::new_with_certs(&certificates))
+fn unsafe_connection(host: &str, error: &dyn std::fmt::Display) -> String {
+    format!(
+        "no safe connection to {host}: {error} (where a company's proxy stands in between, SSL_CERT_FILE must name the file \
+         with its certificate)"
+    )
 }
 
 /// Whether nobody listens: another attempt right away meets the same.

@@ -24,6 +24,8 @@ const ENDPOINT: &str = "https://huggingface.co";
 /// | `HF_HUB_DISABLE_IMPLICIT_TOKEN` | `1`: downloads go without the token | off |
 /// | `HF_HUB_ETAG_TIMEOUT` | seconds to wait for a connection | 10 |
 /// | `HF_HUB_DOWNLOAD_TIMEOUT` | seconds without a byte before a connection counts as dead | 30 |
+/// | `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY` | the proxy, and the hosts that are reached without it | none |
+/// | `SSL_CERT_FILE` (or `REQUESTS_CA_BUNDLE`) | certificates to trust in place of the usual ones | Mozilla's |
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Settings {
