@@ -305,6 +305,7 @@ fn passing_trouble_is_sat_out() {
         Fault::Status(429, Some(0)),
         Fault::Drop,
         Fault::StallAfter(100_000),
+        Fault::Slow(Duration::from_millis(40)),
     ] {
         let bench = Bench::new();
         let weights = noise(700_000);
@@ -591,6 +592,17 @@ fn file_names_that_leave_their_folder_are_refused() {
             "nothing was written for {name}"
         );
     }
+    // A file that would have to be a folder at the same time.
+    let bench = Bench::new();
+    let files: [(&str, &[u8]); 2] = [("a", b"file"), ("a/b.json", b"inside")];
+    bench.server.commit("models", NAME, &files);
+    bench.hub().download(RepoKind::Model, NAME, &["a"]).unwrap();
+    let text = bench
+        .hub()
+        .download(RepoKind::Model, NAME, &["a/b.json"])
+        .unwrap_err()
+        .to_string();
+    assert!(text.contains("/a"), "{text}");
     let bench = Bench::new();
     let index = br#"{"weight_map": {"a": "../../../escape.safetensors"}}"#;
     bench.server.commit(
@@ -646,6 +658,92 @@ fn the_token_does_not_follow_a_redirect_to_another_host() {
     for request in log.iter().filter(|request| request.cdn) {
         assert_eq!(request.authorization, None, "{request:?}");
     }
+}
+
+#[test]
+fn a_server_that_has_xet_as_well_is_read_over_http() {
+    let bench = Bench::new();
+    let weights = noise(300_000);
+    bench.server.commit(
+        "models",
+        NAME,
+        &[("config.json", b"{}"), ("model.safetensors", &weights)],
+    );
+    bench.server.state().xet = true;
+    let folder = bench.with_token().resolve("model", NAME).unwrap();
+    assert_eq!(read(&folder, "model.safetensors"), weights);
+    assert!(bench.blobs(FOLDER).contains(&sha256(&weights)));
+    let log = bench.server.take_log();
+    assert!(
+        !log.iter().any(|request| request.path.contains("xet")),
+        "{log:?}"
+    );
+}
+
+#[test]
+fn a_pickle_is_read_as_data_and_never_run() {
+    // What `pickle` would take for a call of `os.system`: module, name, argument, call.
+    let bench = Bench::new();
+    let proof = bench.folder.path().join("executed");
+    let pickle = format!("cos\nsystem\n(S'touch {}'\ntR.", proof.display());
+    let mut archive = zip_of("archive/data.pkl", pickle.as_bytes());
+    for weights in [pickle.clone().into_bytes(), std::mem::take(&mut archive)] {
+        let name = format!("tester/evil-{}", weights.len());
+        bench.server.commit(
+            "models",
+            &name,
+            &[
+                ("config.json", br#"{"model_type": "roberta"}"#),
+                ("pytorch_model.bin", &weights),
+            ],
+        );
+        let folder = bench.hub().resolve("model", &name).unwrap();
+        let error = cloze::model::MaskedLm::from_pretrained(folder.to_str().unwrap());
+        assert!(error.is_err());
+        assert!(!proof.exists(), "the pickle was run");
+    }
+}
+
+/// A ZIP archive of one file that is not compressed, as `torch.save` writes them.
+fn zip_of(name: &str, content: &[u8]) -> Vec<u8> {
+    let crc = crc32(content);
+    let (len, name_len) = (content.len() as u32, name.len() as u16);
+    let common = |out: &mut Vec<u8>| {
+        // Version, flags, method, time, date.
+        out.extend([20, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        out.extend(crc.to_le_bytes());
+        out.extend(len.to_le_bytes());
+        out.extend(len.to_le_bytes());
+        out.extend(name_len.to_le_bytes());
+        out.extend([0, 0]);
+    };
+    let mut zip = b"PK\x03\x04".to_vec();
+    common(&mut zip);
+    zip.extend(name.as_bytes());
+    zip.extend(content);
+    let start = zip.len() as u32;
+    zip.extend(b"PK\x01\x02\x14\x00");
+    common(&mut zip);
+    // Comment, disk, attributes, offset.
+    zip.extend([0; 14]);
+    zip.extend(name.as_bytes());
+    let size = zip.len() as u32 - start;
+    zip.extend(b"PK\x05\x06\0\0\0\0\x01\0\x01\0");
+    zip.extend(size.to_le_bytes());
+    zip.extend(start.to_le_bytes());
+    zip.extend([0, 0]);
+    zip
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for &byte in bytes {
+        crc ^= u32::from(byte);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0xedb8_8320 & 0_u32.wrapping_sub(crc & 1));
+        }
+    }
+    !crc
 }
 
 #[test]

@@ -200,6 +200,18 @@ fn faults_during_a_push_are_sat_out_or_leave_the_repository_as_it_was() {
         ("commit", Fault::Status(502, None)),
         ("commit", Fault::Drop),
         ("commit", Fault::DropAfterwards),
+        // Somebody else's commit came in between.
+        ("commit", Fault::Status(412, None)),
+        ("commit", Fault::Status(409, None)),
+        // The answer breaks off, does not come, or comes slowly.
+        ("preupload", Fault::CutAfter(20)),
+        ("preupload", Fault::StallAfter(20)),
+        ("preupload", Fault::Slow(Duration::from_millis(200))),
+        ("objects/batch", Fault::CutAfter(20)),
+        ("commit", Fault::CutAfter(5)),
+        ("commit", Fault::StallAfter(5)),
+        ("put", Fault::StallAfter(0)),
+        ("put", Fault::Status(429, Some(0))),
         ("repos/create", Fault::Status(500, None)),
         ("repos/create", Fault::DropAfterwards),
     ];
@@ -234,7 +246,22 @@ fn faults_during_a_push_are_sat_out_or_leave_the_repository_as_it_was() {
         ("put", Fault::Status(500, None), "500"),
         ("put", Fault::Status(403, None), "403"),
         ("commit", Fault::Status(500, None), "500"),
+        // The server got other bytes than it was told of, or says so.
+        ("put", Fault::Status(400, None), "400"),
         ("preupload", Fault::Html, "web page"),
+        ("objects/batch", Fault::Html, "web page"),
+        ("commit", Fault::Html, "web page"),
+        (
+            "preupload",
+            Fault::Shorter(5),
+            "something else than was expected",
+        ),
+        ("preupload", Fault::Longer(100_000_000), "longer than"),
+        (
+            "preupload",
+            Fault::Redirect("http://127.0.0.1:1/".to_owned()),
+            "can't be reached",
+        ),
         ("commit", Fault::Status(401, None), "log in"),
     ];
     for (path, fault, said) in lasting {
@@ -270,6 +297,87 @@ fn faults_during_a_push_are_sat_out_or_leave_the_repository_as_it_was() {
 }
 
 #[test]
+fn a_server_that_has_xet_as_well_is_served_by_lfs() {
+    let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
+    server.state().xet = true;
+    let folder = model_folder(home.path());
+    let hub = logged_in(&server, home.path());
+    hub.push_folder("my-model", &folder, &PushOptions::new())
+        .unwrap();
+    let weights = std::fs::read(folder.join("model.safetensors")).unwrap();
+    assert_eq!(pushed_file(&server, "model.safetensors").unwrap(), weights);
+    let local = hub.resolve("model", "tester/my-model").unwrap();
+    assert_eq!(
+        std::fs::read(local.join("model.safetensors")).unwrap(),
+        weights
+    );
+    let log = server.take_log();
+    assert!(
+        !log.iter().any(|request| request.path.contains("xet")),
+        "{log:?}"
+    );
+}
+
+#[test]
+fn an_empty_file_is_pushed_whatever_its_name() {
+    let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
+    let folder = model_folder(home.path());
+    std::fs::write(folder.join("empty.safetensors"), "").unwrap();
+    let hub = logged_in(&server, home.path());
+    hub.push_folder("my-model", &folder, &PushOptions::new())
+        .unwrap();
+    assert_eq!(pushed_file(&server, "empty.safetensors").unwrap(), b"");
+    let again = hub
+        .push_folder("my-model", &folder, &PushOptions::new())
+        .unwrap();
+    assert_eq!((again.changed, again.unchanged), (0, 5));
+}
+
+#[test]
+fn the_token_does_not_follow_a_push_to_another_host() {
+    let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
+    let folder = model_folder(home.path());
+    let hub = logged_in(&server, home.path());
+    let evil = format!("{}/steal", server.cdn_url());
+    for path in [
+        "repos/create",
+        "preupload",
+        "objects/batch",
+        "put",
+        "commit",
+    ] {
+        server.fail(None, path, usize::MAX, Fault::Redirect(evil.clone()));
+        let error = hub
+            .push_folder("my-model", &folder, &PushOptions::new())
+            .unwrap_err();
+        assert!(!format!("{error} {error:?}").contains(TOKEN));
+        server.behave();
+    }
+    let stolen: Vec<_> = server
+        .take_log()
+        .into_iter()
+        .filter(|request| request.path.contains("steal"))
+        .collect();
+    assert_eq!(stolen.len(), 5, "{stolen:?}");
+    assert!(stolen.iter().all(|request| request.authorization.is_none()));
+}
+
+#[test]
+fn links_in_a_folder_do_not_lead_a_push_elsewhere() {
+    let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
+    let folder = model_folder(home.path());
+    let outside = home.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("secret.txt"), "secret").unwrap();
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(&outside, folder.join("linked")).unwrap();
+    logged_in(&server, home.path())
+        .push_folder("my-model", &folder, &PushOptions::new())
+        .unwrap();
+    assert_eq!(pushed_file(&server, "linked/secret.txt"), None);
+}
+
+#[test]
 fn what_can_not_be_pushed_is_said() {
     let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
     let folder = model_folder(home.path());
@@ -297,7 +405,10 @@ fn what_can_not_be_pushed_is_said() {
     assert!(text.contains("holds no files"), "{text}");
     server.state().transfer = Some("xet".to_owned());
     let text = push(&hub, "my-model");
-    assert!(text.contains("xet"), "{text}");
+    assert!(
+        text.contains("\"xet\" alone") && text.contains("hf upload tester/my-model"),
+        "{text}"
+    );
     let mut offline = settings(&server, home.path());
     offline.offline = true;
     server.take_log();

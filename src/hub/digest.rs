@@ -64,8 +64,6 @@ pub(crate) struct FileDigest {
     pub(crate) size: u64,
     /// In hexadecimal.
     pub(crate) sha256: String,
-    /// git's name for the content, in hexadecimal.
-    pub(crate) git: String,
     /// The first bytes, by which the Hub tells text from binary.
     pub(crate) sample: Vec<u8>,
 }
@@ -78,7 +76,7 @@ impl FileDigest {
         let io = |e| Error::io("read", path, e);
         let mut file = std::fs::File::open(path).map_err(io)?;
         let size = file.metadata().map_err(io)?.len();
-        let (mut sha256, mut git) = (Context::new(&SHA256), git_context(size));
+        let mut sha256 = Context::new(&SHA256);
         let mut sample = Vec::new();
         let mut buffer = vec![0; 1 << 20];
         let mut read = 0;
@@ -89,7 +87,6 @@ impl FileDigest {
             }
             let bytes = &buffer[..n];
             sha256.update(bytes);
-            git.update(bytes);
             sample.extend_from_slice(&bytes[..n.min(SAMPLE - sample.len().min(SAMPLE))]);
             read += n as u64;
         }
@@ -102,10 +99,18 @@ impl FileDigest {
         Ok(Self {
             size,
             sha256: hex(sha256),
-            git: hex(git),
             sample,
         })
     }
+}
+
+/// git's name for the content of the file at `path`, in hexadecimal. For files that travel inside of a commit, which are
+/// small: SHA-1 has no fast form here.
+pub(crate) fn git_hash(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    let mut context = git_context(bytes.len() as u64);
+    context.update(&bytes);
+    Ok(hex(context))
 }
 
 #[cfg(test)]
@@ -130,10 +135,8 @@ mod tests {
         let path = folder.path().join("x");
         std::fs::write(&path, "hello").unwrap();
         let digest = FileDigest::of(&path).unwrap();
-        assert_eq!(
-            (digest.sha256.as_str(), digest.git.as_str(), digest.size),
-            (sha256, git, 5)
-        );
+        assert_eq!((digest.sha256.as_str(), digest.size), (sha256, 5));
+        assert_eq!(git_hash(&path).unwrap(), git);
         assert_eq!(digest.sample, b"hello");
     }
 

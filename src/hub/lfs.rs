@@ -110,8 +110,9 @@ fn batch(client: &Client, repo: &Repo, files: &[&Upload]) -> Result<Vec<Object>,
         .filter(|name| name != "basic" && name != "multipart")
     {
         let message = format!(
-            "the server takes large files by {transfer:?} alone, which Cloze does not speak; upload the folder with \
-             `hf upload`"
+            "the server takes large files by the transfer {transfer:?} alone, and Cloze speaks LFS (\"basic\" and \
+             \"multipart\"); upload the folder with Python's `hf upload {} FOLDER`",
+            repo.id()
         );
         return Err(client.failure(FailureKind::Refused, &request, message));
     }

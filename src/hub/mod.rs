@@ -5,13 +5,24 @@
 //! the other finds, and who is logged in is so in both. [`Settings`] lists the variables.
 //!
 //! # Why there is a client here
-//! The maintained Rust client, `hf-hub` 1.0, was the first choice. Its downloads, though, are neither resumed nor
-//! checked against size and hash, it does not clean the file names that a server sends, knows no offline mode, gives a
-//! second process ten seconds to wait for the first, and uploads large files by Xet alone, so that a server which speaks
-//! plain LFS gets none. Xet can't be left out of it: it brings 236 crates and a C build of its TLS (409 s of processor
-//! time in release mode), where the client here stands on `ureq` with `rustls` (26 crates, 42 s; 15 of
-//! them are here for its sake alone). The Hub serves and takes every file by plain HTTP and LFS as well, which is
-//! what its Python library falls back to where Xet is not installed.
+//! The maintained Rust client was the first choice, in both of its forms:
+//! - `hf-hub` 1.0 opens a fresh file for every download, so that nothing is resumed, and compares neither size nor hash;
+//!   it joins the file names that a server sends to the cache's path as they are; it knows no offline mode; a second
+//!   process waits ten seconds for the first and gives up; what the server wants by plain LFS it puts into the commit
+//!   itself. Its Xet part can't be left out: with `blocking`, any choice of features brings 235 crates and a C build of
+//!   its TLS (409 s of processor time in release mode).
+//! - `hf-hub` 0.5 with its feature `ureq` is small (57 crates, the `ureq` below among them) and resumes, but only
+//!   downloads: it checks no hash, and has no login, no repositories and no commits.
+//!
+//! The client here stands on `ureq` with `rustls` (26 crates, 42 s; 15 of them are here for its sake alone).
+//!
+//! # Xet
+//! The Hub keeps large files in Xet storage by now and goes on to speak LFS and plain HTTP with everybody else: a client
+//! that does not offer `xet` in the LFS batch is given addresses to upload to, and a download redirects to an address
+//! that serves the whole file or a part of it. That is what the Python library does too where `hf_xet` is missing. What
+//! Xet would add is speed for a second version of a large file. Its client crate (`hf-xet`, Apache-2.0) has 208 crates, as
+//! many as all of Cloze, and is left out for that. A server that takes nothing but Xet is told from others by its answer,
+//! and the error says what to do.
 //!
 //! All of it is behind the feature `hub`, which is on by default: whoever types a model's name in a notebook expects it
 //! to be fetched.
@@ -42,6 +53,8 @@ mod http;
 mod lfs;
 #[cfg(feature = "hub")]
 mod login;
+#[cfg(feature = "hub")]
+mod proxy;
 #[cfg(feature = "hub")]
 mod push;
 #[cfg(feature = "hub")]

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use ureq::http::Method;
 
-use super::digest::FileDigest;
+use super::digest::{FileDigest, git_hash};
 use super::failure::{Failure, FailureKind};
 use super::http::{Body, Client, Pauses, Request, encode};
 use super::lfs;
@@ -249,16 +249,17 @@ fn push_once(
     let (mut large, mut regular, mut unchanged) = (Vec::new(), Vec::new(), 0);
     for chunk in uploads.chunks(256) {
         for (mode, upload) in modes(client, repo, chunk)?.into_iter().zip(chunk) {
-            let is_large = mode.upload_mode == "lfs";
-            let oid = if is_large {
-                &upload.digest.sha256
-            } else {
-                &upload.digest.git
-            };
             if mode.should_ignore {
                 continue;
             }
-            if mode.oid.as_ref() == Some(oid) {
+            // Nothing has no place among the large files, whatever its name.
+            let is_large = mode.upload_mode == "lfs" && upload.digest.size > 0;
+            let same = match &mode.oid {
+                None => false,
+                Some(oid) if is_large => *oid == upload.digest.sha256,
+                Some(oid) => *oid == git_hash(&upload.local)?,
+            };
+            if same {
                 unchanged += 1;
             } else if is_large {
                 large.push(upload);
@@ -347,8 +348,21 @@ fn commit(
     let request = Request::new(Method::POST, url, format!("commit to {:?}", repo.id()))
         .header("content-type", "application/x-ndjson")
         .body(Body::Bytes(text.as_bytes()));
-    // Once: whether a commit without an answer was made is asked before the next attempt.
-    Ok(client.json_once::<Committed>(&request)?.commit_oid)
+    // Once: whether a commit without an answer was made is asked before the next attempt, and so is what to do about
+    // somebody else's commit that came in between.
+    match client.json_once::<Committed>(&request) {
+        Ok(committed) => Ok(committed.commit_oid),
+        Err(Failure {
+            kind: FailureKind::Conflict,
+            message,
+            retry_after,
+        }) => Err(Failure {
+            kind: FailureKind::Transient,
+            message,
+            retry_after,
+        }),
+        Err(failure) => Err(failure),
+    }
 }
 
 #[cfg(test)]

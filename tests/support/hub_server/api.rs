@@ -112,15 +112,23 @@ fn info(state: &State, kind: &str, id: &str, revision: &str) -> Response<TestBod
             &format!("Invalid rev id: {revision}"),
         );
     };
-    let siblings: Vec<Value> = repo
-        .files(revision)
-        .unwrap()
+    let files = repo.files(revision).unwrap();
+    // What the card's metadata says, the Hub repeats as tags.
+    let card = files.get("README.md").map(|content| state.bytes(content));
+    let card = String::from_utf8(card.unwrap_or_default().to_vec()).unwrap();
+    let licenses = card
+        .lines()
+        .filter_map(|line| line.strip_prefix("license: "));
+    let tags: Vec<String> = licenses
+        .map(|license| format!("license:{license}"))
+        .collect();
+    let siblings: Vec<Value> = files
         .keys()
         .map(|path| json!({"rfilename": path}))
         .collect();
     json_answer(&json!({
         "_id": "1", "id": id, "modelId": id, "private": repo.private, "sha": commit, "siblings": siblings,
-        "tags": [], "downloads": 0, "likes": 0, "gated": false, "disabled": false,
+        "tags": tags, "downloads": 0, "likes": 0, "gated": false, "disabled": false,
     }))
 }
 

@@ -19,8 +19,13 @@ pub struct TestBody {
     stall_after: Option<usize>,
     pause: Option<Duration>,
     sleeping: Option<Pin<Box<Sleep>>>,
+    /// Bytes to send after the data that do not belong there.
+    surplus: usize,
     exact: bool,
 }
+
+/// What a surplus is made of.
+static SURPLUS: [u8; CHUNK] = [b'x'; CHUNK];
 
 impl TestBody {
     pub fn new(data: impl Into<Bytes>) -> Self {
@@ -31,6 +36,7 @@ impl TestBody {
             stall_after: None,
             pause: None,
             sleeping: None,
+            surplus: 0,
             exact: true,
         }
     }
@@ -56,9 +62,7 @@ pub fn spoil(response: Response<TestBody>, fault: &Fault) -> Response<TestBody> 
             parts.headers.remove("content-length");
         }
         Fault::Longer(bytes) => {
-            let mut data = body.data.to_vec();
-            data.extend(std::iter::repeat_n(b'x', *bytes));
-            body.data = data.into();
+            body.surplus = *bytes;
             body.exact = false;
             parts.headers.remove("content-length");
         }
@@ -83,7 +87,10 @@ impl Body for TestBody {
             return Poll::Pending;
         }
         if self.position >= self.data.len() {
-            return Poll::Ready(None);
+            let next = self.surplus.min(CHUNK);
+            self.surplus -= next;
+            let chunk = Bytes::from_static(&SURPLUS[..next]);
+            return Poll::Ready((next > 0).then_some(Ok(Frame::data(chunk))));
         }
         if let Some(pause) = self.pause {
             let sleeping = self.sleeping.get_or_insert_with(|| Box::pin(sleep(pause)));
@@ -103,7 +110,10 @@ impl Body for TestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.position >= self.data.len() && self.cut_after.is_none() && self.stall_after.is_none()
+        self.position >= self.data.len()
+            && self.surplus == 0
+            && self.cut_after.is_none()
+            && self.stall_after.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {

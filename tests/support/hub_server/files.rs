@@ -76,6 +76,16 @@ fn resolve(
             headers.insert("x-linked-etag", format!("\"{oid}\"").parse().unwrap());
             headers.insert("x-linked-size", size.into());
             headers.insert("etag", "\"of-the-pointer\"".parse().unwrap());
+            if state.xet {
+                let route = format!(
+                    "http://{}/api/{kind}/{id}/xet-read-token/{commit}",
+                    shared.hub
+                );
+                headers.insert("x-xet-hash", oid.parse().unwrap());
+                headers.insert("x-xet-refresh-route", route.parse().unwrap());
+                let link = format!("<{route}>; rel=\"xet-auth\"");
+                headers.insert("link", link.parse().unwrap());
+            }
             headers.insert("x-repo-commit", commit.parse().unwrap());
             response
         }

@@ -46,7 +46,17 @@ pub fn batch(shared: &Shared, ask: &Ask, kind: &str, id: &str) -> Response<TestB
             json!({"oid": oid, "size": size, "authenticated": true, "actions": {"upload": upload, "verify": verify}})
         })
         .collect();
-    let transfer = state.transfer.clone().unwrap_or_else(|| "basic".to_owned());
+    // Xet goes to those who offer it.
+    let offers = |name: &str| {
+        let transfers = json["transfers"].as_array();
+        transfers.is_some_and(|transfers| transfers.iter().any(|transfer| transfer == name))
+    };
+    let usual = match state.part_size {
+        _ if state.xet && offers("xet") => "xet",
+        Some(_) => "multipart",
+        None => "basic",
+    };
+    let transfer = state.transfer.clone().unwrap_or_else(|| usual.to_owned());
     json_answer(&json!({"transfer": transfer, "objects": objects}))
 }
 

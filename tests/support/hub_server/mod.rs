@@ -88,6 +88,8 @@ pub struct State {
     pub part_size: Option<usize>,
     /// The transfer that the server insists on.
     pub transfer: Option<String>,
+    /// Whether the server has Xet storage as well, and says so wherever today's Hub says it.
+    pub xet: bool,
     pub log: Vec<Logged>,
     rules: Vec<Rule>,
     commits: u64,
