@@ -10,6 +10,7 @@ use cloze::collate::{Example, MaskingCollator};
 use cloze::prelude::*;
 use cloze::train::IntervalStrategy::Epoch;
 use hyper::Method;
+use parquet::arrow::ArrowWriter;
 use support::bench::Bench;
 use support::hub_server::{Fault, TOKEN};
 
@@ -211,6 +212,113 @@ fn a_trained_model_is_shared_with_its_card() {
             .any(|name| name.to_string_lossy().starts_with(".push")),
         "{left:?}"
     );
+}
+
+#[test]
+#[ignore = "run by the other tests, in a process of its own"]
+fn walks_through_the_guide_on_names_of_the_hub() {
+    let folder = std::env::var(FOLDER).unwrap();
+    let eli5 = load_eli5_from("eli5", "train_asks[:40]").unwrap();
+    let eli5 = eli5.train_test_split(0.2).unwrap().flatten().unwrap();
+    let tokenizer = Tokenizer::from_pretrained("tester/base").unwrap();
+    let tokenize = Map::new(tokenizer.tokenize_column("answers.text"))
+        .batched()
+        .remove_columns(eli5["train"].column_names());
+    let blocks = eli5.map(tokenize).unwrap().group_texts(64).unwrap();
+    let model = MaskedLm::from_pretrained("tester/base").unwrap();
+    let arguments = TrainingArguments::new(Path::new(&folder).join("my_eli5_model"))
+        .max_steps(2)
+        .eval_strategy(Epoch)
+        .save_strategy(IntervalStrategy::No);
+    let collator = MaskingCollator::new(&tokenizer);
+    let (train, test) = (blocks["train"].clone(), blocks["test"].clone());
+    let mut trainer = Trainer::new(model, arguments, train, test, collator);
+    trainer.train().unwrap();
+    let pushed = trainer.push_to_hub().unwrap();
+    assert_eq!(pushed.repo, "tester/my_eli5_model");
+    let opened = MaskedLm::from_pretrained(&pushed.repo).unwrap();
+    let ids = tokenizer.encode("a spiral <mask>").unwrap().ids;
+    let logits = |model: &MaskedLm| {
+        let inputs = ModelInputs::new(ids.clone(), (1, ids.len())).unwrap();
+        let logits = model.forward(inputs).unwrap().flatten_all().unwrap();
+        logits.to_vec1::<f32>().unwrap()
+    };
+    assert_eq!(logits(&opened), logits(trainer.model()));
+    println!("logits {}", serde_json::json!([ids, logits(&opened)]));
+    let guesses = FillMask::from_pretrained(&pushed.repo).unwrap();
+    guesses.top_k(3).fill("a spiral <mask>").unwrap();
+}
+
+/// A small model with a tokenizer, a licence and a card, and the sample of ELI5 where the real one lives.
+fn put_model_and_dataset(bench: &Bench) {
+    let sample = load_eli5("train_asks").unwrap();
+    let made = bench.folder.path().join("made");
+    let titles = sample.column::<String>("title").unwrap();
+    let tokenizer = Tokenizer::train_bpe(&titles, 500).unwrap();
+    tokenizer.save_pretrained(&made).unwrap();
+    let config = Config::new("roberta")
+        .set("vocab_size", tokenizer.len())
+        .set("hidden_size", 16)
+        .set("num_hidden_layers", 1)
+        .set("num_attention_heads", 2)
+        .set("max_position_embeddings", 66)
+        .set("pad_token_id", 1)
+        .set("intermediate_size", 32);
+    let model = MaskedLm::from_config(&config, 42).unwrap();
+    model.save_pretrained(&made).unwrap();
+    std::fs::write(made.join("README.md"), "---\nlicense: apache-2.0\n---\n").unwrap();
+    let name_of =
+        |path: &std::path::PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let files = support::bench::files_under(&made)
+        .iter()
+        .map(|path| (name_of(path), std::fs::read(path).unwrap()))
+        .collect();
+    let mut state = bench.server.state();
+    state.commit("models", "tester/base", "main", files);
+    let mut bytes = Vec::new();
+    let batch = sample.record_batches(sample.len()).unwrap().remove(0);
+    let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    let files = [("default/train/0000.parquet".to_owned(), bytes)];
+    state.commit(
+        "datasets",
+        "dany0407/eli5_category",
+        "refs/convert/parquet",
+        files.into(),
+    );
+}
+
+#[test]
+fn the_guide_runs_on_names_of_the_hub_and_its_card_says_what_was_used() {
+    let bench = Bench::new();
+    put_model_and_dataset(&bench);
+    let cache = bench.folder.path().join("cloze");
+    let variables = [("CLOZE_CACHE", cache.to_str().unwrap())];
+    let text = in_a_process(
+        &bench,
+        "walks_through_the_guide_on_names_of_the_hub",
+        &variables,
+    );
+    python_agrees(&bench, &text);
+    let state = bench.server.state();
+    let card = state
+        .file("models", "tester/my_eli5_model", "README.md")
+        .unwrap();
+    let card = std::str::from_utf8(&card).unwrap();
+    println!("{card}");
+    for part in [
+        "license: apache-2.0\n",
+        "base_model: tester/base\n",
+        "datasets:\n- dany0407/eli5_category\n",
+        "- text: \"The Milky Way is a <mask> galaxy.\"\n",
+        "a fine-tuned version of [tester/base]",
+        "- Candle 0.11\n",
+        "FillMask::from_pretrained(\"tester/my_eli5_model\")",
+        "model=\"tester/my_eli5_model\"",
+    ] {
+        assert!(card.contains(part), "{part:?} is not in:\n{card}");
+    }
 }
 
 #[test]

@@ -89,6 +89,22 @@ impl ModelCard {
         self
     }
 
+    /// Takes over the licence of the base model, where none was given and the Hub knows it; this asks the Hub. Without an
+    /// answer the card stays as it is: nothing is claimed.
+    #[cfg(feature = "hub")]
+    pub(crate) fn license_of_base(self) -> Self {
+        let known = match &self.base_model {
+            Some(base) if self.license.is_none() => {
+                super::Hub::from_env().and_then(|hub| hub.license(base))
+            }
+            _ => return self,
+        };
+        match known {
+            Ok(Some(license)) => self.license(license),
+            _ => self,
+        }
+    }
+
     /// A language of the texts, by its code ("en").
     pub fn language(mut self, language: impl Into<String>) -> Self {
         self.languages.push(language.into());

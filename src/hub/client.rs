@@ -56,6 +56,19 @@ impl Hub {
         Ok(info.files.into_iter().collect())
     }
 
+    /// The licence that the model `name` says it has.
+    pub(crate) fn license(&self, name: &str) -> Result<Option<String>> {
+        if self.settings().offline {
+            return Ok(None);
+        }
+        let repo = self.repo(RepoKind::Model, name)?;
+        let info = self
+            .client
+            .info(&repo)
+            .map_err(|failure| snapshot::explain(&repo, failure))?;
+        Ok(info.license)
+    }
+
     /// Downloads the files called `paths` of the repository `name` into the cache and returns the folder that they are
     /// in, under these paths.
     ///

@@ -16,6 +16,8 @@ pub(crate) struct RepoInfo {
     pub(crate) commit: String,
     /// The paths of all files.
     pub(crate) files: BTreeSet<String>,
+    /// What its card says, by the Hub's short name.
+    pub(crate) license: Option<String>,
 }
 
 /// A file at a commit.
@@ -33,6 +35,8 @@ struct Answer {
     sha: Option<String>,
     #[serde(default)]
     siblings: Vec<Sibling>,
+    #[serde(default)]
+    tags: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -73,7 +77,15 @@ impl Client {
             }
             files.insert(rfilename);
         }
-        Ok(RepoInfo { commit, files })
+        let license = answer
+            .tags
+            .iter()
+            .find_map(|tag| tag.strip_prefix("license:"));
+        Ok(RepoInfo {
+            commit,
+            files,
+            license: license.map(str::to_owned),
+        })
     }
 
     /// The address of a file at a commit.

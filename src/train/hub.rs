@@ -19,6 +19,15 @@ const PLOT: &str = "loss.svg";
 /// The run's records in a pushed folder.
 const HISTORY: &str = "training_history.json";
 
+/// What visitors of a model's page may try, with the model's own mask for `<mask>`.
+const WIDGETS: [&str; 2] = [
+    "The Milky Way is a <mask> galaxy.",
+    "Water freezes at a lower <mask> when salt is dissolved in it.",
+];
+
+/// The libraries that the numbers of a run depend on.
+const VERSIONS: [(&str, &str); 2] = [("Candle", "0.11"), ("Tokenizers", "0.23")];
+
 /// Pushes every checkpoint to the Hub while training goes on, as `push_to_hub` does in [`TrainingArguments`].
 ///
 /// Pushes run one at a time on a thread of their own; a checkpoint that is complete while one is under way is left out. A
@@ -127,7 +136,8 @@ impl TrainingArguments {
 }
 
 impl Trainer {
-    /// The model's card as [`Trainer::push_to_hub`] writes it, to add to: a licence, a dataset, a text to try.
+    /// The model's card as [`Trainer::push_to_hub`] writes it, to add to or to correct: the base model, the dataset where
+    /// it came from the Hub, texts to try, the hyperparameters, and the results of the evaluations.
     pub fn model_card(&self) -> ModelCard {
         let repo = self.args.repo().unwrap_or_else(|_| "model".to_owned());
         let name = repo.rsplit('/').next().unwrap_or_default().to_owned();
@@ -136,8 +146,23 @@ impl Trainer {
         if self.model.name() != self.model.config().model_type() {
             card = card.base_model(self.model.name());
         }
+        if let Some(origin) = self.train_data.origin() {
+            card = card.dataset(origin);
+        }
+        let tokenizer = self
+            .collator
+            .as_ref()
+            .and_then(|collator| collator.tokenizer());
+        if let Some(mask) = tokenizer.and_then(|tokenizer| tokenizer.mask_token()) {
+            for text in WIDGETS {
+                card = card.widget(text.replace("<mask>", mask));
+            }
+        }
         for (name, value) in hyperparameters(&self.args) {
             card = card.hyperparameter(name, value);
+        }
+        for (name, version) in VERSIONS {
+            card = card.version(name, version);
         }
         let Some(history) = &self.history else {
             return card;
@@ -165,9 +190,17 @@ impl Trainer {
 
     /// As [`Trainer::push_to_hub`], with a card of one's own.
     pub fn push_to_hub_with(&self, card: &ModelCard) -> Result<Pushed> {
-        let folder = self.write_for_hub(card.clone())?;
+        let (hub, mut repo) = (Hub::from_env()?, self.args.repo()?);
+        // The card says under which name others load the model, owner and all. Who can't be asked now can't be pushed to
+        // either, and that is said below, when all files are there.
+        if !repo.contains('/')
+            && let Ok(account) = hub.whoami()
+        {
+            repo = format!("{}/{repo}", account.name);
+        }
+        let folder = self.write_for_hub(card.clone().repo(&repo))?;
         let options = self.args.push_options().message("End of training");
-        Hub::from_env()?.push_folder(&self.args.repo()?, folder, &options)
+        hub.push_folder(&repo, folder, &options)
     }
 
     /// Fills the output folder with all that is to be shared.
@@ -177,7 +210,7 @@ impl Trainer {
         let write = |name: &str, text: &str| {
             crate::files::write_atomically(&folder.join(name), text.as_bytes())
         };
-        let mut card = card;
+        let mut card = card.license_of_base();
         if let Some(history) = &self.history {
             write(
                 HISTORY,
@@ -279,4 +312,21 @@ fn results(history: &History) -> Vec<CardResult> {
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_versions_on_the_card_are_those_that_are_built_with() {
+        let manifest = include_str!("../../Cargo.toml");
+        for (name, version) in super::VERSIONS {
+            let key = if name == "Candle" {
+                "candle-core"
+            } else {
+                "tokenizers"
+            };
+            let expected = format!("\n{key} = {{ version = \"{version}\"");
+            assert!(manifest.contains(&expected), "{name} is not at {version}");
+        }
+    }
 }

@@ -79,6 +79,17 @@ pub(super) enum Data {
     Loader(DataLoader),
 }
 
+#[cfg(feature = "hub")]
+impl Data {
+    /// The name on the Hub of the dataset that the examples were made from, if it is known.
+    pub(super) fn origin(&self) -> Option<&str> {
+        match self {
+            Self::Examples(examples) => examples.origin(),
+            Self::Loader(loader) => loader.origin(),
+        }
+    }
+}
+
 /// What callbacks asked for since the last step.
 #[derive(Clone, Copy, Default)]
 struct Wishes {
