@@ -251,3 +251,49 @@ fn the_model_card_reads_as_metadata() {
         serde_json::json!([["loss", 2.0], ["perplexity", 7.3891]])
     );
 }
+
+#[test]
+#[ignore = "a measurement: 330 MB up and down by either client"]
+fn how_fast_a_large_file_travels() {
+    let Some(python) = python() else { return };
+    let weights = noise(330_000_000);
+    let bench = Bench::new();
+    let folder = bench.folder.path().join("upload");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("model.safetensors"), &weights).unwrap();
+    std::fs::write(folder.join("config.json"), "{}").unwrap();
+    let token = [("HF_TOKEN", TOKEN)];
+    let seconds = |value: Value| value.as_f64().unwrap();
+    for round in 0..3 {
+        // Each time as if the server and the cache had never seen it.
+        let forget = || {
+            bench.server.state().lfs.clear();
+            bench.server.state().repos.clear();
+            let _ = std::fs::remove_dir_all(bench.folder.path().join("hub"));
+        };
+        forget();
+        let began = std::time::Instant::now();
+        bench
+            .with_token()
+            .push_folder("tester/large", &folder, &PushOptions::new())
+            .unwrap();
+        let ours_up = began.elapsed().as_secs_f64();
+        let began = std::time::Instant::now();
+        bench.hub().resolve("model", "tester/large").unwrap();
+        let ours_down = began.elapsed().as_secs_f64();
+        forget();
+        let arguments = ["timed", "upload", "tester/large", folder.to_str().unwrap()];
+        let theirs_up = seconds(run(&python, &bench, &token, &arguments).unwrap());
+        let arguments = [
+            "timed",
+            "download",
+            "tester/large",
+            "config.json",
+            "model.safetensors",
+        ];
+        let theirs_down = seconds(run(&python, &bench, &[], &arguments).unwrap());
+        println!(
+            "round {round}: up {ours_up:.2} s (Python {theirs_up:.2} s), down {ours_down:.2} s (Python {theirs_down:.2} s)"
+        );
+    }
+}
