@@ -116,7 +116,8 @@ fn certificates_that_do_not_fit_are_refused_at_once() {
     let ca = trusted();
     let none = fixture("tls/nothing.pem");
     let none = none.to_str().unwrap();
-    let cases: [(&str, &[(&str, &str)], &str); 3] = [
+    type Variables<'a> = &'a [(&'a str, &'a str)];
+    let cases: [(&str, Variables, &str); 3] = [
         // Nobody whom the world trusts signed it.
         (&right, &[], "UnknownIssuer"),
         // It is for another name.

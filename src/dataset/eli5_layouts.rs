@@ -62,7 +62,7 @@ pub(super) fn to_original(dataset: &Dataset, name: &str) -> Result<Dataset> {
         .iter()
         .map(|field| field.name().as_str())
         .filter(|made| {
-            !stems.iter().any(|stem| stem == made) && !(has_urls && *made == "answers_urls")
+            !(stems.iter().any(|stem| stem == made) || has_urls && *made == "answers_urls")
         })
         .collect();
     let left_out: Vec<&str> = names
