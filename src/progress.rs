@@ -80,6 +80,11 @@ impl Progress {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn position(&self) -> u64 {
+        self.bar.position()
+    }
+
     /// Adds `items` done.
     pub fn inc(&self, items: u64) {
         self.bar.inc(items);

@@ -92,7 +92,7 @@ impl Body<'_> {
                     inner: file.take(len),
                     progress,
                     counted: 0,
-                    whole: false,
+                    len,
                 })
             }
         })
@@ -104,7 +104,8 @@ struct Counted<'a, R> {
     inner: R,
     progress: &'a Progress,
     counted: u64,
-    whole: bool,
+    /// Who reads knows the length and stops there, before an end is seen.
+    len: u64,
 }
 
 impl<R: Read> Read for Counted<'_, R> {
@@ -114,7 +115,6 @@ impl<R: Read> Read for Counted<'_, R> {
         }
         let n = self.inner.read(buffer)?;
         self.counted += n as u64;
-        self.whole |= n == 0;
         self.progress.inc(n as u64);
         Ok(n)
     }
@@ -122,7 +122,7 @@ impl<R: Read> Read for Counted<'_, R> {
 
 impl<R> Drop for Counted<'_, R> {
     fn drop(&mut self) {
-        if !self.whole {
+        if self.counted < self.len {
             self.progress.take_back(self.counted);
         }
     }
@@ -179,6 +179,13 @@ impl<'a> Request<'a> {
     pub(crate) fn without_token(mut self) -> Self {
         self.token = false;
         self
+    }
+
+    /// Takes back what a progress bar has heard of a body that was sent and not accepted.
+    fn take_back(&self) {
+        if let Some(Body::Part { len, progress, .. }) = self.body {
+            progress.take_back(len);
+        }
     }
 
     /// Hands a redirect to another host back to the caller.
@@ -301,6 +308,7 @@ impl Client {
             if status.is_success() {
                 return Ok(response);
             }
+            request.take_back();
             let location = response
                 .headers()
                 .get("location")
@@ -664,6 +672,28 @@ mod tests {
         for (location, expected) in cases {
             assert_eq!(join(base, location).as_deref(), expected, "{location}");
         }
+    }
+
+    #[test]
+    fn a_body_counts_when_it_was_read_to_its_length() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights");
+        std::fs::write(&path, [7; 100]).unwrap();
+        let progress = Progress::bytes("uploading", 80);
+        let body = || Body::Part {
+            path: &path,
+            offset: 10,
+            len: 80,
+            progress: &progress,
+        };
+        let read = |bytes: usize| body().reader().unwrap().read_exact(&mut vec![0; bytes]);
+        read(50).unwrap();
+        assert_eq!(progress.position(), 0, "it broke off");
+        read(80).unwrap();
+        assert_eq!(progress.position(), 80);
+        let request = Request::new(Method::PUT, "http://hub.example", "upload").body(body());
+        request.take_back();
+        assert_eq!(progress.position(), 0, "it was refused");
     }
 
     #[test]
