@@ -360,3 +360,67 @@ fn a_missing_login_is_said_before_the_training() {
     in_a_process(&bench, "is_refused_without_a_login", &[("HF_TOKEN", "")]);
     assert!(bench.server.take_log().is_empty());
 }
+
+#[test]
+#[ignore = "run by the other tests, in a process of its own"]
+fn trains_by_hand_and_pushes_each_epoch() {
+    let folder = Path::new(&std::env::var(FOLDER).unwrap()).join("by_hand");
+    let model = trainer(false).model().clone();
+    let inputs = ModelInputs::new(vec![0, 4, 7, 8, 9, 2], (1, 6)).unwrap();
+    let inputs = inputs
+        .with_labels(vec![-100, 6, -100, -100, -100, -100])
+        .unwrap();
+    let mut optimizer = AdamW::new(&model);
+    let mut push = PushToHubCallback::new("tester/by_hand").unwrap();
+    let mut pushed = Vec::new();
+    for epoch in 0..2 {
+        let loss = model.loss(&inputs, &Context::train(42, epoch)).unwrap();
+        model.backward(&loss.mean().unwrap()).unwrap();
+        optimizer.step(1e-2).unwrap();
+        optimizer.zero_grad();
+        model.save_pretrained(&folder).unwrap();
+        assert!(push.push(&folder).unwrap(), "no other push is under way");
+        pushed.push(push.finish().unwrap().unwrap());
+        assert!(push.finish().is_none(), "each push is told of once");
+        let opened = MaskedLm::from_pretrained("tester/by_hand").unwrap();
+        for (ours, theirs) in model.params().iter().zip(opened.params()) {
+            let values = |param: &cloze::ops::Param| {
+                param.var().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            };
+            assert_eq!(
+                values(ours),
+                values(theirs),
+                "{} after epoch {epoch}",
+                ours.name()
+            );
+        }
+    }
+    println!("{pushed:?}");
+}
+
+#[test]
+fn a_loop_by_hand_pushes_its_epochs() {
+    let bench = Bench::new();
+    in_a_process(&bench, "trains_by_hand_and_pushes_each_epoch", &[]);
+}
+
+#[test]
+#[ignore = "run by the other tests, in a process of its own"]
+fn panics_with_everything_that_knows_the_token() {
+    let hub = Hub::from_env().unwrap();
+    let push = PushToHubCallback::new("tester/by_hand").unwrap();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        panic!("{hub:?} {:?} {push:?}", hub.settings())
+    }));
+    assert!(panicked.is_err());
+}
+
+#[test]
+fn a_panic_does_not_show_the_token() {
+    let bench = Bench::new();
+    let text = in_a_process(&bench, "panics_with_everything_that_knows_the_token", &[]);
+    assert!(
+        text.contains("panicked") && text.contains("tester/by_hand"),
+        "{text}"
+    );
+}

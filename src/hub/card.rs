@@ -15,7 +15,7 @@ use std::fmt::Write;
 ///     .hyperparameter("learning_rate", "2e-5")
 ///     .result(CardResult { epoch: 1.0, step: 1069, train_loss: Some(2.1), eval_loss: 1.9 });
 /// let text = card.to_markdown();
-/// assert!(text.starts_with("---\nlibrary_name: cloze\n"));
+/// assert!(text.starts_with("---\nlibrary_name: transformers\n"));
 /// assert!(text.contains("| 1.0 | 1069 | 2.1000 | 1.9000 | 6.69 |"));
 /// ```
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -211,7 +211,11 @@ impl ModelCard {
     }
 
     fn write_metadata(&self, out: &mut String) -> std::fmt::Result {
-        writeln!(out, "---\nlibrary_name: cloze\npipeline_tag: fill-mask")?;
+        // The library whose layout this is: under its name the Hub offers the widget and the lines that load the model.
+        writeln!(
+            out,
+            "---\nlibrary_name: transformers\npipeline_tag: fill-mask"
+        )?;
         if let Some(license) = &self.license {
             writeln!(out, "license: {}", quoted(license))?;
         }
