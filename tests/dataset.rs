@@ -421,7 +421,7 @@ fn eli5_has_the_exact_schema_from_json_and_from_parquet() {
         .to_string();
     assert_eq!(
         error,
-        "there is no column \"selftext\"; the columns are q_id, title"
+        "there is no column \"subreddit\"; the columns are q_id, title"
     );
 }
 

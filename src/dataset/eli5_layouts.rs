@@ -9,7 +9,7 @@ use arrow::datatypes::{DataType, Field};
 
 use super::eli5::eli5_schema;
 use super::table::Dataset;
-use crate::Result;
+use crate::{Error, Result};
 
 /// The splits of the original, and what mirrors call them, the likeliest first.
 const SPLITS: [(&str, &[&str]); 3] = [
@@ -17,6 +17,9 @@ const SPLITS: [(&str, &[&str]); 3] = [
     ("validation_asks", &["validation", "validation1", "valid"]),
     ("test_asks", &["test"]),
 ];
+
+/// The columns, or beginnings of columns, that no layout is without.
+const NEEDED: [&str; 4] = ["q_id", "title", "subreddit", "answers"];
 
 /// What a dataset with the splits `available` calls the split that the original calls `asked`.
 pub(super) fn split_of(asked: &str, available: &[&str]) -> Option<&'static str> {
@@ -41,6 +44,17 @@ pub(super) fn to_original(dataset: &Dataset, name: &str) -> Result<Dataset> {
     if is_original {
         return Ok(dataset.clone());
     }
+    let stem = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+    let stems: Vec<String> = names.iter().map(|name| stem(name)).collect();
+    if let Some(missing) = NEEDED
+        .iter()
+        .find(|&needed| !stems.iter().any(|stem| stem == needed))
+    {
+        return Err(Error::MissingColumn {
+            name: (*missing).to_owned(),
+            available: names,
+        });
+    }
     let rows = dataset.record_batches(8192)?;
     let batches = rows
         .iter()
@@ -54,8 +68,6 @@ pub(super) fn to_original(dataset: &Dataset, name: &str) -> Result<Dataset> {
         let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
         quoted.join(", ")
     };
-    let stem = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
-    let stems: Vec<String> = names.iter().map(|name| stem(name)).collect();
     let has_urls = answer_urls(&rows[0]).is_some();
     let made: Vec<&str> = schema
         .fields()
