@@ -595,7 +595,9 @@ fn split<const PARTS: usize>(x: __m512) -> [__m512i; PARTS] {
     let rest = _mm512_sub_ps(x, _mm512_castsi512_ps(first));
     let second = round(rest);
     let third = _mm512_sub_ps(rest, _mm512_castsi512_ps(second));
-    let all = [first, second, _mm512_castps_si512(third)];
+    // Below the smallest normal number it has bits that bf16 has no room for, and that must not reach its neighbour.
+    let third = _mm512_and_si512(_mm512_castps_si512(third), _mm512_set1_epi32(-0x1_0000));
+    let all = [first, second, third];
     std::array::from_fn(|part| all[part])
 }
 

@@ -271,6 +271,32 @@ mod tests {
     }
 
     #[test]
+    fn tiny_numbers_leave_their_neighbours_alone() {
+        // Down to 1e-45, as the tails of activations and softmax have them.
+        let tiny = |n: usize, seed: u32| -> Vec<f32> {
+            let scale = |i: usize| 10f64.powi(-((i * 7 % 46) as i32));
+            let scaled = |(i, x): (usize, f32)| (f64::from(x) * scale(i)) as f32;
+            noise(n, seed).into_iter().enumerate().map(scaled).collect()
+        };
+        let (m, k, n) = (64, 320, 130);
+        for (a_t, b_t) in [(false, false), (false, true), (true, false), (true, true)] {
+            let (a, b) = (tiny(m * k, 1), noise(k * n, 2));
+            let mut c = vec![0.0; m * n];
+            matmul((m, k, n), Into::Overwrite, &mut c, (&a, a_t), (&b, b_t));
+            for (at, &c) in c.iter().enumerate() {
+                let (i, j) = (at / n, at % n);
+                let a = |x: usize| if a_t { a[x * m + i] } else { a[i * k + x] };
+                let b = |x: usize| if b_t { b[j * k + x] } else { b[x * n + j] };
+                let wide: f64 = (0..k).map(|x| f64::from(a(x)) * f64::from(b(x))).sum();
+                assert!(
+                    (f64::from(c) - wide).abs() < 1e-5,
+                    "{a_t} {b_t}: {c} {wide}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn nan_and_infinity_do_not_vanish() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut a = noise(64 * 64, 1);
