@@ -1,6 +1,6 @@
 """Times each fused operation of this crate and PyTorch's way of doing the same, in turns, and prints a table.
 
-Usage: PYTHON benches/compare_ops.py [--rounds 3] [--batch 8] [--seq 128]; with --peer it is the peer itself.
+Usage: PYTHON benches/compare_ops.py [--rounds 3] [--batch 8] [--seq 128] [--binary FILE]; with --peer it is the peer itself.
 
 Run it with a Python that has torch. JSON lines first, then medians over the rounds; `ratio` is the peer's time over ours.
 """
@@ -88,19 +88,24 @@ def lines(command):
     return [json.loads(line) for line in found]
 
 
+def build():
+    command = ["cargo", "bench", "--locked", "--bench", "ops", "--no-run", "--message-format=json"]
+    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=os.path.dirname(HERE)).stdout
+    built = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    return [m["executable"] for m in built if m.get("executable") and m["target"]["name"] == "ops"][-1]
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seq", type=int, default=128)
+    parser.add_argument("--binary", help="the benchmark, if it is built already")
     parser.add_argument("--peer", action="store_true")
     a = parser.parse_args()
     if a.peer:
         return peer(a.batch, a.seq)
-    build = ["cargo", "bench", "--locked", "--bench", "ops", "--no-run", "--message-format=json"]
-    out = subprocess.run(build, stdout=subprocess.PIPE, text=True, check=True, cwd=os.path.dirname(HERE)).stdout
-    built = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    ours = [m["executable"] for m in built if m.get("executable") and m["target"]["name"] == "ops"][-1]
+    ours = a.binary or build()
     size = ["--batch", str(a.batch), "--seq", str(a.seq)]
     results = {}
     for _ in range(a.rounds):
