@@ -1,6 +1,6 @@
 //! Training with bf16 products: the curve of f32 within bf16's noise, and what stays exact.
 
-use cloze::ops::Precision;
+use cloze::ops::{Precision, autocast};
 use cloze::prelude::*;
 
 fn blocks(tokenizer: &Tokenizer) -> DatasetDict {
@@ -62,4 +62,24 @@ fn the_losses_are_those_of_f32_within_the_noise_of_bf16() {
 #[test]
 fn a_run_in_bf16_repeats_bit_for_bit() {
     assert_eq!(run(true), run(true));
+}
+
+#[test]
+fn fill_mask_keeps_the_precision_that_it_is_called_at() {
+    let fill_mask = FillMask::from_pretrained("bundled:tiny_roberta").unwrap();
+    let texts: Vec<String> = (0..32)
+        .map(|i| format!("Number {i} of the planets is a <mask> world of rock and ice."))
+        .collect();
+    let scores = |precision| -> Vec<f32> {
+        let all = autocast(precision, || fill_mask.fill_batch(&texts)).unwrap();
+        (0..texts.len()).map(|i| all[i][0].score).collect()
+    };
+    let (exact, rounded) = (scores(Precision::F32), scores(Precision::Bf16));
+    for (exact, rounded) in exact.iter().zip(&rounded) {
+        assert!(
+            (exact - rounded).abs() < 0.01,
+            "{exact} in f32, {rounded} in bf16"
+        );
+    }
+    assert_eq!(exact != rounded, Precision::Bf16.is_available());
 }

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::model::{MaskedLm, ModelInputs};
 use crate::tokenizer::{EncodeOptions, Encoding, Tokenizer};
-use crate::{Error, Result};
+use crate::{Error, Result, ops};
 pub use predictions::{Prediction, Predictions, PredictionsBatch};
 pub use top_k::TopK;
 
@@ -173,10 +173,8 @@ impl FillMask {
             && groups::padding_is_neutral(self.model.config().model_type());
         for group in groups::by_length(&lengths, self.batch_size, paddable)? {
             crate::interrupt::check("filling masks")?;
-            // On a thread of the pool, where handing out work costs no change of threads: a single text is over in
-            // milliseconds.
             let scored =
-                rayon::scope(|_| self.score(&group, &encodings, &mask, targets.as_deref(), top_k))?;
+                ops::in_pool(|| self.score(&group, &encodings, &mask, targets.as_deref(), top_k))?;
             for (&index, masks) in group.iter().zip(scored) {
                 let text = texts[index].as_ref().to_owned();
                 let row = &encodings[index].ids;

@@ -44,5 +44,6 @@ pub use linear::{linear, linear_act};
 pub use mapped_file::MappedFile;
 pub use matmul::matmul_kernel;
 pub use param::{Param, backward, no_grad};
+pub(crate) use precision::in_pool;
 pub use precision::{Precision, autocast};
 pub(crate) use storage::{copied, zeros};

@@ -55,7 +55,7 @@ impl File {
             .bytes
             .get(self.data_start + start..self.data_start + end)
             .ok_or_else(|| damaged("its data lies outside the file".to_owned()))?;
-        if device.is_cpu() && dtype == DType::F32 && cfg!(target_endian = "little") {
+        if device.is_cpu() && dtype == DType::F32 {
             return ops::copied(data, &info.shape);
         }
         Ok(Tensor::from_raw_buffer(data, dtype, &info.shape, device)?)
