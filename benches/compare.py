@@ -82,4 +82,5 @@ def main():
     print(f"{'peer / cloze':40} {peer_time / time:9.2f} {'':17} {peer_speed / speed:10.3f} {peer_memory / memory:9.2f}")
 
 
-main()
+if __name__ == "__main__":
+    main()

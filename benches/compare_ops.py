@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 
+from compare import build
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 HIDDEN, INNER, HEADS, VOCAB = 768, 3072, 12, 50265
 
@@ -88,13 +90,6 @@ def lines(command):
     return [json.loads(line) for line in found]
 
 
-def build():
-    command = ["cargo", "bench", "--locked", "--bench", "ops", "--no-run", "--message-format=json"]
-    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=os.path.dirname(HERE)).stdout
-    built = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    return [m["executable"] for m in built if m.get("executable") and m["target"]["name"] == "ops"][-1]
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
@@ -105,7 +100,7 @@ def main():
     a = parser.parse_args()
     if a.peer:
         return peer(a.batch, a.seq)
-    ours = a.binary or build()
+    ours = a.binary or build("ops", [])
     size = ["--batch", str(a.batch), "--seq", str(a.seq)]
     results = {}
     for _ in range(a.rounds):

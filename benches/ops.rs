@@ -4,16 +4,18 @@
 //! multiply-add), `gbps` the memory that must at least be read and written; `cpu_ms` is the processor time of all threads,
 //! which tells more than `ms` where others use the machine too. `compare_ops.py` sets PyTorch beside it, in turns.
 
+mod support;
+
 use std::time::Instant;
 
 use candle_core::{Device, Tensor, Var};
+use cloze::Result;
 use cloze::ops::{self, Activation, AdamWOptions, AdamWState, AttentionMask, Dropout, Param};
-use cloze::{Error, Result};
+use support::{Arguments, VOCAB, median};
 
 const HIDDEN: usize = 768;
 const INNER: usize = 3072;
 const HEADS: usize = 12;
-const VOCAB: usize = 50265;
 
 struct Bench {
     batch: usize,
@@ -38,11 +40,6 @@ fn cpu_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 impl Bench {
     /// Times `prepare` (untimed) followed by `run`, and prints a line.
     fn time<T>(
@@ -63,7 +60,7 @@ impl Bench {
                 cpu.push(cpu_seconds() - used);
             }
         }
-        let (wall, cpu) = (median(wall), median(cpu));
+        let (wall, cpu) = (median(&mut wall), median(&mut cpu));
         println!(
             "{}",
             serde_json::json!({
@@ -101,24 +98,12 @@ fn param(shape: &[usize]) -> Result<Param> {
 }
 
 fn bench() -> Result<Bench> {
-    let mut bench = Bench {
-        batch: 8,
-        seq: 128,
-        rounds: 15,
-    };
-    let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
-    while let Some(name) = args.next() {
-        let wrong =
-            || Error::argument("arguments", format!("{name} is unknown or lacks its value"));
-        let value = args.next().and_then(|v| v.parse().ok()).ok_or_else(wrong)?;
-        match name.as_str() {
-            "--batch" => bench.batch = value,
-            "--seq" => bench.seq = value,
-            "--rounds" => bench.rounds = value,
-            _ => return Err(wrong()),
-        }
-    }
-    Ok(bench)
+    let arguments = Arguments::read(&["batch", "seq", "rounds"], &[])?;
+    Ok(Bench {
+        batch: arguments.get("batch", 8)?,
+        seq: arguments.get("seq", 128)?,
+        rounds: arguments.get("rounds", 15)?,
+    })
 }
 
 fn main() -> Result<()> {
