@@ -285,7 +285,7 @@ unsafe fn multiply<const PARTS: usize>(
 ) {
     let kernel = match PARTS {
         BF16 => bf16_kernel,
-        _ => kernel,
+        _ => exact_kernel,
     };
     if left.0 >= SIDE && left.1 >= SIDE {
         // SAFETY: the caller's promise, and the whole block exists.
@@ -322,172 +322,134 @@ macro_rules! four_products {
     };
 }
 
-/// 32 x 32 elements of the result, rows `stride` bytes apart.
-///
-/// # Safety
-/// As for [`multiply`], with all of the block existing.
-unsafe fn kernel(
-    [a, b, ahead]: [*const u8; 3],
-    steps: usize,
-    c: *mut f32,
-    stride: usize,
-    add: bool,
-) {
-    // The parts are visited in an order in which one operand at a time is exchanged.
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "test {add:e}, {add:e}",
-            "jz 2f",
-            "tileloadd tmm0, [{c} + {stride}*1]",
-            "tileloadd tmm1, [{c} + {stride}*1 + 64]",
-            "tileloadd tmm2, [{below} + {stride}*1]",
-            "tileloadd tmm3, [{below} + {stride}*1 + 64]",
-            "jmp 3f",
-            "2:",
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "3:",
-            // a2 b2
-            "tileloadd tmm4, [{a} + {row}*1 + 2048]",
-            "tileloadd tmm5, [{a} + {row}*1 + 3072]",
-            "tileloadd tmm6, [{b} + {row}*1 + 2048]",
-            "tileloadd tmm7, [{b} + {row}*1 + 3072]",
-            four_products!(),
-            "prefetcht1 [{ahead} + 0]",
-            "prefetcht1 [{ahead} + 64]",
-            "prefetcht1 [{ahead} + 128]",
-            "prefetcht1 [{ahead} + 192]",
-            // a1 b2
-            "tileloadd tmm4, [{a} + {row}*1]",
-            "tileloadd tmm5, [{a} + {row}*1 + 1024]",
-            four_products!(),
-            "prefetcht1 [{ahead} + 256]",
-            "prefetcht1 [{ahead} + 320]",
-            "prefetcht1 [{ahead} + 384]",
-            "prefetcht1 [{ahead} + 448]",
-            // a1 b3
-            "tileloadd tmm6, [{b} + {row}*1 + 4096]",
-            "tileloadd tmm7, [{b} + {row}*1 + 5120]",
-            four_products!(),
-            "prefetcht1 [{ahead} + 512]",
-            "prefetcht1 [{ahead} + 576]",
-            "prefetcht1 [{ahead} + 640]",
-            "prefetcht1 [{ahead} + 704]",
-            // a1 b1
-            "tileloadd tmm6, [{b} + {row}*1]",
-            "tileloadd tmm7, [{b} + {row}*1 + 1024]",
-            four_products!(),
-            "prefetcht1 [{ahead} + 768]",
-            "prefetcht1 [{ahead} + 832]",
-            "prefetcht1 [{ahead} + 896]",
-            "prefetcht1 [{ahead} + 960]",
-            // a2 b1
-            "tileloadd tmm4, [{a} + {row}*1 + 2048]",
-            "tileloadd tmm5, [{a} + {row}*1 + 3072]",
-            four_products!(),
-            // a3 b1
-            "tileloadd tmm4, [{a} + {row}*1 + 4096]",
-            "tileloadd tmm5, [{a} + {row}*1 + 5120]",
-            four_products!(),
-            "add {ahead}, 1024",
-            "add {a}, 6144",
-            "add {b}, 6144",
-            "dec {steps}",
-            "jnz 3b",
-            "tilestored [{c} + {stride}*1], tmm0",
-            "tilestored [{c} + {stride}*1 + 64], tmm1",
-            "tilestored [{below} + {stride}*1], tmm2",
-            "tilestored [{below} + {stride}*1 + 64], tmm3",
-            a = inout(reg) a => _,
-            b = inout(reg) b => _,
-            ahead = inout(reg) ahead => _,
-            steps = inout(reg) steps => _,
-            c = in(reg) c,
-            below = in(reg) c.byte_add(16 * stride),
-            stride = in(reg) stride,
-            row = in(reg) 64usize,
-            add = in(reg) u32::from(add),
-            out("tmm0") _,
-            out("tmm1") _,
-            out("tmm2") _,
-            out("tmm3") _,
-            out("tmm4") _,
-            out("tmm5") _,
-            out("tmm6") _,
-            out("tmm7") _,
-            options(nostack),
-        );
-    }
+/// A function for 32 x 32 elements of the result, which does `$step` for every step of the inner dimension.
+macro_rules! kernel {
+    ($(#[$doc:meta])* $name:ident, $($step:expr,)*) => {
+        $(#[$doc])*
+        ///
+        /// 32 x 32 elements of the result, rows `stride` bytes apart.
+        ///
+        /// # Safety
+        /// As for [`multiply`], with all of the block existing.
+        unsafe fn $name(
+            [a, b, ahead]: [*const u8; 3],
+            steps: usize,
+            c: *mut f32,
+            stride: usize,
+            add: bool,
+        ) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!(
+                    "test {add:e}, {add:e}",
+                    "jz 2f",
+                    "tileloadd tmm0, [{c} + {stride}*1]",
+                    "tileloadd tmm1, [{c} + {stride}*1 + 64]",
+                    "tileloadd tmm2, [{below} + {stride}*1]",
+                    "tileloadd tmm3, [{below} + {stride}*1 + 64]",
+                    "jmp 3f",
+                    "2:",
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "3:",
+                    $($step,)*
+                    "dec {steps}",
+                    "jnz 3b",
+                    "tilestored [{c} + {stride}*1], tmm0",
+                    "tilestored [{c} + {stride}*1 + 64], tmm1",
+                    "tilestored [{below} + {stride}*1], tmm2",
+                    "tilestored [{below} + {stride}*1 + 64], tmm3",
+                    a = inout(reg) a => _,
+                    b = inout(reg) b => _,
+                    ahead = inout(reg) ahead => _,
+                    steps = inout(reg) steps => _,
+                    c = in(reg) c,
+                    below = in(reg) c.byte_add(16 * stride),
+                    stride = in(reg) stride,
+                    row = in(reg) 64usize,
+                    add = in(reg) u32::from(add),
+                    out("tmm0") _,
+                    out("tmm1") _,
+                    out("tmm2") _,
+                    out("tmm3") _,
+                    out("tmm4") _,
+                    out("tmm5") _,
+                    out("tmm6") _,
+                    out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
 }
 
-/// As [`kernel`], with one part.
-///
-/// # Safety
-/// As for [`kernel`].
-unsafe fn bf16_kernel(
-    [a, b, ahead]: [*const u8; 3],
-    steps: usize,
-    c: *mut f32,
-    stride: usize,
-    add: bool,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "test {add:e}, {add:e}",
-            "jz 2f",
-            "tileloadd tmm0, [{c} + {stride}*1]",
-            "tileloadd tmm1, [{c} + {stride}*1 + 64]",
-            "tileloadd tmm2, [{below} + {stride}*1]",
-            "tileloadd tmm3, [{below} + {stride}*1 + 64]",
-            "jmp 3f",
-            "2:",
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "3:",
-            "tileloadd tmm4, [{a} + {row}*1]",
-            "tileloadd tmm5, [{a} + {row}*1 + 1024]",
-            "tileloadd tmm6, [{b} + {row}*1]",
-            "tileloadd tmm7, [{b} + {row}*1 + 1024]",
-            four_products!(),
-            "prefetcht1 [{ahead} + 0]",
-            "prefetcht1 [{ahead} + 64]",
-            "prefetcht1 [{ahead} + 128]",
-            "prefetcht1 [{ahead} + 192]",
-            "add {ahead}, 256",
-            "add {a}, 2048",
-            "add {b}, 2048",
-            "dec {steps}",
-            "jnz 3b",
-            "tilestored [{c} + {stride}*1], tmm0",
-            "tilestored [{c} + {stride}*1 + 64], tmm1",
-            "tilestored [{below} + {stride}*1], tmm2",
-            "tilestored [{below} + {stride}*1 + 64], tmm3",
-            a = inout(reg) a => _,
-            b = inout(reg) b => _,
-            ahead = inout(reg) ahead => _,
-            steps = inout(reg) steps => _,
-            c = in(reg) c,
-            below = in(reg) c.byte_add(16 * stride),
-            stride = in(reg) stride,
-            row = in(reg) 64usize,
-            add = in(reg) u32::from(add),
-            out("tmm0") _,
-            out("tmm1") _,
-            out("tmm2") _,
-            out("tmm3") _,
-            out("tmm4") _,
-            out("tmm5") _,
-            out("tmm6") _,
-            out("tmm7") _,
-            options(nostack),
-        );
-    }
+kernel! {
+    /// At f32's precision. The parts are visited in an order in which one operand at a time is exchanged.
+    exact_kernel,
+    // a2 b2
+    "tileloadd tmm4, [{a} + {row}*1 + 2048]",
+    "tileloadd tmm5, [{a} + {row}*1 + 3072]",
+    "tileloadd tmm6, [{b} + {row}*1 + 2048]",
+    "tileloadd tmm7, [{b} + {row}*1 + 3072]",
+    four_products!(),
+    "prefetcht1 [{ahead} + 0]",
+    "prefetcht1 [{ahead} + 64]",
+    "prefetcht1 [{ahead} + 128]",
+    "prefetcht1 [{ahead} + 192]",
+    // a1 b2
+    "tileloadd tmm4, [{a} + {row}*1]",
+    "tileloadd tmm5, [{a} + {row}*1 + 1024]",
+    four_products!(),
+    "prefetcht1 [{ahead} + 256]",
+    "prefetcht1 [{ahead} + 320]",
+    "prefetcht1 [{ahead} + 384]",
+    "prefetcht1 [{ahead} + 448]",
+    // a1 b3
+    "tileloadd tmm6, [{b} + {row}*1 + 4096]",
+    "tileloadd tmm7, [{b} + {row}*1 + 5120]",
+    four_products!(),
+    "prefetcht1 [{ahead} + 512]",
+    "prefetcht1 [{ahead} + 576]",
+    "prefetcht1 [{ahead} + 640]",
+    "prefetcht1 [{ahead} + 704]",
+    // a1 b1
+    "tileloadd tmm6, [{b} + {row}*1]",
+    "tileloadd tmm7, [{b} + {row}*1 + 1024]",
+    four_products!(),
+    "prefetcht1 [{ahead} + 768]",
+    "prefetcht1 [{ahead} + 832]",
+    "prefetcht1 [{ahead} + 896]",
+    "prefetcht1 [{ahead} + 960]",
+    // a2 b1
+    "tileloadd tmm4, [{a} + {row}*1 + 2048]",
+    "tileloadd tmm5, [{a} + {row}*1 + 3072]",
+    four_products!(),
+    // a3 b1
+    "tileloadd tmm4, [{a} + {row}*1 + 4096]",
+    "tileloadd tmm5, [{a} + {row}*1 + 5120]",
+    four_products!(),
+    "add {ahead}, 1024",
+    "add {a}, 6144",
+    "add {b}, 6144",
+}
+
+kernel! {
+    /// At bf16's precision.
+    bf16_kernel,
+    "tileloadd tmm4, [{a} + {row}*1]",
+    "tileloadd tmm5, [{a} + {row}*1 + 1024]",
+    "tileloadd tmm6, [{b} + {row}*1]",
+    "tileloadd tmm7, [{b} + {row}*1 + 1024]",
+    four_products!(),
+    "prefetcht1 [{ahead} + 0]",
+    "prefetcht1 [{ahead} + 64]",
+    "prefetcht1 [{ahead} + 128]",
+    "prefetcht1 [{ahead} + 192]",
+    "add {ahead}, 256",
+    "add {a}, 2048",
+    "add {b}, 2048",
 }
 
 /// An operand from some row (or column) and inner position on.
