@@ -2,13 +2,10 @@
 
 use gemm::Parallelism;
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use super::amx;
-#[cfg(target_arch = "x86_64")]
-use super::narrow;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::precision::{Precision, precision};
 use super::simd::{self, Level};
+#[cfg(target_arch = "x86_64")]
+use super::{dots, narrow, packed};
 
 /// The name of what multiplies large f32 matrices on this machine's processor: "vector" for multiply-adds, "matrix" for
 /// a matrix unit (AMX) that forms each product from bf16 parts, with results as exact as f32's.
@@ -126,9 +123,12 @@ pub(crate) fn matmul(
     if !a_t && b_t && narrow::fits((m, k, n)) {
         return narrow::matmul((m, k, n), into, dst, a, b);
     }
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if simd::level() == Level::Matrix && m * k * n >= 1 << 20 && m.min(n) >= 16 {
-        let operand = |data: &[f32], outer, inner| amx::Operand {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(unit) = bf16_unit(precision())
+        && m * k * n >= 1 << 20
+        && m.min(n) >= 16
+    {
+        let operand = |data: &[f32], outer, inner| packed::Operand {
             start: data.as_ptr(),
             outer,
             inner,
@@ -144,11 +144,12 @@ pub(crate) fn matmul(
             operand(b, 1, n)
         };
         let multiply = match precision() {
-            Precision::F32 => amx::matmul::<{ amx::EXACT }>,
-            Precision::Bf16 => amx::matmul::<{ amx::BF16 }>,
+            Precision::F32 => packed::matmul::<{ packed::EXACT }>,
+            Precision::Bf16 => packed::matmul::<{ packed::BF16 }>,
         };
+        let c = (dst.as_mut_ptr(), n);
         // SAFETY: the unit is there, the lengths were checked, and `dst` is borrowed mutably.
-        return unsafe { multiply((m, k, n), into == Into::Add, (dst.as_mut_ptr(), n), a, b) };
+        return unsafe { multiply(unit, (m, k, n), into == Into::Add, c, a, b) };
     }
     let strides = |rows, cols, transposed| match transposed {
         false => Strides::rows(cols),
@@ -166,6 +167,27 @@ pub(crate) fn matmul(
             PARALLEL,
         );
     }
+}
+
+/// What multiplies large matrices from bf16 parts at this precision; nothing where vectors of f32 do it as well.
+#[cfg(target_arch = "x86_64")]
+fn bf16_unit(precision: Precision) -> Option<packed::Unit> {
+    match simd::level() {
+        #[cfg(target_os = "linux")]
+        Level::Matrix => Some(packed::Unit::Tiles),
+        Level::V4 if precision == Precision::Bf16 && dots::is_available() => {
+            Some(packed::Unit::Dots)
+        }
+        _ => None,
+    }
+}
+
+/// Whether products at bf16's precision are faster than f32's on this machine.
+pub(super) fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return bf16_unit(Precision::Bf16).is_some();
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ mod amx;
 mod arithmetic;
 mod attention;
 mod cross_entropy;
+#[cfg(target_arch = "x86_64")]
+mod dots;
 mod dropout;
 mod embedding;
 mod layer_norm;
@@ -22,6 +24,8 @@ mod mapped_file;
 mod matmul;
 #[cfg(target_arch = "x86_64")]
 mod narrow;
+#[cfg(target_arch = "x86_64")]
+mod packed;
 mod parallel;
 mod param;
 mod precision;

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use super::matmul_kernel;
+use super::matmul::has_bf16;
 
 /// How exact the operands of large products are; what they add up to, and everything else, is f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub enum Precision {
 impl Precision {
     /// Whether this machine's processor multiplies faster at this precision than at f32's.
     pub fn is_available(self) -> bool {
-        self == Self::F32 || matmul_kernel() == "matrix"
+        self == Self::F32 || has_bf16()
     }
 }
 
