@@ -8,7 +8,7 @@ use evcxr::{CommandContext, EvalContext};
 
 use crate::child;
 use crate::event::{Display, Event, Sink};
-use crate::failure::{Failure, line_in_cell};
+use crate::failure::Failure;
 use crate::pipes::Pipes;
 use crate::prelude::{Libraries, Sources};
 use crate::remote::Remote;
@@ -212,17 +212,12 @@ impl Session {
 
     fn outcome(&self, report: &Report, code: &str, interrupts: usize) -> Result<(), Failure> {
         if report.panicked {
-            let Some(panic) = report.panics.last() else {
+            // What ended a worker ends the call that waits for it, and is told once, by the worker.
+            let Some(panic) = report.panics.last().or(report.panics_of_threads.last()) else {
                 return Err(Failure::new("panic", "the cell panicked"));
             };
             let generated = self.context.last_source().unwrap_or_default();
-            let in_cell = panic.file.ends_with("cell/lib.rs") || panic.file == "lib.rs";
-            let line = if in_cell {
-                line_in_cell(&generated, panic.line, code)
-            } else {
-                None
-            };
-            return Err(Failure::panic(panic, code, line));
+            return Err(Failure::panic(panic, code, &generated));
         }
         if report.returned {
             return Err(match report.errors.last() {

@@ -102,10 +102,16 @@ fn compile_cell(
     // Beside evcxr's own file, with the same lines, so that messages still point where evcxr expects.
     write(&sources.join("lib.rs"), &with_cell_library(&code))?;
     let check = verb == "check";
-    let flags = ["-Awarnings", "-Cprefer-dynamic"]
-        .map(String::from)
-        .into_iter()
-        .chain(recipe.flags.iter().cloned());
+    // Lines for panics; what is stripped otherwise is what tells them.
+    let flags = [
+        "-Awarnings",
+        "-Cprefer-dynamic",
+        "-Cdebuginfo=line-tables-only",
+        "-Cstrip=none",
+    ]
+    .map(String::from)
+    .into_iter()
+    .chain(recipe.flags.iter().cloned());
     let dependencies = manifest
         .split_once("[dependencies]")
         .map_or("", |(_, rest)| rest)
@@ -166,7 +172,6 @@ fn compile_cell(
         .args([
             &format!("-Copt-level={opt_level}"),
             "-Ccodegen-units=2",
-            "-Cstrip=debuginfo",
             "-Crpath",
         ])
         .args(["-Cdebug-assertions=on", "-Coverflow-checks=on"])
