@@ -5,6 +5,7 @@
 #![warn(missing_docs)]
 
 use std::any::{Any, TypeId};
+use std::backtrace::Backtrace;
 use std::collections::HashMap;
 use std::error::Error;
 use std::fmt::{Debug, Display};
@@ -12,6 +13,7 @@ use std::fs::File;
 use std::io::Write;
 use std::mem::ManuallyDrop;
 use std::os::fd::FromRawFd;
+use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
@@ -36,13 +38,10 @@ pub extern "C" fn cloze_cell_start(events: i32) {
     let default_hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let in_cell = CELL_THREAD.lock().is_ok_and(|id| *id == Some(std::thread::current().id()));
+        report_panic(if in_cell { "panic" } else { "thread-panic" }, panic);
         if !in_cell {
-            return default_hook(panic);
+            default_hook(panic);
         }
-        let (file, line, column) =
-            panic.location().map_or(("", 0, 0), |at| (at.file(), at.line(), at.column()));
-        let message = panic.payload_as_str().unwrap_or("the panic carried no message");
-        event(&["panic", file, &line.to_string(), &column.to_string(), message]);
     }));
     std::thread::spawn(|| {
         loop {
@@ -68,6 +67,31 @@ pub extern "C" fn cloze_cell_begin() {
 pub extern "C" fn cloze_cell_end() {
     RUNNING.store(false, Ordering::Relaxed);
     let _ = std::io::stdout().flush();
+}
+
+/// Reports a panic, where it was raised, and through which lines of cells it was reached.
+fn report_panic(kind: &str, panic: &PanicHookInfo) {
+    let (file, line, column) =
+        panic.location().map_or(("", 0, 0), |at| (at.file(), at.line(), at.column()));
+    let message = panic.payload_as_str().unwrap_or("the panic carried no message");
+    let mut fields = vec![
+        kind.to_owned(),
+        file.to_owned(),
+        line.to_string(),
+        column.to_string(),
+        message.to_owned(),
+    ];
+    // Whole paths, and every frame.
+    fields.extend(places_in_cells(&format!("{:#}", Backtrace::force_capture())));
+    event(&fields.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+/// `LINE:COLUMN` of the frames of a printed backtrace that are in code of the notebook, the innermost first.
+fn places_in_cells(backtrace: &str) -> impl Iterator<Item = String> {
+    backtrace.lines().filter_map(|line| {
+        let place = line.trim_start().strip_prefix("at ")?;
+        Some(place.split_once("/cell/lib.rs:")?.1.to_owned())
+    })
 }
 
 /// What an error becomes that leaves a cell by `?`: a report to the kernel.

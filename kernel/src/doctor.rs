@@ -156,19 +156,32 @@ fn cache_folder() -> Finding {
         Err(error) => return Bad(error.to_string()),
     };
     let used = gib(size(&folder));
+    let preludes = preludes(&folder);
     match free_space(&folder) {
         Ok(free) if gib(free) < ENOUGH_GIB => Bad(format!(
-            "{}: {used:.1} GiB used, {:.1} GiB free, and a build needs {ENOUGH_GIB:.0}",
+            "{}: {used:.1} GiB used, {:.1} GiB free, and a build needs {ENOUGH_GIB:.0}\n{preludes}",
             folder.display(),
             gib(free)
         )),
         Ok(free) => Good(format!(
-            "{}: {used:.1} GiB used, {:.0} GiB free",
+            "{}: {used:.1} GiB used, {:.0} GiB free\n{preludes}",
             folder.display(),
             gib(free)
         )),
         Err(error) => Bad(error.to_string()),
     }
+}
+
+/// How many preludes there are; a build removes old ones by itself.
+fn preludes(cache: &Path) -> String {
+    let all = crate::prelude::list(cache);
+    let in_use = all.iter().filter(|prelude| prelude.in_use).count();
+    let count = match all.len() {
+        0 => return "no prelude is built: cloze install".into(),
+        1 => "1 prelude".to_owned(),
+        count => format!("{count} preludes"),
+    };
+    format!("{count}, {in_use} in use; old ones are removed when a new one is built")
 }
 
 fn gib(bytes: u64) -> f64 {

@@ -56,30 +56,41 @@ impl Failure {
         }
     }
 
-    /// A panic; `line` is where in the cell, if it is in the cell.
-    pub fn panic(panic: &Panic, code: &str, line: Option<usize>) -> Self {
+    /// A panic, shown at the line of the cell that led to it; `generated` is the code that evcxr made of the cell.
+    pub fn panic(panic: &Panic, code: &str, generated: &str) -> Self {
         let mut failure = Self::new("panic", panic.message.clone());
-        match line {
-            Some(line) => failure.traceback.extend(excerpt(
+        let of_notebook = panic.file.ends_with("cell/lib.rs") || panic.file == "lib.rs";
+        let own = of_notebook.then_some((panic.line, panic.column));
+        let places = own.into_iter().chain(panic.cell_places.iter().copied());
+        let found = places
+            .clone()
+            .find_map(|(at, column)| Some((at, line_in_cell(generated, at, code)?, column)));
+        if let Some((at, line, column)) = found {
+            failure.traceback.extend(excerpt(
                 code,
                 vec![Mark {
                     line,
-                    columns: panic.column..panic.column + 1,
-                    label: "panicked here",
+                    columns: column..column + 1,
+                    label: match own.is_some_and(|(line, _)| line == at) {
+                        true => "panicked here",
+                        false => "panicked in this call",
+                    },
                     primary: true,
                 }],
-            )),
-            None if panic.file.ends_with("cell/lib.rs") => {
+            ));
+        }
+        if of_notebook {
+            if found.is_none_or(|(at, ..)| at != panic.line) {
                 failure.traceback.push(format!(
                     "{BLUE}  -->{PLAIN} in a function of an earlier cell"
                 ));
             }
-            None if panic.file.is_empty() => {}
-            None => failure.traceback.push(format!(
+        } else if !panic.file.is_empty() {
+            failure.traceback.push(format!(
                 "{BLUE}  -->{PLAIN} {}:{}",
                 short_path(&panic.file),
                 panic.line
-            )),
+            ));
         }
         failure
     }
@@ -202,7 +213,7 @@ fn short_path(path: &str) -> &str {
 /// The line of the cell that a line of the code generated from it came from.
 ///
 /// Statements are in it in their order, line by line; functions and types have moved in front.
-pub fn line_in_cell(generated: &str, generated_line: usize, code: &str) -> Option<usize> {
+fn line_in_cell(generated: &str, generated_line: usize, code: &str) -> Option<usize> {
     let generated: Vec<&str> = generated.lines().collect();
     let wanted = generated.get(generated_line.checked_sub(1)?)?.trim();
     let same: Vec<usize> = code
@@ -241,6 +252,45 @@ mod tests {
         assert_eq!(line_in_cell(generated, 6, code), Some(2));
         assert_eq!(line_in_cell(generated, 8, code), Some(4));
         assert_eq!(line_in_cell(generated, 2, code), None);
+    }
+
+    fn panic_at(file: &str, line: usize, cell_places: &[(usize, usize)]) -> String {
+        let generated = "fn old() {\nboom()\n}\nfn run() {\nlet a = 1;\nold();\n}";
+        let panic = Panic {
+            file: file.into(),
+            line,
+            column: 1,
+            message: "boom".into(),
+            cell_places: cell_places.to_vec(),
+        };
+        let failure = Failure::panic(&panic, "let a = 1;\nold();", generated);
+        failure
+            .traceback
+            .join("\n")
+            .replace(BLUE, "")
+            .replace(RED, "")
+            .replace(PLAIN, "")
+    }
+
+    #[test]
+    fn a_panic_is_shown_at_the_line_of_the_cell_that_led_to_it() {
+        assert_eq!(
+            panic_at("/home/x/cell/lib.rs", 6, &[(6, 1)]),
+            "panic: boom\n  |\n2 | old();\n  | ^ panicked here"
+        );
+        assert_eq!(
+            panic_at("/registry/src/index/crate-1.0.0/src/lib.rs", 7, &[(6, 1)]),
+            "panic: boom\n  |\n2 | old();\n  | ^ panicked in this call\n  --> crate-1.0.0/src/lib.rs:7"
+        );
+        assert_eq!(
+            panic_at("/home/x/cell/lib.rs", 2, &[(2, 1), (6, 1)]),
+            "panic: boom\n  |\n2 | old();\n  | ^ panicked in this call\n  --> in a function of an earlier cell"
+        );
+        assert_eq!(
+            panic_at("src/other.rs", 3, &[]),
+            "panic: boom\n  --> src/other.rs:3"
+        );
+        assert_eq!(panic_at("", 0, &[]), "panic: boom");
     }
 
     #[test]

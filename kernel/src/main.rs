@@ -9,6 +9,7 @@ mod failure;
 mod install;
 mod jupyter;
 mod lab;
+mod library;
 mod notebook;
 mod parameters;
 mod pipes;
@@ -29,6 +30,10 @@ use clap::Parser;
 
 use crate::cli::{Cli, Command};
 use crate::error::{Error, Result};
+
+/// What rust-analyzer does to learn the types of a session is made of small allocations.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     child::run_if_child();

@@ -8,12 +8,13 @@ use evcxr::{CommandContext, EvalContext};
 
 use crate::child;
 use crate::event::{Display, Event, Sink};
-use crate::failure::{Failure, line_in_cell};
+use crate::failure::Failure;
 use crate::pipes::Pipes;
 use crate::prelude::{Libraries, Sources};
 use crate::remote::Remote;
 use crate::streams::{Report, Streams};
 use crate::toolchain::Toolchain;
+use crate::tools::OPT_LEVEL;
 use crate::workshop::{Compilation, Recipe, Workshop, outside};
 use crate::{Error, Result};
 
@@ -29,7 +30,9 @@ pub struct Session {
     captured: Captured,
     remote: Remote,
     has_prelude: bool,
-    // Dropped last: the others use it.
+    is_warm: bool,
+    // Dropped last: the others use them.
+    _libraries: Libraries,
     _workshop: Arc<Workshop>,
 }
 
@@ -69,10 +72,16 @@ impl Session {
             cargo: toolchain.cargo.clone(),
             sysroot: toolchain.sysroot.clone(),
             host: toolchain.host.clone(),
+            version: toolchain.version.clone(),
+            library: toolchain.library_sources(),
             flags: libraries.flags.clone(),
             analysis: libraries.analysis.clone(),
         })?;
+        let library = crate::library::shown(&toolchain)?;
         waiting(STARTING.into());
+        // evcxr begins with a cell of its own, which needs no types. They are loaded with code that does, at one go:
+        // rust-analyzer forgets what it has parsed from one piece of code to the next.
+        workshop.show_nothing()?;
         let compilation = Compilation::of(&workshop);
         compilation.allow();
         let pipes = Pipes::new().map_err(Error::system("making pipes"))?;
@@ -94,20 +103,47 @@ impl Session {
         std::thread::spawn(move || while outputs.stderr.recv().is_ok() {});
         let mut context = CommandContext::with_eval_context(context);
         // The cell library reports returned errors by their `Display`.
-        context
-            .execute(":efmt {}")
-            .map_err(|error| error.to_string())?;
+        for command in [":efmt {}".to_owned(), format!(":opt {OPT_LEVEL}")] {
+            context
+                .execute(&command)
+                .map_err(|error| error.to_string())?;
+        }
         streams.unmute();
         remote.connect(context.process_handle(), input, compilation);
-        Ok(Self {
+        // rust-analyzer looks at the library and the crates again because the manifest is another one.
+        workshop.show_library(&library)?;
+        workshop.set_opt_level(OPT_LEVEL)?;
+        let mut session = Self {
             context,
             streams,
             events,
             captured,
             remote,
             has_prelude: sources.is_some(),
+            is_warm: false,
+            _libraries: libraries,
             _workshop: workshop,
-        })
+        };
+        session.learn();
+        Ok(session)
+    }
+
+    /// Does what the first cells would have to wait for: loads the types of the library and of the prelude, as far as a
+    /// first `let` needs them, and tells evcxr that cells use `?`.
+    fn learn(&mut self) {
+        let typical = self.typical_code();
+        let _ = self.context.hover_at(typical, typical.len());
+        let _ = self.value("std::fs::metadata(\".\")?;");
+    }
+
+    /// Code that ends with a variable.
+    fn typical_code(&self) -> &'static str {
+        match self.has_prelude {
+            true => {
+                "use cloze::prelude::*;\nlet warm = Tensor::zeros((1, 1), DType::F32, &Device::Cpu)?;\nwarm"
+            }
+            false => "let warm = std::fs::metadata(\".\")?;\nwarm",
+        }
     }
 
     /// Runs a cell. Its output goes to the session's events, all of it before this returns.
@@ -156,14 +192,12 @@ impl Session {
         }
     }
 
-    /// Does what the first cells would have to wait for: loads the types of the prelude, and tells evcxr that cells use
-    /// `?`.
+    /// Does what the first completion of a method would have to wait for, if nobody asks for anything else.
     pub fn warm_up(&mut self) {
-        const TYPICAL: &str = "use cloze::prelude::*;\nlet warm = Tensor::zeros((1, 1), DType::F32, &Device::Cpu)?;\nwarm.dim";
-        if self.has_prelude {
-            self.complete(TYPICAL, TYPICAL.len());
+        if !std::mem::replace(&mut self.is_warm, true) {
+            let code = format!("{}.i", self.typical_code());
+            self.complete(&code, code.len());
         }
-        let _ = self.value("std::fs::metadata(\".\")?;");
     }
 
     /// What an expression is worth, without showing it.
@@ -212,17 +246,12 @@ impl Session {
 
     fn outcome(&self, report: &Report, code: &str, interrupts: usize) -> Result<(), Failure> {
         if report.panicked {
-            let Some(panic) = report.panics.last() else {
+            // What ended a worker ends the call that waits for it, and is told once, by the worker.
+            let Some(panic) = report.panics.last().or(report.panics_of_threads.last()) else {
                 return Err(Failure::new("panic", "the cell panicked"));
             };
             let generated = self.context.last_source().unwrap_or_default();
-            let in_cell = panic.file.ends_with("cell/lib.rs") || panic.file == "lib.rs";
-            let line = if in_cell {
-                line_in_cell(&generated, panic.line, code)
-            } else {
-                None
-            };
-            return Err(Failure::panic(panic, code, line));
+            return Err(Failure::panic(panic, code, &generated));
         }
         if report.returned {
             return Err(match report.errors.last() {

@@ -23,6 +23,28 @@ pub struct Panic {
     pub line: usize,
     pub column: usize,
     pub message: String,
+    /// Lines and columns of the notebook's own code that led there, the innermost first.
+    pub cell_places: Vec<(usize, usize)>,
+}
+
+impl Panic {
+    /// From what the cell library tells of it.
+    fn from_fields(fields: &[&str]) -> Option<Self> {
+        let [file, line, column, message, places @ ..] = fields else {
+            return None;
+        };
+        let place = |place: &&str| {
+            let (line, column) = place.split_once(':')?;
+            Some((line.parse().ok()?, column.parse().ok()?))
+        };
+        Some(Self {
+            file: (*file).to_owned(),
+            line: line.parse().unwrap_or(0),
+            column: column.parse().unwrap_or(0),
+            message: (*message).to_owned(),
+            cell_places: places.iter().filter_map(place).collect(),
+        })
+    }
 }
 
 /// An error that `?` returned from a cell.
@@ -40,6 +62,8 @@ pub struct Report {
     /// Whether a panic ended the cell; a panic that the cell caught does not.
     pub panicked: bool,
     pub panics: Vec<Panic>,
+    /// Those of threads that the cell started; one of them may have been passed on to the cell.
+    pub panics_of_threads: Vec<Panic>,
     /// Whether `?` ended the cell.
     pub returned: bool,
     pub errors: Vec<ReturnedError>,
@@ -228,12 +252,13 @@ impl Listener {
             let record = String::from_utf8_lossy(&record[..end]).into_owned();
             let fields: Vec<&str> = record.split('\u{1f}').collect();
             match fields[..] {
-                ["panic", file, line, column, message] => self.report.panics.push(Panic {
-                    file: file.to_owned(),
-                    line: line.parse().unwrap_or(0),
-                    column: column.parse().unwrap_or(0),
-                    message: message.to_owned(),
-                }),
+                ["panic", ref fields @ ..] => {
+                    self.report.panics.extend(Panic::from_fields(fields));
+                }
+                ["thread-panic", ref fields @ ..] => {
+                    let panic = Panic::from_fields(fields);
+                    self.report.panics_of_threads.extend(panic);
+                }
                 ["error", type_name, message, ..] => self.report.errors.push(ReturnedError {
                     type_name: type_name.to_owned(),
                     message: message.to_owned(),

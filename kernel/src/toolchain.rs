@@ -60,11 +60,14 @@ impl Toolchain {
             .join("lib")
     }
 
+    /// Where the standard library's sources are, if they are there.
+    pub fn library_sources(&self) -> PathBuf {
+        self.sysroot.join("lib/rustlib/src/rust/library")
+    }
+
     /// Whether the standard library's sources are there; without them no variable's type can be inferred.
     pub fn has_sources(&self) -> bool {
-        self.sysroot
-            .join("lib/rustlib/src/rust/library/core/src/lib.rs")
-            .exists()
+        self.library_sources().join("core/src/lib.rs").exists()
     }
 
     /// Asks rustup for the standard library's sources.

@@ -4,14 +4,16 @@
 //! time, and compiles the prelude if it is a dependency. Here `cargo build` of a cell is a call of rustc that links
 //! against the prebuilt prelude. Cells with other crates (`:dep`) go through the real cargo, and so does everything else.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Output, Stdio};
+use std::time::SystemTime;
 
+use crate::library::without_hidden_crates;
 use crate::toolchain::pin;
-use crate::workshop::{Compilation, Recipe, outside};
+use crate::workshop::{Compilation, Recipe, outside, shows_library};
 use crate::{Error, Result};
 
 /// What this program answers to in a workshop.
@@ -20,8 +22,9 @@ pub const NAMES: [&str; 2] = ["cargo", "rustup"];
 /// Where evcxr wants to be told the path of the library that it asked for.
 const LIBRARY_PATH_FILE: &str = "EVCXR_EXECUTION_SO_PATH";
 
-/// evcxr's default.
-const DEFAULT_OPT_LEVEL: &str = "2";
+/// What a session says when nobody has asked for another level: evcxr's default, written so that it can be told from what
+/// a person writes.
+pub const OPT_LEVEL: &str = "+2";
 
 /// The crate that evcxr makes of each cell.
 const CELL: &str = "ctx";
@@ -60,10 +63,7 @@ fn rustup(folder: &Path, recipe: &Recipe, arguments: &[String]) -> Result<ExitCo
 }
 
 fn cargo(folder: &Path, recipe: &Recipe, arguments: &[String]) -> Result<ExitCode> {
-    let verb = arguments
-        .iter()
-        .find(|argument| !argument.starts_with('-'))
-        .map_or("", String::as_str);
+    let verb = verb(arguments);
     let in_workshop = std::env::current_dir().is_ok_and(|here| here == folder);
     match verb {
         "build" | "check" if in_workshop => compile_cell(folder, recipe, verb, arguments),
@@ -73,8 +73,31 @@ fn cargo(folder: &Path, recipe: &Recipe, arguments: &[String]) -> Result<ExitCod
             Ok(ExitCode::SUCCESS)
         }
         "metadata" => metadata(folder, recipe, arguments),
+        // What rust-analyzer asks of every workspace. Cells are compiled without what is configured for cargo.
+        "config" if in_workshop => Ok(ExitCode::SUCCESS),
+        "rustc" if in_workshop && arguments.iter().any(|argument| argument == "--print") => {
+            let asked = answer(folder, recipe, &arguments.join(" "), || {
+                let mut cargo = Command::new(&recipe.cargo);
+                cargo.args(arguments);
+                cargo
+            });
+            asked.and_then(|asked| asked.pass_on(|stdout| stdout))
+        }
         _ => Err(real_cargo(recipe, arguments)),
     }
+}
+
+/// The first argument that is no option, nor the value of `-Z`.
+fn verb(arguments: &[String]) -> &str {
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        if argument == "-Z" {
+            rest.next();
+        } else if !argument.starts_with('-') {
+            return argument;
+        }
+    }
+    ""
 }
 
 /// Becomes the real cargo.
@@ -100,17 +123,21 @@ fn compile_cell(
     let code = read(&folder.join("src/lib.rs"))?;
     let sources = folder.join("cell");
     // Beside evcxr's own file, with the same lines, so that messages still point where evcxr expects.
-    write(&sources.join("lib.rs"), &with_cell_library(&code))?;
+    let source = with_cell_library(&code);
+    write(&sources.join("lib.rs"), &source)?;
     let check = verb == "check";
-    let flags = ["-Awarnings", "-Cprefer-dynamic"]
-        .map(String::from)
-        .into_iter()
-        .chain(recipe.flags.iter().cloned());
-    let dependencies = manifest
-        .split_once("[dependencies]")
-        .map_or("", |(_, rest)| rest)
-        .trim();
-    if !dependencies.is_empty() {
+    // Lines for panics; what is stripped otherwise is what tells them.
+    let flags = [
+        "-Awarnings",
+        "-Cprefer-dynamic",
+        "-Cdebuginfo=line-tables-only",
+        "-Cstrip=none",
+    ]
+    .map(String::from)
+    .into_iter()
+    .chain(recipe.flags.iter().cloned())
+    .collect::<Vec<_>>();
+    if !dependencies(&manifest).is_empty() {
         write(
             &sources.join("Cargo.toml"),
             &manifest.replace("path = \"src/lib.rs\"", "path = \"lib.rs\""),
@@ -136,11 +163,10 @@ fn compile_cell(
     let asked = manifest
         .lines()
         .find_map(|line| line.strip_prefix("opt-level = "))
-        .map_or(DEFAULT_OPT_LEVEL, |level| level.trim_matches('"'));
-    let opt_level = if asked == DEFAULT_OPT_LEVEL && only_calls(&code) {
-        "0"
-    } else {
-        asked
+        .map_or(OPT_LEVEL, |level| level.trim_matches('"'));
+    let opt_level = match asked {
+        OPT_LEVEL if only_calls(&code) => "0",
+        asked => asked.trim_start_matches('+'),
     };
     let output = folder.join("target").join(&recipe.host).join("debug");
     fs::create_dir_all(&output).map_err(Error::file(&output))?;
@@ -149,6 +175,13 @@ fn compile_cell(
     } else {
         format!("lib{CELL}.so")
     });
+    let known = (!check && is_alone(&source)).then(|| {
+        let key = format!("{opt_level}\n{flags:?}\n{}\n{source}", recipe.version);
+        Known(known_cells(folder).join(&blake3::hash(key.as_bytes()).to_hex()[..16]))
+    });
+    if let Some(outcome) = known.as_ref().and_then(|known| known.recall(&library)) {
+        return outcome;
+    }
     let mut rustc = Command::new(&recipe.rustc);
     rustc
         .args([
@@ -166,7 +199,6 @@ fn compile_cell(
         .args([
             &format!("-Copt-level={opt_level}"),
             "-Ccodegen-units=2",
-            "-Cstrip=debuginfo",
             "-Crpath",
         ])
         .args(["-Cdebug-assertions=on", "-Coverflow-checks=on"])
@@ -174,16 +206,100 @@ fn compile_cell(
         .arg("-o")
         .arg(&library)
         .arg("cell/lib.rs");
-    let status = outside(&mut rustc)
-        .status()
+    let output = outside(&mut rustc)
+        .stdout(Stdio::inherit())
+        .output()
         .map_err(Error::file(&recipe.rustc))?;
-    if !status.success() {
-        return Ok(ExitCode::from(101));
+    std::io::stderr()
+        .write_all(&output.stderr)
+        .map_err(Error::system("writing to stderr"))?;
+    if let Some(known) = known {
+        known.remember(&library, &output)?;
     }
-    if let (false, Some(file)) = (check, std::env::var_os(LIBRARY_PATH_FILE)) {
+    match output.status.success() {
+        true if check => Ok(ExitCode::SUCCESS),
+        true => done(&library),
+        false => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// What the manifest of a cell says of other crates.
+fn dependencies(manifest: &str) -> &str {
+    let dependencies = manifest.split_once("[dependencies]");
+    dependencies.map_or("", |(_, rest)| rest).trim()
+}
+
+/// Tells evcxr where the cell's library is.
+fn done(library: &Path) -> Result<ExitCode> {
+    if let Some(file) = std::env::var_os(LIBRARY_PATH_FILE) {
         write(Path::new(&file), &library.to_string_lossy())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where the libraries of cells are kept that sessions begin with.
+pub fn known_cells(folder: &Path) -> PathBuf {
+    folder.join("known-cells")
+}
+
+/// Whether the cell has to do with no variable and with nothing outside of its text, as the first cells of a session: then
+/// the same text has the same library, and is compiled once for all sessions.
+fn is_alone(source: &str) -> bool {
+    let outside = [
+        "put_variable",
+        "take_variable",
+        "check_variable",
+        "lazy_arc",
+        "include",
+        "env!",
+        "#[path",
+    ];
+    !outside.iter().any(|sign| source.contains(sign))
+}
+
+/// Where the outcome of compiling a cell is kept: its library, or the errors.
+struct Known(PathBuf);
+
+impl Known {
+    fn errors(&self) -> PathBuf {
+        self.0.with_extension("errors")
+    }
+
+    /// Does as the compiler did, if it did anything.
+    fn recall(&self, library: &Path) -> Option<Result<ExitCode>> {
+        // The last used are kept.
+        let touch = |path| File::open(path).and_then(|file| file.set_modified(SystemTime::now()));
+        if let Ok(errors) = fs::read(self.errors()) {
+            let _ = touch(self.errors());
+            let said = std::io::stderr().write_all(&errors);
+            return Some(
+                said.map_err(Error::system("writing to stderr"))
+                    .map(|()| ExitCode::FAILURE),
+            );
+        }
+        fs::copy(&self.0, library).ok()?;
+        let _ = touch(self.0.clone());
+        Some(done(library))
+    }
+
+    /// Keeps what the compiler did, whole or not at all. Of errors only those that evcxr provokes, to learn whether cells
+    /// use `?`: others may have to do with more than the text.
+    fn remember(&self, library: &Path, output: &Output) -> Result<()> {
+        let unfinished = self.0.with_extension("unfinished");
+        let folder = self.0.parent().unwrap_or(Path::new(""));
+        let kept = if output.status.success() {
+            fs::create_dir_all(folder)
+                .and_then(|()| fs::copy(library, &unfinished))
+                .and_then(|_| fs::rename(&unfinished, &self.0))
+        } else if String::from_utf8_lossy(&output.stderr).contains("E0277") {
+            fs::create_dir_all(folder)
+                .and_then(|()| fs::write(&unfinished, &output.stderr))
+                .and_then(|()| fs::rename(&unfinished, self.errors()))
+        } else {
+            return Ok(());
+        };
+        kept.map_err(Error::file(&self.0))
+    }
 }
 
 /// Whether the code does nothing itself that takes time: it calls what is compiled already, in no loop of its own.
@@ -256,59 +372,126 @@ fn with_cell_library(code: &str) -> String {
     out + "\nuse ::cloze_cell::ShowValue as _;\n"
 }
 
-/// What rust-analyzer asks to know the crates: those of the cell, and the prelude's sources, which evcxr does not know of.
+/// What rust-analyzer asks to know the crates: those of the standard library, as it is shown here, and those of the cell
+/// with the prelude's sources, which evcxr does not know of.
 fn metadata(folder: &Path, recipe: &Recipe, arguments: &[String]) -> Result<ExitCode> {
-    let manifest = folder.join("Cargo.toml");
-    let is_cell = arguments
+    let asked_for = arguments
         .windows(2)
-        .any(|pair| pair[0] == "--manifest-path" && Path::new(&pair[1]) == manifest);
-    if !is_cell {
+        .find(|pair| pair[0] == "--manifest-path")
+        .map(|pair| Path::new(&pair[1]));
+    let real_and_shown = |real: &Path, shown: &Path| {
+        let (real, shown) = (real.to_string_lossy(), shown.to_string_lossy());
+        (real.into_owned(), shown.into_owned())
+    };
+    let library = crate::workshop::library(folder);
+    if asked_for.is_some_and(|manifest| manifest == library.join("Cargo.toml")) {
+        let (real, shown) = real_and_shown(&recipe.library, &library);
+        let answer = answer(folder, recipe, &without_lockfile(arguments), || {
+            let mut cargo = Command::new(&recipe.cargo);
+            let arguments = arguments
+                .iter()
+                .map(|argument| argument.replace(&shown, &real));
+            cargo.args(arguments).current_dir(&recipe.library);
+            cargo
+        })?;
+        return answer.pass_on(|stdout| {
+            let stdout = without_hidden_crates(&stdout).unwrap_or(stdout);
+            stdout.replace(&real, &shown)
+        });
+    }
+    let manifest = folder.join("Cargo.toml");
+    if asked_for != Some(&manifest) {
         return Err(real_cargo(recipe, arguments));
     }
     let analysis = folder.join("analysis");
     let mut contents =
         read(&manifest)?.replace("path = \"src/lib.rs\"", "path = \"../src/lib.rs\"");
-    if let Some(prelude) = &recipe.analysis {
+    let has_dependencies = !dependencies(&contents).is_empty();
+    if let Some(prelude) = &recipe.analysis
+        && shows_library(folder)
+    {
         contents += &format!("cloze = {{ path = {:?} }}\n", prelude.to_string_lossy());
     }
     contents += "\n[workspace]\n";
     write(&analysis.join("Cargo.toml"), &contents)?;
-    let arguments: Vec<String> = arguments
+    let (real, shown) = real_and_shown(&analysis.join("Cargo.toml"), &manifest);
+    let arguments = arguments.iter().map(|argument| match *argument == shown {
+        true => real.clone(),
+        false => argument.clone(),
+    });
+    let arguments: Vec<String> = arguments.collect();
+    if has_dependencies {
+        // They may have changed under the same name.
+        return Err(real_cargo(recipe, &arguments));
+    }
+    let question = format!("{contents}\n{}", without_lockfile(&arguments));
+    let answer = answer(folder, recipe, &question, || {
+        let mut cargo = Command::new(&recipe.cargo);
+        cargo.args(&arguments);
+        cargo
+    })?;
+    answer.pass_on(|stdout| stdout)
+}
+
+/// The arguments but for the copy of the lock file, which is another one each time.
+fn without_lockfile(arguments: &[String]) -> String {
+    let mut kept: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let Some(at) = kept
         .iter()
-        .map(|argument| {
-            if Path::new(argument) == manifest {
-                analysis.join("Cargo.toml").to_string_lossy().into_owned()
-            } else {
-                argument.clone()
-            }
-        })
-        .collect();
-    let key =
-        blake3::hash(format!("{contents}\n{arguments:?}\n{}", recipe.cargo.display()).as_bytes())
-            .to_hex();
-    let answer = analysis.join(format!("metadata-{}.json", &key[..16]));
-    if let Ok(known) = fs::read(&answer) {
-        std::io::stdout()
-            .write_all(&known)
-            .map_err(Error::system("writing to stdout"))?;
-        return Ok(ExitCode::SUCCESS);
+        .position(|argument| *argument == "--lockfile-path")
+    {
+        kept.drain(at..(at + 2).min(kept.len()));
     }
-    let output = pin(
-        outside(Command::new(&recipe.cargo).args(&arguments)),
-        &recipe.sysroot,
-    )
-    .output()
-    .map_err(Error::file(&recipe.cargo))?;
-    let mut stdout = std::io::stdout();
-    let said = stdout
-        .write_all(&output.stdout)
-        .and_then(|()| std::io::stderr().write_all(&output.stderr));
-    said.map_err(Error::system("writing to stdout"))?;
-    if !output.status.success() {
-        return Ok(ExitCode::FAILURE);
+    kept.join(" ")
+}
+
+/// What the real cargo says.
+struct Answer {
+    stdout: String,
+    succeeded: bool,
+}
+
+impl Answer {
+    fn pass_on(self, change: impl FnOnce(String) -> String) -> Result<ExitCode> {
+        let said = std::io::stdout().write_all(change(self.stdout).as_bytes());
+        said.map_err(Error::system("writing to stdout"))?;
+        match self.succeeded {
+            true => Ok(ExitCode::SUCCESS),
+            false => Ok(ExitCode::FAILURE),
+        }
     }
-    fs::write(&answer, &output.stdout).map_err(Error::file(&answer))?;
-    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks the real cargo, unless the same was asked with this compiler before.
+fn answer(
+    folder: &Path,
+    recipe: &Recipe,
+    question: &str,
+    command: impl FnOnce() -> Command,
+) -> Result<Answer> {
+    let key = format!("{question}\n{}\n{}", recipe.cargo.display(), recipe.version);
+    let key = blake3::hash(key.as_bytes()).to_hex();
+    let known = folder
+        .join("analysis")
+        .join(format!("answer-{}", &key[..16]));
+    if let Ok(stdout) = fs::read_to_string(&known) {
+        return Ok(Answer {
+            stdout,
+            succeeded: true,
+        });
+    }
+    let output = pin(outside(&mut command()), &recipe.sysroot)
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(Error::file(&recipe.cargo))?;
+    let answer = Answer {
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        succeeded: output.status.success(),
+    };
+    if answer.succeeded {
+        write(&known, &answer.stdout)?;
+    }
+    Ok(answer)
 }
 
 fn read(path: &Path) -> Result<String> {

@@ -16,10 +16,16 @@ const WORKSHOP: &str = "CLOZE_WORKSHOP";
 /// What the variables were before the kernel put its stand-in tools in front.
 const ORIGINAL_PATH: &str = "CLOZE_ORIGINAL_PATH";
 const ORIGINAL_CARGO_HOME: &str = "CLOZE_ORIGINAL_CARGO_HOME";
+const ORIGINAL_LIBRARY: &str = "CLOZE_ORIGINAL_RUST_SRC_PATH";
+/// Where rust-analyzer looks for the standard library's sources first.
+const LIBRARY_VARIABLE: &str = "RUST_SRC_PATH";
 /// Where everything that the kernel builds is kept; by default `cloze/kernel` in the user's cache folder.
 const CACHE: &str = "CLOZE_KERNEL_CACHE";
 
 const RECIPE: &str = "recipe.json";
+
+/// So many cells that were compiled once for all sessions stay.
+const KNOWN_CELLS: usize = 64;
 
 /// How cells are compiled in a workshop; the stand-in tools read it.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -28,6 +34,10 @@ pub struct Recipe {
     pub cargo: PathBuf,
     pub sysroot: PathBuf,
     pub host: String,
+    /// What the compiler says of itself.
+    pub version: String,
+    /// The standard library's sources, which rust-analyzer is shown under [`library`].
+    pub library: PathBuf,
     /// Arguments of rustc that make the prelude and the cell library known.
     pub flags: Vec<String>,
     /// The folder whose sources tell the types of the prelude, if there is one.
@@ -67,8 +77,17 @@ impl Workshop {
         unreachable!("there is always a next number")
     }
 
-    /// Leaves out the cells of the session that was here before; what cargo built for them stays.
+    /// Leaves out the cells of the session that was here before; what cargo built for them stays, and so do the last
+    /// of those that every session begins with.
     fn sweep(&self) -> Result<()> {
+        let known = fs::read_dir(crate::tools::known_cells(&self.folder));
+        let mut known: Vec<_> = known.into_iter().flatten().flatten().collect();
+        let last_used =
+            |file: &fs::DirEntry| file.metadata().and_then(|about| about.modified()).ok();
+        known.sort_by_cached_key(|file| std::cmp::Reverse(last_used(file)));
+        for old in known.iter().skip(KNOWN_CELLS) {
+            fs::remove_file(old.path()).map_err(Error::file(&old.path()))?;
+        }
         let Ok(hosts) = fs::read_dir(self.folder.join("target")) else {
             return Ok(());
         };
@@ -118,9 +137,45 @@ impl Workshop {
             }
             std::env::set_var("PATH", ours);
             std::env::set_var("CARGO_HOME", self.folder.join("cargo-home"));
+            if let Some(library) = std::env::var_os(LIBRARY_VARIABLE) {
+                std::env::set_var(ORIGINAL_LIBRARY, library);
+            }
+            std::env::set_var(LIBRARY_VARIABLE, library(&self.folder));
             std::env::set_var("EVCXR_TMPDIR", &self.folder);
             std::env::set_var(WORKSHOP, &self.folder);
         }
+    }
+
+    /// Shows rust-analyzer no library at all: what evcxr starts with needs none.
+    pub fn show_nothing(&self) -> Result<()> {
+        let bare = self.folder.join("bare");
+        // There must be something called so for the folder to be taken for a library.
+        let core = bare.join("core");
+        fs::create_dir_all(&core).map_err(Error::file(&core))?;
+        self.show_library(&bare)
+    }
+
+    /// Shows rust-analyzer the standard library in `shown`.
+    pub fn show_library(&self, shown: &Path) -> Result<()> {
+        let link = library(&self.folder);
+        if fs::read_link(&link).is_ok_and(|to| to == shown) {
+            return Ok(());
+        }
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(shown, &link).map_err(Error::file(&link))
+    }
+
+    /// Changes the manifest of the cells as evcxr will after `:opt LEVEL`.
+    pub fn set_opt_level(&self, level: &str) -> Result<()> {
+        let path = self.folder.join("Cargo.toml");
+        let manifest = fs::read_to_string(&path).map_err(Error::file(&path))?;
+        let changed = manifest
+            .lines()
+            .map(|line| match line.starts_with("opt-level = ") {
+                true => format!("opt-level = {level}\n"),
+                false => format!("{line}\n"),
+            });
+        fs::write(&path, changed.collect::<String>()).map_err(Error::file(&path))
     }
 
     pub fn write_recipe(&self, recipe: &Recipe) -> Result<()> {
@@ -128,6 +183,16 @@ impl Workshop {
         let json = serde_json::to_string_pretty(recipe).map_err(|error| error.to_string())?;
         fs::write(&path, json).map_err(Error::file(&path))
     }
+}
+
+/// Where rust-analyzer finds the standard library in a workshop.
+pub fn library(folder: &Path) -> PathBuf {
+    folder.join("library")
+}
+
+/// Whether rust-analyzer is shown a library in a workshop by now.
+pub fn shows_library(folder: &Path) -> bool {
+    library(folder).join("Cargo.toml").exists()
 }
 
 /// The compilation of a cell, as seen from outside of it: it can be stopped.
@@ -220,9 +285,11 @@ pub fn original_environment() -> Vec<(&'static str, Option<OsString>)> {
     vec![
         ("PATH", original_path()),
         ("CARGO_HOME", std::env::var_os(ORIGINAL_CARGO_HOME)),
+        (LIBRARY_VARIABLE, std::env::var_os(ORIGINAL_LIBRARY)),
         ("EVCXR_TMPDIR", None),
         (ORIGINAL_PATH, None),
         (ORIGINAL_CARGO_HOME, None),
+        (ORIGINAL_LIBRARY, None),
         (WORKSHOP, None),
     ]
 }

@@ -101,9 +101,9 @@ pub fn start(parts: Parts) -> std::io::Result<Sender<Arc<JupyterMessage>>> {
 impl Evaluator {
     fn run(&mut self) {
         // Started before anybody asks; if that fails, whoever asks first is told.
-        let idle = self.line.is_empty();
-        if let Ok(session) = self.session()
-            && idle
+        let _ = self.session();
+        if self.line.is_empty()
+            && let Some(session) = &mut self.session
         {
             session.warm_up();
         }

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::Sources;
+use super::{Sources, shelf};
 use crate::toolchain::Toolchain;
 use crate::workshop::{cache, outside};
 use crate::{Error, Result};
@@ -20,21 +20,21 @@ pub const METADATA: &str = "deps";
 /// The folder of the packages that tell rust-analyzer the types.
 pub const ANALYSIS: &str = "analysis/cloze";
 
-/// The folder of the prelude for this toolchain and these sources.
+/// The folder of the prelude for this toolchain and these sources, and what keeps it there.
 pub fn find_or_build(
     toolchain: &Toolchain,
     sources: &Sources,
     waiting: &dyn Fn(String),
-) -> Result<PathBuf> {
+) -> Result<(PathBuf, shelf::Hold)> {
     let mut key = blake3::Hasher::new();
     key.update(toolchain.version.as_bytes());
     key.update(env!("CARGO_PKG_VERSION").as_bytes());
     key.update(sources.fingerprint()?.as_bytes());
     let key = key.finalize().to_hex();
     let cache = cache()?;
-    let folder = cache.join(format!("prelude-{}", &key[..16]));
-    if folder.exists() {
-        return Ok(folder);
+    let folder = cache.join(format!("{}{}", shelf::PREFIX, &key[..16]));
+    if let Some(hold) = shelf::take(&folder)? {
+        return Ok((folder, hold));
     }
     let lock = cache.join("prelude.lock");
     let lock = fs::File::create(&lock).map_err(Error::file(&lock))?;
@@ -42,28 +42,28 @@ pub fn find_or_build(
         waiting("another session builds the prelude".into());
         lock.lock()
             .map_err(Error::system("locking the prelude's cache"))?;
-        if folder.exists() {
-            return Ok(folder);
+        if let Some(hold) = shelf::take(&folder)? {
+            return Ok((folder, hold));
         }
     }
     waiting(reason(&cache));
     let unfinished = tempfile::Builder::new()
-        .prefix("unfinished-")
+        .prefix(shelf::UNFINISHED)
         .tempdir_in(&cache)
         .map_err(Error::file(&cache))?;
     let packages = Packages::of(toolchain, sources)?;
     let artifacts = compile(toolchain, sources, waiting)?;
     keep(&artifacts, &packages, unfinished.path())?;
     packages.write_analysis(&unfinished.path().join("analysis"))?;
+    shelf::label(unfinished.path(), &sources.features)?;
     fs::rename(unfinished.keep(), &folder).map_err(Error::file(&folder))?;
-    Ok(folder)
+    let hold = shelf::take(&folder)?.ok_or("the prelude went away as soon as it was built")?;
+    shelf::prune(&cache);
+    Ok((folder, hold))
 }
 
 fn reason(cache: &Path) -> String {
-    let built_before = fs::read_dir(cache).is_ok_and(|mut entries| {
-        entries.any(|e| e.is_ok_and(|e| e.file_name().to_string_lossy().starts_with("prelude-")))
-    });
-    if built_before {
+    if !shelf::list(cache).is_empty() {
         "building the prelude anew: its sources, the compiler or this kernel changed".into()
     } else {
         "building the prelude: once, minutes if nothing of it was compiled yet".into()

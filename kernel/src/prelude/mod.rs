@@ -1,12 +1,14 @@
 //! The prebuilt prelude: Cloze as a dynamic library that cells link against, built once and kept.
 
 mod build;
+mod shelf;
 mod sources;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub use build::target_folder;
+pub use shelf::list;
 pub use sources::{SOURCES, Sources};
 
 use crate::toolchain::Toolchain;
@@ -14,7 +16,7 @@ use crate::workshop::cache;
 use crate::{Error, Result};
 
 /// What the compiler of a cell must be told about, and the process that runs cells must load.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Libraries {
     /// Arguments of rustc.
     pub flags: Vec<String>,
@@ -22,6 +24,8 @@ pub struct Libraries {
     pub load: Vec<PathBuf>,
     /// The folder of the package whose sources tell the types of the prelude.
     pub analysis: Option<PathBuf>,
+    /// Keeps the prelude in the cache.
+    _hold: Option<shelf::Hold>,
 }
 
 impl Libraries {
@@ -34,7 +38,8 @@ impl Libraries {
         let mut libraries = Self::default();
         libraries.add("cloze_cell", &cell_library(toolchain)?);
         if let Some(sources) = sources {
-            let prelude = build::find_or_build(toolchain, sources, waiting)?;
+            let (prelude, hold) = build::find_or_build(toolchain, sources, waiting)?;
+            libraries._hold = Some(hold);
             libraries.add("cloze", &prelude.join(build::LIBRARY));
             let metadata = prelude.join(build::METADATA);
             libraries
