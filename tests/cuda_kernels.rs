@@ -1,0 +1,719 @@
+//! The CUDA kernels against the CPU's operations, without a GPU: every kernel is compiled by the system's C++ compiler
+//! against an emulator of the device (tests/cuda_host) and run there, thread by thread.
+//!
+//! This checks arithmetic, indices, barriers and memory accesses of the very source that nvcc compiles. It says nothing
+//! about speed, about nvcc's code, or about the library's side that launches the kernels.
+
+use candle_core::{Device, Tensor, Var};
+use cloze::ops::{self, Activation, Dropout, Param};
+use half::{bf16, f16};
+
+#[path = "cuda_host/device.rs"]
+mod device;
+
+use device::*;
+
+/// Numbers in [-1, 1) that depend on the seed only.
+fn noise(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    };
+    // The first numbers after a small seed are small.
+    (0..n + 8).map(|_| next()).skip(8).collect()
+}
+
+fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
+    Tensor::from_vec(values.to_vec(), shape, &Device::Cpu).unwrap()
+}
+
+fn var(values: &[f32], shape: &[usize]) -> Var {
+    Var::from_tensor(&tensor(values, shape)).unwrap()
+}
+
+fn param(values: &[f32], shape: &[usize]) -> Param {
+    Param::new("p", &tensor(values, shape)).unwrap()
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn grad_of(param: &Param) -> Vec<f32> {
+    values(&param.grad().unwrap())
+}
+
+/// The gradients of `inputs` when that of `y` is `dy`; those of parameters are left in them.
+fn gradients(y: &Tensor, dy: &[f32], inputs: &[&Var]) -> Vec<Vec<f32>> {
+    let loss = (y * tensor(dy, y.dims())).unwrap().sum_all().unwrap();
+    let store = loss.backward().unwrap();
+    (inputs.iter())
+        .map(|x| {
+            store
+                .get(x)
+                .map_or_else(|| vec![0.0; x.elem_count()], values)
+        })
+        .collect()
+}
+
+/// Whether `got` is `want` but for one rounding to `T` and a relative error of `tolerance`, measured against each number
+/// and the size of all of them, or 0.1: what cancels to nearly nothing keeps the errors of its terms.
+#[track_caller]
+fn close<T: Element>(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let finite = want.iter().filter(|x| x.is_finite());
+    let squares: f64 = finite.map(|&x| f64::from(x).powi(2)).sum();
+    let size = (squares / want.len().max(1) as f64).sqrt() as f32 + 0.1;
+    // Half the distance of the smallest numbers of f16.
+    let smallest = if T::NAME == "f16" { 3e-8 } else { 1e-37 };
+    for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
+        let allowed = T::ROUNDING * 1.01 * want.abs() + tolerance * (want.abs() + size) + smallest;
+        let right = got == want || (got - want).abs() <= allowed || got.is_nan() && want.is_nan();
+        assert!(
+            right,
+            "{what} [{i}] is {got}, not {want}, {} {size}",
+            T::NAME
+        );
+    }
+}
+
+const NO_DROPOUT: Dropout = Dropout::NONE;
+const DROPOUTS: [Dropout; 3] = [
+    Dropout::NONE,
+    Dropout { p: 0.1, key: 77 },
+    Dropout { p: 1.0, key: 3 },
+];
+
+/// Threads and rows of a block whose rows of `width` belong to one warp or to the whole block.
+fn row_block(width: usize, most: usize) -> [usize; 2] {
+    if width <= 1024 { [32, most] } else { [256, 1] }
+}
+
+/// The grid and the number of partial rows of the kernels that sum columns.
+fn column_grid<T: Element>(rows: usize, width: usize) -> ([usize; 3], usize) {
+    let parts = rows.div_ceil(64).clamp(1, 64);
+    (
+        [width.div_ceil(32 * (16 / size_of::<T>())), parts, 1],
+        parts,
+    )
+}
+
+/// Adds up partial rows into the gradients of two parameters, or of one.
+fn reduce(
+    into: [Option<&Buffer<f32>>; 2],
+    partials: &Buffer<f32>,
+    parts: usize,
+    width: usize,
+    add: [u32; 2],
+) {
+    let stride = if into[1].is_some() { 2 * width } else { width };
+    let [a, b] = into.map(|x| x.map_or(NULL, Buffer::at));
+    launch(
+        "reduce_parts",
+        [stride.div_ceil(32), 1, 1],
+        [32, 8],
+        0,
+        (
+            a,
+            b,
+            partials.at(),
+            parts as u32,
+            width as u32,
+            stride as u32,
+            add[0],
+            add[1],
+        ),
+    );
+}
+
+mod emulator {
+    use super::*;
+
+    fn run(name: &str, threads: usize) -> (Result<(), String>, Vec<f32>) {
+        let out = unwritten::<f32>(threads);
+        let result = try_launch(name, [1, 1, 1], [threads, 1], 4 * threads, (out.at(),));
+        (result, out.values())
+    }
+
+    #[test]
+    fn a_right_kernel_runs() {
+        let (result, out) = run("fault_none", 64);
+        assert_eq!(result, Ok(()));
+        let want: Vec<f32> = (0..64).rev().map(|i| i as f32).collect();
+        assert_eq!(out, want);
+        in_all_orders(|| vec![run("fault_none", 64).1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "the order of threads shows")]
+    fn a_missing_barrier_is_found() {
+        in_all_orders(|| vec![run("fault_missing_barrier", 64).1]);
+    }
+
+    #[test]
+    fn shared_memory_begins_as_nan() {
+        assert!(
+            run("fault_unwritten_shared", 64)
+                .1
+                .iter()
+                .all(|x| x.is_nan())
+        );
+    }
+
+    #[test]
+    fn faults_are_told_apart() {
+        for (name, complaint) in [
+            (
+                "fault_divergent_barrier",
+                "a barrier that not all threads reach",
+            ),
+            ("fault_two_barriers", "a barrier that not all threads reach"),
+            (
+                "fault_divergent_shuffle",
+                "a warp function that not all lanes reach",
+            ),
+            (
+                "fault_past_the_end",
+                "access outside of every buffer: block (0, 0, 0), thread (63, 0, 0)",
+            ),
+            (
+                "fault_past_shared",
+                "access outside of every buffer: block (0, 0, 0), thread (63, 0, 0)",
+            ),
+            ("fault_misaligned", "undefined behaviour"),
+        ] {
+            let error = run(name, 64).0.expect_err(name);
+            assert!(error.contains(complaint), "{error}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "a kernel wrote beside a buffer")]
+    fn writing_in_front_of_a_buffer_is_found() {
+        let out = Buffer::new(&[0f32; 32]);
+        // SAFETY: the four bytes in front of the buffer belong to its mapping.
+        unsafe { out.at().cast::<f32>().sub(1).write(1.0) };
+    }
+
+    #[test]
+    fn narrow_types_round_as_the_half_crate_does() {
+        fn check<T: Element>(bits: impl Fn(u16) -> T) {
+            let all: Vec<T> = (0..=u16::MAX).map(bits).collect();
+            let wide: Vec<f32> = all.iter().map(|x| x.widen()).collect();
+            // Each number, the middle between it and the next, and the neighbours of that.
+            let mut x = Vec::new();
+            for pair in wide.windows(2) {
+                let middle = pair[0] / 2.0 + pair[1] / 2.0;
+                x.extend([pair[0], middle, middle.next_down(), middle.next_up()]);
+            }
+            let count = x.len();
+            let mut padded = all.clone();
+            padded.resize(count, T::round(0.0));
+            let (out, back) = (unwritten::<T>(count), unwritten::<f32>(count));
+            let (x_buffer, all_buffer) = (Buffer::new(&x), Buffer::new(&padded));
+            launch(
+                &format!("convert_{}", T::NAME),
+                [1, 1, 1],
+                [32, 1],
+                0,
+                (
+                    out.at(),
+                    back.at(),
+                    x_buffer.at(),
+                    all_buffer.at(),
+                    count as u32,
+                ),
+            );
+            let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+            for (got, x) in widened(&out).iter().zip(&x) {
+                assert!(same(*got, T::round(*x).widen()), "{x} became {got}");
+            }
+            for (got, want) in back.values().iter().zip(&wide) {
+                assert!(same(*got, *want), "{want} became {got}");
+            }
+        }
+        check(bf16::from_bits);
+        check(f16::from_bits);
+    }
+}
+
+mod dropout {
+    use super::*;
+
+    #[test]
+    fn the_mask_is_the_cpus_also_where_the_indexs_upper_half_changes() {
+        for (p, key) in [(0.1, 0), (0.3, u64::MAX), (1.0, 5), (0.999_999_94, 1 << 40)] {
+            for start in [0, 12_345, (1u64 << 32) - 50, (7 << 32) - 1] {
+                let out = unwritten::<f32>(200);
+                launch(
+                    "mask_factors",
+                    [1, 1, 1],
+                    [32, 1],
+                    0,
+                    (out.at(), start, 200u32, p, key),
+                );
+                let mut want = vec![0.0; 200];
+                Dropout { p, key }.factors(start, &mut want);
+                assert_eq!(out.values(), want, "{p} {key} {start}");
+            }
+        }
+    }
+
+    fn check<T: Element>() {
+        for (n, grid) in [(1, 1), (7, 1), (2048, 1), (5003, 2)] {
+            for dropout in DROPOUTS {
+                let x = rounded::<T>(&noise(n, 1));
+                let want = values(&ops::dropout(&tensor(&x, &[n]), dropout).unwrap());
+                for got in in_all_orders(|| {
+                    let (out, x) = (unwritten::<T>(n), activations::<T>(&x));
+                    let name = format!("dropout_{}", T::NAME);
+                    let arguments = (out.at(), x.at(), n as u64, dropout.p, dropout.key);
+                    launch(&name, [grid, 1, 1], [256, 1], 0, arguments);
+                    // In place.
+                    let arguments = (x.at(), x.at(), n as u64, dropout.p, dropout.key);
+                    launch(&name, [grid, 1, 1], [256, 1], 0, arguments);
+                    vec![widened(&out), widened(&x)]
+                }) {
+                    assert_eq!(got[0], rounded::<T>(&want));
+                    assert_eq!(got[1], got[0]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_type_drops_what_the_cpu_drops() {
+        check::<f32>();
+        check::<bf16>();
+        check::<f16>();
+    }
+}
+
+mod reduce {
+    use super::*;
+
+    #[test]
+    fn parts_are_added_up_into_one_or_two_gradients() {
+        for (parts, width) in [(1, 1), (5, 30), (40, 768), (9, 33)] {
+            let partials = noise(parts * 2 * width, 1);
+            let before = noise(width, 2);
+            let sums = |first: usize, stride: usize| -> Vec<f32> {
+                let column = |c: usize| {
+                    (0..parts)
+                        .map(|p| f64::from(partials[p * stride + first + c]))
+                        .sum::<f64>()
+                };
+                (0..width).map(|c| column(c) as f32).collect()
+            };
+            let added = |sums: Vec<f32>| -> Vec<f32> {
+                sums.iter()
+                    .zip(&before)
+                    .map(|(sum, before)| sum + before)
+                    .collect()
+            };
+            for got in in_all_orders(|| {
+                let both = [Buffer::new(&before), Buffer::new(&before)];
+                let buffer = Buffer::new(&partials);
+                super::reduce(
+                    [Some(&both[0]), Some(&both[1])],
+                    &buffer,
+                    parts,
+                    width,
+                    [1, 0],
+                );
+                let one = Buffer::new(&partials[..parts * width]);
+                let single = unwritten::<f32>(width);
+                super::reduce([Some(&single), None], &one, parts, width, [0, 0]);
+                vec![both[0].values(), both[1].values(), single.values()]
+            }) {
+                close::<f32>("added", &got[0], &added(sums(0, 2 * width)), 1e-6);
+                close::<f32>("overwritten", &got[1], &sums(width, 2 * width), 1e-6);
+                close::<f32>("single", &got[2], &sums(0, width), 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn values_are_summed_and_scaled() {
+        for n in [1, 7, 256, 10_001] {
+            let x = noise(n, 5);
+            let want = x.iter().map(|&x| f64::from(x)).sum::<f64>() / n as f64;
+            for got in in_all_orders(|| {
+                let (out, x) = (unwritten::<f32>(1), Buffer::new(&x));
+                let arguments = (out.at(), x.at(), n as u32, 1.0 / n as f32);
+                launch("sum_values", [1, 1, 1], [256, 1], 0, arguments);
+                vec![out.values()]
+            }) {
+                assert!((f64::from(got[0][0]) - want).abs() < 1e-7, "{n}");
+            }
+        }
+    }
+}
+
+mod layer_norm {
+    use super::*;
+
+    const EPS: f64 = 1e-5;
+
+    struct Case<T> {
+        rows: usize,
+        width: usize,
+        residual: bool,
+        bias: bool,
+        dropout: Dropout,
+        element: std::marker::PhantomData<T>,
+    }
+
+    impl<T: Element> Case<T> {
+        fn check(&self, edit: impl Fn(&mut [f32])) {
+            let &Self {
+                rows,
+                width,
+                dropout,
+                ..
+            } = self;
+            let shape = [rows, width];
+            let n = rows * width;
+            let mut x = noise(n, 1);
+            edit(&mut x);
+            let x = rounded::<T>(&x);
+            let residual = rounded::<T>(&noise(n, 2));
+            let dy = rounded::<T>(&noise(n, 3));
+            let (w, b) = (noise(width, 4), noise(width, 5));
+
+            let inputs = [var(&x, &shape), var(&residual, &shape)];
+            let (weight, bias) = (param(&w, &[width]), param(&b, &[width]));
+            let some_bias = self.bias.then_some(&bias);
+            let y = if self.residual {
+                ops::add_layer_norm(&inputs[0], &inputs[1], &weight, some_bias, EPS, dropout)
+            } else {
+                let dropped = ops::dropout(&inputs[0], dropout).unwrap();
+                ops::layer_norm(&dropped, &weight, some_bias, EPS)
+            }
+            .unwrap();
+            let grads = gradients(&y, &dy, &[&inputs[0], &inputs[1]]);
+
+            for got in in_all_orders(|| self.run(&x, &residual, &dy, &w, &b)) {
+                close::<T>("y", &got[0], &values(&y), 1e-5);
+                close::<T>("dx", &got[2], &grads[0], 1e-5);
+                if self.residual {
+                    close::<T>("dsum", &got[1], &grads[1], 1e-5);
+                }
+                close::<f32>("dw", &got[3], &grad_of(&weight), 1e-5);
+                if self.bias {
+                    close::<f32>("db", &got[4], &grad_of(&bias), 1e-5);
+                }
+            }
+        }
+
+        /// y, dsum, dx, dw, db.
+        fn run(
+            &self,
+            x: &[f32],
+            residual: &[f32],
+            dy: &[f32],
+            w: &[f32],
+            b: &[f32],
+        ) -> Vec<Vec<f32>> {
+            let &Self {
+                rows,
+                width,
+                dropout,
+                ..
+            } = self;
+            let n = rows * width;
+            let [x, residual, dy] = [x, residual, dy].map(activations::<T>);
+            let [w, b] = [w, b].map(|x| Buffer::new(x));
+            let residual = if self.residual { residual.at() } else { NULL };
+            let y = unwritten::<T>(n);
+            let [mean, rstd] = [(); 2].map(|()| unwritten::<f32>(rows));
+            let block = row_block(width, 8);
+            launch(
+                &format!("layer_norm_forward_{}", T::NAME),
+                [rows.div_ceil(block[1]), 1, 1],
+                block,
+                4 * block[1] * width,
+                (
+                    y.at(),
+                    mean.at(),
+                    rstd.at(),
+                    x.at(),
+                    residual,
+                    w.at(),
+                    if self.bias { b.at() } else { NULL },
+                    rows as u32,
+                    width as u32,
+                    EPS as f32,
+                    dropout.p,
+                    dropout.key,
+                ),
+            );
+            let block = row_block(width, (49_152 / (16 * width)).clamp(1, 8));
+            // Fewer blocks than rows, so that blocks have several.
+            let blocks = rows.div_ceil(block[1]).min(2);
+            let [dsum, dx] = [(); 2].map(|()| unwritten::<T>(n));
+            let partials = unwritten::<f32>(blocks * 2 * width);
+            launch(
+                &format!("layer_norm_backward_{}", T::NAME),
+                [blocks, 1, 1],
+                block,
+                16 * block[1] * width,
+                (
+                    dsum.at(),
+                    if dropout.is_active() { dx.at() } else { NULL },
+                    partials.at(),
+                    dy.at(),
+                    x.at(),
+                    residual,
+                    w.at(),
+                    mean.at(),
+                    rstd.at(),
+                    rows as u32,
+                    width as u32,
+                    dropout.p,
+                    dropout.key,
+                ),
+            );
+            let [dw, db] = [(); 2].map(|()| unwritten::<f32>(width));
+            reduce([Some(&dw), Some(&db)], &partials, blocks, width, [0, 0]);
+            let dx = if dropout.is_active() { &dx } else { &dsum };
+            vec![
+                widened(&y),
+                widened(&dsum),
+                widened(dx),
+                dw.values(),
+                db.values(),
+            ]
+        }
+    }
+
+    fn check<T: Element>() {
+        for (rows, width) in [
+            (1, 1),
+            (7, 30),
+            (7, 768),
+            (40, 8),
+            (1, 1000),
+            (3, 1500),
+            (2, 1024),
+        ] {
+            for dropout in DROPOUTS {
+                for (residual, bias) in [(true, true), (false, false)] {
+                    let element = std::marker::PhantomData;
+                    Case::<T> {
+                        rows,
+                        width,
+                        residual,
+                        bias,
+                        dropout,
+                        element,
+                    }
+                    .check(|_| ());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn f32_is_the_cpus() {
+        check::<f32>();
+    }
+
+    #[test]
+    fn narrow_types_are_the_cpus_rounded() {
+        check::<bf16>();
+        check::<f16>();
+    }
+
+    #[test]
+    fn nan_stays_in_its_row() {
+        for (rows, width) in [(3, 30), (3, 768), (2, 1500)] {
+            let case = Case::<f32> {
+                rows,
+                width,
+                residual: true,
+                bias: true,
+                dropout: NO_DROPOUT,
+                element: std::marker::PhantomData,
+            };
+            case.check(|x| x[width + width / 2] = f32::NAN);
+        }
+    }
+}
+
+mod activation {
+    use super::*;
+
+    const ALL: [Activation; 6] = [
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Relu,
+        Activation::Silu,
+        Activation::Tanh,
+        Activation::Linear,
+    ];
+
+    fn check<T: Element>() {
+        for (rows, width) in [(1, 1), (7, 30), (130, 40), (5, 1000), (9, 768)] {
+            for (code, activation) in ALL.into_iter().enumerate() {
+                for with_bias in [true, false] {
+                    case::<T>([rows, width], code as u32, activation, with_bias);
+                }
+            }
+        }
+    }
+
+    fn case<T: Element>(
+        [rows, width]: [usize; 2],
+        code: u32,
+        activation: Activation,
+        with_bias: bool,
+    ) {
+        let n = rows * width;
+        let mut x: Vec<f32> = noise(n, 1).iter().map(|x| 5.0 * x).collect();
+        for (x, extreme) in x[n / 2..].iter_mut().zip([0.0, -1e4, 1e4, f32::NAN]) {
+            *x = extreme;
+        }
+        let x = rounded::<T>(&x);
+        let dy = rounded::<T>(&noise(n, 2));
+        let b = if with_bias {
+            noise(width, 3)
+        } else {
+            vec![0.0; width]
+        };
+        let sums: Vec<f32> = x
+            .iter()
+            .enumerate()
+            .map(|(i, x)| x + b[i % width])
+            .collect();
+        let input = var(&sums, &[rows, width]);
+        let y = activation.apply(&input).unwrap();
+        let dx = gradients(&y, &dy, &[&input]).remove(0);
+        let db: Vec<f32> = (0..width)
+            .map(|c| (0..rows).map(|r| f64::from(dx[r * width + c])).sum::<f64>() as f32)
+            .collect();
+        let plain: Vec<f32> = (0..width)
+            .map(|c| (0..rows).map(|r| f64::from(x[r * width + c])).sum::<f64>() as f32)
+            .collect();
+        for got in in_all_orders(|| {
+            let [dy, x] = [&dy, &x].map(|x| activations::<T>(x));
+            let b = Buffer::new(&b);
+            let bias = if with_bias { b.at() } else { NULL };
+            let [y, dx] = [(); 2].map(|()| unwritten::<T>(n));
+            let (grid, parts) = column_grid::<T>(rows, width);
+            let sizes = (rows as u32, width as u32);
+            launch(
+                &format!("bias_act_forward_{}", T::NAME),
+                [grid[0], rows.div_ceil(32), 1],
+                [32, 8],
+                0,
+                (y.at(), x.at(), bias, sizes.0, sizes.1, code),
+            );
+            let [partials, columns] = [(); 2].map(|()| unwritten::<f32>(parts * width));
+            launch(
+                &format!("bias_act_backward_{}", T::NAME),
+                grid,
+                [32, 8],
+                0,
+                (
+                    dx.at(),
+                    partials.at(),
+                    dy.at(),
+                    x.at(),
+                    bias,
+                    sizes.0,
+                    sizes.1,
+                    code,
+                ),
+            );
+            launch(
+                &format!("column_sums_{}", T::NAME),
+                grid,
+                [32, 8],
+                0,
+                (columns.at(), x.at(), sizes.0, sizes.1, sizes.1),
+            );
+            let [db, plain] = [(); 2].map(|()| unwritten::<f32>(width));
+            reduce([Some(&db), None], &partials, parts, width, [0, 0]);
+            reduce([Some(&plain), None], &columns, parts, width, [0, 0]);
+            // In the gradient's place.
+            launch(
+                &format!("bias_act_backward_{}", T::NAME),
+                grid,
+                [32, 8],
+                0,
+                (dy.at(), NULL, dy.at(), x.at(), bias, sizes.0, sizes.1, code),
+            );
+            vec![
+                widened(&y),
+                widened(&dx),
+                db.values(),
+                plain.values(),
+                widened(&dy),
+            ]
+        }) {
+            let what = |part| format!("{activation:?} {rows} {width} {part}");
+            close::<T>(&what("y"), &got[0], &values(&y), 1e-5);
+            close::<T>(&what("dx"), &got[1], &dx, 1e-5);
+            close::<f32>(&what("db"), &got[2], &db, 1e-5);
+            close::<f32>(&what("sums"), &got[3], &plain, 1e-5);
+            close::<T>(&what("dx in place"), &got[4], &got[1], 0.0);
+        }
+    }
+
+    #[test]
+    fn f32_is_the_cpus() {
+        check::<f32>();
+    }
+
+    #[test]
+    fn narrow_types_are_the_cpus_rounded() {
+        check::<bf16>();
+        check::<f16>();
+    }
+
+    #[test]
+    fn column_sums_pass_over_what_lies_between_rows() {
+        fn check<T: Element>() {
+            for (rows, width, stride) in [(7, 30, 31), (70, 101, 104)] {
+                let mut x = noise(rows * stride, 1);
+                for row in x.chunks_mut(stride) {
+                    row[width..].fill(f32::NAN);
+                }
+                let x = rounded::<T>(&x);
+                let want: Vec<f32> = (0..width)
+                    .map(|c| (0..rows).map(|r| x[r * stride + c]).sum::<f32>())
+                    .collect();
+                for got in in_all_orders(|| {
+                    let x = activations::<T>(&x);
+                    let (grid, parts) = column_grid::<T>(rows, width);
+                    let (partials, sums) =
+                        (unwritten::<f32>(parts * width), unwritten::<f32>(width));
+                    let arguments = (
+                        partials.at(),
+                        x.at(),
+                        rows as u32,
+                        width as u32,
+                        stride as u32,
+                    );
+                    launch(
+                        &format!("column_sums_{}", T::NAME),
+                        grid,
+                        [32, 8],
+                        0,
+                        arguments,
+                    );
+                    reduce([Some(&sums), None], &partials, parts, width, [0, 0]);
+                    vec![sums.values()]
+                }) {
+                    close::<f32>("sums", &got[0], &want, 1e-5);
+                }
+            }
+        }
+        check::<f32>();
+        check::<bf16>();
+    }
+}
