@@ -67,7 +67,7 @@ pub fn attention(
     let sizes = Sizes::new(q, k, v, heads)?;
     check_mask(mask, &sizes)?;
     #[cfg(feature = "cuda")]
-    if !sizes.is_empty() && [q, k, v].iter().all(|x| super::cuda::takes(x, [])) {
+    if [q, k, v].iter().all(|x| super::cuda::takes(x, [])) {
         return super::cuda::attention([q, k, v], sizes, mask, scale, dropout);
     }
     let floats = [q, k, v].iter().all(|x| storage::is_cpu_f32(x));
@@ -206,7 +206,7 @@ impl Sizes {
         })
     }
 
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         [self.batch, self.queries, self.keys, self.key, self.value].contains(&0)
     }
 

@@ -46,7 +46,7 @@ fn kernel() -> AttentionKernel {
     }
 }
 
-/// As [`super::super::attention()`], for arguments whose shapes have been checked and none of which is empty.
+/// As [`super::super::attention()`], for arguments whose shapes have been checked.
 pub(in crate::ops) fn attention(
     [q, k, v]: [&Tensor; 3],
     sizes: Sizes,
@@ -56,6 +56,10 @@ pub(in crate::ops) fn attention(
 ) -> Result<Tensor> {
     let gpu = Gpu::of(q.device())?;
     let dtype = compute_dtype(q);
+    if sizes.is_empty() {
+        let shape = (sizes.batch, sizes.queries, sizes.heads * sizes.value);
+        return super::nothing(shape, dtype, q.device());
+    }
     let (q, k, v) = (
         prepared(q, dtype)?,
         prepared(k, dtype)?,

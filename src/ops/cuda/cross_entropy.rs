@@ -28,7 +28,7 @@ pub(in crate::ops) fn masked_cross_entropy(
     if !tape::tracked(&args) {
         // Nothing to keep: blocks of rows bound the memory, whatever their number.
         const ROWS: usize = 1024;
-        let losses = gpu.zeros(rows.max(1), DType::F32)?;
+        let losses = gpu.zeros(rows, DType::F32)?;
         for (i, targets) in targets.chunks(ROWS).enumerate() {
             let hidden = hidden.narrow(0, i * ROWS, targets.len())?;
             let to = losses.ptr() + (i * ROWS * size_of::<f32>()) as u64;
@@ -36,7 +36,7 @@ pub(in crate::ops) fn masked_cross_entropy(
         }
         return Ok(total(&gpu, &losses, rows)?.into_tensor());
     }
-    let losses = gpu.zeros(rows.max(1), DType::F32)?;
+    let losses = gpu.zeros(rows, DType::F32)?;
     let kept = match rows {
         0 => None,
         _ => Some(forward(

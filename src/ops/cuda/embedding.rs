@@ -108,12 +108,10 @@ impl Plan {
                 runs,
             )),
         };
-        // Nothing is uploaded from an empty list, and nothing launched for it.
-        let some = |values: &[u32]| gpu.upload(if values.is_empty() { &[0] } else { values });
         Ok(Self {
-            positions: some(&host.positions)?,
-            begins: some(&host.begins)?,
-            targets: some(&host.targets)?,
+            positions: gpu.upload(&host.positions)?,
+            begins: gpu.upload(&host.begins)?,
+            targets: gpu.upload(&host.targets)?,
             pieces: host.targets.len(),
             shared: host.run_begins.last().map_or(0, |&end| end as usize),
             runs,

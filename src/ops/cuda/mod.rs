@@ -76,6 +76,9 @@ fn wanted_dtype() -> Option<DType> {
 
 /// A contiguous `x` of that dtype, in the graph.
 fn prepared(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    if x.elem_count() == 0 {
+        return nothing(x.shape(), dtype, x.device());
+    }
     let x = x.contiguous()?;
     if x.dtype() == dtype {
         return Ok(x);
@@ -94,6 +97,11 @@ fn prepared(x: &Tensor, dtype: DType) -> Result<Tensor> {
             ])
         },
     )
+}
+
+/// A tensor without elements.
+fn nothing(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
+    Ok(Gpu::of(device)?.zeros(shape, dtype)?.into_tensor())
 }
 
 /// What one of candle's own operations makes of a tensor's storage.
@@ -141,22 +149,25 @@ impl Gpu {
     /// Memory that the caller overwrites before anyone reads it.
     fn for_overwrite(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Fresh> {
         let shape = shape.into();
+        // There is no memory of no bytes.
+        let size = Shape::from(shape.elem_count().max(1));
         // SAFETY: numbers have no invalid values; that each is written before it is read is the caller's business, as for
         // vectors on the CPU.
-        let storage = unsafe { self.device.alloc_uninit(&shape, dtype)? };
+        let storage = unsafe { self.device.alloc_uninit(&size, dtype)? };
         Ok(Fresh { storage, shape })
     }
 
     fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Fresh> {
         let shape = shape.into();
-        let storage = self.device.zeros_impl(&shape, dtype)?;
+        let size = Shape::from(shape.elem_count().max(1));
+        let storage = self.device.zeros_impl(&size, dtype)?;
         Ok(Fresh { storage, shape })
     }
 
     /// Copies `values` to the GPU without waiting for it.
     fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>> {
         // SAFETY: all of it is written below, before anything that is called later reads it.
-        let buffer = unsafe { self.device.alloc::<T>(values.len())? };
+        let buffer = unsafe { self.device.alloc::<T>(values.len().max(1))? };
         let (start, _) = buffer.device_ptr(&self.stream);
         self.overwrite(start, values)?;
         Ok(buffer)
