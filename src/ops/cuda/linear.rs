@@ -3,6 +3,7 @@
 use candle_core::{DType, Shape, Tensor};
 
 use super::gemm::{Matrix, gemm};
+use super::lt::{Epilogue, gemm_with};
 use super::{
     Fresh, Gpu, args, column_grid, compute_dtype, lock, pointer, pointer_or_null, prepared, size,
     suffix,
@@ -42,11 +43,7 @@ pub(in crate::ops) fn linear_act(
         let rows = x.elem_count() / width;
         let wanted = bias.as_ref().filter(|_| wants_bias);
         if plain {
-            if let Some(bias) = wanted {
-                let dy = Matrix::new(pointer(dy)?, dtype, out);
-                super::bias_gradient(&gpu, dy, (rows, out), bias)?;
-            }
-            let dx = products(&gpu, x, &weight, wants_weight, pointer(dy)?)?;
+            let dx = products(&gpu, x, &weight, wants_weight, pointer(dy)?, wanted)?;
             return Ok([dx, None, None]);
         }
         let taken = lock(&before).take();
@@ -65,7 +62,7 @@ pub(in crate::ops) fn linear_act(
             activation,
             (pointer_or_null(bias_value.as_ref())?, wanted),
         )?;
-        let dx = products(&gpu, x, &weight, wants_weight, before.ptr())?;
+        let dx = products(&gpu, x, &weight, wants_weight, before.ptr(), None)?;
         Ok([dx, None, None])
     })
 }
@@ -84,18 +81,23 @@ fn forward(
     let rows = x.elem_count() / width;
     let w = weight.rounded(dtype)?;
     let product = gpu.for_overwrite((rows, out), dtype)?;
-    // SAFETY: x is (rows, width), w (out, width), the product (rows, out); all are contiguous and of that dtype.
-    unsafe {
-        gemm(
-            gpu,
-            (rows, width, out),
-            (1.0, 0.0),
-            Matrix::new(product.ptr(), dtype, out),
-            Matrix::new(pointer(x)?, dtype, width),
-            Matrix::new(pointer(&w)?, dtype, width).t(),
-        )?;
+    let sizes = (rows, width, out);
+    let y = Matrix::new(product.ptr(), dtype, out);
+    let from = Matrix::new(pointer(x)?, dtype, width);
+    let by = Matrix::new(pointer(&w)?, dtype, width).t();
+    let plain = activation == Activation::Linear;
+    if let Some(bias) = bias.filter(|_| plain) {
+        let bias = bias.rounded(dtype)?;
+        let epilogue = Epilogue::AddBias(pointer(&bias)?);
+        // SAFETY: x is (rows, width), w (out, width), the product (rows, out), the bias (out); all are contiguous and of that
+        // dtype.
+        if unsafe { gemm_with(gpu, sizes, 0.0, y, from, by, epilogue)? } {
+            return Ok((product, None));
+        }
     }
-    if bias.is_none() && activation == Activation::Linear {
+    // SAFETY: as above.
+    unsafe { gemm(gpu, sizes, (1.0, 0.0), y, from, by)? };
+    if bias.is_none() && plain {
         return Ok((product, None));
     }
     let bias = bias.map(Param::value);
@@ -158,26 +160,46 @@ pub(super) fn activation_backward(
     }
 }
 
-/// The two products of the backward pass: the weight's gradient into its place, the input's returned.
+/// The two products of the backward pass: the weight's gradient into its place, the input's returned. On the way the
+/// gradient of `bias` goes into its place, the sum of the rows of `dy`.
 fn products(
     gpu: &Gpu,
     x: &Tensor,
     weight: &Param,
     wants_weight: bool,
     dy: u64,
+    bias: Option<&Param>,
 ) -> Result<Option<Tensor>> {
     let dtype = x.dtype();
     let (out, width) = weight.shape().dims2()?;
     let rows = x.elem_count() / width;
     let dy = Matrix::new(dy, dtype, out);
+    let mut bias = bias;
     if wants_weight {
         let x = Matrix::new(pointer(x)?, dtype, width);
+        let sizes = (out, rows, width);
+        let sums = gpu.for_overwrite(out, DType::F32)?;
+        let mut summed = false;
         weight.update_grad_tensor(|dw, fresh| {
             let dw = Matrix::new(pointer(dw)?, DType::F32, width);
             let beta = if fresh { 0.0 } else { 1.0 };
-            // SAFETY: dw is (out, width) of f32, dy (rows, out) and x (rows, width) of the activations' dtype.
-            unsafe { gemm(gpu, (out, rows, width), (1.0, beta), dw, dy.t(), x) }
+            // SAFETY: dw is (out, width) of f32, dy (rows, out) and x (rows, width) of the activations' dtype; the sums are
+            // `out` floats.
+            unsafe {
+                let epilogue = Epilogue::SumRows(sums.ptr());
+                summed = bias.is_some() && gemm_with(gpu, sizes, beta, dw, dy.t(), x, epilogue)?;
+                match summed {
+                    true => Ok(()),
+                    false => gemm(gpu, sizes, (1.0, beta), dw, dy.t(), x),
+                }
+            }
         })?;
+        if summed {
+            super::reduce_parts(gpu, &sums, (1, size(out)?), bias.take(), None)?;
+        }
+    }
+    if let Some(bias) = bias {
+        super::bias_gradient(gpu, dy, (rows, out), bias)?;
     }
     if !x.track_op() {
         return Ok(None);

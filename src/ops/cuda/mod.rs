@@ -14,6 +14,7 @@ mod embedding;
 mod gemm;
 mod layer_norm;
 mod linear;
+mod lt;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
