@@ -110,11 +110,11 @@ impl GradScale {
         Self { factor, clip: None }
     }
 
-    /// Scales gradients down further if their norm, which is `norm` before the multiplication, would be larger than
-    /// `max_norm`. A step whose norm is not finite changes nothing then.
+    /// Scales gradients down further where their norm after the multiplication is larger than `max_norm` (0 for any);
+    /// `norm` is that of the gradients as they are. A step whose norm is not finite changes nothing then.
     #[must_use]
     pub fn clipped(mut self, norm: GradNorm, max_norm: f64) -> Self {
-        self.clip = (max_norm > 0.0).then_some((norm, max_norm));
+        self.clip = Some((norm, max_norm));
         self
     }
 
@@ -123,15 +123,18 @@ impl GradScale {
         let Some((norm, most)) = &self.clip else {
             return Ok(Some(self.factor));
         };
-        let norm = norm.value()? * self.factor;
+        let norm = norm.unscaled()? * self.factor;
         Ok(norm
             .is_finite()
             .then(|| self.factor * clip_factor(norm, *most)))
     }
 }
 
-/// What a gradient of that norm is multiplied by so that its norm is at most `max_norm`.
+/// What a gradient of that norm is multiplied by so that its norm is at most `max_norm`, if that is not 0.
 fn clip_factor(norm: f64, max_norm: f64) -> f64 {
+    if max_norm <= 0.0 {
+        return 1.0;
+    }
     // The small constant is PyTorch's.
     (max_norm / (norm + 1e-6)).min(1.0)
 }
@@ -170,7 +173,13 @@ fn step_on_gpu(groups: &mut [AdamWGroup<'_>], scale: &GradScale) -> Result<bool>
         return Ok(false);
     }
     let clip = match &scale.clip {
-        Some((GradNorm(Source::Gpu(norm)), most)) => Some((norm, *most)),
+        Some((
+            GradNorm {
+                source: Source::Gpu(norm),
+                ..
+            },
+            most,
+        )) => Some((norm, *most)),
         Some(_) => {
             // The norm is known already.
             if let Some(factor) = scale.value()? {
@@ -347,17 +356,20 @@ pub fn grad_norm_later(params: &[Param]) -> Result<GradNorm> {
     if let Some(first) = params.first()
         && (params.iter()).all(|param| cuda::takes(&first.value(), [*param]))
     {
-        return Ok(GradNorm(match cuda::Norm::of(&params)? {
+        return Ok(GradNorm::new(match cuda::Norm::of(&params)? {
             Some(norm) => Source::Gpu(norm),
             None => Source::Known(0.0),
         }));
     }
-    Ok(GradNorm(Source::Known(norm_of_each(&params)?)))
+    Ok(GradNorm::new(Source::Known(norm_of_each(&params)?)))
 }
 
 /// A gradient norm that may still be on its way.
 #[derive(Clone)]
-pub struct GradNorm(Source);
+pub struct GradNorm {
+    source: Source,
+    factor: f64,
+}
 
 #[derive(Clone)]
 enum Source {
@@ -367,9 +379,28 @@ enum Source {
 }
 
 impl GradNorm {
+    fn new(source: Source) -> Self {
+        Self {
+            source,
+            factor: 1.0,
+        }
+    }
+
+    /// The norm of the gradients times `factor`: what [`GradNorm::value`] gives from now on.
+    #[must_use]
+    pub fn times(mut self, factor: f64) -> Self {
+        self.factor *= factor;
+        self
+    }
+
     /// The norm, for which a GPU is waited for.
     pub fn value(&self) -> Result<f64> {
-        match &self.0 {
+        Ok(self.unscaled()? * self.factor)
+    }
+
+    /// The norm of the gradients as they are.
+    fn unscaled(&self) -> Result<f64> {
+        match &self.source {
             Source::Known(norm) => Ok(*norm),
             #[cfg(feature = "cuda")]
             Source::Gpu(norm) => norm.value(),
@@ -379,8 +410,8 @@ impl GradNorm {
 
 impl std::fmt::Debug for GradNorm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.0 {
-            Source::Known(norm) => write!(f, "GradNorm({norm})"),
+        match &self.source {
+            Source::Known(norm) => write!(f, "GradNorm({})", norm * self.factor),
             #[cfg(feature = "cuda")]
             Source::Gpu(_) => write!(f, "GradNorm(on the GPU)"),
         }

@@ -137,8 +137,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// A copy of `v` whose backward pass also hands `bias` the gradient that has been left in `grad` by then.
-fn ride(v: &Tensor, bias: &Tensor, grad: &Arc<Mutex<Option<Tensor>>>) -> Result<Tensor> {
-    let copy = storage::with(v, <[f32]>::to_vec)?;
+pub(super) fn ride(v: &Tensor, bias: &Tensor, grad: &Arc<Mutex<Option<Tensor>>>) -> Result<Tensor> {
+    let copy = tape::Data::copied(v)?;
     let bias_grad = Arc::clone(grad);
     tape::record(
         "attention_bias",
@@ -146,9 +146,11 @@ fn ride(v: &Tensor, bias: &Tensor, grad: &Arc<Mutex<Option<Tensor>>>) -> Result<
         copy,
         v.shape(),
         move |args, _, grad| {
+            let of_bias = lock(&bias_grad).take();
+            let of_bias = of_bias.map(|grad| grad.to_dtype(args[1].dtype()));
             Ok([
                 args[0].track_op().then(|| grad.clone()),
-                lock(&bias_grad).take(),
+                of_bias.transpose()?,
                 None,
             ])
         },

@@ -58,6 +58,15 @@ impl From<CudaStorage> for Data {
 }
 
 impl Data {
+    /// A copy of the elements of a contiguous tensor.
+    pub(crate) fn copied(tensor: &Tensor) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if tensor.device().is_cuda() {
+            return super::cuda::copied(tensor).map(Self::Cuda);
+        }
+        storage::with(tensor, <[f32]>::to_vec).map(Self::Cpu)
+    }
+
     /// The tensor over it, outside of any graph.
     fn into_tensor(self, shape: Shape) -> Result<Tensor> {
         Ok(match self {

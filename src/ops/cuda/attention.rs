@@ -4,16 +4,14 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 
-use candle_core::backend::BackendStorage;
 use candle_core::{DType, Tensor};
 
 use super::gemm::{Heads, Matrix, gemm_heads};
 use super::{
-    Fresh, Gpu, Grid, args, compute_dtype, lock, on_storage, pointer, pointer_or_null, prepared,
-    size, suffix,
+    Fresh, Gpu, Grid, args, compute_dtype, lock, pointer, pointer_or_null, prepared, size, suffix,
 };
 use crate::Result;
-use crate::ops::attention::{AttentionKernel, Sizes, reduce_to};
+use crate::ops::attention::{AttentionKernel, Sizes, reduce_to, ride};
 use crate::ops::{AttentionMask, Dropout, lowest, tape};
 
 /// 0 is "not asked yet"; the others are [`AttentionKernel`]s.
@@ -154,25 +152,6 @@ pub(in crate::ops) fn attention(
             let [dq, dk, dv] = grads.map(Fresh::into_tensor);
             let wanted = |i: usize, grad: Tensor| args[i].track_op().then_some(grad);
             Ok([wanted(0, dq), wanted(1, dk), wanted(2, dv)])
-        },
-    )
-}
-
-/// A copy of `v` whose backward pass also hands `bias` the gradient that has been left in `grad` by then.
-fn ride(v: &Tensor, bias: &Tensor, grad: &Arc<Mutex<Option<Tensor>>>) -> Result<Tensor> {
-    let copy = on_storage(v, |storage, layout| storage.try_clone(layout))?;
-    let bias_grad = Arc::clone(grad);
-    tape::record(
-        "attention_bias",
-        &[v, bias],
-        copy,
-        v.shape(),
-        move |args, _, grad| {
-            let of_bias = lock(&bias_grad).take();
-            let of_bias = of_bias
-                .map(|grad: Tensor| grad.to_dtype(args[1].dtype()))
-                .transpose()?;
-            Ok([args[0].track_op().then(|| grad.clone()), of_bias, None])
         },
     )
 }

@@ -105,6 +105,17 @@ fn nothing(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Ten
     Ok(Gpu::of(device)?.zeros(shape, dtype)?.into_tensor())
 }
 
+/// A copy of a contiguous tensor's elements.
+pub(super) fn copied(tensor: &Tensor) -> Result<CudaStorage> {
+    let mut copy = Gpu::of(tensor.device())?.for_overwrite(tensor.shape(), tensor.dtype())?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else {
+        return Err(not_on_gpu());
+    };
+    storage.copy_strided_src(&mut copy.storage, 0, layout)?;
+    Ok(copy.storage)
+}
+
 /// What one of candle's own operations makes of a tensor's storage.
 fn on_storage(
     x: &Tensor,
