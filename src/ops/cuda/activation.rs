@@ -30,7 +30,7 @@ pub(in crate::ops) fn activation(x: &Tensor, activation: Activation) -> Result<T
             gpu.launch(
                 "activation",
                 &kernel,
-                column_grid(rows, width, 32, 65_535)?,
+                column_grid((rows, width), dtype, 32, 65_535)?,
                 arguments,
             )?
         };

@@ -120,7 +120,7 @@ fn forward(
         gpu.launch(
             "activation",
             &kernel,
-            column_grid(rows, out, 32, 65_535)?,
+            column_grid((rows, out), dtype, 32, 65_535)?,
             arguments,
         )?
     };
@@ -141,7 +141,7 @@ pub(super) fn activation_backward(
     activation: Activation,
     (bias, wanted): (u64, Option<&Param>),
 ) -> Result<()> {
-    let grid = column_grid(rows, width, 64, 64)?;
+    let grid = column_grid((rows, width), dtype, 64, 64)?;
     let (rows, width) = (size(rows)?, size(width)?);
     let parts = grid.blocks.1;
     let partials = match wanted {

@@ -512,7 +512,7 @@ fn reduce_parts(
 
 /// The gradient of a bias: the sums of the columns of `dy` (rows, width).
 fn bias_gradient(gpu: &Gpu, dy: Matrix, (rows, width): (usize, usize), bias: &Param) -> Result<()> {
-    let grid = column_grid(rows, width, 64, 64)?;
+    let grid = column_grid((rows, width), dy.dtype, 64, 64)?;
     let parts = grid.blocks.1;
     let partials = gpu.for_overwrite((parts as usize, width), DType::F32)?;
     let kernel = format!("column_sums_{}", suffix(dy.dtype));
@@ -525,11 +525,17 @@ fn bias_gradient(gpu: &Gpu, dy: Matrix, (rows, width): (usize, usize), bias: &Pa
 
 /// The grid of the kernels over (rows, width) that go down the columns: up to `most` rows of blocks with `each` rows or
 /// more, each of which leaves a row of sums where sums are wanted.
-fn column_grid(rows: usize, width: usize, each: usize, most: u32) -> Result<Grid> {
+fn column_grid(
+    (rows, width): (usize, usize),
+    dtype: DType,
+    each: usize,
+    most: u32,
+) -> Result<Grid> {
+    // A thread takes 16 bytes of a row.
+    let columns = 32 * 16 / dtype.size_in_bytes();
     let parts = size(rows.div_ceil(each))?.clamp(1, most);
-    // Enough for elements of two bytes; with wider ones the kernels go on to what is left.
     Ok(Grid::new(
-        (size(width.div_ceil(128))?, parts, 1),
+        (size(width.div_ceil(columns))?, parts, 1),
         (32, 8, 1),
     ))
 }
