@@ -223,28 +223,36 @@ pub fn launch<A: Arguments>(
     try_launch(name, grid, block, shared, arguments).unwrap();
 }
 
-/// What `f` returns, which must be the same bits whatever the order of blocks, warps and lanes: otherwise a barrier is
-/// missing. Once with all buffers at multiples of 16 bytes, once with none: that result may differ, and comes second.
+/// What `f` returns, which must be the same bits whatever the order of blocks, warps and lanes (rising, falling, then
+/// shuffled; asynchronous copies as early as they may come, then as late): otherwise a barrier is missing.
+pub fn in_orders(orders: u32, f: impl Fn() -> Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+    let bits = |lists: &Vec<Vec<f32>>| -> Vec<Vec<u32>> {
+        let bits = |list: &Vec<f32>| list.iter().map(|x| x.to_bits()).collect();
+        lists.iter().map(bits).collect()
+    };
+    let mut runs = (0..orders).map(|order| {
+        ORDER.set(order);
+        f()
+    });
+    let first = runs.next().unwrap();
+    for other in runs {
+        assert!(
+            bits(&first) == bits(&other),
+            "the order of threads shows in the result"
+        );
+    }
+    ORDER.set(0);
+    first
+}
+
+/// As [`in_orders`], in three of them; once with all buffers at multiples of 16 bytes, once with none: a kernel may take
+/// another way through them then, so the bits may differ.
 pub fn in_all_orders(f: impl Fn() -> Vec<Vec<f32>>) -> [Vec<Vec<f32>>; 2] {
     [false, true].map(|shifted| {
         SHIFTED.set(shifted);
-        let bits = |lists: &Vec<Vec<f32>>| -> Vec<Vec<u32>> {
-            let bits = |list: &Vec<f32>| list.iter().map(|x| x.to_bits()).collect();
-            lists.iter().map(bits).collect()
-        };
-        ORDER.set(0);
-        let first = f();
-        for order in 1..3 {
-            ORDER.set(order);
-            let other = f();
-            assert!(
-                bits(&first) == bits(&other),
-                "the order of threads shows in the result"
-            );
-        }
-        ORDER.set(0);
+        let got = in_orders(3, &f);
         SHIFTED.set(false);
-        first
+        got
     })
 }
 

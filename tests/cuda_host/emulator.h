@@ -157,37 +157,33 @@ namespace emulator {
 inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 inline float widen(__half x) { return __half2float(x); }
 
-template <class T>
-float half_of(uint32_t pair, int high) {
-    T x;
-    x.bits = uint16_t(high ? pair >> 16 : pair);
-    return widen(x);
-}
-
 // d (16, 8) += a (16, 16) b (16, 8). A lane holds of a: rows g and g + 8 in columns 2t, 2t + 1, 2t + 8, 2t + 9; of b: the same
 // rows 2t.. in column g; of d: rows g and g + 8 in columns 2t, 2t + 1, where g = lane / 4 and t = lane % 4.
 template <class T>
 void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-    const unsigned char* all = exchange("mma", sizeof(T), mine, sizeof(mine));
-    int group = lane() / 4, pair = lane() % 4;
-    float left[2][16], right[2][16];
-    for (int k = 0; k < 16; k++) {
-        int from = (k % 8) / 2, high = k % 2, upper = k / 8;
-        uint32_t words[6];
-        memcpy(words, all + (group * 4 + from) * slot, sizeof(words));
-        left[0][k] = half_of<T>(words[2 * upper], high);
-        left[1][k] = half_of<T>(words[2 * upper + 1], high);
-        for (int n = 0; n < 2; n++) {
-            memcpy(words, all + ((2 * pair + n) * 4 + from) * slot, sizeof(words));
-            right[n][k] = half_of<T>(words[4 + upper], high);
-        }
+    // Each lane brings its 8 elements of a and 4 of b.
+    float mine[12];
+    for (int i = 0; i < 12; i++) {
+        const uint32_t pair = i < 8 ? a[i / 2] : b[i / 2 - 4];
+        T x;
+        x.bits = uint16_t(i % 2 ? pair >> 16 : pair);
+        mine[i] = widen(x);
     }
-    for (int m = 0; m < 2; m++) {
+    const unsigned char* all = exchange("mma", sizeof(T), mine, sizeof(mine));
+    const int group = lane() / 4, pair = lane() % 4;
+    for (int from = 0; from < 4; from++) {
+        // Columns of a and rows of b: 2 from, 2 from + 1, and the same + 8.
+        float left[8], right[2][4];
+        memcpy(left, all + (group * 4 + from) * slot, sizeof(left));
         for (int n = 0; n < 2; n++) {
-            float sum = d[2 * m + n];
-            for (int k = 0; k < 16; k++) sum += left[m][k] * right[n][k];
-            d[2 * m + n] = sum;
+            memcpy(right[n], all + ((2 * pair + n) * 4 + from) * slot + sizeof(left), sizeof(right[n]));
+        }
+        for (int k = 0; k < 4; k++) {
+            for (int m = 0; m < 2; m++) {
+                // Registers of a: row g, row g + 8, then both with columns + 8.
+                const float x = left[(m + k / 2 * 2) * 2 + k % 2];
+                for (int n = 0; n < 2; n++) d[2 * m + n] += x * right[n][k];
+            }
         }
     }
 }
