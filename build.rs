@@ -67,17 +67,16 @@ fn compile() -> Result<(), String> {
 /// The compute capability to compile for, as in `sm_90`.
 fn architecture() -> Result<String, String> {
     if let Ok(asked) = std::env::var("CUDA_COMPUTE_CAP") {
+        // 90, 90a, 9.0, 120f: a number and perhaps a letter.
         let digits = asked.trim().replace('.', "");
-        let (number, suffix) = digits.split_at(digits.len().min(2 + usize::from(digits.len() > 3)));
-        // 90, 90a, 9.0, 120, 120f: a number and perhaps a letter.
-        let number = number.trim_end_matches(|c: char| c.is_ascii_lowercase());
-        let known = number.parse::<u32>().is_ok_and(|n| (50..1000).contains(&n));
-        if known && suffix.len() <= 1 {
-            return Ok(digits);
+        let number = digits.trim_end_matches(|c: char| c.is_ascii_lowercase());
+        let known = number.parse::<u32>().is_ok_and(|n| (10..1000).contains(&n));
+        if !known || digits.len() > number.len() + 1 {
+            return Err(format!(
+                "CUDA_COMPUTE_CAP={asked:?} is no compute capability; write it as 90 for an H100, 89 for an RTX 4090, 80 for an A100"
+            ));
         }
-        return Err(format!(
-            "CUDA_COMPUTE_CAP={asked:?} is no compute capability; write it as 90 for an H100, 89 for an RTX 4090, 80 for an A100"
-        ));
+        return new_enough(digits);
     }
     let found = Command::new("nvidia-smi")
         .args(["--query-gpu=compute_cap", "--format=csv,noheader"])
@@ -87,11 +86,24 @@ fn architecture() -> Result<String, String> {
         let number = |line: &str| line.trim().replace('.', "").parse::<u32>().ok();
         lines.lines().filter_map(number).min()
     });
-    lowest.map(|number| number.to_string()).ok_or_else(|| {
+    let lowest = lowest.ok_or_else(|| {
         "nvidia-smi names no GPU to compile for; set CUDA_COMPUTE_CAP to the compute capability of the GPU that will run this \
          (90 for an H100, 89 for an RTX 4090, 86 for an RTX 3090, 80 for an A100)"
             .to_owned()
-    })
+    })?;
+    new_enough(lowest.to_string())
+}
+
+/// The capability, unless the kernels' instructions for bf16 are missing there.
+fn new_enough(capability: String) -> Result<String, String> {
+    let number = capability.trim_end_matches(|c: char| c.is_ascii_lowercase());
+    match number.parse::<u32>() {
+        Ok(80..) => Ok(capability),
+        _ => Err(format!(
+            "the kernels need compute capability 8.0 or later (an A100, an RTX 30 or later), and {capability} is less; \
+             for an older GPU leave the feature cuda out"
+        )),
+    }
 }
 
 /// The compiler: `NVCC`, that of `CUDA_HOME` or `CUDA_PATH`, or the one in `PATH`.

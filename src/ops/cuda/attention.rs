@@ -333,7 +333,7 @@ impl Attention {
             rest,
         ]
         .concat();
-        let grid = self.tiles(s.keys, backward_kv_shared(s.key))?;
+        let grid = self.tiles(s.keys, backward_shared(s.key))?;
         // SAFETY: as forward; each gradient has the size of what it is of.
         unsafe { gpu.launch("attention", &self.fused_name("backward_kv"), grid, &kv)? };
         let of_q = [
@@ -343,7 +343,7 @@ impl Attention {
             rest,
         ]
         .concat();
-        let grid = self.tiles(s.queries, backward_q_shared(s.key))?;
+        let grid = self.tiles(s.queries, backward_shared(s.key))?;
         // SAFETY: as above.
         unsafe { gpu.launch("attention", &self.fused_name("backward_q"), grid, &of_q)? };
         Ok([dq, dk, dv])
@@ -537,12 +537,7 @@ impl Attention {
     }
 }
 
-/// Bytes of shared memory that the kernel for the gradients of keys and values uses.
-fn backward_kv_shared(d: usize) -> usize {
-    (2 * 64 + 4 * 64) * (d + 8) * 2
-}
-
-/// Bytes of shared memory that the kernel for the gradient of queries uses.
-fn backward_q_shared(d: usize) -> usize {
-    (2 * 64 + 4 * 64) * (d + 8) * 2
+/// Bytes of shared memory that the kernels for the gradients use: two tiles that stay, and two of halves that come and go.
+fn backward_shared(d: usize) -> usize {
+    (2 * 64 + 4 * 32) * (d + 8) * 2
 }

@@ -117,7 +117,7 @@ fn rstd(statistics: &Fresh, rows: u32) -> u64 {
 
 /// Blocks that each go through many rows, so that there are few sums to add up.
 fn backward_grid(rows: u32, width: u32) -> Grid {
-    const MOST_BLOCKS: u32 = 264;
+    const MOST_BLOCKS: u32 = 528;
     let most = (49_152 / (16 * width)).clamp(1, 8);
     let grid = Grid::rows(rows, width, most, 16);
     Grid {

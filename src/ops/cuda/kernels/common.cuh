@@ -104,6 +104,26 @@ __device__ __forceinline__ void store(T* to, const float (&from)[N]) {
     }
 }
 
+// N elements as they stand in memory, to be widened later: several of these can be on their way at once.
+template <class T, int N>
+struct Raw {
+    T elements[N];
+
+    __device__ __forceinline__ void load(const T* from) {
+        if constexpr (N * sizeof(T) == 16) {
+            const uint4 raw = *reinterpret_cast<const uint4*>(from);
+            memcpy(elements, &raw, sizeof(raw));
+        } else {
+#pragma unroll
+            for (int j = 0; j < N; j++) elements[j] = from[j];
+        }
+    }
+    __device__ __forceinline__ void widen(float (&to)[N]) const {
+#pragma unroll
+        for (int j = 0; j < N; j++) to[j] = to_float(elements[j]);
+    }
+};
+
 struct Sum {
     static constexpr float NONE = 0.0f;
     __device__ __forceinline__ static float join(float a, float b) { return a + b; }

@@ -11,21 +11,25 @@
 // memory as f32 between the passes, each thread touching its own columns only.
 #include "dropout.cuh"
 
-// N elements of residual + dropout(x) from element `at` on.
+// residual + dropout(x), of N elements from element `at` on.
 template <int N, class T>
-__device__ __forceinline__ void load_sum(const T* x, const T* residual, DropoutMask& mask, size_t at, float (&sum)[N]) {
-    load<N>(x + at, sum);
+__device__ __forceinline__ void add_up(const Raw<T, N>& x, const Raw<T, N>& residual, bool has_residual, DropoutMask& mask,
+                                       size_t at, float (&sum)[N]) {
+    x.widen(sum);
     if (mask.active()) {
 #pragma unroll
         for (int j = 0; j < N; j++) sum[j] *= mask.factor(at + j);
     }
-    if (residual != nullptr) {
+    if (has_residual) {
         float other[N];
-        load<N>(residual + at, other);
+        residual.widen(other);
 #pragma unroll
         for (int j = 0; j < N; j++) sum[j] += other[j];
     }
 }
+
+// How many pieces of a row a thread asks for before it works on the first.
+constexpr int BATCH = 4;
 
 template <class T, int N>
 __device__ void forward(T* y, float* mean_out, float* rstd_out, const T* x, const T* residual, const float* weight,
@@ -40,8 +44,11 @@ __device__ void forward(T* y, float* mean_out, float* rstd_out, const T* x, cons
 
     float total = 0.0f;
     for (u32 c = first; c < width; c += step) {
+        Raw<T, N> raw, other = {};
+        raw.load(x + start + c);
+        if (residual != nullptr) other.load(residual + start + c);
         float sum[N];
-        load_sum<N>(x, residual, mask, start + c, sum);
+        add_up(raw, other, residual != nullptr, mask, start + c, sum);
         store<N>(sums + c, sum);
 #pragma unroll
         for (int j = 0; j < N; j++) total += sum[j];
@@ -92,29 +99,43 @@ __device__ void backward(T* dsum, T* dx, float* partials, const T* dy, const T* 
         const size_t start = size_t(row) * width;
         const float mean = mean_in[row], rstd = rstd_in[row];
         float shift = 0.0f, slope = 0.0f;
-        for (u32 c = first; c < width; c += step) {
-            float n[N], g[N], w[N], sums[N];
-            load_sum<N>(x, residual, mask, start + c, n);
-            load<N>(dy + start + c, g);
-            load<N>(weight + c, w);
+        for (u32 begin = first; begin < width; begin += BATCH * step) {
+            Raw<T, N> xs[BATCH], residuals[BATCH] = {}, dys[BATCH];
 #pragma unroll
-            for (int j = 0; j < N; j++) n[j] = (n[j] - mean) * rstd;
-            load<N>(dw + c, sums);
-#pragma unroll
-            for (int j = 0; j < N; j++) sums[j] += g[j] * n[j];
-            store<N>(dw + c, sums);
-            load<N>(db + c, sums);
-#pragma unroll
-            for (int j = 0; j < N; j++) sums[j] += g[j];
-            store<N>(db + c, sums);
-#pragma unroll
-            for (int j = 0; j < N; j++) {
-                g[j] *= w[j];
-                shift += g[j];
-                slope += g[j] * n[j];
+            for (int i = 0; i < BATCH; i++) {
+                const u32 c = begin + i * step;
+                if (c >= width) continue;
+                xs[i].load(x + start + c);
+                dys[i].load(dy + start + c);
+                if (residual != nullptr) residuals[i].load(residual + start + c);
             }
-            store<N>(normed + c, n);
-            store<N>(scaled + c, g);
+#pragma unroll
+            for (int i = 0; i < BATCH; i++) {
+                const u32 c = begin + i * step;
+                if (c >= width) continue;
+                float n[N], g[N], w[N], sums[N];
+                add_up(xs[i], residuals[i], residual != nullptr, mask, start + c, n);
+                dys[i].widen(g);
+                load<N>(weight + c, w);
+#pragma unroll
+                for (int j = 0; j < N; j++) n[j] = (n[j] - mean) * rstd;
+                load<N>(dw + c, sums);
+#pragma unroll
+                for (int j = 0; j < N; j++) sums[j] += g[j] * n[j];
+                store<N>(dw + c, sums);
+                load<N>(db + c, sums);
+#pragma unroll
+                for (int j = 0; j < N; j++) sums[j] += g[j];
+                store<N>(db + c, sums);
+#pragma unroll
+                for (int j = 0; j < N; j++) {
+                    g[j] *= w[j];
+                    shift += g[j];
+                    slope += g[j] * n[j];
+                }
+                store<N>(normed + c, n);
+                store<N>(scaled + c, g);
+            }
         }
         shift = row_reduce<Sum>(shift) / float(width);
         slope = row_reduce<Sum>(slope) / float(width);
