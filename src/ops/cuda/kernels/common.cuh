@@ -1,7 +1,10 @@
 // What all kernels share: the element types, wide loads and stores, sums over a row.
 //
 // Every kernel is a template over the activations' type T (float, __nv_bfloat16, __half) with one extern "C" name for
-// each; arithmetic is f32. The same source is compiled for the CPU by tests/cuda_kernels.rs.
+// each; arithmetic is f32.
+//
+// The same source is compiled for the CPU by tests/cuda_kernels.rs and run there on an emulated device, which checks results,
+// barriers and memory accesses, and says nothing about speed: figures in the kernels' headers are counted, not measured.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -45,6 +48,29 @@ __device__ __forceinline__ __half from_float<__half>(float x) {
     return __float2half_rn(x);
 }
 
+// Two elements of 16 bits in one register, the first in the lower half.
+template <class T>
+__device__ __forceinline__ u32 pack(float low, float high);
+#ifdef CLOZE_EMULATED
+template <class T>
+u32 pack(float low, float high) {
+    return u32(from_float<T>(low).bits) | u32(from_float<T>(high).bits) << 16;
+}
+#else
+template <>
+__device__ __forceinline__ u32 pack<__nv_bfloat16>(float low, float high) {
+    u32 both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+template <>
+__device__ __forceinline__ u32 pack<__half>(float low, float high) {
+    u32 both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+#endif
+
 // How many elements one 16-byte access moves.
 template <class T>
 constexpr int WIDTH = 16 / int(sizeof(T));
@@ -80,23 +106,23 @@ __device__ __forceinline__ void load(const T* from, float (&to)[N]) {
 template <int N, class T>
 __device__ __forceinline__ void store(T* to, const float (&from)[N]) {
     constexpr int BYTES = N * int(sizeof(T));
-    if constexpr (BYTES % 16 == 0) {
-        constexpr int EACH = WIDTH<T>;
+    if constexpr (BYTES % 16 == 0 && sizeof(T) == 4) {
 #pragma unroll
-        for (int i = 0; i < N / EACH; i++) {
-            T part[EACH];
-#pragma unroll
-            for (int j = 0; j < EACH; j++) part[j] = from_float<T>(from[i * EACH + j]);
+        for (int i = 0; i < N / 4; i++) {
             uint4 raw;
-            memcpy(&raw, part, sizeof(raw));
+            memcpy(&raw, from + i * 4, sizeof(raw));
             reinterpret_cast<uint4*>(to)[i] = raw;
         }
-    } else if constexpr (BYTES == 8) {
-        T part[N];
+    } else if constexpr (BYTES % 16 == 0) {
 #pragma unroll
-        for (int j = 0; j < N; j++) part[j] = from_float<T>(from[j]);
-        uint2 raw;
-        memcpy(&raw, part, sizeof(raw));
+        for (int i = 0; i < N / 8; i++) {
+            const float* const part = from + i * 8;
+            const uint4 raw = {pack<T>(part[0], part[1]), pack<T>(part[2], part[3]), pack<T>(part[4], part[5]),
+                               pack<T>(part[6], part[7])};
+            reinterpret_cast<uint4*>(to)[i] = raw;
+        }
+    } else if constexpr (BYTES == 8 && sizeof(T) == 2) {
+        const uint2 raw = {pack<T>(from[0], from[1]), pack<T>(from[2], from[3])};
         *reinterpret_cast<uint2*>(to) = raw;
     } else {
 #pragma unroll

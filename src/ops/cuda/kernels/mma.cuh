@@ -81,12 +81,3 @@ __device__ __forceinline__ float exp2_fast(float x) {
 }
 
 #endif
-
-// Two elements in one register, the first in the lower half.
-template <class T>
-__device__ __forceinline__ u32 pack(float low, float high) {
-    const T pair[2] = {from_float<T>(low), from_float<T>(high)};
-    u32 bits;
-    memcpy(&bits, pair, sizeof(bits));
-    return bits;
-}
