@@ -1313,6 +1313,47 @@ mod cross_entropy {
     }
 
     #[test]
+    fn of_equal_logits_the_first_is_the_largest() {
+        // In one thread's columns, in one warp's, in two warps'; before the first multiple of 16 bytes and behind the last.
+        for (first, second) in [(9, 11), (1, 40), (3, 900), (1, 1008), (0, 2)] {
+            let mut logits = noise(2 * 1009, 1);
+            for row in logits.chunks_mut(1009) {
+                (row[first], row[second]) = (2.0, 2.0);
+            }
+            let labels = [first as u32, second as u32];
+            for got in in_all_orders(|| {
+                let [losses, lse] = [(); 2].map(|()| unwritten::<f32>(2));
+                let (correct, x, labels) = (
+                    Buffer::new(&[9u32; 2]),
+                    Buffer::new(&logits),
+                    Buffer::new(&labels),
+                );
+                let sizes = (2u32, 1009u32, 1009u32);
+                launch(
+                    "cross_entropy_forward_f32",
+                    [2, 1, 1],
+                    [512, 1],
+                    0,
+                    (
+                        losses.at(),
+                        lse.at(),
+                        correct.at(),
+                        x.at(),
+                        NULL,
+                        labels.at(),
+                        sizes.0,
+                        sizes.1,
+                        sizes.2,
+                    ),
+                );
+                vec![correct.values().iter().map(|&c| c as f32).collect()]
+            }) {
+                assert_eq!(got[0], [1.0, 0.0], "{first} {second}");
+            }
+        }
+    }
+
+    #[test]
     fn nan_and_infinities_show_as_on_the_cpu() {
         let case = Case {
             rows: 4,
