@@ -144,7 +144,7 @@ pub(crate) fn matmul(
             operand(b, 1, n)
         };
         let multiply = match precision() {
-            Precision::F32 => packed::matmul::<{ packed::EXACT }>,
+            Precision::F32 | Precision::F16 => packed::matmul::<{ packed::EXACT }>,
             Precision::Bf16 => packed::matmul::<{ packed::BF16 }>,
         };
         let c = (dst.as_mut_ptr(), n);
