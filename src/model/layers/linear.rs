@@ -21,6 +21,15 @@ impl Linear {
         })
     }
 
+    /// The weight and the bias.
+    pub fn params(&self) -> Vec<Param> {
+        [&self.weight]
+            .into_iter()
+            .chain(&self.bias)
+            .cloned()
+            .collect()
+    }
+
     /// Applies the map to the last dimension of `x`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::linear(x, &self.weight, self.bias.as_ref())
