@@ -134,9 +134,21 @@ pub enum Error {
     /// The Hub could not be reached or refused.
     #[error("hub: {0}")]
     Hub(String),
+    /// A device can't be used.
+    #[error("device: {0}")]
+    Device(String),
+    /// The device has no memory left.
+    #[error(
+        "the GPU is out of memory: lower per_device_train_batch_size and raise gradient_accumulation_steps by the same factor, \
+         which trains the same, or set gradient_checkpointing; what other programs hold shows in nvidia-smi ({source})"
+    )]
+    DeviceMemory {
+        /// The driver's answer.
+        source: candle_core::Error,
+    },
     /// A tensor operation failed: most often shapes or dtypes that do not fit.
     #[error("tensor operation: {0}")]
-    Tensor(#[from] candle_core::Error),
+    Tensor(#[source] candle_core::Error),
     /// An Arrow operation failed.
     #[error("arrow: {0}")]
     Arrow(#[from] arrow::error::ArrowError),
@@ -181,6 +193,18 @@ impl Error {
     }
 }
 
+impl From<candle_core::Error> for Error {
+    fn from(source: candle_core::Error) -> Self {
+        // The driver's and cuBLAS's names for it, which reach us as text from wherever memory was asked for.
+        let names = ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"];
+        let text = source.to_string();
+        match names.iter().any(|name| text.contains(name)) {
+            true => Self::DeviceMemory { source },
+            false => Self::Tensor(source),
+        }
+    }
+}
+
 fn io_hint(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
@@ -217,6 +241,16 @@ impl fmt::Debug for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_gpu_is_told_with_what_helps() {
+        let driver = r#"DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")"#;
+        let error = Error::from(candle_core::Error::Cuda(driver.into()).bt());
+        assert!(matches!(error, Error::DeviceMemory { .. }), "{error}");
+        assert!(error.to_string().contains("gradient_accumulation_steps"));
+        let error = Error::from(candle_core::Error::Msg("shape mismatch".into()));
+        assert!(matches!(error, Error::Tensor(_)), "{error}");
+    }
 
     #[test]
     fn debug_reads_like_display_and_adds_causes() {

@@ -13,7 +13,7 @@ pub use crate::fill_mask::{FillMask, Prediction, Predictions, PredictionsBatch, 
 #[cfg(feature = "hub")]
 pub use crate::hub::{self, Hub, ModelCard, PushOptions, notebook_login};
 pub use crate::model::{Config, Context, MaskedLm, ModelInputs};
-pub use crate::ops::no_grad;
+pub use crate::ops::{DeviceExt, no_grad};
 pub use crate::tokenizer::{
     EncodeOptions, Encoding, Padding, TokenizeColumn, Tokenizer, TruncationStrategy,
 };

@@ -1,6 +1,6 @@
 //! BERT (Devlin et al. 2018, arXiv:1810.04805), and the encoder that RoBERTa and many others share with it.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use serde::Deserialize;
 
 use super::layers::{
@@ -127,7 +127,8 @@ impl BertEmbeddings {
     }
 
     pub(super) fn forward(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
-        let device = self.word.device();
+        // Lookups read ids on the CPU, and take them to their tables.
+        let device = &Device::Cpu;
         let (batch, seq) = inputs.shape();
         let pad = self.pad_token_id;
         let ids = inputs.input_ids_tensor(device)?;

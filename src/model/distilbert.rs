@@ -1,6 +1,6 @@
 //! DistilBERT (Sanh et al. 2019, arXiv:1910.01108): BERT without segments, under its own names.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use serde::Deserialize;
 
 use super::layers::{
@@ -147,7 +147,8 @@ impl DistilBert {
 
 impl Architecture for DistilBert {
     fn hidden_states(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
-        let device = self.word.device();
+        // Lookups read ids on the CPU, and take them to their tables.
+        let device = &Device::Cpu;
         let (batch, seq) = inputs.shape();
         let ids = inputs.input_ids_tensor(device)?;
         let words = ops::embedding(&ids, &self.word, Some(self.config.pad_token_id))?;
@@ -156,7 +157,7 @@ impl Architecture for DistilBert {
         let sum = (words + ops::embedding(&positions, &self.position, None)?)?;
         let normed = self.norm.forward(&sum)?;
         let embedded = ops::dropout(&normed, context.dropout(self.config.dropout))?;
-        let mask = padding_mask(inputs, device)?;
+        let mask = padding_mask(inputs, self.word.device())?;
         self.encoder.forward(embedded, &mask, context)
     }
 

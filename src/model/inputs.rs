@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 
 use crate::collate::MlmBatch;
+use crate::ops;
 use crate::tokenizer::Encoding;
 use crate::{Error, Result};
 
@@ -126,7 +127,7 @@ impl ModelInputs {
 
     /// Any u32 values of this batch's shape as a (batch, seq) tensor on `device`.
     pub fn tensor_of(&self, values: &[u32], device: &Device) -> Result<Tensor> {
-        Ok(Tensor::from_slice(values, (self.batch, self.seq), device)?)
+        ops::upload(values, (self.batch, self.seq), device)
     }
 
     /// Whether any position is padding.
@@ -162,7 +163,7 @@ impl ModelInputs {
         let mut rows = Vec::new();
         let mut targets = Vec::new();
         for (index, &label) in self.labels.iter().flatten().enumerate() {
-            if label == crate::ops::IGNORE_INDEX {
+            if label == ops::IGNORE_INDEX {
                 continue;
             }
             match u32::try_from(label) {

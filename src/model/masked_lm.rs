@@ -46,7 +46,8 @@ pub trait Architecture: std::fmt::Debug + Send + Sync {
             return Ok(MlmLoss { sum, counted });
         }
         let hidden = rows_of(&self.hidden_states(inputs, context)?, rows)?;
-        let targets = Tensor::from_vec(targets, counted, device)?;
+        // Where the loss reads them.
+        let targets = Tensor::from_vec(targets, counted, &Device::Cpu)?;
         let hidden = self.transform(&hidden)?;
         let sum =
             ops::masked_cross_entropy(&hidden, &decoder.weight, decoder.bias.as_ref(), &targets)?;
@@ -367,12 +368,7 @@ impl MaskedLm {
         let tensors: Vec<(&str, Tensor)> = self
             .params()
             .iter()
-            .map(|param| {
-                Ok((
-                    param.name(),
-                    param.var().as_detached_tensor().to_dtype(dtype)?,
-                ))
-            })
+            .map(|param| Ok((param.name(), param.value().to_dtype(dtype)?)))
             .collect::<Result<_>>()?;
         // The reference refuses files that do not say which framework's layout they follow.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -410,7 +406,7 @@ impl MaskedLm {
             values.push(value.to_dtype(param.dtype())?);
         }
         for (param, value) in self.params().iter().zip(&values) {
-            param.var().set(value)?;
+            param.set(value)?;
         }
         Ok(())
     }
@@ -419,7 +415,7 @@ impl MaskedLm {
 /// Rows of (batch, seq, width) hidden states, flattened to (batch · seq, width).
 fn rows_of(hidden: &Tensor, rows: Vec<u32>) -> Result<Tensor> {
     let count = rows.len();
-    let rows = Tensor::from_vec(rows, count, hidden.device())?;
+    let rows = Tensor::from_vec(rows, count, &Device::Cpu)?;
     ops::select_rows(hidden, &rows)
 }
 

@@ -170,7 +170,8 @@ impl WeightBuilder {
                 initial(init, &shape, seed, &registry.device)?.to_dtype(registry.dtype)?
             }
         };
-        let param = Param::new(full.clone(), &value)?;
+        // Nobody else holds what has just been read or drawn.
+        let param = Param::owned(full.clone(), &value)?;
         registry.params.insert(full, param.clone());
         Ok(param)
     }

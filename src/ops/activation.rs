@@ -49,6 +49,10 @@ impl Activation {
         if self == Self::Linear {
             return Ok(x.clone());
         }
+        #[cfg(feature = "cuda")]
+        if super::cuda::takes(x, []) {
+            return super::cuda::activation(x, self);
+        }
         if !storage::is_cpu_f32(x) {
             return reference::activate(x, self);
         }

@@ -5,6 +5,8 @@ use std::collections::HashSet;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::simd::simd_fn;
 use super::{Param, storage};
 use crate::{Error, Result};
@@ -76,28 +78,166 @@ pub fn adamw_step(
     options: &AdamWOptions,
     grad_scale: f64,
 ) -> Result<()> {
-    if params.len() != states.len() {
-        return Err(Error::argument(
-            "states",
-            format!("{} for {} parameters", states.len(), params.len()),
-        ));
+    let group = AdamWGroup {
+        params,
+        states,
+        options: *options,
+    };
+    adamw_step_groups(&mut [group], &GradScale::new(grad_scale))
+}
+
+/// Parameters that are updated with the same settings.
+#[derive(Debug)]
+pub struct AdamWGroup<'a> {
+    /// The parameters, each once in all groups.
+    pub params: &'a [Param],
+    /// A state for each.
+    pub states: &'a mut [AdamWState],
+    /// The settings.
+    pub options: AdamWOptions,
+}
+
+/// What every gradient is multiplied by before an update.
+#[derive(Clone, Debug)]
+pub struct GradScale {
+    factor: f64,
+    clip: Option<(GradNorm, f64)>,
+}
+
+impl GradScale {
+    /// Multiplication by `factor`.
+    pub fn new(factor: f64) -> Self {
+        Self { factor, clip: None }
     }
+
+    /// Scales gradients down further where their norm after the multiplication is larger than `max_norm` (0 for any);
+    /// `norm` is that of the gradients as they are. A step whose norm is not finite changes nothing then.
+    #[must_use]
+    pub fn clipped(mut self, norm: GradNorm, max_norm: f64) -> Self {
+        self.clip = Some((norm, max_norm));
+        self
+    }
+
+    /// The product of all factors, for which a GPU is waited for; `None` for no step at all.
+    fn value(&self) -> Result<Option<f64>> {
+        let Some((norm, most)) = &self.clip else {
+            return Ok(Some(self.factor));
+        };
+        let norm = norm.unscaled()? * self.factor;
+        Ok(norm
+            .is_finite()
+            .then(|| self.factor * clip_factor(norm, *most)))
+    }
+}
+
+/// What a gradient of that norm is multiplied by so that its norm is at most `max_norm`, if that is not 0.
+fn clip_factor(norm: f64, max_norm: f64) -> f64 {
+    if max_norm <= 0.0 {
+        return 1.0;
+    }
+    // The small constant is PyTorch's.
+    (max_norm / (norm + 1e-6)).min(1.0)
+}
+
+/// As [`adamw_step`], for several groups at once: on a GPU in three launches for all of them.
+pub fn adamw_step_groups(groups: &mut [AdamWGroup<'_>], scale: &GradScale) -> Result<()> {
+    groups.iter().try_for_each(AdamWGroup::check)?;
+    #[cfg(feature = "cuda")]
+    if step_on_gpu(groups, scale)? {
+        return Ok(());
+    }
+    let Some(factor) = scale.value()? else {
+        return Ok(());
+    };
+    (groups.iter_mut()).try_for_each(|group| group.step(factor))
+}
+
+/// Takes the step if everything is on one GPU.
+#[cfg(feature = "cuda")]
+fn step_on_gpu(groups: &mut [AdamWGroup<'_>], scale: &GradScale) -> Result<bool> {
+    let options: Vec<AdamWOptions> = groups.iter().map(|group| group.options).collect();
+    let mut all = Vec::new();
+    for (i, group) in groups.iter_mut().enumerate() {
+        let pairs = group.params.iter().zip(group.states.iter_mut());
+        all.extend(pairs.map(|(param, state)| (param, state, i)));
+    }
+    all.retain(|(param, ..)| param.is_trainable());
+    let fits = |(param, state, _): &(&Param, &mut AdamWState, usize)| {
+        let moments = [&state.m, &state.v];
+        let plain = |t: &&Tensor| t.dtype() == DType::F32 && t.is_contiguous();
+        cuda::takes(&state.m, [*param])
+            && param.device().same_device(all[0].0.device())
+            && moments.iter().all(plain)
+    };
+    if all.is_empty() || !all.iter().all(fits) {
+        return Ok(false);
+    }
+    let clip = match &scale.clip {
+        Some((
+            GradNorm {
+                source: Source::Gpu(norm),
+                ..
+            },
+            most,
+        )) => Some((norm, *most)),
+        Some(_) => {
+            // The norm is known already.
+            if let Some(factor) = scale.value()? {
+                cuda::step(&mut all, &options, factor, None)?;
+            }
+            return Ok(true);
+        }
+        None => None,
+    };
+    cuda::step(&mut all, &options, scale.factor, clip)?;
+    Ok(true)
+}
+
+impl AdamWGroup<'_> {
+    fn check(&self) -> Result<()> {
+        let (params, states) = (self.params, &self.states);
+        if params.len() != states.len() {
+            return Err(Error::argument(
+                "states",
+                format!("{} for {} parameters", states.len(), params.len()),
+            ));
+        }
+        for (param, state) in params.iter().zip(states.iter()) {
+            if !param.is_trainable() {
+                continue;
+            }
+            for (moment, name) in [(&state.m, "m"), (&state.v, "v")] {
+                if moment.shape() != param.shape() {
+                    return Err(Error::argument(
+                        "states",
+                        format!(
+                            "{name} of {} has shape {:?}, the parameter {:?}",
+                            param.name(),
+                            moment.shape(),
+                            param.shape()
+                        ),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, grad_scale: f64) -> Result<()> {
+        step_each(self.params, self.states, &self.options, grad_scale)
+    }
+}
+
+/// The step, one parameter after the other.
+fn step_each(
+    params: &[Param],
+    states: &mut [AdamWState],
+    options: &AdamWOptions,
+    grad_scale: f64,
+) -> Result<()> {
     for (param, state) in params.iter().zip(states) {
         if !param.is_trainable() {
             continue;
-        }
-        for (moment, name) in [(&state.m, "m"), (&state.v, "v")] {
-            if moment.shape() != param.shape() {
-                return Err(Error::argument(
-                    "states",
-                    format!(
-                        "{name} of {} has shape {:?}, the parameter {:?}",
-                        param.name(),
-                        moment.shape(),
-                        param.shape()
-                    ),
-                ));
-            }
         }
         let stepped = param.with_grad(|grad| {
             let factors = Factors::new(options, state.step + 1, grad_scale);
@@ -193,9 +333,9 @@ fn step_plain(param: &Param, grad: &Tensor, state: &mut AdamWState, f: &Factors)
     let m = (&state.m + ((&grad - &state.m)? * f64::from(f.rise1))?)?;
     let v = ((&state.v * f64::from(f.beta2))? + (grad.sqr()? * f64::from(f.rise2))?)?;
     let root = ((v.sqrt()? / f64::from(f.root_correction2))? + f64::from(f.eps))?;
-    let value = param.var().as_detached_tensor().to_dtype(DType::F32)?;
+    let value = param.value().to_dtype(DType::F32)?;
     let value = ((value * f64::from(f.decay))? - ((&m / root)? * f64::from(f.step_size))?)?;
-    param.var().set(&value.to_dtype(param.dtype())?)?;
+    param.set(&value.to_dtype(param.dtype())?)?;
     (state.m, state.v) = (m, v);
     Ok(())
 }
@@ -203,12 +343,84 @@ fn step_plain(param: &Param, grad: &Tensor, state: &mut AdamWState, f: &Factors)
 /// The L2 norm over all gradients of the trainable `params` taken as one vector (PyTorch's `clip_grad_norm_` without
 /// the clipping). Summed in f64 in an order that does not depend on the number of threads; NaN and infinity show.
 pub fn grad_norm(params: &[Param]) -> Result<f64> {
+    grad_norm_later(params)?.value()
+}
+
+/// As [`grad_norm`], without waiting for a GPU: the norm is formed where the gradients are, and read when it is asked for.
+pub fn grad_norm_later(params: &[Param]) -> Result<GradNorm> {
     let mut seen = HashSet::new();
+    let params: Vec<&Param> = (params.iter())
+        .filter(|param| param.is_trainable() && seen.insert(param.id()))
+        .collect();
+    #[cfg(feature = "cuda")]
+    if let Some(first) = params.first()
+        && (params.iter()).all(|param| cuda::takes(&first.value(), [*param]))
+    {
+        return Ok(GradNorm::new(match cuda::Norm::of(&params)? {
+            Some(norm) => Source::Gpu(norm),
+            None => Source::Known(0.0),
+        }));
+    }
+    Ok(GradNorm::new(Source::Known(norm_of_each(&params)?)))
+}
+
+/// A gradient norm that may still be on its way.
+#[derive(Clone)]
+pub struct GradNorm {
+    source: Source,
+    factor: f64,
+}
+
+#[derive(Clone)]
+enum Source {
+    Known(f64),
+    #[cfg(feature = "cuda")]
+    Gpu(cuda::Norm),
+}
+
+impl GradNorm {
+    fn new(source: Source) -> Self {
+        Self {
+            source,
+            factor: 1.0,
+        }
+    }
+
+    /// The norm of the gradients times `factor`: what [`GradNorm::value`] gives from now on.
+    #[must_use]
+    pub fn times(mut self, factor: f64) -> Self {
+        self.factor *= factor;
+        self
+    }
+
+    /// The norm, for which a GPU is waited for.
+    pub fn value(&self) -> Result<f64> {
+        Ok(self.unscaled()? * self.factor)
+    }
+
+    /// The norm of the gradients as they are.
+    fn unscaled(&self) -> Result<f64> {
+        match &self.source {
+            Source::Known(norm) => Ok(*norm),
+            #[cfg(feature = "cuda")]
+            Source::Gpu(norm) => norm.value(),
+        }
+    }
+}
+
+impl std::fmt::Debug for GradNorm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.source {
+            Source::Known(norm) => write!(f, "GradNorm({})", norm * self.factor),
+            #[cfg(feature = "cuda")]
+            Source::Gpu(_) => write!(f, "GradNorm(on the GPU)"),
+        }
+    }
+}
+
+fn norm_of_each(params: &[&Param]) -> Result<f64> {
     let mut total = 0.0;
     for param in params {
-        if !param.is_trainable() || !seen.insert(param.id()) {
-            continue;
-        }
         let squares = param.with_grad(|grad| {
             if grad.device().is_cpu() && grad.dtype() == DType::F32 && grad.is_contiguous() {
                 storage::with(grad, sum_of_squares)

@@ -9,6 +9,10 @@ use crate::Result;
 
 /// `x · factor`.
 pub fn scale(x: &Tensor, factor: f64) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, []) {
+        return super::cuda::scale(x, factor);
+    }
     if !storage::is_cpu_f32(x) {
         return Ok((x * factor)?);
     }
@@ -37,6 +41,10 @@ pub fn scale(x: &Tensor, factor: f64) -> Result<Tensor> {
 
 /// `a + b`, of one shape.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(a, []) && a.shape() == b.shape() && a.dtype() == b.dtype() {
+        return super::cuda::add(a, b);
+    }
     if !storage::is_cpu_f32(a) || !storage::is_cpu_f32(b) || a.shape() != b.shape() {
         return Ok((a + b)?);
     }

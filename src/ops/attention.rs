@@ -26,6 +26,28 @@ pub enum AttentionMask {
     Additive(Tensor),
 }
 
+/// How attention is computed on a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttentionKernel {
+    /// As is fastest: by one kernel where it takes the heads, else by products.
+    #[default]
+    Auto,
+    /// By one kernel that keeps neither scores nor probabilities; for bf16 and f16, heads of 32, 64, 96 or 128 features and no
+    /// additive mask. By products where these do not hold.
+    Fused,
+    /// By products of all queries with all keys, with a softmax between them.
+    Products,
+}
+
+/// Chooses how attention is computed on GPUs, for comparisons. At first it is what the environment variable
+/// `CLOZE_CUDA_ATTENTION` says ("fused", "products"), or else [`AttentionKernel::Auto`]. Without effect on the CPU.
+pub fn set_attention_kernel(kernel: AttentionKernel) {
+    #[cfg(feature = "cuda")]
+    super::cuda::set_attention_kernel(kernel);
+    #[cfg(not(feature = "cuda"))]
+    let _ = kernel;
+}
+
 /// `softmax(scale · q kᵀ + mask) · v` for every head, with dropout on the probabilities.
 ///
 /// `q` is (batch, query, heads · d), `k` (batch, key, heads · d), `v` (batch, key, heads · e), as the projections leave
@@ -44,6 +66,10 @@ pub fn attention(
 ) -> Result<Tensor> {
     let sizes = Sizes::new(q, k, v, heads)?;
     check_mask(mask, &sizes)?;
+    #[cfg(feature = "cuda")]
+    if [q, k, v].iter().all(|x| super::cuda::takes(x, [])) {
+        return super::cuda::attention([q, k, v], sizes, mask, scale, dropout);
+    }
     let floats = [q, k, v].iter().all(|x| storage::is_cpu_f32(x));
     let bias_fits = match mask {
         AttentionMask::Additive(bias) => storage::is_cpu_f32(bias),
@@ -111,8 +137,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// A copy of `v` whose backward pass also hands `bias` the gradient that has been left in `grad` by then.
-fn ride(v: &Tensor, bias: &Tensor, grad: &Arc<Mutex<Option<Tensor>>>) -> Result<Tensor> {
-    let copy = storage::with(v, <[f32]>::to_vec)?;
+pub(super) fn ride(v: &Tensor, bias: &Tensor, grad: &Arc<Mutex<Option<Tensor>>>) -> Result<Tensor> {
+    let copy = tape::Data::copied(v)?;
     let bias_grad = Arc::clone(grad);
     tape::record(
         "attention_bias",
@@ -120,9 +146,11 @@ fn ride(v: &Tensor, bias: &Tensor, grad: &Arc<Mutex<Option<Tensor>>>) -> Result<
         copy,
         v.shape(),
         move |args, _, grad| {
+            let of_bias = lock(&bias_grad).take();
+            let of_bias = of_bias.map(|grad| grad.to_dtype(args[1].dtype()));
             Ok([
                 args[0].track_op().then(|| grad.clone()),
-                lock(&bias_grad).take(),
+                of_bias.transpose()?,
                 None,
             ])
         },
@@ -130,7 +158,7 @@ fn ride(v: &Tensor, bias: &Tensor, grad: &Arc<Mutex<Option<Tensor>>>) -> Result<
 }
 
 /// Sums `grad` (batch, heads, query, key) over the dimensions that `bias` was broadcast along.
-fn reduce_to(grad: &Tensor, bias: &Tensor) -> Result<Tensor> {
+pub(super) fn reduce_to(grad: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let mut grad = grad.clone();
     let missing = grad.rank() - bias.rank();
     for dim in 0..grad.rank() {
@@ -143,15 +171,15 @@ fn reduce_to(grad: &Tensor, bias: &Tensor) -> Result<Tensor> {
 }
 
 #[derive(Clone, Copy)]
-struct Sizes {
-    batch: usize,
-    heads: usize,
-    queries: usize,
-    keys: usize,
+pub(super) struct Sizes {
+    pub batch: usize,
+    pub heads: usize,
+    pub queries: usize,
+    pub keys: usize,
     /// Of a head of q and k.
-    key: usize,
+    pub key: usize,
     /// Of a head of v.
-    value: usize,
+    pub value: usize,
 }
 
 impl Sizes {
@@ -180,7 +208,7 @@ impl Sizes {
         })
     }
 
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         [self.batch, self.queries, self.keys, self.key, self.value].contains(&0)
     }
 

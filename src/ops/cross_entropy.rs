@@ -17,7 +17,7 @@ pub const IGNORE_INDEX: i64 = -100;
 /// The summed negative log-likelihood (a scalar) of `labels` under `softmax(hidden · weightᵀ + bias)`.
 ///
 /// `hidden` is (rows, width), `weight` (vocab, width), `bias` (vocab), `labels` (rows) of u32, every one of which counts:
-/// pick the counted rows first. Divide by their number for the mean. The logits are never needed after this call, so
+/// pick the counted rows first; they may stay on the CPU, where they are read. Divide by their number for the mean. The logits are never needed after this call, so
 /// their gradient may take their place in memory.
 pub fn masked_cross_entropy(
     hidden: &Tensor,
@@ -58,6 +58,10 @@ pub fn masked_cross_entropy(
                 "{bad} is outside the vocabulary of {vocab}; rows that do not count must be left out before"
             ),
         ));
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(hidden, [weight].into_iter().chain(bias)) {
+        return super::cuda::masked_cross_entropy(hidden, weight, bias, targets);
     }
     let fused = storage::is_cpu_f32(hidden)
         && weight.is_cpu_f32()

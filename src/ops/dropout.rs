@@ -139,6 +139,10 @@ pub fn dropout(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
     if !dropout.is_active() {
         return Ok(x.clone());
     }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, []) {
+        return super::cuda::dropout(x, dropout);
+    }
     if !storage::is_cpu_f32(x) {
         return reference::dropout(x, dropout);
     }

@@ -7,11 +7,16 @@ use super::parallel::{for_overwrite, rows_per_task, zero};
 use super::{Param, reference, storage, tape};
 use crate::{Error, Result};
 
-/// The rows of `table` (rows, width) named by `ids` (u32, any shape): the result has the shape of `ids` and `width`.
+/// The rows of `table` (rows, width) named by `ids` (u32, any shape): the result has the shape of `ids` and `width`. The ids
+/// are best on the CPU, where they are read.
 ///
 /// The row `padding_idx` receives no gradient from here, as in PyTorch's `nn.Embedding`; its value is used as it is.
 pub fn embedding(ids: &Tensor, table: &Param, padding_idx: Option<u32>) -> Result<Tensor> {
     let lookup = Lookup::new(ids, table, padding_idx)?;
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(&table.value(), [table]) {
+        return on_gpu(vec![lookup], ids);
+    }
     if !table.is_cpu_f32() {
         return reference::embedding(ids, table, padding_idx);
     }
@@ -42,6 +47,11 @@ pub fn embedding_sum(lookups: &[(&Tensor, &Param, Option<u32>)]) -> Result<Tenso
         let ids = ids.broadcast_as(first.shape())?.contiguous()?;
         prepared.push((Lookup::new(&ids, table, padding_idx)?, ids));
     }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(&table.value(), lookups.iter().map(|(_, table, _)| *table)) {
+        let lookups = prepared.into_iter().map(|(lookup, _)| lookup).collect();
+        return on_gpu(lookups, first);
+    }
     if !lookups.iter().all(|(_, table, _)| table.is_cpu_f32()) {
         let mut sum: Option<Tensor> = None;
         for (lookup, ids) in &prepared {
@@ -67,6 +77,10 @@ pub fn select_rows(x: &Tensor, rows: &Tensor) -> Result<Tensor> {
     let ids = rows.to_dtype(DType::U32)?.to_vec1::<u32>()?;
     if let Some(&bad) = ids.iter().find(|&&id| id as usize >= count) {
         return Err(Error::argument("rows", format!("row {bad} of {count}")));
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, []) {
+        return super::cuda::select_rows(x, ids, width);
     }
     if !storage::is_cpu_f32(x) {
         return reference::select_rows(&x.reshape((count, width))?, rows);
@@ -114,6 +128,16 @@ impl Lookup {
             padding_idx,
         })
     }
+}
+
+/// As [`fused`], on the GPU that has the tables.
+#[cfg(feature = "cuda")]
+fn on_gpu(lookups: Vec<Lookup>, ids: &Tensor) -> Result<Tensor> {
+    let mut shape = ids.dims().to_vec();
+    shape.push(lookups[0].table.shape().dims2()?.1);
+    let lookups = lookups.into_iter();
+    let parts = lookups.map(|lookup| (lookup.ids, lookup.table, lookup.padding_idx));
+    super::cuda::embedding_sum(parts.collect(), shape)
 }
 
 /// The sum of `lookups`, in the shape of `ids` and the tables' width.

@@ -13,6 +13,10 @@ use crate::{Error, Result};
 /// (Ba et al. 2016). Statistics are in f32 whatever the dtype.
 pub fn layer_norm(x: &Tensor, weight: &Param, bias: Option<&Param>, eps: f64) -> Result<Tensor> {
     check(x, weight, bias)?;
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, [weight].into_iter().chain(bias)) {
+        return super::cuda::layer_norm(x, None, weight, bias, eps, Dropout::NONE);
+    }
     if !is_fused(x, weight, bias) {
         return reference::layer_norm(x, weight, bias, eps);
     }
@@ -36,6 +40,10 @@ pub fn add_layer_norm(
             "residual",
             format!("shape {:?}, but x has {:?}", residual.shape(), x.shape()),
         ));
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, [weight].into_iter().chain(bias)) && super::cuda::takes(residual, []) {
+        return super::cuda::layer_norm(x, Some(residual), weight, bias, eps, dropout);
     }
     if !is_fused(x, weight, bias) || !storage::is_cpu_f32(residual) {
         return reference::add_layer_norm(x, residual, weight, bias, eps, dropout);

@@ -43,6 +43,11 @@ pub fn linear_act(
             weight.name()
         )));
     }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, [weight].into_iter().chain(bias)) {
+        let shape = [&dims[..dims.len() - 1], &[out]].concat();
+        return super::cuda::linear_act(x, weight, bias, activation, shape);
+    }
     if x.elem_count() == 0 || !is_fused(x, weight, bias) {
         return reference::linear_act(x, weight, bias, activation);
     }

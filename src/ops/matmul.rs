@@ -144,7 +144,7 @@ pub(crate) fn matmul(
             operand(b, 1, n)
         };
         let multiply = match precision() {
-            Precision::F32 => amx::matmul::<{ amx::EXACT }>,
+            Precision::F32 | Precision::F16 => amx::matmul::<{ amx::EXACT }>,
             Precision::Bf16 => amx::matmul::<{ amx::BF16 }>,
         };
         // SAFETY: the unit is there, the lengths were checked, and `dst` is borrowed mutably.

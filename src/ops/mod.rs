@@ -15,6 +15,9 @@ mod arithmetic;
 mod attention;
 mod checkpointing;
 mod cross_entropy;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod device;
 mod dropout;
 mod embedding;
 mod layer_norm;
@@ -33,12 +36,17 @@ mod tape;
 pub mod reference;
 
 pub use activation::Activation;
-pub use adamw::{AdamWOptions, AdamWState, adamw_step, grad_norm};
+pub use adamw::{
+    AdamWGroup, AdamWOptions, AdamWState, GradNorm, GradScale, adamw_step, adamw_step_groups,
+    grad_norm, grad_norm_later,
+};
 pub use allocator::tune_allocator;
 pub use arithmetic::{add, scale};
-pub use attention::{AttentionMask, attention};
+pub use attention::{AttentionKernel, AttentionMask, attention, set_attention_kernel};
 pub use checkpointing::checkpoint;
 pub use cross_entropy::{IGNORE_INDEX, masked_cross_entropy};
+pub(crate) use device::upload;
+pub use device::{DeviceExt, DeviceMemory, device_memory, reset_peak_memory};
 pub use dropout::{Dropout, dropout};
 pub use embedding::{embedding, embedding_sum, select_rows};
 pub use layer_norm::{add_layer_norm, layer_norm};
@@ -47,5 +55,6 @@ pub use mapped_file::MappedFile;
 pub use matmul::matmul_kernel;
 pub use param::{Param, backward, no_grad};
 pub(crate) use precision::in_pool;
-pub use precision::{Precision, autocast};
+pub use precision::{Precision, autocast, set_tf32, tf32};
+pub(crate) use reference::lowest;
 pub(crate) use storage::{copied, zeros};

@@ -28,6 +28,19 @@ struct Inner {
     var: Var,
     grad: Mutex<GradSlot>,
     trainable: AtomicBool,
+    /// Whether somebody outside may hold the variable, and change it unseen.
+    exposed: AtomicBool,
+    copy: Mutex<Option<Rounded>>,
+}
+
+/// The value in fewer bits, which products on a GPU take.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+struct Rounded {
+    value: Tensor,
+    /// The outermost `autocast` that it was made in: it serves until its end, or on if `kept`.
+    scope: u64,
+    /// Whether all changes of the value since were made by an optimizer, which changes the copy along.
+    kept: bool,
 }
 
 #[derive(Default)]
@@ -43,12 +56,24 @@ impl Param {
     /// Makes `value` a parameter called `name` (the reference library's own name): a copy of it, or itself if it is a
     /// candle variable.
     pub fn new(name: impl Into<String>, value: &Tensor) -> Result<Self> {
+        let param = Self::owned(name, value)?;
+        param
+            .inner
+            .exposed
+            .store(value.is_variable(), Ordering::Relaxed);
+        Ok(param)
+    }
+
+    /// As [`Param::new`], for a variable that nobody else holds.
+    pub(crate) fn owned(name: impl Into<String>, value: &Tensor) -> Result<Self> {
         Ok(Self {
             inner: Arc::new(Inner {
                 name: name.into(),
                 var: Var::from_tensor(value)?,
                 grad: Mutex::default(),
                 trainable: AtomicBool::new(true),
+                exposed: AtomicBool::new(false),
+                copy: Mutex::default(),
             }),
         })
     }
@@ -69,7 +94,67 @@ impl Param {
 
     /// The underlying candle variable.
     pub fn var(&self) -> &Var {
+        // From now on the value may change at any time.
+        self.inner.exposed.store(true, Ordering::Relaxed);
         &self.inner.var
+    }
+
+    /// The value, outside of any graph.
+    pub(crate) fn value(&self) -> Tensor {
+        self.inner.var.as_detached_tensor()
+    }
+
+    /// Replaces the value by another of its shape and dtype.
+    pub fn set(&self, value: &Tensor) -> Result<()> {
+        self.inner.var.set(value)?;
+        self.value_changed(false);
+        Ok(())
+    }
+
+    /// The value in this dtype, which must not be changed: rounded once for each outermost
+    /// [`autocast`](super::autocast), or by the optimizer when it changes the value.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn rounded(&self, dtype: DType) -> Result<Tensor> {
+        if self.dtype() == dtype {
+            return Ok(self.value());
+        }
+        let scope = super::precision::scope();
+        let mut slot = lock(&self.inner.copy);
+        if let Some(copy) = &*slot
+            && copy.value.dtype() == dtype
+            && (copy.kept && !self.is_exposed() || scope != 0 && copy.scope == scope)
+        {
+            return Ok(copy.value.clone());
+        }
+        let value = self.value().to_dtype(dtype)?;
+        *slot = Some(Rounded {
+            value: value.clone(),
+            scope,
+            kept: false,
+        });
+        Ok(value)
+    }
+
+    /// The copy that an optimizer is to change along with the value, if products take one.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn kept_copy(&self) -> Option<Tensor> {
+        lock(&self.inner.copy)
+            .as_ref()
+            .map(|copy| copy.value.clone())
+    }
+
+    /// Says that the value has changed; `kept`, that the copy has changed along.
+    pub(crate) fn value_changed(&self, kept: bool) {
+        let mut slot = lock(&self.inner.copy);
+        match &mut *slot {
+            Some(copy) if kept => copy.kept = true,
+            _ => *slot = None,
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn is_exposed(&self) -> bool {
+        self.inner.exposed.load(Ordering::Relaxed)
     }
 
     /// The shape of the value.
@@ -167,16 +252,28 @@ impl Param {
     ///
     /// Only for parameters for which [`Param::is_cpu_f32`] holds. With `true` the memory's content is arbitrary.
     pub(crate) fn update_grad(&self, update: impl FnOnce(&mut [f32], bool)) -> Result<()> {
+        self.update_grad_tensor(|grad, fresh| storage::with_mut(grad, |grad| update(grad, fresh)))
+    }
+
+    /// As [`Param::update_grad`], with the memory as a contiguous f32 tensor on the parameter's device.
+    pub(crate) fn update_grad_tensor(
+        &self,
+        update: impl FnOnce(&Tensor, bool) -> Result<()>,
+    ) -> Result<()> {
         let mut slot = self.lock_grad();
         let buffer = match slot.buffer.take() {
             // A gradient that came from elsewhere may be a strided view.
+            Some(buffer) if slot.live && buffer.dtype() != DType::F32 => {
+                buffer.to_dtype(DType::F32)?.contiguous()?
+            }
             Some(buffer) if slot.live && (slot.lent || !buffer.is_contiguous()) => {
                 buffer.force_contiguous()?
             }
             Some(buffer) if !slot.lent => buffer,
-            _ => storage::zeros_huge(self.shape())?,
+            _ if self.device().is_cpu() => storage::zeros_huge(self.shape())?,
+            _ => Tensor::zeros(self.shape(), DType::F32, self.device())?,
         };
-        storage::with_mut(&buffer, |grad| update(grad, !slot.live))?;
+        update(&buffer, !slot.live)?;
         *slot = GradSlot {
             buffer: Some(buffer),
             live: true,
@@ -206,12 +303,15 @@ impl Param {
     }
 
     fn lock_grad(&self) -> std::sync::MutexGuard<'_, GradSlot> {
-        // A panic while holding the lock leaves either the old or the new tensor in place, both whole.
-        self.inner
-            .grad
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        lock(&self.inner.grad)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // A panic while holding the lock leaves either the old or the new tensor in place, both whole.
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl std::fmt::Debug for Param {

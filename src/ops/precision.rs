@@ -1,10 +1,14 @@
 //! The precision of large products.
 
 use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::matmul_kernel;
+use candle_core::Device;
 
-/// How exact the operands of large products are; what they add up to, and everything else, is f32.
+use super::{device, matmul_kernel};
+
+/// How exact the operands of large products are, and on a GPU the activations; weights, what products add up to, statistics
+/// and losses are f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// f32.
@@ -13,21 +17,38 @@ pub enum Precision {
     /// bf16: three decimal digits, and the range of f32. Only where the processor has a unit for it; elsewhere products
     /// are f32.
     Bf16,
+    /// f16: four decimal digits, but numbers below 6e-8 vanish and those above 65504 overflow, so that the loss must be
+    /// scaled up and the gradients down again. On GPUs only; elsewhere products are f32.
+    F16,
 }
 
 impl Precision {
     /// Whether this machine's processor multiplies faster at this precision than at f32's.
     pub fn is_available(self) -> bool {
-        self == Self::F32 || matmul_kernel() == "matrix"
+        self.is_available_on(&Device::Cpu)
+    }
+
+    /// Whether `device` multiplies faster at this precision than at f32's.
+    pub fn is_available_on(self, device: &Device) -> bool {
+        match self {
+            Self::F32 => true,
+            Self::Bf16 if device.is_cpu() => matmul_kernel() == "matrix",
+            Self::Bf16 => device::has_bf16(device),
+            Self::F16 => device.is_cuda(),
+        }
     }
 }
 
 thread_local! {
     static PRECISION: Cell<Precision> = const { Cell::new(Precision::F32) };
+    /// The number of the outermost [`autocast`] that this thread is in; 0 outside.
+    static SCOPE: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Runs `f` with its products, and those of the backward passes started in it, at `precision`. Mirrors `torch.autocast`;
-/// weights, gradients, sums and statistics stay f32, so that no loss scaling is needed.
+/// weights, their gradients, sums and statistics stay f32, so that bf16 needs no loss scaling.
+///
+/// On a GPU activations and their gradients have this precision too.
 ///
 /// ```
 /// use cloze::ops::{Precision, autocast};
@@ -46,14 +67,41 @@ thread_local! {
 /// # Ok::<(), cloze::Error>(())
 /// ```
 pub fn autocast<T>(precision: Precision, f: impl FnOnce() -> T) -> T {
-    struct Restore(Precision);
+    static SCOPES: AtomicU64 = AtomicU64::new(0);
+    struct Restore(Precision, u64);
     impl Drop for Restore {
         fn drop(&mut self) {
             PRECISION.set(self.0);
+            SCOPE.set(self.1);
         }
     }
-    let _restore = Restore(PRECISION.replace(precision));
+    let outer = SCOPE.get();
+    let _restore = Restore(PRECISION.replace(precision), outer);
+    if outer == 0 {
+        SCOPE.set(1 + SCOPES.fetch_add(1, Ordering::Relaxed));
+    }
     f()
+}
+
+/// The number of the outermost [`autocast`] that this thread is in, never seen before; 0 outside of any.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+pub(super) fn scope() -> u64 {
+    SCOPE.get()
+}
+
+/// Whether products of f32 matrices may round their operands to TF32.
+static TF32: AtomicBool = AtomicBool::new(false);
+
+/// Lets products of f32 matrices on a GPU round their operands to TF32 (three decimal digits, the range of f32), which is
+/// several times as fast; the counterpart of PyTorch's `torch.backends.cuda.matmul.allow_tf32`. Off at first; without
+/// effect on the CPU.
+pub fn set_tf32(allowed: bool) {
+    TF32.store(allowed, Ordering::Relaxed);
+}
+
+/// What [`set_tf32`] has set.
+pub fn tf32() -> bool {
+    TF32.load(Ordering::Relaxed)
 }
 
 /// What [`autocast`] has set on this thread.

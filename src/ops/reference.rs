@@ -112,7 +112,7 @@ pub fn attention(
         AttentionMask::None => scores,
         AttentionMask::Additive(bias) => scores.broadcast_add(bias)?,
         AttentionMask::Keys(keys) => {
-            let keys = keys.to_dtype(scores.dtype())?;
+            let keys = keys.to_device(scores.device())?.to_dtype(scores.dtype())?;
             let bias = ((1.0 - keys)? * lowest(scores.dtype()))?;
             let (b, s) = bias.dims2()?;
             scores.broadcast_add(&bias.reshape((b, 1, 1, s))?)?
@@ -127,7 +127,7 @@ pub fn attention(
 }
 
 /// The most negative finite number of a dtype: what masked scores are lowered by.
-fn lowest(dtype: DType) -> f64 {
+pub(crate) fn lowest(dtype: DType) -> f64 {
     match dtype {
         DType::F16 => f64::from(half::f16::MIN),
         DType::BF16 => f64::from(half::bf16::MIN),
@@ -139,7 +139,7 @@ fn lowest(dtype: DType) -> f64 {
 /// As [`super::embedding`], without its check of the ids.
 pub fn embedding(ids: &Tensor, table: &Param, padding_idx: Option<u32>) -> Result<Tensor> {
     let (_, width) = table.shape().dims2()?;
-    let flat = ids.flatten_all()?;
+    let flat = ids.flatten_all()?.to_device(table.device())?;
     let mut dims = ids.dims().to_vec();
     dims.push(width);
     let gathered = table.tensor().index_select(&flat, 0)?;
@@ -160,7 +160,7 @@ pub fn embedding(ids: &Tensor, table: &Param, padding_idx: Option<u32>) -> Resul
 
 /// As [`super::select_rows`], without its check of the rows.
 pub fn select_rows(x: &Tensor, rows: &Tensor) -> Result<Tensor> {
-    Ok(x.index_select(rows, 0)?)
+    Ok(x.index_select(&rows.to_device(x.device())?, 0)?)
 }
 
 /// As [`super::masked_cross_entropy`], without its check of the labels.
@@ -178,6 +178,7 @@ pub fn masked_cross_entropy(
     let max = logits.max_keepdim(D::Minus1)?.detach();
     let shifted = logits.broadcast_sub(&max)?;
     let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    let labels = labels.to_device(shifted.device())?;
     let picked = shifted.gather(&labels.unsqueeze(1)?, 1)?;
     Ok((log_sum - picked)?.sum_all()?)
 }

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Shape, Tensor, TensorId};
 use rayon::prelude::*;
 
@@ -35,20 +37,63 @@ pub(crate) fn tracked(args: &[&Tensor]) -> bool {
     args.iter().any(|arg| arg.track_op())
 }
 
-/// The tensor of `shape` over `data`, in the graph as a function of one to three `args`.
+/// The elements of a result, on the device that computed them.
+pub(crate) enum Data {
+    Cpu(Vec<f32>),
+    #[cfg(feature = "cuda")]
+    Cuda(CudaStorage),
+}
+
+impl From<Vec<f32>> for Data {
+    fn from(data: Vec<f32>) -> Self {
+        Self::Cpu(data)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl From<CudaStorage> for Data {
+    fn from(data: CudaStorage) -> Self {
+        Self::Cuda(data)
+    }
+}
+
+impl Data {
+    /// A copy of the elements of a contiguous tensor.
+    pub(crate) fn copied(tensor: &Tensor) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if tensor.device().is_cuda() {
+            return super::cuda::copied(tensor).map(Self::Cuda);
+        }
+        storage::with(tensor, <[f32]>::to_vec).map(Self::Cpu)
+    }
+
+    /// The tensor over it, outside of any graph.
+    fn into_tensor(self, shape: Shape) -> Result<Tensor> {
+        Ok(match self {
+            Self::Cpu(data) => Tensor::from_vec(data, shape, &candle_core::Device::Cpu)?,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(data) => {
+                let none = candle_core::op::BackpropOp::none();
+                Tensor::from_storage(candle_core::Storage::Cuda(data), shape, none, false)
+            }
+        })
+    }
+}
+
+/// The tensor of `shape` over `data`, in the graph as a function of one to three `args` on the same device.
 ///
 /// `backward(args, result, gradient of the result)` gives the gradients of the arguments; the gradient that it is given
 /// is contiguous. It is kept only if an argument is tracked.
 pub(crate) fn record(
     name: &'static str,
     args: &[&Tensor],
-    data: Vec<f32>,
+    data: impl Into<Data>,
     shape: impl Into<Shape>,
     backward: impl Fn(&[&Tensor], &Tensor, &Tensor) -> Result<Grads> + Send + Sync + 'static,
 ) -> Result<Tensor> {
-    let shape = shape.into();
+    let (data, shape) = (data.into(), shape.into());
     if !tracked(args) {
-        return Ok(Tensor::from_vec(data, shape, args[0].device())?);
+        return data.into_tensor(shape);
     }
     let node = Arc::new(Node {
         name,
@@ -57,7 +102,7 @@ pub(crate) fn record(
         id: OnceLock::new(),
     });
     let op = Recorded {
-        result: Mutex::new(Some((CpuStorage::F32(data), shape))),
+        result: Mutex::new(Some((data, shape))),
         node: Arc::clone(&node),
     };
     let result = match args {
@@ -124,12 +169,15 @@ pub(crate) fn backward(loss: &Tensor) -> Result<Option<HashMap<TensorId, Tensor>
             continue;
         };
         let args: Vec<&Tensor> = node.args.iter().collect();
-        let found = node.run(&args, result, &grad)?;
+        let found = (node.backward)(&args, result, &grad.contiguous()?)?;
         drop(grad);
         for (arg, grad) in node.args.iter().zip(found) {
             let Some(grad) = grad else { continue };
             let total = match grads.remove(&arg.id()) {
-                Some(old) => storage::tensor(sum(&old, &grad)?, arg.shape())?,
+                Some(old) if old.device().is_cpu() => {
+                    storage::tensor(sum(&old, &grad)?, arg.shape())?
+                }
+                Some(old) => (old + grad)?,
                 None => grad,
             };
             grads.insert(arg.id(), total);
@@ -138,7 +186,7 @@ pub(crate) fn backward(loss: &Tensor) -> Result<Option<HashMap<TensorId, Tensor>
     Ok(Some(grads))
 }
 
-/// The elements of `a + b`, both contiguous and of one shape.
+/// The elements of `a + b`, both on the CPU, contiguous and of one shape.
 pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Vec<f32>> {
     storage::with2(a, b, |a, b| {
         let mut sum = for_overwrite(a.len());
@@ -162,7 +210,7 @@ impl Node {
     fn run(&self, args: &[&Tensor], res: &Tensor, grad: &Tensor) -> candle_core::Result<Grads> {
         let grad = grad.contiguous()?;
         (self.backward)(args, res, &grad).map_err(|error| match error {
-            crate::Error::Tensor(error) => error,
+            crate::Error::Tensor(error) | crate::Error::DeviceMemory { source: error } => error,
             other => candle_core::Error::Msg(format!("{}: {other}", self.name)),
         })
     }
@@ -170,15 +218,39 @@ impl Node {
 
 /// An operation whose result was computed beforehand.
 struct Recorded {
-    result: Mutex<Option<(CpuStorage, Shape)>>,
+    result: Mutex<Option<(Data, Shape)>>,
     node: Arc<Node>,
 }
 
 impl Recorded {
-    fn take(&self) -> candle_core::Result<(CpuStorage, Shape)> {
+    fn take(&self) -> candle_core::Result<(Data, Shape)> {
         lock(&self.result)
             .take()
             .ok_or_else(|| candle_core::Error::Msg(format!("{} was applied twice", self.node.name)))
+    }
+
+    fn cpu(&self) -> candle_core::Result<(CpuStorage, Shape)> {
+        match self.take()? {
+            (Data::Cpu(data), shape) => Ok((CpuStorage::F32(data), shape)),
+            #[cfg(feature = "cuda")]
+            (Data::Cuda(_), _) => Err(self.misplaced()),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self) -> candle_core::Result<(CudaStorage, Shape)> {
+        match self.take()? {
+            (Data::Cuda(data), shape) => Ok((data, shape)),
+            (Data::Cpu(_), _) => Err(self.misplaced()),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn misplaced(&self) -> candle_core::Error {
+        let name = self.node.name;
+        candle_core::Error::Msg(format!(
+            "{name}: the result lies on another device than its arguments"
+        ))
     }
 }
 
@@ -188,7 +260,12 @@ impl CustomOp1 for Recorded {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        self.take()
+        self.cpu()
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
+        self.cuda()
     }
 
     fn bwd(&self, a: &Tensor, res: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
@@ -209,7 +286,18 @@ impl CustomOp2 for Recorded {
         _: &CpuStorage,
         _: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        self.take()
+        self.cpu()
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        self.cuda()
     }
 
     fn bwd(
@@ -238,7 +326,20 @@ impl CustomOp3 for Recorded {
         _: &CpuStorage,
         _: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        self.take()
+        self.cpu()
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        self.cuda()
     }
 
     fn bwd(

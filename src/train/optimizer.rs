@@ -8,7 +8,9 @@ use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
 
 use crate::model::MaskedLm;
-use crate::ops::{self, AdamWOptions, AdamWState, MappedFile, Param};
+use crate::ops::{
+    self, AdamWGroup, AdamWOptions, AdamWState, GradNorm, GradScale, MappedFile, Param,
+};
 use crate::{Error, Result};
 
 /// AdamW (Loshchilov & Hutter 2019) as `torch.optim.AdamW` computes it, for a training loop by hand or a
@@ -49,8 +51,8 @@ pub struct AdamW {
     decaying: Group,
     others: Group,
     options: AdamWOptions,
-    /// The clipping factor that the next step applies.
-    grad_scale: f64,
+    /// What the next step multiplies gradients by.
+    grad_scale: GradScale,
 }
 
 #[derive(Clone)]
@@ -80,7 +82,7 @@ impl AdamW {
             decaying: group(decaying),
             others: group(others),
             options: AdamWOptions::default(),
-            grad_scale: 1.0,
+            grad_scale: GradScale::new(1.0),
         }
     }
 
@@ -110,26 +112,32 @@ impl AdamW {
     ///
     /// The gradients themselves stay as they are, which spares a pass over them.
     pub fn clip_grad_norm(&mut self, max_norm: f64) -> Result<f64> {
-        let norms = [&self.decaying, &self.others].map(|group| ops::grad_norm(&group.params));
-        let [decaying, others] = norms;
-        let norm = decaying?.hypot(others?);
-        self.grad_scale = if max_norm > 0.0 {
-            // The small constant is PyTorch's.
-            (max_norm / (norm + 1e-6)).min(1.0)
-        } else {
-            1.0
-        };
+        self.clip_grad_norm_later(max_norm)?.value()
+    }
+
+    /// As [`clip_grad_norm`](Self::clip_grad_norm), without waiting for a GPU: the norm is formed and used there, and read
+    /// when it is asked for. A step whose norm turns out not to be finite changes nothing.
+    pub fn clip_grad_norm_later(&mut self, max_norm: f64) -> Result<GradNorm> {
+        let params: Vec<Param> = self.params().cloned().collect();
+        let norm = ops::grad_norm_later(&params)?;
+        self.grad_scale = GradScale::new(1.0).clipped(norm.clone(), max_norm);
         Ok(norm)
+    }
+
+    fn params(&self) -> impl Iterator<Item = &Param> {
+        let groups = [&self.decaying, &self.others];
+        groups.into_iter().flat_map(|group| &group.params)
     }
 
     /// Updates every parameter that has a gradient, with learning rate `lr`.
     pub fn step(&mut self, lr: f64) -> Result<()> {
-        let grad_scale = std::mem::replace(&mut self.grad_scale, 1.0);
+        let grad_scale = std::mem::replace(&mut self.grad_scale, GradScale::new(1.0));
         let decaying = AdamWOptions { lr, ..self.options };
         let others = AdamWOptions {
             weight_decay: 0.0,
             ..decaying
         };
+        let mut groups = Vec::new();
         for (group, options) in [(&mut self.decaying, decaying), (&mut self.others, others)] {
             if group.states.is_empty() {
                 group.states = group
@@ -138,17 +146,19 @@ impl AdamW {
                     .map(AdamWState::new)
                     .collect::<Result<_>>()?;
             }
-            ops::adamw_step(&group.params, &mut group.states, &options, grad_scale)?;
+            groups.push(AdamWGroup {
+                params: &group.params,
+                states: &mut group.states,
+                options,
+            });
         }
-        Ok(())
+        ops::adamw_step_groups(&mut groups, &grad_scale)
     }
 
     /// Forgets all gradients.
     pub fn zero_grad(&mut self) {
-        self.grad_scale = 1.0;
-        let groups = [&self.decaying, &self.others];
-        let params = groups.into_iter().flat_map(|group| &group.params);
-        params.for_each(Param::zero_grad);
+        self.grad_scale = GradScale::new(1.0);
+        self.params().for_each(Param::zero_grad);
     }
 
     /// Writes the moments and counters to one safetensors file, under PyTorch's names for them

@@ -97,7 +97,7 @@ impl PositionScores {
             .flat_map(|l| (0..seq).map(move |r| (l, r)))
             .map(|(l, r)| (l + self.max_positions - 1 - r) as u32)
             .collect();
-        let ids = Tensor::from_vec(ids, (seq, seq), query.device())?;
+        let ids = Tensor::from_vec(ids, (seq, seq), &Device::Cpu)?;
         let table = ops::embedding(&ids, &self.distances, None)?;
         let by_query = per_position(query, heads, &table)?;
         if !self.with_query_of_key {
@@ -125,7 +125,7 @@ fn add_scores(mask: &AttentionMask, scores: Tensor) -> Result<AttentionMask> {
         AttentionMask::Additive(bias) => scores.broadcast_add(bias)?,
         AttentionMask::Keys(keys) => {
             let (batch, seq) = keys.dims2()?;
-            let closed = (1.0 - keys.to_dtype(scores.dtype())?)? * f64::from(f32::MIN);
+            let closed = (1.0 - keys.to_dtype(scores.dtype())?)? * ops::lowest(scores.dtype());
             scores.broadcast_add(&closed?.reshape((batch, 1, 1, seq))?)?
         }
         _ => scores,

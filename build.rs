@@ -1,0 +1,155 @@
+//! With the feature `cuda`, compiles the kernels in `src/ops/cuda/kernels` for one GPU architecture; without it, nothing.
+//!
+//! Each `.cu` file becomes a fat binary of machine code for that architecture and PTX for later ones, so that nothing is
+//! compiled when a program starts, and a kernel that asks for too many registers or too much memory fails here.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const KERNELS: &str = "src/ops/cuda/kernels";
+
+fn main() -> ExitCode {
+    println!("cargo::rerun-if-changed=build.rs");
+    if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return ExitCode::SUCCESS;
+    }
+    println!("cargo::rerun-if-changed={KERNELS}");
+    for name in ["CUDA_COMPUTE_CAP", "CUDA_HOME", "CUDA_PATH", "NVCC"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    match compile() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn compile() -> Result<(), String> {
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    let architecture = architecture()?;
+    println!("cargo::rustc-env=CLOZE_CUDA_COMPUTE_CAP={architecture}");
+    let nvcc = nvcc();
+    let sources = sources()?;
+
+    let next = AtomicUsize::new(0);
+    let threads = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok());
+    let results: Vec<Result<(), String>> = std::thread::scope(|scope| {
+        let worker = || {
+            let mut done = Ok(());
+            while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+                done = done.and_then(|()| compile_one(&nvcc, source, &out, &architecture));
+            }
+            done
+        };
+        let workers: Vec<_> = (0..threads.unwrap_or(1).min(sources.len()))
+            .map(|_| scope.spawn(worker))
+            .collect();
+        let panicked = |_| Err("a thread of the build script panicked".to_owned());
+        (workers.into_iter())
+            .map(|worker| worker.join().unwrap_or_else(panicked))
+            .collect()
+    });
+    results.into_iter().collect::<Result<(), String>>()?;
+
+    let mut table = String::from("/// The compiled kernels by the names of their files.\n");
+    table += "pub(super) static MODULES: &[(&str, &[u8])] = &[\n";
+    for source in &sources {
+        let binary = binary(source, &out);
+        table += &format!("    ({:?}, include_bytes!({binary:?})),\n", stem(source));
+    }
+    table += "];\n";
+    std::fs::write(out.join("kernels.rs"), table).map_err(|e| format!("kernels.rs: {e}"))
+}
+
+/// The compute capability to compile for, as in `sm_90`.
+fn architecture() -> Result<String, String> {
+    if let Ok(asked) = std::env::var("CUDA_COMPUTE_CAP") {
+        let digits = asked.trim().replace('.', "");
+        let (number, suffix) = digits.split_at(digits.len().min(2 + usize::from(digits.len() > 3)));
+        // 90, 90a, 9.0, 120, 120f: a number and perhaps a letter.
+        let number = number.trim_end_matches(|c: char| c.is_ascii_lowercase());
+        let known = number.parse::<u32>().is_ok_and(|n| (50..1000).contains(&n));
+        if known && suffix.len() <= 1 {
+            return Ok(digits);
+        }
+        return Err(format!(
+            "CUDA_COMPUTE_CAP={asked:?} is no compute capability; write it as 90 for an H100, 89 for an RTX 4090, 80 for an A100"
+        ));
+    }
+    let found = Command::new("nvidia-smi")
+        .args(["--query-gpu=compute_cap", "--format=csv,noheader"])
+        .output();
+    let found = found.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let lowest = found.ok().and_then(|lines| {
+        let number = |line: &str| line.trim().replace('.', "").parse::<u32>().ok();
+        lines.lines().filter_map(number).min()
+    });
+    lowest.map(|number| number.to_string()).ok_or_else(|| {
+        "nvidia-smi names no GPU to compile for; set CUDA_COMPUTE_CAP to the compute capability of the GPU that will run this \
+         (90 for an H100, 89 for an RTX 4090, 86 for an RTX 3090, 80 for an A100)"
+            .to_owned()
+    })
+}
+
+/// The compiler: `NVCC`, that of `CUDA_HOME` or `CUDA_PATH`, or the one in `PATH`.
+fn nvcc() -> PathBuf {
+    if let Some(nvcc) = std::env::var_os("NVCC") {
+        return nvcc.into();
+    }
+    ["CUDA_HOME", "CUDA_PATH"]
+        .into_iter()
+        .filter_map(std::env::var_os)
+        .map(|home| Path::new(&home).join("bin/nvcc"))
+        .find(|nvcc| nvcc.exists())
+        .unwrap_or_else(|| "nvcc".into())
+}
+
+fn sources() -> Result<Vec<PathBuf>, String> {
+    let entries = std::fs::read_dir(KERNELS).map_err(|e| format!("{KERNELS}: {e}"))?;
+    let mut sources: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|ending| ending == "cu"))
+        .collect();
+    sources.sort();
+    Ok(sources)
+}
+
+fn stem(source: &Path) -> String {
+    let stem = source.file_stem().unwrap_or_default();
+    stem.to_string_lossy().into_owned()
+}
+
+fn binary(source: &Path, out: &Path) -> PathBuf {
+    out.join(stem(source)).with_extension("fatbin")
+}
+
+fn compile_one(nvcc: &Path, source: &Path, out: &Path, architecture: &str) -> Result<(), String> {
+    let output = Command::new(nvcc)
+        .args(["-fatbin", "-std=c++17", "-O3", "-Werror", "all-warnings"])
+        .arg("-gencode")
+        .arg(format!(
+            "arch=compute_{architecture},code=[sm_{architecture},compute_{architecture}]"
+        ))
+        .arg("-o")
+        .arg(binary(source, out))
+        .arg(source)
+        .output()
+        .map_err(|e| {
+            format!(
+                "{} could not be run ({e}); the feature cuda needs the CUDA toolkit: install it, or set CUDA_HOME to where it is",
+                nvcc.display()
+            )
+        })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!(
+        "nvcc failed on {}:\n{}{}",
+        source.display(),
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    ))
+}

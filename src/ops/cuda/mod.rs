@@ -1,0 +1,541 @@
+//! The operations on an NVIDIA GPU: what their files share is here (memory that kernels write, their arguments, launches).
+//!
+//! Everything runs on the one stream of a tensor's device, in the order in which it was called; nothing here waits for the
+//! GPU. Kernels live in `kernels/`, one file per operation, and say there what they expect.
+
+mod activation;
+mod adamw;
+mod arithmetic;
+mod attention;
+mod cross_entropy;
+pub(super) mod device;
+mod dropout;
+mod embedding;
+mod gemm;
+mod layer_norm;
+mod linear;
+mod lt;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig,
+    PushKernelArg, result, sys,
+};
+use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
+use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, DeviceId, WrapErr};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaStorage, DType, Device, Layout, Shape, Storage, Tensor};
+
+use self::gemm::Matrix;
+use super::precision::{Precision, precision};
+use super::{Param, tape};
+use crate::{Error, Result};
+
+pub(super) use activation::activation;
+pub(super) use adamw::{Norm, step};
+pub(super) use arithmetic::{add, scale};
+pub(super) use attention::{attention, set_kernel as set_attention_kernel};
+pub(super) use cross_entropy::masked_cross_entropy;
+pub(super) use dropout::dropout;
+pub(super) use embedding::{embedding_sum, select_rows};
+pub(super) use layer_norm::layer_norm;
+pub(super) use linear::linear_act;
+
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// The compute capability that the kernels were compiled for.
+pub(super) const COMPUTE_CAPABILITY: &str = env!("CLOZE_CUDA_COMPUTE_CAP");
+
+/// Whether the kernels take tensors like `x` with these parameters: f32, bf16 or f16, beside f32 weights on the same GPU.
+pub(super) fn takes<'a>(x: &Tensor, params: impl IntoIterator<Item = &'a Param>) -> bool {
+    let fits =
+        |param: &Param| param.dtype() == DType::F32 && x.device().same_device(param.device());
+    x.device().is_cuda() && is_activation(x.dtype()) && params.into_iter().all(fits)
+}
+
+/// Whether activations may have this dtype.
+fn is_activation(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::BF16 | DType::F16)
+}
+
+/// What an operation on `x` computes in: what [`autocast`](super::autocast) asks for, or else the dtype that `x` has.
+fn compute_dtype(x: &Tensor) -> DType {
+    wanted_dtype().unwrap_or(x.dtype())
+}
+
+/// The activations' dtype that [`autocast`](super::autocast) asks for.
+fn wanted_dtype() -> Option<DType> {
+    match precision() {
+        Precision::F32 => None,
+        Precision::Bf16 => Some(DType::BF16),
+        Precision::F16 => Some(DType::F16),
+    }
+}
+
+/// A contiguous `x` of that dtype, in the graph.
+fn prepared(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    if x.elem_count() == 0 {
+        return nothing(x.shape(), dtype, x.device());
+    }
+    let x = x.contiguous()?;
+    if x.dtype() == dtype {
+        return Ok(x);
+    }
+    let cast = |x: &Tensor, dtype| on_storage(x, |storage, layout| storage.to_dtype(layout, dtype));
+    tape::record(
+        "cast",
+        &[&x],
+        cast(&x, dtype)?,
+        x.shape(),
+        move |args, _, grad| {
+            Ok([
+                Some(Fresh::new(cast(grad, args[0].dtype())?, grad.shape()).into_tensor()),
+                None,
+                None,
+            ])
+        },
+    )
+}
+
+/// A tensor without elements.
+fn nothing(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
+    Ok(Gpu::of(device)?.zeros(shape, dtype)?.into_tensor())
+}
+
+/// A copy of a contiguous tensor's elements.
+pub(super) fn copied(tensor: &Tensor) -> Result<CudaStorage> {
+    let mut copy = Gpu::of(tensor.device())?.for_overwrite(tensor.shape(), tensor.dtype())?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else {
+        return Err(not_on_gpu());
+    };
+    storage.copy_strided_src(&mut copy.storage, 0, layout)?;
+    Ok(copy.storage)
+}
+
+/// What one of candle's own operations makes of a tensor's storage.
+fn on_storage(
+    x: &Tensor,
+    f: impl FnOnce(&CudaStorage, &Layout) -> candle_core::Result<CudaStorage>,
+) -> Result<CudaStorage> {
+    let (storage, layout) = x.storage_and_layout();
+    match &*storage {
+        Storage::Cuda(storage) => Ok(f(storage, layout)?),
+        _ => Err(not_on_gpu()),
+    }
+}
+
+fn not_on_gpu() -> Error {
+    Error::Tensor(candle_core::Error::Msg(
+        "expected a tensor on the GPU".into(),
+    ))
+}
+
+/// As [`super::upload`], for a GPU.
+pub(super) fn upload(values: &[u32], shape: Shape, device: &Device) -> Result<Tensor> {
+    let gpu = Gpu::of(device)?;
+    if values.len() != shape.elem_count() || values.is_empty() {
+        return Ok(Tensor::from_slice(values, shape, device)?);
+    }
+    let data = CudaStorage::wrap_cuda_slice(gpu.upload(values)?, gpu.device);
+    Ok(Fresh::new(data, &shape).into_tensor())
+}
+
+/// A device and its stream.
+#[derive(Clone)]
+struct Gpu {
+    device: CudaDevice,
+    stream: Arc<CudaStream>,
+}
+
+impl Gpu {
+    fn of(device: &Device) -> Result<Self> {
+        let device = device.as_cuda_device()?.clone();
+        let stream = device.cuda_stream();
+        Ok(Self { device, stream })
+    }
+
+    /// Memory that the caller overwrites before anyone reads it.
+    fn for_overwrite(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Fresh> {
+        let shape = shape.into();
+        // There is no memory of no bytes.
+        let size = Shape::from(shape.elem_count().max(1));
+        // SAFETY: numbers have no invalid values; that each is written before it is read is the caller's business, as for
+        // vectors on the CPU.
+        let storage = unsafe { self.device.alloc_uninit(&size, dtype)? };
+        Ok(Fresh { storage, shape })
+    }
+
+    fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Fresh> {
+        let shape = shape.into();
+        let size = Shape::from(shape.elem_count().max(1));
+        let storage = self.device.zeros_impl(&size, dtype)?;
+        Ok(Fresh { storage, shape })
+    }
+
+    /// Copies `values` to the GPU without waiting for it.
+    fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>> {
+        // SAFETY: all of it is written below, before anything that is called later reads it.
+        let buffer = unsafe { self.device.alloc::<T>(values.len().max(1))? };
+        let (start, _) = buffer.device_ptr(&self.stream);
+        self.overwrite(start, values)?;
+        Ok(buffer)
+    }
+
+    /// Copies `values` to `start` on the GPU without waiting for it.
+    fn overwrite<T: DeviceRepr>(&self, start: u64, values: &[T]) -> Result<()> {
+        // The driver copies pageable memory aside at once and returns if it is no more than this; for more it waits until
+        // the stream has come so far.
+        const ASIDE: usize = 64 << 10;
+        self.stream.context().bind_to_thread().w()?;
+        let piece = (ASIDE / size_of::<T>().max(1)).max(1);
+        for (i, values) in values.chunks(piece).enumerate() {
+            let at = start + (i * piece * size_of::<T>()) as u64;
+            // SAFETY: the callers' memory holds all of `values`, and the driver has read them when it returns.
+            unsafe { result::memcpy_htod_async(at, values, self.stream.cu_stream()).w()? };
+        }
+        Ok(())
+    }
+
+    /// Sets `bytes` bytes from `start` on to zero.
+    ///
+    /// # Safety
+    /// They must belong to one allocation.
+    unsafe fn zero(&self, start: u64, bytes: usize) -> Result<()> {
+        self.stream.context().bind_to_thread().w()?;
+        // SAFETY: the caller's promise; zero is a valid number.
+        unsafe { result::memset_d8_async(start, 0, bytes, self.stream.cu_stream()).w()? };
+        Ok(())
+    }
+
+    /// Puts `kernel` of `kernels/module.cu` into the stream.
+    ///
+    /// # Safety
+    /// The arguments must be those of the kernel in number, order and size, every pointer valid for what the kernel reads and
+    /// writes there with these sizes, and what it writes read by nobody else meanwhile.
+    unsafe fn launch(
+        &self,
+        module: &'static str,
+        kernel: &str,
+        grid: Grid,
+        args: &[Arg],
+    ) -> Result<()> {
+        let function = self.function(module, kernel, grid.shared)?;
+        let mut builder = self.stream.launch_builder(&function);
+        for Arg(slot) in args {
+            builder.arg(slot);
+        }
+        let config = LaunchConfig {
+            grid_dim: grid.blocks,
+            block_dim: grid.threads,
+            shared_mem_bytes: grid.shared,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { builder.launch(config).w()? };
+        Ok(())
+    }
+
+    /// The kernel, ready for that much shared memory.
+    fn function(&self, module: &'static str, kernel: &str, shared: u32) -> Result<CudaFunction> {
+        /// What every kernel may use without asking.
+        const GRANTED: u32 = 48 << 10;
+        let mut loaded = lock(loaded());
+        let device = loaded.entry(self.device.id()).or_default();
+        if let Some((function, granted)) = device.functions.get_mut(kernel) {
+            if shared > *granted {
+                allow(function, shared)?;
+                *granted = shared;
+            }
+            return Ok(function.clone());
+        }
+        let module = match device.modules.get(module) {
+            Some(module) => module.clone(),
+            None => {
+                let binary = MODULES.iter().find(|(name, _)| *name == module);
+                let (_, binary) = binary.ok_or_else(|| missing(module, kernel))?;
+                let compiled = Ptx::from_binary(binary.to_vec());
+                let found = self.stream.context().load_module(compiled);
+                let found = found.map_err(|error| device::cannot_load(&self.device, &error))?;
+                device.modules.insert(module, found.clone());
+                found
+            }
+        };
+        let function = module.load_function(kernel).w()?;
+        if shared > GRANTED {
+            allow(&function, shared)?;
+        }
+        let entry = (function.clone(), shared.max(GRANTED));
+        device.functions.insert(kernel.to_owned(), entry);
+        Ok(function)
+    }
+}
+
+fn missing(module: &str, kernel: &str) -> Error {
+    Error::Tensor(candle_core::Error::Msg(format!(
+        "this build has no kernels {module} (for {kernel})"
+    )))
+}
+
+/// Lets `function` use more shared memory than is granted unasked.
+fn allow(function: &CudaFunction, shared: u32) -> Result<()> {
+    use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    let bytes = i32::try_from(shared).unwrap_or(i32::MAX);
+    function
+        .set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes)
+        .w()?;
+    Ok(())
+}
+
+/// What has been loaded onto one device.
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<&'static str, Arc<CudaModule>>,
+    /// With the shared memory that each may use.
+    functions: HashMap<String, (CudaFunction, u32)>,
+}
+
+fn loaded() -> &'static Mutex<HashMap<DeviceId, Loaded>> {
+    static LOADED: OnceLock<Mutex<HashMap<DeviceId, Loaded>>> = OnceLock::new();
+    LOADED.get_or_init(Mutex::default)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // What is guarded here is whole at every moment.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How a launch is divided.
+#[derive(Clone, Copy)]
+struct Grid {
+    blocks: (u32, u32, u32),
+    threads: (u32, u32, u32),
+    /// Bytes of dynamic shared memory per block.
+    shared: u32,
+}
+
+impl Grid {
+    fn new(blocks: (u32, u32, u32), threads: (u32, u32, u32)) -> Self {
+        Self {
+            blocks,
+            threads,
+            shared: 0,
+        }
+    }
+
+    fn shared(self, bytes: u32) -> Self {
+        Self {
+            shared: bytes,
+            ..self
+        }
+    }
+
+    /// For kernels that take any grid over `n` elements, about eight to a thread.
+    fn elements(n: usize) -> Self {
+        let blocks = n.div_ceil(2048).min(65_535) as u32;
+        Self::new((blocks, 1, 1), (256, 1, 1))
+    }
+
+    /// For kernels that work on rows: a warp for each of up to `most` short rows, a block for a long one, and `bytes` of
+    /// shared memory per element of a row.
+    fn rows(rows: u32, width: u32, most: u32, bytes: u32) -> Self {
+        let (threads, each) = if width <= 1024 { (32, most) } else { (256, 1) };
+        Self::new((rows.div_ceil(each), 1, 1), (threads, each, 1)).shared(each * width * bytes)
+    }
+}
+
+/// An argument of a kernel, by value: a number, or a pointer on the device (0 for none).
+#[derive(Clone, Copy)]
+struct Arg(u64);
+
+impl From<u32> for Arg {
+    fn from(value: u32) -> Self {
+        Self(u64::from(value))
+    }
+}
+
+impl From<u64> for Arg {
+    fn from(value: u64) -> Self {
+        Self(value)
+    }
+}
+
+impl From<f32> for Arg {
+    fn from(value: f32) -> Self {
+        // The GPU's architecture and every host that CUDA runs on are little-endian: the number comes first.
+        Self(u64::from(value.to_bits()))
+    }
+}
+
+/// The arguments of a kernel.
+macro_rules! args {
+    ($($arg:expr),* $(,)?) => { &[$($crate::ops::cuda::Arg::from($arg)),*] };
+}
+use args;
+
+/// A tensor's storage that was just allocated, and belongs to nobody else.
+struct Fresh {
+    storage: CudaStorage,
+    shape: Shape,
+}
+
+impl Fresh {
+    fn new(storage: CudaStorage, shape: &Shape) -> Self {
+        let shape = shape.clone();
+        Self { storage, shape }
+    }
+
+    fn dtype(&self) -> DType {
+        self.storage.dtype()
+    }
+
+    fn ptr(&self) -> u64 {
+        start(&self.storage)
+    }
+
+    /// The tensor, outside of any graph.
+    fn into_tensor(self) -> Tensor {
+        let storage = Storage::Cuda(self.storage);
+        Tensor::from_storage(storage, self.shape, BackpropOp::none(), false)
+    }
+}
+
+/// Where a storage begins.
+fn start(storage: &CudaStorage) -> u64 {
+    fn of<T>(slice: &CudaSlice<T>) -> u64 {
+        slice.device_ptr(slice.stream()).0
+    }
+    match &storage.slice {
+        CudaStorageSlice::U8(slice) => of(slice),
+        CudaStorageSlice::U32(slice) => of(slice),
+        CudaStorageSlice::I16(slice) => of(slice),
+        CudaStorageSlice::I32(slice) => of(slice),
+        CudaStorageSlice::I64(slice) => of(slice),
+        CudaStorageSlice::BF16(slice) => of(slice),
+        CudaStorageSlice::F16(slice) => of(slice),
+        CudaStorageSlice::F32(slice) => of(slice),
+        CudaStorageSlice::F64(slice) => of(slice),
+        CudaStorageSlice::F8E4M3(slice) => of(slice),
+        CudaStorageSlice::F6E2M3(slice)
+        | CudaStorageSlice::F6E3M2(slice)
+        | CudaStorageSlice::F4(slice)
+        | CudaStorageSlice::F8E8M0(slice) => of(slice),
+    }
+}
+
+/// Where the elements of a contiguous tensor begin.
+///
+/// The stream orders what is called; the tensor must live until the last launch with this pointer was called.
+fn pointer(tensor: &Tensor) -> Result<u64> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else {
+        return Err(not_on_gpu());
+    };
+    if !layout.is_contiguous() {
+        return Err(candle_core::Error::RequiresContiguous { op: "fused op" }.into());
+    }
+    let offset = layout.start_offset() * tensor.dtype().size_in_bytes();
+    Ok(start(storage) + offset as u64)
+}
+
+/// [`pointer`], or 0 for none.
+fn pointer_or_null(tensor: Option<&Tensor>) -> Result<u64> {
+    tensor.map_or(Ok(0), pointer)
+}
+
+/// Where a buffer of numbers begins.
+fn slice_pointer<T>(slice: &CudaSlice<T>) -> u64 {
+    slice.device_ptr(slice.stream()).0
+}
+
+/// How kernels for that dtype of the activations end.
+fn suffix(dtype: DType) -> &'static str {
+    match dtype {
+        DType::BF16 => "bf16",
+        DType::F16 => "f16",
+        _ => "f32",
+    }
+}
+
+/// A size as kernels take it.
+fn size(n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| {
+        Error::argument(
+            "batch",
+            format!("{n} elements in one direction are more than the GPU kernels count to"),
+        )
+    })
+}
+
+/// Adds `parts` rows of `partials` (each `width` long, or two of those side by side) to what the parameters have, or puts
+/// them there: the last step of a bias's or normalization's gradient.
+fn reduce_parts(
+    gpu: &Gpu,
+    partials: &Fresh,
+    (parts, width): (u32, u32),
+    first: Option<&Param>,
+    second: Option<Option<&Param>>,
+) -> Result<()> {
+    let stride = if second.is_some() { 2 * width } else { width };
+    let grid = Grid::new((stride.div_ceil(32), 1, 1), (32, 8, 1));
+    let run = |a: u64, b: u64, add_a: bool, add_b: bool| {
+        let args = args![
+            a,
+            b,
+            partials.ptr(),
+            parts,
+            width,
+            stride,
+            u32::from(add_a),
+            u32::from(add_b)
+        ];
+        // SAFETY: the partials are parts · stride floats, and a and b (where there are any) the `width` floats of a gradient.
+        unsafe { gpu.launch("reduce", "reduce_parts", grid, args) }
+    };
+    let second = second.flatten();
+    match (first, second) {
+        (Some(first), Some(second)) => first.update_grad_tensor(|a, fresh_a| {
+            second
+                .update_grad_tensor(|b, fresh_b| run(pointer(a)?, pointer(b)?, !fresh_a, !fresh_b))
+        }),
+        (Some(first), None) => {
+            first.update_grad_tensor(|a, fresh| run(pointer(a)?, 0, !fresh, false))
+        }
+        (None, Some(second)) => {
+            second.update_grad_tensor(|b, fresh| run(0, pointer(b)?, false, !fresh))
+        }
+        (None, None) => Ok(()),
+    }
+}
+
+/// The gradient of a bias: the sums of the columns of `dy` (rows, width).
+fn bias_gradient(gpu: &Gpu, dy: Matrix, (rows, width): (usize, usize), bias: &Param) -> Result<()> {
+    let grid = column_grid((rows, width), dy.dtype, 64, 64)?;
+    let parts = grid.blocks.1;
+    let partials = gpu.for_overwrite((parts as usize, width), DType::F32)?;
+    let kernel = format!("column_sums_{}", suffix(dy.dtype));
+    let (rows, width) = (size(rows)?, size(width)?);
+    let arguments = args![partials.ptr(), dy.ptr, rows, width, size(dy.stride)?];
+    // SAFETY: there is a row of sums for each row of blocks, and dy has `rows` rows that far apart.
+    unsafe { gpu.launch("activation", &kernel, grid, arguments)? };
+    reduce_parts(gpu, &partials, (parts, width), Some(bias), None)
+}
+
+/// The grid of the kernels over (rows, width) that go down the columns: up to `most` rows of blocks with `each` rows or
+/// more, each of which leaves a row of sums where sums are wanted.
+fn column_grid(
+    (rows, width): (usize, usize),
+    dtype: DType,
+    each: usize,
+    most: u32,
+) -> Result<Grid> {
+    // A thread takes 16 bytes of a row.
+    let columns = 32 * 16 / dtype.size_in_bytes();
+    let parts = size(rows.div_ceil(each))?.clamp(1, most);
+    Ok(Grid::new(
+        (size(width.div_ceil(columns))?, parts, 1),
+        (32, 8, 1),
+    ))
+}

@@ -1,0 +1,128 @@
+//! Which device to compute on, and how much of its memory is in use.
+
+use candle_core::{Device, Shape, Tensor};
+
+#[cfg(feature = "cuda")]
+use super::cuda;
+use crate::Result;
+
+/// Choosing a [`Device`] in one word.
+pub trait DeviceExt: Sized {
+    /// The first GPU, or the CPU where there is none; a build with GPU support says then on stderr what it found missing.
+    ///
+    /// ```
+    /// use cloze::prelude::*;
+    ///
+    /// let device = Device::best()?;
+    /// let model = MaskedLm::from_pretrained_on("bundled:tiny_roberta", &device)?;
+    /// # Ok::<(), cloze::Error>(())
+    /// ```
+    fn best() -> Result<Self>;
+
+    /// The GPU of that number, counted from 0 as in `nvidia-smi` or `CUDA_VISIBLE_DEVICES`; asked again, the same one.
+    ///
+    /// # Errors
+    /// When it can't be used, with what is missing: GPU support in this build, a driver, the GPU, or kernels for it.
+    fn gpu(ordinal: usize) -> Result<Self>;
+}
+
+impl DeviceExt for Device {
+    #[cfg(feature = "cuda")]
+    fn best() -> Result<Self> {
+        use std::sync::Once;
+        static TOLD: Once = Once::new();
+        Ok(Self::gpu(0).unwrap_or_else(|reason| {
+            TOLD.call_once(|| eprintln!("note: computing on the CPU: {reason}"));
+            Self::Cpu
+        }))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn best() -> Result<Self> {
+        Ok(Self::Cpu)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn gpu(ordinal: usize) -> Result<Self> {
+        cuda::device::open(ordinal)
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn gpu(_: usize) -> Result<Self> {
+        Err(crate::Error::Device(
+            "this build of cloze has no GPU support: build it with the feature \"cuda\"".to_owned(),
+        ))
+    }
+}
+
+/// `values` as a tensor on `device`, without waiting for what a GPU is working on.
+pub(crate) fn upload(values: &[u32], shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return cuda::upload(values, shape.into(), device);
+    }
+    Ok(Tensor::from_slice(values, shape, device)?)
+}
+
+/// A device's memory, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceMemory {
+    /// What tensors take now.
+    pub used: u64,
+    /// The most they took at once since the start or [`reset_peak_memory`].
+    pub peak: u64,
+    /// What the device has.
+    pub total: u64,
+}
+
+/// The memory of a GPU; `None` for the CPU.
+pub fn device_memory(device: &Device) -> Option<DeviceMemory> {
+    #[cfg(feature = "cuda")]
+    return cuda::device::memory(device);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = device;
+        None
+    }
+}
+
+/// Makes [`DeviceMemory::peak`] begin anew from what is in use.
+pub fn reset_peak_memory(device: &Device) {
+    #[cfg(feature = "cuda")]
+    cuda::device::reset_peak(device);
+    #[cfg(not(feature = "cuda"))]
+    let _ = device;
+}
+
+/// Whether products of bf16 matrices are fast on this GPU.
+pub(super) fn has_bf16(device: &Device) -> bool {
+    #[cfg(feature = "cuda")]
+    return cuda::device::capability(device).is_some_and(|capability| capability >= 80);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = device;
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_device_can_be_computed_on_and_asked_again() {
+        let device = Device::best().unwrap();
+        assert!(device.same_device(&Device::best().unwrap()));
+        let one = candle_core::Tensor::new(1f32, &device).unwrap();
+        assert_eq!((&one + &one).unwrap().to_scalar::<f32>().unwrap(), 2.0);
+        assert_eq!(device_memory(&device).is_some(), device.is_cuda());
+        reset_peak_memory(&device);
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_there_is_an_error_that_says_what_is_missing() {
+        let error = Device::gpu(1000).unwrap_err();
+        assert!(error.to_string().starts_with("device: "), "{error}");
+    }
+}

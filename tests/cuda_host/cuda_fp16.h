@@ -1,0 +1,2 @@
+// Stands where CUDA's header of this name is.
+#include "emulator.h"

@@ -1,0 +1,1108 @@
+//! The fused operations against finite differences, against candle's own autograd and against each other, on the device
+//! that the test says (`crate::device()`; `None` skips everything).
+
+use candle_core::{DType, Device, Tensor, Var};
+use cloze::ops::{
+    self, Activation, AdamWOptions, AdamWState, AttentionMask, Dropout, Param, Precision,
+};
+
+/// Leaves a test that has no device to run on.
+macro_rules! needs_device {
+    () => {
+        if crate::device().is_none() {
+            return;
+        }
+    };
+}
+
+/// Where the operations under test run.
+pub fn here() -> Device {
+    crate::device().expect("a test that needs a device begins with needs_device!()")
+}
+
+/// Numbers in [-1, 1) that depend on the seed only.
+fn noise(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..n)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn tensor(shape: &[usize], seed: u64) -> Tensor {
+    let n = shape.iter().product();
+    Tensor::from_vec(noise(n, seed), shape, &here()).unwrap()
+}
+
+fn param(shape: &[usize], seed: u64) -> Param {
+    Param::new(format!("p{seed}"), &tensor(shape, seed)).unwrap()
+}
+
+/// A tensor without elements, though of some memory: a GPU has none of no bytes.
+fn nothing(shape: &[usize]) -> Tensor {
+    let none = tensor(&[1], 0).narrow(0, 0, 0).unwrap();
+    none.reshape(shape).unwrap()
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+mod adamw {
+    use super::*;
+
+    /// PyTorch's single-tensor AdamW, in f64, element by element.
+    fn expected(mut p: f64, grads: &[f64], options: &AdamWOptions, scale: f64) -> f64 {
+        let (b1, b2) = options.betas;
+        let (mut m, mut v) = (0.0, 0.0);
+        for (step, &g) in grads.iter().enumerate() {
+            let (g, t) = (g * scale, (step + 1) as i32);
+            p *= 1.0 - options.lr * options.weight_decay;
+            m = b1 * m + (1.0 - b1) * g;
+            v = b2 * v + (1.0 - b2) * g * g;
+            let root = v.sqrt() / (1.0 - b2.powi(t)).sqrt() + options.eps;
+            p -= options.lr / (1.0 - b1.powi(t)) * m / root;
+        }
+        p
+    }
+
+    #[test]
+    fn three_steps_agree_with_the_formula_in_f64() {
+        needs_device!();
+        let options = AdamWOptions {
+            lr: 0.01,
+            weight_decay: 0.1,
+            ..Default::default()
+        };
+        // One that is spread over several tasks, one that is not, one empty.
+        let mut params = vec![param(&[301, 333], 1), param(&[7], 2)];
+        if here().is_cpu() {
+            params.push(param(&[0, 4], 3));
+        }
+        let before: Vec<_> = params.iter().map(|p| values(&p.tensor())).collect();
+        let mut states: Vec<_> = params.iter().map(|p| AdamWState::new(p).unwrap()).collect();
+        for step in 0..3 {
+            for p in &params {
+                p.zero_grad();
+                p.add_grad(&tensor(p.shape().dims(), 10 + step)).unwrap();
+            }
+            ops::adamw_step(&params, &mut states, &options, 0.5).unwrap();
+        }
+        for (p, before) in params.iter().zip(before) {
+            let grads: Vec<_> = (0..3).map(|s| noise(p.elem_count(), 10 + s)).collect();
+            for (i, (&after, before)) in values(&p.tensor()).iter().zip(before).enumerate() {
+                let grads: Vec<f64> = grads.iter().map(|g| f64::from(g[i])).collect();
+                let want = expected(f64::from(before), &grads, &options, 0.5);
+                // Two roundings to f32 a step, at magnitudes up to 2.
+                assert!((f64::from(after) - want).abs() < 4e-7, "{after} {want}");
+            }
+        }
+        assert!(states.iter().all(|s| s.step == 3));
+    }
+
+    #[test]
+    fn parameters_without_gradient_and_frozen_ones_stay() {
+        needs_device!();
+        let (idle, frozen) = (param(&[5], 1), param(&[5], 2));
+        frozen.add_grad(&tensor(&[5], 3)).unwrap();
+        frozen.set_trainable(false);
+        let params = [idle, frozen];
+        let before: Vec<_> = params.iter().map(|p| values(&p.tensor())).collect();
+        let mut states: Vec<_> = params.iter().map(|p| AdamWState::new(p).unwrap()).collect();
+        let options = AdamWOptions {
+            weight_decay: 0.1,
+            ..Default::default()
+        };
+        ops::adamw_step(&params, &mut states, &options, 1.0).unwrap();
+        for (p, before) in params.iter().zip(before) {
+            assert_eq!(values(&p.tensor()), before);
+        }
+        assert!(states.iter().all(|s| s.step == 0));
+        assert_eq!(ops::grad_norm(&params).unwrap(), 0.0);
+    }
+
+    #[test]
+    fn the_norm_is_that_of_all_gradients_together() {
+        needs_device!();
+        let params = [param(&[123, 457], 1), param(&[3], 2)];
+        let mut squares = 0.0;
+        for p in &params {
+            let grad = tensor(p.shape().dims(), 5);
+            p.add_grad(&grad).unwrap();
+            squares += values(&grad)
+                .iter()
+                .map(|&x| f64::from(x).powi(2))
+                .sum::<f64>();
+        }
+        let tied = [params[0].clone(), params[1].clone(), params[0].clone()];
+        assert!((ops::grad_norm(&tied).unwrap() - squares.sqrt()).abs() < 1e-9);
+        let single = rayon::ThreadPoolBuilder::new()
+            .num_threads(1)
+            .build()
+            .unwrap();
+        assert_eq!(
+            single.install(|| ops::grad_norm(&params).unwrap()),
+            ops::grad_norm(&params).unwrap(),
+            "the number of threads must not show"
+        );
+    }
+
+    #[test]
+    fn states_of_another_shape_are_an_error() {
+        needs_device!();
+        let params = [param(&[4], 1)];
+        let mut states = [AdamWState::new(&param(&[5], 1)).unwrap()];
+        params[0].add_grad(&tensor(&[4], 3)).unwrap();
+        let error = ops::adamw_step(&params, &mut states, &AdamWOptions::default(), 1.0);
+        assert!(error.unwrap_err().to_string().contains("shape"));
+    }
+}
+
+mod gradients {
+    use super::*;
+
+    #[test]
+    fn a_gradient_that_was_handed_out_never_changes() {
+        needs_device!();
+        let p = param(&[3], 1);
+        p.add_grad(&tensor(&[3], 2)).unwrap();
+        let first = p.grad().unwrap();
+        p.add_grad(&tensor(&[3], 2)).unwrap();
+        p.zero_grad();
+        assert!(p.grad().is_none());
+        p.add_grad(&tensor(&[3], 4)).unwrap();
+        assert_eq!(values(&first), noise(3, 2));
+        assert_eq!(values(&p.grad().unwrap()), noise(3, 4));
+    }
+
+    #[test]
+    fn nothing_is_recorded_under_no_grad() {
+        needs_device!();
+        let p = param(&[3], 1);
+        assert!(p.tensor().track_op());
+        ops::no_grad(|| assert!(!p.tensor().track_op()));
+        assert!(p.tensor().track_op());
+    }
+}
+
+/// What an operation under test is given: activations and parameters, all of one dtype, on one device.
+struct Given {
+    inputs: Vec<Tensor>,
+    params: Vec<Param>,
+}
+
+impl Given {
+    /// On the device under test in f32; in f64, which the plain operations compute, on the CPU.
+    fn new(inputs: &[Tensor], params: &[Tensor], dtype: DType) -> Self {
+        let device = if dtype == DType::F64 {
+            Device::Cpu
+        } else {
+            here()
+        };
+        let place = |x: &Tensor| x.to_device(&device).unwrap().to_dtype(dtype).unwrap();
+        let leaf = |x: &Tensor| Var::from_tensor(&place(x)).unwrap().into_inner();
+        Self {
+            inputs: inputs.iter().map(leaf).collect(),
+            params: (params.iter().enumerate())
+                .map(|(i, p)| Param::new(format!("p{i}"), &place(p)).unwrap())
+                .collect(),
+        }
+    }
+}
+
+struct Outcome {
+    value: Vec<f64>,
+    /// Of the inputs, then of the parameters; `None` where none arrived.
+    grads: Vec<Option<Vec<f64>>>,
+}
+
+fn wide(t: &Tensor) -> Vec<f64> {
+    let t = t.to_dtype(DType::F64).unwrap();
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Forward and backward of `op`, weighted by fixed noise so that no symmetry hides a mistake.
+fn run(given: &Given, op: &dyn Fn(&Given) -> Tensor) -> Outcome {
+    let out = op(given);
+    let probe = tensor(out.dims(), 77).to_device(out.device()).unwrap();
+    let probe = probe.to_dtype(out.dtype()).unwrap();
+    let loss = (&out * probe).unwrap().sum_all().unwrap();
+    let mut grads = Vec::new();
+    let mut store = loss.backward().unwrap();
+    grads.extend(given.inputs.iter().map(|x| store.get(x).map(wide)));
+    for param in &given.params {
+        param.absorb(&mut store).unwrap();
+        grads.push(param.grad().map(|g| wide(&g)));
+    }
+    Outcome {
+        value: wide(&out),
+        grads,
+    }
+}
+
+/// ‖a - b‖ / ‖b‖, with a floor for gradients that vanish.
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+    let difference = norm(&mut a.iter().zip(b).map(|(a, b)| a - b));
+    difference / (norm(&mut b.iter().copied()) + 1e-2)
+}
+
+/// The fused operation (f32) against the plain one (f64, differentiated by candle), which is returned with what it got. On a
+/// GPU also in bf16 and f16, within the noise of these.
+fn agree(
+    name: &str,
+    inputs: &[Tensor],
+    params: &[Tensor],
+    op: &dyn Fn(&Given) -> Tensor,
+) -> (Given, Outcome) {
+    let plain_given = Given::new(inputs, params, DType::F64);
+    let plain = run(&plain_given, op);
+    let (values, gradients) = crate::TOLERANCES;
+    let fused = run(&Given::new(inputs, params, DType::F32), op);
+    close(name, &fused, &plain, (values, gradients));
+    if here().is_cuda() {
+        for (precision, tolerance) in [(Precision::Bf16, 4e-2), (Precision::F16, 5e-3)] {
+            let given = Given::new(inputs, params, DType::F32);
+            let rounded = ops::autocast(precision, || run(&given, op));
+            let name = format!("{name}, {precision:?}");
+            close(&name, &rounded, &plain, (tolerance, tolerance));
+        }
+    }
+    (plain_given, plain)
+}
+
+fn close(name: &str, fused: &Outcome, plain: &Outcome, (values, gradients): (f64, f64)) {
+    assert!(
+        fused.value.iter().all(|x| x.is_finite()),
+        "{name}: {:?}",
+        fused.value
+    );
+    let d = distance(&fused.value, &plain.value);
+    assert!(d < values, "{name}: values differ by {d:e}");
+    for (i, (fused, plain)) in fused.grads.iter().zip(&plain.grads).enumerate() {
+        let (Some(fused), Some(plain)) = (fused, plain) else {
+            panic!("{name}: gradient {i} is missing");
+        };
+        let d = distance(fused, plain);
+        assert!(d < gradients, "{name}: gradient {i} differs by {d:e}");
+    }
+}
+
+/// [`agree`], and the plain one's gradients against finite differences.
+fn check(name: &str, inputs: &[Tensor], params: &[Tensor], op: &dyn Fn(&Given) -> Tensor) {
+    let (plain_given, plain) = agree(name, inputs, params, op);
+    let probe = wide(&tensor(op(&plain_given).dims(), 77));
+    let leaves: Vec<Tensor> = (plain_given.inputs.iter().cloned())
+        .chain(plain_given.params.iter().map(Param::tensor))
+        .collect();
+    for (i, leaf) in leaves.iter().enumerate() {
+        let direction: Vec<f64> = wide(&tensor(leaf.dims(), 1000 + i as u64));
+        let at = |step: f64| {
+            let moved: Vec<Tensor> = leaves
+                .iter()
+                .enumerate()
+                .map(|(j, leaf)| {
+                    let direction = Tensor::new(&direction[..], leaf.device()).unwrap();
+                    match i == j {
+                        true => (leaf + direction.reshape(leaf.shape()).unwrap() * step).unwrap(),
+                        false => leaf.clone(),
+                    }
+                })
+                .collect();
+            let (inputs, params) = moved.split_at(inputs.len());
+            let values = wide(&op(&Given::new(inputs, params, DType::F64)));
+            values.iter().zip(&probe).map(|(v, p)| v * p).sum::<f64>()
+        };
+        let h = 1e-5;
+        let slope = (at(h) - at(-h)) / (2.0 * h);
+        let grad = plain.grads[i].as_ref().unwrap();
+        let along: f64 = grad.iter().zip(&direction).map(|(g, d)| g * d).sum();
+        let error = (slope - along).abs() / (along.abs() + 1.0);
+        assert!(
+            error < 1e-6,
+            "{name}: slope {i} is {slope}, the gradient says {along}"
+        );
+    }
+}
+
+/// Integers, which operations read on the CPU.
+fn ids(values: &[u32], shape: &[usize]) -> Tensor {
+    Tensor::from_vec(values.to_vec(), shape, &Device::Cpu).unwrap()
+}
+
+const ACTIVATIONS: [Activation; 6] = [
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::Relu,
+    Activation::Silu,
+    Activation::Tanh,
+    Activation::Linear,
+];
+
+mod linear {
+    use super::*;
+
+    fn case(x: &[usize], out: usize, bias: bool, activation: Activation) {
+        let width = *x.last().unwrap();
+        let mut params = vec![tensor(&[out, width], 2)];
+        if bias {
+            params.push(tensor(&[out], 3));
+        }
+        let name = format!("{x:?} -> {out}, bias {bias}, {activation:?}");
+        check(&name, &[tensor(x, 1)], &params, &|given| {
+            let (weight, bias) = (&given.params[0], given.params.get(1));
+            ops::linear_act(&given.inputs[0], weight, bias, activation).unwrap()
+        });
+    }
+
+    #[test]
+    fn gradients_are_right_for_every_activation_and_odd_sizes() {
+        needs_device!();
+        for activation in ACTIVATIONS {
+            for bias in [true, false] {
+                case(&[3, 7, 13], 5, bias, activation);
+                case(&[1, 1], 1, bias, activation);
+            }
+        }
+        case(&[130, 67], 259, true, Activation::Gelu);
+        case(&[2, 65, 67], 259, true, Activation::Linear);
+    }
+
+    #[test]
+    fn a_transposed_input_and_a_narrowed_one_are_read_as_they_are() {
+        needs_device!();
+        check(
+            "transposed",
+            &[tensor(&[13, 7, 3], 1)],
+            &[tensor(&[5, 13], 2)],
+            &|given| {
+                let x = given.inputs[0].transpose(0, 2).unwrap();
+                ops::linear(&x, &given.params[0], None).unwrap()
+            },
+        );
+        check(
+            "narrowed",
+            &[tensor(&[9, 13], 1)],
+            &[tensor(&[5, 13], 2)],
+            &|given| {
+                let x = given.inputs[0].narrow(0, 2, 6).unwrap();
+                ops::linear_act(&x, &given.params[0], None, Activation::Gelu).unwrap()
+            },
+        );
+    }
+
+    #[test]
+    fn no_rows_give_no_rows() {
+        needs_device!();
+        let x = nothing(&[0, 4]);
+        let (w, b) = (param(&[3, 4], 1), param(&[3], 2));
+        for activation in [Activation::Linear, Activation::Gelu] {
+            let y = ops::linear_act(&x, &w, Some(&b), activation).unwrap();
+            assert_eq!(y.dims(), [0, 3]);
+        }
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_an_error_that_names_them() {
+        needs_device!();
+        let error = ops::linear(&tensor(&[2, 5], 1), &param(&[3, 4], 2), None).unwrap_err();
+        assert!(error.to_string().contains("needs 4"), "{error}");
+        let (w, b) = (param(&[3, 4], 2), param(&[4], 3));
+        assert!(ops::linear(&tensor(&[2, 4], 1), &w, Some(&b)).is_err());
+    }
+
+    #[test]
+    fn frozen_parameters_get_nothing_and_the_others_all() {
+        needs_device!();
+        for (train_weight, train_bias) in [(false, true), (true, false), (false, false)] {
+            for activation in [Activation::Linear, Activation::Gelu] {
+                let params = [tensor(&[5, 4], 2), tensor(&[5], 3)];
+                let op = |given: &Given| {
+                    let (w, b) = (&given.params[0], &given.params[1]);
+                    ops::linear_act(&given.inputs[0], w, Some(b), activation).unwrap()
+                };
+                let full = run(&Given::new(&[tensor(&[6, 4], 1)], &params, DType::F32), &op);
+                let given = Given::new(&[tensor(&[6, 4], 1)], &params, DType::F32);
+                given.params[0].set_trainable(train_weight);
+                given.params[1].set_trainable(train_bias);
+                let part = run(&given, &op);
+                assert_eq!(part.grads[0], full.grads[0]);
+                assert_eq!(
+                    part.grads[1],
+                    full.grads[1].clone().filter(|_| train_weight)
+                );
+                assert_eq!(part.grads[2], full.grads[2].clone().filter(|_| train_bias));
+            }
+        }
+    }
+
+    #[test]
+    fn an_input_outside_the_graph_still_trains_the_weights() {
+        needs_device!();
+        let (w, b) = (param(&[5, 4], 2), param(&[5], 3));
+        let y = ops::linear_act(&tensor(&[6, 4], 1), &w, Some(&b), Activation::Gelu).unwrap();
+        ops::backward(&y.sum_all().unwrap(), &[w.clone(), b.clone()]).unwrap();
+        assert!(w.grad().is_some() && b.grad().is_some());
+    }
+
+    #[test]
+    fn two_backward_passes_add_up_and_may_share_a_graph() {
+        needs_device!();
+        let (w, b) = (param(&[5, 4], 2), param(&[5], 3));
+        let y = ops::linear_act(&tensor(&[6, 4], 1), &w, Some(&b), Activation::Gelu).unwrap();
+        let loss = y.sum_all().unwrap();
+        ops::backward(&loss, &[]).unwrap();
+        let once: Vec<_> = [&w, &b]
+            .iter()
+            .map(|p| values(&p.grad().unwrap()))
+            .collect();
+        ops::backward(&loss, &[]).unwrap();
+        for (p, once) in [&w, &b].iter().zip(once) {
+            for (twice, once) in values(&p.grad().unwrap()).iter().zip(once) {
+                assert!(
+                    (twice - 2.0 * once).abs() <= 1e-6 * once.abs(),
+                    "{twice} {once}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn results_repeat_bit_for_bit_and_hardly_feel_the_number_of_threads() {
+        needs_device!();
+        let inputs = [tensor(&[300, 130], 1)];
+        let params = [tensor(&[259, 130], 2), tensor(&[259], 3)];
+        let op = |given: &Given| {
+            let (w, b) = (&given.params[0], &given.params[1]);
+            ops::linear_act(&given.inputs[0], w, Some(b), Activation::Gelu).unwrap()
+        };
+        let with_threads = |n| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(n)
+                .build()
+                .unwrap();
+            pool.install(|| run(&Given::new(&inputs, &params, DType::F32), &op))
+        };
+        let (one, four, again) = (with_threads(1), with_threads(4), with_threads(4));
+        assert_eq!(four.value, again.value);
+        assert_eq!(four.grads, again.grads);
+        for (a, b) in one.grads.iter().zip(&four.grads) {
+            assert!(distance(a.as_ref().unwrap(), b.as_ref().unwrap()) < 1e-6);
+        }
+    }
+}
+
+mod elementwise {
+    use super::*;
+
+    #[test]
+    fn activations_have_right_gradients() {
+        needs_device!();
+        for activation in ACTIVATIONS {
+            let x = (tensor(&[5, 7, 11], 1) * 6.0).unwrap();
+            check(&format!("{activation:?}"), &[x], &[], &|given| {
+                let x = given.inputs[0].transpose(0, 1).unwrap();
+                // Candle's autograd needs an operation even where the function is the identity.
+                (activation.apply(&x).unwrap() * 1.0).unwrap()
+            });
+        }
+    }
+
+    #[test]
+    fn dropout_has_the_same_mask_forward_and_backward() {
+        needs_device!();
+        let dropout = Dropout { p: 0.3, key: 5 };
+        check("dropout", &[tensor(&[3, 40_001], 1)], &[], &|given| {
+            ops::dropout(&given.inputs[0], dropout).unwrap()
+        });
+    }
+}
+
+mod layer_norm {
+    use super::*;
+
+    #[test]
+    fn gradients_are_right_with_and_without_residual_dropout_and_bias() {
+        needs_device!();
+        for shape in [&[3usize, 5, 37][..], &[1, 1, 8], &[70, 768]] {
+            let width = *shape.last().unwrap();
+            let params = [tensor(&[width], 3), tensor(&[width], 4)];
+            for count in [1, 2] {
+                let inputs = [tensor(shape, 1)];
+                check(
+                    &format!("alone {shape:?} {count}"),
+                    &inputs,
+                    &params[..count],
+                    &|given| {
+                        let (w, b) = (&given.params[0], given.params.get(1));
+                        ops::layer_norm(&given.inputs[0], w, b, 1e-5).unwrap()
+                    },
+                );
+                for dropout in [Dropout::NONE, Dropout { p: 0.25, key: 8 }] {
+                    let inputs = [tensor(shape, 1), tensor(shape, 2)];
+                    check(
+                        &format!("sum {shape:?} {dropout:?}"),
+                        &inputs,
+                        &params[..count],
+                        &|given| {
+                            let (x, residual) = (&given.inputs[0], &given.inputs[1]);
+                            let (w, b) = (&given.params[0], given.params.get(1));
+                            ops::add_layer_norm(x, residual, w, b, 1e-12, dropout).unwrap()
+                        },
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_strided_input_is_read_as_it_is() {
+        needs_device!();
+        let params = [tensor(&[6], 3), tensor(&[6], 4)];
+        check("strided", &[tensor(&[6, 9], 1)], &params, &|given| {
+            let x = given.inputs[0].t().unwrap();
+            ops::add_layer_norm(
+                &x,
+                &x,
+                &given.params[0],
+                Some(&given.params[1]),
+                1e-5,
+                Dropout::NONE,
+            )
+            .unwrap()
+        });
+    }
+
+    #[test]
+    fn no_rows_give_no_rows() {
+        needs_device!();
+        let x = nothing(&[0, 4]);
+        let y = ops::layer_norm(&x, &param(&[4], 1), None, 1e-5).unwrap();
+        assert_eq!(y.dims(), [0, 4]);
+    }
+
+    #[test]
+    fn a_row_of_equal_numbers_becomes_the_bias() {
+        needs_device!();
+        let x = Tensor::full(3f32, (2, 5), &here()).unwrap();
+        let (w, b) = (param(&[5], 1), param(&[5], 2));
+        let y = ops::layer_norm(&x, &w, Some(&b), 1e-5).unwrap();
+        assert_eq!(values(&y.get(0).unwrap()), values(&b.tensor()));
+    }
+
+    #[test]
+    fn lengths_that_do_not_fit_are_an_error() {
+        needs_device!();
+        assert!(ops::layer_norm(&tensor(&[2, 5], 1), &param(&[4], 1), None, 1e-5).is_err());
+        let (x, r) = (tensor(&[2, 4], 1), tensor(&[4], 1));
+        assert!(ops::add_layer_norm(&x, &r, &param(&[4], 1), None, 1e-5, Dropout::NONE).is_err());
+    }
+}
+
+mod embedding {
+    use super::*;
+
+    #[test]
+    fn repeated_rows_add_up_and_padding_gets_nothing() {
+        needs_device!();
+        let words: Vec<u32> = (0..600).map(|i| (i * i) % 11).collect();
+        let positions: Vec<u32> = (0..100).collect();
+        let (words, positions) = (ids(&words, &[6, 100]), ids(&positions, &[1, 100]));
+        let tables = [
+            tensor(&[11, 131], 1),
+            tensor(&[100, 131], 2),
+            tensor(&[2, 131], 3),
+        ];
+        check("single", &[], &tables[..1], &|given| {
+            ops::embedding(&words, &given.params[0], None).unwrap()
+        });
+        let kinds = ids(&[0; 600], &[6, 100]);
+        check("sum", &[], &tables, &|given| {
+            let [word, position, kind] = &given.params[..] else {
+                unreachable!()
+            };
+            ops::embedding_sum(&[
+                (&words, word, None),
+                (&positions, position, None),
+                (&kinds, kind, None),
+            ])
+            .unwrap()
+        });
+        // The padding row's own slope is not its gradient here, so that the plain version is the only judge.
+        let op = |given: &Given| ops::embedding(&words, &given.params[0], Some(4)).unwrap();
+        let fused = run(&Given::new(&[], &tables[..1], DType::F32), &op);
+        let plain = run(&Given::new(&[], &tables[..1], DType::F64), &op);
+        let (fused, plain) = (
+            fused.grads[0].as_ref().unwrap(),
+            plain.grads[0].as_ref().unwrap(),
+        );
+        assert!(distance(fused, plain) < 1e-6);
+        assert!(fused[4 * 131..5 * 131].iter().all(|&g| g == 0.0));
+        assert!(fused[..131].iter().any(|&g| g != 0.0));
+    }
+
+    #[test]
+    fn a_table_tied_to_the_vocabulary_collects_both_gradients() {
+        needs_device!();
+        let words = ids(&[3, 1, 3, 0], &[4]);
+        let labels = ids(&[2, 2, 0, 4], &[4]);
+        for padding in [None, Some(3)] {
+            let op = |given: &Given| {
+                let table = &given.params[0];
+                let hidden = ops::embedding(&words, table, padding).unwrap();
+                ops::masked_cross_entropy(&hidden, table, None, &labels).unwrap()
+            };
+            if padding.is_none() {
+                check("tied", &[], &[tensor(&[5, 9], 1)], &op);
+            }
+            let fused = run(&Given::new(&[], &[tensor(&[5, 9], 1)], DType::F32), &op);
+            let plain = run(&Given::new(&[], &[tensor(&[5, 9], 1)], DType::F64), &op);
+            assert!(
+                distance(
+                    fused.grads[0].as_ref().unwrap(),
+                    plain.grads[0].as_ref().unwrap()
+                ) < 4e-6
+            );
+        }
+    }
+
+    #[test]
+    fn an_id_outside_the_table_is_an_error_that_names_it() {
+        needs_device!();
+        let error = ops::embedding(&ids(&[1, 7], &[2]), &param(&[5, 3], 1), None).unwrap_err();
+        assert!(error.to_string().contains("id 7"), "{error}");
+    }
+
+    #[test]
+    fn no_ids_give_no_rows() {
+        needs_device!();
+        let y = ops::embedding(&ids(&[], &[0]), &param(&[5, 3], 1), None).unwrap();
+        assert_eq!(y.dims(), [0, 3]);
+    }
+
+    #[test]
+    fn selected_rows_return_their_gradients_repeats_added() {
+        needs_device!();
+        let rows = ids(&[4, 0, 4, 2], &[4]);
+        check("select", &[tensor(&[6, 21], 1)], &[], &|given| {
+            ops::select_rows(&given.inputs[0], &rows).unwrap()
+        });
+        assert!(ops::select_rows(&tensor(&[4, 2], 1), &rows).is_err());
+        let none = ops::select_rows(&tensor(&[4, 2], 1), &ids(&[], &[0])).unwrap();
+        assert_eq!(none.dims(), [0, 2]);
+    }
+}
+
+mod cross_entropy {
+    use super::*;
+
+    fn case(rows: usize, width: usize, vocab: usize, bias: bool) {
+        let labels: Vec<u32> = (0..rows).map(|i| (i * 31 % vocab) as u32).collect();
+        let labels = ids(&labels, &[rows]);
+        let mut params = vec![tensor(&[vocab, width], 2)];
+        if bias {
+            params.push(tensor(&[vocab], 3));
+        }
+        check(
+            &format!("{rows} {width} {vocab} {bias}"),
+            &[tensor(&[rows, width], 1)],
+            &params,
+            &|given| {
+                let (w, b) = (&given.params[0], given.params.get(1));
+                ops::masked_cross_entropy(&given.inputs[0], w, b, &labels).unwrap()
+            },
+        );
+    }
+
+    #[test]
+    fn loss_and_gradients_are_right() {
+        needs_device!();
+        case(17, 23, 101, true);
+        case(17, 23, 101, false);
+        case(1, 1, 2, true);
+        case(5, 16, 4099, true);
+    }
+
+    #[test]
+    fn huge_logits_neither_overflow_nor_lose_the_loss() {
+        needs_device!();
+        let hidden = Tensor::new(&[[1000f32], [-1000.0]], &here()).unwrap();
+        let weight = Param::new(
+            "w",
+            &Tensor::new(&[[1f32], [0.0], [-1.0]], &here()).unwrap(),
+        )
+        .unwrap();
+        let loss = ops::masked_cross_entropy(&hidden, &weight, None, &ids(&[1, 2], &[2])).unwrap();
+        assert_eq!(loss.to_scalar::<f32>().unwrap(), 1000.0);
+    }
+
+    #[test]
+    fn nan_shows_in_the_loss() {
+        needs_device!();
+        let hidden = Tensor::new(&[[f32::NAN, 1.0]], &here()).unwrap();
+        let loss = ops::masked_cross_entropy(&hidden, &param(&[33, 2], 1), None, &ids(&[1], &[1]))
+            .unwrap();
+        assert!(loss.to_scalar::<f32>().unwrap().is_nan());
+    }
+
+    #[test]
+    fn without_gradients_the_loss_is_the_same() {
+        needs_device!();
+        let (hidden, w, b) = (tensor(&[300, 8], 1), param(&[77, 8], 2), param(&[77], 3));
+        let labels: Vec<u32> = (0..300).map(|i| i % 77).collect();
+        let labels = ids(&labels, &[300]);
+        let loss = || ops::masked_cross_entropy(&hidden, &w, Some(&b), &labels).unwrap();
+        let (with, without) = (loss(), ops::no_grad(loss));
+        assert!(with.track_op() && !without.track_op());
+        let (with, without) = (
+            with.to_scalar::<f32>().unwrap(),
+            without.to_scalar::<f32>().unwrap(),
+        );
+        assert!((with - without).abs() < 1e-6 * with, "{with} {without}");
+    }
+
+    #[test]
+    fn no_rows_cost_nothing_and_have_a_backward_pass() {
+        needs_device!();
+        let hidden = nothing(&[0, 4]);
+        let w = param(&[9, 4], 1);
+        let loss = ops::masked_cross_entropy(&hidden, &w, None, &ids(&[], &[0])).unwrap();
+        assert_eq!(loss.to_scalar::<f32>().unwrap(), 0.0);
+        ops::backward(&loss, std::slice::from_ref(&w)).unwrap();
+        assert!(values(&w.grad().unwrap()).iter().all(|&g| g == 0.0));
+    }
+
+    #[test]
+    fn a_label_outside_the_vocabulary_is_an_error() {
+        needs_device!();
+        let error = ops::masked_cross_entropy(
+            &tensor(&[1, 2], 1),
+            &param(&[3, 2], 2),
+            None,
+            &ids(&[3], &[1]),
+        );
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .contains("outside the vocabulary")
+        );
+    }
+
+    #[test]
+    fn a_second_backward_pass_over_the_graph_adds_the_same_again() {
+        needs_device!();
+        let w = param(&[9, 4], 1);
+        let loss =
+            ops::masked_cross_entropy(&tensor(&[2, 4], 2), &w, None, &ids(&[3, 8], &[2])).unwrap();
+        ops::backward(&loss, &[]).unwrap();
+        let once = values(&w.grad().unwrap());
+        ops::backward(&loss, &[]).unwrap();
+        for (twice, once) in values(&w.grad().unwrap()).iter().zip(once) {
+            assert!(
+                (twice - 2.0 * once).abs() <= 1e-6 * once.abs(),
+                "{twice} {once}"
+            );
+        }
+    }
+}
+
+mod attention {
+    use super::*;
+
+    const NONE: Dropout = Dropout::NONE;
+    const SOME: Dropout = Dropout { p: 0.2, key: 6 };
+
+    /// (batch, queries, keys, heads, head of q and k, head of v)
+    fn case(sizes: [usize; 6], mask: &AttentionMask, dropout: Dropout) {
+        let [batch, queries, keys, heads, d, e] = sizes;
+        let mut inputs = vec![
+            tensor(&[batch, queries, heads * d], 1),
+            tensor(&[batch, keys, heads * d], 2),
+            tensor(&[batch, keys, heads * e], 3),
+        ];
+        if let AttentionMask::Additive(bias) = mask {
+            inputs.push(bias.clone());
+        }
+        check(
+            &format!("{sizes:?} {mask:?} {dropout:?}"),
+            &inputs,
+            &[],
+            &|given| {
+                let mask = match mask {
+                    AttentionMask::Additive(_) => AttentionMask::Additive(given.inputs[3].clone()),
+                    other => other.clone(),
+                };
+                let [q, k, v] = [0, 1, 2].map(|i| &given.inputs[i]);
+                // Sharper than 1 / sqrt(d), so that the softmax is far from uniform.
+                ops::attention(q, k, v, heads, &mask, 0.9, dropout).unwrap()
+            },
+        );
+    }
+
+    #[test]
+    fn gradients_are_right_at_all_sizes() {
+        needs_device!();
+        for dropout in [NONE, SOME] {
+            case([2, 9, 9, 3, 5, 5], &AttentionMask::None, dropout);
+            case([2, 7, 11, 2, 8, 3], &AttentionMask::None, dropout);
+            case([1, 1, 1, 1, 1, 1], &AttentionMask::None, dropout);
+            case([1, 33, 128, 2, 64, 64], &AttentionMask::None, dropout);
+            // Several blocks of queries.
+            case([1, 37, 4500, 1, 4, 4], &AttentionMask::None, dropout);
+        }
+    }
+
+    #[test]
+    fn masked_keys_are_out_wherever_they_stand() {
+        needs_device!();
+        let mask = ids(
+            &[
+                1, 1, 1, 1, 1, 1, 1, // all
+                1, 1, 1, 1, 0, 0, 0, // padded behind
+                0, 0, 1, 0, 1, 1, 0, // padded in front, with a hole
+            ],
+            &[3, 7],
+        );
+        for dropout in [NONE, SOME] {
+            case(
+                [3, 5, 7, 2, 6, 6],
+                &AttentionMask::Keys(mask.clone()),
+                dropout,
+            );
+            let bytes = mask.to_dtype(DType::U8).unwrap();
+            case([3, 5, 7, 2, 6, 6], &AttentionMask::Keys(bytes), dropout);
+        }
+    }
+
+    #[test]
+    fn with_all_keys_masked_the_result_is_their_mean_and_gradients_are_the_references() {
+        needs_device!();
+        let mask = AttentionMask::Keys(ids(&[0, 0, 0, 1, 1, 0], &[2, 3]));
+        let inputs = [1, 2, 3].map(|seed| tensor(&[2, 3, 8], seed));
+        for dropout in [NONE, SOME] {
+            agree("all masked", &inputs, &[], &|given| {
+                let [q, k, v] = [0, 1, 2].map(|i| &given.inputs[i]);
+                ops::attention(q, k, v, 2, &mask, 0.9, dropout).unwrap()
+            });
+        }
+        let [q, k, v] = inputs;
+        let out = ops::attention(&q, &k, &v, 2, &mask, 0.9, NONE).unwrap();
+        let mean = v.narrow(0, 0, 1).unwrap().mean_keepdim(1).unwrap();
+        let mean = mean.broadcast_as((1, 3, 8)).unwrap();
+        assert!(distance(&wide(&out.narrow(0, 0, 1).unwrap()), &wide(&mean)) < 1e-6);
+    }
+
+    #[test]
+    fn a_masked_key_does_not_reach_the_result() {
+        needs_device!();
+        let mask = AttentionMask::Keys(ids(&[1, 0, 1], &[1, 3]));
+        let v = Tensor::new(&[[[1f32], [f32::MAX], [1.0]]], &here()).unwrap();
+        let out = ops::attention(
+            &tensor(&[1, 2, 4], 1),
+            &tensor(&[1, 3, 4], 2),
+            &v,
+            1,
+            &mask,
+            1.0,
+            NONE,
+        );
+        for x in values(&out.unwrap()) {
+            assert!((x - 1.0).abs() < 1e-6, "{x}");
+        }
+    }
+
+    #[test]
+    fn additive_masks_get_their_gradient_however_they_are_broadcast() {
+        needs_device!();
+        for shape in [
+            &[2usize, 3, 5, 7][..],
+            &[1, 3, 5, 7],
+            &[3, 5, 7],
+            &[2, 1, 1, 7],
+            &[5, 7],
+        ] {
+            for dropout in [NONE, SOME] {
+                case(
+                    [2, 5, 7, 3, 4, 4],
+                    &AttentionMask::Additive(tensor(shape, 9)),
+                    dropout,
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_mask_that_is_the_same_for_all_keys_changes_nothing() {
+        needs_device!();
+        let given = Given::new(
+            &[tensor(&[2, 3, 8], 1), tensor(&[2, 2, 3, 1], 2)],
+            &[],
+            DType::F32,
+        );
+        let attend = |mask: AttentionMask| {
+            let x = &given.inputs[0];
+            ops::attention(x, x, x, 2, &mask, 0.9, NONE).unwrap()
+        };
+        let plain = attend(AttentionMask::None);
+        let outcome = run(&given, &|given| {
+            attend(AttentionMask::Additive(given.inputs[1].clone()))
+        });
+        assert!(distance(&outcome.value, &wide(&plain)) < 1e-6);
+        assert!(
+            outcome.grads[1]
+                .as_ref()
+                .unwrap()
+                .iter()
+                .all(|g| g.abs() < 1e-6)
+        );
+    }
+
+    #[test]
+    fn an_additive_mask_may_close_rows_with_the_lowest_number() {
+        needs_device!();
+        let bias = Tensor::full(f32::MIN, (1, 1, 2, 3), &here()).unwrap();
+        let v = Tensor::new(&[[[1f32], [2.0], [6.0]]], &here()).unwrap();
+        let (q, k) = (tensor(&[1, 2, 4], 1), tensor(&[1, 3, 4], 2));
+        let out = ops::attention(&q, &k, &v, 1, &AttentionMask::Additive(bias), 1.0, NONE).unwrap();
+        for x in values(&out) {
+            assert!((x - 3.0).abs() < 1e-6, "{x}");
+        }
+    }
+
+    #[test]
+    fn one_tensor_may_be_query_key_and_value() {
+        needs_device!();
+        check("self", &[tensor(&[2, 6, 8], 1)], &[], &|given| {
+            let x = &given.inputs[0];
+            ops::attention(x, x, x, 2, &AttentionMask::None, 0.5, NONE).unwrap()
+        });
+    }
+
+    #[test]
+    fn strided_inputs_are_read_as_they_are() {
+        needs_device!();
+        check("strided", &[tensor(&[2, 5, 24], 1)], &[], &|given| {
+            let part = |i: usize| given.inputs[0].narrow(2, i * 8, 8).unwrap();
+            ops::attention(
+                &part(0),
+                &part(1),
+                &part(2),
+                2,
+                &AttentionMask::None,
+                0.5,
+                SOME,
+            )
+            .unwrap()
+        });
+    }
+
+    #[test]
+    fn an_empty_batch_gives_an_empty_batch() {
+        needs_device!();
+        let x = nothing(&[0, 3, 4]);
+        let y = ops::attention(&x, &x, &x, 2, &AttentionMask::None, 1.0, NONE).unwrap();
+        assert_eq!(y.dims(), [0, 3, 4]);
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_errors() {
+        needs_device!();
+        let x = tensor(&[2, 3, 8], 1);
+        let attend = |heads, mask| ops::attention(&x, &x, &x, heads, &mask, 1.0, NONE);
+        assert!(attend(3, AttentionMask::None).is_err());
+        assert!(attend(2, AttentionMask::Keys(ids(&[1; 8], &[2, 4]))).is_err());
+        assert!(attend(2, AttentionMask::Additive(tensor(&[4], 1))).is_err());
+    }
+}
+
+mod backward {
+    use super::*;
+
+    /// A small encoder block whose input is used three times and whose table is tied to the vocabulary.
+    fn block(params: &[Param], through_candle: bool) -> Tensor {
+        let [table, w, b, norm] = params else {
+            unreachable!()
+        };
+        let words = ids(&[1, 4, 4, 0, 2, 3], &[2, 3]);
+        let x = ops::embedding_sum(&[(&words, table, None), (&words, table, Some(4))]).unwrap();
+        let y = ops::linear_act(&x, w, Some(b), Activation::Gelu).unwrap();
+        let dropout = Dropout { p: 0.2, key: 1 };
+        let y = ops::attention(&x, &y, &x, 2, &AttentionMask::None, 0.7, dropout).unwrap();
+        let y = ops::add_layer_norm(&y, &x, norm, None, 1e-5, Dropout::NONE).unwrap();
+        let y = ops::add(&y, &x).unwrap();
+        let y = if through_candle {
+            (y * 1.0).unwrap()
+        } else {
+            y
+        };
+        let rows = ops::select_rows(&y, &ids(&[5, 0, 5], &[3])).unwrap();
+        let loss = ops::masked_cross_entropy(&rows, table, None, &ids(&[1, 2, 3], &[3])).unwrap();
+        ops::scale(&loss, 1.0 / 3.0).unwrap()
+    }
+
+    fn params(dtype: DType) -> Vec<Param> {
+        let shapes: [&[usize]; 4] = [&[5, 8], &[8, 8], &[8], &[8]];
+        let tensors: Vec<_> = (shapes.iter().zip(1..))
+            .map(|(s, seed)| tensor(s, seed))
+            .collect();
+        Given::new(&[], &tensors, dtype).params
+    }
+
+    #[test]
+    fn leaving_candles_pass_out_changes_no_gradient() {
+        needs_device!();
+        let grads = |run: &dyn Fn(&[Param])| {
+            let params = params(DType::F32);
+            run(&params);
+            params
+                .iter()
+                .map(|p| wide(&p.grad().unwrap()))
+                .collect::<Vec<_>>()
+        };
+        let own = grads(&|params| ops::backward(&block(params, false), params).unwrap());
+        let mixed = grads(&|params| ops::backward(&block(params, true), params).unwrap());
+        let candles = grads(&|params| {
+            let mut store = block(params, false).backward().unwrap();
+            params.iter().for_each(|p| p.absorb(&mut store).unwrap());
+        });
+        for ((own, mixed), candles) in own.iter().zip(&mixed).zip(&candles) {
+            assert!(distance(own, candles) < 1e-6);
+            assert!(distance(mixed, candles) < 1e-6);
+        }
+        let wide_params = params(DType::F64);
+        ops::backward(&block(&wide_params, false), &wide_params).unwrap();
+        for (own, param) in own.iter().zip(&wide_params) {
+            assert!(distance(own, &wide(&param.grad().unwrap())) < 4e-6);
+        }
+    }
+
+    #[test]
+    fn a_loss_without_parameters_has_nothing_to_do() {
+        needs_device!();
+        let p = param(&[2], 1);
+        p.set_trainable(false);
+        let loss = p.tensor().sum_all().unwrap();
+        ops::backward(&loss, std::slice::from_ref(&p)).unwrap();
+        assert!(p.grad().is_none());
+    }
+
+    #[test]
+    fn sums_and_multiples_have_right_gradients() {
+        needs_device!();
+        check(
+            "add, scale",
+            &[tensor(&[3, 7], 1), tensor(&[3, 7], 2)],
+            &[],
+            &|given| {
+                let sum = ops::add(&given.inputs[0], &given.inputs[1]).unwrap();
+                ops::scale(&ops::add(&sum, &sum).unwrap(), -0.3).unwrap()
+            },
+        );
+    }
+}

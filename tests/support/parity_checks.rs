@@ -1,0 +1,242 @@
+//! Every model against the reference library: logits, loss, and the gradient of every parameter, on any device.
+//!
+//! `CLOZE_FIXTURES=DIR` points the test to another folder of the same layout (one subfolder per model).
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use cloze::model::{Context, MaskedLm, ModelInputs, SUPPORTED_MODEL_TYPES};
+use cloze::ops::{Precision, autocast};
+
+/// How far a model may be from the reference.
+pub struct Limits {
+    pub logits: f32,
+    pub loss: f32,
+    /// Of each parameter, relative to the gradient's norm.
+    pub gradient: f32,
+    /// Of all parameters taken as one vector, relative to its norm.
+    pub all_gradients: f32,
+}
+
+/// Gradients that are zero but for rounding (key biases) are compared absolutely.
+const GRADIENT_FLOOR: f32 = 1e-7;
+
+type Tensors = HashMap<String, Tensor>;
+
+fn fixtures() -> PathBuf {
+    std::env::var_os("CLOZE_FIXTURES").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models"),
+        PathBuf::from,
+    )
+}
+
+fn integers(tensor: &Tensor) -> Vec<u32> {
+    let values: Vec<i64> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+    values.into_iter().map(|v| v as u32).collect()
+}
+
+fn inputs(io: &Tensors) -> ModelInputs {
+    const KNOWN: [&str; 4] = ["input_ids", "attention_mask", "token_type_ids", "labels"];
+    let ids = &io["input_ids"];
+    let mut inputs = ModelInputs::new(integers(ids), ids.dims2().unwrap()).unwrap();
+    if let Some(mask) = io.get("attention_mask") {
+        inputs = inputs.with_attention_mask(integers(mask)).unwrap();
+    }
+    if let Some(types) = io.get("token_type_ids") {
+        inputs = inputs.with_token_type_ids(integers(types)).unwrap();
+    }
+    let labels = io["labels"].flatten_all().unwrap().to_vec1().unwrap();
+    inputs = inputs.with_labels(labels).unwrap();
+    for (name, tensor) in io {
+        let result = ["logits", "loss"].contains(&name.as_str()) || name.starts_with("grad.");
+        if !result && !KNOWN.contains(&name.as_str()) {
+            inputs = inputs.with_extra(name, tensor.clone());
+        }
+    }
+    inputs
+}
+
+fn max_abs(tensor: &Tensor) -> f32 {
+    tensor
+        .abs()
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .max(0)
+        .unwrap()
+        .to_scalar()
+        .unwrap()
+}
+
+fn norm(tensor: &Tensor) -> f32 {
+    tensor
+        .sqr()
+        .unwrap()
+        .sum_all()
+        .unwrap()
+        .sqrt()
+        .unwrap()
+        .to_scalar()
+        .unwrap()
+}
+
+fn on_cpu(tensor: &Tensor) -> candle_core::Result<Tensor> {
+    tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)
+}
+
+/// The largest deviations from one folder's reference results.
+struct Deviation {
+    logits: f32,
+    loss: f32,
+    /// The worst parameter and its relative error.
+    gradient: (String, f32),
+    /// The relative error of all gradients together.
+    all_gradients: f32,
+    compared: usize,
+}
+
+fn compare(folder: &Path, device: &Device, exact: bool) -> Result<Deviation, String> {
+    let text = |e: cloze::Error| e.to_string();
+    let io = candle_core::safetensors::load(folder.join("io.safetensors"), &Device::Cpu)
+        .map_err(|e| e.to_string())?;
+    let meta = std::fs::read_to_string(folder.join("meta.json")).map_err(|e| e.to_string())?;
+    let meta: serde_json::Value = serde_json::from_str(&meta).map_err(|e| e.to_string())?;
+    let model = MaskedLm::from_pretrained_on(folder.to_string_lossy(), device).map_err(text)?;
+    let report = model.load_report();
+    if !report.missing.is_empty() || !report.unexpected.is_empty() {
+        return Err(format!("weights do not match: {report:?}"));
+    }
+    let inputs = inputs(&io);
+    let context = match meta["mode"].as_str() {
+        Some("train") => Context::train(0, 0),
+        _ => Context::eval(),
+    };
+
+    let logits = model.logits(&inputs, &context).map_err(text)?;
+    let logits = on_cpu(&logits).map_err(|e| e.to_string())?;
+    let mut difference = (logits - &io["logits"]).map_err(|e| e.to_string())?;
+    let all = meta["logits_valid"]
+        .as_str()
+        .is_none_or(|s| s.starts_with("all"));
+    if let (false, Some(mask)) = (all, io.get("attention_mask")) {
+        let mask = mask.to_dtype(DType::F32).and_then(|m| m.unsqueeze(2));
+        difference = mask
+            .and_then(|m| difference.broadcast_mul(&m))
+            .map_err(|e| e.to_string())?;
+    }
+
+    let loss = model
+        .loss(&inputs, &context)
+        .and_then(|l| l.mean())
+        .map_err(text)?;
+    let value: f32 = loss.to_scalar().map_err(|e| e.to_string())?;
+    let expected: f32 = io["loss"].to_scalar().map_err(|e| e.to_string())?;
+    model.backward(&loss).map_err(text)?;
+
+    let expected_grads: BTreeMap<&str, &Tensor> = io
+        .iter()
+        .filter_map(|(name, tensor)| Some((name.strip_prefix("grad.")?, tensor)))
+        .collect();
+    let mut worst = (String::new(), 0f32);
+    let mut squares = (0f32, 0f32);
+    for (name, expected) in &expected_grads {
+        let param = model
+            .param(name)
+            .ok_or(format!("the model has no parameter {name}"))?;
+        let found = param.grad().ok_or(format!("{name} received no gradient"))?;
+        let found = on_cpu(&found).map_err(|e| format!("{name}: {e}"))?;
+        let delta = (found - *expected).map_err(|e| format!("{name}: {e}"))?;
+        squares.0 += norm(&delta).powi(2);
+        squares.1 += norm(expected).powi(2);
+        let relative = if max_abs(&delta) <= GRADIENT_FLOOR {
+            0.0
+        } else {
+            norm(&delta) / norm(expected)
+        };
+        if worst.0.is_empty() || relative.is_nan() || relative > worst.1 {
+            worst = ((*name).to_owned(), relative);
+        }
+    }
+    for param in model.params() {
+        if !expected_grads.contains_key(param.name())
+            && let Some(grad) = param.grad()
+            && exact
+            && max_abs(&on_cpu(&grad).map_err(|e| e.to_string())?) > GRADIENT_FLOOR
+        {
+            return Err(format!(
+                "{} has a gradient, the reference has none",
+                param.name()
+            ));
+        }
+    }
+    Ok(Deviation {
+        logits: max_abs(&difference),
+        loss: (value - expected).abs(),
+        gradient: worst,
+        all_gradients: (squares.0 / squares.1).sqrt(),
+        compared: expected_grads.len(),
+    })
+}
+
+/// Compares every fixture of a supported family, computed on `device` at `precision`, with the reference's results.
+pub fn reproduce(device: &Device, precision: Precision, limits: &Limits) {
+    let root = fixtures();
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(&root)
+        .unwrap_or_else(|e| panic!("{}: {e}", root.display()))
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.join("io.safetensors").exists())
+        .collect();
+    folders.sort();
+    let mut failed = Vec::new();
+    let mut unsupported = Vec::new();
+    let mut passed = 0;
+    for folder in &folders {
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        let config = cloze::model::Config::from_folder(folder).unwrap();
+        let family = config.model_type().to_owned();
+        if !SUPPORTED_MODEL_TYPES.contains(&family.as_str()) {
+            println!("{name:<24} {family:<16} not supported");
+            unsupported.push(family);
+            continue;
+        }
+        let exact = precision == Precision::F32;
+        match autocast(precision, || compare(folder, device, exact)) {
+            Err(message) => {
+                println!("{name:<24} {family:<16} FAILED: {message}");
+                failed.push(name);
+            }
+            Ok(deviation) => {
+                let Deviation {
+                    logits,
+                    loss,
+                    gradient: (worst, gradient),
+                    all_gradients,
+                    compared,
+                } = deviation;
+                // Written so that NaN fails.
+                let ok = logits <= limits.logits
+                    && loss <= limits.loss
+                    && gradient <= limits.gradient
+                    && all_gradients <= limits.all_gradients;
+                println!(
+                    "{name:<24} {family:<16} {} max |Δlogits| {logits:.1e}  |Δloss| {loss:.1e}  gradients {all_gradients:.1e}, the worst {gradient:.1e} ({worst}; {compared} compared)",
+                    if ok { "ok    " } else { "FAILED" }
+                );
+                if ok { passed += 1 } else { failed.push(name) }
+            }
+        }
+    }
+    unsupported.sort();
+    unsupported.dedup();
+    println!(
+        "{passed} reproduced, {} failed; unsupported families: {unsupported:?}",
+        failed.len()
+    );
+    assert!(failed.is_empty(), "not reproduced: {failed:?}");
+    assert!(
+        passed > 0,
+        "no fixture of a supported family in {}",
+        root.display()
+    );
+}
