@@ -1,8 +1,9 @@
 //! Layers whose intermediate results are formed again in the backward pass instead of being kept for it.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::precision::precision;
+use super::tape::Data;
 use super::{Param, autocast, backward, no_grad, storage, tape};
 use crate::{Error, Result};
 
@@ -16,13 +17,14 @@ pub fn checkpoint(
     params: &[Param],
     f: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
 ) -> Result<Tensor> {
-    let Some(anchor) = anchor(params).filter(|_| storage::is_cpu_f32(x)) else {
+    let fits = storage::is_cpu_f32(x) || x.device().is_cuda();
+    let Some(anchor) = anchor(params).filter(|_| fits) else {
         // Without weights that learn there is nothing whose gradient could need the parts again.
         return f(x);
     };
     let (x, precision) = (x.contiguous()?, precision());
     let y = no_grad(|| f(&x.detach()))?.contiguous()?;
-    let values = storage::with(&y, <[f32]>::to_vec)?;
+    let values = Data::copied(&y)?;
     let params = params.to_vec();
     tape::record(
         "checkpoint",
@@ -62,7 +64,8 @@ fn again(
     check_leaves(&y, &leaves)?;
     // A number that hands `grad` on to y.
     let grad = grad.clone();
-    let end = tape::record("checkpoint", &[&y], vec![0.0], (), move |_, _, _| {
+    let number = Data::copied(&Tensor::zeros((), DType::F32, y.device())?)?;
+    let end = tape::record("checkpoint", &[&y], number, (), move |_, _, _| {
         Ok([Some(grad.clone()), None, None])
     })?;
     backward(&end, &leaves)?;
