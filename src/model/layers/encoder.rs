@@ -2,7 +2,7 @@ use candle_core::Tensor;
 
 use super::{LayerNorm, Linear, SelfAttention};
 use crate::Result;
-use crate::model::Context;
+use crate::model::{Context, ModelFlops};
 use crate::ops::{self, Activation, AttentionMask, Dropout, Param};
 
 /// A transformer block as in Vaswani et al. 2017: attention and feed-forward, each followed by dropout, the residual
@@ -83,5 +83,25 @@ impl Encoder {
         self.layers
             .iter()
             .try_fold(x, |x, layer| layer.forward(&x, mask, context))
+    }
+
+    /// The arithmetic of all blocks.
+    pub fn flops(&self) -> ModelFlops {
+        let mut flops = ModelFlops::default();
+        for block in &self.layers {
+            let SelfAttention {
+                query,
+                key,
+                value,
+                heads,
+                head_size,
+                ..
+            } = &block.attention;
+            let maps = [query, key, value, &block.attention_output];
+            let maps = maps.into_iter().chain([&block.intermediate, &block.output]);
+            flops.per_token += 2 * maps.map(Linear::weights).sum::<usize>() as u64;
+            flops.per_pair += 4 * (heads * head_size) as u64;
+        }
+        flops
     }
 }

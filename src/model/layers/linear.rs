@@ -21,6 +21,11 @@ impl Linear {
         })
     }
 
+    /// The number of weights, the bias not counted.
+    pub fn weights(&self) -> usize {
+        self.weight.elem_count()
+    }
+
     /// The weight and the bias.
     pub fn params(&self) -> Vec<Param> {
         [&self.weight]
