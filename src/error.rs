@@ -146,6 +146,21 @@ pub enum Error {
         /// The driver's answer.
         source: candle_core::Error,
     },
+    /// The device has no memory left for a batch of a run or an evaluation.
+    #[error(
+        "the GPU ran out of memory in a batch of {batch_size} examples of {seq} tokens: try {advice}; what other programs hold \
+         shows in nvidia-smi ({source})"
+    )]
+    OutOfMemory {
+        /// The examples in the batch.
+        batch_size: usize,
+        /// The tokens of each, padding counted.
+        seq: usize,
+        /// The settings that need less.
+        advice: String,
+        /// The driver's answer.
+        source: candle_core::Error,
+    },
     /// A tensor operation failed: most often shapes or dtypes that do not fit.
     #[error("tensor operation: {0}")]
     Tensor(#[source] candle_core::Error),

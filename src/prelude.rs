@@ -20,7 +20,7 @@ pub use crate::tokenizer::{
 #[cfg(feature = "hub")]
 pub use crate::train::PushToHubCallback;
 pub use crate::train::{
-    AdamW, Callback, Control, EvalMetrics, Event, History, IntervalStrategy, Schedule,
+    AdamW, Callback, Control, EvalMetrics, Event, GradScaler, History, IntervalStrategy, Schedule,
     SchedulerType, Trainer, TrainingArguments, get_scheduler,
 };
 pub use crate::{Error, Result};

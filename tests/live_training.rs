@@ -28,7 +28,8 @@ fn train_a_little() {
     let folder = tempfile::tempdir().unwrap();
     let args = TrainingArguments::new(folder.path())
         .epochs(3)
-        .eval_strategy(IntervalStrategy::Epoch);
+        .eval_strategy(IntervalStrategy::Epoch)
+        .peak_tflops(1.0);
     let collator = MaskingCollator::new(&tokenizer);
     let mut trainer = Trainer::new(model, args, examples.clone(), examples, collator);
     let history = trainer.train().unwrap();
@@ -87,6 +88,7 @@ fn in_our_kernel_one_display_changes_in_place_and_ends_complete() {
         "epoch 3 of 3",
         "it/s",
         "tokens/s",
+        "% MFU",
         "<img",
         "Validation Loss",
         "Perplexity",

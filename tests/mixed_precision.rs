@@ -59,6 +59,25 @@ fn the_losses_are_those_of_f32_within_the_noise_of_bf16() {
     );
 }
 
+/// Trains and evaluates in bf16; run in a process of its own by the test below.
+#[test]
+#[ignore = "the test below starts it on a processor without a unit for bf16"]
+fn train_twice_in_bf16() {
+    assert_eq!(run(true), run(true));
+}
+
+#[test]
+fn where_there_is_no_unit_for_it_products_stay_f32_and_that_is_said_once() {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "train_twice_in_bf16", "--nocapture"])
+        .env("CLOZE_CPU", "avx512")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(said.matches("note: bf16: ").count(), 1, "{said}");
+}
+
 #[test]
 fn a_run_in_bf16_repeats_bit_for_bit() {
     assert_eq!(run(true), run(true));

@@ -345,10 +345,45 @@ fn a_checkpoint_is_a_model_folder() {
 }
 
 #[test]
+fn mfu_is_the_models_arithmetic_over_what_the_device_could_have_done() {
+    let args = args(Path::new("")).save_strategy(IntervalStrategy::No);
+    let unknown = trainer(args.clone(), model(1)).train().unwrap();
+    assert_eq!((unknown.mfu(), unknown.peak_device_memory), (None, None));
+    let model = model(1);
+    let flops = model.flops().unwrap();
+    let history = trainer(args.peak_tflops(2.0), model).train().unwrap();
+    for step in &history.steps {
+        // Rows are at most 12 tokens long, and at least the encoder's maps meet every token.
+        let least = flops.of_training(step.tokens, 0, step.counted);
+        let most = flops.of_training(step.tokens, 12, step.counted);
+        assert!(least < step.flops && step.flops <= most, "{step:?}");
+    }
+    let flops: f64 = history.steps.iter().map(|step| step.flops).sum();
+    let seconds: f64 = history.steps.iter().map(|step| step.seconds).sum();
+    let mfu = history.mfu().unwrap();
+    assert!(
+        (mfu / (flops / seconds / 2e12) - 1.0).abs() < 1e-12,
+        "{mfu}"
+    );
+    assert!(format!("{history:?}").contains("% MFU"), "{history:?}");
+}
+
+#[test]
+fn a_history_from_before_flops_were_counted_opens() {
+    let args = args(Path::new("")).save_strategy(IntervalStrategy::No);
+    let history = trainer(args, model(1)).train().unwrap();
+    let mut old = serde_json::to_value(&history).unwrap();
+    old["steps"].as_object_mut().unwrap().remove("flops");
+    let old: History = serde_json::from_value(old).unwrap();
+    assert_eq!(old.losses(), history.losses());
+    assert!(old.steps.iter().all(|step| step.flops == 0.0));
+}
+
+#[test]
 fn arguments_that_do_not_fit_are_refused_before_training() {
     use IntervalStrategy::{Epoch, No, Steps};
     type Change = fn(TrainingArguments) -> TrainingArguments;
-    let cases: [(&str, Change); 24] = [
+    let cases: [(&str, Change); 28] = [
         ("learning_rate", |a| a.learning_rate(-1e-5)),
         ("learning_rate", |a| a.learning_rate(f64::NAN)),
         ("learning_rate", |a| {
@@ -399,6 +434,11 @@ fn arguments_that_do_not_fit_are_refused_before_training() {
                 .save_steps(4)
                 .load_best_model_at_end(true)
         }),
+        // The model is on the CPU.
+        ("fp16", |a| a.fp16(true)),
+        ("fp16", |a| a.fp16(true).bf16(true)),
+        ("peak_tflops", |a| a.peak_tflops(0.0)),
+        ("peak_tflops", |a| a.peak_tflops(f64::NAN)),
         ("output_dir", |mut a| {
             a.output_dir = PathBuf::new();
             a

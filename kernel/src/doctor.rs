@@ -13,7 +13,7 @@ use crate::{Error, Result};
 const ENOUGH_GIB: f64 = 5.0;
 
 /// The outcome of one look.
-enum Finding {
+pub enum Finding {
     Good(String),
     /// Something that only some need.
     Absent(String),
@@ -124,30 +124,8 @@ fn kernel() -> Finding {
 }
 
 fn gpu() -> Finding {
-    let query = [
-        "--query-gpu=name,driver_version,memory.total",
-        "--format=csv,noheader",
-    ];
-    let Ok(output) = Command::new("nvidia-smi").args(query).output() else {
-        return Absent("none found (no nvidia-smi): models run on the CPU".into());
-    };
-    let cards = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    if !output.status.success() || cards.is_empty() {
-        return Absent("nvidia-smi finds none: models run on the CPU".into());
-    }
-    match Command::new("nvcc").arg("--version").output() {
-        Ok(nvcc) => {
-            let text = String::from_utf8_lossy(&nvcc.stdout).into_owned();
-            let release = text
-                .lines()
-                .find(|line| line.contains("release"))
-                .unwrap_or("nvcc of an unknown release");
-            Good(format!("{cards}\n{}", release.trim()))
-        }
-        Err(_) => Absent(format!(
-            "{cards}\nbut no nvcc: `--features cuda` needs the CUDA toolkit to build"
-        )),
-    }
+    let kernelspec = Install::default().place.folder().ok();
+    crate::gpu::look(kernelspec.as_deref())
 }
 
 fn cache_folder() -> Finding {

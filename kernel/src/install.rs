@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::cli::{Install, Place};
+use crate::gpu::CAPABILITY;
 use crate::prelude::{Libraries, Sources};
 use crate::toolchain::Toolchain;
 use crate::{Error, Result};
@@ -28,6 +29,12 @@ pub fn install(arguments: &Install) -> Result<()> {
     let sources = Sources::own()
         .map(|sources| sources.with_features(&arguments.features))
         .ok_or_else(missing_sources)?;
+    let mut environment = serde_json::Map::new();
+    if let Some(capability) = &sources.capability {
+        println!("GPU kernels: for compute capability {capability}");
+        // Sessions look for the prelude that was built for it.
+        environment.insert(CAPABILITY.into(), capability.as_str().into());
+    }
     Libraries::prepare(&toolchain, Some(&sources), &|what| println!("{what}"))?;
     let folder = arguments.place.folder()?;
     fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
@@ -46,6 +53,7 @@ pub fn install(arguments: &Install) -> Result<()> {
         "display_name": display_name,
         "language": "rust",
         "interrupt_mode": "message",
+        "env": environment,
         "metadata": { "debugger": false },
     });
     write(

@@ -6,6 +6,7 @@ mod doctor;
 mod error;
 mod event;
 mod failure;
+mod gpu;
 mod install;
 mod jupyter;
 mod lab;

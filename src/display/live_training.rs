@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use super::content;
 use super::html::{BLUE, MONO, MUTED, bar, escape, frame, heading, note, thousands};
 use super::live::{Host, LiveDisplay};
-use super::training::{curves, duration, epochs, evaluation_table, mark, path, rate};
+use super::training::{curves, device_use, duration, epochs, evaluation_table, mark, path, rate};
 use crate::Result;
 use crate::progress::Progress;
-use crate::train::{Callback, Control, Evaluation, Event, History, StepRecord, TrainState};
+use crate::train::{Callback, Control, Evaluation, Event, History, StepRecord, TrainState, mfu};
 
 /// How many times longer than drawing takes the training goes on before it is drawn again. The curves of very long runs
 /// take tens of milliseconds.
@@ -30,6 +30,8 @@ pub struct LiveTraining {
     state: Option<TrainState>,
     steps: Vec<StepRecord>,
     evaluations: Vec<Evaluation>,
+    /// What the device can do at best.
+    peak_flops: Option<f64>,
     /// What goes on beside the steps.
     doing: String,
     saved: Option<String>,
@@ -49,6 +51,7 @@ impl LiveTraining {
             state: None,
             steps: Vec::new(),
             evaluations: Vec::new(),
+            peak_flops: None,
             doing: String::new(),
             saved: None,
             began: (Instant::now(), 0),
@@ -78,6 +81,7 @@ impl LiveTraining {
         *self = Self::new();
         self.steps.clone_from(&history.steps);
         self.evaluations.clone_from(&history.evaluations);
+        self.peak_flops = history.peak_flops;
         self.began.1 = state.step;
         self.running = true;
     }
@@ -110,9 +114,14 @@ impl LiveTraining {
         }
     }
 
+    /// The last few steps, whose speed is the present one.
+    fn recent(&self) -> &[StepRecord] {
+        &self.steps[self.steps.len().saturating_sub(20)..]
+    }
+
     /// Steps per second and tokens per second, of the last few steps.
     fn speed(&self) -> (f64, f64) {
-        let recent = &self.steps[self.steps.len().saturating_sub(20)..];
+        let recent = self.recent();
         let seconds: f64 = recent.iter().map(|step| step.seconds).sum();
         let tokens: usize = recent.iter().map(|step| step.tokens).sum();
         let seconds = seconds.max(f64::MIN_POSITIVE);
@@ -137,10 +146,15 @@ impl LiveTraining {
         let left = self.time_left(state).map_or("?".to_owned(), duration);
         let loss = last.loss;
         format!(
-            "step {}/{}, epoch {:.2}, loss {loss:.4}, {steps:.2} it/s, {tokens:.0} tokens/s, {} < {left} {}",
+            "step {}/{}, epoch {:.2}, loss {loss:.4}, {steps:.2} it/s, {tokens:.0} tokens/s{}, {} < {left} {}",
             state.step,
             state.max_steps,
             state.epoch,
+            device_use(
+                mfu(self.recent(), self.peak_flops),
+                state.peak_device_memory,
+                ", "
+            ),
             duration(state.elapsed.as_secs_f64()),
             self.doing
         )
@@ -151,17 +165,18 @@ impl LiveTraining {
             return frame(&heading("training", "begins"));
         };
         let share = state.step as f64 / state.max_steps.max(1) as f64;
-        let (steps, tokens) = match history {
+        let (steps, tokens, mfu) = match history {
             // At the end, of the whole run.
             Some(history) => {
                 let tokens = history.tokens_per_second();
                 let seconds: f64 = history.steps.iter().map(|step| step.seconds).sum();
-                (
-                    history.steps.len() as f64 / seconds.max(f64::MIN_POSITIVE),
-                    tokens,
-                )
+                let steps = history.steps.len() as f64 / seconds.max(f64::MIN_POSITIVE);
+                (steps, tokens, history.mfu())
             }
-            None => self.speed(),
+            None => {
+                let (steps, tokens) = self.speed();
+                (steps, tokens, mfu(self.recent(), self.peak_flops))
+            }
         };
         let left = match (history, self.time_left(state)) {
             (None, Some(left)) => format!(" · {} left", duration(left)),
@@ -169,7 +184,7 @@ impl LiveTraining {
         };
         let line = format!(
             "<div style=\"margin:2px 0 8px\">{} <b style=\"margin-left:6px;{MONO}\">{} / {}</b> \
-             <span style=\"{MUTED}\">steps · epoch {} of {} · {}{left} · {} it/s · {} tokens/s</span></div>",
+             <span style=\"{MUTED}\">steps · epoch {} of {} · {}{left} · {} it/s · {} tokens/s{}</span></div>",
             bar(share, "220px", BLUE),
             thousands(state.step),
             thousands(state.max_steps),
@@ -178,6 +193,7 @@ impl LiveTraining {
             duration(state.elapsed.as_secs_f64()),
             rate(steps),
             thousands(tokens as usize),
+            device_use(mfu, state.peak_device_memory, " · "),
         );
         let mark = history.map(mark).unwrap_or_default();
         let plot = curves(&self.steps, &self.evaluations).up_to(state.max_steps);

@@ -3,7 +3,7 @@
 use super::html::{Align, MONO, ORANGE, Table, count, escape, facts, frame, heading, thousands};
 use super::live_training::stands_above;
 use super::{LossPlot, Rich};
-use crate::train::{EvalMetrics, Evaluation, History, StepRecord};
+use crate::train::{EvalMetrics, Evaluation, History, StepRecord, gib};
 
 impl History {
     /// The run's curves: the loss and the learning rate of every step, and the evaluations.
@@ -82,6 +82,14 @@ pub(super) fn rate(per_second: f64) -> String {
     }
 }
 
+/// How well the device is used: model FLOPs utilisation and the most memory, each after `separator`; nothing where
+/// neither is known.
+pub(super) fn device_use(mfu: Option<f64>, memory: Option<u64>, separator: &str) -> String {
+    let mfu = mfu.map(|mfu| format!("{separator}{:.1}% MFU", 100.0 * mfu));
+    let memory = memory.map(|bytes| format!("{separator}{:.1} GiB", gib(bytes)));
+    mfu.unwrap_or_default() + &memory.unwrap_or_default()
+}
+
 /// Whole epochs without digits after the point.
 pub(super) fn epochs(epoch: f64) -> String {
     if (epoch - epoch.round()).abs() < 5e-3 {
@@ -126,13 +134,18 @@ pub(super) fn mark(history: &History) -> String {
 
 impl Rich for History {
     fn to_html(&self) -> String {
+        let skipped = match self.skipped_steps() {
+            0 => String::new(),
+            count => format!(" · {count} left out"),
+        };
         let summary = format!(
-            "{}{} · {} epochs · {} · {} tokens/s · mean training loss {:.4}",
+            "{}{}{skipped} · {} epochs · {} · {} tokens/s{} · mean training loss {:.4}",
             mark(self),
             count(self.step(), "step"),
             epochs(self.epoch),
             duration(self.seconds),
             thousands(self.tokens_per_second() as usize),
+            device_use(self.mfu(), self.peak_device_memory, " · "),
             self.train_loss()
         );
         let title = heading("training", &summary);
@@ -199,6 +212,12 @@ mod tests {
         ] {
             assert_eq!(duration(seconds), text);
         }
+        assert_eq!(device_use(None, None, ", "), "");
+        let memory = Some(5 << 29);
+        assert_eq!(
+            device_use(Some(0.4123), memory, ", "),
+            ", 41.2% MFU, 2.5 GiB"
+        );
         assert_eq!(epochs(2.0), "2");
         assert_eq!(epochs(0.333), "0.33");
     }

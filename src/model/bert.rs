@@ -7,7 +7,7 @@ use super::layers::{
     Encoder, LayerNorm, Linear, PositionScores, PostNormLayer, PredictionHead, SelfAttention,
     padding_mask,
 };
-use super::{Architecture, Config, Context, Decoder, Init, ModelInputs, WeightBuilder};
+use super::{Architecture, Config, Context, Decoder, Init, ModelFlops, ModelInputs, WeightBuilder};
 use crate::ops::{self, Activation, Param};
 use crate::{Error, Result};
 
@@ -256,6 +256,10 @@ impl Architecture for Bert {
 
     fn decoder(&self) -> Decoder {
         self.head.decoder()
+    }
+
+    fn flops(&self) -> Option<ModelFlops> {
+        Some(self.head.flops(&self.encoder))
     }
 
     fn max_positions(&self) -> Option<usize> {

@@ -12,6 +12,7 @@ use crate::ops::Dropout;
 pub struct Context {
     key: Option<u64>,
     site: AtomicU64,
+    gradient_checkpointing: bool,
 }
 
 impl Context {
@@ -20,6 +21,7 @@ impl Context {
         Self {
             key: None,
             site: AtomicU64::new(0),
+            gradient_checkpointing: false,
         }
     }
 
@@ -28,7 +30,21 @@ impl Context {
         Self {
             key: Some(mix(mix(seed) ^ pass)),
             site: AtomicU64::new(0),
+            gradient_checkpointing: false,
         }
+    }
+
+    /// Whether the blocks of the encoder keep only their inputs and are run once more in the backward pass: less memory for
+    /// a forward pass more, and the same numbers. Default: no.
+    #[must_use]
+    pub fn gradient_checkpointing(mut self, on: bool) -> Self {
+        self.gradient_checkpointing = on;
+        self
+    }
+
+    /// Whether [`gradient_checkpointing`](Self::gradient_checkpointing) is on.
+    pub fn checkpoints_gradients(&self) -> bool {
+        self.gradient_checkpointing
     }
 
     /// Whether this is a training pass.

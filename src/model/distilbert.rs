@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::layers::{
     Encoder, LayerNorm, Linear, PostNormLayer, PredictionHead, SelfAttention, padding_mask,
 };
-use super::{Architecture, Config, Context, Decoder, Init, ModelInputs, WeightBuilder};
+use super::{Architecture, Config, Context, Decoder, Init, ModelFlops, ModelInputs, WeightBuilder};
 use crate::ops::{self, Activation, Param};
 use crate::{Error, Result};
 
@@ -167,6 +167,10 @@ impl Architecture for DistilBert {
 
     fn decoder(&self) -> Decoder {
         self.head.decoder()
+    }
+
+    fn flops(&self) -> Option<ModelFlops> {
+        Some(self.head.flops(&self.encoder))
     }
 
     fn max_positions(&self) -> Option<usize> {

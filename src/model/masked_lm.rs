@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::auto;
 use super::checkpoint::Checkpoint;
-use super::{Config, Context, LoadReport, ModelInputs, WeightBuilder};
+use super::{Config, Context, LoadReport, ModelFlops, ModelInputs, WeightBuilder};
 use crate::ops::{self, Param};
 use crate::{Error, Result};
 
@@ -25,6 +25,11 @@ pub trait Architecture: std::fmt::Debug + Send + Sync {
 
     /// The longest sequence the model can take, in tokens; `None` if there is no limit.
     fn max_positions(&self) -> Option<usize>;
+
+    /// The arithmetic that the model asks for; `None` where the family does not say.
+    fn flops(&self) -> Option<ModelFlops> {
+        None
+    }
 
     /// Logits over the vocabulary for every position, (batch, seq, vocab).
     fn logits(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
@@ -326,6 +331,11 @@ impl MaskedLm {
     /// The longest sequence the model can take, in tokens.
     pub fn max_positions(&self) -> Option<usize> {
         self.inner.architecture.max_positions()
+    }
+
+    /// The arithmetic that a pass asks for; `None` where the family does not say.
+    pub fn flops(&self) -> Option<ModelFlops> {
+        self.inner.architecture.flops()
     }
 
     /// Writes `config.json` and `model.safetensors` into `folder` (made if needed), in the reference's layout.

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 
 use super::bert::{BertConfig, BertEmbeddings, bert_encoder};
 use super::layers::{Encoder, LayerNorm, Linear, PredictionHead, padding_mask};
-use super::{Architecture, Config, Context, Decoder, Init, ModelInputs, WeightBuilder};
+use super::{Architecture, Config, Context, Decoder, Init, ModelFlops, ModelInputs, WeightBuilder};
 use crate::Result;
 use crate::ops::Activation;
 
@@ -88,6 +88,10 @@ impl Architecture for Roberta {
 
     fn decoder(&self) -> Decoder {
         self.head.decoder()
+    }
+
+    fn flops(&self) -> Option<ModelFlops> {
+        Some(self.head.flops(&self.encoder))
     }
 
     fn max_positions(&self) -> Option<usize> {

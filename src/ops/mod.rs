@@ -13,6 +13,7 @@ mod allocator;
 mod amx;
 mod arithmetic;
 mod attention;
+mod checkpointing;
 mod cross_entropy;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -46,6 +47,7 @@ pub use adamw::{
 pub use allocator::tune_allocator;
 pub use arithmetic::{add, scale};
 pub use attention::{AttentionKernel, AttentionMask, attention, set_attention_kernel};
+pub use checkpointing::checkpoint;
 pub use cross_entropy::{IGNORE_INDEX, masked_cross_entropy};
 pub(crate) use device::upload;
 pub use device::{DeviceExt, DeviceMemory, device_memory, reset_peak_memory};

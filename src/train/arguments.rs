@@ -82,9 +82,21 @@ arguments! {
     gradient_accumulation_steps: usize = 1;
     /// How often to go over the training data; fractions end within an epoch. Default: 3.
     num_train_epochs: f64, from impl Into<f64> = 3.0;
-    /// Whether products in training and evaluation take bf16 operands, where the processor has a unit for it; weights,
-    /// gradients, optimizer state and sums stay f32. Default: no.
+    /// Whether products in training and evaluation take bf16 operands, where the model's device has a unit for it; weights,
+    /// gradients, optimizer state and sums stay f32. Elsewhere products stay f32, which is said once. Default: no.
     bf16: bool = false;
+    /// Whether they take fp16 operands, on a GPU; the loss is then scaled as by [`GradScaler`](super::GradScaler), and a step
+    /// whose gradients overflow is left out and counted. bf16 needs none of that. Default: no.
+    fp16: bool = false;
+    /// Whether products of f32 on a GPU may round their operands to TF32. Default: as [`crate::ops::set_tf32`] has set it, and
+    /// otherwise no.
+    tf32: Option<bool>, from bool = None;
+    /// Whether the encoder's blocks keep only their inputs for the backward pass and are run once more in it: the same
+    /// numbers with much less memory, for about a third more time. Default: no.
+    gradient_checkpointing: bool = false;
+    /// The floating-point operations that the model's device can do at best at the run's precision, in 10^12 per second: what
+    /// [`History::mfu`](super::History::mfu) compares with. Default: known by the GPU's name.
+    peak_tflops: Option<f64>, from f64 = None;
     /// The number of optimizer steps, in place of [`num_train_epochs`](Self::num_train_epochs). Default: not set.
     max_steps: Option<usize>, from usize = None;
     /// The decoupled weight decay, on all weights but biases and normalization. Default: 0.
@@ -257,6 +269,10 @@ impl TrainingArguments {
             "num_train_epochs",
             || format!("{epochs} epochs are no training; give a number above 0, or set max_steps"),
         )?;
+        let peak = self.peak_tflops.unwrap_or(1.0);
+        check(peak > 0.0 && peak.is_finite(), "peak_tflops", || {
+            format!("{peak} is no rate; give a number above 0, or leave it out")
+        })?;
         // Of any length: what can be wrong with a schedule are its rates.
         self.schedule(1).map(drop)
     }
@@ -268,6 +284,9 @@ impl TrainingArguments {
             "output_dir",
             || "checkpoints need a folder; name one, or set save_strategy to No".to_owned(),
         )?;
+        check(!(self.bf16 && self.fp16), "fp16", || {
+            "bf16 and fp16 can't both be; leave one out".to_owned()
+        })?;
         super::metrics::Metric::from_name(&self.metric_for_best_model)?;
         check(!self.greater_is_better, "greater_is_better", || {
             format!(

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::History;
 use super::plan::Plan;
+use super::{GradScaler, History};
 use crate::ops::MappedFile;
 use crate::{Error, Result};
 
@@ -37,6 +37,9 @@ pub(super) struct TrainerState {
     pub(super) data: String,
     /// The steps of the checkpoints that the run keeps.
     pub(super) saved: Vec<usize>,
+    /// Of fp16 training.
+    #[serde(default)]
+    pub(super) scaler: Option<GradScaler>,
     pub(super) history: History,
 }
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use candle_core::{D, DType};
 
+use super::out_of_memory::{self, Use};
 use super::run::Run;
 use super::trainer::Data;
 use super::{EvalMetrics, Evaluation, Event, TrainState, Trainer};
@@ -95,13 +96,18 @@ impl Trainer {
     /// Lets the model guess the masked tokens of `loader`'s batches.
     pub fn predict_on(&mut self, loader: &DataLoader) -> Result<PredictionOutput> {
         let started = Instant::now();
+        let precision = self.precision()?;
         let mut tokens = Vec::new();
         let mut samples = 0;
         for batch in loader.epoch(0) {
             interrupt::check("predicting")?;
             let batch = batch?;
-            ops::autocast(self.precision(), || {
+            ops::autocast(precision, || {
                 self.predict_batch(&batch, samples, &mut tokens)
+            })
+            .map_err(|error| {
+                let batches = std::slice::from_ref(&batch);
+                out_of_memory::explain(error, batches, Use::Evaluation, &self.args)
             })?;
             samples += batch.batch;
         }
@@ -180,8 +186,13 @@ impl Trainer {
     fn evaluate_with(&mut self, loader: &DataLoader, state: TrainState) -> Result<EvalMetrics> {
         let model = self.model.clone();
         let total = loader.len();
-        ops::autocast(self.precision(), || {
-            measure(&model, loader, |done| {
+        let args = self.args.clone();
+        let explain = |error, batch: &MlmBatch| {
+            let batches = std::slice::from_ref(batch);
+            out_of_memory::explain(error, batches, Use::Evaluation, &args)
+        };
+        ops::autocast(self.precision()?, || {
+            measure(&model, loader, explain, |done| {
                 self.tell(Event::EvaluateStep { state, done, total })
             })
         })
@@ -207,25 +218,37 @@ impl Trainer {
 /// # Errors
 /// When nothing in the data is masked. [`Error::Interrupted`] when interrupted.
 pub fn evaluate(model: &MaskedLm, loader: &DataLoader) -> Result<EvalMetrics> {
-    measure(model, loader, |_| Ok(()))
+    measure(model, loader, |error, _| error, |_| Ok(()))
 }
 
-/// The same, telling `after` how many batches are done.
+/// Batches of an evaluation whose losses wait to be read.
+const AHEAD: usize = 8;
+
+/// The same, telling `after` how many batches are done; `explain` turns a batch's error into one that helps.
 fn measure(
     model: &MaskedLm,
     loader: &DataLoader,
+    explain: impl Fn(Error, &MlmBatch) -> Error,
     mut after: impl FnMut(usize) -> Result<()>,
 ) -> Result<EvalMetrics> {
     let started = Instant::now();
     let (mut sum, mut counted, mut samples) = (0.0, 0, 0);
+    // Read a few at a time, so that a GPU has the next batches to work on meanwhile.
+    let mut unread = Vec::with_capacity(AHEAD);
     for (i, batch) in loader.epoch(0).enumerate() {
         interrupt::check("evaluating")?;
         let batch = batch?;
         samples += batch.batch;
         if batch.counted_tokens() > 0 {
-            let loss = ops::no_grad(|| model.loss(&batch, &Context::eval()))?;
-            sum += f64::from(loss.sum.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+            let loss = ops::no_grad(|| model.loss(&batch, &Context::eval()))
+                .map_err(|error| explain(error, &batch))?;
             counted += loss.counted;
+            unread.push(loss.sum);
+        }
+        if unread.len() >= AHEAD || i + 1 == loader.len() {
+            for part in unread.drain(..) {
+                sum += f64::from(part.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+            }
         }
         after(i + 1)?;
     }

@@ -20,6 +20,8 @@ pub struct TrainState {
     pub num_train_epochs: f64,
     /// Time spent in training so far, before a resumed checkpoint included.
     pub elapsed: Duration,
+    /// The most memory of the device that tensors took at once so far, in bytes; `None` on the CPU.
+    pub peak_device_memory: Option<u64>,
 }
 
 /// Something that happened in a run. Every event carries the [`TrainState`] at its time.
@@ -34,8 +36,11 @@ pub enum Event {
         history: History,
     },
     /// An optimizer step is done.
+    ///
+    /// On a GPU, which is not waited for after every step, this is told a little later, for all steps under way: when
+    /// something else falls due, and once in a second at least. A wish is then granted after the last of them.
     StepEnd {
-        /// How far the run is.
+        /// How far the run was after it.
         state: TrainState,
         /// What was measured.
         step: StepRecord,

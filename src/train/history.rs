@@ -15,13 +15,18 @@ pub struct StepRecord {
     pub loss: f32,
     /// The learning rate of this step's update.
     pub learning_rate: f64,
-    /// The global norm of the gradients before clipping.
+    /// The global norm of the gradients before clipping; infinite in a step of fp16 training that was left out because the
+    /// gradients overflowed.
     pub grad_norm: f32,
     /// Masked tokens that the loss is the mean of.
     pub counted: usize,
     /// Tokens that went through the model, padding not counted.
     pub tokens: usize,
-    /// How long the step took, in seconds.
+    /// The floating-point operations that the model asks for in this step, by [`ModelFlops`](crate::model::ModelFlops); 0
+    /// where they are not known.
+    pub flops: f64,
+    /// How long the step took, in seconds. On a GPU, which is not waited for after every step, the mean over those that were
+    /// under way together.
     pub seconds: f64,
 }
 
@@ -29,6 +34,11 @@ impl StepRecord {
     /// Tokens per second of this step.
     pub fn tokens_per_second(&self) -> f64 {
         self.tokens as f64 / self.seconds.max(f64::MIN_POSITIVE)
+    }
+
+    /// Whether the weights were left as they were, because the gradients overflowed in fp16.
+    pub fn is_skipped(&self) -> bool {
+        !self.grad_norm.is_finite()
     }
 }
 
@@ -44,8 +54,15 @@ pub struct LogRecord {
     pub loss: f32,
     /// The learning rate of the last of them.
     pub learning_rate: f64,
-    /// The gradient norm of the last of them.
+    /// The gradient norm of the last of them; infinite if that was left out.
+    #[serde(with = "norm")]
     pub grad_norm: f32,
+    /// The scale of the loss after the last of them, in fp16 training.
+    #[serde(default)]
+    pub loss_scale: Option<f64>,
+    /// How many of them were left out because their gradients overflowed.
+    #[serde(default)]
+    pub skipped_steps: usize,
 }
 
 /// An evaluation during training.
@@ -83,6 +100,10 @@ pub struct History {
     pub stopped_early: bool,
     /// The step of the best evaluation whose model was saved.
     pub best_step: Option<usize>,
+    /// The floating-point operations that the device can do at best in a second, if that is known.
+    pub peak_flops: Option<f64>,
+    /// The most memory of the device that tensors took at once, in bytes; `None` on the CPU.
+    pub peak_device_memory: Option<u64>,
 }
 
 impl History {
@@ -108,6 +129,18 @@ impl History {
         tokens as f64 / seconds.max(f64::MIN_POSITIVE)
     }
 
+    /// Model FLOPs utilisation over the steps: what part the model's arithmetic, done in their time, is of what the device
+    /// can do at best. `None` where either is not known; see
+    /// [`peak_tflops`](super::TrainingArguments::peak_tflops).
+    pub fn mfu(&self) -> Option<f64> {
+        mfu(&self.steps, self.peak_flops)
+    }
+
+    /// How many steps were left out because their gradients overflowed in fp16.
+    pub fn skipped_steps(&self) -> usize {
+        self.steps.iter().filter(|step| step.is_skipped()).count()
+    }
+
     /// The last evaluation.
     pub fn last_evaluation(&self) -> Option<&Evaluation> {
         self.evaluations.last()
@@ -116,10 +149,14 @@ impl History {
     /// Logs and evaluations in the order of their steps, in the reference's words (`log_history`).
     pub fn log_history(&self) -> Vec<Value> {
         let logs = self.logs.iter().map(|log| {
-            let entry = json!({
+            let mut entry = json!({
                 "loss": log.loss, "grad_norm": log.grad_norm, "learning_rate": log.learning_rate,
                 "epoch": log.epoch, "step": log.step,
             });
+            if let Some(scale) = log.loss_scale {
+                entry["loss_scale"] = json!(scale);
+                entry["skipped_steps"] = json!(log.skipped_steps);
+            }
             (log.step, entry)
         });
         let evaluations = self.evaluations.iter().map(|evaluation| {
@@ -138,6 +175,19 @@ impl History {
     }
 }
 
+/// Bytes in GiB.
+pub(crate) fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
+}
+
+/// Model FLOPs utilisation of `steps` on a device with that peak.
+pub(crate) fn mfu(steps: &[StepRecord], peak: Option<f64>) -> Option<f64> {
+    let flops: f64 = steps.iter().map(|step| step.flops).sum();
+    let seconds: f64 = steps.iter().map(|step| step.seconds).sum();
+    let mfu = flops / seconds / peak?;
+    (flops > 0.0 && seconds > 0.0).then_some(mfu)
+}
+
 /// The mean loss of the steps in which anything was masked.
 pub(super) fn mean_loss(steps: &[StepRecord]) -> f32 {
     let counted = steps.iter().filter(|step| step.counted > 0);
@@ -154,13 +204,22 @@ impl std::fmt::Debug for History {
         };
         write!(
             f,
-            "History: {} steps, {:.2} epochs{how}, {:.1} s, {:.0} tokens/s, mean loss {:.4}",
+            "History: {} steps, {:.2} epochs{how}, {:.1} s, {:.0} tokens/s, ",
             self.step(),
             self.epoch,
             self.seconds,
             self.tokens_per_second(),
-            self.train_loss()
         )?;
+        if let Some(mfu) = self.mfu() {
+            write!(f, "{:.1}% MFU, ", 100.0 * mfu)?;
+        }
+        if let Some(peak) = self.peak_device_memory {
+            write!(f, "at most {:.1} GiB on the device, ", gib(peak))?;
+        }
+        if self.skipped_steps() > 0 {
+            write!(f, "{} steps left out, ", self.skipped_steps())?;
+        }
+        write!(f, "mean loss {:.4}", self.train_loss())?;
         for Evaluation {
             step,
             epoch,
@@ -178,6 +237,19 @@ impl std::fmt::Debug for History {
     }
 }
 
+/// A norm that may be infinite, which JSON has no number for: null.
+mod norm {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(norm: &f32, s: S) -> Result<S::Ok, S::Error> {
+        norm.is_finite().then_some(*norm).serialize(s)
+    }
+
+    pub(super) fn deserialize<'d, D: Deserializer<'d>>(d: D) -> Result<f32, D::Error> {
+        Ok(Option::deserialize(d)?.unwrap_or(f32::INFINITY))
+    }
+}
+
 /// Steps as columns: a tenth of the size of a list of records.
 mod columns {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -188,9 +260,13 @@ mod columns {
     struct Columns {
         loss: Vec<f32>,
         learning_rate: Vec<f64>,
-        grad_norm: Vec<f32>,
+        /// JSON has no number for an infinite one.
+        grad_norm: Vec<Option<f32>>,
         counted: Vec<usize>,
         tokens: Vec<usize>,
+        /// Not in the files of earlier versions.
+        #[serde(default)]
+        flops: Vec<f64>,
         seconds: Vec<f64>,
     }
 
@@ -198,22 +274,30 @@ mod columns {
         Columns {
             loss: steps.iter().map(|step| step.loss).collect(),
             learning_rate: steps.iter().map(|step| step.learning_rate).collect(),
-            grad_norm: steps.iter().map(|step| step.grad_norm).collect(),
+            grad_norm: steps
+                .iter()
+                .map(|step| Some(step.grad_norm).filter(|norm| norm.is_finite()))
+                .collect(),
             counted: steps.iter().map(|step| step.counted).collect(),
             tokens: steps.iter().map(|step| step.tokens).collect(),
+            flops: steps.iter().map(|step| step.flops).collect(),
             seconds: steps.iter().map(|step| step.seconds).collect(),
         }
         .serialize(s)
     }
 
     pub(super) fn deserialize<'d, D: Deserializer<'d>>(d: D) -> Result<Vec<StepRecord>, D::Error> {
-        let columns = Columns::deserialize(d)?;
+        let mut columns = Columns::deserialize(d)?;
         let count = columns.loss.len();
+        if columns.flops.is_empty() {
+            columns.flops = vec![0.0; count];
+        }
         let lengths = [
             columns.learning_rate.len(),
             columns.grad_norm.len(),
             columns.counted.len(),
             columns.tokens.len(),
+            columns.flops.len(),
             columns.seconds.len(),
         ];
         if lengths.iter().any(|&length| length != count) {
@@ -225,9 +309,10 @@ mod columns {
             step: i + 1,
             loss: columns.loss[i],
             learning_rate: columns.learning_rate[i],
-            grad_norm: columns.grad_norm[i],
+            grad_norm: columns.grad_norm[i].unwrap_or(f32::INFINITY),
             counted: columns.counted[i],
             tokens: columns.tokens[i],
+            flops: columns.flops[i],
             seconds: columns.seconds[i],
         };
         Ok((0..count).map(record).collect())

@@ -261,8 +261,10 @@ fn hyperparameters(args: &TrainingArguments) -> Vec<(&'static str, String)> {
     } else if args.warmup_ratio > 0.0 {
         list.push(("warmup_ratio", args.warmup_ratio.to_string()));
     }
-    if args.bf16 {
-        list.push(("mixed_precision_training", "bf16".to_owned()));
+    for (on, name) in [(args.bf16, "bf16"), (args.fp16, "fp16")] {
+        if on {
+            list.push(("mixed_precision_training", name.to_owned()));
+        }
     }
     match args.max_steps {
         Some(steps) => list.push(("training_steps", steps.to_string())),

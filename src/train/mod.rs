@@ -41,26 +41,34 @@ mod checkpoint;
 mod early_stopping;
 mod evaluate;
 mod event;
+mod grad_scaler;
 mod history;
 #[cfg(feature = "hub")]
 mod hub;
 mod metrics;
 mod optimizer;
+mod out_of_memory;
+mod peak_flops;
 mod plan;
+mod precision;
 mod progress_bar;
 mod run;
 mod saving;
 mod schedule;
+mod step;
 mod trainer;
 
 pub use arguments::{IntervalStrategy, TrainingArguments};
 pub use checkpoint::latest_checkpoint;
 pub use evaluate::{MaskedPrediction, PredictionOutput, evaluate};
 pub use event::{Callback, Control, Event, TrainState};
+pub use grad_scaler::GradScaler;
 pub use history::{Evaluation, History, LogRecord, StepRecord};
+pub(crate) use history::{gib, mfu};
 #[cfg(feature = "hub")]
 pub use hub::PushToHubCallback;
 pub use metrics::EvalMetrics;
 pub use optimizer::AdamW;
+pub use peak_flops::peak_flops;
 pub use schedule::{Schedule, SchedulerKwargs, SchedulerType, get_scheduler};
 pub use trainer::Trainer;

@@ -53,6 +53,8 @@ pub struct AdamW {
     options: AdamWOptions,
     /// What the next step multiplies gradients by.
     grad_scale: GradScale,
+    /// How many times as large as they should be the gradients are.
+    loss_scale: f64,
 }
 
 #[derive(Clone)]
@@ -83,6 +85,7 @@ impl AdamW {
             others: group(others),
             options: AdamWOptions::default(),
             grad_scale: GradScale::new(1.0),
+            loss_scale: 1.0,
         }
     }
 
@@ -120,8 +123,15 @@ impl AdamW {
     pub fn clip_grad_norm_later(&mut self, max_norm: f64) -> Result<GradNorm> {
         let params: Vec<Param> = self.params().cloned().collect();
         let norm = ops::grad_norm_later(&params)?;
-        self.grad_scale = GradScale::new(1.0).clipped(norm.clone(), max_norm);
-        Ok(norm)
+        let factor = 1.0 / self.loss_scale;
+        self.grad_scale = GradScale::new(factor).clipped(norm.clone(), max_norm);
+        Ok(norm.times(factor))
+    }
+
+    /// Says that the gradients are `loss_scale` times what they should be: the next norm and the next step divide by it.
+    pub fn unscale(&mut self, loss_scale: f64) {
+        self.loss_scale = loss_scale;
+        self.grad_scale = GradScale::new(1.0 / loss_scale);
     }
 
     fn params(&self) -> impl Iterator<Item = &Param> {
@@ -132,6 +142,7 @@ impl AdamW {
     /// Updates every parameter that has a gradient, with learning rate `lr`.
     pub fn step(&mut self, lr: f64) -> Result<()> {
         let grad_scale = std::mem::replace(&mut self.grad_scale, GradScale::new(1.0));
+        self.loss_scale = 1.0;
         let decaying = AdamWOptions { lr, ..self.options };
         let others = AdamWOptions {
             weight_decay: 0.0,
@@ -158,6 +169,7 @@ impl AdamW {
     /// Forgets all gradients.
     pub fn zero_grad(&mut self) {
         self.grad_scale = GradScale::new(1.0);
+        self.loss_scale = 1.0;
         self.params().for_each(Param::zero_grad);
     }
 

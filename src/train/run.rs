@@ -6,7 +6,11 @@ use super::early_stopping;
 use super::history::mean_loss;
 use super::metrics::Metric;
 use super::plan::Plan;
-use super::{AdamW, History, IntervalStrategy, LogRecord, Schedule, TrainState, TrainingArguments};
+use super::step::Taken;
+use super::{
+    AdamW, GradScaler, History, IntervalStrategy, LogRecord, Schedule, TrainState,
+    TrainingArguments,
+};
 use crate::Result;
 
 /// A run between its first step and its last: all that a checkpoint must hold, the weights aside.
@@ -16,9 +20,17 @@ pub(super) struct Run {
     pub(super) data: String,
     pub(super) schedule: Schedule,
     pub(super) optimizer: AdamW,
+    /// In fp16 training.
+    pub(super) scaler: Option<GradScaler>,
     pub(super) history: History,
     /// Optimizer steps done.
     pub(super) step: usize,
+    /// How many of them were left out because gradients overflowed: the schedule does not count these.
+    pub(super) skipped: usize,
+    /// The last of them, whose numbers have not been read yet.
+    pub(super) taken: Vec<Taken>,
+    /// When numbers were read last.
+    pub(super) read: Instant,
     /// The steps whose checkpoints this run wrote and kept, oldest first.
     pub(super) saved: Vec<usize>,
     /// Since when time counts, and what was counted before.
@@ -38,8 +50,12 @@ impl Run {
             data,
             schedule: args.schedule(plan.max_steps)?,
             optimizer,
+            scaler: None,
             history: History::default(),
             step: 0,
+            skipped: 0,
+            taken: Vec::new(),
+            read: Instant::now(),
             saved: Vec::new(),
             started: Instant::now(),
             before: Duration::ZERO,
@@ -50,16 +66,28 @@ impl Run {
     pub(super) fn start_clock(&mut self) {
         self.before = Duration::from_secs_f64(self.history.seconds.max(0.0));
         self.started = Instant::now();
+        self.read = self.started;
     }
 
     pub(super) fn state(&self) -> TrainState {
+        self.state_after(self.step)
+    }
+
+    /// How far the run was, or is, after `step` steps.
+    pub(super) fn state_after(&self, step: usize) -> TrainState {
         TrainState {
-            step: self.step,
+            step,
             max_steps: self.plan.max_steps,
-            epoch: self.plan.epoch(self.step),
+            epoch: self.plan.epoch(step),
             num_train_epochs: self.plan.epoch(self.plan.max_steps),
             elapsed: self.before + self.started.elapsed(),
+            peak_device_memory: self.history.peak_device_memory,
         }
+    }
+
+    /// The learning rate of the next step.
+    pub(super) fn learning_rate(&self) -> f64 {
+        self.schedule.lr(self.step - self.skipped)
     }
 
     /// Brings the history's totals up to date.
@@ -112,6 +140,8 @@ impl Run {
             loss: mean_loss(since),
             learning_rate: last.learning_rate,
             grad_norm: last.grad_norm,
+            loss_scale: self.scaler.as_ref().map(GradScaler::get_scale),
+            skipped_steps: since.iter().filter(|step| step.is_skipped()).count(),
         })
     }
 

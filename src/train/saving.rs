@@ -110,6 +110,7 @@ impl Trainer {
             seed: self.args.seed,
             data: run.data.clone(),
             saved: saved.to_vec(),
+            scaler: run.scaler.clone(),
             history: run.history.clone(),
         }
     }
@@ -168,7 +169,14 @@ impl Trainer {
         run.optimizer.load(&folder.join(checkpoint::OPTIMIZER))?;
         self.model.load_weights(&folder.join(checkpoint::WEIGHTS))?;
         run.step = state.global_step;
-        run.history = state.history;
+        run.skipped = state.history.skipped_steps();
+        // A run that begins to scale its loss here, or no longer does, does as its arguments say.
+        run.scaler = run.scaler.map(|new| state.scaler.unwrap_or(new));
+        let peak_flops = run.history.peak_flops;
+        run.history = History {
+            peak_flops,
+            ..state.history
+        };
         // Checkpoints that were moved away or deleted since are no longer this run's.
         run.saved = state.saved;
         run.saved

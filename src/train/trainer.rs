@@ -9,11 +9,11 @@ use super::plan::{Plan, fingerprint};
 use super::progress_bar::ProgressBar;
 use super::run::Run;
 use super::{
-    AdamW, Callback, Control, Event, History, IntervalStrategy, StepRecord, TrainState,
+    AdamW, Callback, Control, Event, GradScaler, History, IntervalStrategy, TrainState,
     TrainingArguments,
 };
-use crate::collate::{Batches, Collator, DataLoader, Examples, MlmBatch};
-use crate::model::{Context, MaskedLm};
+use crate::collate::{Batches, Collator, DataLoader, Examples};
+use crate::model::MaskedLm;
 use crate::ops::{self, Precision};
 use crate::{Error, Result, interrupt};
 
@@ -68,6 +68,10 @@ pub struct Trainer {
     /// Whether the callback that pushes checkpoints is among the callbacks.
     #[cfg(feature = "hub")]
     pushes: bool,
+    /// What a run scales its loss with at first; `None` for a precision that needs no scaling.
+    pub(super) scaler: Option<GradScaler>,
+    /// Whether reading a number waits for a device, so that numbers are read when something needs them.
+    pub(super) reads_later: bool,
     /// A run that was interrupted or failed: the next [`Trainer::train`] goes on with it.
     pub(super) unfinished: Option<Box<Run>>,
 }
@@ -150,6 +154,8 @@ impl Trainer {
             None => ProgressBar::for_terminal().map(|bar| Box::new(bar) as Box<dyn Callback>),
         };
         Self {
+            scaler: args.fp16.then(GradScaler::new),
+            reads_later: !model.device().is_cpu(),
             model,
             args,
             train_data,
@@ -189,7 +195,9 @@ impl Trainer {
     ///
     /// # Errors
     /// Before the first step, when arguments or data do not fit. [`Error::NonFiniteLoss`] or
-    /// [`Error::NonFiniteGradient`] before a step that would spoil the weights: they are those of the step before.
+    /// [`Error::NonFiniteGradient`] before a step that would spoil the weights: they are those of the step before. (On a GPU
+    /// such a step changes no weights either, but is told of when its numbers are read, some steps later.)
+    /// [`Error::OutOfMemory`] with the settings that need less.
     pub fn train(&mut self) -> Result<History> {
         let run = match self.unfinished.take() {
             Some(run) => run,
@@ -201,6 +209,7 @@ impl Trainer {
     /// A run before its first step.
     pub(super) fn begin(&self) -> Result<Run> {
         self.args.validate()?;
+        let precision = self.precision()?;
         if self.args.eval_strategy != IntervalStrategy::No && self.eval_data.is_none() {
             return Err(Error::argument(
                 "eval_strategy",
@@ -215,7 +224,13 @@ impl Trainer {
             .weight_decay(self.args.weight_decay)
             .betas(self.args.adam_beta1, self.args.adam_beta2)
             .eps(self.args.adam_epsilon);
-        Run::new(&self.args, plan, data, optimizer)
+        let mut run = Run::new(&self.args, plan, data, optimizer)?;
+        run.scaler.clone_from(&self.scaler);
+        run.history.peak_flops = match self.args.peak_tflops {
+            Some(tera) => Some(tera * 1e12),
+            None => super::peak_flops(self.model.device(), precision),
+        };
+        Ok(run)
     }
 
     /// Brings a run to its end, or keeps it for later.
@@ -227,6 +242,7 @@ impl Trainer {
         }
         (run.history.interrupted, run.history.stopped_early) = (false, false);
         run.start_clock();
+        ops::reset_peak_memory(self.model.device());
         let result = self.steps(&mut run);
         // After an error, half of a step's gradients may be there.
         self.model.zero_grad();
@@ -288,7 +304,7 @@ impl Trainer {
     }
 
     /// The loop: one turn is one optimizer step.
-    fn steps(&mut self, run: &mut Run) -> Result<()> {
+    pub(super) fn steps(&mut self, run: &mut Run) -> Result<()> {
         let (state, history) = (run.state(), run.history.clone());
         self.tell(Event::TrainBegin { state, history })?;
         let loader = self.train_loader()?;
@@ -314,46 +330,9 @@ impl Trainer {
                 .take(run.plan.accumulation)
                 .collect::<Result<Vec<_>>>()?;
 
-            let step = run.step + 1;
-            let learning_rate = run.schedule.lr(run.step);
-            let (loss, counted) = self.gradients(&group, at.pass)?;
-            if !loss.is_finite() {
-                return Err(Error::NonFiniteLoss {
-                    step,
-                    loss,
-                    learning_rate,
-                });
-            }
-            let grad_norm = run.optimizer.clip_grad_norm(self.args.max_grad_norm)? as f32;
-            if !grad_norm.is_finite() {
-                return Err(Error::NonFiniteGradient {
-                    step,
-                    grad_norm,
-                    learning_rate,
-                });
-            }
-            run.optimizer.step(learning_rate)?;
-            run.optimizer.zero_grad();
-
-            run.step = step;
-            let record = StepRecord {
-                step,
-                loss,
-                learning_rate,
-                grad_norm,
-                counted,
-                tokens: group.iter().map(tokens).sum(),
-                seconds: started.elapsed().as_secs_f64(),
-            };
-            run.history.steps.push(record);
-            let state = run.state();
-            self.tell(Event::StepEnd {
-                state,
-                step: record,
-            })?;
-            if run.plan.ends_epoch(step) {
-                check_anything_counted(&run.history)?;
-                self.tell(Event::EpochEnd { state })?;
+            self.take_step(run, &group, at.pass, started)?;
+            if self.must_read(run) {
+                self.read_steps(run)?;
             }
             if interrupt::take() {
                 return self.pause(run);
@@ -361,42 +340,13 @@ impl Trainer {
         }
     }
 
-    /// Leaves the gradients of the mean loss over all counted tokens of `group` in the model; that loss and the number of
-    /// those tokens. `pass` is the number of the first forward pass, which decides what dropout drops.
-    fn gradients(&self, group: &[MlmBatch], pass: u64) -> Result<(f32, usize)> {
-        let counted: usize = group.iter().map(MlmBatch::counted_tokens).sum();
-        let mut sums = Vec::with_capacity(group.len());
-        for (pass, batch) in (pass..).zip(group) {
-            if batch.counted_tokens() == 0 {
-                continue;
-            }
-            let context = Context::train(self.args.seed, pass);
-            let sum = ops::autocast(self.precision(), || -> Result<_> {
-                let loss = self.model.loss(batch, &context)?;
-                let mean = ops::scale(&loss.sum, 1.0 / counted as f64)?;
-                self.model.backward(&mean)?;
-                Ok(loss.sum.detach())
-            })?;
-            sums.push(sum);
-        }
-        // Read at the end: on a GPU the batches are all under way by then.
-        let mut sum = 0.0;
-        for part in sums {
-            sum += f64::from(part.to_dtype(candle_core::DType::F32)?.to_scalar::<f32>()?);
-        }
-        Ok(((sum / counted.max(1) as f64) as f32, counted))
-    }
-
-    /// The precision that the arguments ask for.
-    pub(super) fn precision(&self) -> Precision {
-        match self.args.bf16 {
-            true => Precision::Bf16,
-            false => Precision::F32,
-        }
+    /// The precision that the arguments ask for, on the model's device.
+    pub(super) fn precision(&self) -> Result<Precision> {
+        super::precision::choose(&self.args, self.model.device())
     }
 
     /// Does what falls due after the current step and has not been done: log, evaluate, save, give up.
-    fn after_step(&mut self, run: &mut Run) -> Result<()> {
+    pub(super) fn after_step(&mut self, run: &mut Run) -> Result<()> {
         if run.step == 0 {
             return Ok(());
         }
@@ -423,6 +373,7 @@ impl Trainer {
 
     /// Leaves an interrupted run so that it can go on, now or from disk.
     fn pause(&mut self, run: &mut Run) -> Result<()> {
+        self.read_steps(run)?;
         interrupt::clear();
         run.history.interrupted = true;
         if self.args.save_strategy != IntervalStrategy::No && run.saved.last() != Some(&run.step) {
@@ -456,7 +407,7 @@ impl Trainer {
         Ok(())
     }
 
-    fn train_loader(&self) -> Result<DataLoader> {
+    pub(super) fn train_loader(&self) -> Result<DataLoader> {
         match &self.train_data {
             Data::Loader(loader) => Ok(loader.clone()),
             Data::Examples(examples) => {
@@ -497,17 +448,8 @@ impl Trainer {
     }
 }
 
-/// The tokens of a batch, padding not counted.
-fn tokens(batch: &MlmBatch) -> usize {
-    batch
-        .attention_mask
-        .iter()
-        .filter(|&&mask| mask != 0)
-        .count()
-}
-
 /// A batch without a masked token is bad luck; an epoch of them is a mistake.
-fn check_anything_counted(history: &History) -> Result<()> {
+pub(super) fn check_anything_counted(history: &History) -> Result<()> {
     if history.steps.iter().any(|step| step.counted > 0) {
         return Ok(());
     }

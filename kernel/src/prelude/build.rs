@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use super::{Sources, shelf};
+use crate::gpu::CAPABILITY;
 use crate::toolchain::Toolchain;
 use crate::workshop::{cache, outside};
 use crate::{Error, Result};
@@ -107,6 +108,7 @@ fn compile(
                 .flat_map(|folder| ["--target-dir".into(), folder]),
         )
         .args(["--", "-Cprefer-dynamic"])
+        .envs(sources.capability.iter().map(|it| (CAPABILITY, it)))
         .current_dir(&sources.workspace)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -13,6 +13,8 @@ pub const SOURCES: &str = "CLOZE_SOURCES";
 pub struct Sources {
     pub workspace: PathBuf,
     pub features: Vec<String>,
+    /// The compute capability of the GPU kernels, if there are any.
+    pub capability: Option<String>,
 }
 
 impl Sources {
@@ -24,6 +26,7 @@ impl Sources {
         is_cloze.then(|| Self {
             workspace,
             features: Vec::new(),
+            capability: None,
         })
     }
 
@@ -49,6 +52,8 @@ impl Sources {
     /// The same, built with these features.
     pub fn with_features(mut self, features: &[String]) -> Self {
         self.features = features.to_vec();
+        let on_gpu = features.iter().any(|feature| feature == "cuda");
+        self.capability = on_gpu.then(crate::gpu::capability).flatten();
         self
     }
 
@@ -58,6 +63,7 @@ impl Sources {
         for part in [
             "Cargo.toml",
             "Cargo.lock",
+            "build.rs",
             "src",
             "data",
             "kernel/Cargo.toml",
@@ -67,6 +73,9 @@ impl Sources {
         }
         for feature in &self.features {
             hasher.update(feature.as_bytes());
+        }
+        if let Some(capability) = &self.capability {
+            hasher.update(capability.as_bytes());
         }
         Ok(hasher.finalize())
     }
@@ -124,7 +133,19 @@ mod tests {
         assert_eq!(sources.fingerprint().expect("read"), first);
         let with_cuda = sources.clone().with_features(&["cuda".into()]);
         assert_ne!(with_cuda.fingerprint().expect("read"), first);
-        for path in ["src/lib.rs", "src/new.rs", "data/words.txt", "Cargo.lock"] {
+        let for_another = |capability: &str| {
+            let mut sources = with_cuda.clone();
+            sources.capability = Some(capability.into());
+            sources.fingerprint().expect("read")
+        };
+        assert_ne!(for_another("80"), for_another("90"));
+        for path in [
+            "src/lib.rs",
+            "src/new.rs",
+            "data/words.txt",
+            "Cargo.lock",
+            "build.rs",
+        ] {
             let before = sources.fingerprint().expect("read");
             write(path, "two");
             assert_ne!(sources.fingerprint().expect("read"), before, "{path}");

@@ -1,8 +1,8 @@
 use candle_core::{Device, Tensor};
 
 use super::Linear;
-use crate::model::{Context, Init, ModelInputs, WeightBuilder};
-use crate::ops::{self, AttentionMask, Param};
+use crate::model::{Init, ModelInputs, WeightBuilder};
+use crate::ops::{self, AttentionMask, Dropout, Param};
 use crate::{Error, Result};
 
 /// Multi-head self-attention up to, but without, the output projection.
@@ -25,8 +25,8 @@ pub struct SelfAttention {
 }
 
 impl SelfAttention {
-    /// The context vectors of `x` (batch, seq, hidden): the same shape.
-    pub fn forward(&self, x: &Tensor, mask: &AttentionMask, context: &Context) -> Result<Tensor> {
+    /// The context vectors of `x` (batch, seq, hidden): the same shape. `dropout` is of the attention weights.
+    pub fn forward(&self, x: &Tensor, mask: &AttentionMask, dropout: Dropout) -> Result<Tensor> {
         let query = self.query.forward(x)?;
         let key = self.key.forward(x)?;
         let value = self.value.forward(x)?;
@@ -40,8 +40,17 @@ impl SelfAttention {
                 &with_positions
             }
         };
-        let dropout = context.dropout(self.dropout);
         ops::attention(&query, &key, &value, self.heads, mask, scale, dropout)
+    }
+
+    /// All parameters.
+    pub fn params(&self) -> Vec<Param> {
+        let maps = [&self.query, &self.key, &self.value];
+        let distances = self.position_scores.iter().map(|p| p.distances.clone());
+        maps.into_iter()
+            .flat_map(Linear::params)
+            .chain(distances)
+            .collect()
     }
 }
 

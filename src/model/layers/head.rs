@@ -1,8 +1,8 @@
 use candle_core::Tensor;
 
-use super::{LayerNorm, Linear};
+use super::{Encoder, LayerNorm, Linear};
 use crate::Result;
-use crate::model::Decoder;
+use crate::model::{Decoder, ModelFlops};
 use crate::ops::{Activation, Param};
 
 /// The usual masked-LM head: a dense layer, an activation, a normalization, and the product with the vocabulary.
@@ -25,6 +25,15 @@ impl PredictionHead {
     pub fn transform(&self, hidden: &Tensor) -> Result<Tensor> {
         let hidden = self.dense.forward_act(hidden, self.activation)?;
         self.norm.forward(&hidden)
+    }
+
+    /// The arithmetic of this head on top of `encoder`.
+    pub fn flops(&self, encoder: &Encoder) -> ModelFlops {
+        let weights = self.dense.weights() + self.decoder.elem_count();
+        ModelFlops {
+            per_counted: 2 * weights as u64,
+            ..encoder.flops()
+        }
     }
 
     /// The vocabulary product's parameters.

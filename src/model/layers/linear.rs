@@ -21,6 +21,20 @@ impl Linear {
         })
     }
 
+    /// The number of weights, the bias not counted.
+    pub fn weights(&self) -> usize {
+        self.weight.elem_count()
+    }
+
+    /// The weight and the bias.
+    pub fn params(&self) -> Vec<Param> {
+        [&self.weight]
+            .into_iter()
+            .chain(&self.bias)
+            .cloned()
+            .collect()
+    }
+
     /// Applies the map to the last dimension of `x`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::linear(x, &self.weight, self.bias.as_ref())

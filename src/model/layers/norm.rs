@@ -22,6 +22,11 @@ impl LayerNorm {
         })
     }
 
+    /// The weight and the bias.
+    pub fn params(&self) -> Vec<Param> {
+        vec![self.weight.clone(), self.bias.clone()]
+    }
+
     /// Normalizes `x`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::layer_norm(x, &self.weight, Some(&self.bias), self.eps)

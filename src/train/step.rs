@@ -1,0 +1,597 @@
+//! One optimizer step: its gradients, its update, and when its numbers are read.
+//!
+//! On the CPU numbers are read as they come, and one that is not finite ends the run before the weights are touched. On a
+//! GPU reading means waiting until it has done everything that was asked of it, and then it idles until the next step has
+//! been asked for. So there the numbers stay where they are, step after step, until something needs them: a log, an
+//! evaluation, a checkpoint, the end of an epoch, or the person who watches.
+
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Tensor};
+
+use super::out_of_memory::{self, Use};
+use super::run::Run;
+use super::trainer::check_anything_counted;
+use super::{Event, GradScaler, StepRecord, Trainer, TrainingArguments};
+use crate::collate::MlmBatch;
+use crate::model::{Context, MaskedLm};
+use crate::ops::{self, GradNorm};
+use crate::{Error, Result, interrupt};
+
+/// How long numbers may wait to be read: often enough for someone who watches, and too seldom to cost anything.
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// A step that was taken, with the numbers that may still be on the device.
+pub(super) struct Taken {
+    started: Instant,
+    /// What is known without reading; the loss and the norm are not yet.
+    record: StepRecord,
+    /// The summed losses of the batches.
+    losses: Vec<Tensor>,
+    norm: Norm,
+}
+
+enum Norm {
+    Known(f64),
+    Later(GradNorm),
+}
+
+impl Taken {
+    fn loss(&self) -> Result<f32> {
+        let mut sum = 0.0;
+        for part in &self.losses {
+            sum += f64::from(part.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+        }
+        let loss = (sum / self.record.counted.max(1) as f64) as f32;
+        match loss.is_finite() {
+            true => Ok(loss),
+            false => Err(Error::NonFiniteLoss {
+                step: self.record.step,
+                loss,
+                learning_rate: self.record.learning_rate,
+            }),
+        }
+    }
+
+    /// The error for a norm that is not finite.
+    fn not_finite(&self, norm: f64) -> Error {
+        Error::NonFiniteGradient {
+            step: self.record.step,
+            grad_norm: norm as f32,
+            learning_rate: self.record.learning_rate,
+        }
+    }
+
+    /// Reads what is still on the device.
+    fn read(&self) -> Result<StepRecord> {
+        let loss = self.loss()?;
+        let norm = match &self.norm {
+            Norm::Known(norm) => *norm,
+            Norm::Later(norm) => norm.value()?,
+        };
+        let overflowed = matches!(self.norm, Norm::Known(_)) && !norm.is_finite();
+        if !overflowed && !(norm as f32).is_finite() {
+            return Err(self.not_finite(norm));
+        }
+        let grad_norm = match overflowed {
+            true => f32::INFINITY,
+            false => norm as f32,
+        };
+        Ok(StepRecord {
+            loss,
+            grad_norm,
+            ..self.record
+        })
+    }
+}
+
+impl Trainer {
+    /// Takes the next step of `run`, on the batches of `group`; `pass` is the number of the first forward pass.
+    pub(super) fn take_step(
+        &self,
+        run: &mut Run,
+        group: &[MlmBatch],
+        pass: u64,
+        started: Instant,
+    ) -> Result<()> {
+        let explain = |error| out_of_memory::explain(error, group, Use::Training, &self.args);
+        let scale = run.scaler.as_ref().map_or(1.0, GradScaler::get_scale);
+        let losses = self.gradients(group, pass, scale).map_err(explain)?;
+        let mut taken = Taken {
+            started,
+            record: record(&self.model, group, run.step + 1, run.learning_rate()),
+            losses,
+            norm: Norm::Known(0.0),
+        };
+        if !self.reads_later {
+            taken.loss()?;
+        }
+        // The optimizer's state is made in the first update.
+        self.update(run, &mut taken).map_err(explain)?;
+        run.optimizer.zero_grad();
+        run.step += 1;
+        run.taken.push(taken);
+        Ok(())
+    }
+
+    /// Leaves the gradients of the mean loss over all counted tokens of `group` in the model, `scale` times as large; the
+    /// summed losses of its batches, where the model is. `pass` decides what dropout drops.
+    fn gradients(&self, group: &[MlmBatch], pass: u64, scale: f64) -> Result<Vec<Tensor>> {
+        let counted: usize = group.iter().map(MlmBatch::counted_tokens).sum();
+        let precision = self.precision()?;
+        let mut sums = Vec::with_capacity(group.len());
+        for (pass, batch) in (pass..).zip(group) {
+            if batch.counted_tokens() == 0 {
+                continue;
+            }
+            let context = Context::train(self.args.seed, pass)
+                .gradient_checkpointing(self.args.gradient_checkpointing);
+            let sum = ops::autocast(precision, || -> Result<_> {
+                let loss = self.model.loss(batch, &context)?;
+                let mean = ops::scale(&loss.sum, scale / counted as f64)?;
+                self.model.backward(&mean)?;
+                Ok(loss.sum.detach())
+            })?;
+            sums.push(sum);
+        }
+        Ok(sums)
+    }
+
+    /// Clips the gradients and moves the weights; not where gradients overflowed because of the loss scale, which is lowered
+    /// then.
+    fn update(&self, run: &mut Run, taken: &mut Taken) -> Result<()> {
+        let (optimizer, max_norm) = (&mut run.optimizer, self.args.max_grad_norm);
+        if let Some(scaler) = &mut run.scaler {
+            // The next step's scale hangs on it, so that it is read at once.
+            scaler.unscale(optimizer);
+            let norm = optimizer.clip_grad_norm(max_norm)?;
+            taken.norm = Norm::Known(norm);
+            if !scaler.update(norm) {
+                if scaler.is_exhausted() {
+                    return Err(taken.not_finite(norm));
+                }
+                run.skipped += 1;
+                return Ok(());
+            }
+        } else {
+            let norm = optimizer.clip_grad_norm_later(max_norm)?;
+            if !self.reads_later {
+                let norm = norm.value()?;
+                if !(norm as f32).is_finite() {
+                    return Err(taken.not_finite(norm));
+                }
+            }
+            taken.norm = Norm::Later(norm);
+        }
+        optimizer.step(taken.record.learning_rate)
+    }
+
+    /// Whether something needs the numbers of the steps that were taken.
+    pub(super) fn must_read(&self, run: &Run) -> bool {
+        let args: &TrainingArguments = &self.args;
+        !self.reads_later
+            || run.is_complete()
+            || run.plan.ends_epoch(run.step)
+            || run.log_is_due(args)
+            || run.evaluation_is_due(args, false)
+            || run.save_is_due(args, false)
+            || interrupt::is_requested()
+            || run.read.elapsed() >= LONGEST
+    }
+
+    /// Reads the numbers of the steps that were taken, in order, and tells of them.
+    ///
+    /// # Errors
+    /// When one is not finite. The run then stands before that step.
+    pub(super) fn read_steps(&mut self, run: &mut Run) -> Result<()> {
+        let taken = std::mem::take(&mut run.taken);
+        let mut records = Vec::with_capacity(taken.len());
+        let mut failure = None;
+        for step in &taken {
+            match step.read() {
+                Ok(record) => records.push(record),
+                Err(error) => {
+                    run.step = step.record.step - 1;
+                    failure = Some(error);
+                    break;
+                }
+            }
+        }
+        // On a GPU they went on together until the last was read.
+        let together = taken
+            .first()
+            .map_or(0.0, |first| first.started.elapsed().as_secs_f64());
+        let seconds = together / taken.len().max(1) as f64;
+        run.read = Instant::now();
+        let memory = ops::device_memory(self.model.device()).map(|memory| memory.peak);
+        run.history.peak_device_memory = run.history.peak_device_memory.max(memory);
+        for record in &mut records {
+            record.seconds = seconds;
+        }
+        run.history.steps.extend(&records);
+        for step in records {
+            let state = run.state_after(step.step);
+            self.tell(Event::StepEnd { state, step })?;
+            if run.plan.ends_epoch(step.step) {
+                check_anything_counted(&run.history)?;
+                self.tell(Event::EpochEnd { state })?;
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+}
+
+/// What is known of a step before it has been done.
+fn record(model: &MaskedLm, group: &[MlmBatch], step: usize, learning_rate: f64) -> StepRecord {
+    let flops = model.flops().unwrap_or_default();
+    let work =
+        |batch: &MlmBatch| flops.of_training(tokens(batch), batch.seq, batch.counted_tokens());
+    StepRecord {
+        step,
+        loss: 0.0,
+        learning_rate,
+        grad_norm: 0.0,
+        counted: group.iter().map(MlmBatch::counted_tokens).sum(),
+        tokens: group.iter().map(tokens).sum(),
+        flops: group.iter().map(work).sum(),
+        seconds: 0.0,
+    }
+}
+
+/// The tokens of a batch, padding not counted.
+fn tokens(batch: &MlmBatch) -> usize {
+    let mask = batch.attention_mask.iter();
+    mask.filter(|&&mask| mask != 0).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::collate::{BatchKey, Collator, Example};
+    use crate::model::Config;
+    use crate::train::{Callback, Control, History, IntervalStrategy, LogRecord, Schedule};
+
+    const VOCAB: u32 = 90;
+
+    /// Rows of 8 tokens, of which row i has 1 + i % 3 masked.
+    struct Rows;
+
+    impl Collator for Rows {
+        fn collate(&self, examples: &[Example], _: BatchKey) -> Result<MlmBatch> {
+            let ids: Vec<u32> = examples.iter().flat_map(|e| e.input_ids.clone()).collect();
+            let labels = examples.iter().flat_map(|e| e.labels.clone().unwrap());
+            Ok(MlmBatch {
+                attention_mask: vec![1; ids.len()],
+                token_type_ids: None,
+                labels: labels.collect(),
+                batch: examples.len(),
+                seq: 8,
+                input_ids: ids,
+            })
+        }
+    }
+
+    fn rows(count: u32) -> Vec<Example> {
+        let row = |i: u32| {
+            let ids: Vec<u32> = (0..8)
+                .map(|t| 5 + (i * 13 + t * 29) % (VOCAB - 5))
+                .collect();
+            let mut example = Example::from(ids);
+            let label = |t| {
+                if t <= i % 3 {
+                    i64::from(7 + t + i % 50)
+                } else {
+                    -100
+                }
+            };
+            example.labels = Some((0..8).map(label).collect());
+            example
+        };
+        (0..count).map(row).collect()
+    }
+
+    fn model(seed: u64) -> MaskedLm {
+        let config = Config::new("roberta")
+            .set("vocab_size", VOCAB)
+            .set("hidden_size", 32)
+            .set("num_hidden_layers", 2)
+            .set("num_attention_heads", 4)
+            .set("intermediate_size", 64);
+        MaskedLm::from_config(&config, seed).unwrap()
+    }
+
+    /// Twelve steps of two batches, three epochs, with warmup, clipping and logs.
+    fn args(out: &Path) -> TrainingArguments {
+        TrainingArguments::new(out)
+            .per_device_train_batch_size(3)
+            .gradient_accumulation_steps(2)
+            .epochs(3)
+            .learning_rate(2e-3)
+            .weight_decay(0.1)
+            .warmup_steps(3)
+            .max_grad_norm(0.8)
+            .logging_steps(5)
+            .save_steps(1)
+    }
+
+    fn trainer(args: TrainingArguments, model: &MaskedLm) -> Trainer {
+        Trainer::new(model.clone(), args, rows(23), None, Rows)
+    }
+
+    fn bits(model: &MaskedLm) -> Vec<Vec<u32>> {
+        let values = |param: &ops::Param| -> Vec<f32> {
+            param.var().flatten_all().unwrap().to_vec1().unwrap()
+        };
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
+        model.params().iter().map(values).map(bits).collect()
+    }
+
+    /// All of the steps that a machine's speed does not change.
+    fn numbers(history: &History) -> Vec<(usize, u32, u32, u64, usize, usize)> {
+        let step = |s: &StepRecord| {
+            let bits = (
+                s.loss.to_bits(),
+                s.grad_norm.to_bits(),
+                s.learning_rate.to_bits(),
+            );
+            (s.step, bits.0, bits.1, bits.2, s.counted, s.tokens)
+        };
+        history.steps.iter().map(step).collect()
+    }
+
+    fn nowhere() -> TrainingArguments {
+        args(Path::new("")).save_strategy(IntervalStrategy::No)
+    }
+
+    #[test]
+    fn a_loss_that_is_scaled_by_a_power_of_two_trains_bit_for_bit_as_without() {
+        let plain = model(1);
+        let expected = trainer(nowhere(), &plain).train().unwrap();
+        assert_eq!(expected.steps.len(), 12);
+        assert!(
+            expected.steps.iter().any(|step| step.grad_norm > 0.8),
+            "clipping takes part"
+        );
+        for scaler in [
+            GradScaler::new(),
+            // The scale changes on the way.
+            GradScaler::new().init_scale(0.25).growth_interval(2),
+        ] {
+            let scaled = model(1);
+            let mut trainer = trainer(nowhere(), &scaled);
+            trainer.scaler = Some(scaler);
+            let history = trainer.train().unwrap();
+            assert_eq!(numbers(&history), numbers(&expected));
+            assert_eq!(bits(&scaled), bits(&plain));
+            assert_eq!(history.skipped_steps(), 0);
+        }
+    }
+
+    /// A scale whose gradients overflow even in f32, a few times.
+    fn too_large() -> GradScaler {
+        GradScaler::new()
+            .init_scale(f64::from(2f32.powi(127)))
+            .growth_interval(4)
+    }
+
+    #[test]
+    fn steps_that_overflow_are_left_out_counted_and_logged() {
+        let trained = model(1);
+        let mut trainer = trainer(nowhere().logging_steps(1), &trained);
+        trainer.scaler = Some(too_large());
+        let before = bits(&trained);
+        let weights = Arc::new(Mutex::new(Vec::new()));
+        let (seen, watched) = (Arc::clone(&weights), trained.clone());
+        let mut trainer = trainer.callback(move |event: &Event| {
+            if let Event::StepEnd { .. } = event {
+                seen.lock().unwrap().push(bits(&watched));
+            }
+            Ok(Control::Continue)
+        });
+        let history = trainer.train().unwrap();
+        let skipped = history.skipped_steps();
+        assert!((1..10).contains(&skipped), "{skipped}");
+        let left_out: Vec<bool> = history.steps.iter().map(StepRecord::is_skipped).collect();
+        assert!(
+            left_out[..skipped].iter().all(|&skipped| skipped),
+            "{left_out:?}"
+        );
+        let weights = weights.lock().unwrap();
+        for step in 0..12 {
+            let earlier = if step == 0 {
+                &before
+            } else {
+                &weights[step - 1]
+            };
+            assert_eq!(
+                weights[step] == *earlier,
+                left_out[step],
+                "step {}",
+                step + 1
+            );
+            assert!(history.steps[step].loss.is_finite());
+        }
+        // The schedule begins with the first update, as in the reference.
+        let schedule = Schedule::linear(2e-3, 3, 12);
+        let rates: Vec<f64> = history.steps.iter().map(|s| s.learning_rate).collect();
+        let updates = left_out.iter().scan(0, |done, &skipped| {
+            let now = *done;
+            *done += usize::from(!skipped);
+            Some(schedule.lr(now))
+        });
+        assert_eq!(rates, updates.collect::<Vec<_>>());
+        // Each log tells of its own step.
+        let logged = |log: &LogRecord| (log.skipped_steps, log.grad_norm.is_finite());
+        let logs: Vec<_> = history.logs.iter().map(logged).collect();
+        let expected: Vec<_> = left_out.iter().map(|&s| (usize::from(s), !s)).collect();
+        assert_eq!(logs, expected);
+        assert_eq!(history.logs[0].loss_scale, Some(2f64.powi(126)));
+        // JSON has no infinite numbers, and the history must come back from it.
+        let text = serde_json::to_string(&history).unwrap();
+        assert_eq!(serde_json::from_str::<History>(&text).unwrap(), history);
+        assert!(format!("{history:?}").contains(&format!("{skipped} steps left out")));
+    }
+
+    fn stop_after(step: usize) -> impl Callback {
+        move |event: &Event| {
+            let stop = matches!(event, Event::StepEnd { step: done, .. } if done.step == step);
+            Ok(if stop {
+                Control::Stop
+            } else {
+                Control::Continue
+            })
+        }
+    }
+
+    #[test]
+    fn a_run_that_scales_its_loss_goes_on_from_a_checkpoint_exactly() {
+        let out = tempfile::tempdir().unwrap();
+        let scaled = |folder: &Path, model: &MaskedLm| {
+            let mut trainer = trainer(args(folder), model);
+            trainer.scaler = Some(too_large());
+            trainer
+        };
+        let whole = model(1);
+        let expected = scaled(out.path(), &whole).train().unwrap();
+        assert!(expected.skipped_steps() > 0);
+        for stop in [1, 3, 6, 9] {
+            let out = tempfile::tempdir().unwrap();
+            scaled(out.path(), &model(1))
+                .callback(stop_after(stop))
+                .train()
+                .unwrap();
+            let resumed = model(2);
+            let history = scaled(out.path(), &resumed)
+                .resume_from_latest_checkpoint()
+                .unwrap();
+            assert_eq!(
+                numbers(&history),
+                numbers(&expected),
+                "stopped after {stop}"
+            );
+            assert_eq!(history.logs, expected.logs, "stopped after {stop}");
+            assert_eq!(bits(&resumed), bits(&whole), "stopped after {stop}");
+        }
+    }
+
+    #[test]
+    fn gradients_that_no_scale_makes_finite_end_the_run_at_last() {
+        let broken = model(1);
+        let before = bits(&broken);
+        let mut trainer = trainer(nowhere(), &broken);
+        // One halving too many in one.
+        trainer.scaler = Some(too_large().backoff_factor(1e-50));
+        let error = trainer.train().unwrap_err();
+        assert!(
+            matches!(error, Error::NonFiniteGradient { step: 1, .. }),
+            "{error:?}"
+        );
+        assert_eq!(bits(&broken), before);
+    }
+
+    #[test]
+    fn checkpointing_gradients_changes_no_number_of_a_run() {
+        let (plain, frugal) = (model(1), model(1));
+        let expected = trainer(nowhere(), &plain).train().unwrap();
+        let history = trainer(nowhere().gradient_checkpointing(true), &frugal)
+            .train()
+            .unwrap();
+        assert_eq!(numbers(&history), numbers(&expected));
+        assert_eq!(bits(&frugal), bits(&plain));
+    }
+
+    /// What is told, in order.
+    fn listening(trainer: Trainer) -> (Trainer, Arc<Mutex<Vec<String>>>) {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let list = Arc::clone(&told);
+        let trainer = trainer.callback(move |event: &Event| {
+            let state = event.state();
+            let name = format!("{event:?}");
+            let name = name.split([' ', '{']).next().unwrap_or_default().to_owned();
+            let line = format!("{name} {} {:.3}", state.step, state.epoch);
+            list.lock().unwrap().push(line);
+            Ok(Control::Continue)
+        });
+        (trainer, told)
+    }
+
+    #[test]
+    fn numbers_that_are_read_late_are_the_same_and_told_in_the_same_order() {
+        let run = |reads_later: bool| {
+            let out = tempfile::tempdir().unwrap();
+            let model = model(1);
+            let mut trainer = trainer(args(out.path()).save_steps(7), &model);
+            trainer.reads_later = reads_later;
+            let (mut trainer, told) = listening(trainer);
+            let history = trainer.train().unwrap();
+            let told = told.lock().unwrap().clone();
+            (numbers(&history), history.logs, bits(&model), told)
+        };
+        let (at_once, late) = (run(false), run(true));
+        assert!(
+            at_once
+                .3
+                .iter()
+                .filter(|e| e.starts_with("StepEnd"))
+                .count()
+                == 12
+        );
+        assert!(at_once == late, "{:?}\n{:?}", at_once.3, late.3);
+    }
+
+    #[test]
+    fn late_numbers_are_read_when_a_log_a_checkpoint_or_the_epoch_needs_them() {
+        let model = model(1);
+        let mut trainer = trainer(nowhere(), &model);
+        trainer.reads_later = true;
+        let mut run = trainer.begin().unwrap();
+        let loader = trainer.train_loader().unwrap();
+        let mut read_after = Vec::new();
+        for step in 1..=12 {
+            let at = run.plan.position(run.step);
+            let batches = loader.epoch_from(at.epoch, at.batch).take(2);
+            let group: Vec<MlmBatch> = batches.map(Result::unwrap).collect();
+            trainer
+                .take_step(&mut run, &group, at.pass, Instant::now())
+                .unwrap();
+            // Someone who watches is not what this is about.
+            run.read = Instant::now();
+            if trainer.must_read(&run) {
+                trainer.read_steps(&mut run).unwrap();
+                read_after.push(step);
+            }
+            trainer.after_step(&mut run).unwrap();
+        }
+        // Epochs of four steps, logs every five.
+        assert_eq!(read_after, [4, 5, 8, 10, 12]);
+        assert_eq!(run.history.steps.len(), 12);
+        run.read = Instant::now().checked_sub(LONGEST).unwrap();
+        run.step = 1;
+        assert!(trainer.must_read(&run), "someone watches");
+    }
+
+    #[test]
+    fn a_late_number_that_is_not_finite_names_its_step_and_its_step_changes_nothing() {
+        let spoiled = model(1);
+        let mut trainer = trainer(nowhere().learning_rate(1e25).warmup_steps(0), &spoiled);
+        trainer.reads_later = true;
+        let mut run = Box::new(trainer.begin().unwrap());
+        let error = trainer.steps(&mut run).unwrap_err();
+        let step = match &error {
+            Error::NonFiniteLoss { step, .. } | Error::NonFiniteGradient { step, .. } => *step,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(step, 2, "{error}");
+        // The run stands before it, with the steps before it in its history.
+        assert_eq!((run.step, run.history.steps.len()), (1, 1));
+        assert!(run.taken.is_empty());
+        let finite = |param: &ops::Param| {
+            let values: Vec<f32> = param.var().flatten_all().unwrap().to_vec1().unwrap();
+            values.iter().all(|value| value.is_finite())
+        };
+        assert!(spoiled.params().iter().all(finite), "no weight was spoiled");
+    }
+}
