@@ -5,13 +5,14 @@
 #![warn(missing_docs)]
 
 use std::any::{Any, TypeId};
-use std::backtrace::Backtrace;
 use std::collections::HashMap;
 use std::error::Error;
+use std::ffi::{c_int, c_void};
 use std::fmt::{Debug, Display};
 use std::fs::File;
 use std::io::Write;
 use std::mem::ManuallyDrop;
+use std::ops::Range;
 use std::os::fd::FromRawFd;
 use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -69,7 +70,7 @@ pub extern "C" fn cloze_cell_end() {
     let _ = std::io::stdout().flush();
 }
 
-/// Reports a panic, where it was raised, and through which lines of cells it was reached.
+/// Reports a panic, where it was raised, and from where in cells it was reached.
 fn report_panic(kind: &str, panic: &PanicHookInfo) {
     let (file, line, column) =
         panic.location().map_or(("", 0, 0), |at| (at.file(), at.line(), at.column()));
@@ -81,17 +82,57 @@ fn report_panic(kind: &str, panic: &PanicHookInfo) {
         column.to_string(),
         message.to_owned(),
     ];
-    // Whole paths, and every frame.
-    fields.extend(places_in_cells(&format!("{:#}", Backtrace::force_capture())));
+    fields.extend(frames_in_cells());
     event(&fields.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
-/// `LINE:COLUMN` of the frames of a printed backtrace that are in code of the notebook, the innermost first.
-fn places_in_cells(backtrace: &str) -> impl Iterator<Item = String> {
-    backtrace.lines().filter_map(|line| {
-        let place = line.trim_start().strip_prefix("at ")?;
-        Some(place.split_once("/cell/lib.rs:")?.1.to_owned())
-    })
+/// The calls on this thread's stack that are in cells, the innermost first: each as the address in the cell's library, and
+/// the path of that. The kernel finds out the lines: std's own backtraces know no library that was loaded after the first.
+fn frames_in_cells() -> Vec<String> {
+    // Where there is no such file the place of the panic itself must do.
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let cells: Vec<(Range<usize>, &str)> = maps.lines().filter_map(cell_mapping).collect();
+    let frames = return_addresses().into_iter().filter_map(|address| {
+        let (_, path) = cells.iter().find(|(addresses, _)| addresses.contains(&address))?;
+        // A library's first mapping is where its own addresses count from.
+        let (first, _) = cells.iter().find(|(_, other)| other == path)?;
+        // Of the call, not of what follows it.
+        Some(format!("{:x} {path}", address - first.start - 1))
+    });
+    frames.collect()
+}
+
+/// The addresses and the path in a line of `/proc/self/maps`, if they are those of a cell.
+fn cell_mapping(line: &str) -> Option<(Range<usize>, &str)> {
+    let path = &line[line.find('/')?..];
+    if !path.rsplit('/').next()?.starts_with("libcode_") {
+        return None;
+    }
+    let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+    let address = |text| usize::from_str_radix(text, 16).ok();
+    Some((address(start)?..address(end)?, path))
+}
+
+/// Where the calls on this thread's stack return to, the innermost first.
+fn return_addresses() -> Vec<usize> {
+    unsafe extern "C" {
+        // The platform's unwinder, which std unwinds panics with.
+        fn _Unwind_Backtrace(
+            visit: extern "C" fn(*mut c_void, *mut c_void) -> c_int,
+            argument: *mut c_void,
+        ) -> c_int;
+        fn _Unwind_GetIP(frame: *mut c_void) -> usize;
+    }
+    extern "C" fn visit(frame: *mut c_void, addresses: *mut c_void) -> c_int {
+        // SAFETY: called by the unwinder only, below: with a frame of its own, and with the list, which nothing else
+        // touches meanwhile.
+        unsafe { (*addresses.cast::<Vec<usize>>()).push(_Unwind_GetIP(frame)) };
+        0
+    }
+    let mut addresses: Vec<usize> = Vec::new();
+    // SAFETY: declared as the unwinder's interface has it; `visit` does not unwind, and the list outlives the call.
+    unsafe { _Unwind_Backtrace(visit, (&raw mut addresses).cast()) };
+    addresses
 }
 
 /// What an error becomes that leaves a cell by `?`: a report to the kernel.

@@ -56,14 +56,15 @@ impl Failure {
         }
     }
 
-    /// A panic, shown at the line of the cell that led to it; `generated` is the code that evcxr made of the cell.
-    pub fn panic(panic: &Panic, code: &str, generated: &str) -> Self {
+    /// A panic, shown at the line of the cell that led to it: `places` are those in `generated`, the code that evcxr made
+    /// of the cell, through which the panic was reached.
+    pub fn panic(panic: &Panic, places: &[(usize, usize)], code: &str, generated: &str) -> Self {
         let mut failure = Self::new("panic", panic.message.clone());
         let of_notebook = panic.file.ends_with("cell/lib.rs") || panic.file == "lib.rs";
         let own = of_notebook.then_some((panic.line, panic.column));
-        let places = own.into_iter().chain(panic.cell_places.iter().copied());
-        let found = places
-            .clone()
+        let found = own
+            .into_iter()
+            .chain(places.iter().copied())
             .find_map(|(at, column)| Some((at, line_in_cell(generated, at, code)?, column)));
         if let Some((at, line, column)) = found {
             failure.traceback.extend(excerpt(
@@ -254,16 +255,16 @@ mod tests {
         assert_eq!(line_in_cell(generated, 2, code), None);
     }
 
-    fn panic_at(file: &str, line: usize, cell_places: &[(usize, usize)]) -> String {
+    fn panic_at(file: &str, line: usize, places: &[(usize, usize)]) -> String {
         let generated = "fn old() {\nboom()\n}\nfn run() {\nlet a = 1;\nold();\n}";
         let panic = Panic {
             file: file.into(),
             line,
             column: 1,
             message: "boom".into(),
-            cell_places: cell_places.to_vec(),
+            calls: vec![],
         };
-        let failure = Failure::panic(&panic, "let a = 1;\nold();", generated);
+        let failure = Failure::panic(&panic, places, "let a = 1;\nold();", generated);
         failure
             .traceback
             .join("\n")

@@ -11,6 +11,7 @@ mod install;
 mod jupyter;
 mod lab;
 mod library;
+mod lines;
 mod notebook;
 mod parameters;
 mod pipes;

@@ -251,7 +251,8 @@ impl Session {
                 return Err(Failure::new("panic", "the cell panicked"));
             };
             let generated = self.context.last_source().unwrap_or_default();
-            return Err(Failure::panic(panic, code, &generated));
+            let places = panic.places_in_cells();
+            return Err(Failure::panic(panic, &places, code, &generated));
         }
         if report.returned {
             return Err(match report.errors.last() {

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::child::END_OF_PROCESS;
 use crate::event::{Event, Sink, Stream};
+use crate::lines;
 use crate::pipes::Pipes;
 use crate::stdout::{Reader, Said};
 
@@ -23,27 +25,36 @@ pub struct Panic {
     pub line: usize,
     pub column: usize,
     pub message: String,
-    /// Lines and columns of the notebook's own code that led there, the innermost first.
-    pub cell_places: Vec<(usize, usize)>,
+    /// The calls in cells that led there, the innermost first: each an address in a cell's library, and the path of that.
+    pub calls: Vec<(u64, PathBuf)>,
 }
 
 impl Panic {
     /// From what the cell library tells of it.
     fn from_fields(fields: &[&str]) -> Option<Self> {
-        let [file, line, column, message, places @ ..] = fields else {
+        let [file, line, column, message, calls @ ..] = fields else {
             return None;
         };
-        let place = |place: &&str| {
-            let (line, column) = place.split_once(':')?;
-            Some((line.parse().ok()?, column.parse().ok()?))
+        let call = |call: &&str| {
+            let (address, path) = call.split_once(' ')?;
+            Some((u64::from_str_radix(address, 16).ok()?, path.into()))
         };
         Some(Self {
             file: (*file).to_owned(),
             line: line.parse().unwrap_or(0),
             column: column.parse().unwrap_or(0),
             message: (*message).to_owned(),
-            cell_places: places.iter().filter_map(place).collect(),
+            calls: calls.iter().filter_map(call).collect(),
         })
+    }
+
+    /// The lines and columns of the notebook's own code that led there, the innermost first.
+    pub fn places_in_cells(&self) -> Vec<(usize, usize)> {
+        let places = self.calls.iter().filter_map(|(address, library)| {
+            let bytes = std::fs::read(library).ok()?;
+            lines::of_address(&bytes, *address)
+        });
+        places.flatten().collect()
     }
 }
 

@@ -3,6 +3,8 @@
 Run with `python -m unittest discover tests/kernel` and CLOZE_TEST_PRELUDE set, after `cloze install`: a kernel that must
 build its prelude first takes minutes to answer.
 """
+import contextlib
+import hashlib
 import http.server
 import json
 import os
@@ -10,6 +12,7 @@ import re
 import stat
 import tempfile
 import threading
+import time
 import unittest
 from pathlib import Path
 
@@ -119,6 +122,17 @@ class Work(KernelCase):
         self.assertGreaterEqual(len(updates), 2, cell.kinds())
         self.assertRegex(updates[0], r"^Map [\d,]+ / [\d,]+ rows")
 
+    def test_tokenizing_and_evaluating_show_bars(self):
+        for name, work, told in [
+            ("tokenize", "asks.map(tokenize(&tokenizer, &asks))?;", "Map"),
+            ("evaluate", "trainer.evaluate()?;", "valuat"),
+        ]:
+            with self.subTest(name):
+                cell = self.run_cell(work)
+                shown = [m["content"]["data"]["text/plain"] for m in cell.messages if m["msg_type"].endswith("display_data")]
+                self.assertTrue(shown, cell.kinds())
+                self.assertIn(told, shown[-1])
+
     def test_values_show_themselves_as_html_and_text(self):
         for code, told in [
             ("asks", "train"),
@@ -211,46 +225,111 @@ class Notebooks(unittest.TestCase):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Knows one token."""
+    """Knows one token, and one model whose files come a few bytes at a time."""
+
+    protocol_version = "HTTP/1.1"
+    COMMIT = "c0ffee" + 34 * "0"
+    FILES = {"config.json": b'{"model_type": "roberta"}', "tokenizer.json": 1_000_000 * b" "}
+
+    def do_HEAD(self):
+        self.answer()
 
     def do_GET(self):
-        good = self.headers.get("Authorization") == "Bearer hf_right"
-        body = json.dumps({"name": "ferris", "orgs": [], "auth": {"accessToken": {"displayName": "t", "role": "write"}}})
-        body = (body if good else '{"error": "Invalid credentials"}').encode()
-        self.send_response(200 if good else 401)
+        self.answer()
+
+    def answer(self):
+        name = self.path.rsplit("/", 1)[-1]
+        if "/resolve/" in self.path and name in self.FILES:
+            body = self.FILES[name]
+            tag = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
+            return self.send(200, body, {"ETag": f'"{tag}"', "X-Repo-Commit": self.COMMIT})
+        if self.path.startswith("/api/models/ferris/slow/revision/"):
+            return self.send(200, json.dumps({"sha": self.COMMIT, "siblings": [{"rfilename": name} for name in self.FILES]}).encode())
+        if self.headers.get("Authorization") == "Bearer hf_right":
+            account = {"name": "ferris", "orgs": [], "auth": {"accessToken": {"displayName": "t", "role": "write"}}}
+            return self.send(200, json.dumps(account).encode())
+        self.send(401, b'{"error": "Invalid credentials"}')
+
+    def send(self, status, body, headers=()):
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
+        for header in dict(headers).items():
+            self.send_header(*header)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command == "HEAD":
+            return
+        try:
+            for start in range(0, len(body), 10_000):
+                if start:
+                    time.sleep(0.5)
+                self.wfile.write(body[start : start + 10_000])
+        except OSError:
+            self.close_connection = True
 
     def log_message(self, *_):
         pass
 
 
+@contextlib.contextmanager
+def with_hub():
+    """A kernel for which the Hub is a server of its own, and the folder that it has as the Hub's home."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with tempfile.TemporaryDirectory() as home:
+        settings = {"HF_HOME": home, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
+        removed = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+        kept = {name: value for name, value in os.environ.items() if name not in removed}
+        manager, client = start(env={**kept, **settings})
+        try:
+            yield manager, client, Path(home)
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel()
+            server.shutdown()
+            server.server_close()
+
+
+@needs_prelude
+class Download(unittest.TestCase):
+    def test_an_interrupted_download_is_an_error_keeps_variables_and_goes_on_later(self):
+        with with_hub() as (manager, client, home):
+            setup = Cell(client, "use cloze::prelude::*;\nlet kept = vec![1, 2, 3];")
+            self.assertEqual(setup.end()["status"], "ok")
+            for _ in range(2):
+                cell = Cell(client, 'let tokenizer = Tokenizer::from_pretrained("ferris/slow")?;')
+                shown = []
+                def moves(message):
+                    if message["msg_type"].endswith("display_data"):
+                        shown.append(message["content"]["data"]["text/plain"])
+                    return len(set(shown)) >= 3
+                cell.until(moves)
+                self.assertIn("ferris/slow", shown[-1])
+                begun = cell.messages[-1]["came"]
+                manager.interrupt_kernel()
+                reply = cell.end(timeout=30)
+                self.assertEqual((reply["status"], reply["ename"]), ("error", "Interrupted"), reply)
+                self.assertIn("variables are kept", reply["evalue"])
+                self.assertLess(cell.messages[-1]["came"] - begun, 5)
+                length = Cell(client, "kept.len()")
+                self.assertEqual((length.end()["status"], length.result()), ("ok", "3"))
+            part = [path for path in home.rglob("*") if path.is_file() and path.stat().st_size > 10_000]
+            self.assertTrue(part, "what has arrived is kept for the next attempt")
+
+
 @needs_prelude
 class Login(unittest.TestCase):
     def test_a_token_is_asked_for_as_a_password_and_kept_for_the_user_only(self):
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with tempfile.TemporaryDirectory() as home:
-            settings = {"HF_HOME": home, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
-            removed = {name: "" for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE")}
-            kept = {name: value for name, value in os.environ.items() if name not in removed}
-            manager, client = start(env={**kept, **settings})
-            try:
-                cell = Cell(client, "use cloze::prelude::*;\nnotebook_login()?;", allow_stdin=True)
-                question = client.get_stdin_msg(timeout=TIMEOUT)["content"]
-                self.assertTrue(question["password"])
-                client.input("hf_right")
-                reply = cell.end()
-                self.assertEqual(reply["status"], "ok", reply)
-                self.assertNotIn("hf_right", json.dumps(cell.messages, default=str))
-                token = Path(home) / "token"
-                self.assertEqual(token.read_text(), "hf_right")
-                self.assertEqual(stat.S_IMODE(token.stat().st_mode), 0o600)
-            finally:
-                client.stop_channels()
-                manager.shutdown_kernel()
-                server.shutdown()
+        with with_hub() as (_, client, home):
+            cell = Cell(client, "use cloze::prelude::*;\nnotebook_login()?;", allow_stdin=True)
+            question = client.get_stdin_msg(timeout=TIMEOUT)["content"]
+            self.assertTrue(question["password"])
+            client.input("hf_right")
+            reply = cell.end()
+            self.assertEqual(reply["status"], "ok", reply)
+            self.assertNotIn("hf_right", json.dumps(cell.messages, default=str))
+            token = home / "token"
+            self.assertEqual(token.read_text(), "hf_right")
+            self.assertEqual(stat.S_IMODE(token.stat().st_mode), 0o600)
 
 
 if __name__ == "__main__":
