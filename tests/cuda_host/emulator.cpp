@@ -20,7 +20,10 @@
 #include <numeric>
 #include <vector>
 
-#if !defined(__x86_64__)
+// Fibers change by hand where that is known, elsewhere (or asked for) by the system, which is slower.
+#if defined(__x86_64__) && !defined(CLOZE_SYSTEM_FIBERS)
+#define CLOZE_OWN_FIBERS 1
+#else
 #include <ucontext.h>
 #endif
 
@@ -49,7 +52,7 @@ struct Fiber {
     int lane;
     int groups;
     std::vector<Copy> copies;
-#if defined(__x86_64__)
+#if defined(CLOZE_OWN_FIBERS)
     void* stack_pointer;
 #else
     ucontext_t context;
@@ -72,7 +75,7 @@ struct Device {
     Fiber* current = nullptr;
     sigjmp_buf escape;
     char error[512];
-#if defined(__x86_64__)
+#if defined(CLOZE_OWN_FIBERS)
     void* scheduler;
 #else
     ucontext_t scheduler;
@@ -83,7 +86,7 @@ thread_local Device device;
 
 [[noreturn]] void enter();
 
-#if defined(__x86_64__)
+#if defined(CLOZE_OWN_FIBERS)
 // Saves what the calling convention says a function must keep, and changes stacks.
 extern "C" void cloze_switch(void** save, void* load);
 asm(R"(
