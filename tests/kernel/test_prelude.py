@@ -168,6 +168,10 @@ class Work(KernelCase):
                 reply = self.client.complete(code, reply=True, timeout=TIMEOUT)["content"]
                 self.assertTrue(any(match.startswith(wanted) for match in reply["matches"]), reply["matches"][:20])
                 self.assertEqual(reply["cursor_end"], len(code))
+                self.assertFalse([match for match in reply["matches"] if match.startswith("evcxr")])
+        matches = self.client.complete("Tokenizer::", reply=True, timeout=TIMEOUT)["content"]["matches"]
+        places = {name: next(at for at, match in enumerate(matches) if match.startswith(name)) for name in ("from_pretrained", "encode")}
+        self.assertLess(places["from_pretrained"], places["encode"], matches)
 
     def test_inspection_shows_documentation(self):
         for code, at, told in [
