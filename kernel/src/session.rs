@@ -225,7 +225,20 @@ impl Session {
     /// What may be written at a byte of the code, and the bytes that it would replace.
     pub fn complete(&mut self, code: &str, at: usize) -> Option<evcxr::Completions> {
         let code = self.without_prelude_dep(code);
-        self.context.completions(&code, at.min(code.len())).ok()
+        let at = at.min(code.len());
+        let mut found = self.context.completions(&code, at).ok()?;
+        let written = code.get(found.start_offset..at).unwrap_or_default();
+        // Part of how values show themselves, and nobody's word.
+        found
+            .completions
+            .retain(|one| written.starts_with("evcxr") || !one.code.starts_with("evcxr_display"));
+        // After a type, what makes a value of it comes before what needs one.
+        if code[..at].ends_with(&format!("::{written}")) {
+            let selves = ["(self", "(mut self", "(&self", "(&mut self"];
+            let needs_value = |label: &str| selves.iter().any(|with| label.contains(with));
+            found.completions.sort_by_key(|one| needs_value(&one.label));
+        }
+        Some(found)
     }
 
     /// The documentation of the name that ends at a byte of the code, as text and as HTML.

@@ -4,6 +4,7 @@ Run with `python -m unittest discover tests/kernel`, with the kernel installed u
 (default: cloze).
 """
 import os
+import platform
 import queue
 import re
 import stat
@@ -67,6 +68,25 @@ class Output(KernelCase):
         before = self.run_cell("1").reply["execution_count"]
         cell = self.run_cell('println!("unseen");', silent=True)
         self.assertEqual((cell.kinds(), cell.reply["execution_count"]), ([], before))
+
+
+class Types(KernelCase):
+    def test_the_types_of_the_standard_library_are_known(self):
+        """Also where the analyzer is shown less of it than there is."""
+        for code in [
+            "let map: std::collections::HashMap<String, u8> = Default::default();",
+            "let keys = map.keys().cloned().collect::<Vec<_>>();",
+            "let age = std::fs::metadata(\".\")?.modified()?.elapsed()?;",
+            "let (sender, receiver) = std::sync::mpsc::channel::<i32>();",
+            "let status = std::process::Command::new(\"true\").status()?;",
+            "let power = 2u32.pow(3).checked_add(1);",
+        ]:
+            self.run_cell(code)
+
+    @unittest.skipUnless(platform.machine() == "x86_64", "names of this processor's intrinsics")
+    def test_intrinsics_have_types(self):
+        self.run_cell("use std::arch::x86_64::*;\nlet four = unsafe { _mm_set1_ps(1.0) };")
+        self.assertEqual(self.run_cell("let known = is_x86_feature_detected!(\"sse2\");\nknown").result(), "true")
 
 
 class Failures(KernelCase):
