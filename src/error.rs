@@ -159,7 +159,7 @@ pub enum Error {
         /// The settings that need less.
         advice: String,
         /// The driver's answer.
-        source: candle_core::Error,
+        source: Box<candle_core::Error>,
     },
     /// A tensor operation failed: most often shapes or dtypes that do not fit.
     #[error("tensor operation: {0}")]

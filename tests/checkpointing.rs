@@ -60,12 +60,15 @@ fn inputs(seq: usize, pad: u32) -> ModelInputs {
         .unwrap()
 }
 
-/// The losses of two passes and the bits of the gradients that they add up to; `None` for parameters without.
+/// A parameter's name and the bits of its gradient; `None` for one without.
+type Gradient = (String, Option<Vec<u32>>);
+
+/// The losses of two passes and the gradients that they add up to.
 fn passes(
     model: &MaskedLm,
     inputs: &ModelInputs,
     checkpointing: bool,
-) -> (Vec<u32>, Vec<(String, Option<Vec<u32>>)>) {
+) -> (Vec<u32>, Vec<Gradient>) {
     model.zero_grad();
     let losses = (0..2)
         .map(|pass| {

@@ -30,7 +30,7 @@ pub(super) fn explain(
             Use::Training => for_training(batch_size, args),
             Use::Evaluation => for_evaluation(batch_size),
         },
-        source,
+        source: Box::new(source),
     }
 }
 
