@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use cloze::prelude::*;
 
 /// How many answers the bundled model gives first, and among its first five.
-const SCORES: (usize, usize) = (0, 0);
+const SCORES: (usize, usize) = (18, 52);
 
 /// A sentence with its hidden word.
 struct Cloze {
