@@ -3,63 +3,25 @@
 //! Everything is skipped, and says so, where there is no GPU or no support for one:
 //! `cargo test --release --features cuda --test cuda_ops` on a machine with one runs it.
 
-use std::io::Write;
-use std::sync::Once;
-
 use candle_core::{DType, Device, Tensor};
 use cloze::ops::{
-    self, AdamWGroup, AdamWOptions, AdamWState, AttentionKernel, AttentionMask, DeviceExt, Dropout,
-    GradScale, Param, Precision, autocast,
+    self, AdamWGroup, AdamWOptions, AdamWState, AttentionKernel, AttentionMask, Dropout, GradScale,
+    Param, Precision, autocast,
 };
 
 #[path = "support/op_checks.rs"]
 mod checks;
+#[path = "support/gpu.rs"]
+mod gpu;
 #[path = "support/parity_checks.rs"]
 mod parity;
 #[path = "support/replay_checks.rs"]
 mod replay;
 
+use gpu::{device, distance, noise, wide};
+
 /// How far values and gradients in f32 may be from those in f64, relative to their norm.
 const TOLERANCES: (f64, f64) = (1e-5, 1e-5);
-
-/// The first GPU; `None`, told once, if there is none.
-fn device() -> Option<Device> {
-    static TOLD: Once = Once::new();
-    match Device::gpu(0) {
-        Ok(device) => Some(device),
-        Err(reason) => {
-            // Past the test runner, which keeps what passing tests print.
-            TOLD.call_once(|| {
-                let _ = writeln!(std::io::stderr(), "skipped: no CUDA device ({reason})");
-            });
-            None
-        }
-    }
-}
-
-fn noise(shape: &[usize], seed: u64) -> Tensor {
-    let n: usize = shape.iter().product();
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-    };
-    let values: Vec<f32> = (0..n).map(|_| next()).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-}
-
-fn wide(tensor: &Tensor) -> Vec<f64> {
-    let tensor = tensor.to_device(&Device::Cpu).unwrap();
-    let tensor = tensor.to_dtype(DType::F64).unwrap();
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-fn distance(a: &[f64], b: &[f64]) -> f64 {
-    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
-    norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied())
-}
 
 mod models {
     use super::*;
