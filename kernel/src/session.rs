@@ -235,8 +235,11 @@ impl Session {
         // After a type, what makes a value of it comes before what needs one.
         if code[..at].ends_with(&format!("::{written}")) {
             let selves = ["(self", "(mut self", "(&self", "(&mut self"];
-            let needs_value = |label: &str| selves.iter().any(|with| label.contains(with));
-            found.completions.sort_by_key(|one| needs_value(&one.label));
+            // The label of a method that a macro wrote lacks its arguments.
+            let needs_value = |text: &str| selves.iter().any(|with| text.contains(with));
+            found
+                .completions
+                .sort_by_key(|one| needs_value(&one.label) || needs_value(&one.code));
         }
         Some(found)
     }

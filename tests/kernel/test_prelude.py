@@ -170,8 +170,9 @@ class Work(KernelCase):
                 self.assertEqual(reply["cursor_end"], len(code))
                 self.assertFalse([match for match in reply["matches"] if match.startswith("evcxr")])
         matches = self.client.complete("Tokenizer::", reply=True, timeout=TIMEOUT)["content"]["matches"]
-        places = {name: next(at for at, match in enumerate(matches) if match.startswith(name)) for name in ("from_pretrained", "encode")}
+        places = {name: next(at for at, match in enumerate(matches) if match.startswith(name)) for name in ("from_pretrained", "encode", "bos_token")}
         self.assertLess(places["from_pretrained"], places["encode"], matches)
+        self.assertLess(places["from_pretrained"], places["bos_token"], matches)
 
     def test_inspection_shows_documentation(self):
         for code, at, told in [
