@@ -63,17 +63,20 @@ impl LiveTraining {
 
     /// Shows how far an evaluation outside of a run is.
     fn evaluate_alone(&mut self, event: &Event) {
-        match event {
-            Event::EvaluateStep { total, .. } => self
-                .evaluation
-                .get_or_insert_with(|| Progress::new("Evaluate", *total as u64, "batches"))
-                .inc(1),
-            Event::Evaluate { .. } => {
-                if let Some(progress) = self.evaluation.take() {
-                    progress.finish();
-                }
-            }
-            _ => {}
+        let Event::EvaluateStep { done, total, .. } = event else {
+            return;
+        };
+        // One that was interrupted has left its bar.
+        if *done == 1 {
+            self.evaluation = Some(Progress::new("Evaluate", *total as u64, "batches"));
+        }
+        if let Some(progress) = &self.evaluation {
+            progress.inc(1);
+        }
+        if done == total
+            && let Some(progress) = self.evaluation.take()
+        {
+            progress.finish();
         }
     }
 

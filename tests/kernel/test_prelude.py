@@ -90,10 +90,10 @@ class Work(KernelCase):
 
     def test_progress_comes_at_most_five_times_a_second(self):
         cell, _ = self.interrupt_training("let pace = trainer.train()?;")
-        came = [m["came"] for m in cell.messages if m["msg_type"] == "update_display_data"]
-        # The last state is shown whenever it comes.
-        for before, after in zip(came[:-2], came[1:-1]):
-            self.assertGreater(after - before, 0.12)
+        came = [m["came"] for m in cell.messages if m["msg_type"].endswith("display_data")]
+        # Messages may be late, never early, so that they are counted: one every 0.2 s, the first at once, the last whenever
+        # it comes.
+        self.assertLessEqual(len(came), came[-1] / 0.2 + 2)
 
     def test_other_work_ends_with_an_interrupted_error_and_keeps_variables(self):
         self.run_cell("let fill = FillMask::new(model.clone(), tokenizer.clone());\nlet texts = vec![\"A <mask>.\"; 64];")
@@ -123,10 +123,32 @@ class Work(KernelCase):
         self.assertRegex(updates[0], r"^Map [\d,]+ / [\d,]+ rows")
 
     def test_evaluation_shows_a_bar(self):
-        cell = self.run_cell("trainer.evaluate()?;")
-        shown = [m["content"]["data"]["text/plain"] for m in cell.messages if m["msg_type"].endswith("display_data")]
-        self.assertTrue(shown, cell.kinds())
-        self.assertIn("valuat", shown[-1])
+        # Its batches come slowly: what is over in less than half a second shows nothing.
+        self.run_cell(
+            """struct Slow(MaskingCollator);
+               impl Collator for Slow {
+                   fn collate(&self, examples: &[Example], key: BatchKey) -> cloze::Result<MlmBatch> {
+                       std::thread::sleep(std::time::Duration::from_millis(50));
+                       self.0.collate(examples, key)
+                   }
+               }
+               let slow = DataLoader::new(blocks["test"].clone(), Slow(MaskingCollator::new(&tokenizer)), 4)?;"""
+        )
+        batches = int(self.run_cell("slow.len()").result())
+        self.assertGreaterEqual(batches, 20)
+        def bar(messages):
+            return [m["content"]["data"]["text/plain"] for m in messages if m["msg_type"].endswith("display_data")]
+        # One that is interrupted leaves nothing to the next.
+        cell = Cell(self.client, "trainer.evaluate_on(&slow)?;")
+        cell.until(lambda _: bar(cell.messages))
+        self.manager.interrupt_kernel()
+        self.assertEqual(cell.end()["ename"], "Interrupted")
+        for _ in range(2):
+            shown = bar(self.run_cell("trainer.evaluate_on(&slow)?;").messages)
+            self.assertGreaterEqual(len(set(shown)), 2)
+            for text in shown:
+                self.assertRegex(text, f"^Evaluate [0-9]+ / {batches} batches")
+            self.assertTrue(shown[-1].startswith(f"Evaluate {batches} / {batches} batches"), shown[-1])
 
     def test_values_show_themselves_as_html_and_text(self):
         for code, told in [
