@@ -240,8 +240,8 @@ impl Gpu {
 
     /// The kernel, ready for that much shared memory.
     fn function(&self, module: &'static str, kernel: &str, shared: u32) -> Result<CudaFunction> {
-        /// What every kernel may use without asking.
-        const GRANTED: u32 = 48 << 10;
+        /// What every kernel may use without asking: 48 KiB, some of which its static arrays may take.
+        const GRANTED: u32 = 40 << 10;
         let mut loaded = lock(loaded());
         let device = loaded.entry(self.device.id()).or_default();
         if let Some((function, granted)) = device.functions.get_mut(kernel) {
