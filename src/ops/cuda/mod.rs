@@ -15,6 +15,7 @@ mod gemm;
 mod layer_norm;
 mod linear;
 mod lt;
+mod staging;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -181,23 +182,9 @@ impl Gpu {
         // SAFETY: all of it is written below, before anything that is called later reads it.
         let buffer = unsafe { self.device.alloc::<T>(values.len().max(1))? };
         let (start, _) = buffer.device_ptr(&self.stream);
-        self.overwrite(start, values)?;
+        // SAFETY: the buffer was made for them.
+        unsafe { staging::copy(self, start, values)? };
         Ok(buffer)
-    }
-
-    /// Copies `values` to `start` on the GPU without waiting for it.
-    fn overwrite<T: DeviceRepr>(&self, start: u64, values: &[T]) -> Result<()> {
-        // The driver copies pageable memory aside at once and returns if it is no more than this; for more it waits until
-        // the stream has come so far.
-        const ASIDE: usize = 64 << 10;
-        self.stream.context().bind_to_thread().w()?;
-        let piece = (ASIDE / size_of::<T>().max(1)).max(1);
-        for (i, values) in values.chunks(piece).enumerate() {
-            let at = start + (i * piece * size_of::<T>()) as u64;
-            // SAFETY: the callers' memory holds all of `values`, and the driver has read them when it returns.
-            unsafe { result::memcpy_htod_async(at, values, self.stream.cu_stream()).w()? };
-        }
-        Ok(())
     }
 
     /// Sets `bytes` bytes from `start` on to zero.
