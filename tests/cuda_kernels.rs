@@ -262,6 +262,33 @@ mod dropout {
         }
     }
 
+    #[test]
+    fn a_part_of_a_tensor_has_the_tensors_mask() {
+        let half = 1u64 << 32;
+        for (base, first) in [
+            (0, 0),
+            (12_345, 678),
+            (half - 50, 0),
+            (half - 1000, 900),
+            (7 * half + 5, u32::MAX - 100),
+            (8 * half - 1, u32::MAX - 200),
+        ] {
+            let (out, p, key) = (unwritten::<f32>(200), 0.3, 11u64);
+            launch(
+                "part_factors",
+                [1, 1, 1],
+                [32, 1],
+                0,
+                (out.at(), base, first, 200u32, p, key),
+            );
+            let mut want = vec![0.0; 200];
+            Dropout { p, key }.factors(base + u64::from(first), &mut want);
+            // 2^32 elements behind the base nothing belongs to the part.
+            let within = (u32::MAX - first).min(199) as usize + 1;
+            assert_eq!(out.values()[..within], want[..within], "{base} {first}");
+        }
+    }
+
     fn check<T: Element>() {
         for (n, grid) in [(1, 1), (7, 1), (2048, 1), (5003, 2)] {
             for dropout in DROPOUTS {

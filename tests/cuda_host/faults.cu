@@ -1,4 +1,4 @@
-// Kernels with the faults that the emulator is there to find, and one that shows the dropout mask.
+// Kernels with the faults that the emulator is there to find, and two that show the dropout mask.
 #include "dropout.cuh"
 
 extern "C" __global__ void fault_none(float* out) {
@@ -54,6 +54,11 @@ extern "C" __global__ void fault_unwritten_shared(float* out) {
 extern "C" __global__ void mask_factors(float* out, u64 start, u32 n, float p, u64 key) {
     DropoutMask mask(p, key);
     for (u32 i = threadIdx.x; i < n; i += blockDim.x) out[i] = mask.factor(start + i);
+}
+
+extern "C" __global__ void part_factors(float* out, u64 base, u32 first, u32 count, float p, u64 key) {
+    const DropoutPart mask(p, key, base);
+    for (u32 i = threadIdx.x; i < count; i += blockDim.x) out[i] = mask.factor(first + i);
 }
 
 // Every pattern of 16 bits through f32 and back, and the rounding of f32 to both narrow types.

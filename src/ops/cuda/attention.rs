@@ -204,7 +204,9 @@ impl Attention {
         let fits = self.dtype != DType::F32
             && self.sizes.key == self.sizes.value
             && [32, 64, 96, 128].contains(&self.sizes.key)
-            && masks.bias.is_none();
+            && masks.bias.is_none()
+            // The kernel counts a head's pairs with 32 bits.
+            && u32::try_from(self.sizes.queries * self.sizes.keys).is_ok();
         fits && kernel() != AttentionKernel::Products
     }
 

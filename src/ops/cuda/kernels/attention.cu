@@ -161,7 +161,7 @@ __device__ void forward(T* out, float* lse_out, const T* q, const T* k, const T*
     q += head_offset<D>(sizes.queries, q_stride);
     k += head_offset<D>(sizes.keys, k_stride);
     v += head_offset<D>(sizes.keys, v_stride);
-    DropoutMask drop(p, key);
+    const DropoutPart drop(p, key, u64(head.index) * sizes.queries * sizes.keys);
     const float by = head.even ? 0.0f : scale * LOG2_E;
 
     fetch<ROWS, D>(q_rows, q, first, sizes.queries, q_stride);
@@ -171,8 +171,7 @@ __device__ void forward(T* out, float* lse_out, const T* q, const T* k, const T*
 
     // Of rows g and g + 8 of this warp: their queries, where dropout counts from, and the softmax so far.
     const u32 row = first + warp * 16 + lane / 4;
-    const u64 counter[2] = {(head.index * sizes.queries + row) * sizes.keys,
-                            (head.index * sizes.queries + row + 8) * sizes.keys};
+    const u32 counter[2] = {row * sizes.keys, (row + 8) * sizes.keys};
     float top[2] = {-INFINITY, -INFINITY}, total[2] = {};
     float sums[D / 8][4] = {};
     u32 left[D / 16][4];
@@ -284,7 +283,7 @@ __device__ void backward_kv(T* dk, T* dv, const T* dout, const T* q, const T* k,
     dout += head_offset<D>(sizes.queries, out_stride);
     lse += head.index * sizes.queries;
     delta += head.index * sizes.queries;
-    DropoutMask drop(p, key);
+    const DropoutPart drop(p, key, u64(head.index) * sizes.queries * sizes.keys);
     const float by = head.even ? 0.0f : scale * LOG2_E;
     // Keys behind the last that is looked at have no gradient.
     const u32 tiles = first < head.seen ? (sizes.queries + TILE - 1) / TILE : 0;
@@ -328,7 +327,7 @@ __device__ void backward_kv(T* dk, T* dv, const T* dout, const T* q, const T* k,
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const u32 column = n * 8 + lane % 4 * 2 + i % 2;
-                const u64 counter = (head.index * sizes.queries + start + column) * sizes.keys + row + i / 2 * 8;
+                const u32 counter = (start + column) * sizes.keys + row + i / 2 * 8;
                 probs[n][i] = seen[i / 2] ? exp2_fast(probs[n][i] * by - lse_tile[column]) : 0.0f;
                 score_gradient(probs[n][i], grads[n][i], drop.active() ? drop.factor(counter) : 1.0f,
                                delta_tile[column]);
@@ -368,7 +367,7 @@ __device__ void backward_q(T* dq, const T* dout, const T* q, const T* k, const T
     k += head_offset<D>(sizes.keys, k_stride);
     v += head_offset<D>(sizes.keys, v_stride);
     dout += head_offset<D>(sizes.queries, out_stride);
-    DropoutMask drop(p, key);
+    const DropoutPart drop(p, key, u64(head.index) * sizes.queries * sizes.keys);
     const float by = head.even ? 0.0f : scale * LOG2_E;
 
     fetch<ROWS, D>(q_rows, q, first, sizes.queries, q_stride);
@@ -378,13 +377,13 @@ __device__ void backward_q(T* dq, const T* dout, const T* q, const T* k, const T
     copy_commit();
 
     const u32 row = first + warp * 16 + lane / 4;
-    u64 counter[2];
+    u32 counter[2];
     float base[2], inner[2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const size_t query = head.index * sizes.queries + row + 8 * r;
         const bool valid = row + 8 * r < sizes.queries;
-        counter[r] = query * sizes.keys;
+        counter[r] = (row + 8 * r) * sizes.keys;
         base[r] = valid ? lse[query] * LOG2_E : INFINITY;
         inner[r] = valid ? delta[query] : 0.0f;
     }
