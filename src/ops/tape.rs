@@ -177,6 +177,8 @@ pub(crate) fn backward(loss: &Tensor) -> Result<Option<HashMap<TensorId, Tensor>
                 Some(old) if old.device().is_cpu() => {
                     storage::tensor(sum(&old, &grad)?, arg.shape())?
                 }
+                #[cfg(feature = "cuda")]
+                Some(old) if old.device().is_cuda() => super::cuda::sum(&old, &grad)?,
                 Some(old) => (old + grad)?,
                 None => grad,
             };

@@ -1,39 +1,71 @@
-//! Sums and multiples, by candle's own kernels: what is added is their place in our graph.
+//! Sums and multiples.
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CudaStorage, Storage, Tensor};
+use candle_core::Tensor;
 
-use super::{Fresh, not_on_gpu, on_storage};
+use super::{Fresh, Gpu, Grid, args, is_activation, pointer, suffix};
 use crate::Result;
 use crate::ops::tape;
 
 /// As [`super::super::scale`].
 pub(in crate::ops) fn scale(x: &Tensor, factor: f64) -> Result<Tensor> {
-    let times =
-        move |x: &Tensor| on_storage(x, |storage, layout| storage.affine(layout, factor, 0.0));
-    tape::record("scale", &[x], times(x)?, x.shape(), move |_, _, grad| {
-        Ok([
-            Some(Fresh::new(times(grad)?, grad.shape()).into_tensor()),
-            None,
-            None,
-        ])
-    })
+    let x = x.contiguous()?;
+    let result = times(&x, factor)?;
+    tape::record(
+        "scale",
+        &[&x],
+        result.storage,
+        x.shape(),
+        move |_, _, grad| Ok([Some(times(grad, factor)?.into_tensor()), None, None]),
+    )
+}
+
+/// A contiguous `x` times `factor`.
+fn times(x: &Tensor, factor: f64) -> Result<Fresh> {
+    let gpu = Gpu::of(x.device())?;
+    let (n, dtype) = (x.elem_count(), x.dtype());
+    let y = gpu.for_overwrite(x.shape(), dtype)?;
+    if n > 0 {
+        let kernel = format!("scale_{}", suffix(dtype));
+        let arguments = args![y.ptr(), pointer(x)?, n as u64, factor as f32];
+        // SAFETY: both are n elements of that dtype.
+        unsafe { gpu.launch("arithmetic", &kernel, Grid::elements(n), arguments)? };
+    }
+    Ok(y)
 }
 
 /// As [`super::super::add`], for two of one shape and dtype.
 pub(in crate::ops) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    tape::record("add", &[a, b], sum(a, b)?, a.shape(), |args, _, grad| {
-        let of = |arg: &Tensor| arg.track_op().then(|| grad.clone());
-        Ok([of(args[0]), of(args[1]), None])
-    })
+    let (a, b) = (a.contiguous()?, b.contiguous()?);
+    let result = plus(&a, &b)?;
+    tape::record(
+        "add",
+        &[&a, &b],
+        result.storage,
+        a.shape(),
+        |args, _, grad| {
+            let of = |arg: &Tensor| arg.track_op().then(|| grad.clone());
+            Ok([of(args[0]), of(args[1]), None])
+        },
+    )
 }
 
-fn sum(a: &Tensor, b: &Tensor) -> Result<CudaStorage> {
-    let (other, other_layout) = b.storage_and_layout();
-    let Storage::Cuda(other) = &*other else {
-        return Err(not_on_gpu());
-    };
-    on_storage(a, |storage, layout| {
-        storage.binary_impl::<candle_core::op::Add>(other, layout, other_layout)
-    })
+/// The sum of two tensors of one shape, outside of any graph.
+pub(in crate::ops) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    match is_activation(a.dtype()) && a.dtype() == b.dtype() && a.shape() == b.shape() {
+        true => Ok(plus(&a.contiguous()?, &b.contiguous()?)?.into_tensor()),
+        false => Ok((a + b)?),
+    }
+}
+
+fn plus(a: &Tensor, b: &Tensor) -> Result<Fresh> {
+    let gpu = Gpu::of(a.device())?;
+    let (n, dtype) = (a.elem_count(), a.dtype());
+    let y = gpu.for_overwrite(a.shape(), dtype)?;
+    if n > 0 {
+        let kernel = format!("add_{}", suffix(dtype));
+        let arguments = args![y.ptr(), pointer(a)?, pointer(b)?, n as u64];
+        // SAFETY: all three are n elements of that dtype.
+        unsafe { gpu.launch("arithmetic", &kernel, Grid::elements(n), arguments)? };
+    }
+    Ok(y)
 }
