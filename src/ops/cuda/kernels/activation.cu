@@ -156,7 +156,9 @@ __device__ void backward(float* sums, T* dx, float* partials, const T* dy, const
     extern "C" __global__ void __launch_bounds__(256)                                                                  \
         column_sums_##suffix(float* partials, const T* x, u32 rows, u32 width, u32 stride) {                           \
         __shared__ float sums[ROWS * WARP * WIDTH<T>];                                                                 \
-        if (width % WIDTH<T> == 0 && stride % WIDTH<T> == 0 && aligned(x)) {                                           \
+        /* Behind a row there is room up to its stride: what stands there is read, and not added up. */                \
+        const u32 whole = (width + WIDTH<T> - 1) / WIDTH<T> * WIDTH<T>;                                                \
+        if (stride % WIDTH<T> == 0 && whole <= stride && aligned(x)) {                                                 \
             backward<LINEAR, T, WIDTH<T>>(sums, nullptr, partials, x, x, nullptr, rows, width, stride);                      \
         } else {                                                                                                       \
             backward<LINEAR, T, 1>(sums, nullptr, partials, x, x, nullptr, rows, width, stride);                             \

@@ -13,7 +13,7 @@
 
 constexpr u32 THREADS = 512;
 
-// Calls f(column, value) for the elements of a row that belong to this thread.
+// Calls f(column, values) for the elements of a row that belong to this thread, one or several side by side.
 template <class T, class F>
 __device__ __forceinline__ void for_row(const T* row, u32 length, F f) {
     constexpr u32 N = WIDTH<T>;
@@ -21,40 +21,47 @@ __device__ __forceinline__ void for_row(const T* row, u32 length, F f) {
     const u32 before = past == 0 ? 0 : N - past;
     const u32 head = before < length ? before : length;
     const u32 whole = head + (length - head) / N * N;
-    if (threadIdx.x < head) f(threadIdx.x, to_float(row[threadIdx.x]));
+    const auto single = [&](u32 c) {
+        float value[1] = {to_float(row[c])};
+        f(c, value);
+    };
+    if (threadIdx.x < head) single(threadIdx.x);
     for (u32 c = head + threadIdx.x * N; c < whole; c += THREADS * N) {
         float values[N];
         load<int(N)>(row + c, values);
-#pragma unroll
-        for (u32 j = 0; j < N; j++) f(c + j, values[j]);
+        f(c, values);
     }
-    if (threadIdx.x < length - whole) f(whole + threadIdx.x, to_float(row[whole + threadIdx.x]));
+    if (threadIdx.x < length - whole) single(whole + threadIdx.x);
 }
 
-// out[column] = f(column, in[column]); each element by the thread that reads it, so that out may be in.
+// out = in after f(column, values) changed them; each element by the thread that reads it, so that out may be in.
 template <class T, class U, class F>
 __device__ __forceinline__ void map_row(const T* in, U* out, u32 length, F f) {
-    constexpr u32 N = WIDTH<T>;
-    const u32 past = u32(reinterpret_cast<uintptr_t>(in) % 16 / sizeof(T));
-    const u32 before = past == 0 ? 0 : N - past;
-    const u32 head = before < length ? before : length;
-    const u32 whole = head + (length - head) / N * N;
-    const bool wide = reinterpret_cast<uintptr_t>(out + head) % (N * sizeof(U)) == 0;
-    if (threadIdx.x < head) out[threadIdx.x] = from_float<U>(f(threadIdx.x, to_float(in[threadIdx.x])));
-    for (u32 c = head + threadIdx.x * N; c < whole; c += THREADS * N) {
-        float values[N];
-        load<int(N)>(in + c, values);
-#pragma unroll
-        for (u32 j = 0; j < N; j++) values[j] = f(c + j, values[j]);
-        if (wide) {
-            store<int(N)>(out + c, values);
+    for_row(in, length, [&](u32 c, auto& values) {
+        constexpr int N = sizeof(values) / sizeof(float);
+        f(c, values);
+        if (reinterpret_cast<uintptr_t>(out + c) % (N * sizeof(U)) == 0) {
+            store<N>(out + c, values);
         } else {
 #pragma unroll
-            for (u32 j = 0; j < N; j++) out[c + j] = from_float<U>(values[j]);
+            for (int j = 0; j < N; j++) out[c + j] = from_float<U>(values[j]);
         }
+    });
+}
+
+// The logits of columns from `column` on.
+template <int N>
+__device__ __forceinline__ void add_bias(float (&values)[N], const float* bias, u32 column) {
+    if (bias == nullptr) return;
+    float b[N];
+    if (aligned(bias + column)) {
+        load<N>(bias + column, b);
+    } else {
+#pragma unroll
+        for (int j = 0; j < N; j++) b[j] = bias[column + j];
     }
-    const u32 last = whole + threadIdx.x;
-    if (threadIdx.x < length - whole) out[last] = from_float<U>(f(last, to_float(in[last])));
+#pragma unroll
+    for (int j = 0; j < N; j++) values[j] += b[j];
 }
 
 // What a softmax over some of a row's elements has come to.
@@ -63,15 +70,27 @@ struct Softmax {
     float sum;  // Of exp(x - top).
     u32 at;     // The first column of the largest.
 
-    __device__ __forceinline__ void add(u32 column, float x) {
-        if (x > top) {
-            sum = sum * expf(top - x) + 1.0f;
-            top = x;
-            at = column;
-        } else {
-            // Nothing but -infinity so far: 0, not NaN.
-            sum += x == -INFINITY ? 0.0f : expf(x - top);
+    // Values in columns from `column` on, which lie behind those before.
+    template <int N>
+    __device__ __forceinline__ void add(u32 column, const float (&values)[N]) {
+        float largest = values[0];
+        u32 which = 0;
+#pragma unroll
+        for (int j = 1; j < N; j++) {
+            if (values[j] > largest) {
+                largest = values[j];
+                which = j;
+            }
         }
+        if (largest > top) {
+            sum *= expf(top - largest);
+            top = largest;
+            at = column + which;
+        }
+        // Nothing but -infinity so far: 0, not NaN.
+        const float base = top == -INFINITY ? 0.0f : top;
+#pragma unroll
+        for (int j = 0; j < N; j++) sum += expf(values[j] - base);
     }
     __device__ __forceinline__ void join(float other_top, float other_sum, u32 other_at) {
         if (other_top > top || (other_top == top && other_at < at)) at = other_at;
@@ -88,7 +107,10 @@ struct Softmax {
 template <class T>
 __device__ Softmax softmax_of(const T* row, const float* bias, u32 vocab) {
     Softmax mine = {-INFINITY, 0.0f, 0xFFFFFFFFu};
-    for_row(row, vocab, [&](u32 c, float x) { mine.add(c, bias == nullptr ? x : x + bias[c]); });
+    for_row(row, vocab, [&](u32 c, auto& values) {
+        add_bias(values, bias, c);
+        mine.add(c, values);
+    });
 #pragma unroll
     for (int bits = 16; bits > 0; bits /= 2) {
         const float top = __shfl_xor_sync(ALL_LANES, mine.top, bits);
@@ -138,9 +160,9 @@ __device__ __forceinline__ void write_gradient(U* out, const T* row, const float
         for (u32 c = threadIdx.x; c < stride; c += THREADS) out[c] = from_float<U>(0.0f);
         return;
     }
-    map_row(row, out, vocab, [&](u32 c, float x) {
-        if (bias != nullptr) x += bias[c];
-        return by * (expf(x - top) * factor - (c == label ? 1.0f : 0.0f));
+    map_row(row, out, vocab, [&](u32 c, auto& values) {
+        add_bias(values, bias, c);
+        for (float& x : values) x = by * (expf(x - top) * factor - (c++ == label ? 1.0f : 0.0f));
     });
     for (u32 c = vocab + threadIdx.x; c < stride; c += THREADS) out[c] = from_float<U>(0.0f);
 }
