@@ -141,7 +141,10 @@ pub(super) fn activation_backward(
     activation: Activation,
     (bias, wanted): (u64, Option<&Param>),
 ) -> Result<()> {
-    let grid = column_grid((rows, width), dtype, 64, 64)?;
+    // As many blocks as run at once, four on a multiprocessor: a few more would wait for all of these.
+    let columns = column_grid((rows, width), dtype, 64, 1)?.blocks.0;
+    let most = (4 * gpu.multiprocessors()? / columns).clamp(1, 64);
+    let grid = column_grid((rows, width), dtype, 64, most)?;
     let (rows, width) = (size(rows)?, size(width)?);
     let parts = grid.blocks.1;
     let partials = match wanted {

@@ -159,6 +159,11 @@ impl Gpu {
         Ok(Self { device, stream })
     }
 
+    fn multiprocessors(&self) -> Result<u32> {
+        use sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as COUNT;
+        Ok(self.stream.context().attribute(COUNT).w()?.unsigned_abs())
+    }
+
     /// Memory that the caller overwrites before anyone reads it.
     fn for_overwrite(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Fresh> {
         let shape = shape.into();
