@@ -82,7 +82,7 @@ fn is_wanted() -> bool {
 }
 
 /// As [`gemm`](super::gemm::gemm) with alpha 1, and the epilogue; `false`, with nothing done, if cuBLASLt has no algorithm
-/// for it.
+/// for it or refuses the one that it named.
 ///
 /// # Safety
 /// As for `gemm`, and the epilogue's vector must be there.
@@ -130,15 +130,15 @@ pub(super) unsafe fn gemm_with(
     }
     let handle = library.handle;
     let plan = library.plans.entry(key.clone());
-    let plan = plan.or_insert_with(|| Plan::new(handle, &key, vector).ok());
-    let Some(plan) = plan else {
+    let entry = plan.or_insert_with(|| Plan::new(handle, &key, vector).ok());
+    let Some(plan) = entry else {
         return Ok(false);
     };
     plan.set_vector(vector).map_err(failed)?;
     let alpha = 1f32;
     // cuBLASLt counts by columns: what is row-major here is the transpose there, so it computes cᵀ = bᵀ · aᵀ.
     // SAFETY: the caller's promise; the plan was made for these sizes, strides and addresses; alpha and beta are read at once.
-    unsafe {
+    let called = unsafe {
         result::matmul(
             handle,
             plan.description,
@@ -157,9 +157,12 @@ pub(super) unsafe fn gemm_with(
             WORKSPACE,
             gpu.stream.cu_stream().cast(),
         )
-        .map_err(failed)?;
+    };
+    if called.is_err() {
+        // What is refused here has not begun, and is not asked for again.
+        *entry = None;
     }
-    Ok(true)
+    Ok(called.is_ok())
 }
 
 fn failed(error: result::CublasError) -> Error {
