@@ -3,10 +3,11 @@
 #
 # Usage: benches/gpu.sh DIR [check|measure|all]
 #
-# First the tests: every operation, every model and the training runs against the reference on the GPU; a test that was
-# skipped counts as failed. Then training steps, Cloze and its PyTorch peer in turns, and one table of both. What was printed
-# is kept in DIR/results/.
+# First one training step of each kind, which shows within seconds whether anything works at all, and the tests: every
+# operation, every model and the training runs against the reference on the GPU; a test that was skipped counts as failed.
+# Then training steps, Cloze and its PyTorch peer in turns, and one table of both, also when a test has failed.
 #
+#   RESULTS=DIR/results          where what was printed is kept
 #   PYTHON=python3               one that has torch and transformers; without them Cloze is measured alone
 #   SIZES="32x128 256x128 64x512"    examples x tokens of a batch
 #   DTYPES="f32 tf32 bf16"       and f16
@@ -18,7 +19,7 @@ dir=$(cd "$1" && pwd)
 what=${2:-all}
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
-results=$dir/results
+results=${RESULTS:-$dir/results}
 mkdir -p "$results"
 
 # The libraries of CUDA come with PyTorch, if the system has none.
@@ -28,11 +29,19 @@ print(":".join(sorted(d for s in site.getsitepackages() for d in glob.glob(f"{s}
 export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$libraries
 export CLOZE_FIXTURES=$root/tests/fixtures/models CLOZE_TRAINING_FIXTURES=$root/tests/fixtures/training
 
+if missing=$(ldd "$dir/train_step" | grep 'not found'); then
+    echo "libraries of CUDA that are not in LD_LIBRARY_PATH, nor beside $python's PyTorch:" >&2
+    echo "$missing" >&2
+    exit 1
+fi
 echo "built from $(paste -sd' ' "$dir/BUILT_FROM")"
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null || echo "nvidia-smi finds no GPU"
 
 check() {
-    local failed=0 test log
+    local failed=0 test log dtype
+    for dtype in ${DTYPES:-f32 tf32 bf16}; do
+        "$dir/train_step" --device cuda --dtype "$dtype" --batch 32 --seq 128 --steps 10 || failed=1
+    done
     for test in cuda_ops cuda_tf32; do
         [ -x "$dir/$test" ] || { echo "there is no $test in $dir: run benches/gpu_build.sh $dir" >&2; return 1; }
         log=$results/$test.log
@@ -79,6 +88,11 @@ measure() {
 case $what in
     check) check ;;
     measure) measure ;;
-    all) check && measure ;;
+    all)
+        failed=0
+        check || failed=1
+        measure
+        exit $failed
+        ;;
     *) echo "$what is none of check, measure and all" >&2; exit 2 ;;
 esac
