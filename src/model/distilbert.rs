@@ -151,10 +151,12 @@ impl Architecture for DistilBert {
         let device = &Device::Cpu;
         let (batch, seq) = inputs.shape();
         let ids = inputs.input_ids_tensor(device)?;
-        let words = ops::embedding(&ids, &self.word, Some(self.config.pad_token_id))?;
         let positions: Vec<u32> = (0..batch).flat_map(|_| 0..seq as u32).collect();
         let positions = inputs.tensor_of(&positions, device)?;
-        let sum = (words + ops::embedding(&positions, &self.position, None)?)?;
+        let sum = ops::embedding_sum(&[
+            (&ids, &self.word, Some(self.config.pad_token_id)),
+            (&positions, &self.position, None),
+        ])?;
         let normed = self.norm.forward(&sum)?;
         let embedded = ops::dropout(&normed, context.dropout(self.config.dropout))?;
         let mask = padding_mask(inputs, self.word.device())?;

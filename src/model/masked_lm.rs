@@ -442,3 +442,40 @@ impl std::fmt::Debug for MaskedLm {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::SUPPORTED_MODEL_TYPES;
+    use crate::ops::tape;
+
+    /// One of candle's own operations anywhere in the graph would send the whole backward pass through candle's walk, with
+    /// its copies.
+    #[test]
+    fn every_familys_graph_is_made_of_our_operations_alone() {
+        for model_type in SUPPORTED_MODEL_TYPES {
+            let names: [&str; 4] = match *model_type {
+                "distilbert" => ["dim", "n_layers", "n_heads", "hidden_dim"],
+                _ => [
+                    "hidden_size",
+                    "num_hidden_layers",
+                    "num_attention_heads",
+                    "intermediate_size",
+                ],
+            };
+            let config = Config::new(*model_type).set("vocab_size", 50);
+            let config = (names.into_iter().zip([16, 2, 2, 32]))
+                .fold(config, |config, (name, size)| config.set(name, size));
+            let model = MaskedLm::from_config(&config, 1).unwrap();
+            let ids = (0..12).map(|i| 5 + i % 40).collect();
+            let inputs = ModelInputs::new(ids, (2, 6)).unwrap();
+            let inputs = inputs
+                .with_attention_mask([[1; 6], [1, 1, 1, 1, 0, 0]].concat())
+                .unwrap()
+                .with_labels((0..12).map(|i| if i % 3 == 0 { 7 } else { -100 }).collect())
+                .unwrap();
+            let loss = model.loss(inputs, &Context::train(1, 0)).unwrap();
+            assert!(tape::backward(&loss.sum).unwrap().is_some(), "{model_type}");
+        }
+    }
+}

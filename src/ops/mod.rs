@@ -35,7 +35,7 @@ mod param;
 mod precision;
 mod simd;
 mod storage;
-mod tape;
+pub(crate) mod tape;
 
 pub mod reference;
 
