@@ -33,7 +33,7 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>
 
 check() {
     local failed=0 test log
-    for test in cuda_ops cuda_tf32; do
+    for test in cuda_ops cuda_tf32 cuda_training cuda_memory; do
         [ -x "$dir/$test" ] || { echo "there is no $test in $dir: run benches/gpu_build.sh $dir" >&2; return 1; }
         log=$results/$test.log
         echo "== $test"
