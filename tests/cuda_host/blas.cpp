@@ -72,6 +72,14 @@ struct Matrix {
         gpu::must_be_live(at, bytes(), what);
         if (reinterpret_cast<uintptr_t>(at) % size_of(type) != 0) gpu::die("%s: not at a multiple of its elements' size", what);
     }
+    // What the documentation asks of matrices that are only known by a table, where the matrix unit takes part.
+    void check_in_table(int64_t k, const char* what) const {
+        const int64_t piece = type == R_32F ? 4 : 8;
+        const uintptr_t alignment = k % piece == 0 ? 16 : k % 2 == 0 ? 4 : 1;
+        if (reinterpret_cast<uintptr_t>(at) % alignment != 0) {
+            gpu::die("%s of a table: with sums over %lld it must lie at a multiple of %zu", what, (long long)k, size_t(alignment));
+        }
+    }
 };
 
 struct Product {
@@ -221,6 +229,11 @@ int product(const char* name, const Call& call, int count, const Places& places,
         one.a.check("a product's a");
         one.b.check("a product's b");
         one.c.check("a product's c");
+        if (!known_now && (p.rounds || size_of(p.a.type) == 2)) {
+            one.a.check_in_table(p.k, "a product's a");
+            one.b.check_in_table(p.k, "a product's b");
+            one.c.check_in_table(p.k, "a product's c");
+        }
         return one;
     };
     std::vector<Product> found;
