@@ -42,7 +42,7 @@ check() {
     for dtype in ${DTYPES:-f32 tf32 bf16}; do
         "$dir/train_step" --device cuda --dtype "$dtype" --batch 32 --seq 128 --steps 10 || failed=1
     done
-    for test in cuda_ops cuda_tf32; do
+    for test in cuda_ops cuda_tf32 cuda_training cuda_memory; do
         [ -x "$dir/$test" ] || { echo "there is no $test in $dir: run benches/gpu_build.sh $dir" >&2; return 1; }
         log=$results/$test.log
         echo "== $test"

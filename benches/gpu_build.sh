@@ -29,7 +29,7 @@ shutil.copy(programs[-1], f"{to}/{name}")
     echo "built $name"
 }
 
-for name in cuda_ops cuda_tf32; do
+for name in cuda_ops cuda_tf32 cuda_training cuda_memory; do
     keep "$name" test --release -p cloze --test "$name"
 done
 keep train_step bench -p cloze --bench train_step

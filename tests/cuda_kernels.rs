@@ -2,7 +2,8 @@
 //! against an emulator of the device (tests/cuda_host) and run there, thread by thread.
 //!
 //! This checks arithmetic, indices, barriers and memory accesses of the very source that nvcc compiles. It says nothing
-//! about speed, about nvcc's code, or about the library's side that launches the kernels.
+//! about speed or about nvcc's code. The library's side that launches the kernels is checked by `tests/cuda_host/run`, which
+//! runs the tests on a GPU on this emulator.
 
 use candle_core::{Device, Tensor, Var};
 use cloze::ops::{self, Activation, AdamWOptions, AdamWState, AttentionMask, Dropout, Param};

@@ -61,6 +61,8 @@ struct Fiber {
 
 struct Warp {
     alignas(16) unsigned char slots[2][32 * slot];
+    // Fewer than 32 in the last one, if the block has such a size.
+    int lanes;
 };
 
 struct Device {
@@ -189,7 +191,9 @@ void install_handlers() {
 void run_warp(const std::vector<int>& lanes, int warp) {
     for (;;) {
         bool ran = false;
+        const int all = device.warps[size_t(warp)].lanes;
         for (int lane : lanes) {
+            if (lane >= all) continue;
             Fiber& fiber = device.fibers[size_t(warp) * 32 + size_t(lane)];
             if (fiber.state != State::Ready) continue;
             ran = true;
@@ -197,12 +201,12 @@ void run_warp(const std::vector<int>& lanes, int warp) {
         }
         Fiber* first = &device.fibers[size_t(warp) * 32];
         int waiting = 0;
-        for (int lane = 0; lane < 32; lane++) waiting += first[lane].state == State::InWarp;
+        for (int lane = 0; lane < all; lane++) waiting += first[lane].state == State::InWarp;
         if (waiting == 0) {
             if (!ran) return;
             continue;
         }
-        for (int lane = 0; lane < 32; lane++) {
+        for (int lane = 0; lane < all; lane++) {
             bool together = first[lane].state == State::InWarp && first[lane].file == first[0].file &&
                             first[lane].line == first[0].line;
             if (!together) {
@@ -210,7 +214,7 @@ void run_warp(const std::vector<int>& lanes, int warp) {
                 siglongjmp(device.escape, 1);
             }
         }
-        for (int lane = 0; lane < 32; lane++) first[lane].state = State::Ready;
+        for (int lane = 0; lane < all; lane++) first[lane].state = State::Ready;
     }
 }
 
@@ -309,8 +313,8 @@ extern "C" __attribute__((visibility("default"))) const char* cloze_launch(void 
     using namespace emulator;
     install_handlers();
     const size_t threads = size_t(block[0]) * block[1] * block[2];
-    if (threads == 0 || threads > MOST_THREADS || threads % 32 != 0 || grid[1] > 65535 || grid[2] > 65535) {
-        return "the grid or the block has a size that the device does not take (or that is no multiple of a warp)";
+    if (threads == 0 || threads > MOST_THREADS || block[2] > 64 || grid[1] > 65535 || grid[2] > 65535) {
+        return "the grid or the block has a size that the device does not take";
     }
     if (shared_bytes > 227 * 1024) return "more shared memory than a multiprocessor has";
     const size_t blocks = size_t(grid[0]) * grid[1] * grid[2];
@@ -332,10 +336,15 @@ extern "C" __attribute__((visibility("default"))) const char* cloze_launch(void 
     device.kernel = kernel;
     device.arguments = arguments;
     device.late_copies = order % 2 == 1;
-    device.warps.resize(threads / 32);
+    device.warps.resize((threads + 31) / 32);
+    for (size_t i = 0; i < device.warps.size(); i++) {
+        // What lanes that are not there bring is undefined: NaN.
+        memset(device.warps[i].slots, 0xFF, sizeof(device.warps[i].slots));
+        device.warps[i].lanes = int(std::min(threads - 32 * i, size_t(32)));
+    }
     device.fibers.resize(threads);
     const std::vector<int> block_order = ordered(blocks, order);
-    const std::vector<int> warp_order = ordered(threads / 32, order);
+    const std::vector<int> warp_order = ordered(device.warps.size(), order);
     const std::vector<int> lane_order = ordered(32, order);
     const char* volatile error = nullptr;
     if (sigsetjmp(device.escape, 1) == 0) {

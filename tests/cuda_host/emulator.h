@@ -10,6 +10,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <type_traits>
+
 #define CLOZE_EMULATED 1
 #define __global__ __attribute__((visibility("default")))
 #define __device__
@@ -27,6 +29,12 @@ struct uint4 {
 struct uint3 {
     unsigned int x, y, z;
 };
+struct float2 {
+    float x, y;
+} __attribute__((aligned(8)));
+struct float4 {
+    float x, y, z, w;
+} __attribute__((aligned(16)));
 
 namespace emulator {
 
@@ -85,7 +93,7 @@ inline unsigned ballot(const char* file, int line, unsigned mask, int predicate)
 #define __syncthreads() emulator::sync_block(__FILE__, __LINE__)
 #define __syncwarp() ((void)emulator::ballot(__FILE__, __LINE__, 0xFFFFFFFFu, 0))
 #define __shfl_sync(mask, value, from) emulator::shuffle(__FILE__, __LINE__, mask, value, from)
-#define __shfl_xor_sync(mask, value, bits) \
+#define __shfl_xor_sync(mask, value, bits, ...) \
     emulator::shuffle(__FILE__, __LINE__, mask, value, emulator::lane() ^ (bits))
 #define __ballot_sync(mask, predicate) emulator::ballot(__FILE__, __LINE__, mask, predicate)
 #define __any_sync(mask, predicate) (__ballot_sync(mask, predicate) != 0)
@@ -108,47 +116,76 @@ inline unsigned int __float2uint_rz(float x) {
 
 // --- The two narrow types, rounded to nearest even. -----------------------------------------------------------------
 
-struct __nv_bfloat16 {
-    uint16_t bits;
-};
-struct __half {
-    uint16_t bits;
+// Not in the emulator's namespace, whose functions would then answer to calls of the kernels' own.
+namespace narrow {
+
+struct Bfloat16 {
+    static uint16_t round(float x) {
+        uint32_t bits = __float_as_uint(x);
+        if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return 0x7FFF;
+        bits += 0x7FFFu + ((bits >> 16) & 1u);
+        return uint16_t(bits >> 16);
+    }
+    static float widen(uint16_t bits) { return __uint_as_float(uint32_t(bits) << 16); }
 };
 
-inline __nv_bfloat16 __float2bfloat16_rn(float x) {
-    uint32_t bits = __float_as_uint(x);
-    if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return {0x7FFF};
-    bits += 0x7FFFu + ((bits >> 16) & 1u);
-    return {uint16_t(bits >> 16)};
-}
-inline float __bfloat162float(__nv_bfloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
+struct Half {
+    static uint16_t round(float x) {
+        uint32_t bits = __float_as_uint(x);
+        uint16_t sign = uint16_t((bits >> 16) & 0x8000u);
+        uint32_t rest = bits & 0x7FFFFFFFu;
+        if (rest > 0x7F800000u) return 0x7FFF;
+        // 65520 and more round to infinity.
+        if (rest >= 0x477FF000u) return uint16_t(sign | 0x7C00u);
+        if (rest < 0x38800000u) {
+            // Subnormal: a whole number of 2^-24. Adding 1.5 * 2^23 of that unit rounds to nearest even.
+            float magnitude = __uint_as_float(rest) * 16777216.0f;
+            float rounded = (magnitude + 12582912.0f) - 12582912.0f;
+            return uint16_t(sign | uint16_t(rounded));
+        }
+        rest += 0x0FFFu + ((rest >> 13) & 1u);
+        return uint16_t(sign | uint16_t((rest - 0x38000000u) >> 13));
+    }
+    static float widen(uint16_t bits) {
+        uint32_t sign = uint32_t(bits & 0x8000u) << 16;
+        uint32_t rest = bits & 0x7FFFu;
+        if (rest < 0x0400u) {
+            float magnitude = float(rest) * (1.0f / 16777216.0f);
+            return __uint_as_float(__float_as_uint(magnitude) | sign);
+        }
+        if (rest >= 0x7C00u) return __uint_as_float(sign | 0x7F800000u | ((rest & 0x3FFu) << 13));
+        return __uint_as_float(sign | ((rest << 13) + 0x38000000u));
+    }
+};
 
-inline __half __float2half_rn(float x) {
-    uint32_t bits = __float_as_uint(x);
-    uint16_t sign = uint16_t((bits >> 16) & 0x8000u);
-    uint32_t rest = bits & 0x7FFFFFFFu;
-    if (rest > 0x7F800000u) return {0x7FFF};
-    // 65520 and more round to infinity.
-    if (rest >= 0x477FF000u) return {uint16_t(sign | 0x7C00u)};
-    if (rest < 0x38800000u) {
-        // Subnormal: a whole number of 2^-24. Adding 1.5 * 2^23 of that unit rounds to nearest even.
-        float magnitude = __uint_as_float(rest) * 16777216.0f;
-        float rounded = (magnitude + 12582912.0f) - 12582912.0f;
-        return {uint16_t(sign | uint16_t(rounded))};
-    }
-    rest += 0x0FFFu + ((rest >> 13) & 1u);
-    return {uint16_t(sign | uint16_t((rest - 0x38000000u) >> 13))};
-}
-inline float __half2float(__half x) {
-    uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
-    uint32_t rest = x.bits & 0x7FFFu;
-    if (rest < 0x0400u) {
-        float magnitude = float(rest) * (1.0f / 16777216.0f);
-        return __uint_as_float(__float_as_uint(magnitude) | sign);
-    }
-    if (rest >= 0x7C00u) return __uint_as_float(sign | 0x7F800000u | ((rest & 0x3FFu) << 13));
-    return __uint_as_float(sign | ((rest << 13) + 0x38000000u));
-}
+// As CUDA's two types, it converts from and to other numbers unasked, and every operation rounds.
+template <class Format>
+struct Narrow {
+    uint16_t bits;
+
+    Narrow() = default;
+    template <class T, class = typename std::enable_if<std::is_arithmetic<T>::value>::type>
+    Narrow(T x) : bits(Format::round(float(x))) {}
+    operator float() const { return Format::widen(bits); }
+
+    friend Narrow operator+(Narrow a, Narrow b) { return float(a) + float(b); }
+    friend Narrow operator-(Narrow a, Narrow b) { return float(a) - float(b); }
+    friend Narrow operator*(Narrow a, Narrow b) { return float(a) * float(b); }
+    friend Narrow operator/(Narrow a, Narrow b) { return float(a) / float(b); }
+    friend Narrow operator-(Narrow a) { return -float(a); }
+    friend Narrow& operator+=(Narrow& a, Narrow b) { return a = a + b; }
+    friend Narrow& operator*=(Narrow& a, Narrow b) { return a = a * b; }
+};
+
+}  // namespace narrow
+
+typedef narrow::Narrow<narrow::Bfloat16> __nv_bfloat16;
+typedef narrow::Narrow<narrow::Half> __half;
+
+inline __nv_bfloat16 __float2bfloat16_rn(float x) { return x; }
+inline float __bfloat162float(__nv_bfloat16 x) { return x; }
+inline __half __float2half_rn(float x) { return x; }
+inline float __half2float(__half x) { return x; }
 
 // --- The matrix unit's instructions, from the layouts of fragments that the PTX manual gives. -----------------------
 

@@ -1,4 +1,5 @@
 //! What the tests on a GPU share.
+#![allow(dead_code)]
 
 use std::io::Write;
 use std::sync::Once;

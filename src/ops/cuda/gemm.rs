@@ -37,6 +37,14 @@ impl Matrix {
         }
     }
 
+    /// The matrix so many elements further on.
+    fn moved(self, elements: usize) -> Self {
+        Self {
+            ptr: self.ptr + (elements * self.dtype.size_in_bytes()) as u64,
+            ..self
+        }
+    }
+
     fn operation(self) -> sys::cublasOperation_t {
         match self.transposed {
             false => sys::cublasOperation_t::CUBLAS_OP_N,
@@ -67,6 +75,14 @@ impl Heads {
     /// What separates the matrices if they all lie equally far apart.
     fn step(self, heads: usize) -> Option<usize> {
         (self.per_sequence == heads * self.per_head).then_some(self.per_head)
+    }
+
+    /// Whether cuBLAS may be given a table of these: the matrix unit's algorithms for tables don't look at the addresses, and
+    /// want all of them at multiples of 16 bytes.
+    fn takes_a_table(self) -> bool {
+        let aligned = |elements: usize| self.matrix.moved(elements).ptr.is_multiple_of(16);
+        let plain = self.matrix.dtype == DType::F32 && !tf32();
+        plain || aligned(0) && aligned(self.per_sequence) && aligned(self.per_head)
     }
 }
 
@@ -170,36 +186,55 @@ pub(super) unsafe fn gemm_heads(
     gpu.stream.context().bind_to_thread().w()?;
     let (alpha, beta): (*const c_void, *const c_void) =
         ((&raw const alpha).cast(), (&raw const beta).cast());
-    let steps = (c.step(heads), a.step(heads), b.step(heads));
-    if let (Some(step_c), Some(step_a), Some(step_b)) = steps {
+    // Of equally distant matrices `count`, at these places and so far apart.
+    let strided = |count: usize, from: [Matrix; 3], steps: [usize; 3]| -> Result<()> {
+        let ([c, a, b], [step_c, step_a, step_b]) = (from, steps);
         // SAFETY: as in `gemm`.
         unsafe {
             result::gemm_strided_batched_ex(
                 *blas.handle(),
-                b.matrix.operation(),
-                a.matrix.operation(),
+                b.operation(),
+                a.operation(),
                 int(n)?,
                 int(m)?,
                 int(k)?,
                 alpha,
-                b.matrix.ptr as *const c_void,
-                kind(b.matrix.dtype)?,
-                int(b.matrix.stride)?,
+                b.ptr as *const c_void,
+                kind(b.dtype)?,
+                int(b.stride)?,
                 step_b as i64,
-                a.matrix.ptr as *const c_void,
-                kind(a.matrix.dtype)?,
-                int(a.matrix.stride)?,
+                a.ptr as *const c_void,
+                kind(a.dtype)?,
+                int(a.stride)?,
                 step_a as i64,
                 beta,
-                c.matrix.ptr as *mut c_void,
-                kind(c.matrix.dtype)?,
-                int(c.matrix.stride)?,
+                c.ptr as *mut c_void,
+                kind(c.dtype)?,
+                int(c.stride)?,
                 step_c as i64,
                 int(count)?,
-                compute(a.matrix),
+                compute(a),
                 ALGORITHM,
             )
             .w()?;
+        }
+        Ok(())
+    };
+    let all = [c, a, b];
+    if let [Some(step_c), Some(step_a), Some(step_b)] = all.map(|h| h.step(heads)) {
+        let first = all.map(|h| h.matrix);
+        return strided(count, first, [step_c, step_a, step_b]);
+    }
+    if !all.iter().all(|h| h.takes_a_table()) {
+        // The shorter way through: all heads of a sequence at once, or all sequences of a head.
+        let (per_sequence, per_head) = (all.map(|h| h.per_sequence), all.map(|h| h.per_head));
+        let (calls, between, count, steps) = match batch <= heads {
+            true => (batch, per_sequence, heads, per_head),
+            false => (heads, per_head, batch, per_sequence),
+        };
+        for call in 0..calls {
+            let at = |i: usize| all[i].matrix.moved(call * between[i]);
+            strided(count, [at(0), at(1), at(2)], steps)?;
         }
         return Ok(());
     }

@@ -1,0 +1,2 @@
+// See candle.h.
+#pragma once
