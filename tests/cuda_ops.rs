@@ -250,3 +250,29 @@ mod training {
         drop(large);
     }
 }
+
+mod uploads {
+    use super::*;
+    use cloze::model::ModelInputs;
+
+    #[test]
+    fn batches_that_nobody_waited_for_arrive_whole() {
+        let Some(device) = device() else { return };
+        let ids = |n: u32, len: u32| -> Vec<u32> {
+            (0..len).map(|i| i ^ n.wrapping_mul(0x9E37_79B9)).collect()
+        };
+        // Several times what the buffers on the way hold, and one batch that is larger than both.
+        let shapes = (0..60).map(|n| (n, (64, 1024))).chain([(60, (64, 40_000))]);
+        let uploaded: Vec<_> = shapes
+            .map(|(n, (batch, seq))| {
+                let inputs = ModelInputs::new(ids(n, batch * seq), (batch as usize, seq as usize));
+                let tensor = inputs.unwrap().input_ids_tensor(&device).unwrap();
+                (n, batch * seq, tensor)
+            })
+            .collect();
+        for (n, len, tensor) in uploaded {
+            let arrived: Vec<u32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+            assert!(arrived == ids(n, len), "batch {n}");
+        }
+    }
+}

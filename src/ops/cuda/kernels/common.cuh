@@ -3,7 +3,7 @@
 // Every kernel is a template over the activations' type T (float, __nv_bfloat16, __half) with one extern "C" name for
 // each; arithmetic is f32.
 //
-// The same source is compiled for the CPU by tests/cuda_kernels.rs and run there on an emulated device, which checks results,
+// The same source is compiled for the CPU by tests/cuda_kernels and run there on an emulated device, which checks results,
 // barriers and memory accesses, and says nothing about speed: figures in the kernels' headers are counted, not measured.
 #pragma once
 
