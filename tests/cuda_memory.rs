@@ -1,4 +1,6 @@
-//! A GPU whose memory comes to an end, which would be in the way of other tests on it.
+//! A GPU's memory: how it is counted, and what happens at its end. Other tests on the same GPU would be in the way.
+
+use std::sync::Mutex;
 
 use candle_core::{DType, Device, Tensor};
 use cloze::Error;
@@ -10,6 +12,9 @@ use cloze::train::{IntervalStrategy, Trainer, TrainingArguments};
 
 #[path = "support/gpu.rs"]
 mod gpu;
+
+/// One test at a time: the memory is all of theirs.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Tensors that take what memory there is, but for less than `spare` bytes.
 fn fill(device: &Device, spare: usize) -> Vec<Tensor> {
@@ -26,8 +31,27 @@ fn fill(device: &Device, spare: usize) -> Vec<Tensor> {
 }
 
 #[test]
+fn memory_is_counted_and_its_peak_begins_anew() {
+    const BYTES: u64 = 16 << 20;
+    let Some(device) = gpu::device() else { return };
+    let _alone = ALONE.lock().unwrap();
+    let before = ops::device_memory(&device).unwrap();
+    let large = Tensor::zeros(BYTES as usize, DType::U8, &device).unwrap();
+    let with = ops::device_memory(&device).unwrap();
+    assert!(with.used >= before.used + BYTES && with.used <= with.total);
+    drop(large);
+    // What is freed is so in the order of the stream.
+    device.synchronize().unwrap();
+    let after = ops::device_memory(&device).unwrap();
+    assert!(after.used < with.used && after.peak >= with.used);
+    ops::reset_peak_memory(&device);
+    assert!(ops::device_memory(&device).unwrap().peak < with.used);
+}
+
+#[test]
 fn an_error_tells_which_settings_need_less_and_the_run_can_be_repeated() {
     let Some(device) = gpu::device() else { return };
+    let _alone = ALONE.lock().unwrap();
     let tokenizer = Tokenizer::train_bpe(["a star is born near a star"], 300).unwrap();
     let config = Config::new("roberta")
         .set("vocab_size", 300)
