@@ -463,7 +463,7 @@ mod tests {
                     "intermediate_size",
                 ],
             };
-            let config = Config::new(*model_type).set("vocab_size", 50);
+            let config = Config::new(model_type).set("vocab_size", 50);
             let config = (names.into_iter().zip([16, 2, 2, 32]))
                 .fold(config, |config, (name, size)| config.set(name, size));
             let model = MaskedLm::from_config(&config, 1).unwrap();
