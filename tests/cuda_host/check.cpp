@@ -148,7 +148,8 @@ void rules() {
     REQUIRE(values(out, 64)[0] == 63.0f);
     REQUIRE(launch("fault_none", out, 0, 64, 256) == 1);
     REQUIRE(launch("fault_none", out, 1, 2048, 256) == 1);
-    REQUIRE(launch("fault_none", out, 1, 64, 49 << 10) == 1);
+    REQUIRE(launch("fault_none", out, 1, 64, 40 << 10) == 0);
+    REQUIRE(launch("fault_none", out, 1, 64, 48 << 10) == 1);
     REQUIRE(launch("fault_none", out, 1, 64, 49 << 10, 64 << 10) == 0);
     wait();
 
