@@ -107,3 +107,22 @@ impl std::fmt::Debug for Config {
         write!(f, "Config {text}")
     }
 }
+
+#[cfg(test)]
+impl Config {
+    /// DistilRoBERTa's layout in small: all sizes different, so that a mixed-up one shows.
+    pub(super) fn small(model_type: &str) -> Config {
+        let names: [&str; 4] = match model_type {
+            "distilbert" => ["dim", "n_layers", "n_heads", "hidden_dim"],
+            _ => [
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "intermediate_size",
+            ],
+        };
+        let sizes = [24, 3, 4, 56];
+        let config = Config::new(model_type).set("vocab_size", 100);
+        (names.into_iter().zip(sizes)).fold(config, |config, (name, size)| config.set(name, size))
+    }
+}

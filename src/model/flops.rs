@@ -33,26 +33,10 @@ impl ModelFlops {
 mod tests {
     use crate::model::{Config, MaskedLm};
 
-    /// DistilRoBERTa's layout in small: all sizes different, so that a mixed-up one shows.
-    fn config(model_type: &str) -> Config {
-        let names: [&str; 4] = match model_type {
-            "distilbert" => ["dim", "n_layers", "n_heads", "hidden_dim"],
-            _ => [
-                "hidden_size",
-                "num_hidden_layers",
-                "num_attention_heads",
-                "intermediate_size",
-            ],
-        };
-        let sizes = [24, 3, 4, 56];
-        let config = Config::new(model_type).set("vocab_size", 100);
-        (names.into_iter().zip(sizes)).fold(config, |config, (name, size)| config.set(name, size))
-    }
-
     #[test]
     fn every_family_counts_its_maps_its_attention_and_its_head() {
         for model_type in ["bert", "roberta", "distilbert"] {
-            let model = MaskedLm::from_config(&config(model_type), 1).unwrap();
+            let model = MaskedLm::from_config(&Config::small(model_type), 1).unwrap();
             let flops = model.flops().unwrap();
             assert_eq!(flops.per_token, 2 * 3 * (4 * 24 * 24 + 2 * 24 * 56));
             assert_eq!(flops.per_pair, 4 * 3 * 24);

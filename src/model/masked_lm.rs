@@ -454,19 +454,7 @@ mod tests {
     #[test]
     fn every_familys_graph_is_made_of_our_operations_alone() {
         for model_type in SUPPORTED_MODEL_TYPES {
-            let names: [&str; 4] = match *model_type {
-                "distilbert" => ["dim", "n_layers", "n_heads", "hidden_dim"],
-                _ => [
-                    "hidden_size",
-                    "num_hidden_layers",
-                    "num_attention_heads",
-                    "intermediate_size",
-                ],
-            };
-            let config = Config::new(model_type).set("vocab_size", 50);
-            let config = (names.into_iter().zip([16, 2, 2, 32]))
-                .fold(config, |config, (name, size)| config.set(name, size));
-            let model = MaskedLm::from_config(&config, 1).unwrap();
+            let model = MaskedLm::from_config(&Config::small(model_type), 1).unwrap();
             let ids = (0..12).map(|i| 5 + i % 40).collect();
             let inputs = ModelInputs::new(ids, (2, 6)).unwrap();
             let inputs = inputs
