@@ -4,6 +4,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::parallel::{CHUNK, for_overwrite};
+use super::simd::simd_fn;
 use super::{storage, tape};
 use crate::Result;
 
@@ -49,9 +50,29 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         return Ok((a + b)?);
     }
     let (a, b) = (a.contiguous()?, b.contiguous()?);
-    let sum = tape::sum(&a, &b)?;
+    let sum = sum(&a, &b)?;
     tape::record("add", &[&a, &b], sum, a.shape(), |args, _, grad| {
         let of = |arg: &Tensor| arg.track_op().then(|| grad.clone());
         Ok([of(args[0]), of(args[1]), None])
     })
+}
+
+/// The elements of `a + b`, both on the CPU, contiguous and of one shape.
+fn sum(a: &Tensor, b: &Tensor) -> Result<Vec<f32>> {
+    storage::with2(a, b, |a, b| {
+        let mut sum = for_overwrite(a.len());
+        sum.par_chunks_mut(CHUNK)
+            .zip(a.par_chunks(CHUNK))
+            .zip(b.par_chunks(CHUNK))
+            .for_each(|((sum, a), b)| add_into(sum, a, b));
+        sum
+    })
+}
+
+simd_fn! {
+    fn add_into(sum: &mut [f32], a: &[f32], b: &[f32]) {
+        for ((sum, a), b) in sum.iter_mut().zip(a).zip(b) {
+            *sum = a + b;
+        }
+    }
 }

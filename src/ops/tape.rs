@@ -6,10 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Shape, Tensor, TensorId};
-use rayon::prelude::*;
 
-use super::parallel::{CHUNK, for_overwrite};
-use super::simd::simd_fn;
 use super::{Param, storage};
 use crate::Result;
 
@@ -174,38 +171,13 @@ pub(crate) fn backward(loss: &Tensor) -> Result<Option<HashMap<TensorId, Tensor>
         for (arg, grad) in node.args.iter().zip(found) {
             let Some(grad) = grad else { continue };
             let total = match grads.remove(&arg.id()) {
-                Some(old) if old.device().is_cpu() => {
-                    storage::tensor(sum(&old, &grad)?, arg.shape())?
-                }
-                #[cfg(feature = "cuda")]
-                Some(old) if old.device().is_cuda() => super::cuda::sum(&old, &grad)?,
-                Some(old) => (old + grad)?,
+                Some(old) => super::add(&old, &grad)?,
                 None => grad,
             };
             grads.insert(arg.id(), total);
         }
     }
     Ok(Some(grads))
-}
-
-/// The elements of `a + b`, both on the CPU, contiguous and of one shape.
-pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Vec<f32>> {
-    storage::with2(a, b, |a, b| {
-        let mut sum = for_overwrite(a.len());
-        sum.par_chunks_mut(CHUNK)
-            .zip(a.par_chunks(CHUNK))
-            .zip(b.par_chunks(CHUNK))
-            .for_each(|((sum, a), b)| add_into(sum, a, b));
-        sum
-    })
-}
-
-simd_fn! {
-    fn add_into(sum: &mut [f32], a: &[f32], b: &[f32]) {
-        for ((sum, a), b) in sum.iter_mut().zip(a).zip(b) {
-            *sum = a + b;
-        }
-    }
 }
 
 impl Node {

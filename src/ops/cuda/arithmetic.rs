@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Fresh, Gpu, Grid, args, is_activation, pointer, suffix};
+use super::{Fresh, Gpu, Grid, args, pointer, suffix};
 use crate::Result;
 use crate::ops::tape;
 
@@ -49,14 +49,7 @@ pub(in crate::ops) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     )
 }
 
-/// The sum of two tensors of one shape, outside of any graph.
-pub(in crate::ops) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    match is_activation(a.dtype()) && a.dtype() == b.dtype() && a.shape() == b.shape() {
-        true => Ok(plus(&a.contiguous()?, &b.contiguous()?)?.into_tensor()),
-        false => Ok((a + b)?),
-    }
-}
-
+/// The sum of two contiguous tensors of one shape and dtype.
 fn plus(a: &Tensor, b: &Tensor) -> Result<Fresh> {
     let gpu = Gpu::of(a.device())?;
     let (n, dtype) = (a.elem_count(), a.dtype());

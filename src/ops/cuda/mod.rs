@@ -37,7 +37,7 @@ use crate::{Error, Result};
 
 pub(super) use activation::activation;
 pub(super) use adamw::{Norm, step};
-pub(super) use arithmetic::{add, scale, sum};
+pub(super) use arithmetic::{add, scale};
 pub(super) use attention::{attention, set_kernel as set_attention_kernel};
 pub(super) use cross_entropy::masked_cross_entropy;
 pub(super) use dropout::dropout;
