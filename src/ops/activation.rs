@@ -76,7 +76,7 @@ impl Activation {
                     });
                 dx
             })?;
-            Ok([Some(storage::tensor(dx, args[0].shape())?), None, None])
+            Ok(vec![Some(storage::tensor(dx, args[0].shape())?)])
         })
     }
 }

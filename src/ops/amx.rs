@@ -1,5 +1,5 @@
 //! The matrix unit of recent Xeons (AMX), which multiplies bf16 only but sixteen times as fast as vectors do f32; how
-//! f32 products are made of bf16 ones is told in [`packed`](super::packed).
+//! f32 products are made of bf16 ones is told in [`gemm_packed`](super::gemm_packed).
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
@@ -81,7 +81,7 @@ macro_rules! kernel {
         /// 32 x 32 elements of the result, rows `stride` bytes apart.
         ///
         /// # Safety
-        /// As for [`packed::multiply`](super::packed), with all of the block existing.
+        /// As for [`gemm_packed::multiply`](super::gemm_packed), with all of the block existing.
         pub(super) unsafe fn $name(
             [a, b, ahead]: [*const u8; 3],
             steps: usize,

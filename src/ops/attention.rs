@@ -1,12 +1,10 @@
 //! Scaled dot-product attention over all heads.
 
-use std::sync::{Arc, Mutex};
-
 use candle_core::{D, DType, Tensor};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::matmul::{Into, Strides, matmul_raw};
+use super::matmul::{Accumulate, Strides, matmul_raw};
 use super::parallel::for_overwrite;
 use super::simd::{self, simd_fn};
 use super::{Dropout, reference, storage, tape};
@@ -83,19 +81,13 @@ pub fn attention(
         return reference::attention(q, k, v, heads, mask, scale, dropout);
     }
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
-    // The graph has room for three arguments: a fourth, a bias that wants a gradient, rides on v.
-    let bias_grad = Arc::new(Mutex::new(None));
-    let (v, bias) = match mask {
-        AttentionMask::Additive(bias) => {
-            let wants = bias.track_op();
-            let v = if wants {
-                ride(&v, bias, &bias_grad)?
-            } else {
-                v
-            };
-            (v, Some((bias.contiguous()?.detach(), wants)))
-        }
-        _ => (v, None),
+    let bias = match mask {
+        AttentionMask::Additive(bias) => Some(bias),
+        _ => None,
+    };
+    let detached = match bias {
+        Some(bias) => Some(bias.contiguous()?.detach()),
+        None => None,
     };
     let attention = Attention {
         sizes,
@@ -103,8 +95,8 @@ pub fn attention(
             AttentionMask::Keys(keys) => Some(KeyMask::new(keys)?),
             _ => None,
         },
-        bias: match &bias {
-            Some((bias, _)) => Some(Bias::new(bias, &sizes)?),
+        bias: match &detached {
+            Some(bias) => Some(Bias::new(bias, &sizes)?),
             None => None,
         },
         scale: scale as f32,
@@ -112,49 +104,25 @@ pub fn attention(
     };
     let (out, rows) = attention.forward(&q, &k, &v)?;
     let shape = (sizes.batch, sizes.queries, heads * sizes.value);
-    tape::record(
-        "attention",
-        &[&q, &k, &v],
-        out,
-        shape,
-        move |args, out, grad| {
-            let full = bias.as_ref().is_some_and(|(_, wants)| *wants);
-            let grads = attention.backward([args[0], args[1], args[2]], out, grad, &rows, full)?;
-            if let (Some(scores), Some((bias, _))) = (grads.scores, &bias) {
-                *lock(&bias_grad) = Some(reduce_to(&scores, bias)?);
-            }
-            // Each is formed along the way to the others: those that nobody asked for are dropped.
-            let wanted = |i: usize, grad: Tensor| args[i].track_op().then_some(grad);
-            Ok([wanted(0, grads.q), wanted(1, grads.k), wanted(2, grads.v)])
-        },
-    )
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-/// A copy of `v` whose backward pass also hands `bias` the gradient that has been left in `grad` by then.
-pub(super) fn ride(v: &Tensor, bias: &Tensor, grad: &Arc<Mutex<Option<Tensor>>>) -> Result<Tensor> {
-    let copy = tape::Data::copied(v)?;
-    let bias_grad = Arc::clone(grad);
-    tape::record(
-        "attention_bias",
-        &[v, bias],
-        copy,
-        v.shape(),
-        move |args, _, grad| {
-            let of_bias = lock(&bias_grad).take();
-            let of_bias = of_bias.map(|grad| grad.to_dtype(args[1].dtype()));
-            Ok([
-                args[0].track_op().then(|| grad.clone()),
-                of_bias.transpose()?,
-                None,
-            ])
-        },
-    )
+    let mut args = vec![&q, &k, &v];
+    args.extend(bias);
+    tape::record("attention", &args, out, shape, move |args, out, grad| {
+        let bias = args.get(3).filter(|bias| bias.track_op());
+        let qkv = [args[0], args[1], args[2]];
+        let grads = attention.backward(qkv, out, grad, &rows, bias.is_some())?;
+        let of_bias = match (grads.scores, bias) {
+            (Some(scores), Some(bias)) => Some(reduce_to(&scores, bias)?),
+            _ => None,
+        };
+        // Each is formed along the way to the others: those that nobody asked for are dropped.
+        let wanted = |i: usize, grad: Tensor| args[i].track_op().then_some(grad);
+        Ok(vec![
+            wanted(0, grads.q),
+            wanted(1, grads.k),
+            wanted(2, grads.v),
+            of_bias,
+        ])
+    })
 }
 
 /// Sums `grad` (batch, heads, query, key) over the dimensions that `bias` was broadcast along.
@@ -440,7 +408,7 @@ impl Attention {
                         unsafe {
                             matmul_raw(
                                 (n, s.key, head.keys),
-                                Into::Overwrite,
+                                Accumulate::Overwrite,
                                 head.scale,
                                 (scores.as_mut_ptr(), Strides::rows(head.keys)),
                                 (q[first * key_width..].as_ptr(), Strides::rows(key_width)),
@@ -468,7 +436,7 @@ impl Attention {
                         unsafe {
                             matmul_raw(
                                 (n, head.keys, s.value),
-                                Into::Overwrite,
+                                Accumulate::Overwrite,
                                 1.0,
                                 (
                                     target.at(out + first * value_width),
@@ -529,7 +497,7 @@ impl Attention {
                         unsafe {
                             matmul_raw(
                                 (n, s.key, keys),
-                                Into::Overwrite,
+                                Accumulate::Overwrite,
                                 head.scale,
                                 (probs.as_mut_ptr(), Strides::rows(keys)),
                                 (q, Strides::rows(key_width)),
@@ -538,7 +506,7 @@ impl Attention {
                             );
                             matmul_raw(
                                 (n, s.value, keys),
-                                Into::Overwrite,
+                                Accumulate::Overwrite,
                                 1.0,
                                 (grads.as_mut_ptr(), Strides::rows(keys)),
                                 (grad_block.as_ptr(), Strides::rows(value_width)),
@@ -577,7 +545,7 @@ impl Attention {
                                 }
                             }
                         }
-                        let into = Into::fresh(first == 0);
+                        let into = Accumulate::fresh(first == 0);
                         // SAFETY: as above; the columns of dq, dk and dv written here belong to this head alone.
                         unsafe {
                             matmul_raw(
@@ -591,7 +559,7 @@ impl Attention {
                             );
                             matmul_raw(
                                 (n, keys, s.key),
-                                Into::Overwrite,
+                                Accumulate::Overwrite,
                                 self.scale,
                                 (to_q.at(at_q + first * key_width), Strides::rows(key_width)),
                                 (grads.as_ptr(), Strides::rows(keys)),

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::matmul::{Into, matmul};
+use super::matmul::{Accumulate, matmul};
 use super::parallel::{column_sums, for_overwrite};
 use super::simd::{self, simd_fn};
 use super::{Param, reference, storage, tape};
@@ -111,7 +111,7 @@ pub fn masked_cross_entropy(
             if wants_weight {
                 storage::with(hidden, |hidden| {
                     weight.update_grad(|dw, fresh| {
-                        let into = Into::fresh(fresh);
+                        let into = Accumulate::fresh(fresh);
                         matmul(
                             (vocab, rows, width),
                             into,
@@ -123,19 +123,19 @@ pub fn masked_cross_entropy(
                 })??;
             }
             if !hidden.track_op() {
-                return Ok([None, None, None]);
+                return Ok(vec![]);
             }
             let mut dx = for_overwrite(rows * width);
             storage::with(weight.var(), |w| {
                 matmul(
                     (rows, vocab, width),
-                    Into::Overwrite,
+                    Accumulate::Overwrite,
                     &mut dx,
                     (gradient, false),
                     (w, false),
                 );
             })?;
-            Ok([Some(storage::tensor(dx, hidden.shape())?), None, None])
+            Ok(vec![Some(storage::tensor(dx, hidden.shape())?)])
         },
     )
 }
@@ -174,7 +174,7 @@ fn forward(
     storage::with2(hidden, weight.var(), |hidden, weight| {
         matmul(
             (rows, width, vocab),
-            Into::Overwrite,
+            Accumulate::Overwrite,
             &mut exps,
             (hidden, false),
             (weight, true),

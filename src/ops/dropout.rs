@@ -150,7 +150,7 @@ pub fn dropout(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
     let out = storage::with(&x, |x| apply(dropout, x))?;
     tape::record("dropout", &[&x], out, x.shape(), move |_, _, grad| {
         let dx = storage::with(grad, |grad| apply(dropout, grad))?;
-        Ok([Some(storage::tensor(dx, grad.shape())?), None, None])
+        Ok(vec![Some(storage::tensor(dx, grad.shape())?)])
     })
 }
 

@@ -98,7 +98,7 @@ pub fn select_rows(x: &Tensor, rows: &Tensor) -> Result<Tensor> {
             storage::with(grad, |grad| {
                 Scatter::new(&ids, None).add(grad, width, &mut dx)
             })?;
-            Ok([Some(storage::tensor(dx, args[0].shape())?), None, None])
+            Ok(vec![Some(storage::tensor(dx, args[0].shape())?)])
         },
     )
 }
@@ -168,7 +168,7 @@ fn fused(lookups: Vec<Lookup>, ids: &Tensor) -> Result<Tensor> {
                 })
             })??;
         }
-        Ok([None, None, None])
+        Ok(vec![])
     })
 }
 

@@ -126,14 +126,11 @@ fn fused(
         }
         let shape = x.shape();
         let sum = storage::tensor(grads.sum, shape)?;
-        Ok(match grads.x {
-            Some(dx) => [
-                Some(storage::tensor(dx, shape)?),
-                has_residual.then_some(sum),
-                None,
-            ],
-            None => [Some(sum.clone()), has_residual.then_some(sum), None],
-        })
+        let dx = match grads.x {
+            Some(dx) => storage::tensor(dx, shape)?,
+            None => sum.clone(),
+        };
+        Ok(vec![Some(dx), has_residual.then_some(sum)])
     })
 }
 

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::matmul::{Into, matmul};
+use super::matmul::{Accumulate, matmul};
 use super::parallel::{add_rows, column_sums, for_overwrite};
 use super::simd::simd_fn;
 use super::{Activation, Param, activation, reference, storage, tape};
@@ -71,7 +71,7 @@ pub fn linear_act(
                 }
                 products(x, &weight, wants_weight, dy)
             })??;
-            return Ok([dx, None, None]);
+            return Ok(vec![dx]);
         }
         let taken = before
             .lock()
@@ -89,7 +89,7 @@ pub fn linear_act(
             bias.update_grad(|db, fresh| add_rows(db, &sums, fresh))?;
         }
         let dx = products(x, &weight, wants_weight, &dy_before)?;
-        Ok([dx, None, None])
+        Ok(vec![dx])
     })
 }
 
@@ -121,9 +121,9 @@ fn forward(
                         rows.chunks_mut(out).for_each(|y| y.copy_from_slice(bias))
                     });
                 })?;
-                Into::Add
+                Accumulate::Add
             }
-            _ => Into::Overwrite,
+            _ => Accumulate::Overwrite,
         };
         matmul((rows, width, out), into, &mut y, (x, false), (w, true));
         if plain {
@@ -210,7 +210,7 @@ fn products(x: &Tensor, weight: &Param, wants_weight: bool, dy: &[f32]) -> Resul
             weight.update_grad(|dw, fresh| {
                 matmul(
                     (out, rows, width),
-                    Into::fresh(fresh),
+                    Accumulate::fresh(fresh),
                     dw,
                     (dy, true),
                     (x, false),
@@ -225,7 +225,7 @@ fn products(x: &Tensor, weight: &Param, wants_weight: bool, dy: &[f32]) -> Resul
     storage::with(weight.var(), |w| {
         matmul(
             (rows, out, width),
-            Into::Overwrite,
+            Accumulate::Overwrite,
             &mut dx,
             (dy, false),
             (w, false),

@@ -5,7 +5,7 @@ use gemm::Parallelism;
 use super::precision::{Precision, precision};
 use super::simd::{self, Level};
 #[cfg(target_arch = "x86_64")]
-use super::{dots, narrow, packed};
+use super::{gemm_avx512bf16, gemm_packed, gemm_skinny};
 
 /// The name of what multiplies large f32 matrices on this machine's processor: "vector" for multiply-adds, "matrix" for
 /// a matrix unit (AMX) that forms each product from bf16 parts, with results as exact as f32's.
@@ -45,14 +45,14 @@ impl Strides {
 
 /// What happens to the destination's old content.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Into {
+pub(crate) enum Accumulate {
     /// It is never read.
     Overwrite,
     /// The product is added to it.
     Add,
 }
 
-impl Into {
+impl Accumulate {
     /// Overwrites fresh memory, adds to other.
     pub(crate) fn fresh(fresh: bool) -> Self {
         if fresh { Self::Overwrite } else { Self::Add }
@@ -63,11 +63,11 @@ impl Into {
 ///
 /// # Safety
 /// Each pointer must be valid for the matrix that its strides and dimensions describe, `dst` for writes that nobody
-/// else sees meanwhile. With [`Into::Overwrite`], `dst` may be uninitialized.
+/// else sees meanwhile. With [`Accumulate::Overwrite`], `dst` may be uninitialized.
 #[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn matmul_raw(
     (m, k, n): (usize, usize, usize),
-    into: Into,
+    into: Accumulate,
     scale: f32,
     (dst, dst_strides): (*mut f32, Strides),
     (a, a_strides): (*const f32, Strides),
@@ -86,7 +86,7 @@ pub(crate) unsafe fn matmul_raw(
             dst,
             dst_strides.cols as isize,
             dst_strides.rows as isize,
-            into == Into::Add,
+            into == Accumulate::Add,
             a,
             a_strides.cols as isize,
             a_strides.rows as isize,
@@ -110,7 +110,7 @@ pub(crate) const PARALLEL: Parallelism = Parallelism::Rayon(0);
 /// (k, n), or with `b_t` stored as (n, k).
 pub(crate) fn matmul(
     (m, k, n): (usize, usize, usize),
-    into: Into,
+    into: Accumulate,
     dst: &mut [f32],
     (a, a_t): (&[f32], bool),
     (b, b_t): (&[f32], bool),
@@ -120,15 +120,15 @@ pub(crate) fn matmul(
         "a product's shapes do not fit its buffers"
     );
     #[cfg(target_arch = "x86_64")]
-    if !a_t && b_t && narrow::fits((m, k, n)) {
-        return narrow::matmul((m, k, n), into, dst, a, b);
+    if !a_t && b_t && gemm_skinny::fits((m, k, n)) {
+        return gemm_skinny::matmul((m, k, n), into, dst, a, b);
     }
     #[cfg(target_arch = "x86_64")]
     if let Some(unit) = bf16_unit(precision())
         && m * k * n >= 1 << 20
         && m.min(n) >= 16
     {
-        let operand = |data: &[f32], outer, inner| packed::Operand {
+        let operand = |data: &[f32], outer, inner| gemm_packed::Operand {
             start: data.as_ptr(),
             outer,
             inner,
@@ -144,12 +144,12 @@ pub(crate) fn matmul(
             operand(b, 1, n)
         };
         let multiply = match precision() {
-            Precision::F32 | Precision::F16 => packed::matmul::<{ packed::EXACT }>,
-            Precision::Bf16 => packed::matmul::<{ packed::BF16 }>,
+            Precision::F32 | Precision::F16 => gemm_packed::matmul::<{ gemm_packed::EXACT }>,
+            Precision::Bf16 => gemm_packed::matmul::<{ gemm_packed::BF16 }>,
         };
         let c = (dst.as_mut_ptr(), n);
         // SAFETY: the unit is there, the lengths were checked, and `dst` is borrowed mutably.
-        return unsafe { multiply(unit, (m, k, n), into == Into::Add, c, a, b) };
+        return unsafe { multiply(unit, (m, k, n), into == Accumulate::Add, c, a, b) };
     }
     let strides = |rows, cols, transposed| match transposed {
         false => Strides::rows(cols),
@@ -171,12 +171,12 @@ pub(crate) fn matmul(
 
 /// What multiplies large matrices from bf16 parts at this precision; nothing where vectors of f32 do it as well.
 #[cfg(target_arch = "x86_64")]
-fn bf16_unit(precision: Precision) -> Option<packed::Unit> {
+fn bf16_unit(precision: Precision) -> Option<gemm_packed::Unit> {
     match simd::level() {
         #[cfg(target_os = "linux")]
-        Level::Matrix => Some(packed::Unit::Tiles),
-        Level::V4 if precision == Precision::Bf16 && dots::is_available() => {
-            Some(packed::Unit::Dots)
+        Level::Matrix => Some(gemm_packed::Unit::Tiles),
+        Level::V4 if precision == Precision::Bf16 && gemm_avx512bf16::is_available() => {
+            Some(gemm_packed::Unit::Dots)
         }
         _ => None,
     }
@@ -204,7 +204,7 @@ mod tests {
     }
 
     /// The relative error of a product against f64, and that of plain multiply-adds in f32.
-    fn errors((m, k, n): (usize, usize, usize), a_t: bool, b_t: bool, into: Into) -> [f64; 2] {
+    fn errors((m, k, n): (usize, usize, usize), a_t: bool, b_t: bool, into: Accumulate) -> [f64; 2] {
         let (a, b, before) = (noise(m * k, 1), noise(k * n, 2), noise(m * n, 3));
         let mut c = before.clone();
         matmul((m, k, n), into, &mut c, (&a, a_t), (&b, b_t));
@@ -213,7 +213,7 @@ mod tests {
             for j in 0..n {
                 let a = |x: usize| if a_t { a[x * m + i] } else { a[i * k + x] };
                 let b = |x: usize| if b_t { b[j * k + x] } else { b[x * n + j] };
-                let old = if into == Into::Add {
+                let old = if into == Accumulate::Add {
                     before[i * n + j]
                 } else {
                     0.0
@@ -244,7 +244,7 @@ mod tests {
         ];
         for size in sizes {
             for (a_t, b_t) in [(false, false), (false, true), (true, false), (true, true)] {
-                for into in [Into::Overwrite, Into::Add] {
+                for into in [Accumulate::Overwrite, Accumulate::Add] {
                     let [error, plain] = errors(size, a_t, b_t, into);
                     assert!(
                         error <= plain.max(1e-7),
@@ -268,7 +268,7 @@ mod tests {
                 let (a, b) = (noise(m * k, 1), noise(k * n, 2));
                 let mut c = vec![0.0; m * n];
                 autocast(Precision::Bf16, || {
-                    matmul((m, k, n), Into::Overwrite, &mut c, (&a, a_t), (&b, b_t));
+                    matmul((m, k, n), Accumulate::Overwrite, &mut c, (&a, a_t), (&b, b_t));
                 });
                 let (a, b): (Vec<f32>, Vec<f32>) = (
                     a.into_iter().map(round).collect(),
@@ -277,7 +277,7 @@ mod tests {
                 let mut rounded = vec![0.0; m * n];
                 matmul(
                     (m, k, n),
-                    Into::Overwrite,
+                    Accumulate::Overwrite,
                     &mut rounded,
                     (&a, a_t),
                     (&b, b_t),
@@ -304,7 +304,7 @@ mod tests {
         for (a_t, b_t) in [(false, false), (false, true), (true, false), (true, true)] {
             let (a, b) = (tiny(m * k, 1), noise(k * n, 2));
             let mut c = vec![0.0; m * n];
-            matmul((m, k, n), Into::Overwrite, &mut c, (&a, a_t), (&b, b_t));
+            matmul((m, k, n), Accumulate::Overwrite, &mut c, (&a, a_t), (&b, b_t));
             for (at, &c) in c.iter().enumerate() {
                 let (i, j) = (at / n, at % n);
                 let a = |x: usize| if a_t { a[x * m + i] } else { a[i * k + x] };
@@ -326,7 +326,7 @@ mod tests {
             let (b, mut c) = (noise(64 * 300, 2), vec![0.0; 64 * 300]);
             matmul(
                 (64, 64, 300),
-                Into::Overwrite,
+                Accumulate::Overwrite,
                 &mut c,
                 (&a, false),
                 (&b, false),

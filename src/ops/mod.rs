@@ -19,7 +19,7 @@ mod cross_entropy;
 mod cuda;
 mod device;
 #[cfg(target_arch = "x86_64")]
-mod dots;
+mod gemm_avx512bf16;
 mod dropout;
 mod embedding;
 mod layer_norm;
@@ -27,9 +27,9 @@ mod linear;
 mod mapped_file;
 mod matmul;
 #[cfg(target_arch = "x86_64")]
-mod narrow;
+mod gemm_skinny;
 #[cfg(target_arch = "x86_64")]
-mod packed;
+mod gemm_packed;
 mod parallel;
 mod param;
 mod precision;

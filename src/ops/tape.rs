@@ -5,13 +5,17 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Shape, Tensor, TensorId};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Shape, Tensor, TensorId,
+};
 
 use super::{Param, storage};
 use crate::Result;
 
-/// The gradients of up to three arguments; `None` where there is none to give.
-pub(crate) type Grads = [Option<Tensor>; 3];
+/// The gradients of an operation's arguments, in their order; `None`, or nothing at the end, where there is none to give.
+///
+/// An argument that is tracked and no variable must get one: candle's own walk counts on it.
+pub(crate) type Grads = Vec<Option<Tensor>>;
 
 type Backward = dyn Fn(&[&Tensor], &Tensor, &Tensor) -> Result<Grads> + Send + Sync;
 
@@ -77,7 +81,7 @@ impl Data {
     }
 }
 
-/// The tensor of `shape` over `data`, in the graph as a function of one to three `args` on the same device.
+/// The tensor of `shape` over `data`, in the graph as a function of `args` (one or more, on the same device).
 ///
 /// `backward(args, result, gradient of the result)` gives the gradients of the arguments; the gradient that it is given
 /// is contiguous. It is kept only if an argument is tracked.
@@ -96,21 +100,36 @@ pub(crate) fn record(
         name,
         args: args.iter().map(|&arg| arg.clone()).collect(),
         backward: Box::new(backward),
-        id: OnceLock::new(),
+        known: Mutex::default(),
+        parked: Mutex::default(),
     });
-    let op = Recorded {
-        result: Mutex::new(Some((data, shape))),
-        node: Arc::clone(&node),
-    };
-    let result = match args {
-        [a] => a.apply_op1(op)?,
-        [a, b] => a.apply_op2(b, op)?,
-        [a, b, c] => a.apply_op3(b, c, op)?,
-        _ => unreachable!("candle's graph knows one to three arguments"),
-    };
-    let id = *node.id.get_or_init(|| result.id());
-    lock(nodes()).insert(id, Arc::downgrade(&node));
+    let result = link(&node, 0, (data, shape))?;
+    node.register(&result, Entry::Operation(Arc::downgrade(&node)));
     Ok(result)
+}
+
+/// Makes `view`, which candle formed of `x` without copying, known to our backward pass: `backward` takes the gradient of
+/// the view (contiguous) to that of `x`.
+///
+/// Returns `false` where that can't be done: `x` is a variable, whose life no graph ends, or comes from elsewhere.
+pub(crate) fn view(
+    x: &Tensor,
+    view: &Tensor,
+    backward: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
+) -> bool {
+    let root = match lock(entries()).get(&x.id()) {
+        Some(Entry::Operation(node)) => node.upgrade(),
+        Some(Entry::View(view)) => view.root.upgrade(),
+        Some(Entry::Helper) | None => None,
+    };
+    let Some(root) = root else { return false };
+    let entry = View {
+        of: x.id(),
+        root: Arc::downgrade(&root),
+        backward: Box::new(backward),
+    };
+    root.register(view, Entry::View(Arc::new(entry)));
+    true
 }
 
 /// Where a result came from.
@@ -118,22 +137,50 @@ struct Node {
     name: &'static str,
     args: Vec<Tensor>,
     backward: Box<Backward>,
-    /// The result's.
-    id: OnceLock<TensorId>,
+    /// What is known by this node and lives as long: its result, helpers, and the result's views.
+    known: Mutex<Vec<TensorId>>,
+    /// During candle's own walk, the gradients that wait for a helper to hand them on.
+    parked: Mutex<Grads>,
+}
+
+/// A tensor that shares the memory of another.
+struct View {
+    of: TensorId,
+    /// The node at the end of the views.
+    root: Weak<Node>,
+    backward: Box<dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync>,
+}
+
+/// What a tensor of a graph is to our backward pass.
+enum Entry {
+    Operation(Weak<Node>),
+    View(Arc<View>),
+    /// It stands for some arguments of an operation in candle's graph, and is nothing to us.
+    Helper,
+}
+
+impl Node {
+    fn register(&self, tensor: &Tensor, entry: Entry) {
+        lock(&self.known).push(tensor.id());
+        lock(entries()).insert(tensor.id(), entry);
+    }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if let Some(id) = self.id.get() {
-            lock(nodes()).remove(id);
-        }
+        let known = std::mem::take(&mut *lock(&self.known));
+        let mut entries = lock(entries());
+        let removed: Vec<_> = known.iter().map(|id| entries.remove(id)).collect();
+        // What they hold may end other nodes, which come here too.
+        drop(entries);
+        drop(removed);
     }
 }
 
-/// The nodes of all graphs that are alive.
-fn nodes() -> &'static Mutex<HashMap<TensorId, Weak<Node>>> {
-    static NODES: OnceLock<Mutex<HashMap<TensorId, Weak<Node>>>> = OnceLock::new();
-    NODES.get_or_init(Mutex::default)
+/// The tensors of all graphs that are alive.
+fn entries() -> &'static Mutex<HashMap<TensorId, Entry>> {
+    static ENTRIES: OnceLock<Mutex<HashMap<TensorId, Entry>>> = OnceLock::new();
+    ENTRIES.get_or_init(Mutex::default)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -147,56 +194,107 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Does what candle's own pass does, but without filling a tensor of zeros and adding to it for every argument of every
 /// operation: the first gradient is moved into its place. What is left at the end are the gradients of variables.
 pub(crate) fn backward(loss: &Tensor) -> Result<Option<HashMap<TensorId, Tensor>>> {
-    let mut order = Vec::new();
-    {
-        let nodes = lock(nodes());
-        for tensor in loss.sorted_nodes() {
-            if tensor.is_variable() {
-                continue;
-            }
-            let Some(node) = nodes.get(&tensor.id()).and_then(Weak::upgrade) else {
-                return Ok(None);
-            };
-            order.push((tensor, node));
-        }
-    }
+    let Some(steps) = steps(loss) else {
+        return Ok(None);
+    };
     let mut grads = HashMap::from([(loss.id(), loss.ones_like()?.contiguous()?)]);
-    for (result, node) in order {
+    for (result, step) in steps {
         let Some(grad) = grads.remove(&result.id()) else {
             continue;
         };
-        let args: Vec<&Tensor> = node.args.iter().collect();
-        let found = (node.backward)(&args, result, &grad.contiguous()?)?;
-        drop(grad);
-        for (arg, grad) in node.args.iter().zip(found) {
-            let Some(grad) = grad else { continue };
-            let total = match grads.remove(&arg.id()) {
-                Some(old) => super::add(&old, &grad)?,
-                None => grad,
-            };
-            grads.insert(arg.id(), total);
+        let grad = grad.contiguous()?;
+        match step {
+            Step::View(view) => add_to(&mut grads, view.of, (view.backward)(&grad)?)?,
+            Step::Operation(node) => {
+                let args: Vec<&Tensor> = node.args.iter().collect();
+                let found = (node.backward)(&args, result, &grad)?;
+                drop(grad);
+                for (arg, grad) in node.args.iter().zip(found) {
+                    if let Some(grad) = grad {
+                        add_to(&mut grads, arg.id(), grad)?;
+                    }
+                }
+            }
         }
     }
     Ok(Some(grads))
 }
 
+/// What a backward pass has to do for one tensor.
+enum Step {
+    Operation(Arc<Node>),
+    View(Arc<View>),
+}
+
+/// The tensors behind `loss`, each after all that were computed from it; `None` if one of them was not recorded here.
+fn steps(loss: &Tensor) -> Option<Vec<(&Tensor, Step)>> {
+    let entries = lock(entries());
+    let mut steps = Vec::new();
+    for tensor in loss.sorted_nodes() {
+        if tensor.is_variable() {
+            continue;
+        }
+        let step = match entries.get(&tensor.id())? {
+            Entry::Operation(node) => Step::Operation(node.upgrade()?),
+            Entry::View(view) => Step::View(Arc::clone(view)),
+            Entry::Helper => continue,
+        };
+        steps.push((tensor, step));
+    }
+    Some(steps)
+}
+
+fn add_to(grads: &mut HashMap<TensorId, Tensor>, id: TensorId, grad: Tensor) -> Result<()> {
+    let total = match grads.remove(&id) {
+        Some(old) => super::add(&old, &grad)?,
+        None => grad,
+    };
+    grads.insert(id, total);
+    Ok(())
+}
+
 impl Node {
-    fn run(&self, args: &[&Tensor], res: &Tensor, grad: &Tensor) -> candle_core::Result<Grads> {
+    fn run(&self, res: &Tensor, grad: &Tensor) -> candle_core::Result<Grads> {
+        let args: Vec<&Tensor> = self.args.iter().collect();
         let grad = grad.contiguous()?;
-        (self.backward)(args, res, &grad).map_err(|error| match error {
+        (self.backward)(&args, res, &grad).map_err(|error| match error {
             crate::Error::Tensor(error) | crate::Error::DeviceMemory { source: error } => error,
             other => candle_core::Error::Msg(format!("{}: {other}", self.name)),
         })
     }
 }
 
-/// An operation whose result was computed beforehand.
-struct Recorded {
-    result: Mutex<Option<(Data, Shape)>>,
-    node: Arc<Node>,
+/// Puts `result` into candle's graph as a function of the node's arguments from `first` on. That graph knows operations of
+/// up to three arguments: where there are more, a helper stands for all but two of them.
+fn link(node: &Arc<Node>, first: usize, result: (Data, Shape)) -> Result<Tensor> {
+    let op = Link {
+        result: Mutex::new(Some(result)),
+        node: Arc::clone(node),
+        first,
+    };
+    Ok(match &node.args[first..] {
+        [] => unreachable!("an operation that is tracked has arguments"),
+        [a] => a.apply_op1(op)?,
+        [a, b] => a.apply_op2(b, op)?,
+        [a, b, c] => a.apply_op3(b, c, op)?,
+        [a, b, ..] => {
+            let number = Data::copied(&Tensor::zeros((), DType::F32, a.device())?)?;
+            let rest = link(node, first + 2, (number, ().into()))?;
+            node.register(&rest, Entry::Helper);
+            a.apply_op3(b, &rest, op)?
+        }
+    })
 }
 
-impl Recorded {
+/// What candle's graph sees of an operation in one place. Its result was computed beforehand.
+struct Link {
+    result: Mutex<Option<(Data, Shape)>>,
+    node: Arc<Node>,
+    /// The first of the arguments that are seen here; beyond zero, it is a helper.
+    first: usize,
+}
+
+impl Link {
     fn take(&self) -> candle_core::Result<(Data, Shape)> {
         lock(&self.result)
             .take()
@@ -226,9 +324,33 @@ impl Recorded {
             "{name}: the result lies on another device than its arguments"
         ))
     }
+
+    /// The gradients of the `N` arguments that are seen here. A helper gets a zero: only that it is reached matters.
+    fn backward<const N: usize>(
+        &self,
+        res: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<[Option<Tensor>; N]> {
+        let count = self.node.args.len();
+        if self.first == 0 {
+            let mut grads = self.node.run(res, grad)?;
+            grads.resize(count, None);
+            *lock(&self.node.parked) = grads;
+        }
+        let has_helper = count - self.first > N;
+        let helper = match has_helper {
+            true => Some(Tensor::zeros((), DType::F32, res.device())?),
+            false => None,
+        };
+        let mut parked = lock(&self.node.parked);
+        Ok(std::array::from_fn(|i| match has_helper && i + 1 == N {
+            true => helper.clone(),
+            false => parked[self.first + i].take(),
+        }))
+    }
 }
 
-impl CustomOp1 for Recorded {
+impl CustomOp1 for Link {
     fn name(&self) -> &'static str {
         self.node.name
     }
@@ -242,13 +364,13 @@ impl CustomOp1 for Recorded {
         self.cuda()
     }
 
-    fn bwd(&self, a: &Tensor, res: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let [da, ..] = self.node.run(&[a], res, grad)?;
+    fn bwd(&self, _: &Tensor, res: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let [da] = self.backward(res, grad)?;
         Ok(da)
     }
 }
 
-impl CustomOp2 for Recorded {
+impl CustomOp2 for Link {
     fn name(&self) -> &'static str {
         self.node.name
     }
@@ -276,17 +398,17 @@ impl CustomOp2 for Recorded {
 
     fn bwd(
         &self,
-        a: &Tensor,
-        b: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
         res: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let [da, db, _] = self.node.run(&[a, b], res, grad)?;
+        let [da, db] = self.backward(res, grad)?;
         Ok((da, db))
     }
 }
 
-impl CustomOp3 for Recorded {
+impl CustomOp3 for Link {
     fn name(&self) -> &'static str {
         self.node.name
     }
@@ -318,13 +440,13 @@ impl CustomOp3 for Recorded {
 
     fn bwd(
         &self,
-        a: &Tensor,
-        b: &Tensor,
-        c: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
         res: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [da, db, dc] = self.node.run(&[a, b, c], res, grad)?;
+        let [da, db, dc] = self.backward(res, grad)?;
         Ok((da, db, dc))
     }
 }

@@ -54,7 +54,7 @@ pub(in crate::ops) fn activation(x: &Tensor, activation: Activation) -> Result<T
                     (0, None),
                 )?;
             }
-            Ok([Some(dx.into_tensor()), None, None])
+            Ok(vec![Some(dx.into_tensor())])
         },
     )
 }

@@ -15,7 +15,7 @@ pub(in crate::ops) fn scale(x: &Tensor, factor: f64) -> Result<Tensor> {
         &[&x],
         result.storage,
         x.shape(),
-        move |_, _, grad| Ok([Some(times(grad, factor)?.into_tensor()), None, None]),
+        move |_, _, grad| Ok(vec![Some(times(grad, factor)?.into_tensor())]),
     )
 }
 
@@ -44,7 +44,7 @@ pub(in crate::ops) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         a.shape(),
         |args, _, grad| {
             let of = |arg: &Tensor| arg.track_op().then(|| grad.clone());
-            Ok([of(args[0]), of(args[1]), None])
+            Ok(vec![of(args[0]), of(args[1])])
         },
     )
 }

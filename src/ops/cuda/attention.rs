@@ -2,16 +2,15 @@
 //! cuBLAS around a softmax.
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Tensor};
 
 use super::gemm::{Heads, Matrix, gemm_heads};
 use super::{
-    Fresh, Gpu, Grid, args, compute_dtype, lock, pointer, pointer_or_null, prepared, size, suffix,
+    Fresh, Gpu, Grid, args, compute_dtype, pointer, pointer_or_null, prepared, size, suffix,
 };
 use crate::Result;
-use crate::ops::attention::{AttentionKernel, Sizes, reduce_to, ride};
+use crate::ops::attention::{AttentionKernel, Sizes, reduce_to};
 use crate::ops::{AttentionMask, Dropout, lowest, tape};
 
 /// 0 is "not asked yet"; the others are [`AttentionKernel`]s.
@@ -63,41 +62,24 @@ pub(in crate::ops) fn attention(
         prepared(k, dtype)?,
         prepared(v, dtype)?,
     );
-    // The graph has room for three arguments: a fourth, a bias that wants a gradient, rides on v.
-    let bias_grad = Arc::new(Mutex::new(None));
-    let (v, masks) = match mask {
-        AttentionMask::None => (v, Masks::default()),
+    let masks = match mask {
+        AttentionMask::None => Masks::default(),
         AttentionMask::Keys(keys) => {
             let keys = match keys.dtype() {
                 DType::U32 => keys.clone(),
                 _ => keys.ne(0.0)?.to_dtype(DType::U32)?,
             };
-            let keys = keys.to_device(q.device())?.contiguous()?;
-            (
-                v,
-                Masks {
-                    keys: Some(keys),
-                    ..Masks::default()
-                },
-            )
+            Masks {
+                keys: Some(keys.to_device(q.device())?.contiguous()?),
+                ..Masks::default()
+            }
         }
         AttentionMask::Additive(bias) => {
-            let wants = bias.track_op();
-            let v = match wants {
-                true => ride(&v, bias, &bias_grad)?,
-                false => v,
-            };
-            let bias = finite(&bias.detach(), dtype)?
-                .to_dtype(dtype)?
-                .contiguous()?;
-            (
-                v,
-                Masks {
-                    bias: Some(bias),
-                    wants_bias: wants,
-                    ..Masks::default()
-                },
-            )
+            let finite = finite(&bias.detach(), dtype)?;
+            Masks {
+                bias: Some(finite.to_dtype(dtype)?.contiguous()?),
+                ..Masks::default()
+            }
         }
     };
     let attention = Attention {
@@ -131,29 +113,30 @@ pub(in crate::ops) fn attention(
                 // Each is formed along the way to the others: those that nobody asked for are dropped.
                 let [dq, dk, dv] = grads.map(Fresh::into_tensor);
                 let wanted = |i: usize, grad: Tensor| args[i].track_op().then_some(grad);
-                Ok([wanted(0, dq), wanted(1, dk), wanted(2, dv)])
+                Ok(vec![wanted(0, dq), wanted(1, dk), wanted(2, dv)])
             },
         );
     }
     let (out, probs) = attention.forward([&q, &k, &v], &masks)?;
-    tape::record(
-        "attention",
-        &[&q, &k, &v],
-        out.storage,
-        shape,
-        move |args, _, dy| {
-            let qkv = [args[0], args[1], args[2]];
-            let (grads, scores) = attention.backward(qkv, &probs, dy)?;
-            if let (true, Some(bias)) = (masks.wants_bias, &masks.bias) {
+    let mut args = vec![&q, &k, &v];
+    if let AttentionMask::Additive(bias) = mask {
+        args.push(bias);
+    }
+    tape::record("attention", &args, out.storage, shape, move |args, _, dy| {
+        let qkv = [args[0], args[1], args[2]];
+        let (grads, scores) = attention.backward(qkv, &probs, dy)?;
+        let of_bias = match args.get(3).filter(|bias| bias.track_op()) {
+            Some(bias) => {
                 // The sums over what a bias was broadcast along are formed in f32.
                 let scores = scores.into_tensor().to_dtype(DType::F32)?;
-                *lock(&bias_grad) = Some(reduce_to(&scores, bias)?);
+                Some(reduce_to(&scores, bias)?.to_dtype(bias.dtype())?)
             }
-            let [dq, dk, dv] = grads.map(Fresh::into_tensor);
-            let wanted = |i: usize, grad: Tensor| args[i].track_op().then_some(grad);
-            Ok([wanted(0, dq), wanted(1, dk), wanted(2, dv)])
-        },
-    )
+            None => None,
+        };
+        let [dq, dk, dv] = grads.map(Fresh::into_tensor);
+        let wanted = |i: usize, grad: Tensor| args[i].track_op().then_some(grad);
+        Ok(vec![wanted(0, dq), wanted(1, dk), wanted(2, dv), of_bias])
+    })
 }
 
 /// A bias that stays finite in that dtype: masks close with the lowest number of a wider one.
@@ -174,7 +157,6 @@ struct Masks {
     ends: Option<Fresh>,
     /// What is added to the scores.
     bias: Option<Tensor>,
-    wants_bias: bool,
 }
 
 impl Masks {

@@ -99,7 +99,7 @@ pub(in crate::ops) fn masked_cross_entropy(
                 })?;
             }
             if !hidden.track_op() {
-                return Ok([None, None, None]);
+                return Ok(vec![]);
             }
             let dx = gpu.for_overwrite(hidden.shape(), dtype)?;
             let w = weight.rounded(dtype)?;
@@ -118,7 +118,7 @@ pub(in crate::ops) fn masked_cross_entropy(
                     w_matrix,
                 )?
             };
-            Ok([Some(dx.into_tensor()), None, None])
+            Ok(vec![Some(dx.into_tensor())])
         },
     )
 }
@@ -136,7 +136,7 @@ fn no_rows(gpu: &Gpu, hidden: &Tensor, reached: &[Option<&Param>]) -> Result<tap
         true => Some(gpu.zeros(hidden.shape(), hidden.dtype())?.into_tensor()),
         false => None,
     };
-    Ok([dx, None, None])
+    Ok(vec![dx])
 }
 
 /// What the forward pass leaves to the backward pass.

@@ -12,7 +12,7 @@ pub(in crate::ops) fn dropout(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
     let x = prepared(x, compute_dtype(x))?;
     let y = apply(&gpu, &x, dropout)?;
     tape::record("dropout", &[&x], y.storage, x.shape(), move |_, _, grad| {
-        Ok([Some(apply(&gpu, grad, dropout)?.into_tensor()), None, None])
+        Ok(vec![Some(apply(&gpu, grad, dropout)?.into_tensor())])
     })
 }
 

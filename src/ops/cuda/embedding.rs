@@ -76,7 +76,7 @@ fn sum(lookups: Vec<(Vec<u32>, Param, Option<u32>)>, shape: &Shape) -> Result<Te
                     plan.add(&gpu, grad, width, start)
                 })?;
             }
-            Ok([None, None, None])
+            Ok(vec![])
         },
     )
 }
@@ -233,14 +233,14 @@ pub(in crate::ops) fn select_rows(x: &Tensor, rows: Vec<u32>, width: usize) -> R
         move |args, _, grad| {
             let shape = args[0].shape();
             if count * width == 0 {
-                return Ok([Some(gpu.zeros(shape, dtype)?.into_tensor()), None, None]);
+                return Ok(vec![Some(gpu.zeros(shape, dtype)?.into_tensor())]);
             }
             if has_repeats(&rows) {
                 let sums = gpu.zeros(shape, DType::F32)?;
                 Plan::new(&gpu, &rows, None)?.add(&gpu, grad, width, sums.ptr())?;
                 let sums = sums.into_tensor();
                 let dx = on_storage(&sums, |storage, layout| storage.to_dtype(layout, dtype))?;
-                return Ok([Some(Fresh::new(dx, shape).into_tensor()), None, None]);
+                return Ok(vec![Some(Fresh::new(dx, shape).into_tensor())]);
             }
             let dx = gpu.zeros(shape, dtype)?;
             let ids = gpu.upload(&rows)?;
@@ -254,7 +254,7 @@ pub(in crate::ops) fn select_rows(x: &Tensor, rows: Vec<u32>, width: usize) -> R
             let kernel = format!("scatter_rows_{}", suffix(dtype));
             // SAFETY: as forward, and no row is named twice.
             unsafe { gpu.launch("embedding", &kernel, by_rows(count)?, arguments)? };
-            Ok([Some(dx.into_tensor()), None, None])
+            Ok(vec![Some(dx.into_tensor())])
         },
     )
 }

@@ -102,7 +102,7 @@ pub(in crate::ops) fn layer_norm(
             }
             let sum = sum.into_tensor();
             let dx = dx.map_or_else(|| sum.clone(), Fresh::into_tensor);
-            Ok([Some(dx), has_residual.then_some(sum), None])
+            Ok(vec![Some(dx), has_residual.then_some(sum)])
         },
     )
 }

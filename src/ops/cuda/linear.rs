@@ -44,7 +44,7 @@ pub(in crate::ops) fn linear_act(
         let wanted = bias.as_ref().filter(|_| wants_bias);
         if plain {
             let dx = products(&gpu, x, &weight, wants_weight, pointer(dy)?, wanted)?;
-            return Ok([dx, None, None]);
+            return Ok(vec![dx]);
         }
         let taken = lock(&before).take();
         // Only a second backward pass over the same graph finds it gone.
@@ -63,7 +63,7 @@ pub(in crate::ops) fn linear_act(
             (pointer_or_null(bias_value.as_ref())?, wanted),
         )?;
         let dx = products(&gpu, x, &weight, wants_weight, before.ptr(), None)?;
-        Ok([dx, None, None])
+        Ok(vec![dx])
     })
 }
 

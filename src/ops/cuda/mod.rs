@@ -92,11 +92,8 @@ fn prepared(x: &Tensor, dtype: DType) -> Result<Tensor> {
         cast(&x, dtype)?,
         x.shape(),
         move |args, _, grad| {
-            Ok([
-                Some(Fresh::new(cast(grad, args[0].dtype())?, grad.shape()).into_tensor()),
-                None,
-                None,
-            ])
+            let dx = Fresh::new(cast(grad, args[0].dtype())?, grad.shape());
+            Ok(vec![Some(dx.into_tensor())])
         },
     )
 }

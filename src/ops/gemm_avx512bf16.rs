@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::packed::{PART, SIDE, TILE};
+use super::gemm_packed::{PART, SIDE, TILE};
 
 /// Whether this machine has the instruction. That it has AVX-512 is for the caller to know.
 pub(super) fn is_available() -> bool {
@@ -16,7 +16,7 @@ const ROWS: usize = 8;
 /// 32 x 32 elements of the result, rows `stride` bytes apart, from packed blocks of one part.
 ///
 /// # Safety
-/// As for [`packed::multiply`](super::packed), with all of the block existing, on a machine for which [`is_available`]
+/// As for [`gemm_packed::multiply`](super::gemm_packed), with all of the block existing, on a machine for which [`is_available`]
 /// holds.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(super) unsafe fn bf16_kernel(

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use rayon::prelude::*;
 
-use super::matmul::Into;
+use super::matmul::Accumulate;
 use super::simd::{self, Level};
 
 /// The most rows on the left for which this beats rearranging `b` (measured).
@@ -26,7 +26,7 @@ pub(super) fn fits((m, k, n): (usize, usize, usize)) -> bool {
 /// The product; the machine must have passed [`fits`].
 pub(super) fn matmul(
     size: (usize, usize, usize),
-    into: Into,
+    into: Accumulate,
     dst: &mut [f32],
     a: &[f32],
     b: &[f32],
@@ -37,7 +37,7 @@ pub(super) fn matmul(
 fn matmul_at(
     level: Level,
     (m, k, n): (usize, usize, usize),
-    into: Into,
+    into: Accumulate,
     dst: &mut [f32],
     a: &[f32],
     b: &[f32],
@@ -45,7 +45,7 @@ fn matmul_at(
     assert!(level >= Level::V3 && level <= simd::level());
     assert!(dst.len() == m * n && a.len() == m * k && b.len() == n * k);
     let wide = level >= Level::V4;
-    let add = into == Into::Add;
+    let add = into == Accumulate::Add;
     let dst = Destination(dst.as_mut_ptr());
     let columns = (TASK / k.max(1)).max(1).next_multiple_of(GROUP);
     (0..n.div_ceil(columns)).into_par_iter().for_each(|task| {
@@ -203,7 +203,7 @@ mod tests {
         for (level, (m, k, n)) in levels.flat_map(|level| sizes.map(|size| (level, size))) {
             let a: Vec<f32> = (0..m * k).map(value).collect();
             let b: Vec<f32> = (0..n * k).map(|i| value(i + 17)).collect();
-            for (into, old) in [(Into::Overwrite, 0.0f32), (Into::Add, 0.5)] {
+            for (into, old) in [(Accumulate::Overwrite, 0.0f32), (Accumulate::Add, 0.5)] {
                 let mut c = vec![0.5f32; m * n];
                 matmul_at(level, (m, k, n), into, &mut c, &a, &b);
                 let (mut error, mut plain_error) = (0.0, 0.0);

@@ -20,7 +20,7 @@ use rayon::prelude::*;
 
 #[cfg(target_os = "linux")]
 use super::amx;
-use super::{dots, storage};
+use super::{gemm_avx512bf16, storage};
 
 /// Rows or columns of a panel, and the inner dimension of a step.
 pub(super) const SIDE: usize = 32;
@@ -77,7 +77,7 @@ impl Unit {
                 BF16 => amx::bf16_kernel,
                 _ => amx::exact_kernel,
             },
-            Self::Dots => dots::bf16_kernel,
+            Self::Dots => gemm_avx512bf16::bf16_kernel,
         }
     }
 }
