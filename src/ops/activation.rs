@@ -22,11 +22,22 @@ pub enum Activation {
     Silu,
     /// tanh(x): `"tanh"`.
     Tanh,
+    /// sigmoid(x): `"sigmoid"`.
+    Sigmoid,
+    /// max(x, 0)²: `"relu2"`.
+    ReluSquared,
+    /// x·sigmoid(1.702 x): `"quick_gelu"`.
+    QuickGelu,
+    /// The distribution of the normal with mean √½ and standard deviation 1/√(4π), to six digits: `"laplace"`.
+    Laplace,
     /// x itself: `"linear"`.
     Linear,
 }
 
 impl Activation {
+    /// Mean and standard deviation of [`Activation::Laplace`], as transformers writes them.
+    pub(crate) const LAPLACE: [f64; 2] = [0.707_107, 0.282_095];
+
     /// The activation that a config calls `name`.
     pub fn from_name(name: &str) -> Result<Self> {
         Ok(match name {
@@ -35,10 +46,14 @@ impl Activation {
             "relu" => Self::Relu,
             "silu" | "swish" => Self::Silu,
             "tanh" => Self::Tanh,
+            "sigmoid" => Self::Sigmoid,
+            "relu2" => Self::ReluSquared,
+            "quick_gelu" => Self::QuickGelu,
+            "laplace" => Self::Laplace,
             "linear" => Self::Linear,
             other => {
                 return Err(Error::Config(format!(
-                    "unknown activation {other:?}; known are gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, relu, silu, swish, tanh, linear"
+                    "unknown activation {other:?}; known are gelu, gelu_python, gelu_new, gelu_pytorch_tanh, gelu_fast, gelu_accurate, relu, relu2, silu, swish, tanh, sigmoid, quick_gelu, laplace, linear"
                 )));
             }
         })
@@ -81,8 +96,22 @@ impl Activation {
     }
 }
 
+/// Applies `activation` to every element of `x`.
+pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    activation.apply(x)
+}
+
 const GELU_INNER: f32 = 0.797_884_6; // sqrt(2 / pi)
 const GELU_CUBIC: f32 = 0.044_715;
+const QUICK: f32 = 1.702;
+
+/// x in standard deviations from the mean of [`Activation::Laplace`], and the reciprocal of one.
+#[inline(always)]
+fn laplace_parts(x: f32) -> (f32, f32) {
+    let [mean, deviation] = Activation::LAPLACE;
+    let scale = (1.0 / deviation) as f32;
+    ((x - mean as f32) * scale, scale)
+}
 
 /// The tanh approximation's gate (1 + tanh u) / 2 = sigmoid(2u) and the derivative of u.
 #[inline(always)]
@@ -117,6 +146,10 @@ simd_fn! {
             Activation::Relu => map(x, out, |x| if x < 0.0 { 0.0 } else { x }),
             Activation::Silu => map(x, out, |x| x * sigmoid(x)),
             Activation::Tanh => map(x, out, tanh),
+            Activation::Sigmoid => map(x, out, sigmoid),
+            Activation::ReluSquared => map(x, out, |x| if x < 0.0 { 0.0 } else { x * x }),
+            Activation::QuickGelu => map(x, out, |x| x * sigmoid(QUICK * x)),
+            Activation::Laplace => map(x, out, |x| normal(laplace_parts(x).0).0),
             Activation::Linear => out.copy_from_slice(x),
         }
     }
@@ -142,6 +175,19 @@ simd_fn! {
             Activation::Tanh => chain(x, grad, |x| {
                 let y = tanh(x);
                 y.mul_add(-y, 1.0)
+            }),
+            Activation::Sigmoid => chain(x, grad, |x| {
+                let y = sigmoid(x);
+                y * (1.0 - y)
+            }),
+            Activation::ReluSquared => chain(x, grad, |x| if x > 0.0 { 2.0 * x } else { 0.0 }),
+            Activation::QuickGelu => chain(x, grad, |x| {
+                let gate = sigmoid(QUICK * x);
+                gate * (QUICK * x).mul_add(1.0 - gate, 1.0)
+            }),
+            Activation::Laplace => chain(x, grad, |x| {
+                let (z, scale) = laplace_parts(x);
+                normal(z).1 * scale
             }),
             Activation::Linear => x.copy_from_slice(grad),
         }
@@ -170,7 +216,7 @@ mod tests {
                 error <= tolerance * want.abs() + 1e-37,
                 "{activation:?}({x}) = {y}, not {want}"
             );
-            if activation == Activation::Relu && x == 0.0 {
+            if matches!(activation, Activation::Relu | Activation::ReluSquared) && x == 0.0 {
                 assert_eq!(dx, 0.0, "at the kink, as in PyTorch");
                 continue;
             }
@@ -211,6 +257,13 @@ mod tests {
         check(Activation::Relu, 0.0, |x| x.max(0.0));
         check(Activation::Silu, 4e-7, |x| x * sigmoid(x));
         check(Activation::Tanh, 4e-7, f64::tanh);
+        check(Activation::Sigmoid, 4e-7, sigmoid);
+        check(Activation::ReluSquared, 1e-7, |x| x.max(0.0).powi(2));
+        check(Activation::QuickGelu, 4e-6, |x| x * sigmoid(1.702 * x));
+        // In the tail the distribution feels the rounding of its argument.
+        check(Activation::Laplace, 4e-5, |x| {
+            0.5 * erfc((0.707_107 - x) / (0.282_095 * 2f64.sqrt()))
+        });
         // The tails of the approximation feel the rounding of its cubic argument (up to 80 here).
         check(Activation::GeluTanh, 2e-5, |x| {
             x * sigmoid(2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3)))

@@ -1,4 +1,4 @@
-//! Sums and multiples of tensors, for the places between the larger operations.
+//! Sums, differences and multiples of tensors, for the places between the larger operations.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -51,6 +51,11 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         let of = |arg: &Tensor| arg.track_op().then(|| grad.clone());
         Ok(vec![of(args[0]), of(args[1])])
     })
+}
+
+/// `a - b`, of one shape.
+pub fn sub(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    add(a, &scale(b, -1.0)?)
 }
 
 /// The elements of `a + b`, both on the CPU, contiguous and of one shape.

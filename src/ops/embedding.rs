@@ -172,7 +172,8 @@ fn fused(lookups: Vec<Lookup>, ids: &Tensor) -> Result<Tensor> {
     })
 }
 
-fn gather(table: &[f32], ids: &[u32], width: usize, out: &mut [f32], add: bool) {
+/// Copies (with `add`, adds) the rows of `table` named by `ids` to `out`.
+pub(super) fn gather(table: &[f32], ids: &[u32], width: usize, out: &mut [f32], add: bool) {
     if width == 0 {
         return;
     }
@@ -192,13 +193,13 @@ fn gather(table: &[f32], ids: &[u32], width: usize, out: &mut [f32], add: bool) 
 }
 
 /// The positions that each row is read at: what lets rows be summed up independently, each in the order of positions.
-struct Scatter {
+pub(super) struct Scatter {
     /// (id, position), sorted.
     order: Vec<(u32, u32)>,
 }
 
 impl Scatter {
-    fn new(ids: &[u32], skipped: Option<u32>) -> Self {
+    pub(super) fn new(ids: &[u32], skipped: Option<u32>) -> Self {
         let mut order: Vec<(u32, u32)> = (ids.iter().zip(0..))
             .filter(|(id, _)| Some(**id) != skipped)
             .map(|(&id, position)| (id, position))
@@ -208,7 +209,7 @@ impl Scatter {
     }
 
     /// Adds row `position` of `grad` to row `id` of `sums`, for all pairs.
-    fn add(&self, grad: &[f32], width: usize, sums: &mut [f32]) {
+    pub(super) fn add(&self, grad: &[f32], width: usize, sums: &mut [f32]) {
         if width == 0 {
             return;
         }

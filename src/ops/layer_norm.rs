@@ -51,7 +51,8 @@ pub fn add_layer_norm(
     fused(x, Some(residual), weight, bias, eps, dropout)
 }
 
-fn check(x: &Tensor, weight: &Param, bias: Option<&Param>) -> Result<()> {
+/// That both parameters are as long as the last dimension of `x`.
+pub(super) fn check(x: &Tensor, weight: &Param, bias: Option<&Param>) -> Result<()> {
     for param in [Some(weight), bias].into_iter().flatten() {
         if param.shape().rank() != 1 || x.dims().last() != param.shape().dims().first() {
             return Err(Error::argument(

@@ -204,7 +204,12 @@ mod tests {
     }
 
     /// The relative error of a product against f64, and that of plain multiply-adds in f32.
-    fn errors((m, k, n): (usize, usize, usize), a_t: bool, b_t: bool, into: Accumulate) -> [f64; 2] {
+    fn errors(
+        (m, k, n): (usize, usize, usize),
+        a_t: bool,
+        b_t: bool,
+        into: Accumulate,
+    ) -> [f64; 2] {
         let (a, b, before) = (noise(m * k, 1), noise(k * n, 2), noise(m * n, 3));
         let mut c = before.clone();
         matmul((m, k, n), into, &mut c, (&a, a_t), (&b, b_t));
@@ -268,7 +273,13 @@ mod tests {
                 let (a, b) = (noise(m * k, 1), noise(k * n, 2));
                 let mut c = vec![0.0; m * n];
                 autocast(Precision::Bf16, || {
-                    matmul((m, k, n), Accumulate::Overwrite, &mut c, (&a, a_t), (&b, b_t));
+                    matmul(
+                        (m, k, n),
+                        Accumulate::Overwrite,
+                        &mut c,
+                        (&a, a_t),
+                        (&b, b_t),
+                    );
                 });
                 let (a, b): (Vec<f32>, Vec<f32>) = (
                     a.into_iter().map(round).collect(),
@@ -304,7 +315,13 @@ mod tests {
         for (a_t, b_t) in [(false, false), (false, true), (true, false), (true, true)] {
             let (a, b) = (tiny(m * k, 1), noise(k * n, 2));
             let mut c = vec![0.0; m * n];
-            matmul((m, k, n), Accumulate::Overwrite, &mut c, (&a, a_t), (&b, b_t));
+            matmul(
+                (m, k, n),
+                Accumulate::Overwrite,
+                &mut c,
+                (&a, a_t),
+                (&b, b_t),
+            );
             for (at, &c) in c.iter().enumerate() {
                 let (i, j) = (at / n, at % n);
                 let a = |x: usize| if a_t { a[x * m + i] } else { a[i * k + x] };

@@ -8,46 +8,62 @@
 
 mod activation;
 mod adamw;
+mod add_broadcast;
+mod affine;
 mod allocator;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 mod arithmetic;
 mod attention;
+mod batched_matmul;
 mod checkpointing;
+mod concat;
 mod cross_entropy;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod device;
-#[cfg(target_arch = "x86_64")]
-mod gemm_avx512bf16;
 mod dropout;
 mod embedding;
+#[cfg(target_arch = "x86_64")]
+mod gemm_avx512bf16;
+#[cfg(target_arch = "x86_64")]
+mod gemm_packed;
+#[cfg(target_arch = "x86_64")]
+mod gemm_skinny;
 mod layer_norm;
 mod linear;
 mod mapped_file;
 mod matmul;
-#[cfg(target_arch = "x86_64")]
-mod gemm_skinny;
-#[cfg(target_arch = "x86_64")]
-mod gemm_packed;
+mod mean_segments;
+mod multiply;
+mod narrow;
 mod parallel;
 mod param;
+mod param_rows;
+mod permute;
 mod precision;
+mod reshape;
+mod scatter_rows;
 mod simd;
+mod softmax;
 mod storage;
 pub(crate) mod tape;
 
 pub mod reference;
 
-pub use activation::Activation;
+pub use activation::{Activation, activate};
 pub use adamw::{
     AdamWGroup, AdamWOptions, AdamWState, GradNorm, GradScale, adamw_step, adamw_step_groups,
     grad_norm, grad_norm_later,
 };
+pub use add_broadcast::add_broadcast;
+pub use affine::affine;
 pub use allocator::tune_allocator;
-pub use arithmetic::{add, scale};
+pub use arithmetic::{add, scale, sub};
 pub use attention::{AttentionKernel, AttentionMask, attention, set_attention_kernel};
+pub use batched_matmul::matmul;
 pub use checkpointing::checkpoint;
+pub use concat::concat;
 pub use cross_entropy::{IGNORE_INDEX, masked_cross_entropy};
 pub(crate) use device::upload;
 pub use device::{DeviceExt, DeviceMemory, device_memory, reset_peak_memory};
@@ -57,8 +73,16 @@ pub use layer_norm::{add_layer_norm, layer_norm};
 pub use linear::{linear, linear_act};
 pub use mapped_file::MappedFile;
 pub use matmul::matmul_kernel;
+pub use mean_segments::mean_segments;
+pub use multiply::{mul, mul_rows};
+pub use narrow::narrow;
 pub use param::{Param, backward, no_grad};
+pub use param_rows::param_rows;
+pub use permute::permute;
 pub(crate) use precision::in_pool;
 pub use precision::{Precision, autocast, set_tf32, tf32};
 pub(crate) use reference::lowest;
+pub use reshape::reshape;
+pub use scatter_rows::scatter_rows;
+pub use softmax::softmax;
 pub(crate) use storage::{copied, zeros};

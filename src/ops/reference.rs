@@ -47,8 +47,95 @@ pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
         Activation::Relu => x.relu()?,
         Activation::Silu => x.silu()?,
         Activation::Tanh => x.tanh()?,
+        Activation::Sigmoid => sigmoid(x)?,
+        Activation::ReluSquared => x.relu()?.sqr()?,
+        Activation::QuickGelu => (x * sigmoid(&(x * 1.702)?)?)?,
+        Activation::Laplace => {
+            let [mean, deviation] = Activation::LAPLACE;
+            let z = ((x - mean)? / (deviation * std::f64::consts::SQRT_2))?;
+            ((z.erf()? + 1.0)? * 0.5)?
+        }
         Activation::Linear => x.clone(),
     })
+}
+
+/// 1 / (1 + e⁻ˣ), which does not overflow.
+fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    Ok((((x * 0.5)?.tanh()? + 1.0)? * 0.5)?)
+}
+
+/// As [`super::permute`].
+pub fn permute(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    Ok(x.permute(dims)?.contiguous()?)
+}
+
+/// As [`super::narrow()`].
+pub fn narrow(x: &Tensor, dim: usize, start: usize, len: usize) -> Result<Tensor> {
+    Ok(x.narrow(dim, start, len)?.contiguous()?)
+}
+
+/// As [`super::concat()`].
+pub fn concat(parts: &[&Tensor], dim: usize) -> Result<Tensor> {
+    Ok(Tensor::cat(parts, dim)?)
+}
+
+/// As [`super::mul`].
+pub fn mul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    Ok((a * b)?)
+}
+
+/// As [`super::mul_rows`].
+pub fn mul_rows(x: &Tensor, factors: &Tensor) -> Result<Tensor> {
+    let mut shape = x.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = 1;
+    }
+    let factors = factors.to_device(x.device())?.to_dtype(x.dtype())?;
+    Ok(x.broadcast_mul(&factors.reshape(shape)?.detach())?)
+}
+
+/// As [`super::affine()`].
+pub fn affine(x: &Tensor, weight: &Param, bias: Option<&Param>) -> Result<Tensor> {
+    let scaled = x.broadcast_mul(&weight.tensor())?;
+    Ok(match bias {
+        Some(bias) => scaled.broadcast_add(&bias.tensor())?,
+        None => scaled,
+    })
+}
+
+/// As [`super::add_broadcast()`].
+pub fn add_broadcast(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    Ok(x.broadcast_add(y)?)
+}
+
+/// As [`super::matmul`].
+pub fn matmul(a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<Tensor> {
+    let stored = |x: &Tensor, transposed: bool| match transposed {
+        true => x.t()?.contiguous(),
+        false => x.contiguous(),
+    };
+    Ok(stored(a, transpose_a)?.matmul(&stored(b, transpose_b)?)?)
+}
+
+/// As [`super::softmax()`].
+pub fn softmax(x: &Tensor) -> Result<Tensor> {
+    let shifted = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?;
+    let exp = shifted.exp()?;
+    Ok(exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?)
+}
+
+/// As [`super::scatter_rows()`], without its check of the rows.
+pub fn scatter_rows(x: &Tensor, rows: &Tensor, into_len: usize) -> Result<Tensor> {
+    let rows = rows.flatten_all()?.to_device(x.device())?;
+    let none = Tensor::zeros((into_len, x.dim(1)?), x.dtype(), x.device())?;
+    Ok(none.index_add(&rows, x, 0)?)
+}
+
+/// As [`super::mean_segments()`].
+pub fn mean_segments(x: &Tensor, count: usize) -> Result<Tensor> {
+    let mut shape = x.dims().to_vec();
+    shape.splice(1..2, [count, x.dim(1)? / count]);
+    Ok(x.reshape(shape)?.mean(2)?)
 }
 
 /// As [`super::layer_norm`].
@@ -118,10 +205,7 @@ pub fn attention(
             scores.broadcast_add(&bias.reshape((b, 1, 1, s))?)?
         }
     };
-    let shifted = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?;
-    let exp = shifted.exp()?;
-    let probs = exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?;
-    let probs = self::dropout(&probs, dropout)?;
+    let probs = self::dropout(&softmax(&scores)?, dropout)?;
     let context = probs.matmul(&v)?.transpose(1, 2)?;
     Ok(context.reshape((batch, queries, width))?)
 }

@@ -108,28 +108,41 @@ pub(crate) fn record(
     Ok(result)
 }
 
-/// Makes `view`, which candle formed of `x` without copying, known to our backward pass: `backward` takes the gradient of
-/// the view (contiguous) to that of `x`.
+/// `view`, which candle formed of the contiguous `x` without copying, in the graph; `backward` takes its gradient
+/// (contiguous) to that of `x`.
 ///
-/// Returns `false` where that can't be done: `x` is a variable, whose life no graph ends, or comes from elsewhere.
+/// A view of a variable is copied, since a view is known as long as the graph of what it looks at, which no variable has.
 pub(crate) fn view(
+    name: &'static str,
     x: &Tensor,
-    view: &Tensor,
+    view: Tensor,
     backward: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
-) -> bool {
+) -> Result<Tensor> {
+    let floats = storage::is_cpu_f32(x) || x.device().is_cuda();
+    if !view.track_op() || view.id() == x.id() {
+        return Ok(view);
+    }
+    if x.is_variable() && floats {
+        let copy = Data::copied(&view)?;
+        return record(name, &[x], copy, view.shape(), move |_, _, grad| {
+            Ok(vec![Some(backward(grad)?)])
+        });
+    }
     let root = match lock(entries()).get(&x.id()) {
         Some(Entry::Operation(node)) => node.upgrade(),
         Some(Entry::View(view)) => view.root.upgrade(),
+        // The work of candle's own operations: the backward pass will be candle's too.
         Some(Entry::Helper) | None => None,
     };
-    let Some(root) = root else { return false };
-    let entry = View {
-        of: x.id(),
-        root: Arc::downgrade(&root),
-        backward: Box::new(backward),
-    };
-    root.register(view, Entry::View(Arc::new(entry)));
-    true
+    if let Some(root) = root {
+        let entry = View {
+            of: x.id(),
+            root: Arc::downgrade(&root),
+            backward: Box::new(backward),
+        };
+        root.register(&view, Entry::View(Arc::new(entry)));
+    }
+    Ok(view)
 }
 
 /// Where a result came from.
@@ -448,5 +461,78 @@ impl CustomOp3 for Link {
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let [da, db, dc] = self.backward(res, grad)?;
         Ok((da, db, dc))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::super::{add, concat, narrow, permute, reshape, scale};
+    use super::*;
+
+    fn variable() -> Tensor {
+        let values = Tensor::arange(0f32, 24.0, &Device::Cpu).unwrap();
+        let values = values.reshape((4, 6)).unwrap();
+        Var::from_tensor(&values).unwrap().into_inner()
+    }
+
+    fn sum(x: &Tensor) -> Tensor {
+        let flat = reshape(x, (1, ())).unwrap();
+        let ones = flat.ones_like().unwrap();
+        super::super::matmul(&flat, &ones, false, true).unwrap()
+    }
+
+    #[test]
+    fn our_own_walk_goes_through_views_and_through_any_number_of_arguments() {
+        let x = variable();
+        let parts: Vec<Tensor> = (0..6)
+            .map(|i| {
+                let y = scale(&x, f64::from(i)).unwrap();
+                let y = permute(&reshape(&y, (6, 4)).unwrap(), &[1, 0]).unwrap();
+                narrow(&narrow(&y, 0, 1, 2).unwrap(), 1, 3, 2).unwrap()
+            })
+            .collect();
+        let all = concat(&parts.iter().collect::<Vec<_>>(), 0).unwrap();
+        let loss = add(&sum(&all), &sum(&x)).unwrap();
+        let own = backward(&loss).unwrap().unwrap();
+        let candles = loss.backward().unwrap();
+        let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let own = flat(&own[&x.id()]);
+        assert_eq!(own, flat(candles.get(&x).unwrap()));
+        // Four elements take part in all of the parts, whose factors add up to 15.
+        assert_eq!(own.iter().filter(|&&g| g == 16.0).count(), 4);
+        assert_eq!(own.iter().filter(|&&g| g == 1.0).count(), 20);
+    }
+
+    #[test]
+    fn another_operation_sends_the_pass_to_candle() {
+        let x = variable();
+        let y = (scale(&x, 2.0).unwrap() + 1.0).unwrap();
+        assert!(backward(&sum(&y)).unwrap().is_none());
+        let view = reshape(&y, (2, 12)).unwrap();
+        assert!(backward(&sum(&view)).unwrap().is_none());
+    }
+
+    #[test]
+    fn nothing_is_known_of_a_graph_that_is_gone() {
+        let x = variable();
+        let y = scale(&x, 2.0).unwrap();
+        let view = reshape(&y, (8, 3)).unwrap();
+        let again = narrow(&view, 0, 2, 3).unwrap();
+        let joined = concat(&[&y, &y, &y, &y, &y], 0).unwrap();
+        let ids = [y.id(), view.id(), again.id(), joined.id()];
+        let helpers = joined.sorted_nodes().into_iter().map(Tensor::id);
+        let ids: Vec<TensorId> = helpers.chain(ids).filter(|&id| id != x.id()).collect();
+        assert_eq!(ids.len(), 3 + 4);
+        let known = || {
+            let entries = lock(entries());
+            ids.iter().filter(|id| entries.contains_key(id)).count()
+        };
+        assert_eq!(known(), ids.len());
+        drop((y, view, joined));
+        assert!(known() > 0, "a view keeps what it looks at");
+        drop(again);
+        assert_eq!(known(), 0);
     }
 }

@@ -246,6 +246,23 @@ fn run(given: &Given, op: &dyn Fn(&Given) -> Tensor) -> Outcome {
     }
 }
 
+/// As [`run`], with nothing but our own operations behind the loss, so that the backward pass is our own walk.
+fn run_alone(given: &Given, op: &dyn Fn(&Given) -> Tensor) -> Outcome {
+    let out = op(given);
+    let row = (1, out.elem_count());
+    let probe = tensor(out.dims(), 77).reshape(row).unwrap();
+    let flat = ops::reshape(&out, row).unwrap();
+    let loss = ops::matmul(&flat, &probe, false, true).unwrap();
+    let leaf = |x: &Tensor| Param::new("input", x).unwrap();
+    let inputs: Vec<Param> = given.inputs.iter().map(leaf).collect();
+    ops::backward(&loss, &[&inputs[..], &given.params[..]].concat()).unwrap();
+    let grads = inputs.iter().chain(&given.params);
+    Outcome {
+        value: wide(&out),
+        grads: grads.map(|p| p.grad().map(|g| wide(&g))).collect(),
+    }
+}
+
 /// ‖a - b‖ / ‖b‖, with a floor for gradients that vanish.
 fn distance(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
@@ -267,6 +284,9 @@ fn agree(
     let (values, gradients) = crate::TOLERANCES;
     let fused = run(&Given::new(inputs, params, DType::F32), op);
     close(name, &fused, &plain, (values, gradients));
+    let alone = run_alone(&Given::new(inputs, params, DType::F32), op);
+    let own_walk = format!("{name}, our own walk");
+    close(&own_walk, &alone, &plain, (values, gradients));
     if here().is_cuda() {
         for (precision, tolerance) in [(Precision::Bf16, 4e-2), (Precision::F16, 5e-3)] {
             let given = Given::new(inputs, params, DType::F32);
@@ -337,12 +357,16 @@ fn ids(values: &[u32], shape: &[usize]) -> Tensor {
     Tensor::from_vec(values.to_vec(), shape, &Device::Cpu).unwrap()
 }
 
-const ACTIVATIONS: [Activation; 6] = [
+const ACTIVATIONS: [Activation; 10] = [
     Activation::Gelu,
     Activation::GeluTanh,
     Activation::Relu,
     Activation::Silu,
     Activation::Tanh,
+    Activation::Sigmoid,
+    Activation::ReluSquared,
+    Activation::QuickGelu,
+    Activation::Laplace,
     Activation::Linear,
 ];
 
@@ -480,6 +504,21 @@ mod linear {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_weight_used_by_twelve_layers_adds_up_twelve_gradients() {
+        needs_device!();
+        let params = [tensor(&[6, 6], 2), tensor(&[6], 3)];
+        check("shared", &[tensor(&[3, 5, 6], 1)], &params, &|given| {
+            let (w, b) = (&given.params[0], &given.params[1]);
+            (0..12).fold(given.inputs[0].clone(), |x, layer| {
+                let bias = (layer % 2 == 0).then_some(b);
+                let activation = ACTIVATIONS[4 + layer % 2];
+                let y = ops::linear_act(&x, w, bias, activation).unwrap();
+                ops::add(&x, &y).unwrap()
+            })
+        });
     }
 
     #[test]
@@ -657,6 +696,41 @@ mod embedding {
     }
 
     #[test]
+    fn any_number_of_lookups_is_added_up_also_in_one_table() {
+        needs_device!();
+        let tables: Vec<Tensor> = (0..8).map(|i| tensor(&[5 + i, 13], i as u64)).collect();
+        // The first table is read twice, as XLM reads its words; a row is named in both.
+        let rows: Vec<Tensor> = (0..9)
+            .map(|i| {
+                let row = |j: usize| ((i * 7 + j * j) % (5 + i % 8)) as u32;
+                ids(&(0..12).map(row).collect::<Vec<_>>(), &[2, 6])
+            })
+            .collect();
+        check("nine", &[], &tables, &|given| {
+            let table = |i: usize| &given.params[i % 8];
+            let lookups: Vec<_> = (rows.iter().enumerate())
+                .map(|(i, rows)| (rows, table(i), None))
+                .collect();
+            ops::embedding_sum(&lookups).unwrap()
+        });
+    }
+
+    #[test]
+    fn scattered_rows_return_their_gradients_and_undo_selecting() {
+        needs_device!();
+        let rows = ids(&[4, 0, 4, 2], &[2, 2]);
+        check("scatter", &[tensor(&[2, 2, 21], 1)], &[], &|given| {
+            ops::scatter_rows(&given.inputs[0], &rows, 6).unwrap()
+        });
+        let (x, order) = (tensor(&[4, 3], 1), ids(&[2, 0, 3, 1], &[4]));
+        let there = ops::select_rows(&x, &order).unwrap();
+        let back = ops::scatter_rows(&there, &order, 4).unwrap();
+        assert_eq!(values(&back), values(&x));
+        assert!(ops::scatter_rows(&x, &order, 3).is_err());
+        assert!(ops::scatter_rows(&x, &ids(&[0], &[1]), 4).is_err());
+    }
+
+    #[test]
     fn a_table_tied_to_the_vocabulary_collects_both_gradients() {
         needs_device!();
         let words = ids(&[3, 1, 3, 0], &[4]);
@@ -705,6 +779,279 @@ mod embedding {
         assert!(ops::select_rows(&tensor(&[4, 2], 1), &rows).is_err());
         let none = ops::select_rows(&tensor(&[4, 2], 1), &ids(&[], &[0])).unwrap();
         assert_eq!(none.dims(), [0, 2]);
+    }
+}
+
+mod shapes {
+    use super::*;
+
+    #[test]
+    fn reshaped_tensors_and_their_views_return_their_gradients() {
+        needs_device!();
+        check("of an input", &[tensor(&[4, 6], 1)], &[], &|given| {
+            ops::reshape(&given.inputs[0], (2, 3, 4)).unwrap()
+        });
+        // The result is read as it is, as a view, and as a view of a view.
+        let inputs = [tensor(&[4, 6], 1), tensor(&[3, 8], 2)];
+        check("of a result", &inputs, &[], &|given| {
+            let x = ops::scale(&given.inputs[0], 0.7).unwrap();
+            let half = ops::narrow(&ops::reshape(&x, (8, 3)).unwrap(), 0, 4, 4).unwrap();
+            let again = ops::reshape(&half, (2, ())).unwrap();
+            let all = ops::mul(&ops::reshape(&x, (3, 8)).unwrap(), &given.inputs[1]).unwrap();
+            let all = ops::narrow(&all, 0, 1, 2).unwrap();
+            let part = ops::narrow(&all, 1, 1, 6).unwrap();
+            let rows = ops::narrow(&x, 0, 2, 2).unwrap();
+            ops::concat(&[&part, &again, &rows, &again], 0).unwrap()
+        });
+        assert!(ops::reshape(&tensor(&[4, 6], 1), (5, 5)).is_err());
+    }
+
+    #[test]
+    fn dimensions_may_stand_in_any_order() {
+        needs_device!();
+        for order in [
+            [0, 2, 1, 3],
+            [3, 2, 1, 0],
+            [0, 1, 3, 2],
+            [2, 0, 1, 3],
+            [0, 1, 2, 3],
+        ] {
+            check(
+                &format!("{order:?}"),
+                &[tensor(&[2, 3, 5, 4], 1)],
+                &[],
+                &|given| {
+                    let x = ops::scale(&given.inputs[0], 1.5).unwrap();
+                    let y = ops::permute(&x, &order).unwrap();
+                    assert!(y.is_contiguous());
+                    y
+                },
+            );
+        }
+        check("large", &[tensor(&[70, 300], 1)], &[], &|given| {
+            ops::permute(&given.inputs[0], &[1, 0]).unwrap()
+        });
+        for wrong in [&[0, 0][..], &[0], &[1, 2]] {
+            assert!(ops::permute(&tensor(&[2, 2], 1), wrong).is_err());
+        }
+    }
+
+    #[test]
+    fn parts_along_every_dimension_return_their_gradients() {
+        needs_device!();
+        for (dim, start, len) in [(0, 1, 2), (1, 0, 3), (2, 2, 5), (2, 0, 7), (0, 0, 4)] {
+            let name = format!("{dim} {start} {len}");
+            check(&name, &[tensor(&[4, 5, 7], 1)], &[], &|given| {
+                let x = ops::scale(&given.inputs[0], 1.5).unwrap();
+                ops::narrow(&x, dim, start, len).unwrap()
+            });
+        }
+        assert!(ops::narrow(&tensor(&[4, 5], 1), 1, 3, 3).is_err());
+        assert!(ops::narrow(&tensor(&[4, 5], 1), 2, 0, 1).is_err());
+    }
+
+    #[test]
+    fn joined_tensors_get_their_gradients_however_many_they_are() {
+        needs_device!();
+        for count in 1..=7usize {
+            for dim in 0..3 {
+                let shape = |i: usize| {
+                    let mut shape = [2, 3, 4];
+                    shape[dim] = 1 + i % 3;
+                    shape
+                };
+                let inputs: Vec<_> = (0..count).map(|i| tensor(&shape(i), i as u64)).collect();
+                check(&format!("{count} along {dim}"), &inputs, &[], &|given| {
+                    let scaled: Vec<_> = (given.inputs.iter())
+                        .map(|x| ops::scale(x, 0.5).unwrap())
+                        .collect();
+                    ops::concat(&scaled.iter().collect::<Vec<_>>(), dim).unwrap()
+                });
+            }
+        }
+        let x = tensor(&[2, 3], 1);
+        assert!(ops::concat(&[&x, &tensor(&[3, 2], 1)], 0).is_err());
+        assert!(ops::concat(&[], 0).is_err());
+    }
+
+    #[test]
+    fn some_of_the_joined_may_be_constants() {
+        needs_device!();
+        for constant in 0..5 {
+            let fixed = tensor(&[2, 3], 9);
+            let inputs: Vec<_> = (0..4).map(|i| tensor(&[2, 3], i)).collect();
+            check(&format!("{constant}"), &inputs, &[], &|given| {
+                let fixed = fixed.to_dtype(given.inputs[0].dtype()).unwrap();
+                let fixed = fixed.to_device(given.inputs[0].device()).unwrap();
+                let mut parts: Vec<&Tensor> = given.inputs.iter().collect();
+                parts.insert(constant, &fixed);
+                ops::concat(&parts, 1).unwrap()
+            });
+        }
+    }
+
+    #[test]
+    fn means_over_segments_spread_their_gradients() {
+        needs_device!();
+        for (shape, count) in [
+            (&[2usize, 6, 5][..], 3),
+            (&[2, 6], 2),
+            (&[3, 4, 2, 5], 4),
+            (&[1, 7, 3], 1),
+        ] {
+            check(
+                &format!("{shape:?} {count}"),
+                &[tensor(shape, 1)],
+                &[],
+                &|given| ops::mean_segments(&given.inputs[0], count).unwrap(),
+            );
+        }
+        assert!(ops::mean_segments(&tensor(&[2, 6], 1), 4).is_err());
+        assert!(ops::mean_segments(&tensor(&[2, 6], 1), 0).is_err());
+    }
+}
+
+mod arithmetic {
+    use super::*;
+
+    #[test]
+    fn products_differences_and_squares_have_right_gradients() {
+        needs_device!();
+        let inputs = [tensor(&[3, 7, 11], 1), tensor(&[3, 7, 11], 2)];
+        check("mul, sub", &inputs, &[], &|given| {
+            let (a, b) = (&given.inputs[0], &given.inputs[1]);
+            let product = ops::mul(a, b).unwrap();
+            ops::sub(&product, &ops::mul(a, a).unwrap()).unwrap()
+        });
+        assert!(ops::mul(&tensor(&[2, 3], 1), &tensor(&[3], 1)).is_err());
+    }
+
+    #[test]
+    fn rows_are_multiplied_by_constants() {
+        needs_device!();
+        let factors = Tensor::from_vec(noise(6, 3), (2, 3), &Device::Cpu).unwrap();
+        check("rows", &[tensor(&[2, 3, 5], 1)], &[], &|given| {
+            ops::mul_rows(&given.inputs[0], &factors).unwrap()
+        });
+        assert!(ops::mul_rows(&tensor(&[2, 5], 1), &factors).is_err());
+    }
+
+    #[test]
+    fn factors_and_shifts_of_features_have_right_gradients() {
+        needs_device!();
+        for shape in [&[3usize, 5, 37][..], &[1, 1], &[700, 96]] {
+            let width = *shape.last().unwrap();
+            let params = [tensor(&[width], 3), tensor(&[width], 4)];
+            for count in [1, 2] {
+                check(
+                    &format!("{shape:?} {count}"),
+                    &[tensor(shape, 1)],
+                    &params[..count],
+                    &|given| {
+                        ops::affine(&given.inputs[0], &given.params[0], given.params.get(1))
+                            .unwrap()
+                    },
+                );
+            }
+        }
+        assert!(ops::affine(&tensor(&[2, 5], 1), &param(&[4], 1), None).is_err());
+    }
+
+    #[test]
+    fn what_is_added_to_a_whole_batch_collects_its_gradient() {
+        needs_device!();
+        for (x, y) in [
+            (&[3usize, 5, 7][..], &[5usize, 7][..]),
+            (&[3, 5, 7], &[7]),
+            (&[3, 5, 7], &[3, 5, 7]),
+            (&[200, 9], &[9]),
+            (&[2, 150, 130], &[150, 130]),
+            (&[4], &[]),
+        ] {
+            check(
+                &format!("{x:?} {y:?}"),
+                &[tensor(x, 1), tensor(y, 2)],
+                &[],
+                &|given| ops::add_broadcast(&given.inputs[0], &given.inputs[1]).unwrap(),
+            );
+        }
+        assert!(ops::add_broadcast(&tensor(&[3, 5], 1), &tensor(&[3], 1)).is_err());
+    }
+
+    #[test]
+    fn matrices_are_multiplied_in_every_layout() {
+        needs_device!();
+        for (lead, [m, k, n]) in [
+            (&[][..], [5, 7, 3]),
+            (&[4], [5, 7, 3]),
+            (&[2, 3], [1, 6, 4]),
+            // Each shared out among threads, and one after the other.
+            (&[2], [130, 129, 131]),
+        ] {
+            for (ta, tb) in [(false, false), (false, true), (true, false), (true, true)] {
+                let shape = |rows, cols, t| match t {
+                    true => [lead, &[cols, rows]].concat(),
+                    false => [lead, &[rows, cols]].concat(),
+                };
+                let inputs = [tensor(&shape(m, k, ta), 1), tensor(&shape(k, n, tb), 2)];
+                check(
+                    &format!("{lead:?} {m} {k} {n} {ta} {tb}"),
+                    &inputs,
+                    &[],
+                    &|given| {
+                        let y = ops::matmul(&given.inputs[0], &given.inputs[1], ta, tb).unwrap();
+                        assert_eq!(y.dims(), [lead, &[m, n]].concat());
+                        y
+                    },
+                );
+            }
+        }
+        check("square", &[tensor(&[2, 4, 4], 1)], &[], &|given| {
+            ops::matmul(&given.inputs[0], &given.inputs[0], true, false).unwrap()
+        });
+        let product =
+            |a: &[usize], b: &[usize]| ops::matmul(&tensor(a, 1), &tensor(b, 2), false, false);
+        assert!(product(&[2, 3], &[2, 3]).is_err());
+        assert!(product(&[2, 2, 3], &[3, 3, 2]).is_err());
+        assert!(product(&[3], &[3, 2]).is_err());
+    }
+
+    #[test]
+    fn softmax_has_right_gradients_and_does_not_overflow() {
+        needs_device!();
+        for shape in [&[3usize, 5, 37][..], &[4, 1], &[900, 33]] {
+            check(
+                &format!("{shape:?}"),
+                &[(tensor(shape, 1) * 4.0).unwrap()],
+                &[],
+                &|given| ops::softmax(&given.inputs[0]).unwrap(),
+            );
+        }
+        let x = Tensor::new(
+            &[[1e4f32, 1e4, -1e4], [f32::MIN, f32::MIN, f32::MIN]],
+            &here(),
+        )
+        .unwrap();
+        let y = values(&ops::softmax(&x).unwrap());
+        assert_eq!(y[..3], [0.5, 0.5, 0.0]);
+        assert!(y[3..].iter().all(|y| (y - 1.0 / 3.0).abs() < 1e-6), "{y:?}");
+    }
+
+    #[test]
+    fn parameters_may_stand_where_activations_do() {
+        needs_device!();
+        let params = [tensor(&[4, 6], 1), tensor(&[6], 2)];
+        check("rows", &[tensor(&[3, 4, 6], 3)], &params, &|given| {
+            let [latents, bias] = [0, 1].map(|i| ops::param_rows(&given.params[i]).unwrap());
+            let x = ops::add_broadcast(&given.inputs[0], &latents).unwrap();
+            let x = ops::add_broadcast(&x, &bias).unwrap();
+            let rows = ops::reshape(&latents, (1, 4, 6)).unwrap();
+            let x = ops::concat(&[&rows, &x], 0).unwrap();
+            ops::linear(&x, &given.params[0], None).unwrap()
+        });
+        let frozen = param(&[2], 1);
+        frozen.set_trainable(false);
+        assert!(!ops::param_rows(&frozen).unwrap().track_op());
     }
 }
 

@@ -122,21 +122,27 @@ pub(in crate::ops) fn attention(
     if let AttentionMask::Additive(bias) = mask {
         args.push(bias);
     }
-    tape::record("attention", &args, out.storage, shape, move |args, _, dy| {
-        let qkv = [args[0], args[1], args[2]];
-        let (grads, scores) = attention.backward(qkv, &probs, dy)?;
-        let of_bias = match args.get(3).filter(|bias| bias.track_op()) {
-            Some(bias) => {
-                // The sums over what a bias was broadcast along are formed in f32.
-                let scores = scores.into_tensor().to_dtype(DType::F32)?;
-                Some(reduce_to(&scores, bias)?.to_dtype(bias.dtype())?)
-            }
-            None => None,
-        };
-        let [dq, dk, dv] = grads.map(Fresh::into_tensor);
-        let wanted = |i: usize, grad: Tensor| args[i].track_op().then_some(grad);
-        Ok(vec![wanted(0, dq), wanted(1, dk), wanted(2, dv), of_bias])
-    })
+    tape::record(
+        "attention",
+        &args,
+        out.storage,
+        shape,
+        move |args, _, dy| {
+            let qkv = [args[0], args[1], args[2]];
+            let (grads, scores) = attention.backward(qkv, &probs, dy)?;
+            let of_bias = match args.get(3).filter(|bias| bias.track_op()) {
+                Some(bias) => {
+                    // The sums over what a bias was broadcast along are formed in f32.
+                    let scores = scores.into_tensor().to_dtype(DType::F32)?;
+                    Some(reduce_to(&scores, bias)?.to_dtype(bias.dtype())?)
+                }
+                None => None,
+            };
+            let [dq, dk, dv] = grads.map(Fresh::into_tensor);
+            let wanted = |i: usize, grad: Tensor| args[i].track_op().then_some(grad);
+            Ok(vec![wanted(0, dq), wanted(1, dk), wanted(2, dv), of_bias])
+        },
+    )
 }
 
 /// A bias that stays finite in that dtype: masks close with the lowest number of a wider one.

@@ -232,5 +232,9 @@ pub(super) fn code(activation: Activation) -> u32 {
         Activation::Silu => 3,
         Activation::Tanh => 4,
         Activation::Linear => 5,
+        Activation::Sigmoid => 6,
+        Activation::ReluSquared => 7,
+        Activation::QuickGelu => 8,
+        Activation::Laplace => 9,
     }
 }

@@ -1,0 +1,72 @@
+//! A part of a tensor along one dimension.
+
+use candle_core::Tensor;
+use candle_core::shape::Dim;
+use rayon::prelude::*;
+
+use super::parallel::{for_overwrite, rows_per_task};
+use super::{reference, storage, tape};
+use crate::Result;
+
+/// Returns `len` positions of `x` from `start` on along dimension `dim`. A part that is contiguous is not copied.
+pub fn narrow(x: &Tensor, dim: impl Dim, start: usize, len: usize) -> Result<Tensor> {
+    let dim = dim.to_index(x.shape(), "narrow")?;
+    if !storage::is_cpu_f32(x) {
+        return reference::narrow(x, dim, start, len);
+    }
+    let x = x.contiguous()?;
+    let part = x.narrow(dim, start, len)?;
+    let before = x.shape().clone();
+    let inner: usize = x.dims()[dim + 1..].iter().product();
+    let piece = Piece {
+        row: x.dims()[dim] * inner,
+        start: start * inner,
+        len: len * inner,
+    };
+    let widened = move |grad: &Tensor| -> Result<Tensor> {
+        let mut dx = vec![0f32; before.elem_count()];
+        storage::with(grad, |grad| piece.put(grad, &mut dx))?;
+        storage::tensor(dx, &before)
+    };
+    if part.is_contiguous() {
+        return tape::view("narrow", &x, part, widened);
+    }
+    let y = storage::with(&x, |x| piece.take(x))?;
+    tape::record("narrow", &[&x], y, part.shape(), move |_, _, grad| {
+        Ok(vec![Some(widened(grad)?)])
+    })
+}
+
+/// The same `len` elements from `start` on in each row of `row` elements.
+#[derive(Clone, Copy)]
+pub(super) struct Piece {
+    pub row: usize,
+    pub start: usize,
+    pub len: usize,
+}
+
+impl Piece {
+    /// The pieces of all rows of `x`, one after the other.
+    pub(super) fn take(self, x: &[f32]) -> Vec<f32> {
+        if self.len == 0 {
+            return Vec::new();
+        }
+        let mut out = for_overwrite(x.len() / self.row * self.len);
+        out.par_chunks_mut(self.len)
+            .zip(x.par_chunks(self.row))
+            .with_min_len(rows_per_task(self.len))
+            .for_each(|(out, x)| out.copy_from_slice(&x[self.start..][..self.len]));
+        out
+    }
+
+    /// Writes what [`Piece::take`] returns to where it was taken from.
+    pub(super) fn put(self, pieces: &[f32], x: &mut [f32]) {
+        if self.len == 0 {
+            return;
+        }
+        x.par_chunks_mut(self.row)
+            .zip(pieces.par_chunks(self.len))
+            .with_min_len(rows_per_task(self.len))
+            .for_each(|(x, piece)| x[self.start..][..self.len].copy_from_slice(piece));
+    }
+}

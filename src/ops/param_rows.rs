@@ -1,0 +1,29 @@
+//! Parameters that stand in the graph as activations do.
+
+use candle_core::Tensor;
+
+use super::parallel::add_rows;
+use super::tape::Data;
+use super::{Param, tape};
+use crate::Result;
+
+/// The value of `param` as a tensor of the graph, whose gradient goes into the parameter: latents, prompts and tables of
+/// positions, which other operations take like any activation.
+pub fn param_rows(param: &Param) -> Result<Tensor> {
+    let tensor = param.tensor();
+    if !tensor.track_op() || !param.is_cpu_f32() {
+        return Ok(tensor);
+    }
+    let shape = param.shape().clone();
+    let param = param.clone();
+    let copy = Data::copied(&tensor)?;
+    tape::record("param_rows", &[&tensor], copy, shape, move |_, _, grad| {
+        super::storage::with(grad, |grad| {
+            param.update_grad(|sums, fresh| match fresh {
+                true => sums.copy_from_slice(grad),
+                false => add_rows(sums, grad, false),
+            })
+        })??;
+        Ok(vec![])
+    })
+}
