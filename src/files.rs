@@ -1,34 +1,141 @@
-//! Writing files so that a reader never sees half of one.
+//! Writing files so that a reader never sees half of one, and so that nothing but a plain file is ever replaced.
+//!
+//! What a path names decides how it is written ([`Destination`]): a plain file, or one that does not exist yet, is
+//! replaced whole by a rename, where a symbolic link leads and not in the link's own place; a pipe or a device is written
+//! into; folders, sockets and disks are refused.
 
-use std::path::Path;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
 use crate::{Error, Result};
 
+/// So many symbolic links may lead from one to the next.
+const LINKS: usize = 40;
+
+/// What a path stands for when something is to be written to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// A plain file, or the place for a new one: the path with symbolic links followed.
+    File(PathBuf),
+    /// A pipe or a character device, which takes bytes and keeps none.
+    Stream(PathBuf),
+}
+
+impl Destination {
+    /// Looks at what `path` names, through symbolic links; nothing is opened or changed.
+    ///
+    /// # Errors
+    /// For a folder, a socket, a disk, and links that lead in a circle.
+    pub fn of(path: &Path) -> Result<Self> {
+        let refuse = |what: &str| {
+            let problem = io::Error::new(io::ErrorKind::InvalidInput, what);
+            Err(Error::io("write", path, problem))
+        };
+        let mut place = path.to_path_buf();
+        for _ in 0..LINKS {
+            let kind = match std::fs::symlink_metadata(&place) {
+                Ok(found) => found.file_type(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Ok(Self::File(place));
+                }
+                Err(error) => return Err(Error::io("write", path, error)),
+            };
+            if kind.is_symlink() {
+                let target = std::fs::read_link(&place).map_err(|e| Error::io("write", path, e))?;
+                // What a descriptor stands for has no path of its own (`/proc/self/fd/1` → `pipe:[123]`).
+                if std::fs::metadata(&place).is_ok_and(|found| is_stream(found.file_type())) {
+                    return Ok(Self::Stream(place));
+                }
+                place = folder_of(&place).join(target);
+                continue;
+            }
+            if kind.is_file() {
+                return Ok(Self::File(place));
+            }
+            if is_stream(kind) {
+                return Ok(Self::Stream(place));
+            }
+            return refuse(if kind.is_dir() {
+                "it is a folder: give the name of a file in it"
+            } else {
+                "it is a socket or a disk, not a file: choose another place"
+            });
+        }
+        refuse("its symbolic links lead in a circle")
+    }
+
+    /// Checks that bytes can be written here, as far as that can be known before: the folder is there and takes a file.
+    pub fn check(&self) -> Result<()> {
+        let Self::File(path) = self else {
+            return Ok(());
+        };
+        NamedTempFile::new_in(folder_of(path)).map_err(|e| Error::io("write", path, e))?;
+        Ok(())
+    }
+}
+
+/// Whether a file of this kind takes bytes without keeping them.
+#[cfg(unix)]
+fn is_stream(kind: std::fs::FileType) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    kind.is_fifo() || kind.is_char_device()
+}
+
+#[cfg(not(unix))]
+fn is_stream(_: std::fs::FileType) -> bool {
+    false
+}
+
+/// The folder that a path is in.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
 /// Writes `bytes` to `path`: complete, or not at all.
+///
+/// # Errors
+/// As [`replace_atomically`].
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     replace_atomically(path, |temporary| {
         std::fs::write(temporary, bytes).map_err(|e| Error::io("write", path, e))
     })
 }
 
-/// Lets `write` fill a temporary file beside `path`, then syncs it and renames it into place.
+/// Lets `write` fill a temporary file, then puts its contents where `path` leads: into the place of a plain file by a
+/// synced rename, into a pipe or a device by writing to it.
 ///
-/// When anything fails, what was at `path` before stays and the temporary file is removed.
+/// The file keeps the permissions of the one that it replaces; a new one gets those that new files have.
+///
+/// # Errors
+/// When `path` names what can't be written ([`Destination::of`]), or anything fails on the way: then what was at `path`
+/// before stays, and the temporary file is removed.
 pub fn replace_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
     let io = |e| Error::io("write", path, e);
-    let temporary = NamedTempFile::new_in(folder).map_err(io)?;
+    let place = match Destination::of(path)? {
+        Destination::File(place) => place,
+        Destination::Stream(place) => {
+            let temporary = NamedTempFile::new().map_err(io)?;
+            write(temporary.path())?;
+            return pour(temporary.path(), &place).map_err(io);
+        }
+    };
+    let folder = folder_of(&place);
+    let temporary = temporary_in(folder).map_err(io)?;
+    let permissions = std::fs::metadata(&place)
+        .or_else(|_| temporary.as_file().metadata())
+        .map_err(io)?
+        .permissions();
     write(temporary.path())?;
     // `write` may have replaced the file behind the name, so sync what the name now means.
     let written = std::fs::File::open(temporary.path()).map_err(io)?;
     written.sync_all().map_err(io)?;
-    set_usual_permissions(temporary.path()).map_err(io)?;
-    temporary.persist(path).map_err(|e| io(e.error))?;
+    std::fs::set_permissions(temporary.path(), permissions).map_err(io)?;
+    temporary.persist(&place).map_err(|e| io(e.error))?;
     // The rename itself must survive a crash; not every file system lets a folder be synced.
     if let Ok(folder) = std::fs::File::open(folder) {
         let _ = folder.sync_all();
@@ -36,16 +143,59 @@ pub fn replace_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) 
     Ok(())
 }
 
-/// Temporary files are private to their owner; a finished one is readable like any other.
+/// A temporary file with the permissions of any new file; by themselves temporary files are their owner's only.
 #[cfg(unix)]
-fn set_usual_permissions(path: &Path) -> std::io::Result<()> {
+fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
     use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))
+    tempfile::Builder::new()
+        .permissions(std::fs::Permissions::from_mode(0o666))
+        .tempfile_in(folder)
 }
 
 #[cfg(not(unix))]
-fn set_usual_permissions(_: &Path) -> std::io::Result<()> {
-    Ok(())
+fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
+    NamedTempFile::new_in(folder)
+}
+
+/// Copies a file into a pipe or a device.
+fn pour(from: &Path, to: &Path) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(from)?.read_to_end(&mut bytes)?;
+    let mut stream = open_stream(to)?;
+    stream.write_all(&bytes)?;
+    stream.flush()
+}
+
+/// Opens a pipe or a device for writing. A pipe that nobody reads from would be waited for without end: it gets a while.
+#[cfg(unix)]
+fn open_stream(path: &Path) -> io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+    const LOOK: std::time::Duration = std::time::Duration::from_millis(20);
+    let end = std::time::Instant::now() + PATIENCE;
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true);
+    loop {
+        match options.clone().custom_flags(libc::O_NONBLOCK).open(path) {
+            // There is a reader: now for one that waits when the pipe is full.
+            Ok(_reader_is_there) => return options.open(path),
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
+                if std::time::Instant::now() > end {
+                    return Err(io::Error::new(
+                        io::ErrorKind::NotConnected,
+                        "it is a pipe that nobody reads from",
+                    ));
+                }
+                std::thread::sleep(LOOK);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(not(unix))]
+fn open_stream(path: &Path) -> io::Result<std::fs::File> {
+    std::fs::OpenOptions::new().write(true).open(path)
 }
 
 #[cfg(test)]
@@ -64,5 +214,93 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_symbolic_link_stays_and_the_file_it_leads_to_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::create_dir(at("deep")).unwrap();
+        std::fs::write(at("deep/real.json"), "old").unwrap();
+        std::os::unix::fs::symlink("deep/real.json", at("middle")).unwrap();
+        std::os::unix::fs::symlink(at("middle"), at("link")).unwrap();
+        write_atomically(&at("link"), b"new").unwrap();
+        assert!(at("link").is_symlink() && at("middle").is_symlink());
+        assert_eq!(std::fs::read(at("deep/real.json")).unwrap(), b"new");
+        // A link may lead to where nothing is yet.
+        std::os::unix::fs::symlink("deep/new.json", at("dangling")).unwrap();
+        write_atomically(&at("dangling"), b"first").unwrap();
+        assert!(at("dangling").is_symlink());
+        assert_eq!(std::fs::read(at("deep/new.json")).unwrap(), b"first");
+        std::os::unix::fs::symlink("round", at("round")).unwrap();
+        assert!(write_atomically(&at("round"), b"x").is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_written_into_and_stays_a_pipe() {
+        use std::os::unix::fs::FileTypeExt;
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.is_ok_and(|made| made.success()));
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || std::fs::read(pipe)
+        });
+        // More than a pipe holds.
+        let long = vec![7; 200_000];
+        write_atomically(&pipe, &long).unwrap();
+        assert_eq!(reader.join().unwrap().unwrap(), long);
+        assert!(std::fs::metadata(&pipe).unwrap().file_type().is_fifo());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_device_is_a_stream_and_sockets_and_folders_are_refused() {
+        // Only looked at: a device must not be put at risk by a test.
+        let null = Path::new("/dev/null");
+        assert_eq!(
+            Destination::of(null).unwrap(),
+            Destination::Stream(null.to_owned())
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let refused = write_atomically(&socket, b"x").unwrap_err().to_string();
+        assert!(refused.contains("socket"), "{refused}");
+        let refused = write_atomically(folder.path(), b"x")
+            .unwrap_err()
+            .to_string();
+        assert!(refused.contains("folder"), "{refused}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_keeps_its_permissions_and_a_new_one_gets_those_of_new_files() {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret.json");
+        std::fs::write(&path, "old").unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        write_atomically(&path, b"new").unwrap();
+        assert_eq!(mode(&path), 0o600);
+        let (plain, ours) = (folder.path().join("plain"), folder.path().join("ours"));
+        std::fs::write(&plain, "").unwrap();
+        write_atomically(&ours, b"").unwrap();
+        assert_eq!(mode(&ours), mode(&plain));
+    }
+
+    #[test]
+    fn a_place_is_checked_before_anything_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = |path: &Path| Destination::of(path).and_then(|place| place.check());
+        assert!(check(&folder.path().join("new.json")).is_ok());
+        assert!(check(&folder.path().join("missing/new.json")).is_err());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }
