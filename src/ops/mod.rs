@@ -60,7 +60,11 @@ pub use add_broadcast::add_broadcast;
 pub use affine::affine;
 pub use allocator::tune_allocator;
 pub use arithmetic::{add, scale, sub};
-pub use attention::{AttentionKernel, AttentionMask, attention, set_attention_kernel};
+pub use attention::{
+    AttentionKernel, AttentionMask, AttentionOptions, Band, FusedLayout, RelativeIndex,
+    RelativeTerms, Rotary, RotaryPairs, attention, attention_fused, attention_with,
+    relative_attention, relative_attention_fused, set_attention_kernel,
+};
 pub use batched_matmul::matmul;
 pub use checkpointing::checkpoint;
 pub use concat::concat;

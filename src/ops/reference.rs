@@ -1,10 +1,15 @@
 //! The operations of [`crate::ops`] composed from candle's own: slower and hungrier, but on every device, in every
 //! dtype, and differentiated by candle. What the fused versions fall back to and are checked against.
 
+mod attention;
+
 use candle_core::{D, DType, Tensor};
 
-use super::{Activation, AttentionMask, Dropout, Param};
+use super::{Activation, AttentionMask, AttentionOptions, Dropout, Param};
 use crate::Result;
+
+pub(super) use self::attention::{attend, split};
+pub use self::attention::{attention_with, relative_attention};
 
 /// As [`super::linear`].
 pub fn linear(x: &Tensor, weight: &Param, bias: Option<&Param>) -> Result<Tensor> {
@@ -185,29 +190,13 @@ pub fn attention(
     scale: f64,
     dropout: Dropout,
 ) -> Result<Tensor> {
-    let split = |x: &Tensor| -> Result<Tensor> {
-        let (batch, seq, width) = x.dims3()?;
-        Ok(x.reshape((batch, seq, heads, width / heads))?
-            .transpose(1, 2)?
-            .contiguous()?)
+    let options = AttentionOptions {
+        scale,
+        dropout,
+        mask: mask.clone(),
+        ..AttentionOptions::new(heads, 1)
     };
-    let (batch, queries, _) = q.dims3()?;
-    let width = v.dim(2)?;
-    let (q, k, v) = (split(q)?, split(k)?, split(v)?);
-    let scores = (q.matmul(&k.t()?)? * scale)?;
-    let scores = match mask {
-        AttentionMask::None => scores,
-        AttentionMask::Additive(bias) => scores.broadcast_add(bias)?,
-        AttentionMask::Keys(keys) => {
-            let keys = keys.to_device(scores.device())?.to_dtype(scores.dtype())?;
-            let bias = ((1.0 - keys)? * lowest(scores.dtype()))?;
-            let (b, s) = bias.dims2()?;
-            scores.broadcast_add(&bias.reshape((b, 1, 1, s))?)?
-        }
-    };
-    let probs = self::dropout(&softmax(&scores)?, dropout)?;
-    let context = probs.matmul(&v)?.transpose(1, 2)?;
-    Ok(context.reshape((batch, queries, width))?)
+    attention_with(q, k, v, &options)
 }
 
 /// The most negative finite number of a dtype: what masked scores are lowered by.

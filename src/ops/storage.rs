@@ -20,6 +20,15 @@ pub(crate) fn with<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T>
     }
 }
 
+/// Gives `f` all elements that an f32 tensor on the CPU shares with others, and where its own lie among them.
+pub(crate) fn with_layout<T>(tensor: &Tensor, f: impl FnOnce(&[f32], &Layout) -> T) -> Result<T> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => Ok(f(storage.as_slice::<f32>()?, layout)),
+        _ => Err(candle_core::Error::Msg("expected a tensor on the CPU".into()).into()),
+    }
+}
+
 /// The elements of a contiguous f32 layout.
 pub(crate) fn slice<'a>(
     storage: &'a CpuStorage,

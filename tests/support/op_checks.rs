@@ -1463,3 +1463,6 @@ mod backward {
         );
     }
 }
+
+#[path = "attention_checks.rs"]
+mod attention_options;

@@ -1,0 +1,50 @@
+//! Which keys a query sees by its position.
+
+use std::ops::Range;
+
+use super::{AttentionOptions, Sizes};
+
+/// A band, the causal rule, or both: query i sees the keys `i + offset - left ..= i + offset + right`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Window {
+    left: Option<usize>,
+    right: Option<usize>,
+    offset: usize,
+}
+
+impl Window {
+    /// `None` if every query sees all keys. There are at least as many keys as queries.
+    pub(super) fn new(options: &AttentionOptions, sizes: &Sizes) -> Option<Self> {
+        let left = options.band.map(|band| band.left);
+        let right = match (options.causal, options.band) {
+            (true, _) => Some(0),
+            (false, band) => band.map(|band| band.right),
+        };
+        (left.is_some() || right.is_some()).then(|| Self {
+            left,
+            right,
+            offset: sizes.keys - sizes.queries,
+        })
+    }
+
+    /// The keys before `end` that the queries `first..=last` see, those between them included.
+    pub(super) fn keys(&self, first: usize, last: usize, end: usize) -> Range<usize> {
+        let hi = match self.right {
+            Some(right) => (last + self.offset + 1).saturating_add(right).min(end),
+            None => end,
+        };
+        let lo = match self.left {
+            Some(left) => (first + self.offset).saturating_sub(left),
+            None => 0,
+        };
+        lo.min(hi)..hi
+    }
+
+    /// How many queries are best worked on at once: the more there are, the more scores outside of the window are formed.
+    pub(super) fn block(&self) -> usize {
+        match (self.left, self.right) {
+            (Some(left), Some(right)) => (left.saturating_add(right) / 4).clamp(32, 128) / 16 * 16,
+            _ => 64,
+        }
+    }
+}
