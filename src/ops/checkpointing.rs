@@ -18,17 +18,20 @@ pub fn checkpoint(
     f: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
 ) -> Result<Tensor> {
     let fits = storage::is_cpu_f32(x) || x.device().is_cuda();
-    let Some(anchor) = anchor(params).filter(|_| fits) else {
-        // Without weights that learn there is nothing whose gradient could need the parts again.
+    let anchor = anchor(params);
+    if !fits || !x.track_op() && anchor.is_none() {
+        // Where nothing learns there is nothing whose gradient could need the parts again.
         return f(x);
-    };
+    }
     let (x, precision) = (x.contiguous()?, precision());
     let y = no_grad(|| f(&x.detach()))?.contiguous()?;
     let values = Data::copied(&y)?;
     let params = params.to_vec();
+    let mut args = vec![&x];
+    args.extend(&anchor);
     tape::record(
         "checkpoint",
-        &[&x, &anchor],
+        &args,
         values,
         y.shape(),
         move |args, _, grad| {
@@ -51,15 +54,15 @@ fn again(
     f: impl Fn(&Tensor) -> Result<Tensor>,
     grad: &Tensor,
 ) -> Result<Option<Tensor>> {
-    if anchor(params).is_none() {
+    let input = Param::new("input", &x.detach())?;
+    input.set_trainable(x.track_op());
+    let y = f(&input.tensor())?;
+    if !y.track_op() {
         return Err(Error::argument(
             "backward",
             "inside of no_grad a layer that was not kept can't be formed again; call it outside",
         ));
     }
-    let input = Param::new("input", &x.detach())?;
-    input.set_trainable(x.track_op());
-    let y = f(&input.tensor())?;
     let leaves = [params, std::slice::from_ref(&input)].concat();
     check_leaves(&y, &leaves)?;
     // A number that hands `grad` on to y.

@@ -38,7 +38,7 @@ pub fn permute(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
 }
 
 /// The elements of the contiguous `x` in the order in which they stand after `dims`.
-fn permuted(x: &Tensor, dims: &[usize]) -> Result<Vec<f32>> {
+pub(super) fn permuted(x: &Tensor, dims: &[usize]) -> Result<Vec<f32>> {
     // (size, distance in x) of each dimension of the result.
     let all: Vec<(usize, usize)> = (dims.iter())
         .map(|&dim| (x.dims()[dim], x.stride()[dim]))

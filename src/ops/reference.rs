@@ -5,7 +5,10 @@ mod attention;
 
 use candle_core::{D, DType, Tensor};
 
-use super::{Activation, AttentionMask, AttentionOptions, Dropout, Param};
+use super::{
+    Activation, AttentionMask, AttentionOptions, Conv1d, CtcTargets, Dropout, EmaParams, Gate,
+    Param,
+};
 use crate::Result;
 
 pub(super) use self::attention::{attend, split};
@@ -254,4 +257,235 @@ pub fn masked_cross_entropy(
     let labels = labels.to_device(shifted.device())?;
     let picked = shifted.gather(&labels.unsqueeze(1)?, 1)?;
     Ok((log_sum - picked)?.sum_all()?)
+}
+
+/// As [`super::sum_all()`].
+pub fn sum_all(x: &Tensor) -> Result<Tensor> {
+    Ok(x.sum_all()?)
+}
+
+/// As [`super::gated()`].
+pub fn gated(x: &Tensor, activation: Activation, gate: Gate) -> Result<Tensor> {
+    let half = x.dim(D::Minus1)? / 2;
+    let part = |start| x.narrow(D::Minus1, start, half);
+    let (first, second) = (part(0)?, part(half)?);
+    Ok(match gate {
+        Gate::First => (activate(&first, activation)? * second)?,
+        Gate::Second => (first * activate(&second, activation)?)?,
+    })
+}
+
+/// As [`super::rms_norm()`].
+pub fn rms_norm(x: &Tensor, weight: &Param, eps: f64) -> Result<Tensor> {
+    let square = x.sqr()?.mean_keepdim(D::Minus1)?;
+    let normed = x.broadcast_div(&(square + eps)?.sqrt()?)?;
+    Ok(normed.broadcast_mul(&weight.tensor())?)
+}
+
+/// As [`super::linear_grouped()`].
+pub fn linear_grouped(
+    x: &Tensor,
+    weight: &Param,
+    bias: Option<&Param>,
+    groups: usize,
+) -> Result<Tensor> {
+    let (out, width) = (weight.shape().dims()[0], weight.shape().dims()[1]);
+    let weight = weight.tensor().reshape((out, width))?;
+    let flat = x.reshape(((), width * groups))?;
+    let each = out / groups;
+    let parts = (0..groups)
+        .map(|group| {
+            let x = flat.narrow(1, group * width, width)?.contiguous()?;
+            x.matmul(&weight.narrow(0, group * each, each)?.t()?)
+        })
+        .collect::<candle_core::Result<Vec<_>>>()?;
+    let flat = Tensor::cat(&parts, 1)?;
+    let flat = match bias {
+        Some(bias) => flat.broadcast_add(&bias.tensor())?,
+        None => flat,
+    };
+    let mut shape = x.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = out;
+    }
+    Ok(flat.reshape(shape)?)
+}
+
+/// As [`super::depthwise_conv()`].
+pub fn depthwise_conv(x: &Tensor, w: &Tensor, pad: usize) -> Result<Tensor> {
+    let (_, len, width) = x.dims3()?;
+    let channels = w.dim(0)?;
+    let kernel = w.elem_count() / channels;
+    // (width, kernel): each channel's kernel for all of its features.
+    let w = w
+        .reshape((channels, 1, kernel))?
+        .broadcast_as((channels, width / channels, kernel))?
+        .reshape((width, kernel))?;
+    let x = x.pad_with_zeros(1, pad, pad)?;
+    let mut sum: Option<Tensor> = None;
+    for j in 0..kernel {
+        let shifted = x.narrow(1, j, len + 2 * pad + 1 - kernel)?;
+        let term = shifted.broadcast_mul(&w.narrow(1, j, 1)?.reshape(width)?)?;
+        sum = Some(match sum {
+            Some(sum) => (sum + term)?,
+            None => term,
+        });
+    }
+    sum.ok_or_else(|| crate::Error::argument("w", "empty"))
+}
+
+/// As [`super::dynamic_conv()`].
+pub fn dynamic_conv(v: &Tensor, kernels: &Tensor) -> Result<Tensor> {
+    let (batch, len, width) = v.dims3()?;
+    let (_, _, heads, kernel) = kernels.dims4()?;
+    let pad = (kernel - 1) / 2;
+    let padded = v.pad_with_zeros(1, pad, kernel - 1 - pad)?;
+    let neighbours = (0..kernel)
+        .map(|j| {
+            let shifted = padded.narrow(1, j, len)?;
+            shifted.reshape((batch, len, heads, 1, width / heads))
+        })
+        .collect::<candle_core::Result<Vec<_>>>()?;
+    let neighbours = Tensor::cat(&neighbours, 3)?;
+    let mixed = kernels.unsqueeze(4)?.broadcast_mul(&neighbours)?.sum(3)?;
+    Ok(mixed.reshape((batch, len, width))?)
+}
+
+/// As [`super::conv1d()`].
+pub fn conv1d(x: &Tensor, w: &Tensor, conv: Conv1d) -> Result<Tensor> {
+    let (batch, len, _) = x.dims3()?;
+    let (out, inner, kernel) = w.dims3()?;
+    let each = out / conv.groups;
+    let places = (len + 2 * conv.pad - kernel) / conv.stride + 1;
+    let x = x.pad_with_zeros(1, conv.pad, conv.pad)?;
+    let at = |j: usize| -> Vec<u32> { (0..places).map(|t| (t * conv.stride + j) as u32).collect() };
+    let mut parts = Vec::new();
+    for group in 0..conv.groups {
+        let x = x.narrow(2, group * inner, inner)?.contiguous()?;
+        let mut sum: Option<Tensor> = None;
+        for j in 0..kernel {
+            let rows = x.index_select(&Tensor::new(at(j), x.device())?, 1)?;
+            let w = w
+                .narrow(0, group * each, each)?
+                .narrow(2, j, 1)?
+                .squeeze(2)?;
+            let rows = rows.reshape((batch * places, inner))?;
+            let term = rows.matmul(&w.t()?.contiguous()?)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + term)?,
+                None => term,
+            });
+        }
+        parts.extend(sum);
+    }
+    Ok(Tensor::cat(&parts, 1)?.reshape((batch, places, out))?)
+}
+
+/// As [`super::fourier_mix()`].
+pub fn fourier_mix(x: &Tensor) -> Result<Tensor> {
+    let (_, len, width) = x.dims3()?;
+    let waves = |n: usize, f: fn(f64) -> f64| -> Result<Tensor> {
+        let wave = (0..n * n).map(|at| {
+            let turns = (at / n * (at % n) % n) as f64 / n as f64;
+            f(turns * std::f64::consts::TAU)
+        });
+        let wave = Tensor::from_vec(wave.collect::<Vec<f64>>(), (n, n), x.device())?;
+        Ok(wave.to_dtype(x.dtype())?)
+    };
+    let transformed = |f: fn(f64) -> f64| -> Result<Tensor> {
+        let over_features = x.broadcast_matmul(&waves(width, f)?)?;
+        Ok(waves(len, f)?.broadcast_matmul(&over_features)?)
+    };
+    Ok((transformed(f64::cos)? - transformed(f64::sin)?)?)
+}
+
+/// As [`super::newton_pinv()`].
+pub fn newton_pinv(a: &Tensor) -> Result<Tensor> {
+    let largest = a.sum_keepdim(D::Minus2)?.flatten_all()?.max(0)?;
+    let a = a.contiguous()?;
+    let mut z = a.t()?.contiguous()?.broadcast_div(&largest)?;
+    let unit = Tensor::eye(a.dim(D::Minus1)?, a.dtype(), a.device())?;
+    let minus = |factor: f64, x: Tensor| (&unit * factor)?.broadcast_sub(&x);
+    for _ in 0..super::newton_pinv::STEPS {
+        let az = a.matmul(&z)?;
+        let inner = minus(7.0, az.clone())?;
+        let inner = minus(15.0, az.matmul(&inner)?)?;
+        let inner = minus(13.0, az.matmul(&inner)?)?;
+        z = (z.matmul(&inner)? * 0.25)?;
+    }
+    Ok(z)
+}
+
+/// As [`super::damped_ema()`].
+pub fn damped_ema(x: &Tensor, params: EmaParams, truncation: Option<usize>) -> Result<Tensor> {
+    let (_, len, width) = x.dims3()?;
+    let reach = truncation.unwrap_or(len).min(len);
+    let of = |param: &Param| -> Result<Tensor> { Ok(param.tensor().reshape((2 * width, ()))?) };
+    let (p, a) = (sigmoid(&of(params.damping)?)?, sigmoid(&of(params.decay)?)?);
+    let states = p.dim(1)? as f64;
+    let coefficients = ((&p * of(params.expansion)?)? * of(params.projection)?)?;
+    let coefficients = (coefficients / states.sqrt())?;
+    let ratio = (1.0 - (p * a)?)?;
+    let powers = |l: usize| -> candle_core::Result<Tensor> {
+        (0..l).try_fold(ratio.ones_like()?, |power, _| power * &ratio)
+    };
+    let kernel = (0..reach)
+        .map(|l| (&coefficients * powers(l)?)?.sum_keepdim(1))
+        .collect::<candle_core::Result<Vec<_>>>()?;
+    let (back, ahead) = (
+        (kernel.iter().rev()).map(|k| k.narrow(0, 0, width)),
+        kernel.iter().map(|k| k.narrow(0, width, width)),
+    );
+    let join = |parts: Vec<Tensor>| Tensor::cat(&parts, 1);
+    let back = join(back.collect::<candle_core::Result<_>>()?)?;
+    let ahead = join(ahead.collect::<candle_core::Result<_>>()?)?;
+    let both = (back.pad_with_zeros(1, 0, reach - 1)? + ahead.pad_with_zeros(1, reach - 1, 0)?)?;
+    depthwise_conv(x, &both, reach - 1)
+}
+
+/// As [`super::ctc_loss()`], without its check of the targets, and with a very large number for infinity.
+pub fn ctc_loss(logits: &Tensor, targets: CtcTargets) -> Result<Tensor> {
+    const NEVER: f64 = -1e30;
+    let log_sum = |x: &Tensor, dim: usize| -> candle_core::Result<Tensor> {
+        let top = x.max_keepdim(dim)?.detach();
+        x.broadcast_sub(&top)?.exp()?.sum_keepdim(dim)?.log()? + top
+    };
+    let mut losses = Vec::new();
+    for (i, (&frames, labels)) in targets.frames.iter().zip(targets.labels).enumerate() {
+        let logits = logits.get(i)?.narrow(0, 0, frames)?;
+        let scores = logits.broadcast_sub(&log_sum(&logits, 1)?)?;
+        let mut places = vec![targets.blank];
+        places.extend(labels.iter().flat_map(|&label| [label, targets.blank]));
+        let count = places.len();
+        let skips: Vec<f64> = (0..count)
+            .map(
+                |s| match s >= 2 && s % 2 == 1 && places[s] != places[s - 2] {
+                    true => 0.0,
+                    false => NEVER,
+                },
+            )
+            .collect();
+        let constant = |values: Vec<f64>| -> Result<Tensor> {
+            let n = values.len();
+            let values = Tensor::from_vec(values, (1, n), &candle_core::Device::Cpu)?;
+            Ok(values
+                .to_dtype(scores.dtype())?
+                .to_device(scores.device())?)
+        };
+        let skips = constant(skips)?;
+        let scores = scores.index_select(&Tensor::new(places, scores.device())?, 1)?;
+        let start = (0..count).map(|s| if s < 2 { 0.0 } else { NEVER });
+        let mut ways = (constant(start.collect())? + scores.narrow(0, 0, 1)?)?;
+        let never = |n: usize| constant(vec![NEVER; n]);
+        for t in 1..frames {
+            let one = Tensor::cat(&[&never(1)?, &ways], 1)?.narrow(1, 0, count)?;
+            let two = Tensor::cat(&[&never(2)?, &ways], 1)?.narrow(1, 0, count)?;
+            let all = Tensor::cat(&[&ways, &one, &(two + &skips)?], 0)?;
+            ways = (log_sum(&all, 0)? + scores.narrow(0, t, 1)?)?;
+        }
+        let last = count.saturating_sub(2);
+        let total = log_sum(&ways.narrow(1, last, count - last)?, 1)?;
+        losses.push(total.neg()?.reshape(1)?);
+    }
+    Ok(Tensor::cat(&losses, 0)?)
 }

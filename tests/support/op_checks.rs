@@ -3,7 +3,8 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use cloze::ops::{
-    self, Activation, AdamWOptions, AdamWState, AttentionMask, Dropout, Param, Precision,
+    self, Activation, AdamWOptions, AdamWState, AttentionMask, Conv1d, CtcTargets, Dropout,
+    EmaParams, Gate, Param, Precision,
 };
 
 /// Leaves a test that has no device to run on.
@@ -1052,6 +1053,378 @@ mod arithmetic {
         let frozen = param(&[2], 1);
         frozen.set_trainable(false);
         assert!(!ops::param_rows(&frozen).unwrap().track_op());
+    }
+}
+
+mod gates_and_norms {
+    use super::*;
+
+    #[test]
+    fn either_half_may_be_the_gate_of_the_other() {
+        needs_device!();
+        for activation in ACTIVATIONS {
+            for gate in [Gate::First, Gate::Second] {
+                for shape in [&[3usize, 5, 14][..], &[1, 2]] {
+                    let name = format!("{activation:?} {gate:?} {shape:?}");
+                    check(&name, &[(tensor(shape, 1) * 3.0).unwrap()], &[], &|given| {
+                        ops::gated(&given.inputs[0], activation, gate).unwrap()
+                    });
+                }
+            }
+        }
+        check("large", &[tensor(&[150, 600], 1)], &[], &|given| {
+            ops::gated(&given.inputs[0], Activation::Silu, Gate::Second).unwrap()
+        });
+        assert!(ops::gated(&tensor(&[2, 5], 1), Activation::Silu, Gate::First).is_err());
+        let y = ops::gated(&nothing(&[0, 4]), Activation::Silu, Gate::First).unwrap();
+        assert_eq!(y.dims(), [0, 2]);
+    }
+
+    #[test]
+    fn roots_of_mean_squares_normalize() {
+        needs_device!();
+        for shape in [&[3usize, 5, 37][..], &[1, 1, 8], &[70, 768], &[3, 1030]] {
+            let width = *shape.last().unwrap();
+            check(
+                &format!("{shape:?}"),
+                &[tensor(shape, 1)],
+                &[tensor(&[width], 3)],
+                &|given| ops::rms_norm(&given.inputs[0], &given.params[0], 1e-5).unwrap(),
+            );
+        }
+        assert!(ops::rms_norm(&tensor(&[2, 5], 1), &param(&[4], 1), 1e-5).is_err());
+        let y = ops::rms_norm(&nothing(&[0, 4]), &param(&[4], 1), 1e-5).unwrap();
+        assert_eq!(y.dims(), [0, 4]);
+    }
+
+    #[test]
+    fn groups_of_features_have_maps_of_their_own() {
+        needs_device!();
+        for (x, out, groups) in [
+            (&[3usize, 7, 12][..], 8, 4),
+            (&[5, 12], 6, 2),
+            (&[2, 3, 5], 4, 1),
+            (&[90, 64], 96, 4),
+        ] {
+            let inner = x[x.len() - 1] / groups;
+            for on_disk in [&[out, inner][..], &[out, inner, 1]] {
+                for count in [1, 2] {
+                    let params = [tensor(on_disk, 2), tensor(&[out], 3)];
+                    let name = format!("{x:?} {on_disk:?} {groups} {count}");
+                    check(&name, &[tensor(x, 1)], &params[..count], &|given| {
+                        let (w, b) = (&given.params[0], given.params.get(1));
+                        ops::linear_grouped(&given.inputs[0], w, b, groups).unwrap()
+                    });
+                }
+            }
+        }
+        let x = tensor(&[2, 6], 1);
+        assert!(ops::linear_grouped(&x, &param(&[4, 2], 1), None, 2).is_err());
+        assert!(ops::linear_grouped(&x, &param(&[3, 3], 1), None, 2).is_err());
+        assert!(ops::linear_grouped(&x, &param(&[4, 3], 1), None, 0).is_err());
+        assert!(ops::linear_grouped(&x, &param(&[4, 3], 1), Some(&param(&[3], 1)), 2).is_err());
+    }
+
+    #[test]
+    fn the_sum_of_everything_gives_everything_its_gradient() {
+        needs_device!();
+        check("sum", &[tensor(&[3, 40, 701], 1)], &[], &|given| {
+            let x = ops::mul(&given.inputs[0], &given.inputs[0]).unwrap();
+            ops::sum_all(&x).unwrap()
+        });
+    }
+}
+
+mod convolutions {
+    use super::*;
+
+    #[test]
+    fn kernels_slide_over_features_or_whole_heads() {
+        needs_device!();
+        for (x, w, pad) in [
+            ([2, 9, 6], &[6usize, 3][..], 1),
+            ([2, 9, 6], &[6, 1, 5], 2),
+            ([2, 9, 6], &[2, 1, 5, 1], 2),
+            ([1, 4, 3], &[3, 4], 0),
+            ([1, 2, 4], &[4, 7], 3),
+            ([2, 5, 4], &[1, 3], 4),
+        ] {
+            check(
+                &format!("{x:?} {w:?} {pad}"),
+                &[tensor(&x, 1), tensor(w, 2)],
+                &[],
+                &|given| ops::depthwise_conv(&given.inputs[0], &given.inputs[1], pad).unwrap(),
+            );
+        }
+        check(
+            "of a parameter",
+            &[tensor(&[2, 20, 130], 1)],
+            &[tensor(&[130, 1, 9], 2)],
+            &|given| {
+                let w = ops::param_rows(&given.params[0]).unwrap();
+                ops::depthwise_conv(&given.inputs[0], &w, 4).unwrap()
+            },
+        );
+        let x = tensor(&[2, 3, 4], 1);
+        assert!(ops::depthwise_conv(&x, &tensor(&[3, 3], 1), 1).is_err());
+        assert!(ops::depthwise_conv(&x, &tensor(&[4, 6], 1), 1).is_err());
+    }
+
+    #[test]
+    fn positions_have_kernels_of_their_own() {
+        needs_device!();
+        for ([batch, len, heads, d], kernel) in [
+            ([2, 9, 3, 4], 5),
+            ([1, 3, 2, 5], 9),
+            ([2, 6, 1, 3], 4),
+            ([3, 1, 2, 2], 1),
+        ] {
+            let inputs = [
+                tensor(&[batch, len, heads * d], 1),
+                tensor(&[batch, len, heads, kernel], 2),
+            ];
+            check(&format!("{len} {heads} {kernel}"), &inputs, &[], &|given| {
+                let kernels = ops::softmax(&given.inputs[1]).unwrap();
+                ops::dynamic_conv(&given.inputs[0], &kernels).unwrap()
+            });
+        }
+        let x = tensor(&[2, 3, 4], 1);
+        assert!(ops::dynamic_conv(&x, &tensor(&[2, 3, 3, 5], 1)).is_err());
+        assert!(ops::dynamic_conv(&x, &tensor(&[2, 4, 2, 5], 1)).is_err());
+    }
+
+    #[test]
+    fn convolutions_stride_and_pad_in_groups() {
+        needs_device!();
+        for (x, w, stride, pad, groups) in [
+            ([2, 11, 3], [4, 3, 3], 1, 0, 1),
+            ([2, 11, 3], [4, 3, 4], 2, 1, 1),
+            ([1, 16, 1], [5, 1, 10], 5, 0, 1),
+            ([2, 7, 6], [4, 3, 3], 1, 1, 2),
+            ([1, 9, 8], [8, 2, 4], 3, 2, 4),
+            ([1, 5, 4], [4, 1, 5], 1, 0, 4),
+        ] {
+            let conv = Conv1d {
+                stride,
+                pad,
+                groups,
+            };
+            check(
+                &format!("{x:?} {w:?} {conv:?}"),
+                &[tensor(&x, 1), tensor(&w, 2)],
+                &[],
+                &|given| ops::conv1d(&given.inputs[0], &given.inputs[1], conv).unwrap(),
+            );
+        }
+        let (x, w) = (tensor(&[2, 5, 4], 1), tensor(&[4, 4, 6], 1));
+        assert!(ops::conv1d(&x, &w, Conv1d::default()).is_err());
+        let w = tensor(&[4, 2, 3], 1);
+        assert!(ops::conv1d(&x, &w, Conv1d::default()).is_err());
+        assert!(
+            ops::conv1d(
+                &x,
+                &w,
+                Conv1d {
+                    stride: 0,
+                    groups: 2,
+                    pad: 0
+                }
+            )
+            .is_err()
+        );
+    }
+}
+
+mod mixers {
+    use super::*;
+
+    #[test]
+    fn fourier_transforms_are_their_own_gradients() {
+        needs_device!();
+        for shape in [[2, 5, 6], [1, 8, 4], [1, 1, 3], [2, 7, 1], [1, 33, 40]] {
+            check(&format!("{shape:?}"), &[tensor(&shape, 1)], &[], &|given| {
+                ops::fourier_mix(&given.inputs[0]).unwrap()
+            });
+        }
+        // All in one place spreads evenly; all equal stands in the first.
+        let one = Tensor::ones((1, 3, 4), DType::F32, &here()).unwrap();
+        let y = values(&ops::fourier_mix(&one).unwrap());
+        assert!(
+            (y[0] - 12.0).abs() < 1e-5 && y[1..].iter().all(|y| y.abs() < 1e-5),
+            "{y:?}"
+        );
+    }
+
+    #[test]
+    fn newtons_iteration_inverts_and_has_right_gradients() {
+        needs_device!();
+        for shape in [&[2usize, 3, 5, 5][..], &[4, 4]] {
+            let a = (tensor(shape, 1) * 0.3).unwrap();
+            let unit = Tensor::eye(shape[shape.len() - 1], DType::F32, &here()).unwrap();
+            let a = a.broadcast_add(&unit).unwrap();
+            check(&format!("{shape:?}"), &[a], &[], &|given| {
+                let probabilities = ops::softmax(&ops::scale(&given.inputs[0], 4.0).unwrap());
+                ops::newton_pinv(&probabilities.unwrap()).unwrap()
+            });
+        }
+        let a = Tensor::new(&[[0.75f32, 0.25], [0.2, 0.8]], &here()).unwrap();
+        let z = ops::newton_pinv(&a).unwrap();
+        let found = values(&z.matmul(&a).unwrap());
+        for (found, unit) in found.iter().zip([1.0, 0.0, 0.0, 1.0]) {
+            assert!((found - unit).abs() < 1e-4, "{found}");
+        }
+        assert!(ops::newton_pinv(&tensor(&[2, 3], 1)).is_err());
+    }
+
+    #[test]
+    fn moving_averages_look_both_ways() {
+        needs_device!();
+        let (h, states) = (6, 4);
+        for (shape, truncation) in [
+            ([2, 7, h], None),
+            ([1, 2, h], None),
+            ([2, 9, h], Some(3)),
+            ([1, 3, h], Some(8)),
+        ] {
+            let sizes: [&[usize]; 4] = [
+                &[2 * h, states, 1],
+                &[2 * h, states, 1],
+                &[2 * h, states, 1],
+                &[2 * h, states],
+            ];
+            let params: Vec<_> = (sizes.iter().zip(2..))
+                .map(|(s, seed)| tensor(s, seed))
+                .collect();
+            check(
+                &format!("{shape:?} {truncation:?}"),
+                &[tensor(&shape, 1)],
+                &params,
+                &|given| {
+                    let [damping, decay, expansion, projection] = &given.params[..] else {
+                        unreachable!()
+                    };
+                    let params = EmaParams {
+                        damping,
+                        decay,
+                        expansion,
+                        projection,
+                    };
+                    ops::damped_ema(&given.inputs[0], params, truncation).unwrap()
+                },
+            );
+        }
+    }
+}
+
+mod ctc {
+    use super::*;
+
+    #[test]
+    fn all_ways_through_the_frames_count() {
+        needs_device!();
+        let labels = [vec![1, 2, 2, 3], vec![4], vec![], vec![2, 1]];
+        let targets = CtcTargets {
+            frames: &[9, 7, 5, 2],
+            labels: &labels,
+            blank: 0,
+            zero_infinity: false,
+        };
+        check(
+            "losses",
+            &[(tensor(&[4, 9, 5], 1) * 2.0).unwrap()],
+            &[],
+            &|given| ops::ctc_loss(&given.inputs[0], targets).unwrap(),
+        );
+        let last = CtcTargets {
+            frames: &[4],
+            labels: &[vec![0, 1]],
+            blank: 4,
+            ..targets
+        };
+        check("another blank", &[tensor(&[1, 6, 5], 1)], &[], &|given| {
+            ops::sum_all(&ops::ctc_loss(&given.inputs[0], last).unwrap()).unwrap()
+        });
+    }
+
+    #[test]
+    fn the_loss_is_the_logarithm_of_what_brute_force_counts() {
+        needs_device!();
+        let (frames, classes) = (4usize, 3usize);
+        let logits = tensor(&[1, frames, classes], 5);
+        let rows = logits
+            .squeeze(0)
+            .unwrap()
+            .to_device(&Device::Cpu)
+            .unwrap()
+            .to_vec2::<f32>()
+            .unwrap();
+        let probability = |t: usize, c: usize| {
+            let total: f64 = rows[t].iter().map(|&x| f64::from(x).exp()).sum();
+            f64::from(rows[t][c]).exp() / total
+        };
+        for labels in [vec![], vec![1], vec![1, 1], vec![1, 2], vec![2, 1, 2]] {
+            let mut sum = 0.0;
+            for way in 0..classes.pow(frames as u32) {
+                let classes: Vec<usize> = (0..frames)
+                    .map(|t| way / classes.pow(t as u32) % classes)
+                    .collect();
+                let mut said = classes.clone();
+                said.dedup();
+                said.retain(|&c| c != 0);
+                if said.iter().map(|&c| c as u32).eq(labels.iter().copied()) {
+                    sum += (0..frames)
+                        .map(|t| probability(t, classes[t]))
+                        .product::<f64>();
+                }
+            }
+            let targets = CtcTargets {
+                frames: &[frames],
+                labels: &[labels.clone()],
+                blank: 0,
+                zero_infinity: false,
+            };
+            let loss = values(&ops::ctc_loss(&logits, targets).unwrap())[0];
+            assert!(
+                (f64::from(loss) + sum.ln()).abs() < 1e-5,
+                "{labels:?}: {loss} {}",
+                -sum.ln()
+            );
+        }
+    }
+
+    #[test]
+    fn what_can_not_be_said_in_time_is_infinite_or_left_out() {
+        needs_device!();
+        let given = Given::new(&[tensor(&[2, 3, 4], 1)], &[], DType::F32);
+        let labels = [vec![1, 1], vec![1, 2, 3, 1]];
+        let targets = |zero_infinity| CtcTargets {
+            frames: &[3, 3],
+            labels: &labels,
+            blank: 0,
+            zero_infinity,
+        };
+        let losses = values(&ops::ctc_loss(&given.inputs[0], targets(false)).unwrap());
+        assert!(
+            losses[0].is_finite() && losses[1] == f32::INFINITY,
+            "{losses:?}"
+        );
+        let outcome = run_alone(&given, &|given| {
+            ops::ctc_loss(&given.inputs[0], targets(true)).unwrap()
+        });
+        assert!(outcome.value[0] > 0.0 && outcome.value[1] == 0.0);
+        let grads = outcome.grads[0].as_ref().unwrap();
+        assert!(grads[..12].iter().any(|&g| g != 0.0) && grads[12..].iter().all(|&g| g == 0.0));
+        let refused = |frames: &[usize], labels: Vec<u32>, blank| {
+            let targets = CtcTargets {
+                frames,
+                labels: &[labels],
+                blank,
+                zero_infinity: false,
+            };
+            ops::ctc_loss(&tensor(&[1, 3, 4], 1), targets).is_err()
+        };
+        assert!(refused(&[4], vec![1], 0) && refused(&[3], vec![4], 0));
+        assert!(refused(&[3], vec![0], 0) && refused(&[3], vec![1], 4) && refused(&[], vec![1], 0));
     }
 }
 

@@ -1,0 +1,33 @@
+//! The sum of all elements.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::parallel::CHUNK;
+use super::simd::{self, simd_fn};
+use super::{reference, storage, tape};
+use crate::Result;
+
+/// The sum of all elements of `x`, a number (shape `[]`): of the losses of single texts, say.
+pub fn sum_all(x: &Tensor) -> Result<Tensor> {
+    if !storage::is_cpu_f32(x) {
+        return reference::sum_all(x);
+    }
+    let x = x.contiguous()?;
+    // Pieces by themselves, then in order and in f64: the same with any number of threads.
+    let total: f64 = storage::with(&x, |x| {
+        let parts: Vec<f32> = x.par_chunks(CHUNK).map(piece).collect();
+        parts.into_iter().map(f64::from).sum()
+    })?;
+    tape::record("sum_all", &[&x], vec![total as f32], (), |args, _, grad| {
+        let grad = grad.to_scalar::<f32>()?;
+        let dx = vec![grad; args[0].elem_count()];
+        Ok(vec![Some(storage::tensor(dx, args[0].shape())?)])
+    })
+}
+
+simd_fn! {
+    fn piece(x: &[f32]) -> f32 {
+        simd::sum(x, |x| x)
+    }
+}
