@@ -10,6 +10,7 @@ use regex_syntax::hir::{Class, HirKind};
 use tokenizers::models::bpe::BPE;
 use tokenizers::{Model, ModelWrapper, PreTokenizerWrapper};
 
+use super::engine::Engine;
 use crate::Result;
 
 /// How many words a thread remembers. Natural text rarely has more; unnatural text is merely not remembered.
@@ -42,7 +43,10 @@ thread_local! {
 
 impl ByteWords {
     /// `None` unless the tokenizer is byte-level BPE with nothing before and no chance in it.
-    pub(super) fn new(tokenizer: &tokenizers::Tokenizer) -> Option<Self> {
+    pub(super) fn new(engine: &Engine) -> Option<Self> {
+        let Engine::Library(tokenizer) = engine else {
+            return None;
+        };
         let model = bpe(tokenizer)?;
         let Some(PreTokenizerWrapper::ByteLevel(bytes)) = tokenizer.get_pre_tokenizer() else {
             return None;
@@ -60,12 +64,10 @@ impl ByteWords {
     }
 
     /// Appends the ids of `text`. `false`, and nothing is appended, when it must take the long way.
-    pub(super) fn encode(
-        &self,
-        tokenizer: &tokenizers::Tokenizer,
-        text: &str,
-        ids: &mut Vec<u32>,
-    ) -> Result<bool> {
+    pub(super) fn encode(&self, engine: &Engine, text: &str, ids: &mut Vec<u32>) -> Result<bool> {
+        let Engine::Library(tokenizer) = engine else {
+            return Ok(false);
+        };
         let Some(model) = bpe(tokenizer) else {
             return Ok(false);
         };

@@ -184,7 +184,7 @@ impl BatchFunction for TokenizeColumn {
             .with_column("input_ids", lists(Arc::new(Int32Array::from(ids))))?
             .with_column("attention_mask", lists(Arc::new(ones)))?;
         if self.special_tokens_mask {
-            let (before, after) = &self.tokenizer.core.around;
+            let (before, after) = &self.tokenizer.post.around;
             let mut mask = vec![0i8; tokens];
             let mut start = 0;
             for length in lengths {

@@ -1,7 +1,6 @@
 //! From ids back to text.
 
 use super::Tokenizer;
-use super::encode::failed;
 use crate::Result;
 
 impl Tokenizer {
@@ -21,15 +20,8 @@ impl Tokenizer {
         skip_special_tokens: bool,
         clean_up_spaces: bool,
     ) -> Result<String> {
-        let text = match self.settings.class.as_str() {
-            "Camembert" | "XLMRoberta" if self.settings.legacy => {
-                self.join_pieces(ids, skip_special_tokens)
-            }
-            _ => {
-                let text = self.core.tokenizer.decode(ids, skip_special_tokens);
-                text.map_err(failed)?
-            }
-        };
+        let text = self.join(ids, skip_special_tokens)?;
+        let clean_up_spaces = clean_up_spaces && self.settings.cleans_up;
         Ok(if clean_up_spaces {
             clean_up(text)
         } else {
@@ -39,35 +31,26 @@ impl Tokenizer {
 }
 
 impl Tokenizer {
-    /// How the reference's classes for `SentencePiece` files put pieces together. CamemBERT's sets every stretch of text
-    /// before a special token off with a space.
-    fn join_pieces(&self, ids: &[u32], skip_special_tokens: bool) -> String {
+    /// The text of `ids` before it is cleaned up.
+    fn join(&self, ids: &[u32], skip: bool) -> Result<String> {
         let special = self.all_special_ids();
-        let spaced = self.settings.class == "Camembert";
-        let (mut text, mut stretch, mut after_special) = (String::new(), String::new(), false);
-        for &id in ids {
-            let Some(token) = self.id_to_token(id) else {
-                continue;
-            };
-            if !special.contains(&id) {
-                stretch.push_str(&token.replace('\u{2581}', " "));
-                after_special = false;
-            } else if !skip_special_tokens {
-                if spaced && !after_special {
-                    text.push(' ');
-                    stretch = stretch.trim_start_matches(' ').to_owned();
-                }
-                text.push_str(&stretch);
-                text.push_str(&token);
-                stretch.clear();
-                after_special = true;
-            }
+        let engine = &self.core.engine;
+        if !self.settings.legacy {
+            return engine.decode(ids, skip, &special, &|_| false);
         }
-        if spaced {
-            stretch = stretch.trim_start_matches(' ').to_owned();
-        }
-        text.push_str(&stretch);
-        text.trim().to_owned()
+        // With the older files added tokens stand for themselves, and so do special ones without a part to play that were
+        // put behind the vocabulary.
+        let own = engine.vocab_size(false) as u32;
+        let additional = self.special.additional.iter();
+        let behind: Vec<u32> = additional
+            .filter_map(|token| self.token_to_id(&token.content))
+            .filter(|id| *id >= own)
+            .collect();
+        let added: Vec<u32> = engine.added_tokens().iter().map(|(id, _)| *id).collect();
+        let alone = |id: u32| {
+            behind.contains(&id) || added.binary_search(&id).is_ok() && !special.contains(&id)
+        };
+        engine.decode(ids, skip, &special, &alone)
     }
 }
 

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 use tokenizers::{PostProcessor, TruncationDirection};
 
+use super::guard::guarded;
 use super::{EncodeOptions, Encoding, Padding, Tokenizer, TruncationStrategy};
 use crate::{Error, Result};
 
@@ -94,17 +95,16 @@ impl Tokenizer {
     /// Appends what [`encode_ids`](Self::encode_ids) gives.
     pub(super) fn append_ids(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
         let core = &*self.core;
-        let (before, after) = &core.around;
+        let (before, after) = &self.post.around;
         // English text has about four bytes to a token.
         ids.reserve(before.len() + text.len() / 4 + after.len());
         ids.extend_from_slice(before);
         let done = match &core.byte_words {
-            Some(words) => words.encode(&core.tokenizer, text, ids)?,
+            Some(words) => guarded("encoding", || words.encode(&core.engine, text, ids))?,
             None => false,
         };
         if !done {
-            let encoding = core.tokenizer.encode_fast(text, false).map_err(failed)?;
-            ids.extend_from_slice(encoding.get_ids());
+            core.engine.append_ids(text, ids)?;
         }
         ids.extend_from_slice(after);
         Ok(())
@@ -116,14 +116,22 @@ impl Tokenizer {
         pair: Option<&str>,
         options: &EncodeOptions,
     ) -> Result<Encoding> {
+        let pair = pair.filter(|pair| self.settings.legacy || !pair.is_empty());
+        let engine = &self.core.engine;
+        let first = engine.encode(text)?;
+        let second = pair.map(|pair| engine.encode(pair)).transpose()?;
+        Ok(self.assemble(first, second, options)?.0)
+    }
+
+    /// Cuts texts that have been tokenized and puts special tokens around them. Also gives how many tokens of each stay.
+    pub(super) fn assemble(
+        &self,
+        mut first: tokenizers::Encoding,
+        mut second: Option<tokenizers::Encoding>,
+        options: &EncodeOptions,
+    ) -> Result<(Encoding, (usize, usize))> {
         let legacy = self.settings.legacy;
-        let pair = pair.filter(|pair| legacy || !pair.is_empty());
-        let core = &self.core.tokenizer;
-        let mut first = core.encode_char_offsets(text, false).map_err(failed)?;
-        let mut second = pair
-            .map(|pair| core.encode_char_offsets(pair, false).map_err(failed))
-            .transpose()?;
-        let post = self.core.post.as_ref();
+        let post = self.post.processor.as_ref();
         if let Some(max_length) = options.max_length {
             let added = match post {
                 Some(post) if options.add_special_tokens => post.added_tokens(second.is_some()),
@@ -149,10 +157,13 @@ impl Tokenizer {
                 second.truncate(keep.1, 0, side);
             }
         }
+        let second_length = second.as_ref().map_or(0, tokenizers::Encoding::len);
+        let lengths = (first.len(), second_length);
         let whole = match post {
-            Some(post) => post
-                .process(first, second, options.add_special_tokens)
-                .map_err(failed)?,
+            Some(post) => guarded("encoding", || {
+                let processed = post.process(first, second, options.add_special_tokens);
+                processed.map_err(failed)
+            })?,
             None => {
                 if let Some(mut second) = second {
                     second.set_type_ids(vec![1; second.len()]);
@@ -161,10 +172,18 @@ impl Tokenizer {
                 first
             }
         };
-        Ok(Encoding::from_crate(&whole, core))
+        let mut encoding = Encoding::from_crate(&whole, &self.core.engine);
+        for column in &self.core.columns {
+            column.add_to(&mut encoding, i64::from(self.pad_token_id().unwrap_or(0)));
+        }
+        Ok((encoding, lengths))
     }
 
-    fn pad_one(&self, mut encoding: Encoding, options: &EncodeOptions) -> Result<Encoding> {
+    pub(super) fn pad_one(
+        &self,
+        mut encoding: Encoding,
+        options: &EncodeOptions,
+    ) -> Result<Encoding> {
         self.pad_all(std::slice::from_mut(&mut encoding), options)?;
         Ok(encoding)
     }
@@ -215,7 +234,7 @@ pub(super) fn failed(error: tokenizers::Error) -> Error {
 /// The reference's two kinds of tokenizers differ here, and so do we: where both texts of a pair must give way, the
 /// fast ones leave the odd token to the longer text, the slow ones (`legacy`) to the first; and where one text alone can't
 /// give way enough, the fast ones fail and the slow ones leave it as it is with a warning.
-fn kept(
+pub(super) fn kept(
     (first, second): (usize, Option<usize>),
     room: usize,
     strategy: TruncationStrategy,

@@ -1,6 +1,9 @@
 //! An encoded text.
 
+use std::collections::BTreeMap;
 use std::fmt;
+
+use super::engine::Engine;
 
 /// What a text became: one entry per token in every field.
 ///
@@ -21,6 +24,60 @@ pub struct Encoding {
     pub offsets: Vec<(usize, usize)>,
     /// The word (as the pre-tokenizer splits the text) that each token belongs to; `None` for added tokens.
     pub word_ids: Vec<Option<u32>>,
+    /// Whatever else the family's model takes, by the name of its input: RoCBert's shapes, LUKE's entities, the seven
+    /// token types of TAPAS. Empty for most families.
+    pub extra: BTreeMap<String, ExtraColumn>,
+}
+
+/// A column of numbers beside a text's tokens, or beside its entities.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExtraColumn {
+    /// The numbers, entry after entry.
+    pub values: Vec<i64>,
+    /// How many numbers an entry has.
+    pub width: usize,
+    /// The number that fills entries of padding.
+    pub padding: i64,
+    /// Whether there is an entry for each token, rather than for each entity.
+    pub per_token: bool,
+}
+
+impl ExtraColumn {
+    /// A column with an entry of `width` numbers for each token.
+    pub fn per_token(values: Vec<i64>, width: usize, padding: i64) -> Self {
+        Self {
+            values,
+            width,
+            padding,
+            per_token: true,
+        }
+    }
+
+    /// A column with an entry of `width` numbers for each entity.
+    pub fn per_entity(values: Vec<i64>, width: usize, padding: i64) -> Self {
+        Self {
+            per_token: false,
+            ..Self::per_token(values, width, padding)
+        }
+    }
+
+    /// The number of entries.
+    pub fn len(&self) -> usize {
+        self.values.len() / self.width.max(1)
+    }
+
+    /// Whether there are no entries.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// Fills up to `length` entries on the left or on the right.
+    pub(crate) fn pad(&mut self, length: usize, left: bool) {
+        let missing = length.saturating_sub(self.len()) * self.width;
+        let at = if left { 0 } else { self.values.len() };
+        let fill = std::iter::repeat_n(self.padding, missing);
+        self.values.splice(at..at, fill);
+    }
 }
 
 /// How many tokens `Debug` shows.
@@ -37,12 +94,9 @@ impl Encoding {
         self.ids.is_empty()
     }
 
-    pub(crate) fn from_crate(
-        encoding: &tokenizers::Encoding,
-        tokenizer: &tokenizers::Tokenizer,
-    ) -> Self {
+    pub(super) fn from_crate(encoding: &tokenizers::Encoding, engine: &Engine) -> Self {
         // The crate's tokens are pieces of the text (" <mask>" with its space, the unknown word itself).
-        let spell = |&id: &u32| tokenizer.id_to_token(id).unwrap_or_default();
+        let spell = |&id: &u32| engine.id_to_token(id).unwrap_or_default();
         Self {
             ids: encoding.get_ids().to_vec(),
             tokens: encoding.get_ids().iter().map(spell).collect(),
@@ -51,6 +105,7 @@ impl Encoding {
             special_tokens_mask: encoding.get_special_tokens_mask().to_vec(),
             offsets: encoding.get_offsets().to_vec(),
             word_ids: encoding.get_word_ids().to_vec(),
+            extra: BTreeMap::new(),
         }
     }
 
@@ -61,6 +116,10 @@ impl Encoding {
             row.splice(at..at, std::iter::repeat_n(value, missing));
         }
         let missing = length.saturating_sub(self.len());
+        let columns = self.extra.values_mut();
+        columns
+            .filter(|column| column.per_token)
+            .for_each(|column| column.pad(length, left));
         fill(&mut self.ids, missing, id, left);
         fill(&mut self.tokens, missing, token.to_owned(), left);
         fill(&mut self.attention_mask, missing, 0, left);

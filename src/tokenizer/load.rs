@@ -9,11 +9,21 @@ use tokenizers::{
 };
 
 use super::byte_words::ByteWords;
+use super::checks::{self, Outline};
+use super::columns::Ids;
 use super::encode::failed;
-use super::family::Family;
-use super::special::{Role, SpecialTokens};
-use super::{Core, Settings, Tokenizer, legacy};
+use super::engine::Engine;
+use super::entities::Entities;
+use super::family::{DEFAULT_LANGUAGE, Family, Layout};
+use super::guard::guarded;
+use super::languages::Languages;
+use super::special::{Role, SpecialTokens, plain};
+use super::{Core, Post, Settings, Tokenizer, legacy};
 use crate::{Error, Result};
+
+const CONFIG: &str = "tokenizer_config.json";
+const SPECIAL: &str = "special_tokens_map.json";
+const ADDED: &str = "added_tokens.json";
 
 /// The JSON files around a tokenizer's own, each empty when it is not there.
 pub(super) struct Folder {
@@ -30,12 +40,14 @@ pub(super) struct Folder {
 
 impl Folder {
     fn open(path: &Path) -> Result<Self> {
+        let config = read_object(&path.join(CONFIG))?;
+        checks::tell_misspelled(&path.join(CONFIG), &config);
         Ok(Self {
             path: path.to_path_buf(),
-            config: read_object(&path.join("tokenizer_config.json"))?,
-            special: read_object(&path.join("special_tokens_map.json"))?,
+            config,
+            special: read_object(&path.join(SPECIAL))?,
             model: read_object(&path.join("config.json"))?,
-            added: read_object(&path.join("added_tokens.json"))?,
+            added: read_object(&path.join(ADDED))?,
         })
     }
 
@@ -50,30 +62,51 @@ impl Folder {
     }
 
     /// The special tokens: what the two files say, over `defaults`.
-    pub(super) fn special_tokens(&self, defaults: SpecialTokens) -> SpecialTokens {
+    pub(super) fn special_tokens(&self, defaults: SpecialTokens) -> Result<SpecialTokens> {
         let mut special = defaults.clone();
-        special.update_from(&self.config, &defaults);
-        special.update_from(&self.special, &defaults);
-        special
+        special.update_from(&self.config, &defaults, &self.path.join(CONFIG))?;
+        special.update_from(&self.special, &defaults, &self.path.join(SPECIAL))?;
+        Ok(special)
     }
 
-    /// The tokens that the files add to the vocabulary, in the order of their ids.
-    fn added_tokens(&self) -> Vec<AddedToken> {
-        let mut tokens: Vec<(u64, AddedToken)> = Vec::new();
+    /// The tokens that the files add to the vocabulary, in the order of the ids that they want.
+    fn added_tokens(&self) -> Result<Vec<(Option<u32>, AddedToken)>> {
+        let mut tokens: Vec<(u32, AddedToken)> = Vec::new();
         for (content, id) in &self.added {
-            if let Some(id) = id.as_u64() {
-                tokens.push((id, AddedToken::from(content.as_str(), false)));
-            }
+            let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
+            let id = id.ok_or_else(|| {
+                let what = format!("the token {content:?} has no id that is a whole number");
+                checks::damaged(&self.path.join(ADDED), what)
+            })?;
+            tokens.push((id, AddedToken::from(content.as_str(), false)));
         }
-        if let Some(Value::Object(decoder)) = self.config.get("added_tokens_decoder") {
-            for (id, token) in decoder {
-                if let (Ok(id), Ok(token)) = (id.parse(), serde_json::from_value(token.clone())) {
+        match self.config.get("added_tokens_decoder") {
+            None | Some(Value::Null) => {}
+            Some(Value::Object(decoder)) => {
+                for (id, token) in decoder {
+                    let parsed = serde_json::from_value::<AddedToken>(token.clone());
+                    let (Ok(id), Ok(token)) = (id.parse(), parsed) else {
+                        let what = format!(
+                            "added_tokens_decoder has {token} under {id:?}, but an id and an added token with its flags are \
+                             needed"
+                        );
+                        return Err(checks::damaged(&self.path.join(CONFIG), what));
+                    };
+                    // What is said with flags counts more than the bare name.
+                    tokens.retain(|(_, known)| known.content != token.content);
                     tokens.push((id, token));
                 }
             }
+            Some(other) => {
+                let what = format!("added_tokens_decoder is {other}, but it must be an object");
+                return Err(checks::damaged(&self.path.join(CONFIG), what));
+            }
         }
         tokens.sort_by_key(|(id, _)| *id);
-        tokens.into_iter().map(|(_, token)| token).collect()
+        Ok(tokens
+            .into_iter()
+            .map(|(id, token)| (Some(id), token))
+            .collect())
     }
 }
 
@@ -98,18 +131,25 @@ fn from_tokenizer_json(
     family: Option<&'static Family>,
 ) -> Result<Tokenizer> {
     let bytes = std::fs::read(file).map_err(|error| Error::io("read", file, error))?;
-    let mut core = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| {
-        Error::format(
-            file,
-            format!(
-                "not a tokenizer that can be read: {error}; is the file complete, and not an LFS pointer?"
-            ),
-        )
-    })?;
+    let unreadable = |error: String| {
+        let what = format!(
+            "not a tokenizer that can be read: {error}; is the file complete, and not an LFS pointer?"
+        );
+        checks::damaged(file, what)
+    };
+    let outline = Outline::read(&bytes).map_err(unreadable)?;
+    let core = guarded("opening", || Ok(tokenizers::Tokenizer::from_bytes(&bytes)));
+    let core = core.map_err(|error| unreadable(error.to_string()))?;
+    let mut core = core.map_err(|error| unreadable(error.to_string()))?;
+    let vocabulary = core.get_vocab(true);
+    checks::ids(vocabulary.iter().map(|(token, id)| (token.as_str(), *id)))
+        .and_then(|()| outline.agrees(|token| core.token_to_id(token)))
+        .map_err(|what| checks::damaged(file, what))?;
+    drop(vocabulary);
     // Whoever saved the file may have left truncation or padding on; here they are options of each call.
     core.with_padding(None);
     core.with_truncation(None).map_err(failed)?;
-    apply_config(&mut core, folder)?;
+    apply_config(&mut core, folder, family)?;
 
     let family = family.or_else(|| {
         let silent = folder.special.is_empty() && !folder.config.contains_key("mask_token");
@@ -124,7 +164,7 @@ fn from_tokenizer_json(
         let token = defaults.get(role).filter(|token| known(token)).cloned();
         defaults.set(role, token);
     }
-    let mut special = folder.special_tokens(defaults);
+    let mut special = folder.special_tokens(defaults)?;
     // How a token matches is what the file does.
     let matching = core.get_added_tokens_decoder();
     for role in Role::ALL {
@@ -136,7 +176,18 @@ fn from_tokenizer_json(
         });
         special.set(role, token);
     }
-    assemble(core, folder, family, special, false)
+    let (mut engine, post) = Engine::library(core);
+    if family.is_some_and(|family| family.layout == Layout::ChineseWords)
+        && let Engine::Library(library) = engine
+    {
+        let rules = legacy::chinese_words::from_library(file, bytes, *library)?;
+        engine = Engine::rules(rules);
+    }
+    let mut tokenizer = assemble(engine, post, folder, family, special, false)?;
+    if tokenizer.languages.is_some() {
+        rebuild_post(&mut tokenizer, folder, family)?;
+    }
+    Ok(tokenizer)
 }
 
 fn from_older_files(folder: &Folder, family: Option<&'static Family>) -> Result<Tokenizer> {
@@ -144,69 +195,123 @@ fn from_older_files(folder: &Folder, family: Option<&'static Family>) -> Result<
         Some(family) => family,
         None => legacy::guess(folder)?,
     };
-    let special = folder.special_tokens(family.special_tokens());
-    let core = legacy::build(folder, family, &special)?;
-    let mut tokenizer = assemble(core, folder, Some(family), special.clone(), true)?;
-    // The special tokens may have got their ids only now.
-    let core = Arc::get_mut(&mut tokenizer.core).expect("just built");
-    let id = |token: &str| core.tokenizer.token_to_id(token);
-    let post = legacy::post_processor(family, &special, folder, id)?;
-    core.around = around(&post)?;
-    core.post = Some(post);
+    let mut special = folder.special_tokens(family.special_tokens())?;
+    // Whatever the files list, a tokenizer of several languages has their tokens.
+    let mut codes: Vec<AddedToken> = family.language_codes().map(plain).collect();
+    if !codes.is_empty() {
+        let listed = |token: &AddedToken| codes.iter().any(|code| code.content == token.content);
+        special.additional.retain(|token| !listed(token));
+        codes.append(&mut special.additional);
+        special.additional = codes;
+    }
+    let engine = guarded("opening", || legacy::build(folder, family, &special))?;
+    engine
+        .check_ids()
+        .map_err(|what| checks::damaged(&folder.path, what))?;
+    let mut tokenizer = assemble(engine, None, folder, Some(family), special, true)?;
+    rebuild_post(&mut tokenizer, folder, Some(family))?;
     Ok(tokenizer)
+}
+
+/// Puts the family's own special tokens around texts.
+fn rebuild_post(
+    tokenizer: &mut Tokenizer,
+    folder: &Folder,
+    family: Option<&'static Family>,
+) -> Result<()> {
+    let Some(family) = family else {
+        return Ok(());
+    };
+    let processor = legacy::post_processor(
+        family,
+        &tokenizer.special,
+        &folder.path.display().to_string(),
+        folder.flag("add_prefix_space").unwrap_or(false),
+        tokenizer.source_language(),
+        |token| tokenizer.token_to_id(token),
+    )?;
+    tokenizer.post = Arc::new(post(processor)?);
+    Ok(())
 }
 
 /// Adds the tokens that the JSON files name and collects the settings.
 fn assemble(
-    mut core: tokenizers::Tokenizer,
+    mut engine: Engine,
+    post: Option<PostProcessorWrapper>,
     folder: &Folder,
     family: Option<&'static Family>,
     special: SpecialTokens,
     legacy: bool,
 ) -> Result<Tokenizer> {
-    let known = core.get_added_tokens_decoder();
-    let missing = |token: &AddedToken| known.values().all(|k| k.content != token.content);
-    for token in folder.added_tokens().into_iter().filter(missing) {
-        let added = if token.special || special.all().iter().any(|s| s.content == token.content) {
-            core.add_special_tokens([token])
-        } else {
-            core.add_tokens([token])
-        };
-        added.map_err(failed)?;
+    let in_folder = |error: Error| match error {
+        Error::Tokenizer(what) => checks::damaged(&folder.path, what),
+        other => other,
+    };
+    let known = engine.added_tokens();
+    let mut missing = folder.added_tokens()?;
+    missing.retain(|(_, token)| known.iter().all(|(_, k)| k.content != token.content));
+    for (_, token) in &mut missing {
+        token.special |= special.all().iter().any(|s| s.content == token.content);
     }
-    let known = core.get_added_tokens_decoder();
-    for token in special.all() {
-        let as_special = known
-            .values()
-            .any(|known| known.content == token.content && known.special);
-        if !as_special {
-            core.add_special_tokens([token.clone()]).map_err(failed)?;
+    engine.add(missing).map_err(in_folder)?;
+    let known = engine.added_tokens();
+    let as_special = |token: &AddedToken| {
+        known
+            .iter()
+            .any(|(_, known)| known.content == token.content && known.special)
+    };
+    let unmarked = special.all().into_iter().filter(|token| !as_special(token));
+    let unmarked = unmarked.map(|token| (None, token.clone())).collect();
+    engine.add(unmarked).map_err(in_folder)?;
+    let post = post.map_or_else(|| Ok(Post::default()), self::post);
+    let post = post.map_err(in_folder)?;
+    let unk = special.get(Role::Unk).map_or("[UNK]", |unk| &unk.content);
+    let columns = family.map_or_else(
+        || Ok(Vec::new()),
+        |family| Ids::read_all(folder, family, unk),
+    )?;
+    let entities = match family {
+        Some(family) if family.entities => Entities::read(folder)?,
+        _ => None,
+    };
+    let mut own_files = Vec::new();
+    for name in family.map_or(&[][..], |family| family.own_files) {
+        if let Some(path) = folder.file(name) {
+            let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
+            own_files.push((*name, bytes.into()));
         }
     }
-    let post = core.get_post_processor().cloned();
-    core.with_post_processor(None::<PostProcessorWrapper>);
-    let around = post
-        .as_ref()
-        .map_or_else(|| Ok(Default::default()), around)?;
     let config = &folder.config;
+    let text = |key| config.get(key).and_then(Value::as_str).map(str::to_owned);
     let side = |key| config.get(key).and_then(Value::as_str) == Some("left");
     let class = config.get("tokenizer_class").and_then(Value::as_str);
     let class = class.map(|class| class.strip_suffix("Fast").unwrap_or(class));
     let class = class.map(|class| class.strip_suffix("Tokenizer").unwrap_or(class));
-    let type_ids = match config.get("model_input_names").and_then(Value::as_array) {
-        Some(names) => names.iter().any(|name| name == "token_type_ids"),
-        None => family.is_none_or(|family| family.type_ids),
+    let inputs = config.get("model_input_names").and_then(Value::as_array);
+    let has_input = |name: &str, default: fn(&Family) -> bool| match inputs {
+        Some(names) => names.iter().any(|known| known == name),
+        None => family.is_none_or(default),
     };
+    let type_ids = has_input("token_type_ids", |family| family.type_ids);
+    let attention_mask = has_input("attention_mask", |family| family.attention_mask);
     Ok(Tokenizer {
         core: Arc::new(Core {
-            byte_words: ByteWords::new(&core),
-            tokenizer: core,
-            post,
-            around,
+            byte_words: ByteWords::new(&engine),
+            engine,
+            columns,
+            entities,
+            own_files,
             hash: OnceLock::new(),
             continues: OnceLock::new(),
         }),
+        post: Arc::new(post),
         special: Arc::new(special),
+        languages: family
+            .filter(|family| !family.languages.is_empty())
+            .map(|_| Languages {
+                source: text("src_lang").unwrap_or_else(|| DEFAULT_LANGUAGE.to_owned()),
+                target: text("tgt_lang"),
+            }),
         settings: Arc::new(Settings {
             class: class
                 .or(family.map(|f| f.stem))
@@ -217,6 +322,8 @@ fn assemble(
             truncate_left: side("truncation_side"),
             clean_up: folder.flag("clean_up_tokenization_spaces").unwrap_or(true),
             type_ids,
+            attention_mask,
+            cleans_up: family.is_none_or(|family| family.cleans_up),
             legacy,
             config: config.clone(),
         }),
@@ -237,12 +344,24 @@ impl Tokenizer {
             model: Map::new(),
             added: Map::new(),
         };
-        assemble(core, &folder, Family::of_class(class), special, false)
+        let (engine, post) = Engine::library(core);
+        assemble(
+            engine,
+            post,
+            &folder,
+            Family::of_class(class),
+            special,
+            false,
+        )
     }
 }
 
 /// What `tokenizer_config.json` says wins over what `tokenizer.json` was built with, as in the reference's classes.
-fn apply_config(core: &mut tokenizers::Tokenizer, folder: &Folder) -> Result<()> {
+fn apply_config(
+    core: &mut tokenizers::Tokenizer,
+    folder: &Folder,
+    family: Option<&Family>,
+) -> Result<()> {
     if let Some(NormalizerWrapper::BertNormalizer(found)) = core.get_normalizer() {
         let mut bert = *found;
         if let Some(lowercase) = folder.flag("do_lower_case") {
@@ -251,7 +370,9 @@ fn apply_config(core: &mut tokenizers::Tokenizer, folder: &Folder) -> Result<()>
         if let Some(strip) = folder.config.get("strip_accents") {
             bert.strip_accents = strip.as_bool();
         }
-        if let Some(chinese) = folder.flag("tokenize_chinese_chars") {
+        // Chinese words must not be taken apart before they are looked for.
+        let whole = family.is_some_and(|family| family.layout == Layout::ChineseWords);
+        if let Some(chinese) = folder.flag("tokenize_chinese_chars").filter(|_| !whole) {
             bert.handle_chinese_chars = chinese;
         }
         core.with_normalizer(Some(bert)).map_err(failed)?;
@@ -270,17 +391,32 @@ fn apply_config(core: &mut tokenizers::Tokenizer, folder: &Folder) -> Result<()>
     Ok(())
 }
 
+/// The post-processor with the ids that it puts around a single text.
+pub(super) fn post(processor: PostProcessorWrapper) -> Result<Post> {
+    Ok(Post {
+        around: around(&processor)?,
+        processor: Some(processor),
+    })
+}
+
 /// The special ids that the post-processor puts before and after a single text.
 fn around(post: &PostProcessorWrapper) -> Result<(Vec<u32>, Vec<u32>)> {
     const TEXT: u32 = u32::MAX;
     let token = tokenizers::Token::new(TEXT, "x".to_owned(), (0, 1));
     let text = tokenizers::Encoding::from_tokens(vec![token], 0);
-    let whole = post.process(text, None, true).map_err(failed)?;
+    let whole = guarded("opening", || post.process(text, None, true).map_err(failed))?;
     let ids = whole.get_ids();
-    let at = ids.iter().position(|&id| id == TEXT).ok_or_else(|| {
-        Error::Tokenizer("the post-processor's template leaves the text out".to_owned())
-    })?;
-    Ok((ids[..at].to_vec(), ids[at + 1..].to_vec()))
+    let places: Vec<usize> = (0..ids.len()).filter(|&at| ids[at] == TEXT).collect();
+    match places[..] {
+        [at] => Ok((ids[..at].to_vec(), ids[at + 1..].to_vec())),
+        [] => Err(Error::Tokenizer(
+            "the post-processor's template leaves the text out".to_owned(),
+        )),
+        _ => Err(Error::Tokenizer(format!(
+            "the post-processor's template has the text {} times; it must stand in it once",
+            places.len()
+        ))),
+    }
 }
 
 /// A length; the reference writes 1e30 for "no limit".

@@ -1,16 +1,24 @@
 //! Text to token ids and back, from every layout in which pretrained tokenizers lie on disk.
 
 mod byte_words;
+mod checks;
 mod column;
+mod columns;
 mod decode;
 mod encode;
 mod encoding;
+mod engine;
+mod entities;
 mod family;
+mod guard;
+mod languages;
 mod legacy;
 mod load;
 mod options;
+mod rules;
 mod save;
 mod special;
+mod speech;
 mod train;
 mod words;
 
@@ -22,8 +30,10 @@ use serde_json::{Map, Value};
 use tokenizers::PostProcessorWrapper;
 
 pub use column::TokenizeColumn;
-pub use encoding::Encoding;
+pub use encoding::{Encoding, ExtraColumn};
+pub use entities::Mentions;
 pub use options::{EncodeOptions, Padding, TruncationStrategy};
+pub use speech::Spoken;
 
 use crate::{Error, Result};
 use special::{Role, SpecialTokens};
@@ -44,23 +54,35 @@ use special::{Role, SpecialTokens};
 #[derive(Clone)]
 pub struct Tokenizer {
     core: Arc<Core>,
+    post: Arc<Post>,
     special: Arc<SpecialTokens>,
     settings: Arc<Settings>,
+    /// The languages of texts, where their tokens go around them.
+    languages: Option<languages::Languages>,
 }
 
 /// What never changes after loading.
 struct Core {
-    /// Normalizer, pre-tokenizer, model, decoder and added tokens; the post-processor is kept apart, so that truncation
-    /// can happen before it.
-    tokenizer: tokenizers::Tokenizer,
-    post: Option<PostProcessorWrapper>,
-    /// The ids that go before and after a single text.
-    around: (Vec<u32>, Vec<u32>),
+    engine: engine::Engine,
     /// A short way to the ids, where there is one.
     byte_words: Option<byte_words::ByteWords>,
+    /// Columns of other ids beside the tokens.
+    columns: Vec<columns::Ids>,
+    /// The entities that texts may come with.
+    entities: Option<entities::Entities>,
+    /// The folder's own files, where transformers has no class that opens a `tokenizer.json` for the family.
+    own_files: Vec<(&'static str, Arc<[u8]>)>,
     hash: OnceLock<String>,
     /// By id: whether the token continues a word.
     continues: OnceLock<Box<[bool]>>,
+}
+
+/// Puts the special tokens around a text, after truncation.
+#[derive(Clone, Default)]
+struct Post {
+    processor: Option<PostProcessorWrapper>,
+    /// The ids that go before and after a single text.
+    around: (Vec<u32>, Vec<u32>),
 }
 
 /// What `tokenizer_config.json` says beside the special tokens.
@@ -73,6 +95,9 @@ struct Settings {
     truncate_left: bool,
     clean_up: bool,
     type_ids: bool,
+    attention_mask: bool,
+    /// Whether decoded texts are ever cleaned up.
+    cleans_up: bool,
     /// Built from the files from before `tokenizer.json`: pairs are treated as the reference's Python tokenizers do.
     legacy: bool,
     /// The whole `tokenizer_config.json`, to be saved again.
@@ -110,10 +135,11 @@ special_tokens! {
 impl Tokenizer {
     /// Loads a tokenizer by name: a folder (or a `tokenizer.json`), a `bundled:` name, or a Hub id that is in the cache.
     ///
-    /// The folder holds `tokenizer.json`, or else the older files: `vocab.json` and `merges.txt` (RoBERTa and kin),
-    /// `vocab.txt` (BERT and kin), `sentencepiece.bpe.model` (CamemBERT, XLM-RoBERTa); `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `added_tokens.json` and the `model_type` in `config.json` are taken into account. Other
-    /// families with a `SentencePiece` model need `tokenizer.json`, and the error says so.
+    /// The folder holds `tokenizer.json`, or else the older files: `vocab.json` and `merges.txt` (RoBERTa and kin, XLM,
+    /// FlauBERT), `vocab.txt` (BERT and kin, RoFormer, RoCBert, ESM), a `SentencePiece` model (ALBERT, BigBird, CamemBERT,
+    /// DeBERTa-v2, FNet, mBART, RemBERT, XLM-RoBERTa and kin), `vocab.json` of letters (Wav2Vec2), or nothing but
+    /// configuration (Perceiver). `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json` and the
+    /// `model_type` in `config.json` are taken into account.
     pub fn from_pretrained(name: &str) -> Result<Self> {
         load::from_path(&crate::hub::resolve("tokenizer", name)?)
     }
@@ -125,23 +151,23 @@ impl Tokenizer {
 
     /// The size of the vocabulary that the model was built with; added tokens come on top ([`len`](Self::len)).
     pub fn vocab_size(&self) -> usize {
-        self.core.tokenizer.get_vocab_size(false)
+        self.core.engine.vocab_size(false)
     }
 
     /// The number of tokens, added ones included: what the model's embedding must hold at least.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
-        self.core.tokenizer.get_vocab_size(true)
+        self.core.engine.vocab_size(true)
     }
 
     /// The id of a token as the vocabulary spells it (`Ġgalaxy`); `None` if there is none.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.core.tokenizer.token_to_id(token)
+        self.core.engine.token_to_id(token)
     }
 
     /// The token of an id as the vocabulary spells it; `None` if there is none.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
-        self.core.tokenizer.id_to_token(id)
+        self.core.engine.id_to_token(id)
     }
 
     /// The longest input that the model was made for, special tokens included; `None` when the files don't say.
@@ -161,6 +187,11 @@ impl Tokenizer {
     /// Whether `token_type_ids` are among the inputs of the models that this tokenizer is made for.
     pub fn uses_token_type_ids(&self) -> bool {
         self.settings.type_ids
+    }
+
+    /// Whether `attention_mask` is among the inputs of the models that this tokenizer is made for (FNet's take none).
+    pub fn uses_attention_mask(&self) -> bool {
+        self.settings.attention_mask
     }
 
     /// Whether rows are padded on the left instead of the right.
@@ -208,11 +239,19 @@ impl Tokenizer {
     /// A hash of everything that decides what texts become: equal for equal tokenizers, wherever they lie.
     pub fn fingerprint(&self) -> String {
         let core = self.core.hash.get_or_init(|| {
-            let json = self.core.whole().to_string(false).unwrap_or_default();
-            blake3::hash(json.as_bytes()).to_hex().to_string()
+            let mut hasher = blake3::Hasher::new();
+            for (name, bytes) in save::files(&self.core.engine, None).unwrap_or_default() {
+                hasher.update(name.as_bytes());
+                hasher.update(&bytes);
+            }
+            let added = self.core.engine.added_tokens();
+            hasher.update(format!("{added:?}").as_bytes());
+            hasher.finalize().to_hex().to_string()
         });
         let mut hasher = blake3::Hasher::new();
         hasher.update(core.as_bytes());
+        let post = serde_json::to_string(&self.post.processor).unwrap_or_default();
+        hasher.update(post.as_bytes());
         let special = Value::Object(self.special.to_json());
         hasher.update(special.to_string().as_bytes());
         let settings = &self.settings;
@@ -224,15 +263,6 @@ impl Tokenizer {
         ];
         hasher.update(&flags.map(u8::from));
         hasher.finalize().to_hex().to_string()
-    }
-}
-
-impl Core {
-    /// The tokenizer with its post-processor back in place.
-    fn whole(&self) -> tokenizers::Tokenizer {
-        let mut whole = self.tokenizer.clone();
-        whole.with_post_processor(self.post.clone());
-        whole
     }
 }
 

@@ -1,28 +1,41 @@
 //! Writing the files that either side opens.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
+use tokenizers::PostProcessorWrapper;
 
 use super::Tokenizer;
 use super::encode::failed;
+use super::engine::Engine;
 use super::family::{Family, Layout};
+use super::guard::guarded;
 use crate::files::write_atomically;
 use crate::{Error, Result};
 
 impl Tokenizer {
-    /// Writes `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` into `folder`, which is created if
-    /// need be. `AutoTokenizer.from_pretrained(folder)` in Python opens it with the same ids.
+    /// Writes the tokenizer's files into `folder`, which is created if need be: `tokenizer.json`, or the family's own older
+    /// files where it was opened from these and no `tokenizer.json` can hold its rules; `tokenizer_config.json` and
+    /// `special_tokens_map.json`. `AutoTokenizer.from_pretrained(folder)` in Python opens it with the same ids.
     ///
     /// Each file is replaced as a whole or not at all.
     pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
         let folder = folder.as_ref();
         std::fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, error))?;
-        let core = self.core.whole().to_string(false).map_err(failed)?;
-        let mut core: Value = serde_json::from_str(&core)?;
-        merges_as_strings(&mut core);
-        for part in ["pre_tokenizer", "decoder"] {
-            metaspace_prefix(&mut core[part]);
+        let own = &self.core.own_files;
+        let mut files = match &self.core.engine {
+            Engine::Library(_) if !own.is_empty() => Vec::new(),
+            engine => files(engine, self.post.processor.as_ref())?,
+        };
+        files.extend(own.iter().cloned());
+        for (name, bytes) in &files {
+            write_atomically(&folder.join(name), bytes)?;
+        }
+        // Another tokenizer's, which would be opened instead.
+        let other = folder.join(TOKENIZER_JSON);
+        if files.iter().all(|(name, _)| *name != TOKENIZER_JSON) && other.is_file() {
+            std::fs::remove_file(&other).map_err(|error| Error::io("remove", &other, error))?;
         }
         if Family::of_class(&self.class_name()).is_some_and(|f| f.layout == Layout::Letters) {
             // The reference has no other class for it than the one that reads this file.
@@ -30,7 +43,6 @@ impl Tokenizer {
             let lines: Vec<String> = ids.filter_map(|id| self.id_to_token(id)).collect();
             write_atomically(&folder.join("vocab.txt"), lines.join("\n").as_bytes())?;
         }
-        write(folder, "tokenizer.json", &core)?;
         let special = Value::Object(self.special.to_json());
         write(folder, "special_tokens_map.json", &special)?;
         write(folder, "tokenizer_config.json", &self.config_json())
@@ -40,14 +52,7 @@ impl Tokenizer {
         let mut config: Map<String, Value> = self.settings.config.clone();
         let settings = &self.settings;
         let mut added = Map::new();
-        let mut tokens: Vec<_> = self
-            .core
-            .tokenizer
-            .get_added_tokens_decoder()
-            .into_iter()
-            .collect();
-        tokens.sort_by_key(|(id, _)| *id);
-        for (id, token) in tokens {
+        for (id, token) in self.core.engine.added_tokens() {
             added.insert(
                 id.to_string(),
                 json!({
@@ -65,14 +70,49 @@ impl Tokenizer {
             };
             config.insert(role, content);
         }
+        // A list under this name is what version 5 writes and versions from 4.46 to 4.57 fail on; all read the older name.
+        if config
+            .get("extra_special_tokens")
+            .is_some_and(Value::is_array)
+        {
+            config.remove("extra_special_tokens");
+        }
         let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
         set("tokenizer_class", self.class_name().into());
         set("clean_up_tokenization_spaces", settings.clean_up.into());
+        if let Some(languages) = &self.languages {
+            set("src_lang", languages.source.clone().into());
+            set("tgt_lang", languages.target.clone().into());
+        }
         if let Some(length) = settings.model_max_length {
             set("model_max_length", length.into());
         }
         Value::Object(config)
     }
+}
+
+const TOKENIZER_JSON: &str = "tokenizer.json";
+
+/// The files that hold vocabulary and rules, by name.
+pub(super) fn files(
+    engine: &Engine,
+    post: Option<&PostProcessorWrapper>,
+) -> Result<Vec<(&'static str, Arc<[u8]>)>> {
+    let library = match engine {
+        Engine::Library(library) => library,
+        Engine::Rules(rules) => return Ok(rules.files().to_vec()),
+    };
+    let mut whole = (**library).clone();
+    whole.with_post_processor(post.cloned());
+    let json = guarded("saving", || whole.to_string(false).map_err(failed))?;
+    let mut json: Value = serde_json::from_str(&json)?;
+    merges_as_strings(&mut json);
+    for part in ["pre_tokenizer", "decoder"] {
+        metaspace_prefix(&mut json[part]);
+    }
+    let mut text = serde_json::to_string_pretty(&json)?;
+    text.push('\n');
+    Ok(vec![(TOKENIZER_JSON, text.into_bytes().into())])
 }
 
 /// Older versions of the reference read a merge only as one string, newer ones as either; a pair stays a pair where

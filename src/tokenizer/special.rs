@@ -1,7 +1,11 @@
 //! Which token plays which part: beginning, end, unknown, separator, padding, classification, mask.
 
+use std::path::Path;
+
 use serde_json::{Map, Value, json};
 use tokenizers::AddedToken;
+
+use crate::{Error, Result};
 
 /// The parts that a special token can play, in the order in which the reference lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,20 +71,58 @@ impl SpecialTokens {
         tokens
     }
 
-    /// Takes what `object` (either of the two JSON files) says. A token written as a plain string keeps the flags
+    /// Takes what `object` (either of the two JSON files, `file`) says. A token written as a plain string keeps the flags
     /// (`lstrip`, ...) of `defaults` when that has a token for the role; a role given as `null` is left empty.
-    pub(crate) fn update_from(&mut self, object: &Map<String, Value>, defaults: &SpecialTokens) {
+    ///
+    /// The tokens without a role stand under `additional_special_tokens`, since version 5 of transformers under
+    /// `extra_special_tokens`, where they may have names of their own.
+    pub(crate) fn update_from(
+        &mut self,
+        object: &Map<String, Value>,
+        defaults: &SpecialTokens,
+        file: &Path,
+    ) -> Result<()> {
+        let malformed = |key: &str, value: &Value| {
+            Error::format(
+                file,
+                format!(
+                    "{key} is {value}, but a special token is a string, an object with a string \"content\", or null"
+                ),
+            )
+        };
         for role in Role::ALL {
             if let Some(value) = object.get(role.key()) {
-                self.set(role, token_from_json(value, defaults.get(role)));
+                let token = token_from_json(value, defaults.get(role));
+                self.set(role, token.ok_or_else(|| malformed(role.key(), value))?);
             }
         }
-        if let Some(Value::Array(tokens)) = object.get("additional_special_tokens") {
-            self.additional = tokens
-                .iter()
-                .filter_map(|token| token_from_json(token, None))
-                .collect();
+        let mut unnamed: Option<Vec<AddedToken>> = None;
+        for key in ["additional_special_tokens", "extra_special_tokens"] {
+            let values: Vec<&Value> = match object.get(key) {
+                None | Some(Value::Null) => continue,
+                Some(Value::Array(tokens)) => tokens.iter().collect(),
+                Some(Value::Object(named)) if key == "extra_special_tokens" => {
+                    named.values().collect()
+                }
+                Some(other) => {
+                    let what = format!("{key} is {other}, but it must be a list of tokens");
+                    return Err(Error::format(file, what));
+                }
+            };
+            for value in values {
+                let token = token_from_json(value, None).flatten();
+                let token = token.ok_or_else(|| malformed(&format!("an item of {key}"), value))?;
+                let unnamed = unnamed.get_or_insert_default();
+                if unnamed.iter().all(|known| known.content != token.content) {
+                    unnamed.push(token);
+                }
+            }
+            unnamed.get_or_insert_default();
         }
+        if let Some(tokens) = unnamed {
+            self.additional = tokens;
+        }
+        Ok(())
     }
 
     /// The content of `special_tokens_map.json`.
@@ -104,24 +146,29 @@ pub(crate) fn plain(content: &str) -> AddedToken {
     AddedToken::from(content, true)
 }
 
-fn token_from_json(value: &Value, default: Option<&AddedToken>) -> Option<AddedToken> {
-    let flag = |name| value.get(name).and_then(Value::as_bool).unwrap_or(false);
+/// The token that `value` describes: `None` when it is malformed, `Some(None)` for an explicit `null`.
+fn token_from_json(value: &Value, default: Option<&AddedToken>) -> Option<Option<AddedToken>> {
+    let flag = |name| match value.get(name) {
+        None | Some(Value::Null) => Some(false),
+        Some(flag) => flag.as_bool(),
+    };
     match value {
+        Value::Null => Some(None),
         Value::String(content) => {
             let flags = default.cloned().unwrap_or_else(|| plain(content));
-            Some(AddedToken {
+            Some(Some(AddedToken {
                 content: content.clone(),
                 ..flags
-            })
+            }))
         }
-        Value::Object(object) => Some(AddedToken {
+        Value::Object(object) => Some(Some(AddedToken {
             content: object.get("content")?.as_str()?.to_owned(),
-            single_word: flag("single_word"),
-            lstrip: flag("lstrip"),
-            rstrip: flag("rstrip"),
-            normalized: flag("normalized"),
+            single_word: flag("single_word")?,
+            lstrip: flag("lstrip")?,
+            rstrip: flag("rstrip")?,
+            normalized: flag("normalized")?,
             special: true,
-        }),
+        })),
         _ => None,
     }
 }

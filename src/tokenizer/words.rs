@@ -2,6 +2,7 @@
 
 use tokenizers::ModelWrapper;
 
+use super::engine::Engine;
 use super::{Core, Tokenizer};
 
 impl Tokenizer {
@@ -14,14 +15,22 @@ impl Tokenizer {
 }
 
 fn continuing(core: &Core) -> Box<[bool]> {
-    let model = core.tokenizer.get_model();
+    let library = match &core.engine {
+        Engine::Library(library) => library,
+        Engine::Rules(rules) => {
+            return (0..rules.rows())
+                .map(|id| rules.continues_word(id))
+                .collect();
+        }
+    };
+    let model = library.get_model();
     let continues = |token: String| match model {
         ModelWrapper::WordPiece(model) => token.starts_with(&model.continuing_subword_prefix),
         // Byte-level spellings of space, newline and tab; SentencePiece's of space.
         ModelWrapper::BPE(_) | ModelWrapper::Unigram(_) => !token.starts_with(['Ġ', 'Ċ', 'ĉ', '▁']),
         ModelWrapper::WordLevel(_) => false,
     };
-    (0..core.tokenizer.get_vocab_size(true) as u32)
-        .map(|id| core.tokenizer.id_to_token(id).is_some_and(continues))
+    (0..core.engine.rows())
+        .map(|id| core.engine.id_to_token(id).is_some_and(continues))
         .collect()
 }

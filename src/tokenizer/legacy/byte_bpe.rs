@@ -1,7 +1,5 @@
 //! Byte-level BPE from `vocab.json` and `merges.txt`: RoBERTa, Longformer, BART, DeBERTa.
 
-use std::collections::HashMap;
-
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
@@ -10,17 +8,13 @@ use super::super::load::Folder;
 use crate::{Error, Result};
 
 pub(super) fn build(folder: &Folder, unk: Option<&str>) -> Result<tokenizers::Tokenizer> {
-    let vocab: HashMap<String, u32> = serde_json::from_str(&super::read(folder, "vocab.json")?)
-        .map_err(|error| {
-            let message = format!("not a JSON object of tokens and ids: {error}");
-            Error::format(folder.path.join("vocab.json"), message)
-        })?;
+    let vocab = super::read_json_vocabulary(folder)?;
     let merges_file = folder.path.join("merges.txt");
     let text = super::read(folder, "merges.txt")?;
     let mut merges = Vec::new();
-    // The first line is the version, whatever it says.
-    for (i, line) in text.lines().enumerate().skip(1) {
-        if line.is_empty() {
+    for (i, line) in text.lines().enumerate() {
+        // Only a version line is none of the merges: files without one begin with a merge.
+        if line.is_empty() || line.starts_with("#version") {
             continue;
         }
         let broken = |message: String| Error::Format {

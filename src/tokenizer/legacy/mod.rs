@@ -2,19 +2,27 @@
 //! Python classes for those files give.
 
 mod byte_bpe;
+pub(super) mod chinese_words;
 mod letters;
-mod sentence_piece;
+mod letterwise;
+mod moses;
 mod wordpiece;
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use tokenizers::PostProcessorWrapper;
 use tokenizers::models::bpe::Vocab;
 use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::processors::template::TemplateProcessing;
 
-use super::family::{Family, Layout, Template};
+use super::engine::Engine;
+use super::family::{Family, Layout, Pieces, TWO_SEPS};
 use super::load::Folder;
+use super::rules::Rules;
+use super::rules::bytes::Bytes;
+use super::rules::sentence_piece::{Cleaning, SentencePiece};
 use super::special::{Role, SpecialTokens};
 use crate::{Error, Result};
 
@@ -26,85 +34,147 @@ pub(super) fn guess(folder: &Folder) -> Result<&'static Family> {
         "RobertaTokenizer"
     } else if folder.file("sentencepiece.bpe.model").is_some() {
         "XLMRobertaTokenizer"
+    } else if folder.file("spm.model").is_some() {
+        "DebertaV2Tokenizer"
+    } else if folder.file("spiece.model").is_some() {
+        "AlbertTokenizer"
+    } else if folder.file("sentencepiece.model").is_some() {
+        "RemBertTokenizer"
     } else {
         return Err(missing(
             folder,
-            "tokenizer.json, vocab.txt, vocab.json with merges.txt, or sentencepiece.bpe.model",
+            "tokenizer.json, vocab.txt, vocab.json with merges.txt, or a SentencePiece model (spiece.model, spm.model, \
+             sentencepiece.model, sentencepiece.bpe.model)",
         ));
     };
     Ok(Family::of_class(class).expect("a class of the table"))
 }
 
-/// Vocabulary, normalizer, pre-tokenizer and decoder, without special tokens and post-processor.
-pub(super) fn build(
-    folder: &Folder,
-    family: &Family,
-    special: &SpecialTokens,
-) -> Result<tokenizers::Tokenizer> {
+/// Vocabulary, rules and decoder, without special tokens and post-processor.
+pub(super) fn build(folder: &Folder, family: &Family, special: &SpecialTokens) -> Result<Engine> {
     let unk = special.get(Role::Unk).map(|token| token.content.as_str());
-    match family.layout {
-        Layout::WordPiece => wordpiece::build(folder, unk.unwrap_or("[UNK]")),
-        Layout::ByteBpe => byte_bpe::build(folder, unk),
-        Layout::Letters => letters::build(folder, unk.unwrap_or("<unk>")),
-        Layout::SentencePiece => sentence_piece::build(folder, family),
-        Layout::Moses => Err(Error::Tokenizer(format!(
-            "{}: a {}Tokenizer splits text by the Moses rules, which are not supported; a folder with a tokenizer.json \
-             is needed",
-            folder.path.display(),
-            family.stem
-        ))),
-    }
+    let library = match family.layout {
+        Layout::WordPiece => wordpiece::build(folder, unk.unwrap_or("[UNK]"))?,
+        Layout::ByteBpe => byte_bpe::build(folder, unk)?,
+        Layout::Letters => letters::build(folder, unk.unwrap_or("<unk>"))?,
+        Layout::SentencePiece(pieces) => return sentence_piece(folder, &pieces).map(Engine::rules),
+        Layout::Bytes => return Ok(Engine::rules(bytes(special)?)),
+        Layout::Moses(moses) => return moses::build(folder, moses, unk).map(Engine::rules),
+        Layout::Letterwise => return letterwise::build(folder, special).map(Engine::rules),
+        Layout::ChineseWords => {
+            let rules = chinese_words::from_vocabulary(folder, unk.unwrap_or("[UNK]"));
+            return rules.map(Engine::rules);
+        }
+    };
+    Ok(Engine::library(library).0)
 }
 
-/// Special tokens around one text and around two.
+/// A tokenizer from a `SentencePiece` model.
+fn sentence_piece(folder: &Folder, pieces: &Pieces) -> Result<Rules> {
+    const OTHERS: [&str; 5] = [
+        "spm.model",
+        "spiece.model",
+        "sentencepiece.model",
+        "sentencepiece.bpe.model",
+        "tokenizer.model",
+    ];
+    let found = folder.file(pieces.file);
+    let found = found.or_else(|| OTHERS.iter().find_map(|name| folder.file(name)));
+    let path = found.ok_or_else(|| missing(folder, pieces.file))?;
+    let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
+    let lowercase = pieces
+        .lowercase
+        .map(|by_default| folder.flag("do_lower_case").unwrap_or(by_default));
+    let mut cleaning = Cleaning {
+        split_by_punct: pieces.splits_punctuation && folder.flag("split_by_punct").unwrap_or(false),
+        strips: pieces.strips,
+        ..Cleaning::default()
+    };
+    if let Some(keep_accents) = pieces.cleans {
+        cleaning = Cleaning {
+            remove_space: folder.flag("remove_space").unwrap_or(true),
+            quotes: true,
+            strip_accents: !folder.flag("keep_accents").unwrap_or(keep_accents),
+            lowercase: lowercase == Some(true),
+            comma_after_digits: true,
+            ..cleaning
+        };
+    }
+    let (model, vocabulary) =
+        SentencePiece::read(&path, &bytes, pieces.ids, cleaning, pieces.joining)?;
+    let rules = Rules::new(model, vocabulary, vec![(pieces.file, bytes.into())]);
+    Ok(rules.lowercase(lowercase == Some(true)))
+}
+
+/// A tokenizer of bytes, whose special tokens have the ids before them.
+fn bytes(special: &SpecialTokens) -> Result<Rules> {
+    const ROLES: [Role; 6] = [
+        Role::Pad,
+        Role::Bos,
+        Role::Eos,
+        Role::Mask,
+        Role::Cls,
+        Role::Sep,
+    ];
+    let mut rules = Rules::new(Bytes, Bytes::vocabulary(), Vec::new());
+    let tokens = ROLES.iter().zip(0..);
+    let tokens = tokens.filter_map(|(role, id)| Some((Some(id), special.get(*role)?.clone())));
+    rules.add(tokens.collect())?;
+    Ok(rules)
+}
+
+/// Special tokens around one text and around two; `language` is the token for `lang`, `place` is named in errors.
 pub(super) fn post_processor(
     family: &Family,
     special: &SpecialTokens,
-    folder: &Folder,
+    place: &str,
+    add_prefix_space: bool,
+    language: Option<&str>,
     id: impl Fn(&str) -> Option<u32>,
 ) -> Result<PostProcessorWrapper> {
-    let token = |role: Role| {
-        let content = special.get(role).map(|token| token.content.clone());
-        let found = content.and_then(|content| Some((id(&content)?, content)));
-        found.map(|(id, content)| (content, id)).ok_or_else(|| {
+    let token = |part: &str| -> Result<(String, u32)> {
+        let role = Role::ALL
+            .into_iter()
+            .find(|role| role.key().strip_suffix("_token") == Some(part));
+        let content = match role {
+            Some(role) => special.get(role).map(|token| token.content.as_str()),
+            None => language,
+        };
+        let found = content.and_then(|content| Some((content.to_owned(), id(content)?)));
+        found.ok_or_else(|| {
             Error::Tokenizer(format!(
-                "{}: a {}Tokenizer needs a {}, but neither the vocabulary nor tokenizer_config.json has it",
-                folder.path.display(),
-                family.stem,
-                role.key()
+                "{place}: a {}Tokenizer needs a {part}_token, but neither the vocabulary nor tokenizer_config.json has it",
+                family.stem
             ))
         })
     };
-    let cls = token(Role::Cls)?;
-    let end = token(if family.template == Template::Esm {
-        Role::Eos
-    } else {
-        Role::Sep
-    })?;
-    let (c, e) = (cls.0.clone(), end.0.clone());
-    let (single, pair) = match family.template {
-        // Without trimmed offsets: a word's space is its own.
-        Template::DoubleSep if family.layout == Layout::SentencePiece => {
-            (vec![(&c, 0)], format!("{e}:0 {e}:0 $B:0 {e}:0"))
-        }
-        Template::DoubleSep => {
-            let prefix = folder.flag("add_prefix_space").unwrap_or(false);
-            return Ok(RobertaProcessing::new(end, cls)
-                .add_prefix_space(prefix)
-                .trim_offsets(true)
-                .into());
-        }
-        Template::Bert => (vec![(&c, 0)], format!("{e}:0 $B:1 {e}:1")),
-        Template::Funnel => (vec![(&c, 2)], format!("{e}:0 $B:1 {e}:1")),
-        Template::MpNet => (vec![(&c, 0)], format!("{e}:0 {e}:0 $B:1 {e}:1")),
-        Template::Esm => (vec![(&c, 0)], format!("{e}:0 $B:0 {e}:0")),
+    if family.layout == Layout::ByteBpe && family.template == TWO_SEPS {
+        return Ok(RobertaProcessing::new(token("sep")?, token("cls")?)
+            .add_prefix_space(add_prefix_space)
+            .trim_offsets(true)
+            .into());
+    }
+    let mut tokens: Vec<(String, u32)> = Vec::new();
+    let mut spell = |template: &str| -> Result<String> {
+        let parts = template.split(' ').map(|part| match part.split_once(':') {
+            Some((name, kind)) if !name.starts_with('$') => {
+                let token = token(name)?;
+                let spelled = format!("{}:{kind}", token.0);
+                if !tokens.contains(&token) {
+                    tokens.push(token);
+                }
+                Ok(spelled)
+            }
+            _ => Ok(part.to_owned()),
+        });
+        Ok(parts.collect::<Result<Vec<String>>>()?.join(" "))
     };
-    let (c, type_id) = single[0];
+    let (single, pair) = (spell(family.template.single)?, spell(family.template.pair)?);
     let template = TemplateProcessing::builder()
-        .try_single(format!("{c}:{type_id} $A:0 {e}:0"))
-        .and_then(|builder| builder.try_pair(format!("{c}:{type_id} $A:0 {pair}")))
+        .try_single(single)
+        .and_then(|builder| builder.try_pair(pair))
         .map_err(Error::Tokenizer)?
-        .special_tokens(vec![cls, end])
+        .special_tokens(tokens)
         .build();
     Ok(template
         .map_err(|error| Error::Tokenizer(error.to_string()))?
@@ -115,6 +185,21 @@ pub(super) fn post_processor(
 fn read(folder: &Folder, name: &str) -> Result<String> {
     let path = folder.file(name).ok_or_else(|| missing(folder, name))?;
     std::fs::read_to_string(&path).map_err(|error| Error::io("read", path, error))
+}
+
+/// A file that must be there, as it is.
+fn read_bytes(folder: &Folder, name: &'static str) -> Result<(&'static str, Arc<[u8]>)> {
+    let path = folder.file(name).ok_or_else(|| missing(folder, name))?;
+    let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
+    Ok((name, bytes.into()))
+}
+
+/// The tokens and ids of `vocab.json`.
+fn read_json_vocabulary(folder: &Folder) -> Result<HashMap<String, u32>> {
+    serde_json::from_str(&read(folder, "vocab.json")?).map_err(|error| {
+        let message = format!("not a JSON object of tokens and ids: {error}");
+        Error::format(folder.path.join("vocab.json"), message)
+    })
 }
 
 /// A vocabulary with one token a line; a token's id is the number of its (last) line, from 0.

@@ -1,0 +1,61 @@
+//! Columns of other ids beside a text's tokens: RoCBert's shapes and pronunciations.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use super::checks;
+use super::family::Family;
+use super::load::Folder;
+use super::{Encoding, ExtraColumn};
+use crate::{Error, Result};
+
+/// A number for every token.
+#[derive(Debug)]
+pub(super) struct Ids {
+    name: &'static str,
+    by_token: HashMap<String, u32>,
+    /// For tokens that have none, and for special tokens around a text.
+    unknown: u32,
+}
+
+impl Ids {
+    /// Reads the columns of a family from their files.
+    pub(super) fn read_all(folder: &Folder, family: &Family, unk: &str) -> Result<Vec<Self>> {
+        let columns = family.columns.iter();
+        columns
+            .map(|column| Self::read(&folder.path.join(column.file), column.name, unk))
+            .collect()
+    }
+
+    fn read(path: &Path, name: &'static str, unk: &str) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|error| Error::io("read", path, error))?;
+        let by_token: HashMap<String, u32> = serde_json::from_str(&text).map_err(|error| {
+            checks::damaged(
+                path,
+                format!("not a JSON object of tokens and ids: {error}"),
+            )
+        })?;
+        let unknown = by_token.get(unk).copied().ok_or_else(|| {
+            checks::damaged(
+                path,
+                format!("it has no entry for what is unknown, {unk:?}"),
+            )
+        })?;
+        Ok(Self {
+            name,
+            by_token,
+            unknown,
+        })
+    }
+
+    /// Adds the column to a text that is not padded yet.
+    pub(super) fn add_to(&self, encoding: &mut Encoding, padding: i64) {
+        let tokens = encoding.tokens.iter().zip(&encoding.special_tokens_mask);
+        let value = |(token, special): (&String, &u32)| {
+            let own = (*special == 0).then(|| self.by_token.get(token));
+            i64::from(own.flatten().copied().unwrap_or(self.unknown))
+        };
+        let column = ExtraColumn::per_token(tokens.map(value).collect(), 1, padding);
+        encoding.extra.insert(self.name.to_owned(), column);
+    }
+}

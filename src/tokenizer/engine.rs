@@ -1,0 +1,214 @@
+//! What turns text into ids and back.
+
+use std::collections::HashMap;
+
+use tokenizers::{AddedToken, PostProcessorWrapper};
+
+use super::checks;
+use super::encode::failed;
+use super::guard::guarded;
+use super::rules::Rules;
+use crate::{Error, Result};
+
+/// Text to tokens and back, without the special tokens around a text. The library's panics end here.
+#[derive(Clone)]
+pub(super) enum Engine {
+    /// A pipeline of the `tokenizers` library: normalizer, pre-tokenizer, model, decoder and added tokens.
+    Library(Box<tokenizers::Tokenizer>),
+    /// The rules of transformers' Python classes.
+    Rules(Box<Rules>),
+}
+
+impl Engine {
+    /// Takes over the library's tokenizer; its post-processor comes back by itself, so that truncation can happen before it.
+    pub(super) fn library(
+        mut tokenizer: tokenizers::Tokenizer,
+    ) -> (Self, Option<PostProcessorWrapper>) {
+        let post = tokenizer.get_post_processor().cloned();
+        tokenizer.with_post_processor(None::<PostProcessorWrapper>);
+        (Engine::Library(Box::new(tokenizer)), post)
+    }
+
+    pub(super) fn rules(rules: Rules) -> Self {
+        Engine::Rules(Box::new(rules))
+    }
+
+    /// The tokens of `text` with offsets in characters.
+    pub(super) fn encode(&self, text: &str) -> Result<tokenizers::Encoding> {
+        guarded("encoding", || match self {
+            Engine::Library(library) => library.encode_char_offsets(text, false).map_err(failed),
+            Engine::Rules(rules) => rules.encode(text),
+        })
+    }
+
+    /// Appends the ids of `text`.
+    pub(super) fn append_ids(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+        guarded("encoding", || {
+            match self {
+                Engine::Library(library) => {
+                    let encoding = library.encode_fast(text, false).map_err(failed)?;
+                    ids.extend_from_slice(encoding.get_ids());
+                }
+                Engine::Rules(rules) => {
+                    ids.extend(rules.pieces(text)?.iter().map(|piece| piece.id));
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The text of `ids`; `special` are the ids of the special tokens, and those that are `alone` stand for themselves, with
+    /// spaces around.
+    pub(super) fn decode(
+        &self,
+        ids: &[u32],
+        skip: bool,
+        special: &[u32],
+        alone: &dyn Fn(u32) -> bool,
+    ) -> Result<String> {
+        guarded("decoding", || match self {
+            Engine::Rules(rules) => rules.decode(ids, skip, special, alone),
+            Engine::Library(library) if !ids.iter().any(|&id| alone(id)) => {
+                library.decode(ids, skip).map_err(failed)
+            }
+            Engine::Library(library) => {
+                let kept = ids.iter().copied();
+                let kept: Vec<u32> = kept.filter(|id| !(skip && special.contains(id))).collect();
+                let mut texts = Vec::new();
+                for stretch in kept.chunk_by(|&left, &right| !alone(left) && !alone(right)) {
+                    let text = match alone(stretch[0]) {
+                        true => library.id_to_token(stretch[0]).unwrap_or_default(),
+                        false => library.decode(stretch, false).map_err(failed)?,
+                    };
+                    if !text.is_empty() {
+                        texts.push(text);
+                    }
+                }
+                Ok(texts.join(" "))
+            }
+        })
+    }
+
+    pub(super) fn token_to_id(&self, token: &str) -> Option<u32> {
+        match self {
+            Engine::Library(library) => library.token_to_id(token),
+            Engine::Rules(rules) => rules.token_to_id(token),
+        }
+    }
+
+    pub(super) fn id_to_token(&self, id: u32) -> Option<String> {
+        match self {
+            Engine::Library(library) => library.id_to_token(id),
+            Engine::Rules(rules) => rules.id_to_token(id),
+        }
+    }
+
+    /// The number of tokens, with or without the added ones.
+    pub(super) fn vocab_size(&self, with_added: bool) -> usize {
+        match self {
+            Engine::Library(library) => library.get_vocab_size(with_added),
+            Engine::Rules(rules) => rules.vocab_size(with_added),
+        }
+    }
+
+    /// The added tokens with their ids, in the order of these.
+    pub(super) fn added_tokens(&self) -> Vec<(u32, AddedToken)> {
+        let mut tokens: Vec<(u32, AddedToken)> = match self {
+            Engine::Library(library) => library.get_added_tokens_decoder().into_iter().collect(),
+            Engine::Rules(rules) => rules
+                .added()
+                .map(|(id, token)| (id, token.clone()))
+                .collect(),
+        };
+        tokens.sort_by_key(|(id, _)| *id);
+        tokens
+    }
+
+    /// Adds `tokens`, each a special one or not as it says and with the id that it wants, or with one behind the largest.
+    ///
+    /// Fails rather than give two tokens one id.
+    pub(super) fn add(&mut self, tokens: Vec<(Option<u32>, AddedToken)>) -> Result<()> {
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        match self {
+            Engine::Library(library) => add_to_library(library, tokens),
+            Engine::Rules(rules) => rules.add(tokens),
+        }
+    }
+
+    /// All tokens and their ids.
+    pub(super) fn vocabulary(&self) -> HashMap<String, u32> {
+        match self {
+            Engine::Library(library) => library.get_vocab(true),
+            Engine::Rules(rules) => rules
+                .vocabulary()
+                .map(|(token, id)| (token.to_owned(), id))
+                .collect(),
+        }
+    }
+
+    /// The largest id and one more: how many rows an embedding needs at least.
+    pub(super) fn rows(&self) -> u32 {
+        match self {
+            Engine::Library(_) => self.vocabulary().values().max().map_or(0, |id| id + 1),
+            Engine::Rules(rules) => rules.rows(),
+        }
+    }
+
+    /// Whether all ids are within bounds and none is there twice.
+    pub(super) fn check_ids(&self) -> Result<(), String> {
+        let vocabulary = self.vocabulary();
+        checks::ids(vocabulary.iter().map(|(token, id)| (token.as_str(), *id)))
+    }
+}
+
+fn add_to_library(
+    library: &mut tokenizers::Tokenizer,
+    tokens: Vec<(Option<u32>, AddedToken)>,
+) -> Result<()> {
+    // The library counts tokens to find the next id, which is wrong where ids have gaps.
+    let vocabulary = library.get_vocab(true);
+    let rows = vocabulary.values().max().map_or(0, |id| id + 1);
+    let gaps = rows as usize != vocabulary.len();
+    let mut next = rows;
+    let mut missing: Vec<&str> = Vec::new();
+    for (wanted, token) in &tokens {
+        let content = token.content.as_str();
+        if content.is_empty() {
+            continue;
+        }
+        let known = vocabulary.get(content).copied().or_else(|| {
+            let at = missing.iter().position(|seen| *seen == content)?;
+            Some(rows + at as u32)
+        });
+        let id = known.unwrap_or(next);
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != id) {
+            return Err(Error::Tokenizer(format!(
+                "the added token {content:?} is to have the id {wanted}, but the vocabulary of {rows} ids leaves {id} for \
+                 it; the files do not belong together"
+            )));
+        }
+        if known.is_none() {
+            if gaps {
+                return Err(Error::Tokenizer(format!(
+                    "the token {content:?} can't be added: the vocabulary's {} tokens have ids up to {} with gaps between, \
+                     so that a new id is not certain (is a token there twice?)",
+                    vocabulary.len(),
+                    rows - 1
+                )));
+            }
+            missing.push(content);
+            next += 1;
+        }
+    }
+    for (_, token) in tokens {
+        let added = if token.special {
+            library.add_special_tokens([token])
+        } else {
+            library.add_tokens([token])
+        };
+        added.map_err(failed)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,156 @@
+//! Tokens that are cut out of a text before anything else is done with it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use tokenizers::AddedToken;
+
+use super::aligned::Aligned;
+use super::is_space;
+
+/// The added tokens by id and by content.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Added {
+    by_id: BTreeMap<u32, AddedToken>,
+    by_content: HashMap<String, u32>,
+    /// The contents by their first character, longest first.
+    by_first: HashMap<char, Vec<(String, u32)>>,
+}
+
+/// A part of a text.
+#[derive(Debug)]
+pub(crate) enum Part {
+    /// Bytes to be segmented.
+    Text(Range<usize>),
+    /// An added token and its bytes, the spaces that it eats included.
+    Token(u32, Range<usize>),
+}
+
+impl Added {
+    pub(crate) fn insert(&mut self, id: u32, token: AddedToken) {
+        if let Some(old) = self.by_id.remove(&id) {
+            self.forget(&old.content);
+        }
+        if let Some(first) = token.content.chars().next() {
+            self.forget(&token.content);
+            let list = self.by_first.entry(first).or_default();
+            list.push((token.content.clone(), id));
+            list.sort_by_key(|(content, _)| std::cmp::Reverse(content.len()));
+        }
+        self.by_content.insert(token.content.clone(), id);
+        self.by_id.insert(id, token);
+    }
+
+    fn forget(&mut self, content: &str) {
+        self.by_content.remove(content);
+        let list = content
+            .chars()
+            .next()
+            .and_then(|c| self.by_first.get_mut(&c));
+        if let Some(list) = list {
+            list.retain(|(known, _)| known != content);
+        }
+    }
+
+    pub(crate) fn get(&self, id: u32) -> Option<&AddedToken> {
+        self.by_id.get(&id)
+    }
+
+    pub(crate) fn id(&self, content: &str) -> Option<u32> {
+        self.by_content.get(content).copied()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &AddedToken)> {
+        self.by_id.iter().map(|(id, token)| (*id, token))
+    }
+
+    /// The longest token that stands at the beginning of `text`.
+    pub(crate) fn at_start(&self, text: &str) -> Option<(u32, usize)> {
+        let list = self.by_first.get(&text.chars().next()?)?;
+        let found = list
+            .iter()
+            .find(|(content, _)| text.starts_with(content.as_str()));
+        found.map(|(content, id)| (*id, content.len()))
+    }
+
+    /// Cuts `text` at its added tokens: the leftmost first, and of those that begin there the longest. A token may eat
+    /// the spaces beside it, or count only where spaces stand beside it, as its flags say.
+    pub(crate) fn split(&self, text: &Aligned) -> Vec<Part> {
+        let text = text.as_str();
+        let mut parts = Vec::new();
+        // Where the text that is not yet in a part begins.
+        let mut open = 0;
+        let mut at = 0;
+        while let Some(c) = text[at..].chars().next() {
+            let found = self.at_start(&text[at..]);
+            let Some((id, length)) = found.filter(|(id, _)| self.stands_alone(*id, text, at))
+            else {
+                at += c.len_utf8();
+                continue;
+            };
+            let token = &self.by_id[&id];
+            let (mut start, mut end) = (at, at + length);
+            let mut text_end = at;
+            if token.lstrip {
+                text_end = open + text[open..at].trim_end_matches(is_space).len();
+                start = text_end;
+                // One that is looked for in the normalized text finds a single space before it.
+                let last = text[text_end..at].chars().next_back();
+                if let Some(last) = last.filter(|_| token.normalized) {
+                    start = at - last.len_utf8();
+                }
+            }
+            if token.rstrip {
+                end = text.len() - text[end..].trim_start_matches(is_space).len();
+            }
+            if text_end > open {
+                parts.push(Part::Text(open..text_end));
+            }
+            parts.push(Part::Token(id, start..end));
+            (open, at) = (end, end);
+        }
+        if open < text.len() {
+            parts.push(Part::Text(open..text.len()));
+        }
+        parts
+    }
+
+    /// Whether the token at `at` counts there: one that must be a word of its own has spaces beside it, or nothing.
+    fn stands_alone(&self, id: u32, text: &str, at: usize) -> bool {
+        let token = &self.by_id[&id];
+        if !token.single_word {
+            return true;
+        }
+        let before = text[..at].chars().next_back();
+        let after = text[at + token.content.len()..].chars().next();
+        before.is_none_or(|c| c == ' ') && after.is_none_or(|c| c == ' ')
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut(text: &str) -> Vec<String> {
+        let mut added = Added::default();
+        added.insert(7, AddedToken::from("<m>", true).lstrip(true));
+        added.insert(8, AddedToken::from("<m>>", true));
+        added.insert(9, AddedToken::from("am", false).single_word(true));
+        let aligned = Aligned::new(text);
+        let parts = added.split(&aligned).into_iter();
+        parts
+            .map(|part| match part {
+                Part::Text(range) => text[range].to_owned(),
+                Part::Token(id, range) => format!("{id}:{}", &text[range]),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn texts_are_cut_at_the_longest_token_with_the_spaces_it_eats() {
+        assert_eq!(cut("a  <m> b"), ["a", "7:  <m>", " b"]);
+        assert_eq!(cut("<m>><m>"), ["8:<m>>", "7:<m>"]);
+        assert_eq!(cut("am I am. ham am"), ["9:am", " I am. ham ", "9:am"]);
+        assert_eq!(cut(""), [""; 0]);
+    }
+}

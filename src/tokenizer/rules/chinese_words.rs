@@ -1,0 +1,115 @@
+//! RoFormer: Chinese words by a dictionary (jieba, without its model for unknown words); a word that the vocabulary holds is
+//! a token, others are cut as BERT cuts them.
+
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+use jieba_rs::Jieba;
+
+use super::aligned::Aligned;
+use super::vocabulary::Vocabulary;
+use super::{Piece, Segmenter, Spelled};
+use crate::Result;
+use crate::tokenizer::encode::failed;
+
+/// The words of jieba's dictionary with how often each was counted; see `data/jieba/README.md`.
+static WORDS: &str = include_str!("../../../data/jieba/words.txt");
+
+static JIEBA: LazyLock<Jieba> = LazyLock::new(|| {
+    let mut words = WORDS.as_bytes();
+    Jieba::with_dict(&mut words).expect("a dictionary that ships with the crate")
+});
+
+/// How words are cut that the vocabulary does not hold.
+pub(crate) struct ChineseWords {
+    pub(crate) vocabulary: Arc<Vocabulary>,
+    /// From a word that the vocabulary does not hold to pieces.
+    pub(crate) pieces: tokenizers::Tokenizer,
+    /// The tokenizer of a `tokenizer.json`: its normalizer sees the text before words are looked for, and its decoder joins
+    /// tokens.
+    pub(crate) library: Option<tokenizers::Tokenizer>,
+}
+
+impl fmt::Debug for ChineseWords {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChineseWords")
+            .field("library", &self.library.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl ChineseWords {
+    /// The pieces of a word that the vocabulary does not hold.
+    fn cut(&self, word: &Aligned, pieces: &mut Vec<Piece>) -> Result<()> {
+        let encoding = self.pieces.encode(word.as_str(), false).map_err(failed)?;
+        let mut last = None;
+        for at in 0..encoding.len() {
+            let (start, end) = encoding.get_offsets()[at];
+            let number = encoding.get_word_ids()[at];
+            pieces.push(Piece {
+                id: encoding.get_ids()[at],
+                span: word.span(start..end),
+                begins_word: at == 0 || number != last,
+            });
+            last = number;
+        }
+        Ok(())
+    }
+}
+
+impl Segmenter for ChineseWords {
+    fn segment(&self, text: &Aligned, _: bool, pieces: &mut Vec<Piece>) -> Result<()> {
+        let normalized;
+        let normalizer = self
+            .library
+            .as_ref()
+            .and_then(|library| library.get_normalizer());
+        let text = if let Some(normalizer) = normalizer {
+            let mut done = Ok(());
+            normalized = text.through(|text| {
+                done = tokenizers::Normalizer::normalize(normalizer, text).map_err(failed);
+            });
+            done?;
+            &normalized
+        } else {
+            text
+        };
+        let mut at = 0;
+        for word in JIEBA.cut(text.as_str(), false) {
+            let word = word.word;
+            let range = at..at + word.len();
+            at = range.end;
+            match self.vocabulary.id(word) {
+                Some(id) => pieces.push(Piece {
+                    id,
+                    span: text.span(range),
+                    begins_word: true,
+                }),
+                None => self.cut(&text.slice(range), pieces)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Option<Result<String>> {
+        let library = self.library.as_ref()?;
+        Some(library.decode(ids, skip_special_tokens).map_err(failed))
+    }
+
+    fn join(&self, tokens: &[Spelled<'_>]) -> String {
+        let mut text = String::new();
+        for (at, token) in tokens.iter().enumerate() {
+            if at > 0 {
+                text.push(' ');
+            }
+            text.push_str(token.text);
+        }
+        text.replace(" ##", "")
+            .trim_matches(super::is_space)
+            .to_owned()
+    }
+
+    fn continues_word(&self, token: &str) -> bool {
+        token.starts_with("##")
+    }
+}

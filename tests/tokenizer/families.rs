@@ -1,0 +1,170 @@
+//! What only some families have: languages, columns of other ids, entities, speech, tables.
+
+use cloze::tokenizer::{EncodeOptions, Encoding, Mentions, Padding, Spoken, Tokenizer};
+use serde_json::Value;
+
+use super::{Report, check_encoding, numbers};
+
+/// Compares whatever `e` has of these.
+pub(super) fn check(report: &mut Report, tokenizer: &Tokenizer, e: &Value, fast: bool) {
+    languages(report, tokenizer, e, fast);
+    entities(report, tokenizer, e);
+    speech(report, tokenizer, e);
+}
+
+/// The columns that come beside the tokens, those of one number a token.
+pub(super) fn check_columns(report: &mut Report, what: &str, ours: &Encoding, slow: &Value) {
+    for name in ["input_shape_ids", "input_pronunciation_ids"] {
+        if let Some(theirs) = slow.get(name) {
+            check_column(report, what, ours, name, theirs);
+        }
+    }
+}
+
+fn check_column(report: &mut Report, what: &str, ours: &Encoding, name: &str, theirs: &Value) {
+    let mut flat = Vec::new();
+    for value in theirs.as_array().unwrap() {
+        match value.as_array() {
+            Some(row) => flat.extend(row.iter().map(|number| number.as_i64().unwrap())),
+            None => flat.push(value.as_i64().unwrap()),
+        }
+    }
+    let ours = ours.extra.get(name).map(|column| column.values.clone());
+    report.check(&format!("{what} {name}"), ours, Some(flat));
+}
+
+fn languages(report: &mut Report, tokenizer: &Tokenizer, e: &Value, fast: bool) {
+    let Some(languages) = e.get("languages") else {
+        return;
+    };
+    report.check(
+        "default language",
+        tokenizer.source_language(),
+        languages["default_src_lang"].as_str(),
+    );
+    let mut tokenizer = tokenizer.clone();
+    for case in languages["source_mode"].as_array().unwrap() {
+        let code = case["src_lang"].as_str().unwrap();
+        tokenizer.set_source_language(code).unwrap();
+        let ours = tokenizer.encode(case["text"].as_str().unwrap()).unwrap();
+        check_encoding(report, code, &ours, case, fast);
+        let id = tokenizer.token_to_id(code).map(u64::from);
+        report.check(code, id, case["lang_id"].as_u64());
+    }
+    for case in languages["target_mode"].as_array().unwrap() {
+        let code = case["tgt_lang"].as_str().unwrap();
+        tokenizer.set_target_language(code).unwrap();
+        let text = case["text_target"].as_str().unwrap();
+        let ours = tokenizer.encode_target(text).unwrap();
+        check_encoding(report, &format!("to {code}"), &ours, case, fast);
+    }
+}
+
+fn spans(value: &Value) -> Vec<(usize, usize)> {
+    super::pairs_of(value)
+}
+
+fn titles(value: &Value) -> Option<Vec<&str>> {
+    let titles = value.as_array()?.iter();
+    Some(titles.map(|title| title.as_str().unwrap()).collect())
+}
+
+fn entities(report: &mut Report, tokenizer: &Tokenizer, e: &Value) {
+    for case in e["entities"]["cases"].as_array().into_iter().flatten() {
+        let label = case["label"].as_str().unwrap();
+        let mut options = EncodeOptions::new();
+        let length = case["args"]["max_length"]
+            .as_u64()
+            .map(|length| length as usize);
+        if case["args"]["truncation"] == true {
+            options = options.truncation(length.unwrap());
+        }
+        if case["args"]["padding"] == "max_length" {
+            options = options.padding(Padding::MaxLength(length.unwrap()));
+        }
+        let (first, second) = (
+            spans(&case["entity_spans"]),
+            case.get("pair_entity_spans").map(spans),
+        );
+        let (names, others) = (titles(&case["entities"]), titles(&case["pair_entities"]));
+        let mentions = Mentions {
+            spans: &first,
+            titles: names.as_deref(),
+        };
+        let pair = case["pair"].as_str().map(|text| {
+            let mentions = Mentions {
+                spans: second.as_deref().unwrap_or_default(),
+                titles: others.as_deref(),
+            };
+            (text, mentions)
+        });
+        let text = case["text"].as_str().unwrap();
+        let ours = tokenizer
+            .encode_entities(text, mentions, pair, &options)
+            .unwrap();
+        let theirs = &case["result"];
+        report.check(
+            &format!("{label} ids"),
+            ours.ids.clone(),
+            numbers(&theirs["input_ids"]),
+        );
+        report.check(
+            &format!("{label} special tokens"),
+            ours.special_tokens_mask.clone(),
+            numbers(&theirs["special_tokens_mask"]),
+        );
+        report.check(
+            &format!("{label} mask"),
+            ours.attention_mask.clone(),
+            numbers(&theirs["attention_mask"]),
+        );
+        for name in ["entity_ids", "entity_position_ids", "entity_attention_mask"] {
+            check_column(report, label, &ours, name, &theirs[name]);
+        }
+    }
+}
+
+fn speech(report: &mut Report, tokenizer: &Tokenizer, e: &Value) {
+    for (i, case) in e["ctc"].as_array().into_iter().flatten().enumerate() {
+        let ids = numbers(&case["ids"]);
+        let what = |key: &str| format!("ctc {i} {key}");
+        let ours = [
+            ("decode", tokenizer.decode_with(&ids, false, true)),
+            ("decode_no_clean", tokenizer.decode_with(&ids, false, false)),
+            (
+                "skip_special_tokens",
+                tokenizer.decode_with(&ids, true, true),
+            ),
+            ("no_group", tokenizer.decode_unfolded(&ids, false)),
+        ];
+        for (key, ours) in ours {
+            report.check(
+                &what(key),
+                ours.unwrap(),
+                case[key].as_str().unwrap().to_owned(),
+            );
+        }
+        let spoken = |key: &str, text: &str| -> Vec<Spoken> {
+            let said = case[key].as_array().unwrap().iter();
+            said.map(|said| Spoken {
+                text: said[text].as_str().unwrap().to_owned(),
+                start: said["start_offset"].as_u64().unwrap() as usize,
+                end: said["end_offset"].as_u64().unwrap() as usize,
+            })
+            .collect()
+        };
+        let letters = tokenizer.spoken_letters(&ids).unwrap();
+        report.check(&what("letters"), letters, spoken("char_offsets", "char"));
+        let words = tokenizer.spoken_words(&ids).unwrap();
+        report.check(&what("words"), words, spoken("word_offsets", "word"));
+    }
+    if e.get("ctc").is_none() {
+        return;
+    }
+    for case in e["cases"].as_array().unwrap() {
+        let ids = numbers(&case["slow"]["input_ids"]);
+        let theirs = case["decoded"]["keep_ungrouped"].as_str().unwrap();
+        let ours = tokenizer.decode_unfolded(&ids, false).unwrap();
+        report.check("ungrouped", ours.as_str(), theirs);
+    }
+}
