@@ -10,7 +10,10 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor, Var};
 use cloze::Result;
-use cloze::ops::{self, Activation, AdamWOptions, AdamWState, AttentionMask, Dropout, Param};
+use cloze::ops::{
+    self, Activation, AdamWOptions, AdamWState, AttentionMask, AttentionOptions, Band, Dropout,
+    FusedLayout, Param, RelativeIndex, RelativeTerms, Rotary, RotaryPairs,
+};
 use support::{Arguments, VOCAB, median};
 
 const HIDDEN: usize = 768;
@@ -150,6 +153,46 @@ fn main() -> Result<()> {
         let scale = 1.0 / ((HIDDEN / HEADS) as f64).sqrt();
         ops::attention(&q, &k, &v, HEADS, &AttentionMask::None, scale, dropout)
     })?;
+
+    // DeBERTa-v3: what the distances add is two products more in the forward pass, and six in the backward.
+    let options = AttentionOptions {
+        dropout,
+        ..AttentionOptions::new(HEADS, HIDDEN / HEADS)
+    };
+    let terms = RelativeTerms {
+        query_table: Some(input(&[512, HIDDEN])?),
+        key_table: Some(input(&[512, HIDDEN])?),
+        ..RelativeTerms::new(RelativeIndex::log_buckets(seq, seq, 256, 512))
+    };
+    let (forward, backward) = (products(4.0), products(11.0));
+    bench.both(
+        "attention, two relative terms",
+        forward,
+        backward,
+        &[],
+        || ops::relative_attention(&q, &k, &v, &terms, &options),
+    )?;
+    // ModernBERT's local layers.
+    let qkv = input(&[batch, seq, 3 * HIDDEN])?;
+    let local = AttentionOptions {
+        band: Some(Band::both(64)),
+        rotary: Some(Rotary::with_theta(
+            seq,
+            HIDDEN / HEADS,
+            1e4,
+            RotaryPairs::Half,
+        )?),
+        ..options
+    };
+    let share = (129.0 / seq as f64).min(1.0);
+    let (forward, backward) = (products(2.0 * share), products(5.0 * share));
+    bench.both(
+        "attention, rotary, window of 129",
+        forward,
+        backward,
+        &[],
+        || ops::attention_fused(&qkv, FusedLayout::Blocks, &local),
+    )?;
 
     let (x, w, b) = (
         input(&[batch, seq, HIDDEN])?,

@@ -73,8 +73,9 @@ pub use allocator::tune_allocator;
 pub use arithmetic::{add, scale, sub};
 pub use attention::{
     AttentionKernel, AttentionMask, AttentionOptions, Band, FusedLayout, RelativeIndex,
-    RelativeTerms, Rotary, RotaryPairs, attention, attention_fused, attention_with,
-    relative_attention, relative_attention_fused, set_attention_kernel,
+    RelativeTerms, Rotary, RotaryPairs, SparsePlan, attention, attention_fused, attention_with,
+    relative_attention, relative_attention_fused, set_attention_kernel, sparse_attention,
+    sparse_attention_sums,
 };
 pub use batched_matmul::matmul;
 pub use checkpointing::checkpoint;

@@ -2,6 +2,7 @@
 //! dtype, and differentiated by candle. What the fused versions fall back to and are checked against.
 
 mod attention;
+mod sparse;
 
 use candle_core::{D, DType, Tensor};
 
@@ -13,6 +14,7 @@ use crate::Result;
 
 pub(super) use self::attention::{attend, split};
 pub use self::attention::{attention_with, relative_attention};
+pub(super) use self::sparse::sparse;
 
 /// As [`super::linear`].
 pub fn linear(x: &Tensor, weight: &Param, bias: Option<&Param>) -> Result<Tensor> {

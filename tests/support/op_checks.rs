@@ -1839,3 +1839,6 @@ mod backward {
 
 #[path = "attention_checks.rs"]
 mod attention_options;
+
+#[path = "sparse_checks.rs"]
+mod sparse_attention;

@@ -137,10 +137,8 @@ impl Attention {
     fn block(&self) -> usize {
         let s = &self.sizes;
         let cached = (1usize << 16).div_ceil(s.keys).next_multiple_of(16);
-        let block = match &self.window {
-            Some(window) => window.block(),
-            None => cached,
-        };
+        let block = self.window.and_then(|window| window.block(s.keys));
+        let block = block.unwrap_or(cached);
         block.min(s.queries)
     }
 
@@ -383,7 +381,7 @@ impl Attention {
         let s = &self.sizes;
         if block.width() == 0 {
             // SAFETY: the rows belong to this task alone.
-            unsafe { zero(out, block.queries, s.value) };
+            unsafe { out.zero(block.queries, s.value) };
             return;
         }
         let q = Self::turned(
@@ -522,8 +520,8 @@ impl Attention {
         if !fresh {
             // SAFETY: as above.
             unsafe {
-                zero(dk, keys, s.key);
-                zero(dv, keys, s.value);
+                dk.zero(keys, s.key);
+                dv.zero(keys, s.value);
             }
         }
         for i in 0..group {
@@ -539,8 +537,8 @@ impl Attention {
         // Keys that nobody looked at.
         // SAFETY: as above.
         unsafe {
-            zero(to_k.skip(keys), s.keys - keys, s.key);
-            zero(to_v.skip(keys), s.keys - keys, s.value);
+            to_k.skip(keys).zero(s.keys - keys, s.key);
+            to_v.skip(keys).zero(s.keys - keys, s.value);
         }
     }
 
@@ -561,7 +559,7 @@ impl Attention {
         let to_q = unsafe { to.q.rows(batch, h, block.first) };
         if block.width() == 0 {
             // SAFETY: as above.
-            unsafe { zero(to_q, block.queries, s.key) };
+            unsafe { to_q.zero(block.queries, s.key) };
             return;
         }
         let rotary = self.rotary.as_ref();
@@ -732,15 +730,4 @@ struct Ends {
     v: Rows,
     dk: RowsMut,
     dv: RowsMut,
-}
-
-/// Zeroes `count` rows of `width`.
-///
-/// # Safety
-/// They must be there, and belong to the caller alone.
-unsafe fn zero(rows: RowsMut, count: usize, width: usize) {
-    for i in 0..count {
-        // SAFETY: the caller's promise.
-        unsafe { rows.skip(i).start.write_bytes(0, width) };
-    }
 }

@@ -130,6 +130,17 @@ impl RowsMut {
         }
     }
 
+    /// Zeroes `count` rows of `width`.
+    ///
+    /// # Safety
+    /// They must be there, and belong to the caller alone.
+    pub(super) unsafe fn zero(self, count: usize, width: usize) {
+        for i in 0..count {
+            // SAFETY: the caller's promise.
+            unsafe { self.skip(i).start.write_bytes(0, width) };
+        }
+    }
+
     /// As the target of a product.
     pub(super) fn target(self) -> (*mut f32, Strides) {
         (self.start, Strides::rows(self.stride))

@@ -9,6 +9,7 @@ mod relative;
 mod rotary;
 mod rows;
 mod skew;
+mod sparse;
 mod window;
 
 use candle_core::{D, Tensor};
@@ -26,6 +27,7 @@ pub(super) use masks::reduce_to;
 pub use options::{AttentionOptions, Band, FusedLayout};
 pub use relative::RelativeTerms;
 pub use rotary::{Rotary, RotaryPairs};
+pub use sparse::{SparsePlan, sparse_attention, sparse_attention_sums};
 
 /// What a query may look at.
 #[derive(Clone, Debug, Default)]

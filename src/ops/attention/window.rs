@@ -41,10 +41,15 @@ impl Window {
     }
 
     /// How many queries are best worked on at once: the more there are, the more scores outside of the window are formed.
-    pub(super) fn block(&self) -> usize {
+    /// `None` where the window leaves out so little that this is no matter.
+    pub(super) fn block(&self, keys: usize) -> Option<usize> {
         match (self.left, self.right) {
-            (Some(left), Some(right)) => (left.saturating_add(right) / 4).clamp(32, 128) / 16 * 16,
-            _ => 64,
+            (Some(left), Some(right)) => {
+                let width = left.saturating_add(right);
+                let block = (width / 4).clamp(32, 128) / 16 * 16;
+                (width.saturating_add(2 * block) < keys).then_some(block)
+            }
+            _ => Some(64),
         }
     }
 }
