@@ -170,7 +170,7 @@ impl Step<'_> {
         self.number += 1;
         let all = started.elapsed();
         let parts = [forward, backward - forward, all - backward];
-        Ok((loss.sum.detach(), parts))
+        Ok((loss.terms[0].sum.detach(), parts))
     }
 }
 

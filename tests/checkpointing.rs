@@ -126,7 +126,7 @@ fn products_in_bf16_are_formed_again_in_bf16() {
         let context = Context::train(7, 0).gradient_checkpointing(checkpointing);
         let loss = autocast(Precision::Bf16, || model.loss(&inputs, &context)).unwrap();
         // The backward pass of the layers that were kept has the precision of its own thread.
-        autocast(Precision::Bf16, || model.backward(&loss.sum)).unwrap();
+        autocast(Precision::Bf16, || model.backward(&loss.terms[0].sum)).unwrap();
         let grads = model.params().iter().map(|p| bits(&p.grad().unwrap()));
         grads.collect::<Vec<_>>()
     };

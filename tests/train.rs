@@ -170,17 +170,9 @@ struct Fixed;
 impl Collator for Fixed {
     fn collate(&self, examples: &[Example], _: BatchKey) -> Result<MlmBatch> {
         let ids: Vec<u32> = examples.iter().flat_map(|e| e.input_ids.clone()).collect();
-        Ok(MlmBatch {
-            attention_mask: vec![1; ids.len()],
-            token_type_ids: None,
-            labels: examples
-                .iter()
-                .flat_map(|e| e.labels.clone().unwrap())
-                .collect(),
-            batch: examples.len(),
-            seq: examples[0].input_ids.len(),
-            input_ids: ids,
-        })
+        let labels = examples.iter().flat_map(|e| e.labels.clone().unwrap());
+        let shape = (examples.len(), examples[0].input_ids.len());
+        MlmBatch::new(ids, shape)?.with_labels(labels.collect())
     }
 }
 

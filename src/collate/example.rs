@@ -1,12 +1,14 @@
 //! One tokenized example, and whatever examples come from.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::model::{Column, Per, known_input};
 use crate::tokenizer::Encoding;
 use crate::{Error, Result};
 
 /// A tokenized text. Only `input_ids` must be there; the other columns are as long, where there are any.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
     /// The token ids.
     pub input_ids: Vec<u32>,
@@ -21,10 +23,12 @@ pub struct Example {
     /// Start and end of each token in its text, for whole-word masking; when absent, the tokens' spelling says where
     /// words begin.
     pub offsets: Option<Vec<(usize, usize)>>,
+    /// Inputs that only some families know, by name: boxes, languages, entities, ...
+    pub columns: BTreeMap<String, Column>,
 }
 
 impl Example {
-    /// That the columns are equally long.
+    /// Checks that the columns are equally long.
     pub(crate) fn validate(&self) -> Result<()> {
         let lengths = [
             ("attention_mask", self.attention_mask.as_ref().map(Vec::len)),
@@ -41,6 +45,27 @@ impl Example {
                 return Err(Error::Dataset(format!(
                     "an example has {} input_ids but {length} values of {name}; they must be equally many",
                     self.input_ids.len()
+                )));
+            }
+        }
+        for (name, column) in &self.columns {
+            let Some(input) = known_input(name) else {
+                continue;
+            };
+            let tokens = [self.input_ids.len()];
+            let (places, expected) = match input.per {
+                Per::Token => (column.shape.get(..1), &tokens[..]),
+                Per::Example => (column.shape.get(..0), &[][..]),
+                // As many as there are.
+                Per::Place => (column.shape.get(..1), column.shape.get(..1).unwrap_or(&[])),
+            };
+            let trailing = column.shape.get(expected.len()..);
+            if places != Some(expected) || trailing != Some(input.trailing) {
+                return Err(Error::Dataset(format!(
+                    "an example has {} input_ids, and {name} of the shape {:?}; it must have the shape {:?}",
+                    tokens[0],
+                    column.shape,
+                    [expected, input.trailing].concat()
                 )));
             }
         }
@@ -66,6 +91,7 @@ impl From<&Encoding> for Example {
             special_tokens_mask: Some(encoding.special_tokens_mask.clone()),
             labels: None,
             offsets: Some(encoding.offsets.clone()),
+            columns: BTreeMap::new(),
         }
     }
 }
@@ -79,6 +105,7 @@ impl From<Encoding> for Example {
             special_tokens_mask: Some(encoding.special_tokens_mask),
             labels: None,
             offsets: Some(encoding.offsets),
+            columns: BTreeMap::new(),
         }
     }
 }

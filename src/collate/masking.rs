@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::padding::{check_multiple, pad, start};
+use super::padding::{Padding, check_multiple};
 use super::rng::Stream;
 use super::{BatchKey, Collator, Example, MlmBatch};
 use crate::tokenizer::Tokenizer;
@@ -108,7 +108,8 @@ impl MaskingCollator {
         self
     }
 
-    /// That the probabilities are some, and that there is a mask token; [`collate`](Self::collate) asks the same.
+    /// Checks that the probabilities lie between 0 and 1 and that there is a mask token, as [`collate`](Self::collate) does
+    /// too.
     pub fn validate(&self) -> Result<()> {
         let probabilities = [
             ("mlm_probability", self.mlm_probability),
@@ -139,11 +140,12 @@ impl MaskingCollator {
     pub fn collate(&self, examples: &[Example], key: BatchKey) -> Result<MlmBatch> {
         self.validate()?;
         let mask_id = self.mask_id()?;
-        let mut batch = pad(examples, &self.tokenizer, self.pad_to_multiple_of)?;
+        let padding = Padding::of(&self.tokenizer, self.pad_to_multiple_of);
+        let mut batch = padding.pad(examples)?;
         batch.labels.fill(super::IGNORED);
         let seq = batch.seq;
         for (i, example) in examples.iter().enumerate() {
-            let from = i * seq + start(&self.tokenizer, example.input_ids.len(), seq);
+            let from = i * seq + padding.start(example.input_ids.len(), seq);
             let row = from..from + example.input_ids.len();
             let draws = Stream::new(&[self.seed, key.epoch, key.position + i as u64]);
             let (ids, labels) = (&mut batch.input_ids[row.clone()], &mut batch.labels[row]);

@@ -8,10 +8,11 @@ mod masking;
 mod padding;
 mod rng;
 
-pub use batch::{IGNORED, MlmBatch, MlmTensors};
+pub use batch::{IGNORED, MlmBatch};
 pub use example::{Example, Examples};
 pub use loader::{Batches, DataLoader};
 pub use masking::MaskingCollator;
+pub(crate) use padding::Padding;
 pub use padding::PaddingCollator;
 
 use std::sync::Arc;

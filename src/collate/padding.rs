@@ -1,6 +1,9 @@
 //! Padding to the longest row, and the collator that does only that.
 
+use std::collections::BTreeMap;
+
 use super::{BatchKey, Collator, Example, IGNORED, MlmBatch};
+use crate::model::{Column, Per, Values, known_input};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -30,7 +33,7 @@ impl PaddingCollator {
 
     /// The padded batch; see [`Collator::collate`].
     pub fn collate(&self, examples: &[Example]) -> Result<MlmBatch> {
-        pad(examples, &self.tokenizer, self.pad_to_multiple_of)
+        Padding::of(&self.tokenizer, self.pad_to_multiple_of).pad(examples)
     }
 }
 
@@ -56,61 +59,156 @@ pub(super) fn check_multiple(multiple: Option<usize>) -> Result<()> {
     Ok(())
 }
 
-/// Where a row of `length` tokens begins among `seq`.
-pub(super) fn start(tokenizer: &Tokenizer, length: usize, seq: usize) -> usize {
-    if tokenizer.pads_left() {
-        seq - length
-    } else {
-        0
+/// How rows are brought to one length.
+pub(crate) struct Padding<'a> {
+    /// What they are padded with, and whether they have token types.
+    pub tokenizer: &'a Tokenizer,
+    /// Whether padding comes before the tokens.
+    pub left: bool,
+    /// What the length is rounded up to a multiple of.
+    pub multiple: Option<usize>,
+}
+
+impl<'a> Padding<'a> {
+    /// Padding as `tokenizer` does it.
+    pub(super) fn of(tokenizer: &'a Tokenizer, multiple: Option<usize>) -> Self {
+        Self {
+            tokenizer,
+            left: tokenizer.pads_left(),
+            multiple,
+        }
+    }
+
+    /// Returns where a row of `length` tokens begins among `seq`.
+    pub(crate) fn start(&self, length: usize, seq: usize) -> usize {
+        if self.left { seq - length } else { 0 }
+    }
+
+    /// Returns the examples side by side, as they are but for the padding; labels come from their own column.
+    pub(crate) fn pad(&self, examples: &[Example]) -> Result<MlmBatch> {
+        check_multiple(self.multiple)?;
+        examples.iter().try_for_each(Example::validate)?;
+        let lengths = examples.iter().map(|example| example.input_ids.len());
+        let Some(longest) = lengths.clone().max().filter(|&longest| longest > 0) else {
+            return Err(Error::Dataset(
+                "there is nothing to make a batch of: no examples, or only empty ones".to_owned(),
+            ));
+        };
+        let seq = longest.next_multiple_of(self.multiple.unwrap_or(1));
+        let pad_id = match self.tokenizer.pad_token_id() {
+            Some(id) => id,
+            None if lengths.clone().all(|length| length == seq) => 0,
+            None => return Err(self.tokenizer.no_pad_token()),
+        };
+        let size = examples.len() * seq;
+        let has_types = examples.iter().all(|e| e.token_type_ids.is_some());
+        let typed = self.tokenizer.uses_token_type_ids() && has_types;
+        let mut batch = MlmBatch {
+            input_ids: vec![pad_id; size],
+            attention_mask: vec![0; size],
+            token_type_ids: typed.then(|| vec![0; size]),
+            labels: vec![IGNORED; size],
+            columns: self.columns(examples, seq)?,
+            batch: examples.len(),
+            seq,
+        };
+        for (i, example) in examples.iter().enumerate() {
+            let length = example.input_ids.len();
+            let from = i * seq + self.start(length, seq);
+            let row = from..from + length;
+            batch.input_ids[row.clone()].copy_from_slice(&example.input_ids);
+            match &example.attention_mask {
+                Some(mask) => batch.attention_mask[row.clone()].copy_from_slice(mask),
+                None => batch.attention_mask[row.clone()].fill(1),
+            }
+            if let (Some(to), Some(types)) = (&mut batch.token_type_ids, &example.token_type_ids) {
+                to[row.clone()].copy_from_slice(types);
+            }
+            if let Some(labels) = &example.labels {
+                batch.labels[row].copy_from_slice(labels);
+            }
+        }
+        Ok(batch)
+    }
+
+    /// Returns the further columns that all examples have, side by side.
+    fn columns(&self, examples: &[Example], seq: usize) -> Result<BTreeMap<String, Column>> {
+        let Some(first) = examples.first() else {
+            return Ok(BTreeMap::new());
+        };
+        let mut columns = BTreeMap::new();
+        for (name, column) in &first.columns {
+            let Some(input) = known_input(name) else {
+                continue;
+            };
+            let missing = examples.iter().position(|e| !e.columns.contains_key(name));
+            if let Some(row) = missing {
+                return Err(Error::Dataset(format!(
+                    "example {row} of the batch lacks {name}, which its first example has"
+                )));
+            }
+            let rows = examples.iter().map(|example| &example.columns[name]);
+            let (places, start): (usize, Start) = match input.per {
+                Per::Token => (seq, &|length| self.start(length, seq)),
+                Per::Example => (1, &|_| 0),
+                Per::Place => (
+                    rows.clone().map(|row| row.shape[0]).max().unwrap_or(0),
+                    &|_| 0,
+                ),
+            };
+            let width: usize = input.trailing.iter().product();
+            let mut shape = vec![examples.len()];
+            if input.per != Per::Example {
+                shape.push(places);
+            }
+            shape.extend(input.trailing);
+            let padded = match &column.values {
+                Values::Ids(_) => {
+                    let rows = rows
+                        .map(|row| row.as_ids(name))
+                        .collect::<Result<Vec<_>>>()?;
+                    Values::Ids(side_by_side(&rows, places, width, start, input.padding))
+                }
+                Values::Floats(_) => {
+                    let rows = rows
+                        .map(|row| row.as_floats(name))
+                        .collect::<Result<Vec<_>>>()?;
+                    Values::Floats(side_by_side(
+                        &rows,
+                        places,
+                        width,
+                        start,
+                        input.padding as f32,
+                    ))
+                }
+            };
+            columns.insert(
+                name.clone(),
+                Column {
+                    values: padded,
+                    shape,
+                },
+            );
+        }
+        Ok(columns)
     }
 }
 
-/// The examples as they are, padded; labels from their own column.
-pub(super) fn pad(
-    examples: &[Example],
-    tokenizer: &Tokenizer,
-    multiple: Option<usize>,
-) -> Result<MlmBatch> {
-    check_multiple(multiple)?;
-    examples.iter().try_for_each(Example::validate)?;
-    let lengths = examples.iter().map(|example| example.input_ids.len());
-    let Some(longest) = lengths.clone().max().filter(|&longest| longest > 0) else {
-        return Err(Error::Dataset(
-            "there is nothing to make a batch of: no examples, or only empty ones".to_owned(),
-        ));
-    };
-    let seq = longest.next_multiple_of(multiple.unwrap_or(1));
-    let pad_id = match tokenizer.pad_token_id() {
-        Some(id) => id,
-        None if lengths.clone().all(|length| length == seq) => 0,
-        None => return Err(tokenizer.no_pad_token()),
-    };
-    let size = examples.len() * seq;
-    let typed =
-        tokenizer.uses_token_type_ids() && examples.iter().all(|e| e.token_type_ids.is_some());
-    let mut batch = MlmBatch {
-        input_ids: vec![pad_id; size],
-        attention_mask: vec![0; size],
-        token_type_ids: typed.then(|| vec![0; size]),
-        labels: vec![IGNORED; size],
-        batch: examples.len(),
-        seq,
-    };
-    for (i, example) in examples.iter().enumerate() {
-        let length = example.input_ids.len();
-        let from = i * seq + start(tokenizer, length, seq);
-        let row = from..from + length;
-        batch.input_ids[row.clone()].copy_from_slice(&example.input_ids);
-        match &example.attention_mask {
-            Some(mask) => batch.attention_mask[row.clone()].copy_from_slice(mask),
-            None => batch.attention_mask[row.clone()].fill(1),
-        }
-        if let (Some(to), Some(types)) = (&mut batch.token_type_ids, &example.token_type_ids) {
-            to[row.clone()].copy_from_slice(types);
-        }
-        if let Some(labels) = &example.labels {
-            batch.labels[row].copy_from_slice(labels);
-        }
+/// Where a row of so many places begins.
+type Start<'a> = &'a dyn Fn(usize) -> usize;
+
+/// Rows of `width` numbers a place, each brought to `places` places.
+fn side_by_side<T: Copy>(
+    rows: &[&[T]],
+    places: usize,
+    width: usize,
+    start: Start,
+    padding: T,
+) -> Vec<T> {
+    let mut all = vec![padding; rows.len() * places * width];
+    for (row, all) in rows.iter().zip(all.chunks_mut((places * width).max(1))) {
+        let from = start(row.len() / width.max(1)) * width;
+        all[from..from + row.len()].copy_from_slice(row);
     }
-    Ok(batch)
+    all
 }

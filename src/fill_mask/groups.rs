@@ -2,24 +2,6 @@
 
 use crate::{Error, Result};
 
-/// Families whose other positions feel padding, for they mix positions without regard to the attention mask. Their texts
-/// only run together when they are equally long.
-const FEEL_PADDING: &[&str] = &[
-    "convbert",
-    "fnet",
-    "funnel",
-    "mra",
-    "nystromformer",
-    "perceiver",
-    "reformer",
-    "yoso",
-];
-
-/// Whether padding leaves the logits of the text's own positions as they are.
-pub(super) fn padding_is_neutral(model_type: &str) -> bool {
-    !FEEL_PADDING.contains(&model_type)
-}
-
 /// The most places, padding included, that one group may fill; it bounds the memory that a group takes.
 const MOST_TOKENS: usize = 8192;
 

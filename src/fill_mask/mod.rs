@@ -7,7 +7,8 @@ mod top_k;
 
 use rayon::prelude::*;
 
-use crate::model::{MaskedLm, ModelInputs};
+use crate::collate::{Example, Padding};
+use crate::model::MaskedLm;
 use crate::tokenizer::{EncodeOptions, Encoding, Tokenizer};
 use crate::{Error, Result, ops};
 pub use predictions::{Prediction, Predictions, PredictionsBatch};
@@ -170,7 +171,7 @@ impl FillMask {
         let mut results: Vec<Option<Predictions>> = vec![None; texts.len()];
         let lengths: Vec<usize> = encodings.iter().map(Encoding::len).collect();
         let paddable = self.tokenizer.pad_token_id().is_some()
-            && groups::padding_is_neutral(self.model.config().model_type());
+            && crate::model::padding_is_neutral(self.model.config().model_type());
         for group in groups::by_length(&lengths, self.batch_size, paddable)? {
             crate::interrupt::check("filling masks")?;
             let scored =
@@ -249,14 +250,22 @@ impl FillMask {
         targets: Option<&[u32]>,
         top_k: usize,
     ) -> Result<Vec<Vec<Candidates>>> {
-        let rows: Vec<&Encoding> = group.iter().map(|&index| &encodings[index]).collect();
-        let (inputs, seq) = self.inputs(&rows)?;
+        let rows: Vec<Example> = (group.iter())
+            .map(|&index| Example::from(&encodings[index]))
+            .collect();
+        // On the right whatever the tokenizer says, so that a text's result does not depend on those beside it.
+        let padding = Padding {
+            tokenizer: &self.tokenizer,
+            left: false,
+            multiple: None,
+        };
+        let inputs = padding.pad(&rows)?;
         let mut positions = Vec::new();
         let mut counts = Vec::with_capacity(rows.len());
-        for (row, encoding) in rows.iter().enumerate() {
+        for (row, example) in rows.iter().enumerate() {
             let before = positions.len();
-            let masks = mask.positions(&encoding.ids);
-            positions.extend(masks.map(|position| (row * seq + position) as u32));
+            let masks = mask.positions(&example.input_ids);
+            positions.extend(masks.map(|position| (row * inputs.seq + position) as u32));
             counts.push(positions.len() - before);
         }
         let logits = self.model.logits_at(&inputs, positions)?;
@@ -270,27 +279,6 @@ impl FillMask {
             .into_iter()
             .map(|count| best.by_ref().take(count).collect())
             .collect())
-    }
-
-    /// The rows side by side, padded on the right, and their common length.
-    fn inputs(&self, rows: &[&Encoding]) -> Result<(ModelInputs, usize)> {
-        let seq = rows.iter().map(|row| row.len()).max().unwrap_or(0);
-        let shape = (rows.len(), seq);
-        let fill = |values: fn(&Encoding) -> &[u32], padding: u32| {
-            let mut all = Vec::with_capacity(rows.len() * seq);
-            for row in rows {
-                all.extend_from_slice(values(row));
-                all.resize(all.len() + seq - row.len(), padding);
-            }
-            all
-        };
-        let pad = self.tokenizer.pad_token_id().unwrap_or(0);
-        let mut inputs = ModelInputs::new(fill(|row| &row.ids, pad), shape)?
-            .with_attention_mask(fill(|row| &row.attention_mask, 0))?;
-        if self.tokenizer.uses_token_type_ids() {
-            inputs = inputs.with_token_type_ids(fill(|row| &row.type_ids, 0))?;
-        }
-        Ok((inputs, seq))
     }
 
     /// Puts words to the best tokens of one text's masks.

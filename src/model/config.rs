@@ -110,8 +110,8 @@ impl std::fmt::Debug for Config {
 
 #[cfg(test)]
 impl Config {
-    /// DistilRoBERTa's layout in small: all sizes different, so that a mixed-up one shows.
-    pub(super) fn small(model_type: &str) -> Config {
+    /// A small model of the family: all sizes different, so that a mixed-up one shows.
+    pub(crate) fn small(model_type: &str) -> Config {
         let names: [&str; 4] = match model_type {
             "distilbert" => ["dim", "n_layers", "n_heads", "hidden_dim"],
             _ => [

@@ -1,5 +1,6 @@
 //! What a forward pass must know beyond its inputs: whether it trains, and where its randomness comes from.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::ops::Dropout;
@@ -8,10 +9,12 @@ use crate::ops::Dropout;
 ///
 /// In training, every dropout site of the pass draws its own key from the seed, the step and the order of the sites,
 /// so the same seed and step always drop the same elements, whatever ran before.
-#[derive(Debug)]
+///
+/// Clones go on counting sites together.
+#[derive(Clone, Debug)]
 pub struct Context {
     key: Option<u64>,
-    site: AtomicU64,
+    site: Arc<AtomicU64>,
     gradient_checkpointing: bool,
 }
 
@@ -20,7 +23,7 @@ impl Context {
     pub fn eval() -> Self {
         Self {
             key: None,
-            site: AtomicU64::new(0),
+            site: Arc::default(),
             gradient_checkpointing: false,
         }
     }
@@ -29,7 +32,7 @@ impl Context {
     pub fn train(seed: u64, pass: u64) -> Self {
         Self {
             key: Some(mix(mix(seed) ^ pass)),
-            site: AtomicU64::new(0),
+            site: Arc::default(),
             gradient_checkpointing: false,
         }
     }
@@ -50,6 +53,20 @@ impl Context {
     /// Whether this is a training pass.
     pub fn is_training(&self) -> bool {
         self.key.is_some()
+    }
+
+    /// Returns a context that goes on from here by itself: the same sites drop the same elements in both.
+    pub(super) fn fork(&self) -> Self {
+        Self {
+            site: Arc::new(AtomicU64::new(self.site.load(Ordering::Relaxed))),
+            ..self.clone()
+        }
+    }
+
+    /// Leaves out the sites that a fork of this context has used.
+    pub(super) fn advance_to(&self, fork: &Self) {
+        let used = fork.site.load(Ordering::Relaxed);
+        self.site.fetch_max(used, Ordering::Relaxed);
     }
 
     /// Dropout with probability `p` and a key of its own; [`Dropout::NONE`] in evaluation.

@@ -1,101 +1,70 @@
 //! The model type that notebooks and the trainer hold, whatever the family behind it.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::auto;
 use super::checkpoint::Checkpoint;
-use super::{Config, Context, LoadReport, ModelFlops, ModelInputs, WeightBuilder};
+use super::nn::Head;
+use super::weights::Weights;
+use super::{Config, Context, Family, LoadReport, MlmLoss, ModelFlops, ModelInputs, WeightBuilder};
 use crate::ops::{self, Param};
 use crate::{Error, Result};
 
 /// What a family provides; everything else follows from it.
 pub trait Architecture: std::fmt::Debug + Send + Sync {
-    /// The last hidden states, (batch, seq, hidden).
+    /// Returns the last hidden states, (batch, seq, hidden): what the head reads.
     fn hidden_states(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor>;
 
-    /// The head up to the vocabulary product: (rows, hidden) to (rows, width of the decoder).
-    fn transform(&self, hidden: &Tensor) -> Result<Tensor>;
+    /// Returns the head.
+    fn head(&self) -> &dyn Head;
 
-    /// The vocabulary product's parameters.
-    fn decoder(&self) -> Decoder;
-
-    /// The longest sequence the model can take, in tokens; `None` if there is no limit.
+    /// Returns the longest sequence the model can take, in tokens; `None` if there is no limit.
     fn max_positions(&self) -> Option<usize>;
 
-    /// The arithmetic that the model asks for; `None` where the family does not say.
+    /// Returns the arithmetic that the model asks for; `None` where the family does not say.
     fn flops(&self) -> Option<ModelFlops> {
         None
     }
 
-    /// Logits over the vocabulary for every position, (batch, seq, vocab).
-    fn logits(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
-        let hidden = self.transform(&self.hidden_states(inputs, context)?)?;
-        let decoder = self.decoder();
-        ops::linear(&hidden, &decoder.weight, decoder.bias.as_ref())
+    /// Returns the hidden states of `rows` (flat indices into the batch) alone, (rows, hidden).
+    fn hidden_rows(
+        &self,
+        inputs: &ModelInputs,
+        rows: Vec<u32>,
+        context: &Context,
+    ) -> Result<Tensor> {
+        rows_of(&self.hidden_states(inputs, context)?, rows)
     }
 
-    /// The summed loss of the counted positions. Only their rows meet the head and the vocabulary.
+    /// Returns the logits over the vocabulary for every position, (batch, seq, vocab).
+    fn logits(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
+        let head = self.head();
+        head.logits(&head.transform(&self.hidden_states(inputs, context)?)?)
+    }
+
+    /// Returns how many positions each term of the loss counts.
+    fn counts(&self, inputs: &ModelInputs) -> Vec<usize> {
+        vec![inputs.counted_tokens()]
+    }
+
+    /// Returns the loss of the counted positions. Only their rows meet the head and the vocabulary.
     fn loss(&self, inputs: &ModelInputs, context: &Context) -> Result<MlmLoss> {
-        let decoder = self.decoder();
-        let (vocab, _) = decoder.weight.shape().dims2()?;
-        let (rows, targets) = inputs.counted(vocab)?;
+        let head = self.head();
+        let (rows, targets) = inputs.counted(head.vocab_size())?;
         let counted = rows.len();
-        let device = decoder.weight.device();
         if counted == 0 {
             // Nothing to learn from: a batch may happen to have no mask, and its sum is then zero.
-            let sum = Tensor::zeros((), DType::F32, device)?;
-            return Ok(MlmLoss { sum, counted });
+            let sum = Tensor::zeros((), DType::F32, &Device::Cpu)?;
+            return Ok(MlmLoss::of_tokens(sum, 0));
         }
-        let hidden = rows_of(&self.hidden_states(inputs, context)?, rows)?;
+        let hidden = self.hidden_rows(inputs, rows, context)?;
         // Where the loss reads them.
         let targets = Tensor::from_vec(targets, counted, &Device::Cpu)?;
-        let hidden = self.transform(&hidden)?;
-        let sum =
-            ops::masked_cross_entropy(&hidden, &decoder.weight, decoder.bias.as_ref(), &targets)?;
-        Ok(MlmLoss { sum, counted })
-    }
-}
-
-/// The matrix and bias that turn hidden states into logits.
-#[derive(Clone, Debug)]
-pub struct Decoder {
-    /// (vocab, width).
-    pub weight: Param,
-    /// (vocab).
-    pub bias: Option<Param>,
-}
-
-/// A loss in two parts, so that losses of several batches add up to the loss of the whole.
-#[derive(Clone, Debug)]
-pub struct MlmLoss {
-    /// The summed negative log-likelihood: a scalar to differentiate.
-    pub sum: Tensor,
-    /// The number of positions that count.
-    pub counted: usize,
-}
-
-impl MlmLoss {
-    /// The mean over the counted positions, as the reference reports it.
-    ///
-    /// # Errors
-    /// When no position counts, so that there is no mean.
-    pub fn mean(&self) -> Result<Tensor> {
-        if self.counted == 0 {
-            return Err(Error::argument(
-                "labels",
-                "every label is -100, so there is no loss: mask at least one token (is mlm_probability 0?)",
-            ));
-        }
-        ops::scale(&self.sum, 1.0 / self.counted as f64)
-    }
-
-    /// The mean as a number, and whether it is finite.
-    pub fn value(&self) -> Result<f32> {
-        Ok(self.mean()?.to_dtype(DType::F32)?.to_scalar()?)
+        let sum = head.loss(&head.transform(&hidden)?, &targets)?;
+        Ok(MlmLoss::of_tokens(sum, counted))
     }
 }
 
@@ -125,10 +94,10 @@ pub struct MaskedLm {
 struct Inner {
     name: String,
     architecture: Box<dyn Architecture>,
-    params: Vec<Param>,
+    family: Family,
+    weights: Weights,
     config: Config,
     device: Device,
-    report: LoadReport,
 }
 
 impl MaskedLm {
@@ -145,49 +114,80 @@ impl MaskedLm {
 
     /// As [`MaskedLm::from_pretrained`], with the weights on `device`.
     pub fn from_pretrained_on(name: impl AsRef<str>, device: &Device) -> Result<Self> {
-        let name = name.as_ref();
-        let folder = crate::hub::resolve("model", name)?;
-        let config = Config::from_folder(&folder)?;
-        let base = auto::family(config.model_type())?.base;
-        let checkpoint = Checkpoint::open(&folder)?;
-        let weights = WeightBuilder::from_checkpoint(checkpoint, base, 0, device);
-        let model = Self::assemble(name.to_owned(), config, weights, device)?;
+        let (name, folder, config) = open(name.as_ref())?;
+        let family = Family::find(&config)?;
+        Self::from_folder(name, &folder, config, family, device)
+    }
+
+    /// As [`MaskedLm::from_pretrained_on`], as a model of `family`, whatever the config's `model_type` says: for
+    /// architectures of one's own.
+    pub fn from_pretrained_with(
+        name: impl AsRef<str>,
+        family: &Family,
+        device: &Device,
+    ) -> Result<Self> {
+        let (name, folder, config) = open(name.as_ref())?;
+        Self::from_folder(name, &folder, config, family, device)
+    }
+
+    fn from_folder(
+        name: String,
+        folder: &Path,
+        config: Config,
+        family: &Family,
+        device: &Device,
+    ) -> Result<Self> {
+        let checkpoint = Checkpoint::open(folder)?;
+        let weights = WeightBuilder::from_checkpoint(checkpoint, family, 0, device);
+        let model = Self::assemble(name, config, family, weights, device)?;
         model.tell_report();
         Ok(model)
     }
 
-    /// A model with random weights, as the reference initialises them: a function of `config` and `seed`.
+    /// Makes a model with random weights, as the reference initialises them: a function of `config` and `seed`.
     pub fn from_config(config: &Config, seed: u64) -> Result<Self> {
         Self::from_config_on(config, seed, &Device::Cpu)
     }
 
     /// As [`MaskedLm::from_config`], with the weights on `device`.
     pub fn from_config_on(config: &Config, seed: u64, device: &Device) -> Result<Self> {
+        let family = Family::find(config)?;
+        Self::random(config, seed, family, device)
+    }
+
+    /// As [`MaskedLm::from_config`], as a model of `family`, whatever the config's `model_type` says: for architectures of
+    /// one's own.
+    pub fn from_config_with(config: &Config, seed: u64, family: &Family) -> Result<Self> {
+        Self::random(config, seed, family, &Device::Cpu)
+    }
+
+    fn random(config: &Config, seed: u64, family: &Family, device: &Device) -> Result<Self> {
+        let name = config.model_type().to_owned();
         let weights = WeightBuilder::random(seed, device);
-        Self::assemble(
-            config.model_type().to_owned(),
-            config.clone(),
-            weights,
-            device,
-        )
+        Self::assemble(name, config.clone(), family, weights, device)
     }
 
     fn assemble(
         name: String,
-        config: Config,
+        mut config: Config,
+        family: &Family,
         weights: WeightBuilder,
         device: &Device,
     ) -> Result<Self> {
-        let architecture = auto::build(&config, &weights)?;
-        let (params, report) = weights.finish()?;
+        let architecture = (family.build)(&*family.complete(&config)?, &weights)?;
+        let weights = weights.finish()?;
+        if weights.report.untied.is_some() {
+            // Whoever opens what is saved from here shall find both matrices too.
+            config = config.set("tie_word_embeddings", false);
+        }
         Ok(Self {
             inner: Arc::new(Inner {
                 name,
                 architecture,
-                params,
+                family: *family,
+                weights,
                 config,
                 device: device.clone(),
-                report,
             }),
         })
     }
@@ -197,8 +197,13 @@ impl MaskedLm {
         let LoadReport {
             missing,
             unexpected,
-            ..
-        } = &self.inner.report;
+            untied,
+        } = self.load_report();
+        if let Some((word, decoder)) = untied {
+            eprintln!(
+                "warning: {name}: the config ties {word} and {decoder}, but the checkpoint holds two different matrices: both are kept, and the model is not tied"
+            );
+        }
         if !unexpected.is_empty() {
             eprintln!(
                 "note: {name}: these weights are not used by {}: {}",
@@ -232,24 +237,49 @@ impl MaskedLm {
         self.check(inputs)?;
         let architecture = &self.inner.architecture;
         ops::no_grad(|| {
-            let hidden = architecture.hidden_states(inputs, &Context::eval())?;
-            let hidden = architecture.transform(&rows_of(&hidden, rows)?)?;
-            let decoder = architecture.decoder();
-            ops::linear(&hidden, &decoder.weight, decoder.bias.as_ref())
+            let head = architecture.head();
+            let hidden = architecture.hidden_rows(inputs, rows, &Context::eval())?;
+            head.logits(&head.transform(&hidden)?)
         })
+    }
+
+    /// Returns the last hidden states, (batch, seq, hidden), without dropout and without a graph: what the head reads.
+    pub fn hidden_states(&self, inputs: impl Into<ModelInputs>) -> Result<Tensor> {
+        let inputs = inputs.into();
+        self.check(&inputs)?;
+        ops::no_grad(|| {
+            let architecture = &self.inner.architecture;
+            architecture.hidden_states(&inputs, &Context::eval())
+        })
+    }
+
+    /// Returns one vector for each text, (batch, hidden): the mean of the hidden states of its tokens, padding left out.
+    pub fn embeddings(&self, inputs: impl Into<ModelInputs>) -> Result<Tensor> {
+        let inputs = inputs.into();
+        let hidden = self.hidden_states(&inputs)?.to_dtype(DType::F32)?;
+        let mask = inputs.tensor_of(&inputs.attention_mask, hidden.device())?;
+        let mask = mask.to_dtype(DType::F32)?.unsqueeze(2)?;
+        let sums = hidden.broadcast_mul(&mask)?.sum(1)?;
+        // A text without a token has the vector 0.
+        Ok(sums.broadcast_div(&mask.sum(1)?.clamp(1f32, f32::MAX)?)?)
     }
 
     /// The loss of `inputs`, which must carry labels, differentiable.
     pub fn loss(&self, inputs: impl Into<ModelInputs>, context: &Context) -> Result<MlmLoss> {
         let inputs = &inputs.into();
         self.check(inputs)?;
-        if inputs.labels().is_none() {
+        if inputs.labels.is_empty() {
             return Err(Error::argument(
                 "labels",
                 "the loss needs labels; a MaskingCollator makes them",
             ));
         }
         self.inner.architecture.loss(inputs, context)
+    }
+
+    /// Returns how many positions of `inputs` each term of the loss counts.
+    pub fn counts(&self, inputs: &ModelInputs) -> Vec<usize> {
+        self.inner.architecture.counts(inputs)
     }
 
     /// Runs the backward pass from `loss`, leaving (adding) gradients in [`MaskedLm::params`].
@@ -279,12 +309,13 @@ impl MaskedLm {
 
     /// All parameters, in the order of their names, tied ones once.
     pub fn params(&self) -> &[Param] {
-        &self.inner.params
+        &self.inner.weights.params
     }
 
-    /// The parameter called `name`.
+    /// The parameter called `name`, or saved under that name too.
     pub fn param(&self, name: &str) -> Option<&Param> {
-        self.params().iter().find(|param| param.name() == name)
+        let named = self.params().iter().find(|param| param.name() == name);
+        named.or_else(|| self.inner.weights.aliases.get(name))
     }
 
     /// The number of weights, tied ones counted once.
@@ -304,7 +335,7 @@ impl MaskedLm {
 
     /// The reference's class, "RobertaForMaskedLM" for instance.
     pub fn class(&self) -> &'static str {
-        auto::family(self.config().model_type()).map_or("", |family| family.class)
+        self.inner.family.class
     }
 
     /// The configuration.
@@ -319,13 +350,12 @@ impl MaskedLm {
 
     /// What loading the checkpoint found; empty for a model made from a config.
     pub fn load_report(&self) -> &LoadReport {
-        &self.inner.report
+        &self.inner.weights.report
     }
 
     /// The number of tokens in the output vocabulary.
     pub fn vocab_size(&self) -> usize {
-        let decoder = self.inner.architecture.decoder();
-        decoder.weight.shape().dims().first().copied().unwrap_or(0)
+        self.inner.architecture.head().vocab_size()
     }
 
     /// The longest sequence the model can take, in tokens.
@@ -375,11 +405,25 @@ impl MaskedLm {
     }
 
     fn write_weights(&self, path: &Path, dtype: DType) -> Result<()> {
-        let tensors: Vec<(&str, Tensor)> = self
-            .params()
-            .iter()
-            .map(|param| Ok((param.name(), param.value().to_dtype(dtype)?)))
-            .collect::<Result<_>>()?;
+        let weights = &self.inner.weights;
+        let named = weights.params.iter().map(|param| (param.name(), param));
+        let aliases = weights.aliases.iter();
+        let aliases = aliases.map(|(name, param)| (name.as_str(), param));
+        let mut tensors = Vec::new();
+        for (name, param) in named.chain(aliases) {
+            let mut value = param.value().to_dtype(dtype)?;
+            if let Some(shape) = weights.stored_shapes.get(param.name()) {
+                value = value.reshape(shape.as_slice())?;
+            }
+            tensors.push((name, value));
+        }
+        for (name, value) in &weights.constants {
+            let value = match value.dtype().is_float() {
+                true => value.to_dtype(dtype)?,
+                false => value.clone(),
+            };
+            tensors.push((name, value));
+        }
         // The reference refuses files that do not say which framework's layout they follow.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         crate::files::replace_atomically(path, |temporary| {
@@ -404,6 +448,11 @@ impl MaskedLm {
         let mut values = Vec::with_capacity(self.params().len());
         for param in self.params() {
             let value = checkpoint.tensor(param.name(), self.device())?;
+            let fits = value.elem_count() == param.elem_count();
+            let value = match self.inner.weights.stored_shapes.get(param.name()) {
+                Some(shape) if fits && value.dims() == shape => value.reshape(param.shape())?,
+                _ => value,
+            };
             if value.shape() != param.shape() {
                 return Err(Error::Weights(format!(
                     "{} has shape {:?} in {} but {:?} in the model",
@@ -420,6 +469,13 @@ impl MaskedLm {
         }
         Ok(())
     }
+}
+
+/// The name, the folder and the config of the model called `name`.
+fn open(name: &str) -> Result<(String, PathBuf, Config)> {
+    let folder = crate::hub::resolve("model", name)?;
+    let config = Config::from_folder(&folder)?;
+    Ok((name.to_owned(), folder, config))
 }
 
 /// Rows of (batch, seq, width) hidden states, flattened to (batch · seq, width).
@@ -463,7 +519,10 @@ mod tests {
                 .with_labels((0..12).map(|i| if i % 3 == 0 { 7 } else { -100 }).collect())
                 .unwrap();
             let loss = model.loss(inputs, &Context::train(1, 0)).unwrap();
-            assert!(tape::backward(&loss.sum).unwrap().is_some(), "{model_type}");
+            assert!(
+                tape::backward(&loss.mean().unwrap()).unwrap().is_some(),
+                "{model_type}"
+            );
         }
     }
 }

@@ -1,25 +1,28 @@
-//! Masked language models: one door ([`MaskedLm`]), one file per architecture family.
+//! Masked language models: one door ([`MaskedLm`]), one file per family.
 //!
-//! A family is written over the shared [`layers`] and registered in `auto`. It names its parameters exactly as the
-//! reference library does, so a folder written by either side opens in the other.
+//! A family is written over the parts in [`nn`] and stands in the list of `families`. It names its parameters exactly as
+//! `transformers` does, so a folder written by either side opens in the other.
 
-mod auto;
-mod bert;
+mod batch;
 mod checkpoint;
 mod config;
 mod context;
-mod distilbert;
+mod families;
+mod family;
 mod flops;
-mod inputs;
-pub mod layers;
+mod input;
+mod loss;
 mod masked_lm;
-mod roberta;
+pub mod nn;
 mod weights;
 
-pub use auto::SUPPORTED_MODEL_TYPES;
+pub use batch::ModelInputs;
 pub use config::Config;
 pub use context::Context;
+pub use family::{Family, SUPPORTED_MODEL_TYPES};
+pub(crate) use family::{known_input, padding_is_neutral};
 pub use flops::ModelFlops;
-pub use inputs::ModelInputs;
-pub use masked_lm::{Architecture, Decoder, MaskedLm, MlmLoss};
+pub use input::{Column, Input, Masked, Per, Values};
+pub use loss::{LossTerm, MlmLoss};
+pub use masked_lm::{Architecture, MaskedLm};
 pub use weights::{Init, LoadReport, WeightBuilder};

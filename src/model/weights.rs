@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use candle_core::{DType, Device, Shape, Tensor, Var};
 
+use super::Family;
 use super::checkpoint::Checkpoint;
 use super::context::mix;
 use crate::ops::{self, Param};
@@ -35,8 +36,9 @@ pub struct LoadReport {
     pub missing: Vec<String>,
     /// Names in the checkpoint that the model has no use for.
     pub unexpected: Vec<String>,
-    /// Parameters whose shape differs: name, the checkpoint's shape, the model's shape.
-    pub mismatched: Vec<(String, Vec<usize>, Vec<usize>)>,
+    /// Two names of what the config calls one matrix, under which the checkpoint holds different ones: the model then has
+    /// both.
+    pub untied: Option<(String, String)>,
 }
 
 /// Hands out a model's parameters by name, from a checkpoint or freshly initialised.
@@ -51,11 +53,28 @@ pub struct WeightBuilder {
 struct Registry {
     source: Option<Source>,
     params: BTreeMap<String, Param>,
-    missing: Vec<String>,
-    mismatched: Vec<(String, Vec<usize>, Vec<usize>)>,
+    /// What is saved beside the parameters: buffers, what is carried along.
+    constants: BTreeMap<String, Tensor>,
+    /// Further names under which parameters are saved.
+    aliases: BTreeMap<String, Param>,
+    /// The shapes of parameters that have another on disk.
+    stored_shapes: BTreeMap<String, Vec<usize>>,
+    report: LoadReport,
     seed: u64,
     device: Device,
     dtype: DType,
+    /// The elements that were drawn, because no checkpoint has them.
+    drawn: u64,
+    /// The most that may be drawn, and why.
+    most: (u64, Limit),
+}
+
+#[derive(Clone, Copy)]
+enum Limit {
+    /// What is in memory of this machine.
+    Memory,
+    /// A few times what the checkpoint holds.
+    Checkpoint,
 }
 
 struct Source {
@@ -63,49 +82,71 @@ struct Source {
     /// Canonical name → name in the file.
     names: BTreeMap<String, String>,
     used: BTreeSet<String>,
+    ignored: &'static [&'static str],
+    carried: &'static [&'static str],
+}
+
+/// Everything that a model takes from its [`WeightBuilder`].
+pub(crate) struct Weights {
+    /// All parameters, in the order of their names, tied ones once.
+    pub params: Vec<Param>,
+    /// What is saved beside them, by name.
+    pub constants: BTreeMap<String, Tensor>,
+    /// Further names of parameters.
+    pub aliases: BTreeMap<String, Param>,
+    /// The shapes of parameters that have another on disk.
+    pub stored_shapes: BTreeMap<String, Vec<usize>>,
+    pub report: LoadReport,
 }
 
 impl WeightBuilder {
-    /// A builder that initialises every parameter from `seed`.
+    /// Returns a builder that initialises every parameter from `seed`.
     pub fn random(seed: u64, device: &Device) -> Self {
-        Self::with_source(None, seed, device)
+        // Where the system does not say, as many as any machine may have.
+        let memory = physical_memory().unwrap_or(1 << 42);
+        Self::with_source(None, seed, device, (memory / 4, Limit::Memory))
     }
 
-    /// A builder that takes parameters from `checkpoint` and initialises what it lacks from `seed`.
-    ///
-    /// `base` is the family's name for the model without its head ("roberta"): checkpoints of the bare model lack that
-    /// prefix, others carry a further one in front of it.
+    /// Returns a builder that takes parameters from `checkpoint` and initialises what it lacks from `seed`; `family` says how
+    /// names in checkpoints differ.
     pub(crate) fn from_checkpoint(
         checkpoint: Checkpoint,
-        base: &str,
+        family: &Family,
         seed: u64,
         device: &Device,
     ) -> Self {
-        let names = canonical_names(checkpoint.names(), base);
+        // A head that is missing is about as large as what is there; what is far larger is no missing head.
+        let most = checkpoint.bytes().saturating_mul(2) + (1 << 20);
         let source = Source {
+            names: canonical_names(checkpoint.names(), family),
             checkpoint,
-            names,
             used: BTreeSet::new(),
+            ignored: family.ignored,
+            carried: family.carried,
         };
-        Self::with_source(Some(source), seed, device)
+        Self::with_source(Some(source), seed, device, (most, Limit::Checkpoint))
     }
 
-    fn with_source(source: Option<Source>, seed: u64, device: &Device) -> Self {
+    fn with_source(source: Option<Source>, seed: u64, device: &Device, most: (u64, Limit)) -> Self {
         Self {
             prefix: String::new(),
             shared: Rc::new(RefCell::new(Registry {
                 source,
                 params: BTreeMap::new(),
-                missing: Vec::new(),
-                mismatched: Vec::new(),
+                constants: BTreeMap::new(),
+                aliases: BTreeMap::new(),
+                stored_shapes: BTreeMap::new(),
+                report: LoadReport::default(),
                 seed,
                 device: device.clone(),
                 dtype: DType::F32,
+                drawn: 0,
+                most,
             })),
         }
     }
 
-    /// The builder for the names below `name`.
+    /// Returns the builder for the names below `name`.
     #[must_use]
     pub fn pp(&self, name: impl std::fmt::Display) -> Self {
         Self {
@@ -114,9 +155,17 @@ impl WeightBuilder {
         }
     }
 
-    /// The parameter `name` below this builder's prefix, of the given shape.
+    /// Returns the whole name of `name` below this builder's prefix.
+    pub fn full(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// Returns the parameter `name` below this builder's prefix, of the given shape.
     ///
     /// Asked twice for the same name, it hands out the same (shared) parameter.
+    ///
+    /// # Errors
+    /// When the checkpoint holds it in another shape, or it is too large to be drawn.
     pub fn param(&self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Param> {
         self.param_or_alias(name, &[], shape, init)
     }
@@ -130,50 +179,127 @@ impl WeightBuilder {
         shape: impl Into<Shape>,
         init: Init,
     ) -> Result<Param> {
-        let full = format!("{}{name}", self.prefix);
+        let full = self.full(name);
         let shape = shape.into();
         let registry = &mut *self.shared.borrow_mut();
         if let Some(param) = registry.params.get(&full) {
             return Ok(param.clone());
         }
-        let mut value = None;
-        if let Some(source) = &mut registry.source {
-            let candidates = std::iter::once(full.as_str()).chain(aliases.iter().copied());
-            for candidate in candidates {
-                let Some(stored) = source.names.get(candidate).cloned() else {
-                    continue;
-                };
-                source.used.insert(stored.clone());
-                if value.is_some() {
-                    continue;
-                }
-                let tensor = source.checkpoint.tensor(&stored, &registry.device)?;
-                if tensor.shape() == &shape {
-                    value = Some(tensor.to_dtype(registry.dtype)?);
-                } else {
-                    let found = tensor.dims().to_vec();
-                    registry
-                        .mismatched
-                        .push((full.clone(), found, shape.dims().to_vec()));
-                }
-            }
-        }
-        let value = match value {
+        let value = match registry.take(&full, aliases, shape.dims(), &shape)? {
             Some(value) => value,
-            None => {
-                if registry.source.is_some()
-                    && !registry.mismatched.iter().any(|(name, ..)| *name == full)
-                {
-                    registry.missing.push(full.clone());
-                }
-                let seed = mix(registry.seed ^ name_hash(&full));
-                initial(init, &shape, seed, &registry.device)?.to_dtype(registry.dtype)?
-            }
+            None => registry.draw(&full, &shape, init)?,
         };
         // Nobody else holds what has just been read or drawn.
         let param = Param::owned(full.clone(), &value)?;
         registry.params.insert(full, param.clone());
         Ok(param)
+    }
+
+    /// As [`WeightBuilder::param`], of a parameter that is saved in the shape `stored`, of as many elements.
+    pub fn param_stored_as(
+        &self,
+        name: &str,
+        shape: impl Into<Shape>,
+        stored: &[usize],
+        init: Init,
+    ) -> Result<Param> {
+        let full = self.full(name);
+        let shape = shape.into();
+        let registry = &mut *self.shared.borrow_mut();
+        if let Some(param) = registry.params.get(&full) {
+            return Ok(param.clone());
+        }
+        let value = match registry.take(&full, &[], stored, &shape)? {
+            Some(value) => value,
+            None => registry.draw(&full, &shape, init)?,
+        };
+        let param = Param::owned(full.clone(), &value)?;
+        registry.stored_shapes.insert(full.clone(), stored.to_vec());
+        registry.params.insert(full, param.clone());
+        Ok(param)
+    }
+
+    /// Returns the constant `name`: part of the checkpoint, but never trained. One that the checkpoint lacks is made anew,
+    /// and not reported.
+    ///
+    /// # Errors
+    /// As [`WeightBuilder::param`].
+    pub fn buffer(&self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Tensor> {
+        let full = self.full(name);
+        let shape = shape.into();
+        let registry = &mut *self.shared.borrow_mut();
+        if let Some(value) = registry.constants.get(&full) {
+            return Ok(value.clone());
+        }
+        let value = match registry.take(&full, &[], shape.dims(), &shape)? {
+            Some(value) => value,
+            None => registry.fresh(&full, &shape, init)?,
+        };
+        registry.constants.insert(full, value.clone());
+        Ok(value)
+    }
+
+    /// Returns the matrix and the bias of the product with the vocabulary, whose matrix is called `name`.weight.
+    ///
+    /// Where weights are tied, `word` is the matrix, and the bias has the name `bias`; a checkpoint that holds other values
+    /// under the matrix's own name is not tied, whatever its config says (as in transformers 5). Untied, the bias is
+    /// `name`.bias, which is saved under both names.
+    pub(crate) fn decoder(
+        &self,
+        name: &str,
+        bias: Option<&str>,
+        word: Option<&Param>,
+        (vocab, width): (usize, usize),
+        std: f64,
+    ) -> Result<(Param, Option<Param>)> {
+        let (matrix, own_bias) = (format!("{name}.weight"), format!("{name}.bias"));
+        let mut tied = word.filter(|word| word.shape().dims() == [vocab, width]);
+        if let Some(word) = tied
+            && self.differ(word.name(), &matrix)?
+        {
+            let names = (word.name().to_owned(), matrix.clone());
+            self.shared.borrow_mut().report.untied = Some(names);
+            tied = None;
+        }
+        let decoder = match tied {
+            Some(word) => {
+                self.ignore(&[&matrix]);
+                word.clone()
+            }
+            None => self.param(&matrix, (vocab, width), Init::Normal(std))?,
+        };
+        let Some(bias) = bias else {
+            return Ok((decoder, None));
+        };
+        let param = if tied.is_some() {
+            self.param_or_alias(bias, &[&own_bias], vocab, Init::Zeros)?
+        } else {
+            let param = self.param_or_alias(&own_bias, &[bias], vocab, Init::Zeros)?;
+            if bias != own_bias {
+                let aliases = &mut self.shared.borrow_mut().aliases;
+                aliases.insert(bias.to_owned(), param.clone());
+            }
+            param
+        };
+        Ok((decoder, Some(param)))
+    }
+
+    /// Returns whether the checkpoint holds both names (full ones) and they are not the same array.
+    pub(crate) fn differ(&self, a: &str, b: &str) -> Result<bool> {
+        let registry = &*self.shared.borrow();
+        let Some(source) = &registry.source else {
+            return Ok(false);
+        };
+        let (Some(a), Some(b)) = (source.names.get(a), source.names.get(b)) else {
+            return Ok(false);
+        };
+        let read = |name: &str| source.checkpoint.tensor(name, &Device::Cpu);
+        let (a, b) = (read(a)?, read(b)?);
+        if a.shape() != b.shape() {
+            return Ok(true);
+        }
+        let unequal = a.to_dtype(DType::F32)?.ne(&b.to_dtype(DType::F32)?)?;
+        Ok(unequal.flatten_all()?.max(0)?.to_scalar::<u8>()? != 0)
     }
 
     /// Declares full names that a checkpoint may carry without being reported: aliases of tied weights, old buffers.
@@ -187,24 +313,32 @@ impl WeightBuilder {
         }
     }
 
-    /// All parameters handed out, in the order of their names, and what loading found.
-    pub(crate) fn finish(self) -> Result<(Vec<Param>, LoadReport)> {
+    /// Whether the checkpoint holds the full name `name`; no without a checkpoint.
+    pub fn holds(&self, name: &str) -> bool {
+        let registry = &*self.shared.borrow();
+        let source = registry.source.as_ref();
+        source.is_some_and(|source| source.names.contains_key(name))
+    }
+
+    /// Returns everything that was handed out, and what loading found.
+    pub(crate) fn finish(self) -> Result<Weights> {
         let registry = &mut *self.shared.borrow_mut();
         let params: Vec<Param> = registry.params.values().cloned().collect();
-        let mut report = LoadReport {
-            missing: std::mem::take(&mut registry.missing),
-            unexpected: Vec::new(),
-            mismatched: std::mem::take(&mut registry.mismatched),
-        };
+        let mut report = std::mem::take(&mut registry.report);
+        let mut constants = std::mem::take(&mut registry.constants);
         if let Some(source) = &registry.source {
-            report.unexpected = source
-                .names
-                .iter()
-                .filter(|(canonical, stored)| {
-                    !source.used.contains(*stored) && !canonical.ends_with("position_ids")
-                })
-                .map(|(_, stored)| stored.clone())
-                .collect();
+            for (canonical, stored) in &source.names {
+                if source.used.contains(stored) {
+                    continue;
+                }
+                let among = |parts: &[&str]| parts.iter().any(|part| canonical.contains(part));
+                if among(source.carried) {
+                    let value = source.checkpoint.tensor(stored, &Device::Cpu)?;
+                    constants.insert(canonical.clone(), value);
+                } else if !among(source.ignored) {
+                    report.unexpected.push(stored.clone());
+                }
+            }
             if !params.is_empty() && report.missing.len() == params.len() {
                 return Err(Error::Weights(format!(
                     "none of the {} names in {} belongs to this model (the first is {:?}; expected for instance {:?}): \
@@ -216,25 +350,101 @@ impl WeightBuilder {
                 )));
             }
         }
-        if let Some((name, found, expected)) = report.mismatched.first() {
-            return Err(Error::Weights(format!(
-                "{name} has shape {found:?} in the checkpoint but {expected:?} by config.json ({} such weights): \
-                 the two do not belong together",
-                report.mismatched.len()
-            )));
-        }
-        Ok((params, report))
+        Ok(Weights {
+            params,
+            constants,
+            aliases: std::mem::take(&mut registry.aliases),
+            stored_shapes: std::mem::take(&mut registry.stored_shapes),
+            report,
+        })
     }
 }
 
-/// Maps today's names to the names in the file: old LayerNorm names, weights saved without the base model's prefix,
-/// weights saved under a further prefix.
+impl Registry {
+    /// Takes the value of `full`, or else of the first of `aliases`, from the checkpoint, where it has the shape `stored`;
+    /// `None` if the checkpoint has neither.
+    fn take(
+        &mut self,
+        full: &str,
+        aliases: &[&str],
+        stored: &[usize],
+        shape: &Shape,
+    ) -> Result<Option<Tensor>> {
+        let Some(source) = &mut self.source else {
+            return Ok(None);
+        };
+        let mut value = None;
+        for candidate in std::iter::once(full).chain(aliases.iter().copied()) {
+            let Some(name) = source.names.get(candidate).cloned() else {
+                continue;
+            };
+            source.used.insert(name.clone());
+            if value.is_some() {
+                continue;
+            }
+            let tensor = source.checkpoint.tensor(&name, &self.device)?;
+            if tensor.dims() != stored {
+                return Err(Error::Weights(format!(
+                    "{full} has shape {:?} in {} but {stored:?} by config.json: the two do not belong together",
+                    tensor.dims(),
+                    source.checkpoint.path().display()
+                )));
+            }
+            let tensor = if tensor.shape() == shape {
+                tensor
+            } else {
+                tensor.reshape(shape)?
+            };
+            value = Some(tensor.to_dtype(self.dtype)?);
+        }
+        Ok(value)
+    }
+
+    /// Draws the value of a parameter that the checkpoint lacks, and notes that.
+    fn draw(&mut self, full: &str, shape: &Shape, init: Init) -> Result<Tensor> {
+        if self.source.is_some() {
+            self.report.missing.push(full.to_owned());
+        }
+        self.fresh(full, shape, init)
+    }
+
+    fn fresh(&mut self, full: &str, shape: &Shape, init: Init) -> Result<Tensor> {
+        let elements = (shape.dims().iter()).try_fold(1u64, |n, &dim| n.checked_mul(dim as u64));
+        self.drawn = elements.map_or(u64::MAX, |elements| self.drawn.saturating_add(elements));
+        let (most, limit) = self.most;
+        if self.drawn > most {
+            let why = match limit {
+                Limit::Checkpoint => {
+                    "the checkpoint lacks it, and with it far more than it holds: is config.json from another model?"
+                }
+                Limit::Memory => "that is more than this machine's memory holds",
+            };
+            return Err(Error::Config(format!(
+                "{full} would have the shape {:?}: {why}",
+                shape.dims()
+            )));
+        }
+        let seed = mix(self.seed ^ name_hash(full));
+        Ok(initial(init, shape, seed, &self.device)?.to_dtype(self.dtype)?)
+    }
+}
+
+/// The bytes of memory that this machine has, where the system says it.
+fn physical_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+    let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+/// Maps today's names to the names in the file: old LayerNorm names, names that the family has changed, weights saved
+/// without the base model's prefix, weights saved under a further prefix.
 fn canonical_names<'a>(
     stored: impl Iterator<Item = &'a str>,
-    base: &str,
+    family: &Family,
 ) -> BTreeMap<String, String> {
     let stored: Vec<&str> = stored.collect();
-    let base_dot = format!("{base}.");
+    let base_dot = format!("{}.", family.base);
     let has_base = stored.iter().any(|name| name.starts_with(&base_dot));
     // "module.roberta.embeddings..." carries "module." in front of everything.
     let wrapper = (!has_base)
@@ -259,8 +469,10 @@ fn canonical_names<'a>(
         } else if let Some(stem) = canonical.strip_suffix(".beta") {
             canonical = format!("{stem}.bias");
         }
-        const BODY: [&str; 4] = ["embeddings.", "encoder.", "transformer.", "pooler."];
-        if bare && BODY.iter().any(|part| canonical.starts_with(part)) {
+        for (old, new) in family.renames {
+            canonical = canonical.replace(old, new);
+        }
+        if bare && family.body.iter().any(|part| canonical.starts_with(part)) {
             canonical = format!("{base_dot}{canonical}");
         }
         names.insert(canonical, name.to_owned());
@@ -347,7 +559,8 @@ mod tests {
 
     #[test]
     fn old_and_prefixed_names_become_todays() {
-        let map = |names: &[&'static str]| canonical_names(names.iter().copied(), "bert");
+        let map =
+            |names: &[&'static str]| canonical_names(names.iter().copied(), &Family::of("bert"));
         let old = map(&["bert.embeddings.LayerNorm.gamma", "cls.predictions.bias"]);
         assert_eq!(
             old["bert.embeddings.LayerNorm.weight"],

@@ -10,7 +10,7 @@ use super::run::Run;
 use super::trainer::Data;
 use super::{EvalMetrics, Evaluation, Event, TrainState, Trainer};
 use crate::collate::{DataLoader, Examples, MlmBatch};
-use crate::model::{Context, MaskedLm, ModelInputs};
+use crate::model::{Context, MaskedLm};
 use crate::{Error, Result, interrupt, ops};
 
 /// What the model says about one masked token.
@@ -127,14 +127,13 @@ impl Trainer {
         first: usize,
         tokens: &mut Vec<MaskedPrediction>,
     ) -> Result<()> {
-        let inputs = ModelInputs::from(batch);
-        let (rows, labels) = inputs.counted(self.model.vocab_size())?;
+        let (rows, labels) = batch.counted(self.model.vocab_size())?;
         if rows.is_empty() {
             return Ok(());
         }
         let logits = self
             .model
-            .logits_at(&inputs, rows.clone())?
+            .logits_at(batch, rows.clone())?
             .to_dtype(DType::F32)?;
         let predicted: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
         let targets = candle_core::Tensor::new(labels.as_slice(), logits.device())?.unsqueeze(1)?;
@@ -232,28 +231,38 @@ fn measure(
     mut after: impl FnMut(usize) -> Result<()>,
 ) -> Result<EvalMetrics> {
     let started = Instant::now();
-    let (mut sum, mut counted, mut samples) = (0.0, 0, 0);
+    let (mut sums, mut counts, mut samples) = (Vec::new(), Vec::new(), 0);
     // Read a few at a time, so that a GPU has the next batches to work on meanwhile.
     let mut unread = Vec::with_capacity(AHEAD);
     for (i, batch) in loader.epoch(0).enumerate() {
         interrupt::check("evaluating")?;
         let batch = batch?;
         samples += batch.batch;
-        if batch.counted_tokens() > 0 {
+        if model.counts(&batch).iter().any(|&count| count > 0) {
             let loss = ops::no_grad(|| model.loss(&batch, &Context::eval()))
                 .map_err(|error| explain(error, &batch))?;
-            counted += loss.counted;
-            unread.push(loss.sum);
+            sums.resize(loss.terms.len(), 0.0);
+            counts.resize(loss.terms.len(), 0);
+            unread.push(loss);
         }
         if unread.len() >= AHEAD || i + 1 == loader.len() {
-            for part in unread.drain(..) {
-                sum += f64::from(part.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+            for loss in unread.drain(..) {
+                for (term, part) in loss.terms.into_iter().enumerate() {
+                    let sum = part.sum.to_dtype(DType::F32)?.to_scalar::<f32>()?;
+                    sums[term] += part.weight * f64::from(sum);
+                    counts[term] += part.count;
+                }
             }
         }
         after(i + 1)?;
     }
+    let mut loss = 0.0;
+    for (&sum, &count) in sums.iter().zip(&counts) {
+        loss += if count > 0 { mean(sum, count)? } else { 0.0 };
+    }
+    let counted = counts.iter().sum();
     Ok(EvalMetrics {
-        loss: mean(sum, counted)?,
+        loss: if counted == 0 { mean(0.0, 0)? } else { loss },
         counted,
         samples,
         seconds: started.elapsed().as_secs_f64(),

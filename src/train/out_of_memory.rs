@@ -69,14 +69,7 @@ mod tests {
     use super::*;
 
     fn batch(batch: usize, seq: usize) -> MlmBatch {
-        MlmBatch {
-            batch,
-            seq,
-            input_ids: vec![5; batch * seq],
-            attention_mask: vec![1; batch * seq],
-            token_type_ids: None,
-            labels: vec![-100; batch * seq],
-        }
+        MlmBatch::new(vec![5; batch * seq], (batch, seq)).unwrap()
     }
 
     /// As candle hands on what the driver answers.

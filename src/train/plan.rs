@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{IntervalStrategy, TrainingArguments};
 use crate::collate::MlmBatch;
+use crate::model::Values;
 use crate::{Error, Result};
 
 /// How steps, batches and epochs relate. A step's batches follow from its number alone.
@@ -89,6 +90,17 @@ pub(super) fn fingerprint(batch: &MlmBatch) -> String {
     add(batch.seq as i64);
     batch.input_ids.iter().for_each(|&id| add(i64::from(id)));
     batch.labels.iter().for_each(|&label| add(label));
+    for (name, column) in &batch.columns {
+        hasher.update(name.as_bytes());
+        match &column.values {
+            Values::Ids(ids) => ids.iter().for_each(|id| {
+                hasher.update(&id.to_le_bytes());
+            }),
+            Values::Floats(values) => values.iter().for_each(|value| {
+                hasher.update(&value.to_le_bytes());
+            }),
+        }
+    }
     hasher.finalize().to_hex().to_string()
 }
 

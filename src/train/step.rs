@@ -26,9 +26,19 @@ pub(super) struct Taken {
     started: Instant,
     /// What is known without reading; the loss and the norm are not yet.
     record: StepRecord,
-    /// The summed losses of the batches.
-    losses: Vec<Tensor>,
+    /// What the batches' losses were, term by term.
+    losses: Vec<Part>,
+    /// How many positions each term counts, all batches together.
+    totals: Vec<usize>,
     norm: Norm,
+}
+
+/// What one batch gave to one term of the loss.
+struct Part {
+    sum: Tensor,
+    weight: f64,
+    /// The term's number.
+    term: usize,
 }
 
 enum Norm {
@@ -38,11 +48,12 @@ enum Norm {
 
 impl Taken {
     fn loss(&self) -> Result<f32> {
-        let mut sum = 0.0;
-        for part in &self.losses {
-            sum += f64::from(part.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+        let mut sums = vec![0.0; self.totals.len()];
+        for Part { sum, weight, term } in &self.losses {
+            sums[*term] += weight * f64::from(sum.to_dtype(DType::F32)?.to_scalar::<f32>()?);
         }
-        let loss = (sum / self.record.counted.max(1) as f64) as f32;
+        let means = (sums.iter().zip(&self.totals)).map(|(sum, &total)| sum / total.max(1) as f64);
+        let loss = means.sum::<f64>() as f32;
         match loss.is_finite() {
             true => Ok(loss),
             false => Err(Error::NonFiniteLoss {
@@ -96,11 +107,15 @@ impl Trainer {
     ) -> Result<()> {
         let explain = |error| out_of_memory::explain(error, group, Use::Training, &self.args);
         let scale = run.scaler.as_ref().map_or(1.0, GradScaler::get_scale);
-        let losses = self.gradients(group, pass, scale).map_err(explain)?;
+        let totals = self.totals(group);
+        let losses = self
+            .gradients(group, &totals, pass, scale)
+            .map_err(explain)?;
         let mut taken = Taken {
             started,
             record: record(&self.model, group, run.step + 1, run.learning_rate()),
             losses,
+            totals,
             norm: Norm::Known(0.0),
         };
         if !self.reads_later {
@@ -114,25 +129,50 @@ impl Trainer {
         Ok(())
     }
 
-    /// Leaves the gradients of the mean loss over all counted tokens of `group` in the model, `scale` times as large; the
-    /// summed losses of its batches, where the model is. `pass` decides what dropout drops.
-    fn gradients(&self, group: &[MlmBatch], pass: u64, scale: f64) -> Result<Vec<Tensor>> {
-        let counted: usize = group.iter().map(MlmBatch::counted_tokens).sum();
+    /// Returns how many positions each term of the loss counts in all batches of `group`.
+    fn totals(&self, group: &[MlmBatch]) -> Vec<usize> {
+        let mut totals = Vec::new();
+        for batch in group {
+            let counts = self.model.counts(batch);
+            totals.resize(counts.len(), 0);
+            totals
+                .iter_mut()
+                .zip(counts)
+                .for_each(|(total, count)| *total += count);
+        }
+        totals
+    }
+
+    /// Leaves the gradients of the loss of all batches of `group` in the model, `scale` times as large, each term's mean
+    /// being over its total; returns what the batches gave to it, where the model is. `pass` decides what dropout drops.
+    fn gradients(
+        &self,
+        group: &[MlmBatch],
+        totals: &[usize],
+        pass: u64,
+        scale: f64,
+    ) -> Result<Vec<Part>> {
         let precision = self.precision()?;
         let mut sums = Vec::with_capacity(group.len());
         for (pass, batch) in (pass..).zip(group) {
-            if batch.counted_tokens() == 0 {
+            if self.model.counts(batch).iter().all(|&count| count == 0) {
                 continue;
             }
             let context = Context::train(self.args.seed, pass)
                 .gradient_checkpointing(self.args.gradient_checkpointing);
-            let sum = ops::autocast(precision, || -> Result<_> {
+            let loss = ops::autocast(precision, || -> Result<_> {
                 let loss = self.model.loss(batch, &context)?;
-                let mean = ops::scale(&loss.sum, scale / counted as f64)?;
-                self.model.backward(&mean)?;
-                Ok(loss.sum.detach())
+                if let Some(part) = loss.part_of(totals, scale)? {
+                    self.model.backward(&part)?;
+                }
+                Ok(loss)
             })?;
-            sums.push(sum);
+            let terms = loss.terms.into_iter().enumerate();
+            sums.extend(terms.map(|(term, of)| Part {
+                sum: of.sum.detach(),
+                weight: of.weight,
+                term,
+            }));
         }
         Ok(sums)
     }
@@ -263,14 +303,7 @@ mod tests {
         fn collate(&self, examples: &[Example], _: BatchKey) -> Result<MlmBatch> {
             let ids: Vec<u32> = examples.iter().flat_map(|e| e.input_ids.clone()).collect();
             let labels = examples.iter().flat_map(|e| e.labels.clone().unwrap());
-            Ok(MlmBatch {
-                attention_mask: vec![1; ids.len()],
-                token_type_ids: None,
-                labels: labels.collect(),
-                batch: examples.len(),
-                seq: 8,
-                input_ids: ids,
-            })
+            MlmBatch::new(ids, (examples.len(), 8))?.with_labels(labels.collect())
         }
     }
 

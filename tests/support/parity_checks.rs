@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use cloze::model::{Context, MaskedLm, ModelInputs, SUPPORTED_MODEL_TYPES};
+use cloze::model::{Column, Context, MaskedLm, ModelInputs, SUPPORTED_MODEL_TYPES};
 use cloze::ops::{Precision, autocast};
 
 /// How far a model may be from the reference.
@@ -36,23 +36,25 @@ fn integers(tensor: &Tensor) -> Vec<u32> {
     values.into_iter().map(|v| v as u32).collect()
 }
 
+/// What of a folder's tensors are results, or what the reference drew on the way.
+fn is_result(name: &str) -> bool {
+    ["logits", "loss"].contains(&name) || name.starts_with("grad.") || name.starts_with("aux.")
+}
+
 fn inputs(io: &Tensors) -> ModelInputs {
-    const KNOWN: [&str; 4] = ["input_ids", "attention_mask", "token_type_ids", "labels"];
     let ids = &io["input_ids"];
     let mut inputs = ModelInputs::new(integers(ids), ids.dims2().unwrap()).unwrap();
-    if let Some(mask) = io.get("attention_mask") {
-        inputs = inputs.with_attention_mask(integers(mask)).unwrap();
-    }
-    if let Some(types) = io.get("token_type_ids") {
-        inputs = inputs.with_token_type_ids(integers(types)).unwrap();
-    }
-    let labels = io["labels"].flatten_all().unwrap().to_vec1().unwrap();
-    inputs = inputs.with_labels(labels).unwrap();
-    for (name, tensor) in io {
-        let result = ["logits", "loss"].contains(&name.as_str()) || name.starts_with("grad.");
-        if !result && !KNOWN.contains(&name.as_str()) {
-            inputs = inputs.with_extra(name, tensor.clone());
-        }
+    for (name, tensor) in io.iter().filter(|(name, _)| !is_result(name)) {
+        inputs = match (name.as_str(), tensor.rank()) {
+            ("input_ids", _) => inputs,
+            ("attention_mask", _) => inputs.with_attention_mask(integers(tensor)).unwrap(),
+            ("token_type_ids", 2) => inputs.with_token_type_ids(integers(tensor)).unwrap(),
+            ("labels", _) => {
+                let labels = tensor.flatten_all().unwrap().to_vec1().unwrap();
+                inputs.with_labels(labels).unwrap()
+            }
+            _ => inputs.with_column(name, Column::from_tensor(tensor).unwrap()),
+        };
     }
     inputs
 }
@@ -145,7 +147,9 @@ fn compare(folder: &Path, device: &Device, exact: bool) -> Result<Deviation, Str
             .param(name)
             .ok_or(format!("the model has no parameter {name}"))?;
         let found = param.grad().ok_or(format!("{name} received no gradient"))?;
-        let found = on_cpu(&found).map_err(|e| format!("{name}: {e}"))?;
+        // A parameter may have another shape on disk.
+        let found = on_cpu(&found).and_then(|found| found.reshape(expected.shape()));
+        let found = found.map_err(|e| format!("{name}: {e}"))?;
         let delta = (found - *expected).map_err(|e| format!("{name}: {e}"))?;
         squares.0 += norm(&delta).powi(2);
         squares.1 += norm(expected).powi(2);

@@ -28,6 +28,7 @@ impl Collator for Stack {
                 .iter()
                 .flat_map(|e| e.labels.clone().unwrap())
                 .collect(),
+            columns: Default::default(),
             batch: examples.len(),
             seq: examples[0].input_ids.len(),
         })

@@ -17,6 +17,7 @@ pub(crate) struct Checkpoint {
     files: Vec<WeightFile>,
     /// Name → index into `files`.
     names: BTreeMap<String, usize>,
+    bytes: u64,
 }
 
 enum WeightFile {
@@ -63,7 +64,10 @@ impl Checkpoint {
     fn from_files(path: PathBuf, paths: &[PathBuf]) -> Result<Self> {
         let mut files = Vec::with_capacity(paths.len());
         let mut names = BTreeMap::new();
+        let mut bytes = 0u64;
         for path in paths {
+            let size = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+            bytes = bytes.saturating_add(size);
             let file = if path.extension().is_some_and(|e| e == "safetensors") {
                 WeightFile::Safetensors(safetensors::File::open(path)?)
             } else {
@@ -76,12 +80,22 @@ impl Checkpoint {
             names.extend(found.into_iter().map(|name| (name, files.len())));
             files.push(file);
         }
-        Ok(Self { path, files, names })
+        Ok(Self {
+            path,
+            files,
+            names,
+            bytes,
+        })
     }
 
     /// The file that was opened (the index file of a sharded checkpoint).
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The size of all files together.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// All names in the checkpoint.

@@ -1,0 +1,173 @@
+//! What the library knows of a family before it has built one: names, defaults, inputs.
+
+use std::borrow::Cow;
+
+use serde_json::Value;
+
+use super::families::FAMILIES;
+use super::{Architecture, Config, Input, WeightBuilder};
+use crate::{Error, Result};
+
+/// A family of masked language models: how its checkpoints are named, and how its models are built.
+///
+/// The families that the library knows stand in [`FAMILIES`]. One of your own is a constant of this type, which
+/// [`MaskedLm::from_config_with`](super::MaskedLm::from_config_with) and
+/// [`MaskedLm::from_pretrained_with`](super::MaskedLm::from_pretrained_with) take:
+///
+/// ```
+/// use cloze::model::{Config, Family, MaskedLm};
+///
+/// // BERT's architecture under a name of its own.
+/// const BIRD: Family = Family {
+///     model_type: "bird",
+///     class: "BirdForMaskedLM",
+///     base: "bert",
+///     ..Family::of("bert")
+/// };
+/// let config = Config::new("bird")
+///     .set("vocab_size", 100)
+///     .set("hidden_size", 16)
+///     .set("num_hidden_layers", 1)
+///     .set("num_attention_heads", 2)
+///     .set("intermediate_size", 32);
+/// let model = MaskedLm::from_config_with(&config, 42, &BIRD)?;
+/// assert_eq!(model.class(), "BirdForMaskedLM");
+/// # Ok::<(), cloze::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    /// The `model_type` in `config.json`.
+    pub model_type: &'static str,
+    /// The class in `transformers`, as it stands in `architectures`.
+    pub class: &'static str,
+    /// Other classes whose checkpoints hold the same model: old names, and heads that share the body.
+    pub synonyms: &'static [&'static str],
+    /// The first part of the body's parameter names.
+    pub base: &'static str,
+    /// What names in the body begin with when a checkpoint leaves out `base`.
+    pub body: &'static [&'static str],
+    /// Parts of names in older checkpoints, and what they are called today.
+    pub renames: &'static [(&'static str, &'static str)],
+    /// Parts of names that checkpoints carry and the model has no use for: heads of other tasks, old buffers. They are not
+    /// reported as unexpected.
+    pub ignored: &'static [&'static str],
+    /// Parts of names that the model does not use either, but that `transformers` expects in a file: they are kept and
+    /// saved again as they were.
+    pub carried: &'static [&'static str],
+    /// A JSON object of the values that a `config.json` without these keys means.
+    pub defaults: &'static str,
+    /// The inputs beside `input_ids`, `attention_mask`, `token_type_ids` and `labels`.
+    pub inputs: &'static [Input],
+    /// Whether padding changes the results at the positions of the text, so that only texts of one length may share a
+    /// batch.
+    pub padding_sensitive: bool,
+    /// Reads the config and takes the weights.
+    pub build: fn(&Config, &WeightBuilder) -> Result<Box<dyn Architecture>>,
+}
+
+impl Family {
+    /// The known family of that `model_type`, as a starting point for another.
+    ///
+    /// # Panics
+    /// When there is none. In a constant, as it is meant to be used, that is an error when compiling.
+    pub const fn of(model_type: &str) -> Self {
+        let mut i = 0;
+        while i < FAMILIES.len() {
+            if same(FAMILIES[i].model_type.as_bytes(), model_type.as_bytes()) {
+                return *FAMILIES[i];
+            }
+            i += 1;
+        }
+        panic!("there is no family of this model_type")
+    }
+
+    /// The family that `config` names.
+    pub(super) fn find(config: &Config) -> Result<&'static Self> {
+        let model_type = config.model_type();
+        let found = FAMILIES
+            .iter()
+            .find(|family| family.model_type == model_type);
+        found.copied().ok_or_else(|| {
+            Error::Config(format!(
+                "model_type {model_type:?} is not supported; supported are {}",
+                SUPPORTED_MODEL_TYPES.join(", ")
+            ))
+        })
+    }
+
+    /// `config` with the family's defaults in the places of keys that are absent or null.
+    pub(super) fn complete<'a>(&self, config: &'a Config) -> Result<Cow<'a, Config>> {
+        let defaults: Value = serde_json::from_str(self.defaults)?;
+        let mut completed = Cow::Borrowed(config);
+        for (key, value) in defaults.as_object().into_iter().flatten() {
+            if config.get(key).is_none_or(Value::is_null) {
+                completed = Cow::Owned(completed.into_owned().set(key, value.clone()));
+            }
+        }
+        Ok(completed)
+    }
+}
+
+const fn same(a: &[u8], b: &[u8]) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
+    let mut i = 0;
+    while i < a.len() {
+        if a[i] != b[i] {
+            return false;
+        }
+        i += 1;
+    }
+    true
+}
+
+/// The `model_type`s that [`MaskedLm`](super::MaskedLm) can open.
+pub const SUPPORTED_MODEL_TYPES: &[&str] = &{
+    let mut names = [""; FAMILIES.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = FAMILIES[i].model_type;
+        i += 1;
+    }
+    names
+};
+
+/// Whether texts of several lengths may share a batch of a model of this `model_type`: padding leaves the logits of the
+/// text's own positions as they are.
+pub(crate) fn padding_is_neutral(model_type: &str) -> bool {
+    let mut families = FAMILIES.iter();
+    !families.any(|family| family.model_type == model_type && family.padding_sensitive)
+}
+
+/// What the families say about the input `name`; `None` where none of them knows it.
+pub(crate) fn known_input(name: &str) -> Option<&'static Input> {
+    let mut inputs = FAMILIES.iter().flat_map(|family| family.inputs);
+    inputs.find(|input| input.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_family_stands_once_in_the_list_and_its_defaults_are_json() {
+        let mut names = SUPPORTED_MODEL_TYPES.to_vec();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), FAMILIES.len());
+        for family in FAMILIES {
+            let config = Config::new(family.model_type);
+            let completed = family.complete(&config).unwrap();
+            assert_eq!(completed.model_type(), family.model_type);
+            assert_eq!(Family::find(&config).unwrap().class, family.class);
+        }
+    }
+
+    #[test]
+    fn families_agree_on_what_an_input_of_one_name_is_like() {
+        for input in FAMILIES.iter().flat_map(|family| family.inputs) {
+            assert_eq!(known_input(input.name), Some(input), "{}", input.name);
+        }
+    }
+}

@@ -1,0 +1,157 @@
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+
+use super::{Linear, Norm, SelfAttention};
+use crate::Result;
+use crate::model::{Context, ModelFlops};
+use crate::ops::{self, Activation, AttentionMask, Param};
+
+/// What a block must know of a forward pass beside its input.
+#[derive(Clone, Debug)]
+pub struct Pass {
+    /// What attention may look at.
+    pub mask: AttentionMask,
+    /// The mode, and where dropout's keys come from.
+    pub context: Context,
+    /// What a family's own blocks need of the batch, by names that the family chooses; without gradients.
+    pub inputs: BTreeMap<&'static str, Tensor>,
+}
+
+impl Pass {
+    /// Returns a pass that only has a mask and a mode.
+    pub fn new(mask: AttentionMask, context: &Context) -> Self {
+        Self {
+            mask,
+            context: context.clone(),
+            inputs: BTreeMap::new(),
+        }
+    }
+}
+
+/// One step of a stack: from (batch, seq, hidden) to the same shape.
+pub trait Block: std::fmt::Debug + Send + Sync {
+    /// Returns the block's output for `x`. Dropout draws its keys from `pass.context` in a fixed order.
+    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor>;
+
+    /// Returns all parameters.
+    fn params(&self) -> Vec<Param>;
+
+    /// Returns the block's arithmetic; nothing is counted for the head.
+    fn flops(&self) -> ModelFlops;
+}
+
+/// Where a block normalizes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// After each residual connection (Vaswani et al. 2017).
+    #[default]
+    PostNorm,
+    /// Before attention and feed-forward (Xiong et al. 2020).
+    PreNorm,
+}
+
+/// A transformer block: attention and feed-forward, each with dropout, a residual connection and a normalization.
+#[derive(Clone, Debug)]
+pub struct TransformerBlock {
+    /// The attention up to its output projection.
+    pub attention: SelfAttention,
+    /// The attention's output projection.
+    pub attention_output: Linear,
+    /// The dropout probability behind the attention's output projection.
+    pub attention_dropout: f64,
+    /// The normalization that belongs to the attention; none where the block begins without one.
+    pub attention_norm: Norm,
+    /// The two feed-forward maps.
+    pub feed_forward: FeedForward,
+    /// The normalization that belongs to the feed-forward maps.
+    pub output_norm: Norm,
+    /// Where the normalizations are.
+    pub order: Order,
+}
+
+/// Two maps with an activation between them.
+#[derive(Clone, Debug)]
+pub struct FeedForward {
+    /// The first map.
+    pub intermediate: Linear,
+    /// The function between the two maps.
+    pub activation: Activation,
+    /// The dropout probability behind it.
+    pub activation_dropout: f64,
+    /// The second map.
+    pub output: Linear,
+    /// The dropout probability behind the second map.
+    pub dropout: f64,
+}
+
+impl FeedForward {
+    /// Applies both maps; the dropout behind the second is left to the residual connection.
+    pub fn forward(&self, x: &Tensor, context: &Context) -> Result<Tensor> {
+        let inner = self.intermediate.forward_act(x, self.activation)?;
+        let inner = ops::dropout(&inner, context.dropout(self.activation_dropout))?;
+        self.output.forward(&inner)
+    }
+
+    /// Returns all parameters.
+    pub fn params(&self) -> Vec<Param> {
+        [self.intermediate.params(), self.output.params()].concat()
+    }
+
+    /// Returns the number of weights of both maps.
+    pub fn weights(&self) -> usize {
+        self.intermediate.weights() + self.output.weights()
+    }
+}
+
+impl Block for TransformerBlock {
+    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let context = &pass.context;
+        let attend = |x: &Tensor| -> Result<Tensor> {
+            let dropout = context.dropout(self.attention.dropout);
+            let attended = self.attention.forward(x, &pass.mask, dropout)?;
+            self.attention_output.forward(&attended)
+        };
+        let (attention, output) = (&self.attention_norm, &self.output_norm);
+        match self.order {
+            Order::PostNorm => {
+                let attended = attend(x)?;
+                let dropout = context.dropout(self.attention_dropout);
+                let x = attention.forward_residual(&attended, x, dropout)?;
+                let fed = self.feed_forward.forward(&x, context)?;
+                let dropout = context.dropout(self.feed_forward.dropout);
+                output.forward_residual(&fed, &x, dropout)
+            }
+            Order::PreNorm => {
+                let attended = attend(&attention.forward(x)?)?;
+                let dropout = context.dropout(self.attention_dropout);
+                let x = ops::add(&ops::dropout(&attended, dropout)?, x)?;
+                let fed = self.feed_forward.forward(&output.forward(&x)?, context)?;
+                let dropout = context.dropout(self.feed_forward.dropout);
+                ops::add(&ops::dropout(&fed, dropout)?, &x)
+            }
+        }
+    }
+
+    fn params(&self) -> Vec<Param> {
+        [
+            self.attention.params(),
+            self.attention_output.params(),
+            self.feed_forward.params(),
+            self.attention_norm.params(),
+            self.output_norm.params(),
+        ]
+        .concat()
+    }
+
+    fn flops(&self) -> ModelFlops {
+        let maps = self.attention.weights()
+            + self.attention_output.weights()
+            + self.feed_forward.weights();
+        ModelFlops {
+            per_token: 2 * maps as u64,
+            per_pair: self.attention.flops_per_pair(),
+            per_counted: 0,
+        }
+    }
+}

@@ -1,0 +1,57 @@
+use candle_core::Tensor;
+
+use crate::Result;
+use crate::model::{Init, WeightBuilder};
+use crate::ops::{self, Activation, Param};
+
+/// An affine map with a `weight` of shape (out, in) and, mostly, a `bias` of shape (out).
+#[derive(Clone, Debug)]
+pub struct Linear {
+    weight: Param,
+    bias: Option<Param>,
+}
+
+impl Linear {
+    /// Returns the map from `input` to `output` features named by `weights`; fresh weights are normal with standard
+    /// deviation `std`, biases zero.
+    pub fn new(weights: &WeightBuilder, input: usize, output: usize, std: f64) -> Result<Self> {
+        Ok(Self {
+            bias: Some(weights.param("bias", output, Init::Zeros)?),
+            ..Self::without_bias(weights, input, output, std)?
+        })
+    }
+
+    /// Returns the linear map from `input` to `output` features, without a bias.
+    pub fn without_bias(
+        weights: &WeightBuilder,
+        input: usize,
+        output: usize,
+        std: f64,
+    ) -> Result<Self> {
+        Ok(Self {
+            weight: weights.param("weight", (output, input), Init::Normal(std))?,
+            bias: None,
+        })
+    }
+
+    /// Returns the number of weights, the bias not counted.
+    pub fn weights(&self) -> usize {
+        self.weight.elem_count()
+    }
+
+    /// Returns the weight and the bias.
+    pub fn params(&self) -> Vec<Param> {
+        let weight = std::iter::once(&self.weight);
+        weight.chain(&self.bias).cloned().collect()
+    }
+
+    /// Applies the map to the last dimension of `x`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        ops::linear(x, &self.weight, self.bias.as_ref())
+    }
+
+    /// Applies the map, then `activation`.
+    pub fn forward_act(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        ops::linear_act(x, &self.weight, self.bias.as_ref(), activation)
+    }
+}

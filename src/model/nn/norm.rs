@@ -1,0 +1,70 @@
+use candle_core::Tensor;
+
+use crate::Result;
+use crate::model::{Init, WeightBuilder};
+use crate::ops::{self, Dropout, Param};
+
+/// A normalization over the last dimension.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Norm {
+    /// Layer normalization (Ba et al. 2016), mostly with a bias.
+    Layer {
+        /// The scale of each feature.
+        weight: Param,
+        /// The shift of each feature.
+        bias: Option<Param>,
+        /// What is added to the variance.
+        eps: f64,
+    },
+}
+
+impl Norm {
+    /// Returns the layer normalization of `width` features named by `weights`.
+    pub fn layer(weights: &WeightBuilder, width: usize, eps: f64) -> Result<Self> {
+        Ok(Self::Layer {
+            weight: weights.param("weight", width, Init::Ones)?,
+            bias: Some(weights.param("bias", width, Init::Zeros)?),
+            eps,
+        })
+    }
+
+    /// Returns the layer normalization of `width` features without a bias.
+    pub fn layer_without_bias(weights: &WeightBuilder, width: usize, eps: f64) -> Result<Self> {
+        Ok(Self::Layer {
+            weight: weights.param("weight", width, Init::Ones)?,
+            bias: None,
+            eps,
+        })
+    }
+
+    /// Returns all parameters.
+    pub fn params(&self) -> Vec<Param> {
+        match self {
+            Self::Layer { weight, bias, .. } => {
+                std::iter::once(weight).chain(bias).cloned().collect()
+            }
+        }
+    }
+
+    /// Normalizes `x`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Layer { weight, bias, eps } => ops::layer_norm(x, weight, bias.as_ref(), *eps),
+        }
+    }
+
+    /// Normalizes `residual + dropout(x)`.
+    pub fn forward_residual(
+        &self,
+        x: &Tensor,
+        residual: &Tensor,
+        dropout: Dropout,
+    ) -> Result<Tensor> {
+        match self {
+            Self::Layer { weight, bias, eps } => {
+                ops::add_layer_norm(x, residual, weight, bias.as_ref(), *eps, dropout)
+            }
+        }
+    }
+}
