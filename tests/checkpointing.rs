@@ -40,13 +40,13 @@ fn inputs(seq: usize, pad: u32) -> ModelInputs {
         for at in 0..seq {
             let text = at < length;
             ids.push(if text {
-                5 + ((row * 31 + at * 7) % 40) as u32
+                5 + ((row * 31 + at * 7) % 25) as u32
             } else {
                 pad
             });
             mask.push(u32::from(text));
             labels.push(if text && at % 3 == 0 {
-                (6 + (row + at) % 40) as i64
+                (6 + (row + at) % 25) as i64
             } else {
                 -100
             });

@@ -260,7 +260,7 @@ fn inputs_that_do_not_fit_are_refused() {
         assert!(error.contains(&bad.to_string()), "{error}");
     }
     let none = model.loss(labelled(vec![-100; 3]), &context).unwrap();
-    assert_eq!(none.counted, 0);
+    assert_eq!(none.counted(), 0);
     assert!(none.mean().unwrap_err().to_string().contains("-100"));
 }
 

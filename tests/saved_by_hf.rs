@@ -60,7 +60,7 @@ fn a_folder_saved_by_the_reference_opens_with_its_logits_and_token_ids() {
         let options = EncodeOptions::new().padding(Padding::Longest);
         let encodings = tokenizer.encode_batch_with(&texts, &options).unwrap();
         let ids: Vec<u32> = encodings.iter().flat_map(|e| e.ids.clone()).collect();
-        assert_eq!(ids, inputs.input_ids(), "{name}");
+        assert_eq!(ids, inputs.input_ids, "{name}");
     }
 }
 

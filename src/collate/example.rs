@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::MlmBatch;
 use crate::model::{Column, Per, known_input};
 use crate::tokenizer::Encoding;
 use crate::{Error, Result};
@@ -105,6 +106,21 @@ impl From<Encoding> for Example {
             special_tokens_mask: Some(encoding.special_tokens_mask),
             labels: None,
             offsets: Some(encoding.offsets),
+            columns: BTreeMap::new(),
+        }
+    }
+}
+
+/// A batch of the one text.
+impl From<&Encoding> for MlmBatch {
+    fn from(encoding: &Encoding) -> Self {
+        Self {
+            batch: 1,
+            seq: encoding.len(),
+            input_ids: encoding.ids.clone(),
+            attention_mask: encoding.attention_mask.clone(),
+            token_type_ids: Some(encoding.type_ids.clone()),
+            labels: Vec::new(),
             columns: BTreeMap::new(),
         }
     }

@@ -69,6 +69,16 @@ impl Context {
         self.site.fetch_max(used, Ordering::Relaxed);
     }
 
+    /// Returns whether a whole layer is left out of this pass, which happens with probability `p` in training.
+    pub fn drops_layer(&self, p: f64) -> bool {
+        let Some(key) = self.key.filter(|_| p > 0.0) else {
+            return false;
+        };
+        let site = self.site.fetch_add(1, Ordering::Relaxed);
+        let draw = mix(key ^ mix(site)) >> 11;
+        (draw as f64) < p * (1u64 << 53) as f64
+    }
+
     /// Dropout with probability `p` and a key of its own; [`Dropout::NONE`] in evaluation.
     pub fn dropout(&self, p: f64) -> Dropout {
         match self.key {

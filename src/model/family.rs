@@ -54,6 +54,8 @@ pub struct Family {
     /// Parts of names that the model does not use either, but that `transformers` expects in a file: they are kept and
     /// saved again as they were.
     pub carried: &'static [&'static str],
+    /// Other names of keys in `config.json`, and the names that the family reads.
+    pub aliases: &'static [(&'static str, &'static str)],
     /// A JSON object of the values that a `config.json` without these keys means.
     pub defaults: &'static str,
     /// The inputs beside `input_ids`, `attention_mask`, `token_type_ids` and `labels`.
@@ -99,8 +101,13 @@ impl Family {
     pub(super) fn complete<'a>(&self, config: &'a Config) -> Result<Cow<'a, Config>> {
         let defaults: Value = serde_json::from_str(self.defaults)?;
         let mut completed = Cow::Borrowed(config);
+        for (alias, key) in self.aliases {
+            if let (Some(value), None) = (config.get(alias), config.get(key)) {
+                completed = Cow::Owned(completed.into_owned().set(key, value.clone()));
+            }
+        }
         for (key, value) in defaults.as_object().into_iter().flatten() {
-            if config.get(key).is_none_or(Value::is_null) {
+            if completed.get(key).is_none_or(Value::is_null) {
                 completed = Cow::Owned(completed.into_owned().set(key, value.clone()));
             }
         }

@@ -20,6 +20,7 @@ mod checkpointing;
 mod concat;
 mod conv1d;
 mod cross_entropy;
+mod cross_entropy_of;
 mod ctc_loss;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -82,6 +83,7 @@ pub use checkpointing::checkpoint;
 pub use concat::concat;
 pub use conv1d::{Conv1d, conv1d};
 pub use cross_entropy::{IGNORE_INDEX, masked_cross_entropy};
+pub use cross_entropy_of::cross_entropy;
 pub use ctc_loss::{CtcTargets, ctc_loss};
 pub use damped_ema::{EmaParams, damped_ema};
 pub use depthwise_conv::depthwise_conv;

@@ -19,6 +19,7 @@ pub(super) const FAMILY: Family = Family {
     renames: &[],
     ignored: &["position_ids"],
     carried: &[],
+    aliases: &[],
     defaults: r#"{"vocab_size": 30522, "pad_token_id": 0, "type_vocab_size": 2}"#,
     inputs: &[],
     padding_sensitive: false,
@@ -121,6 +122,8 @@ pub(super) fn spec(config: &Config) -> Result<Spec> {
         activation,
         eps: values.layer_norm_eps,
         std: values.initializer_range,
+        table_std: values.initializer_range,
+        words: "embeddings.word_embeddings",
         pad: Some(values.pad_token_id),
         dropout: Dropouts {
             embeddings: values.hidden_dropout_prob,
@@ -138,11 +141,12 @@ pub(super) fn spec(config: &Config) -> Result<Spec> {
                 after_padding: false,
             },
         },
+        position_table: "embeddings.position_embeddings",
         streams: (values.type_vocab_size > 0)
             .then(|| Stream::segments(values.type_vocab_size))
             .into_iter()
             .collect(),
-        embedding_norm: Some("LayerNorm"),
+        embedding_norm: Some("embeddings.LayerNorm"),
         projection: None,
         layers: LAYERS,
         places: numbered(values.num_hidden_layers)?,

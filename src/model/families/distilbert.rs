@@ -14,6 +14,11 @@ pub(super) const FAMILY: Family = Family {
     class: "DistilBertForMaskedLM",
     synonyms: &["DistilBertModel"],
     base: "distilbert",
+    aliases: &[
+        ("hidden_size", "dim"),
+        ("num_attention_heads", "n_heads"),
+        ("num_hidden_layers", "n_layers"),
+    ],
     build,
     ..bert::FAMILY
 };
@@ -90,6 +95,8 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         // transformers hard-codes it.
         eps: 1e-12,
         std: values.initializer_range,
+        table_std: values.initializer_range,
+        words: "embeddings.word_embeddings",
         pad: Some(values.pad_token_id),
         dropout: Dropouts {
             embeddings: values.dropout,
@@ -99,8 +106,9 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
             output: values.dropout,
         },
         positions: Positions::Table { rows, offset: 0 },
+        position_table: "embeddings.position_embeddings",
         streams: Vec::new(),
-        embedding_norm: Some("LayerNorm"),
+        embedding_norm: Some("embeddings.LayerNorm"),
         projection: None,
         layers: LAYERS,
         places: numbered(values.n_layers)?,

@@ -46,12 +46,12 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     if tasks.use_task_id {
         let rows = tasks.task_type_vocab_size;
         spec.streams.push(Stream {
-            name: "task_type_embeddings".to_owned(),
+            name: "embeddings.task_type_embeddings".to_owned(),
             rows,
             ids: Ids::Of(Arc::new(move |inputs| {
                 let (batch, seq) = inputs.shape();
                 let given = inputs.indices_of("task_type_ids", &[batch, seq], rows)?;
-                Ok(given.unwrap_or_else(|| vec![0; batch * seq]))
+                Ok(Some(given.unwrap_or_else(|| vec![0; batch * seq])))
             })),
             padding: None,
         });

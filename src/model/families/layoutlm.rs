@@ -49,18 +49,20 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     };
     let rows = config.parse::<Page>()?.max_2d_position_embeddings;
     let places: [(&str, fn(&[i64]) -> i64); 6] = [
-        ("x_position_embeddings", |bbox| bbox[0]),
-        ("y_position_embeddings", |bbox| bbox[1]),
-        ("x_position_embeddings", |bbox| bbox[2]),
-        ("y_position_embeddings", |bbox| bbox[3]),
-        ("h_position_embeddings", |bbox| bbox[3] - bbox[1]),
-        ("w_position_embeddings", |bbox| bbox[2] - bbox[0]),
+        ("embeddings.x_position_embeddings", |bbox| bbox[0]),
+        ("embeddings.y_position_embeddings", |bbox| bbox[1]),
+        ("embeddings.x_position_embeddings", |bbox| bbox[2]),
+        ("embeddings.y_position_embeddings", |bbox| bbox[3]),
+        ("embeddings.h_position_embeddings", |bbox| bbox[3] - bbox[1]),
+        ("embeddings.w_position_embeddings", |bbox| bbox[2] - bbox[0]),
     ];
     for (name, place) in places {
         spec.streams.push(Stream {
             name: name.to_owned(),
             rows,
-            ids: Ids::Of(Arc::new(move |inputs| of_boxes(inputs, rows, place))),
+            ids: Ids::Of(Arc::new(move |inputs| {
+                of_boxes(inputs, rows, place).map(Some)
+            })),
             padding: None,
         });
     }

@@ -5,16 +5,21 @@ mod bert;
 mod distilbert;
 mod electra;
 mod ernie;
+mod esm;
 mod ibert;
 mod layoutlm;
 mod luke;
 mod megatron_bert;
+mod mobilebert;
 mod qdqbert;
 mod rembert;
 mod roberta;
 mod roberta_prelayernorm;
+mod roc_bert;
 mod tapas;
+mod xlm;
 mod xlm_roberta_xl;
+mod xmod;
 
 use super::Family;
 
@@ -27,15 +32,21 @@ pub(super) const FAMILIES: &[&Family] = &[
     &distilbert::FAMILY,
     &electra::FAMILY,
     &ernie::FAMILY,
+    &esm::FAMILY,
+    &xlm::FLAUBERT,
     &ibert::FAMILY,
     &layoutlm::FAMILY,
     &luke::FAMILY,
     &megatron_bert::FAMILY,
+    &mobilebert::FAMILY,
     &qdqbert::FAMILY,
     &rembert::FAMILY,
     &roberta::FAMILY,
     &roberta_prelayernorm::FAMILY,
+    &roc_bert::FAMILY,
     &tapas::FAMILY,
+    &xlm::FAMILY,
     &roberta::XLM_ROBERTA,
     &xlm_roberta_xl::FAMILY,
+    &xmod::FAMILY,
 ];

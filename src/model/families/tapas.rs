@@ -68,15 +68,17 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     if tables.reset_position_index_per_cell && rows > 0 {
         spec.positions = Positions::Other {
             rows,
-            ids: Ids::Of(Arc::new(move |inputs| positions_in_cells(inputs, rows))),
+            ids: Ids::Of(Arc::new(move |inputs| {
+                positions_in_cells(inputs, rows).map(Some)
+            })),
             most: None,
         };
     }
     for (which, &rows) in tables.type_vocab_sizes.iter().enumerate() {
         spec.streams.push(Stream {
-            name: format!("token_type_embeddings_{which}"),
+            name: format!("embeddings.token_type_embeddings_{which}"),
             rows,
-            ids: Ids::Of(Arc::new(move |inputs| types(inputs, which, rows))),
+            ids: Ids::Of(Arc::new(move |inputs| types(inputs, which, rows).map(Some))),
             padding: None,
         });
     }

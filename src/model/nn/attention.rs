@@ -27,9 +27,20 @@ pub struct SelfAttention {
 impl SelfAttention {
     /// The context vectors of `x` (batch, seq, hidden): the same shape. `dropout` is of the attention weights.
     pub fn forward(&self, x: &Tensor, mask: &AttentionMask, dropout: Dropout) -> Result<Tensor> {
+        self.forward_of(x, x, mask, dropout)
+    }
+
+    /// As [`SelfAttention::forward`], with queries and keys from `x` and values from `values`.
+    pub fn forward_of(
+        &self,
+        x: &Tensor,
+        values: &Tensor,
+        mask: &AttentionMask,
+        dropout: Dropout,
+    ) -> Result<Tensor> {
         let query = self.query.forward(x)?;
         let key = self.key.forward(x)?;
-        let value = self.value.forward(x)?;
+        let value = self.value.forward(values)?;
         let scale = 1.0 / (self.head_size as f64).sqrt();
         let with_positions;
         let mask = match &self.position_scores {

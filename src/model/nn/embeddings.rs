@@ -20,15 +20,18 @@ pub enum Ids {
     /// Its place among the tokens that are not the padding token, as RoBERTa counts: padding + 1, padding + 2, ..., and the
     /// padding's id for padding.
     PositionsAfterPadding(u32),
-    /// What a family works out of the batch.
-    Of(Arc<dyn Fn(&ModelInputs) -> Result<Vec<u32>> + Send + Sync>),
+    /// What a family works out of the batch; nothing is added where it is `None`.
+    Of(Arc<IdsOf>),
 }
+
+/// Works ids (batch · seq) out of a batch.
+type IdsOf = dyn Fn(&ModelInputs) -> Result<Option<Vec<u32>>> + Send + Sync;
 
 impl Ids {
     /// Returns the ids of the batch, (batch · seq).
-    fn of(&self, inputs: &ModelInputs) -> Result<Vec<u32>> {
+    fn of(&self, inputs: &ModelInputs) -> Result<Option<Vec<u32>>> {
         let (batch, seq) = inputs.shape();
-        Ok(match self {
+        Ok(Some(match self {
             Self::Tokens => inputs.input_ids.clone(),
             Self::Segments => match &inputs.token_type_ids {
                 Some(ids) => ids.clone(),
@@ -38,8 +41,8 @@ impl Ids {
                 .flat_map(|_| *offset..*offset + seq as u32)
                 .collect(),
             Self::PositionsAfterPadding(padding) => inputs.positions_after_padding(*padding),
-            Self::Of(ids) => ids(inputs)?,
-        })
+            Self::Of(ids) => return ids(inputs),
+        }))
     }
 }
 
@@ -66,6 +69,12 @@ pub struct Lookup {
     pub padding: Option<u32>,
 }
 
+/// From token ids, and what else a batch has, to vectors.
+pub trait Embed: std::fmt::Debug + Send + Sync {
+    /// Returns the vectors of the batch, (batch, seq, hidden).
+    fn forward(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor>;
+}
+
 /// The sum of several lookups, normalized, dropped out and brought to the encoder's width.
 #[derive(Clone, Debug)]
 pub struct Embeddings {
@@ -79,28 +88,46 @@ pub struct Embeddings {
     pub projection: Option<Linear>,
 }
 
+impl Embed for Embeddings {
+    fn forward(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
+        self.finish(&self.sum(inputs)?, context)
+    }
+}
+
 impl Embeddings {
-    /// Returns the vectors of the batch, (batch, seq, hidden).
-    pub fn forward(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
-        let sum = self.sum(inputs)?;
-        let sum = match &self.norm {
-            Some(norm) => norm.forward(&sum)?,
+    /// Normalizes the sum, drops out of it, and brings it to the encoder's width.
+    pub fn finish(&self, sum: &Tensor, context: &Context) -> Result<Tensor> {
+        let normed = match &self.norm {
+            Some(norm) => &norm.forward(sum)?,
             None => sum,
         };
-        let dropped = ops::dropout(&sum, context.dropout(self.dropout))?;
+        let dropped = ops::dropout(normed, context.dropout(self.dropout))?;
         match &self.projection {
             Some(projection) => projection.forward(&dropped),
             None => Ok(dropped),
         }
     }
 
+    /// Returns the word table by itself, and all else by itself, for families that put something between them.
+    pub fn split_first(&self) -> (Self, Self) {
+        let with = |lookups: &[Lookup]| Self {
+            lookups: lookups.to_vec(),
+            ..self.clone()
+        };
+        let (words, others) = self.lookups.split_at(1);
+        (with(words), with(others))
+    }
+
     /// Returns the sum of the lookups alone, (batch, seq, width).
     pub fn sum(&self, inputs: &ModelInputs) -> Result<Tensor> {
         // Lookups read ids on the CPU, and take them to their tables.
-        let ids = (self.lookups.iter())
-            .map(|lookup| inputs.tensor_of(&lookup.ids.of(inputs)?, &Device::Cpu))
-            .collect::<Result<Vec<_>>>()?;
-        let lookups: Vec<_> = (ids.iter().zip(&self.lookups))
+        let mut taken = Vec::with_capacity(self.lookups.len());
+        for lookup in &self.lookups {
+            if let Some(ids) = lookup.ids.of(inputs)? {
+                taken.push((inputs.tensor_of(&ids, &Device::Cpu)?, lookup));
+            }
+        }
+        let lookups: Vec<_> = (taken.iter())
             .map(|(ids, lookup)| (ids, &lookup.table, lookup.padding))
             .collect();
         ops::embedding_sum(&lookups)

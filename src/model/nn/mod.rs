@@ -12,10 +12,10 @@ mod transformer;
 
 pub use attention::{PositionScores, SelfAttention, padding_mask};
 pub use block::{Block, FeedForward, Order, Pass, TransformerBlock};
-pub use embeddings::{Embeddings, Ids, Lookup};
+pub use embeddings::{Embed, Embeddings, Ids, Lookup};
 pub use encoder::Encoder;
 pub use head::{Head, PredictionHead};
 pub use linear::Linear;
 pub use norm::Norm;
 pub(crate) use spec::{Dropouts, HeadNames, LayerNames, Positions, Sizes, Spec, Stream, numbered};
-pub use transformer::Transformer;
+pub use transformer::{Prepare, Transformer};

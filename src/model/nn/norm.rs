@@ -17,6 +17,13 @@ pub enum Norm {
         /// What is added to the variance.
         eps: f64,
     },
+    /// A scale and a shift of each feature, without normalization: MobileBERT's `NoNorm`.
+    Affine {
+        /// The scale of each feature.
+        weight: Param,
+        /// The shift of each feature.
+        bias: Param,
+    },
 }
 
 impl Norm {
@@ -38,9 +45,18 @@ impl Norm {
         })
     }
 
+    /// Returns the scale and shift of `width` features named by `weights`.
+    pub fn affine(weights: &WeightBuilder, width: usize) -> Result<Self> {
+        Ok(Self::Affine {
+            weight: weights.param("weight", width, Init::Ones)?,
+            bias: weights.param("bias", width, Init::Zeros)?,
+        })
+    }
+
     /// Returns all parameters.
     pub fn params(&self) -> Vec<Param> {
         match self {
+            Self::Affine { weight, bias } => vec![weight.clone(), bias.clone()],
             Self::Layer { weight, bias, .. } => {
                 std::iter::once(weight).chain(bias).cloned().collect()
             }
@@ -51,6 +67,7 @@ impl Norm {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Layer { weight, bias, eps } => ops::layer_norm(x, weight, bias.as_ref(), *eps),
+            Self::Affine { weight, bias } => ops::affine(x, weight, Some(bias)),
         }
     }
 
@@ -65,6 +82,7 @@ impl Norm {
             Self::Layer { weight, bias, eps } => {
                 ops::add_layer_norm(x, residual, weight, bias.as_ref(), *eps, dropout)
             }
+            Self::Affine { .. } => self.forward(&ops::add(&ops::dropout(x, dropout)?, residual)?),
         }
     }
 }

@@ -22,13 +22,19 @@ pub(crate) struct Spec {
     pub eps: f64,
     /// The standard deviation of fresh weights.
     pub std: f64,
+    /// That of the tables.
+    pub table_std: f64,
+    /// The word table's name under the base, without `.weight`.
+    pub words: &'static str,
     /// The padding token; its row of the word table gets no gradient from lookups.
     pub pad: Option<u32>,
     pub dropout: Dropouts,
     pub positions: Positions,
+    /// The name under the base of the table of positions, without `.weight`.
+    pub position_table: &'static str,
     /// Further tables whose rows are added to the words'.
     pub streams: Vec<Stream>,
-    /// The normalization of the embeddings, by its name under `embeddings`.
+    /// The normalization of the embeddings, by its name under the base.
     pub embedding_norm: Option<&'static str>,
     /// The map from the embeddings' width to the encoder's, by its name under the base.
     pub projection: Option<&'static str>,
@@ -101,7 +107,7 @@ pub(crate) enum Positions {
 /// A table beside words and positions.
 #[derive(Clone, Debug)]
 pub(crate) struct Stream {
-    /// Its name under `embeddings`, without `.weight`.
+    /// Its name under the base, without `.weight`.
     pub name: String,
     pub rows: usize,
     pub ids: Ids,
@@ -112,7 +118,7 @@ impl Stream {
     /// Segment 0 or 1, in a table of `rows` rows.
     pub(crate) fn segments(rows: usize) -> Self {
         Self {
-            name: "token_type_embeddings".to_owned(),
+            name: "embeddings.token_type_embeddings".to_owned(),
             rows,
             ids: Ids::Segments,
             padding: None,
@@ -163,10 +169,13 @@ pub(crate) struct HeadNames {
 impl Spec {
     /// Takes all weights and puts the model together.
     pub(crate) fn build(&self, weights: &WeightBuilder) -> Result<Transformer> {
-        let blocks = (self.places.iter())
-            .map(|place| Ok(Arc::new(self.block(weights, place)?) as Arc<dyn Block>))
-            .collect::<Result<_>>()?;
-        self.build_with(weights, blocks)
+        self.build_with(weights, self.blocks(weights)?)
+    }
+
+    /// Returns all blocks, first to last.
+    pub(crate) fn blocks(&self, weights: &WeightBuilder) -> Result<Vec<Arc<dyn Block>>> {
+        let block = |place: &String| Ok(Arc::new(self.block(weights, place)?) as Arc<dyn Block>);
+        self.places.iter().map(block).collect()
     }
 
     /// As [`Spec::build`], with blocks that the family has made.
@@ -180,8 +189,9 @@ impl Spec {
         let head = self.head(weights, &embeddings.lookups[0].table)?;
         Ok(Transformer {
             encoder: self.encoder(weights, blocks)?,
-            embeddings,
+            embeddings: Box::new(embeddings),
             head: Box::new(head),
+            prepare: None,
             max_positions: self.max_positions(),
         })
     }
@@ -239,42 +249,48 @@ impl Spec {
     /// Returns the embeddings: words, positions, the further streams.
     pub(crate) fn embeddings(&self, weights: &WeightBuilder) -> Result<Embeddings> {
         self.check()?;
-        let (width, base) = (self.sizes.embedding, weights.pp(self.base));
-        let weights = base.pp("embeddings");
-        let table = |name: &str, rows: usize, padding: Option<u32>| {
-            let init = match padding {
-                Some(row) => Init::NormalExceptRow(self.std, row),
-                None => Init::Normal(self.std),
-            };
-            weights.pp(name).param("weight", (rows, width), init)
-        };
-        let word = self.word_table(&weights.pp("word_embeddings"))?;
-        let mut lookups = vec![Lookup {
-            table: word,
+        let mut embeddings = self.embeddings_without_words(weights)?;
+        let words = Lookup {
+            table: self.word_table(weights)?,
             ids: Ids::Tokens,
             padding: self.pad,
-        }];
+        };
+        embeddings.lookups.insert(0, words);
+        Ok(embeddings)
+    }
+
+    /// Returns the embeddings of positions and the further streams alone, for families whose words take another way.
+    pub(crate) fn embeddings_without_words(&self, weights: &WeightBuilder) -> Result<Embeddings> {
+        let (width, base) = (self.sizes.embedding, weights.pp(self.base));
+        let table = |name: &str, rows: usize, padding: Option<u32>| {
+            let init = match padding {
+                Some(row) => Init::NormalExceptRow(self.table_std, row),
+                None => Init::Normal(self.table_std),
+            };
+            base.pp(name).param("weight", (rows, width), init)
+        };
+        let mut lookups = Vec::new();
         match &self.positions {
             Positions::Table { rows, offset } => lookups.push(Lookup {
-                table: table("position_embeddings", *rows, None)?,
+                table: table(self.position_table, *rows, None)?,
                 ids: Ids::Positions(*offset),
                 padding: None,
             }),
             Positions::AfterPadding { rows } => {
                 let pad = self.pad.unwrap_or(0);
                 lookups.push(Lookup {
-                    table: table("position_embeddings", *rows, self.pad)?,
+                    table: table(self.position_table, *rows, self.pad)?,
                     ids: Ids::PositionsAfterPadding(pad),
                     padding: self.pad,
                 });
             }
             Positions::Other { rows, ids, .. } => lookups.push(Lookup {
-                table: table("position_embeddings", *rows, None)?,
+                table: table(self.position_table, *rows, None)?,
                 ids: ids.clone(),
                 padding: None,
             }),
             Positions::Relative { rows, .. } => {
-                table("position_embeddings", *rows, None)?;
+                table(self.position_table, *rows, None)?;
             }
         }
         for stream in &self.streams {
@@ -285,7 +301,7 @@ impl Spec {
             });
         }
         let norm = self.embedding_norm;
-        let norm = norm.map(|name| Norm::layer(&weights.pp(name), width, self.eps));
+        let norm = norm.map(|name| Norm::layer(&base.pp(name), width, self.eps));
         let projection = self.projection;
         let projection =
             projection.map(|name| Linear::new(&base.pp(name), width, self.sizes.hidden, self.std));
@@ -299,10 +315,11 @@ impl Spec {
 
     /// Returns the word table, which a checkpoint may hold under the decoder's name instead.
     pub(crate) fn word_table(&self, weights: &WeightBuilder) -> Result<Param> {
+        let weights = weights.pp(self.base).pp(self.words);
         let shape = (self.sizes.vocab, self.sizes.embedding);
         let init = match self.pad {
-            Some(row) => Init::NormalExceptRow(self.std, row),
-            None => Init::Normal(self.std),
+            Some(row) => Init::NormalExceptRow(self.table_std, row),
+            None => Init::Normal(self.table_std),
         };
         let decoder = format!("{}.weight", self.head.decoder);
         let fits = self.sizes.embedding == self.sizes.output;
@@ -376,20 +393,8 @@ impl Spec {
 
     /// Returns the head, whose product with the vocabulary shares `word` where weights are tied.
     pub(crate) fn head(&self, weights: &WeightBuilder, word: &Param) -> Result<PredictionHead> {
-        let Sizes {
-            vocab,
-            hidden,
-            output,
-            ..
-        } = self.sizes;
-        let transform = match self.head.transform {
-            Some((dense, norm)) => Some((
-                Linear::new(&weights.pp(dense), hidden, output, self.std)?,
-                self.head_activation,
-                Norm::layer(&weights.pp(norm), output, self.eps)?,
-            )),
-            None => None,
-        };
+        let Sizes { vocab, output, .. } = self.sizes;
+        let transform = self.head_transform(weights)?;
         let (decoder, bias) = weights.decoder(
             self.head.decoder,
             self.head.bias,
@@ -402,5 +407,21 @@ impl Spec {
             decoder,
             bias,
         })
+    }
+
+    /// Returns what stands before the product with the vocabulary.
+    pub(crate) fn head_transform(
+        &self,
+        weights: &WeightBuilder,
+    ) -> Result<Option<(Linear, Activation, Norm)>> {
+        let Some((dense, norm)) = self.head.transform else {
+            return Ok(None);
+        };
+        let Sizes { hidden, output, .. } = self.sizes;
+        Ok(Some((
+            Linear::new(&weights.pp(dense), hidden, output, self.std)?,
+            self.head_activation,
+            Norm::layer(&weights.pp(norm), output, self.eps)?,
+        )))
     }
 }
