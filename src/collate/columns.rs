@@ -103,7 +103,8 @@ fn list<T: TryFrom<i64>>(dataset: &Dataset, name: &str, index: usize) -> Result<
         return Err(unsuitable(type_name(array.data_type())));
     };
     let items = lists.value(0);
-    if !is_whole(items.data_type()) && !(items.is_empty() && items.data_type() == &DataType::Null) {
+    let nothing = items.is_empty() && items.data_type() == &DataType::Null;
+    if !nothing && !is_whole(items.data_type()) {
         return Err(unsuitable(type_name(array.data_type())));
     }
     whole_numbers(&items)

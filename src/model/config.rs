@@ -122,7 +122,11 @@ impl Config {
             ],
         };
         let sizes = [24, 3, 4, 56];
-        let config = Config::new(model_type).set("vocab_size", 100);
+        let config = Config::new(model_type)
+            .set("vocab_size", 100)
+            // X-MOD's.
+            .set("default_language", "en_XX")
+            .set("embedding_size", if model_type == "squeezebert" { 24 } else { 16 });
         (names.into_iter().zip(sizes)).fold(config, |config, (name, size)| config.set(name, size))
     }
 }

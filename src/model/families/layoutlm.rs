@@ -48,7 +48,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         ..bert::spec(config)?
     };
     let rows = config.parse::<Page>()?.max_2d_position_embeddings;
-    let places: [(&str, fn(&[i64]) -> i64); 6] = [
+    let places: [(&str, Place); 6] = [
         ("embeddings.x_position_embeddings", |bbox| bbox[0]),
         ("embeddings.y_position_embeddings", |bbox| bbox[1]),
         ("embeddings.x_position_embeddings", |bbox| bbox[2]),
@@ -69,8 +69,11 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     Ok(Box::new(spec.build(weights)?))
 }
 
+/// One number of a box.
+type Place = fn(&[i64]) -> i64;
+
 /// One number of each token's box; without boxes all are [0, 0, 0, 0].
-fn of_boxes(inputs: &ModelInputs, rows: usize, place: fn(&[i64]) -> i64) -> Result<Vec<u32>> {
+fn of_boxes(inputs: &ModelInputs, rows: usize, place: Place) -> Result<Vec<u32>> {
     let (batch, seq) = inputs.shape();
     let Some(boxes) = inputs.ids_of("bbox", &[batch, seq, 4])? else {
         return Ok(vec![0; batch * seq]);

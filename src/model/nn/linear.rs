@@ -15,10 +15,9 @@ impl Linear {
     /// Returns the map from `input` to `output` features named by `weights`; fresh weights are normal with standard
     /// deviation `std`, biases zero.
     pub fn new(weights: &WeightBuilder, input: usize, output: usize, std: f64) -> Result<Self> {
-        Ok(Self {
-            bias: Some(weights.param("bias", output, Init::Zeros)?),
-            ..Self::without_bias(weights, input, output, std)?
-        })
+        let map = Self::without_bias(weights, input, output, std)?;
+        let bias = Some(weights.param("bias", output, Init::Zeros)?);
+        Ok(Self { bias, ..map })
     }
 
     /// Returns the linear map from `input` to `output` features, without a bias.
