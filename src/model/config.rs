@@ -126,7 +126,10 @@ impl Config {
             .set("vocab_size", 100)
             // X-MOD's.
             .set("default_language", "en_XX")
-            .set("embedding_size", if model_type == "squeezebert" { 24 } else { 16 });
+            .set(
+                "embedding_size",
+                if model_type == "squeezebert" { 24 } else { 16 },
+            );
         (names.into_iter().zip(sizes)).fold(config, |config, (name, size)| config.set(name, size))
     }
 }
