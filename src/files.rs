@@ -1,13 +1,21 @@
-//! Writing files so that a reader never sees half of one, and so that nothing but a plain file is ever replaced.
+//! Writing files and folders so that a reader never sees half of one, and so that nothing but a plain file is ever replaced.
 //!
 //! What a path names decides how it is written ([`Destination`]): a plain file, or one that does not exist yet, is
 //! replaced whole by a rename, where a symbolic link leads and not in the link's own place; a pipe or a device is written
 //! into; folders, sockets and disks are refused.
 
+mod folder;
+mod pointer;
+mod set;
+
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
+
+pub use folder::{recover_folder, remove_folder, replace_folder, sweep_folders};
+pub use pointer::{is_lfs_pointer, refuse_lfs_pointer};
+pub use set::{finish_replacing, replace_files, replace_files_without};
 
 use crate::{Error, Result};
 

@@ -11,6 +11,7 @@ pub mod hub;
 pub mod interrupt;
 pub mod model;
 pub mod ops;
+mod panics;
 pub mod prelude;
 pub mod progress;
 pub mod tokenizer;

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use arrow::array::RecordBatch;
 use arrow::error::ArrowError;
@@ -24,10 +24,13 @@ use super::dict::DatasetDict;
 use super::fingerprint::Fingerprint;
 use super::table::Dataset;
 use crate::files::replace_atomically;
+use crate::panics::caught;
 use crate::{Error, Result};
 
 const STATE: &str = "state.json";
 const SPLITS: &str = "dataset_dict.json";
+/// The key of a data file's own hash in [`STATE`].
+const HASH: &str = "blake3";
 /// Rows in one batch of a file.
 const ROWS: usize = 8192;
 
@@ -35,6 +38,7 @@ const ROWS: usize = 8192;
 /// as, or `train`.
 pub fn load_from_disk(folder: impl AsRef<Path>) -> Result<DatasetDict> {
     let folder = folder.as_ref();
+    crate::files::recover_folder(folder);
     saved(folder)?.ok_or_else(|| Error::NotFound {
         kind: "dataset",
         name: folder.display().to_string(),
@@ -77,9 +81,11 @@ fn open(folder: &Path) -> Result<(String, Dataset)> {
         .as_array()
         .ok_or_else(|| Error::format(&path, "it lists no data files (_data_files)"))?;
     let mut tables = Vec::new();
-    for file in files {
-        let name = file["filename"].as_str().unwrap_or_default();
-        let file = folder.join(name);
+    let mut is_known = true;
+    let path_of = |name: &str| folder.join(name);
+    for entry in files {
+        let name = entry["filename"].as_str().unwrap_or_default();
+        let file = path_of(name);
         // A state file names its neighbours, never anything elsewhere.
         if name.is_empty() || Path::new(name).file_name() != Some(name.as_ref()) {
             return Err(Error::format(
@@ -88,6 +94,15 @@ fn open(folder: &Path) -> Result<(String, Dataset)> {
             ));
         }
         tables.push(arrow_file::read(&file)?);
+        let hash = || -> Result<String> {
+            let bytes = crate::ops::MappedFile::open(&path_of(name))?;
+            Ok(blake3::hash(&bytes).to_hex().to_string())
+        };
+        // A fingerprint stands for rows only as long as the files are those that it was written beside.
+        is_known &= match entry[HASH].as_str() {
+            Some(noted) => hash()? == noted,
+            None => false,
+        };
     }
     let Some(first) = tables.first() else {
         return Err(Error::format(&path, "it lists no data files (_data_files)"));
@@ -99,10 +114,8 @@ fn open(folder: &Path) -> Result<(String, Dataset)> {
         .map(|batch| cast_batch(batch, &schema))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| Error::format(&path, format!("its files do not fit together: {error}")))?;
-    let fingerprint = match state["_fingerprint"]
-        .as_str()
-        .and_then(Fingerprint::from_hex)
-    {
+    let noted = state["_fingerprint"].as_str().filter(|_| is_known);
+    let fingerprint = match noted.and_then(Fingerprint::from_hex) {
         Some(known) => known,
         None => Fingerprint::of_batches(&schema, &batches)?,
     };
@@ -181,7 +194,22 @@ impl Dataset {
     ) -> Result<()> {
         replace_atomically(path, |temporary| {
             let file = File::create(temporary).map_err(|error| Error::io("write", path, error))?;
-            write(BufWriter::with_capacity(1 << 20, file))
+            let file = BufWriter::with_capacity(1 << 20, file);
+            // Rare types of columns have been seen to panic in the libraries that write them.
+            caught(|| write(file)).unwrap_or_else(|panic| {
+                let columns: Vec<String> = self
+                    .features()
+                    .iter()
+                    .map(|(name, kind)| format!("{name:?} ({kind})"))
+                    .collect();
+                Err(Error::format(
+                    path,
+                    format!(
+                        "one of the columns {} can't be written in this format ({panic}); remove it or give it another type",
+                        columns.join(", ")
+                    ),
+                ))
+            })
         })
     }
 
@@ -201,8 +229,9 @@ impl Dataset {
         let mut file = writer.into_inner().map_err(arrow)?;
         file.flush().map_err(io)?;
         file.get_ref().sync_all().map_err(io)?;
+        let hash = blake3::hash(&crate::ops::MappedFile::open(&path)?);
         let state = json!({
-            "_data_files": [{"filename": name}],
+            "_data_files": [{"filename": name, HASH: hash.to_hex().to_string()}],
             "_fingerprint": self.fingerprint(),
             "_format_columns": null,
             "_format_kwargs": {},
@@ -241,47 +270,15 @@ fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
     crate::files::write_atomically(path, &serde_json::to_vec_pretty(value)?)
 }
 
-/// Lets `write` fill a temporary folder beside `folder` and puts it in its place.
+/// Lets `write` fill a new folder, which then takes the place of `folder` in one step.
 fn save(folder: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     refuse_foreign(folder)?;
-    let parent = match folder.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    std::fs::create_dir_all(parent).map_err(|error| Error::io("create", parent, error))?;
-    let beside = |what: &str| {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(what);
-        // Temporary folders are private to their owner; a finished one is readable like any other.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755));
-        builder
-            .tempdir_in(parent)
-            .map_err(|error| Error::io("create", folder, error))
-    };
-    let new = beside(".saving-")?;
-    write(new.path())?;
-    let rename = |from: PathBuf, to: &Path| {
-        std::fs::rename(&from, to).map_err(|error| Error::io("write", folder, error))
-    };
-    if folder.exists() {
-        // What was there stays until the new folder has its name, and comes back if that fails.
-        let old = beside(".replaced-")?;
-        rename(folder.to_owned(), &old.path().join("old"))?;
-        if let Err(error) = rename(new.path().to_owned(), folder) {
-            rename(old.path().join("old"), folder)?;
-            return Err(error);
-        }
-    } else {
-        rename(new.path().to_owned(), folder)?;
-    }
-    // It has its own name now: nothing is left to remove.
-    let _ = new.keep();
-    Ok(())
+    crate::files::replace_folder(folder, write)
 }
 
 /// A folder that holds anything but a saved dataset is not replaced.
 fn refuse_foreign(folder: &Path) -> Result<()> {
+    crate::files::recover_folder(folder);
     if !folder.exists() {
         return Ok(());
     }
@@ -373,6 +370,59 @@ mod tests {
                 .to_string()
                 .contains("train, test")
         );
+    }
+
+    #[test]
+    fn other_data_beside_the_same_state_has_another_fingerprint() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+        sample().save_to_disk(&a).unwrap();
+        let other = sample().select(&[2, 1, 0]).unwrap();
+        other.save_to_disk(&b).unwrap();
+        let file = "data-00000-of-00001.arrow";
+        std::fs::copy(b.join(file), a.join(file)).unwrap();
+        let mixed = Dataset::load_from_disk(&a).unwrap();
+        assert_eq!(rows(&mixed), rows(&other));
+        assert_ne!(mixed.fingerprint(), sample().fingerprint());
+        // What another library has saved notes no hash: its rows tell.
+        let state = std::fs::read_to_string(b.join(STATE)).unwrap();
+        let mut state: serde_json::Value = serde_json::from_str(&state).unwrap();
+        state["_data_files"] = json!([{"filename": file}]);
+        state["_fingerprint"] = json!("0123456789abcdef");
+        std::fs::write(b.join(STATE), state.to_string()).unwrap();
+        let foreign = Dataset::load_from_disk(&b).unwrap();
+        assert_eq!(foreign.fingerprint(), mixed.fingerprint());
+    }
+
+    #[test]
+    fn a_crash_between_two_renames_loses_no_dataset() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("saved");
+        sample().save_to_disk(&path).unwrap();
+        std::fs::rename(&path, folder.path().join(".saved.old-aaaaaa")).unwrap();
+        let back = Dataset::load_from_disk(&path).unwrap();
+        assert_eq!(rows(&back), rows(&sample()));
+        std::fs::rename(&path, folder.path().join(".saved.old-aaaaaa")).unwrap();
+        let back = crate::dataset::load_dataset(path.to_str().unwrap()).unwrap();
+        assert_eq!(rows(&back["train"]), rows(&sample()));
+    }
+
+    #[test]
+    fn a_column_that_a_format_can_not_hold_is_an_error_and_no_panic() {
+        let folder = tempfile::tempdir().unwrap();
+        let empty = arrow::array::FixedSizeBinaryArray::try_new_with_len(
+            0,
+            arrow::buffer::Buffer::from(Vec::<u8>::new()),
+            None,
+            3,
+        );
+        let column: arrow::array::ArrayRef = std::sync::Arc::new(empty.unwrap());
+        let batch = RecordBatch::try_from_iter([("nothing", column)]).unwrap();
+        let dataset = Dataset::from_batches(&batch.schema(), vec![batch]).unwrap();
+        let path = folder.path().join("x.parquet");
+        let error = dataset.to_parquet(&path).unwrap_err().to_string();
+        assert!(error.contains("\"nothing\""), "{error}");
+        assert!(!path.exists());
     }
 
     #[test]

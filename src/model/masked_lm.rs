@@ -370,7 +370,7 @@ impl MaskedLm {
 
     /// Writes `config.json` and `model.safetensors` into `folder` (made if needed), in the reference's layout.
     ///
-    /// Each file is written under another name and renamed when complete: a crash or a full disk leaves what was there.
+    /// The two change together: a crash or a full disk leaves what was there.
     pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
         self.save_pretrained_as(folder, DType::F32)
     }
@@ -388,15 +388,16 @@ impl MaskedLm {
                 ));
             }
         };
-        let folder = folder.as_ref();
-        std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
-        self.write_weights(&folder.join("model.safetensors"), dtype)?;
         let config = self
             .config()
             .clone()
             .set("architectures", vec![self.class()])
-            .set("torch_dtype", name);
-        crate::files::write_atomically(&folder.join("config.json"), config.to_json()?.as_bytes())
+            .set("torch_dtype", name)
+            .to_json()?;
+        crate::files::replace_files(folder.as_ref(), |folder| {
+            self.write_weights(&folder.join("model.safetensors"), dtype)?;
+            crate::files::write_atomically(&folder.join("config.json"), config.as_bytes())
+        })
     }
 
     /// Writes all weights to one safetensors file, atomically.

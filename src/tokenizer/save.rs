@@ -11,41 +11,41 @@ use super::encode::failed;
 use super::engine::Engine;
 use super::family::{Family, Layout};
 use super::guard::guarded;
-use crate::files::write_atomically;
-use crate::{Error, Result};
+use crate::Result;
+use crate::files::{replace_files_without, write_atomically};
 
 impl Tokenizer {
     /// Writes the tokenizer's files into `folder`, which is created if need be: `tokenizer.json`, or the family's own older
     /// files where it was opened from these and no `tokenizer.json` can hold its rules; `tokenizer_config.json` and
     /// `special_tokens_map.json`. `AutoTokenizer.from_pretrained(folder)` in Python opens it with the same ids.
     ///
-    /// Each file is replaced as a whole or not at all.
+    /// The files are replaced together or not at all.
     pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
-        let folder = folder.as_ref();
-        std::fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, error))?;
         let own = &self.core.own_files;
         let mut files = match &self.core.engine {
             Engine::Library(_) if !own.is_empty() => Vec::new(),
             engine => files(engine, self.post.processor.as_ref())?,
         };
         files.extend(own.iter().cloned());
-        for (name, bytes) in &files {
-            write_atomically(&folder.join(name), bytes)?;
-        }
-        // Another tokenizer's, which would be opened instead.
-        let other = folder.join(TOKENIZER_JSON);
-        if files.iter().all(|(name, _)| *name != TOKENIZER_JSON) && other.is_file() {
-            std::fs::remove_file(&other).map_err(|error| Error::io("remove", &other, error))?;
-        }
-        if Family::of_class(&self.class_name()).is_some_and(|f| f.layout == Layout::Letters) {
-            // The reference has no other class for it than the one that reads this file.
-            let ids = 0..self.vocab_size() as u32;
-            let lines: Vec<String> = ids.filter_map(|id| self.id_to_token(id)).collect();
-            write_atomically(&folder.join("vocab.txt"), lines.join("\n").as_bytes())?;
-        }
-        let special = Value::Object(self.special.to_json());
-        write(folder, "special_tokens_map.json", &special)?;
-        write(folder, "tokenizer_config.json", &self.config_json())
+        // Another tokenizer's would be opened instead.
+        let other = match files.iter().any(|(name, _)| *name == TOKENIZER_JSON) {
+            true => &[][..],
+            false => &[TOKENIZER_JSON],
+        };
+        replace_files_without(folder.as_ref(), other, |folder| {
+            for (name, bytes) in &files {
+                write_atomically(&folder.join(name), bytes)?;
+            }
+            if Family::of_class(&self.class_name()).is_some_and(|f| f.layout == Layout::Letters) {
+                // The reference has no other class for it than the one that reads this file.
+                let ids = 0..self.vocab_size() as u32;
+                let lines: Vec<String> = ids.filter_map(|id| self.id_to_token(id)).collect();
+                write_atomically(&folder.join("vocab.txt"), lines.join("\n").as_bytes())?;
+            }
+            let special = Value::Object(self.special.to_json());
+            write(folder, "special_tokens_map.json", &special)?;
+            write(folder, "tokenizer_config.json", &self.config_json())
+        })
     }
 
     fn config_json(&self) -> Value {

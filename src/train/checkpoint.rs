@@ -63,46 +63,34 @@ pub(super) fn folder(output_dir: &Path, step: usize) -> PathBuf {
 ///
 /// An older folder of that name goes only when the new one is complete.
 pub(super) fn write(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let io = |e| Error::io("write", path, e);
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    std::fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let hidden = || {
-        tempfile::Builder::new()
-            .prefix(&format!(".{name}."))
-            .tempdir_in(parent)
-            .map_err(io)
-    };
-    let temporary = hidden()?;
-    fill(temporary.path())?;
-    let manifest = Manifest {
-        files: digests(temporary.path())?,
-    };
-    let manifest = serde_json::to_vec_pretty(&manifest)?;
-    crate::files::write_atomically(&temporary.path().join(MANIFEST), &manifest)?;
-    set_usual_permissions(temporary.path()).map_err(io)?;
-    sync_folder(temporary.path());
-    if path.exists() {
-        // Keeps what was there before until the new folder has its name, then removes it.
-        let old = hidden()?;
-        let old_path = old.path().join("old");
-        std::fs::rename(path, &old_path).map_err(io)?;
-        if let Err(e) = std::fs::rename(temporary.path(), path) {
-            // Best effort: the first error is the one to tell.
-            let _ = std::fs::rename(&old_path, path);
-            return Err(io(e));
-        }
-    } else {
-        std::fs::rename(temporary.path(), path).map_err(io)?;
-    }
-    sync_folder(parent);
-    Ok(())
+    crate::files::replace_folder(path, |folder| {
+        fill(folder)?;
+        let manifest = Manifest {
+            files: digests(folder)?,
+        };
+        let manifest = serde_json::to_vec_pretty(&manifest)?;
+        crate::files::write_atomically(&folder.join(MANIFEST), &manifest)
+    })
 }
 
-/// That the folder holds all its files as they were written.
+/// Removes a checkpoint: it is gone at once, never half of it.
+pub(super) fn remove(path: &Path) {
+    if let Err(error) = crate::files::remove_folder(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        eprintln!(
+            "warning: could not remove the old checkpoint {}: {error}",
+            path.display()
+        );
+    }
+}
+
+/// Removes what killed runs have left half written or half removed in `output_dir`.
+pub(super) fn sweep(output_dir: &Path) {
+    crate::files::sweep_folders(output_dir, &format!(".{PREFIX}"));
+}
+
+/// Checks that the folder holds all its files as they were written.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] that names the first file at fault.
@@ -112,6 +100,7 @@ pub(super) fn verify(path: &Path) -> Result<()> {
         message,
     };
     let advice = "resume from an older checkpoint";
+    crate::files::recover_folder(path);
     if !path.is_dir() {
         return Err(refuse("there is no such folder".to_owned()));
     }
@@ -151,10 +140,16 @@ pub(super) fn verify(path: &Path) -> Result<()> {
 pub(super) fn read_state(path: &Path) -> Result<TrainerState> {
     let file = path.join(STATE);
     let text = std::fs::read(&file).map_err(|e| Error::io("read", &file, e))?;
-    serde_json::from_slice(&text).map_err(|e| Error::Checkpoint {
+    let refuse = |message: String| Error::Checkpoint {
         path: path.to_path_buf(),
-        message: format!("{STATE} is not one of this library's: {e}"),
-    })
+        message: format!("{STATE} is not one of this library's: {message}"),
+    };
+    let state: TrainerState = serde_json::from_slice(&text).map_err(|e| refuse(e.to_string()))?;
+    let seconds = state.history.seconds;
+    if std::time::Duration::try_from_secs_f64(seconds).is_err() {
+        return Err(refuse(format!("a run can't have taken {seconds} seconds")));
+    }
+    Ok(state)
 }
 
 /// The newest complete checkpoint in `output_dir`, by its step; damaged ones are told of on stderr and passed over.
@@ -163,6 +158,8 @@ pub(super) fn read_state(path: &Path) -> Result<TrainerState> {
 /// When there is none.
 pub fn latest_checkpoint(output_dir: impl AsRef<Path>) -> Result<PathBuf> {
     let output_dir = output_dir.as_ref();
+    // A crash may have left a checkpoint between its old name and its own.
+    sweep(output_dir);
     let mut steps: Vec<usize> = match std::fs::read_dir(output_dir) {
         Ok(entries) => entries
             .flatten()
@@ -197,20 +194,15 @@ pub fn latest_checkpoint(output_dir: impl AsRef<Path>) -> Result<PathBuf> {
     })
 }
 
-/// The digests of all files in `folder`, which are synced to the disk on the way.
+/// The digests of all files in `folder`.
 fn digests(folder: &Path) -> Result<BTreeMap<String, Digest>> {
     let io = |e| Error::io("read", folder, e);
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(folder).map_err(io)? {
         let entry = entry.map_err(io)?;
-        let path = entry.path();
-        let sync = |file: std::fs::File| file.sync_all();
-        std::fs::File::open(&path)
-            .and_then(sync)
-            .map_err(|e| Error::io("write", &path, e))?;
         files.insert(
             entry.file_name().to_string_lossy().into_owned(),
-            digest(&path)?,
+            digest(&entry.path())?,
         );
     }
     Ok(files)
@@ -222,25 +214,6 @@ fn digest(path: &Path) -> Result<Digest> {
         bytes: bytes.len() as u64,
         blake3: blake3::hash(&bytes).to_hex().to_string(),
     })
-}
-
-/// Not every file system lets a folder be synced.
-fn sync_folder(path: &Path) {
-    if let Ok(folder) = std::fs::File::open(path) {
-        let _ = folder.sync_all();
-    }
-}
-
-/// Temporary folders are private to their owner; a finished one is readable like any other.
-#[cfg(unix)]
-fn set_usual_permissions(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))
-}
-
-#[cfg(not(unix))]
-fn set_usual_permissions(_: &Path) -> std::io::Result<()> {
-    Ok(())
 }
 
 #[cfg(test)]
@@ -272,6 +245,33 @@ mod tests {
         verify(&path).unwrap();
         assert_eq!(std::fs::read(path.join(WEIGHTS)).unwrap(), b"new");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn killed_runs_leave_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        write(&folder(dir.path(), 5), files("five")).unwrap();
+        // Half written, by this version and the one before it; half removed; replaced when the power went.
+        for name in [
+            ".checkpoint-6.new-aaaaaa",
+            ".checkpoint-6.Ab3dEf",
+            ".checkpoint-4.gone-bbbbbb",
+        ] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+            std::fs::write(dir.path().join(name).join(WEIGHTS), "half").unwrap();
+        }
+        std::fs::rename(
+            folder(dir.path(), 5),
+            dir.path().join(".checkpoint-5.old-cccccc"),
+        )
+        .unwrap();
+        assert_eq!(
+            latest_checkpoint(dir.path()).unwrap(),
+            folder(dir.path(), 5)
+        );
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        remove(&folder(dir.path(), 5));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -64,7 +64,7 @@ impl Run {
 
     /// Starts the clock where the history's ends.
     pub(super) fn start_clock(&mut self) {
-        self.before = Duration::from_secs_f64(self.history.seconds.max(0.0));
+        self.before = Duration::try_from_secs_f64(self.history.seconds).unwrap_or_default();
         self.started = Instant::now();
         self.read = self.started;
     }

@@ -9,18 +9,20 @@ use super::{Event, History, Trainer};
 use crate::{Error, Result};
 
 impl Trainer {
-    /// Writes the model, and the tokenizer if the collator has one, into `folder`, in the reference's layout.
+    /// Writes the model, and the tokenizer if the collator has one, into `folder`, in the reference's layout. All files
+    /// are replaced together or not at all.
     pub fn save_model(&self, folder: impl AsRef<Path>) -> Result<()> {
-        let folder = folder.as_ref();
-        self.model.save_pretrained(folder)?;
-        match self
-            .collator
-            .as_ref()
-            .and_then(|collator| collator.tokenizer())
-        {
-            Some(tokenizer) => tokenizer.save_pretrained(folder),
-            None => Ok(()),
-        }
+        crate::files::replace_files(folder.as_ref(), |folder| {
+            self.model.save_pretrained(folder)?;
+            match self
+                .collator
+                .as_ref()
+                .and_then(|collator| collator.tokenizer())
+            {
+                Some(tokenizer) => tokenizer.save_pretrained(folder),
+                None => Ok(()),
+            }
+        })
     }
 
     /// Goes on from the checkpoint in `folder` exactly as if the run had never stopped, to its end.
@@ -78,18 +80,11 @@ impl Trainer {
             (run.saved, run.history.best_step) = (saved, best);
             return Err(error);
         }
-        // Only now that the new one is complete may old ones go.
+        // Only now that the new one is complete may old ones go, and what killed runs have left with them.
+        checkpoint::sweep(&self.args.output_dir);
         run.saved = kept;
         for step in surplus {
-            let old = self.checkpoint_folder(step);
-            if let Err(error) = std::fs::remove_dir_all(&old)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                eprintln!(
-                    "warning: could not remove the old checkpoint {}: {error}",
-                    old.display()
-                );
-            }
+            checkpoint::remove(&self.checkpoint_folder(step));
         }
         let state = run.state();
         self.tell(Event::Save { state, path })
@@ -117,6 +112,7 @@ impl Trainer {
 
     /// The run that wrote the checkpoint, as it was then; the model gets its weights.
     fn restore(&mut self, folder: &Path) -> Result<Run> {
+        checkpoint::sweep(&self.args.output_dir);
         checkpoint::verify(folder)?;
         let state = checkpoint::read_state(folder)?;
         let mut run = self.begin()?;

@@ -1,0 +1,35 @@
+//! The one seam at which a panic of a library that reads what people give it becomes an error.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Calls `work`; a panic in it is an error with the panic's words.
+///
+/// For calls into decoders of file formats, which index and unwrap what a damaged file says. What `work` has changed when
+/// it panicked must not be used after that.
+pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| words(&*panic))
+}
+
+/// What a panic said.
+pub(crate) fn words(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_its_words() {
+        assert_eq!(caught(|| 5), Ok(5));
+        let index = std::hint::black_box(3);
+        let error = caught(|| [1, 2][index]).unwrap_err();
+        assert!(error.contains("out of bounds"), "{error}");
+        assert_eq!(caught::<()>(|| panic!("as is")), Err("as is".to_owned()));
+    }
+}
