@@ -331,9 +331,7 @@ impl fmt::Display for Value {
 
 impl fmt::Debug for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = String::new();
-        write_value(&mut text, self, 0);
-        f.write_str(&text)
+        f.write_str(&show(&Piece::of_value(self)))
     }
 }
 
@@ -345,71 +343,104 @@ impl fmt::Display for Row {
 
 impl fmt::Debug for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = String::new();
-        write_row(&mut text, self, 0);
-        f.write_str(&text)
+        f.write_str(&show(&Piece::of_row(self)))
     }
 }
 
 /// Lists and records that fit on the rest of a line of this many characters stay on it.
 const WIDTH: usize = 100;
 
-fn write_value(out: &mut String, value: &Value, indent: usize) {
-    match value {
-        Value::Null => out.push_str("None"),
-        Value::Bool(true) => out.push_str("True"),
-        Value::Bool(false) => out.push_str("False"),
-        Value::Int(number) => out.push_str(&number.to_string()),
-        Value::Float(number) => out.push_str(&format!("{number:?}")),
-        Value::String(text) => write_quoted(out, text),
-        Value::List(items) => {
-            let items: Vec<Entry> = items.iter().map(|item| (None, item)).collect();
-            write_entries(out, &items, ['[', ']'], indent);
-        }
-        Value::Record(row) => write_row(out, row, indent),
-    }
+/// A value as it is written, measured before it is laid out: every level is looked at once, however deep it lies.
+enum Piece {
+    Text(String),
+    Parts {
+        brackets: [char; 2],
+        /// What stands before each part (a field's name and a colon, or nothing), and the part.
+        parts: Vec<(String, Piece)>,
+        /// The characters between the brackets when all is on one line.
+        width: usize,
+    },
 }
 
-fn write_row(out: &mut String, row: &Row, indent: usize) {
-    let entries: Vec<Entry> = row
-        .fields
-        .iter()
-        .map(|(name, value)| (Some(name.as_str()), value))
-        .collect();
-    write_entries(out, &entries, ['{', '}'], indent);
-}
-
-type Entry<'a> = (Option<&'a str>, &'a Value);
-
-fn write_entries(out: &mut String, entries: &[Entry], [open, close]: [char; 2], indent: usize) {
-    let one = |out: &mut String, (name, value): &Entry, indent: usize| {
-        if let Some(name) = name {
-            write_quoted(out, name);
-            out.push_str(": ");
-        }
-        write_value(out, value, indent);
-    };
-    out.push(open);
-    let start = out.len();
-    for (i, entry) in entries.iter().enumerate() {
-        if i > 0 {
-            out.push_str(", ");
-        }
-        one(out, entry, indent);
-    }
-    let flat = &out[start..];
-    if flat.chars().count() + indent > WIDTH || flat.contains('\n') {
-        out.truncate(start);
-        let pad = " ".repeat(indent + 1);
-        for (i, entry) in entries.iter().enumerate() {
-            if i > 0 {
-                out.push_str(",\n");
-                out.push_str(&pad);
+impl Piece {
+    fn of_value(value: &Value) -> Self {
+        Self::Text(match value {
+            Value::Null => "None".to_owned(),
+            Value::Bool(true) => "True".to_owned(),
+            Value::Bool(false) => "False".to_owned(),
+            Value::Int(number) => number.to_string(),
+            Value::Float(number) => format!("{number:?}"),
+            Value::String(text) => quoted(text),
+            Value::List(items) => {
+                let parts = items
+                    .iter()
+                    .map(|item| (String::new(), Self::of_value(item)));
+                return Self::of_parts(['[', ']'], parts.collect());
             }
-            one(out, entry, indent + 1);
+            Value::Record(row) => return Self::of_row(row),
+        })
+    }
+
+    fn of_row(row: &Row) -> Self {
+        let part = |(name, value): &(String, Value)| (quoted(name) + ": ", Self::of_value(value));
+        Self::of_parts(['{', '}'], row.fields.iter().map(part).collect())
+    }
+
+    fn of_parts(brackets: [char; 2], parts: Vec<(String, Piece)>) -> Self {
+        let separators = 2 * parts.len().saturating_sub(1);
+        let part = |(name, piece): &(String, Piece)| name.chars().count() + piece.width();
+        let width = separators + parts.iter().map(part).sum::<usize>();
+        Self::Parts {
+            brackets,
+            parts,
+            width,
         }
     }
-    out.push(close);
+
+    fn width(&self) -> usize {
+        match self {
+            Self::Text(text) => text.chars().count(),
+            Self::Parts { width, .. } => width + 2,
+        }
+    }
+
+    fn write(&self, out: &mut String, indent: usize) {
+        let (brackets, parts, width) = match self {
+            Self::Text(text) => return out.push_str(text),
+            Self::Parts {
+                brackets,
+                parts,
+                width,
+            } => (brackets, parts, width),
+        };
+        let fits = width + indent <= WIDTH;
+        out.push(brackets[0]);
+        for (i, (name, piece)) in parts.iter().enumerate() {
+            match (i, fits) {
+                (0, _) => {}
+                (_, true) => out.push_str(", "),
+                (_, false) => {
+                    out.push_str(",\n");
+                    out.extend(std::iter::repeat_n(' ', indent + 1));
+                }
+            }
+            out.push_str(name);
+            piece.write(out, if fits { indent } else { indent + 1 });
+        }
+        out.push(brackets[1]);
+    }
+}
+
+fn show(piece: &Piece) -> String {
+    let mut text = String::new();
+    piece.write(&mut text, 0);
+    text
+}
+
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    write_quoted(&mut out, text);
+    out
 }
 
 /// Text between quotes as Python writes it: single ones, unless only they occur in the text.
@@ -470,6 +501,21 @@ mod tests {
         let row = Row::new().with("text", "hello").with("ids", vec![1, 2]);
         assert_eq!(row.to_string(), "{'text': 'hello', 'ids': [1, 2]}");
         assert_eq!(row["text"].to_string(), "hello");
+    }
+
+    #[test]
+    fn deep_records_are_shown_in_the_time_that_their_text_takes() {
+        let mut value = Value::from("x".repeat(60));
+        for depth in 0..400 {
+            value = match depth % 2 {
+                0 => Row::new().with("inner", value).with("depth", depth).into(),
+                _ => Value::List(vec![value]),
+            };
+        }
+        let started = std::time::Instant::now();
+        let text = value.to_string();
+        assert!(started.elapsed().as_secs_f64() < 1.0);
+        assert_eq!(text.matches("'inner'").count(), 200);
     }
 
     #[test]
