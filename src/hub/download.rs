@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use ureq::http::StatusCode;
 
@@ -16,6 +17,8 @@ use crate::progress::Progress;
 use crate::{Error, interrupt};
 
 const BUFFER: usize = 256 << 10;
+/// A download may take this long, and longer by the time that its bytes take at a slow line's speed.
+const SLOWEST: Duration = Duration::from_secs(3600);
 
 /// Downloads the content of `file` and links it into the snapshot of `commit`.
 pub(crate) fn fetch(
@@ -134,11 +137,14 @@ impl<'a> Part<'a> {
     ) -> Result<(), Failure> {
         let mut pauses = Pauses::new(client.settings());
         let mut resumed = self.len > 0;
+        // Against the most that ever arrived: what comes again after a restart is no progress.
+        let mut most = self.len;
+        let until = Instant::now() + SLOWEST.saturating_add(self.slowest());
         loop {
             while self.len < self.info.size {
-                let before = self.len;
-                let result = self.fetch_rest(client, &request(self.len));
-                if self.len > before {
+                let result = self.fetch_rest(client, &request(self.len), until);
+                if self.len > most {
+                    most = self.len;
                     pauses.progressed();
                 }
                 match result {
@@ -166,8 +172,22 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// One attempt at the rest of the file.
-    fn fetch_rest(&mut self, client: &Client, request: &Request) -> Result<(), Failure> {
+    fn interrupted(&self) -> Failure {
+        Error::Interrupted(format!("downloading {}", self.info.path)).into()
+    }
+
+    /// The time that the file takes at 10 kB/s.
+    fn slowest(&self) -> Duration {
+        Duration::from_secs(self.info.size / 10_000)
+    }
+
+    /// One attempt at the rest of the file, up to `until`.
+    fn fetch_rest(
+        &mut self,
+        client: &Client,
+        request: &Request,
+        until: Instant,
+    ) -> Result<(), Failure> {
         let offset = self.len;
         let mut response = client.send(request)?;
         if response.status() == StatusCode::PARTIAL_CONTENT {
@@ -193,10 +213,18 @@ impl<'a> Part<'a> {
         let mut buffer = vec![0; BUFFER];
         loop {
             if interrupt::is_requested() {
-                return Err(Error::Interrupted(format!("downloading {}", self.info.path)).into());
+                return Err(self.interrupted());
+            }
+            if Instant::now() > until {
+                let message = format!(
+                    "the server is too slow: only {} of {} bytes have come",
+                    self.len, self.info.size
+                );
+                return Err(client.failure(FailureKind::Refused, request, message));
             }
             let n = match body.read(&mut buffer) {
                 Ok(n) => n,
+                Err(_) if interrupt::is_requested() => return Err(self.interrupted()),
                 Err(e) => return Err(client.broken(request, &ureq::Error::from(e))),
             };
             if n == 0 {

@@ -67,7 +67,13 @@ impl From<Error> for Failure {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         let advice = match failure.kind {
-            FailureKind::Local(error) => return *error,
+            FailureKind::Local(error) => {
+                if matches!(*error, Error::Interrupted(_)) {
+                    // Told to whoever called: the request is answered.
+                    crate::interrupt::take();
+                }
+                return *error;
+            }
             FailureKind::Unreachable => {
                 "; check the network, or HF_ENDPOINT if you use a mirror, or give a local path"
             }

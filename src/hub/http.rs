@@ -15,6 +15,7 @@ use ureq::tls::TlsConfig;
 use super::failure::{Failure, FailureKind};
 use super::proxy::{Exempt, own_certificates, proxy_for};
 use super::settings::Settings;
+use super::wire;
 use crate::interrupt;
 use crate::progress::Progress;
 
@@ -211,9 +212,10 @@ impl Client {
                 .timeout_connect(Some(settings.connect_timeout))
                 .timeout_per_read(Some(settings.read_timeout))
                 .timeout_per_write(Some(settings.read_timeout))
+                .timeout_recv_response(Some(settings.answer_timeout))
                 .max_idle_connections_per_host(8)
                 .build();
-            config.new_agent()
+            wire::agent(config)
         };
         let tls = own_certificates(&get).map(|certificates| match certificates {
             Some(certificates) => TlsConfig::builder().root_certs(certificates).build(),
@@ -261,12 +263,7 @@ impl Client {
     pub(crate) fn json_once<T: DeserializeOwned>(&self, request: &Request) -> Result<T, Failure> {
         let mut response = self.send(request)?;
         let html = content_type(&response).contains("html");
-        let body = response
-            .body_mut()
-            .with_config()
-            .limit(LARGEST_JSON)
-            .read_to_vec();
-        let body = body.map_err(|e| self.broken(request, &e))?;
+        let body = self.read_body(request, &mut response, LARGEST_JSON)?;
         serde_json::from_slice(&body).map_err(|e| {
             let message = if html || body.trim_ascii_start().starts_with(b"<") {
                 "with a web page instead of JSON: it is no Hub, or a login page or proxy stands in between".to_owned()
@@ -275,6 +272,40 @@ impl Client {
             };
             self.failure(FailureKind::Refused, request, format!("{} answered {message}", place(&request.url)))
         })
+    }
+
+    /// Reads an answer of at most `limit` bytes, within the time that the settings give an answer.
+    pub(crate) fn read_body(
+        &self,
+        request: &Request,
+        response: &mut Response,
+        limit: u64,
+    ) -> Result<Vec<u8>, Failure> {
+        let mut body = response.body_mut().with_config().limit(limit).reader();
+        let started = Instant::now();
+        let (mut bytes, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
+        loop {
+            match body.read(&mut buffer) {
+                Ok(0) => return Ok(bytes),
+                Ok(n) => bytes.extend_from_slice(&buffer[..n]),
+                Err(e) => return Err(self.broken(request, &ureq::Error::from(e))),
+            }
+            if interrupt::is_requested() {
+                return Err(self.interrupted(request));
+            }
+            if started.elapsed() > self.settings.answer_timeout {
+                let message = format!(
+                    "the answer of {} was not complete after {} s",
+                    place(&request.url),
+                    self.settings.answer_timeout.as_secs()
+                );
+                return Err(self.failure(FailureKind::Transient, request, message));
+            }
+        }
+    }
+
+    fn interrupted(&self, request: &Request) -> Failure {
+        crate::Error::Interrupted(format!("trying to {}", request.purpose)).into()
     }
 
     /// Sends `request` until it succeeds or is refused for good, for its headers alone.
@@ -377,12 +408,7 @@ impl Client {
                 })?;
                 let builder = builder.header("content-length", body.len());
                 let body = ureq::SendBody::from_reader(&mut reader);
-                let sent = agent.run(builder.body(body).map_err(invalid)?);
-                if sent.is_err() && interrupt::is_requested() {
-                    let doing = format!("trying to {}", request.purpose);
-                    return Err(crate::Error::Interrupted(doing).into());
-                }
-                sent
+                agent.run(builder.body(body).map_err(invalid)?)
             }
         };
         sent.map_err(|e| self.broken(request, &e))
@@ -390,6 +416,9 @@ impl Client {
 
     /// A connection that could not be made or broke.
     pub(crate) fn broken(&self, request: &Request, error: &ureq::Error) -> Failure {
+        if interrupt::is_requested() {
+            return self.interrupted(request);
+        }
         let host = place(&request.url);
         let (kind, message) = match error {
             ureq::Error::HostNotFound => (
@@ -446,14 +475,10 @@ impl Client {
         let retry_after = header("retry-after").and_then(|text| text.trim().parse().ok());
         let html = content_type(&response).contains("html");
         let said = said.or_else(|| {
-            let body = response
-                .body_mut()
-                .with_config()
-                .limit(LARGEST_REFUSAL)
-                .read_to_string();
+            let body = self.read_body(request, &mut response, LARGEST_REFUSAL);
             body.ok()
                 .filter(|_| !html)
-                .and_then(|text| error_text(&text))
+                .and_then(|text| error_text(&String::from_utf8_lossy(&text)))
         });
         let kind = match (status.as_u16(), code.as_str()) {
             // The Hub hides what one may not see behind 401 or 404.

@@ -29,6 +29,7 @@
 
 mod cache;
 mod card;
+mod local;
 mod name;
 mod needs;
 mod settings;
@@ -63,6 +64,8 @@ mod remote;
 mod snapshot;
 #[cfg(feature = "hub")]
 mod verbs;
+#[cfg(feature = "hub")]
+mod wire;
 
 use std::path::{Path, PathBuf};
 
@@ -77,6 +80,7 @@ pub use card::{CardResult, ModelCard};
 pub use client::Hub;
 #[cfg(feature = "hub")]
 pub(crate) use dataset::{HubDataset, open as open_dataset};
+pub(crate) use local::{after_looking_here, find as find_here};
 #[cfg(feature = "hub")]
 pub use login::Account;
 pub use name::{Repo, RepoKind};
@@ -118,9 +122,8 @@ fn resolve_with(
     if let Some(bundled) = name.strip_prefix(BUNDLED) {
         return resolve_bundled(kind, name, bundled);
     }
-    let path = Path::new(name);
-    if path.exists() {
-        return Ok(path.to_path_buf());
+    if let Some(path) = local::find(kind, name)? {
+        return Ok(path);
     }
     let repo_kind = match kind {
         "dataset" => RepoKind::Dataset,
@@ -130,9 +133,9 @@ fn resolve_with(
         kind,
         name: name.to_owned(),
         message: format!(
-            "there is no such file or folder (looked from {}), and it {reason}. Give a local path, a name that starts \
-             with {BUNDLED:?}, or owner/name on the Hub",
-            std::env::current_dir().unwrap_or_default().display(),
+            "{}, and it {reason}{}. Give a local path, a name that starts with {BUNDLED:?}, or owner/name on the Hub",
+            local::missing(name),
+            local::did_you_mean(Path::new(name)),
         ),
     })?;
     let needs = match kind {
@@ -140,7 +143,7 @@ fn resolve_with(
         "tokenizer" => Needs::Tokenizer,
         _ => Needs::Model,
     };
-    fetch(&repo, needs)
+    fetch(&repo, needs).map_err(|error| local::after_looking_here(name, error))
 }
 
 #[cfg(feature = "hub")]

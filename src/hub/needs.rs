@@ -27,7 +27,7 @@ const WEIGHTS: [(&str, &str); 2] = [
 ];
 
 /// Without one of these there is no tokenizer.
-const VOCABULARIES: [&str; 9] = [
+pub(super) const VOCABULARIES: [&str; 9] = [
     "tokenizer.json",
     "vocab.json",
     "vocab.txt",

@@ -49,6 +49,8 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// The longest wait for the next bytes.
     pub read_timeout: Duration,
+    /// The longest wait for a whole answer about a repository, or for the headers of a file, however the bytes trickle.
+    pub answer_timeout: Duration,
 }
 
 impl Settings {
@@ -75,6 +77,7 @@ impl Settings {
             first_delay: Duration::from_millis(500),
             connect_timeout: seconds("HF_HUB_ETAG_TIMEOUT", 10),
             read_timeout: seconds("HF_HUB_DOWNLOAD_TIMEOUT", 30),
+            answer_timeout: Duration::from_secs(120),
             cache_dir: places.cache_dir,
             token_path: places.token_path,
         };
@@ -164,7 +167,12 @@ fn is_true(get: &dyn Fn(&str) -> Option<String>, name: &str) -> bool {
 
 /// Replaces `~` at the beginning and `$NAME` or `${NAME}` anywhere; an unknown name stays as it is written.
 fn expand(text: &str, get: &dyn Fn(&str) -> Option<String>) -> PathBuf {
-    let home = || get("HOME").or_else(|| get("USERPROFILE"));
+    let system = || std::env::home_dir().map(|home| home.to_string_lossy().into_owned());
+    let given = |home: &String| !home.is_empty();
+    let home = || {
+        let home = get("HOME").or_else(|| get("USERPROFILE"));
+        home.filter(given).or_else(|| system().filter(given))
+    };
     let text = match text.strip_prefix('~') {
         Some(rest) if rest.is_empty() || rest.starts_with(['/', '\\']) => {
             format!("{}{rest}", home().unwrap_or_default())

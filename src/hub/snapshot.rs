@@ -59,7 +59,7 @@ pub(crate) fn explain(repo: &Repo, failure: Failure) -> Error {
             kind: repo.kind().singular(),
             name: repo.id().to_owned(),
             message: format!(
-                "there is no such local file or folder, and {} (at {:?}). Check the spelling; if the repository is \
+                "{} (at {:?}). Check the spelling; if the repository is \
                  private, log in first: hub::login(token)",
                 failure.message,
                 repo.revision()

@@ -1,0 +1,233 @@
+//! Connections whose every wait hears an interrupt: looking up a name, connecting, sending, receiving.
+//!
+//! The connections of `ureq` wait in one system call for as long as their time limit allows. These wait in slices and
+//! look in between whether the work is to stop.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{
+    Buffers, ConnectProxyConnector, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout,
+    RustlsConnector, Transport,
+};
+use ureq::{Agent, Error, Timeout};
+
+use crate::interrupt;
+
+/// The longest wait between two looks at the request to stop.
+const SLICE: Duration = Duration::from_millis(200);
+
+/// An agent with `config` whose waits hear an interrupt.
+pub(crate) fn agent(config: Config) -> Agent {
+    let connector =
+        ().chain(ConnectProxyConnector::default())
+            .chain(Connect)
+            .chain(RustlsConnector::default());
+    Agent::with_parts(config, connector, Resolve)
+}
+
+/// What a wait ends in when the work is to stop. Callers look at the request itself, and not at these words.
+fn interrupted() -> Error {
+    Error::Io(std::io::Error::other("interrupted"))
+}
+
+/// Waits in slices, for at most `timeout`, for what `work` returns on a thread of its own; on a request to stop the thread
+/// is left to itself.
+fn wait_for<T: Send + 'static>(
+    timeout: Option<Duration>,
+    reason: Timeout,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let (sender, receiver) = mpsc::sync_channel(1);
+    std::thread::Builder::new()
+        .name("hub-connection".to_owned())
+        .spawn(move || {
+            // Nobody listens any more after an interrupt.
+            let _ = sender.send(work());
+        })?;
+    loop {
+        match receiver.recv_timeout(SLICE) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Error::Io(std::io::Error::other(
+                    "the connection's thread died",
+                )));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if interrupt::is_requested() {
+            return Err(interrupted());
+        }
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return Err(Error::Timeout(reason));
+        }
+    }
+}
+
+/// Looks names up.
+#[derive(Debug)]
+struct Resolve;
+
+impl Resolver for Resolve {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, Error> {
+        let (uri, config) = (uri.clone(), config.clone());
+        wait_for(limit(timeout), timeout.reason, move || {
+            DefaultResolver::default().resolve(&uri, &config, timeout)
+        })
+    }
+}
+
+/// Connects, unless a proxy has.
+#[derive(Debug)]
+struct Connect;
+
+impl<In: Transport> Connector<In> for Connect {
+    type Out = Either<In, Connection>;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails,
+        chained: Option<In>,
+    ) -> Result<Option<Self::Out>, Error> {
+        if let Some(chained) = chained {
+            return Ok(Some(Either::A(chained)));
+        }
+        let limit = limit(details.timeout);
+        let addresses: Vec<_> = details.addrs.iter().copied().collect();
+        let stream = wait_for(limit, details.timeout.reason, move || {
+            // Every address gets its share of the time, the first ones the larger part.
+            let mut left = limit;
+            let mut last = Error::Io(ErrorKind::ConnectionRefused.into());
+            for (index, address) in addresses.iter().enumerate() {
+                let is_last = index + 1 == addresses.len();
+                let share = left.map(|left| if is_last { left } else { left / 2 });
+                left = left.zip(share).map(|(left, share)| left - share);
+                let connected = match share {
+                    Some(share) => {
+                        TcpStream::connect_timeout(address, share.max(Duration::from_millis(10)))
+                    }
+                    None => TcpStream::connect(address),
+                };
+                match connected {
+                    Ok(stream) => return Ok(stream),
+                    Err(error) if is_timeout(&error) => last = Error::Timeout(Timeout::Connect),
+                    Err(error) => last = Error::Io(error),
+                }
+            }
+            Err(last)
+        })?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(SLICE))?;
+        stream.set_write_timeout(Some(SLICE))?;
+        let config = details.config;
+        Ok(Some(Either::B(Connection {
+            stream,
+            buffers: LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
+        })))
+    }
+}
+
+/// A connection that waits in slices.
+#[derive(Debug)]
+struct Connection {
+    stream: TcpStream,
+    buffers: LazyBuffers,
+}
+
+impl Transport for Connection {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        let wait = Wait::new(timeout.for_write());
+        let mut sent = 0;
+        while sent < amount {
+            match self.stream.write(&self.buffers.output()[sent..amount]) {
+                Ok(0) => return Err(Error::Io(ErrorKind::WriteZero.into())),
+                Ok(written) => sent += written,
+                Err(error) => wait.goes_on(error)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let wait = Wait::new(timeout.for_read());
+        loop {
+            if interrupt::is_requested() {
+                return Err(interrupted());
+            }
+            match self.stream.read(self.buffers.input_append_buf()) {
+                Ok(read) => {
+                    self.buffers.input_appended(read);
+                    return Ok(read > 0);
+                }
+                Err(error) => wait.goes_on(error)?,
+            }
+        }
+    }
+
+    fn is_open(&mut self) -> bool {
+        // An idle connection has nothing to say: bytes or an end mean that the server has closed it.
+        let quiet = |stream: &TcpStream| -> std::io::Result<bool> {
+            stream.set_nonblocking(true)?;
+            let quiet = match stream.peek(&mut [0]) {
+                Err(error) => error.kind() == ErrorKind::WouldBlock,
+                Ok(_) => false,
+            };
+            stream.set_nonblocking(false)?;
+            Ok(quiet)
+        };
+        quiet(&self.stream).unwrap_or(false)
+    }
+}
+
+/// A wait that has begun.
+struct Wait {
+    until: Option<Instant>,
+    reason: Timeout,
+}
+
+impl Wait {
+    fn new(timeout: NextTimeout) -> Self {
+        let limit = limit(timeout);
+        Self {
+            until: limit.and_then(|limit| Instant::now().checked_add(limit)),
+            reason: timeout.reason,
+        }
+    }
+
+    /// Whether to wait for another slice after `error`.
+    fn goes_on(&self, error: std::io::Error) -> Result<(), Error> {
+        if error.kind() != ErrorKind::Interrupted && !is_timeout(&error) {
+            return Err(Error::Io(error));
+        }
+        if interrupt::is_requested() {
+            return Err(interrupted());
+        }
+        match self.until.is_some_and(|until| Instant::now() >= until) {
+            true => Err(Error::Timeout(self.reason)),
+            false => Ok(()),
+        }
+    }
+}
+
+fn limit(timeout: NextTimeout) -> Option<Duration> {
+    (!timeout.after.is_not_happening()).then(|| *timeout.after)
+}
+
+fn is_timeout(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock)
+}
