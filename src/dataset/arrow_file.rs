@@ -2,18 +2,17 @@
 
 use std::collections::HashMap;
 use std::io::BufWriter;
-use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::buffer::Buffer;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::ipc::convert::try_fb_to_schema;
 use arrow::ipc::reader::{FileDecoder, StreamDecoder, read_footer_length};
-use arrow::ipc::root_as_footer;
 use arrow::ipc::writer::FileWriter;
+use arrow::ipc::{root_as_footer, root_as_message};
 use bytes::Bytes;
 use rayon::prelude::*;
 use tempfile::NamedTempFile;
@@ -21,12 +20,15 @@ use tempfile::NamedTempFile;
 use super::cast::cast_batch;
 use super::data_type::plain_schema;
 use crate::ops::MappedFile;
+use crate::panics::caught;
 use crate::{Error, Result};
 
 /// Files smaller than this are read; larger ones are mapped.
 const MAP_FROM: u64 = 16 << 20;
 
 const MAGIC: &[u8] = b"ARROW1";
+/// What stands before the length of a message.
+const CONTINUATION: [u8; 4] = [0xff; 4];
 
 /// Batches of one (plain) schema, and what the file says about them.
 pub(crate) struct Table {
@@ -69,12 +71,21 @@ impl AsRef<[u8]> for Mapped {
 
 fn read_buffer(buffer: Buffer) -> Result<Table, ArrowError> {
     // Damaged files have been seen to panic in decoders; here that is an error like any other.
-    catch_unwind(|| {
+    caught(|| {
+        let mut claims = Claims::new(buffer.len());
         let (schema, batches, metadata) = if buffer.starts_with(MAGIC) {
-            decode_file(&buffer)?
+            decode_file(&buffer, &mut claims)?
         } else {
-            decode_stream(buffer)?
+            decode_stream(buffer, &mut claims)?
         };
+        if schema.fields().is_empty() {
+            return Err(ArrowError::IpcError("it has no columns".to_owned()));
+        }
+        let unfolded = batches
+            .iter()
+            .flat_map(RecordBatch::columns)
+            .map(plain_size);
+        claims.bytes(unfolded.fold(0, u64::saturating_add))?;
         let plain = plain_schema(&schema);
         let batches = batches
             .iter()
@@ -89,9 +100,127 @@ fn read_buffer(buffer: Buffer) -> Result<Table, ArrowError> {
     .unwrap_or_else(|_| Err(ArrowError::IpcError("its structure is broken".to_owned())))
 }
 
+/// What a file claims to hold, against what an honest file of its size can.
+struct Claims {
+    rows: u64,
+    bytes: u64,
+}
+
+impl Claims {
+    /// Nulls and truth values take next to nothing, and compression shrinks what repeats.
+    fn new(length: usize) -> Self {
+        Self {
+            rows: (length as u64).saturating_mul(2048).saturating_add(1 << 20),
+            bytes: (length as u64).saturating_mul(1100).max(64 << 20),
+        }
+    }
+
+    fn bytes(&mut self, claimed: u64) -> Result<(), ArrowError> {
+        take_from(&mut self.bytes, claimed, "bytes")
+    }
+
+    /// Looks at the numbers in a message, whose body lies at `body`, before anything is made by them.
+    fn message(&mut self, message: &[u8], body: &[u8]) -> Result<(), ArrowError> {
+        let message = root_as_message(message)
+            .map_err(|error| ArrowError::IpcError(format!("a message can't be read: {error}")))?;
+        let batch = message.header_as_record_batch().or_else(|| {
+            let dictionary = message.header_as_dictionary_batch()?;
+            dictionary.data()
+        });
+        let Some(batch) = batch else {
+            return Ok(());
+        };
+        // A negative length is refused as well.
+        take_from(&mut self.rows, batch.length() as u64, "rows")?;
+        if batch.compression().is_none() {
+            return Ok(());
+        }
+        for buffer in batch.buffers().iter().flatten() {
+            let start = usize::try_from(buffer.offset()).unwrap_or(usize::MAX);
+            let length = start
+                .checked_add(8)
+                .filter(|_| buffer.length() >= 8)
+                .and_then(|end| body.get(start..end))
+                .map_or(0, |bytes| {
+                    i64::from_le_bytes(bytes.try_into().unwrap_or_default())
+                });
+            // Minus one says that the buffer is not compressed after all.
+            if length != -1 {
+                self.bytes(length as u64)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn take_from(left: &mut u64, claimed: u64, what: &str) -> Result<(), ArrowError> {
+    *left = left.checked_sub(claimed).ok_or_else(|| {
+        ArrowError::IpcError(format!(
+            "it claims to hold {claimed} {what}, which a file of its size does not"
+        ))
+    })?;
+    Ok(())
+}
+
+/// The bytes that an array takes in its plain form, as far as that is more than what it takes now: texts that are told by
+/// number or place may be one text many times.
+fn plain_size(array: &ArrayRef) -> u64 {
+    let of_values = |array: &ArrayRef, count: u64| {
+        let each = plain_size(array) / (array.len() as u64).max(1) + 1;
+        each.saturating_mul(count)
+    };
+    match array.data_type() {
+        DataType::Utf8View => {
+            let lengths = array
+                .as_string_view()
+                .views()
+                .iter()
+                .map(|view| *view as u32);
+            lengths.map(u64::from).sum()
+        }
+        DataType::BinaryView => {
+            let lengths = array
+                .as_binary_view()
+                .views()
+                .iter()
+                .map(|view| *view as u32);
+            lengths.map(u64::from).sum()
+        }
+        DataType::Utf8 => array.as_string::<i32>().value_data().len() as u64,
+        DataType::Dictionary(_, _) => {
+            let dictionary = array.as_any_dictionary();
+            let values = dictionary.values();
+            let size = |value: usize| match values.data_type() {
+                DataType::Utf8 => values.as_string::<i32>().value_length(value) as u64,
+                DataType::LargeUtf8 => values.as_string::<i64>().value_length(value) as u64,
+                _ => 8,
+            };
+            match values.is_empty() {
+                true => 0,
+                false => dictionary.normalized_keys().into_iter().map(size).sum(),
+            }
+        }
+        DataType::Struct(_) => array.as_struct().columns().iter().map(plain_size).sum(),
+        DataType::List(_) => plain_size(array.as_list::<i32>().values()),
+        DataType::LargeList(_) => plain_size(array.as_list::<i64>().values()),
+        DataType::FixedSizeList(_, _) => plain_size(array.as_fixed_size_list().values()),
+        DataType::ListView(_) => {
+            let list = array.as_list_view::<i32>();
+            let items = list.sizes().iter().map(|&size| size.max(0) as u64).sum();
+            of_values(list.values(), items)
+        }
+        DataType::LargeListView(_) => {
+            let list = array.as_list_view::<i64>();
+            let items = list.sizes().iter().map(|&size| size.max(0) as u64).sum();
+            of_values(list.values(), items)
+        }
+        _ => 0,
+    }
+}
+
 type Decoded = (SchemaRef, Vec<RecordBatch>, HashMap<String, String>);
 
-fn decode_file(buffer: &Buffer) -> Result<Decoded, ArrowError> {
+fn decode_file(buffer: &Buffer, claims: &mut Claims) -> Result<Decoded, ArrowError> {
     let broken = |what: &str| ArrowError::IpcError(what.to_owned());
     let trailer = buffer
         .len()
@@ -122,6 +251,23 @@ fn decode_file(buffer: &Buffer) -> Result<Decoded, ArrowError> {
         }
     };
     let mut decoder = FileDecoder::new(schema.clone(), footer.version());
+    let all = footer.dictionaries().into_iter().flatten();
+    for described in all.chain(footer.recordBatches().into_iter().flatten()) {
+        let bytes = block(described)?;
+        let length = usize::try_from(described.metaDataLength()).unwrap_or(usize::MAX);
+        let (metadata, body) = bytes
+            .split_at_checked(length)
+            .ok_or_else(|| broken("a block lies outside of the file"))?;
+        let prefix = if metadata.starts_with(&CONTINUATION) {
+            8
+        } else {
+            4
+        };
+        let message = metadata
+            .get(prefix..)
+            .ok_or_else(|| broken("a block is too short"))?;
+        claims.message(message, body)?;
+    }
     for dictionary in footer.dictionaries().iter().flatten() {
         decoder.read_dictionary(dictionary, &block(dictionary)?)?;
     }
@@ -140,7 +286,13 @@ fn decode_file(buffer: &Buffer) -> Result<Decoded, ArrowError> {
     Ok((schema, batches.into_iter().flatten().collect(), metadata))
 }
 
-fn decode_stream(mut buffer: Buffer) -> Result<Decoded, ArrowError> {
+fn decode_stream(mut buffer: Buffer, claims: &mut Claims) -> Result<Decoded, ArrowError> {
+    let mut rest = buffer.as_slice();
+    // What is broken here is told by the decoder.
+    while let Some((message, body, after)) = next_message(rest) {
+        claims.message(message, body)?;
+        rest = after;
+    }
     let mut decoder = StreamDecoder::new();
     let mut batches = Vec::new();
     while !buffer.is_empty() {
@@ -151,6 +303,16 @@ fn decode_stream(mut buffer: Buffer) -> Result<Decoded, ArrowError> {
         .schema()
         .ok_or_else(|| ArrowError::IpcError("it is empty".to_owned()))?;
     Ok((schema, batches, HashMap::new()))
+}
+
+/// The first message of a stream, its body, and what comes after.
+fn next_message(stream: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let stream = stream.strip_prefix(&CONTINUATION).unwrap_or(stream);
+    let (length, rest) = stream.split_first_chunk::<4>()?;
+    let (message, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+    let body = usize::try_from(root_as_message(message).ok()?.bodyLength()).ok()?;
+    let (body, rest) = rest.split_at_checked(body)?;
+    Some((message, body, rest))
 }
 
 /// An Arrow file in the making: it has its name only when it is complete.
@@ -223,8 +385,9 @@ fn write_error(path: &Path, error: ArrowError) -> Error {
 mod tests {
     use super::*;
     use crate::dataset::column::IntoColumn;
-    use arrow::array::Array;
-    use arrow::datatypes::{DataType, Field, Schema};
+    use arrow::array::{DictionaryArray, NullArray};
+    use arrow::datatypes::{Field, Int32Type, Schema};
+    use arrow::ipc::writer::StreamWriter;
 
     fn write(path: &Path, rows: i64) {
         let schema = Arc::new(Schema::new(vec![
@@ -265,6 +428,55 @@ mod tests {
             let expected = (3 * rows..4 * rows).collect::<Vec<_>>().into_column();
             assert_eq!(last, expected.to_data());
         }
+    }
+
+    fn stream_of(columns: Vec<(&str, ArrayRef)>) -> Vec<u8> {
+        let batch = RecordBatch::try_from_iter_with_nullable(
+            columns
+                .into_iter()
+                .map(|(name, column)| (name, column, true)),
+        )
+        .unwrap();
+        let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema()).unwrap();
+        writer.write(&batch).unwrap();
+        writer.finish().unwrap();
+        writer.into_inner().unwrap()
+    }
+
+    #[test]
+    fn rows_and_bytes_that_no_file_of_the_size_holds_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("claims.arrow");
+        let read = |bytes: Vec<u8>| {
+            std::fs::write(&path, bytes).unwrap();
+            read(&path).map(|table| {
+                table
+                    .batches
+                    .iter()
+                    .map(RecordBatch::num_rows)
+                    .sum::<usize>()
+            })
+        };
+        let nulls =
+            |rows: usize| stream_of(vec![("n", Arc::new(NullArray::new(rows)) as ArrayRef)]);
+        assert_eq!(read(nulls(500_000)).unwrap(), 500_000);
+        let error = read(nulls(1 << 50)).unwrap_err().to_string();
+        assert!(error.contains("1125899906842624 rows"), "{error}");
+        // One long text, a hundred thousand times.
+        let texts = |length: usize, rows: usize| {
+            let values: ArrayRef = vec!["x".repeat(length)].into_column();
+            let keys = arrow::array::Int32Array::from(vec![0; rows]);
+            let texts = DictionaryArray::<Int32Type>::try_new(keys, values).unwrap();
+            stream_of(vec![("t", Arc::new(texts) as ArrayRef)])
+        };
+        assert_eq!(read(texts(100, 1000)).unwrap(), 1000);
+        let error = read(texts(100_000, 100_000)).unwrap_err().to_string();
+        assert!(error.contains("bytes, which a file"), "{error}");
+        let empty = Arc::new(Schema::empty());
+        let mut writer = StreamWriter::try_new(Vec::new(), &empty).unwrap();
+        writer.finish().unwrap();
+        let error = read(writer.into_inner().unwrap()).unwrap_err().to_string();
+        assert!(error.contains("no columns"), "{error}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Where results that cost time are kept, to be found again by what they were made of.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::arrow_file::{self, Table};
 use super::fingerprint::Fingerprint;
@@ -12,13 +12,17 @@ pub fn cache_dir() -> PathBuf {
     if let Some(folder) = std::env::var_os("CLOZE_CACHE").filter(|value| !value.is_empty()) {
         return folder.into();
     }
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .filter(|value| !value.is_empty())
-        .map_or_else(
-            || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache"),
-            PathBuf::from,
-        );
-    cache.join("cloze")
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    in_cache_of(cache, std::env::home_dir())
+}
+
+/// Cloze's folder in the cache of a user with these folders; never one in the folder that the program happens to run in.
+fn in_cache_of(cache: Option<PathBuf>, home: Option<PathBuf>) -> PathBuf {
+    let given = |path: &PathBuf| !path.as_os_str().is_empty();
+    let cache = cache
+        .filter(given)
+        .or_else(|| home.filter(given).map(|home| home.join(".cache")));
+    cache.unwrap_or_else(std::env::temp_dir).join("cloze")
 }
 
 /// Removes all cached results of datasets and returns how many bytes they took. Datasets that are in use stay intact.
@@ -85,6 +89,27 @@ impl Cache {
                 tracing::warn!("a damaged file in the cache is ignored and made again: {error}");
                 None
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_is_never_in_the_working_folder() {
+        let path = |text: &str| Some(PathBuf::from(text));
+        assert_eq!(
+            in_cache_of(path("/c"), path("/h")),
+            PathBuf::from("/c/cloze")
+        );
+        assert_eq!(
+            in_cache_of(path(""), path("/h")),
+            PathBuf::from("/h/.cache/cloze")
+        );
+        for home in [None, path("")] {
+            assert!(in_cache_of(None, home).is_absolute());
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Several datasets one after the other.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::datatypes::{Field, Schema};
@@ -12,8 +13,12 @@ use crate::{Error, Result};
 
 /// The rows of all `datasets`, one dataset after the other, without copying them.
 ///
-/// All must have the same columns (in any order, the first one's counts). A column of nulls takes the type that the
-/// others have for it, and whole numbers widen; other differences of type are an error.
+/// The columns are those of all datasets, in the order in which they first come; where a dataset lacks one, its rows have
+/// nulls there, as with `concatenate_datasets`. A column of nulls takes the type that the others have for it, and whole
+/// numbers widen.
+///
+/// # Errors
+/// Other differences of type, with the column and the number of the dataset, counted from 0.
 pub fn concatenate(datasets: &[Dataset]) -> Result<Dataset> {
     let [first, rest @ ..] = datasets else {
         return Err(Error::argument(
@@ -24,30 +29,26 @@ pub fn concatenate(datasets: &[Dataset]) -> Result<Dataset> {
     if rest.is_empty() {
         return Ok(first.clone());
     }
-    let mut fields: Vec<Field> = first
-        .schema()
-        .fields()
-        .iter()
-        .map(|f| f.as_ref().clone())
-        .collect();
-    for (i, dataset) in rest.iter().enumerate() {
-        for name in dataset.column_names() {
-            first.position(&name)?;
-        }
-        for field in &mut fields {
-            let other = dataset
-                .schema()
-                .field(dataset.position(field.name())?)
-                .data_type();
-            let data_type = common(field.data_type(), other).ok_or_else(|| Error::ColumnType {
-                name: field.name().clone(),
-                operation: "concatenating".to_owned(),
-                expected: format!(
-                    "{} as in the datasets before it",
-                    type_name(field.data_type())
-                ),
-                found: format!("{} in dataset {}", type_name(other), i + 1),
-            })?;
+    let mut fields: Vec<Field> = Vec::new();
+    let mut places: HashMap<String, usize> = HashMap::new();
+    for (i, dataset) in datasets.iter().enumerate() {
+        for other in dataset.schema().fields() {
+            let Some(&place) = places.get(other.name()) else {
+                places.insert(other.name().clone(), fields.len());
+                fields.push(Field::new(other.name(), other.data_type().clone(), true));
+                continue;
+            };
+            let field = &mut fields[place];
+            let data_type =
+                common(field.data_type(), other.data_type()).ok_or_else(|| Error::ColumnType {
+                    name: field.name().clone(),
+                    operation: "concatenating".to_owned(),
+                    expected: format!(
+                        "{} as in the datasets before it",
+                        type_name(field.data_type())
+                    ),
+                    found: format!("{} in dataset {i}", type_name(other.data_type())),
+                })?;
             *field = Field::new(field.name(), data_type, true);
         }
     }
@@ -100,17 +101,30 @@ mod tests {
     }
 
     #[test]
-    fn other_columns_or_types_are_named() {
+    fn columns_that_a_dataset_lacks_are_filled_with_nulls() {
         let a = Dataset::builder().column("n", vec![1i64]).build().unwrap();
-        let b = Dataset::builder().column("m", vec![1i64]).build().unwrap();
+        let b = Dataset::builder()
+            .column("m", vec!["x", "y"])
+            .column("n", vec![2i64, 3])
+            .build()
+            .unwrap();
+        for (datasets, names) in [([&a, &b], ["n", "m"]), ([&b, &a], ["m", "n"])] {
+            let all = concatenate(&datasets.map(Clone::clone)).unwrap();
+            assert_eq!(all.column_names(), names);
+            assert_eq!(all.len(), 3);
+            let texts = all.column::<Option<String>>("m").unwrap();
+            assert_eq!(texts.iter().flatten().count(), 2);
+        }
+    }
+
+    #[test]
+    fn other_types_are_named() {
+        let a = Dataset::builder().column("n", vec![1i64]).build().unwrap();
         let c = Dataset::builder().column("n", vec!["x"]).build().unwrap();
         let d = Dataset::builder()
             .column("n", vec![Some(1.5)])
             .build()
             .unwrap();
-        assert!(
-            matches!(concatenate(&[a.clone(), b]), Err(Error::MissingColumn { name, .. }) if name == "m")
-        );
         let text = concatenate(&[a.clone(), c]).unwrap_err().to_string();
         assert_eq!(
             text,

@@ -98,7 +98,7 @@ pub fn load_eli5_from(path_or_name: impl AsRef<str>, split: impl AsRef<str>) -> 
         name = HOME;
     }
     #[cfg(feature = "hub")]
-    if let Some(dataset) = super::load::on_hub(name, None)? {
+    if let Some(dataset) = super::load::on_hub(name, &super::Selection::default())? {
         let dataset = dataset.regroup(|path| original_split(Path::new(path)));
         let available = dataset.splits();
         let rename = |asked: &str| match split_of(asked, &available) {

@@ -212,6 +212,11 @@ impl Map {
                 user_error(&rows, Error::Dataset(message))
             })?;
         }
+        if result.column_names().is_empty() && !input.column_names().is_empty() {
+            let message = "the function gave a batch without columns, and remove_columns leaves none of the input's: \
+                           nothing would be left of these rows. Give at least one column; one without values drops the rows";
+            return Err(user_error(&rows, Error::Dataset(message.to_owned())));
+        }
         result.to_record_batch()
     }
 }

@@ -17,21 +17,11 @@ use super::name::{Repo, RepoKind};
 use super::remote::RepoInfo;
 use super::snapshot::{explain, fetch_files, in_parallel};
 use super::{Hub, Settings};
-use crate::dataset::{FileFormat, by_split};
+use crate::dataset::{FileFormat, Layout, Options, Selection, default_config, plan};
 use crate::{Error, Result, files};
 
 /// The branch with every dataset as Parquet, in `config/split/0000.parquet`.
 const PARQUET: &str = "refs/convert/parquet";
-
-/// The kinds of data files, the first preferred where there are as many of one as of another.
-const FORMATS: [(FileFormat, &[&str]); 6] = [
-    (FileFormat::Parquet, &["parquet"]),
-    (FileFormat::Json, &["jsonl", "json", "ndjson"]),
-    (FileFormat::Csv, &["csv"]),
-    (FileFormat::Tsv, &["tsv"]),
-    (FileFormat::Arrow, &["arrow"]),
-    (FileFormat::Text, &["txt"]),
-];
 
 /// A dataset that lies on the Hub.
 #[derive(Debug)]
@@ -42,51 +32,92 @@ pub(crate) struct HubDataset {
     commit: String,
     format: FileFormat,
     splits: Splits,
+    options: Options,
 }
 
 /// The files of every split, in their order.
 type Splits = Vec<(String, Vec<String>)>;
 
 impl Hub {
-    pub(crate) fn dataset(&self, name: &str, config: Option<&str>) -> Result<HubDataset> {
+    pub(crate) fn dataset(&self, name: &str, request: &Selection) -> Result<HubDataset> {
         let repo = Repo::parse(RepoKind::Dataset, name).map_err(|reason| Error::NotFound {
             kind: "dataset",
             name: name.to_owned(),
-            message: format!("it is no local file or folder, and it {reason}"),
+            message: format!("it {reason}"),
         })?;
-        HubDataset::open(self.client.clone(), &repo, name.contains('@'), config)
+        HubDataset::open(self.client.clone(), &repo, name.contains('@'), request)
     }
 }
 
 impl HubDataset {
-    fn open(client: Client, repo: &Repo, own_revision: bool, config: Option<&str>) -> Result<Self> {
+    fn open(client: Client, repo: &Repo, own_revision: bool, request: &Selection) -> Result<Self> {
         let failed = |failure: Failure| explain(repo, failure);
-        if !own_revision {
+        // Files that are named, or their folder, are the repository's own.
+        let own_files = !request.data_files.is_empty() || request.data_dir.is_some();
+        if !own_revision && !own_files {
             let converted = repo.at(PARQUET);
             let listing = list(&client, &converted).map_err(failed)?;
-            if let Some(info) = listing
-                && let Some(splits) = converted_splits(&info.files, config, repo.id())?
-            {
-                return Ok(Self {
-                    client,
-                    repo: converted,
-                    commit: info.commit,
-                    format: FileFormat::Parquet,
-                    splits,
-                });
+            if let Some(info) = listing {
+                let mut config = request.config.clone();
+                if config.is_none() && has_no_default(&info.files) {
+                    // The card may say which of several is meant.
+                    let own = Self::own(client.clone(), repo).ok();
+                    config = own.and_then(|(_, _, card)| default_config(&card?));
+                }
+                if let Some(splits) = converted_splits(&info.files, config.as_deref(), repo.id())? {
+                    return Ok(Self {
+                        client,
+                        repo: converted,
+                        commit: info.commit,
+                        format: FileFormat::Parquet,
+                        splits,
+                        options: Options::default(),
+                    });
+                }
             }
         }
+        let (mut dataset, files, card) = Self::own(client, repo)?;
+        let Layout {
+            format,
+            splits,
+            options,
+        } = plan(repo.id(), &files, card.as_deref(), request)?;
+        (dataset.format, dataset.splits, dataset.options) = (format, splits, options);
+        Ok(dataset)
+    }
+
+    /// The repository as it is, without splits yet, the paths of its files and the text of its card.
+    fn own(client: Client, repo: &Repo) -> Result<(Self, Vec<String>, Option<String>)> {
         let info = list(&client, repo)
-            .map_err(failed)?
+            .map_err(|failure| explain(repo, failure))?
             .ok_or_else(|| missing(&client, repo))?;
-        let (format, splits) = own_files(&info.files, config, repo.id())?;
-        Ok(Self {
+        let dataset = Self {
             client,
             repo: repo.clone(),
             commit: info.commit,
-            format,
-            splits,
-        })
+            format: FileFormat::Parquet,
+            splits: Vec::new(),
+            options: Options::default(),
+        };
+        let card = dataset.card(&info.files)?;
+        Ok((dataset, info.files.into_iter().collect(), card))
+    }
+
+    /// The text of the repository's card, if it has one.
+    fn card(&self, files: &BTreeSet<String>) -> Result<Option<String>> {
+        const CARD: &str = "README.md";
+        let is_cached = || self.cache().snapshot(&self.commit).join(CARD).is_file();
+        if !files.contains(CARD) || (self.client.settings().offline && !is_cached()) {
+            return Ok(None);
+        }
+        let path = self.fetch(&[CARD.to_owned()])?.join(CARD);
+        let text = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
+        Ok(Some(String::from_utf8_lossy(&text).into_owned()))
+    }
+
+    /// What the card says about reading the files.
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
     }
 
     fn cache(&self) -> RepoCache {
@@ -266,12 +297,9 @@ impl HubDataset {
         let request = self.client.read(request);
         self.client.retry(|| {
             let mut response = self.client.send(&request)?;
-            let body = response
-                .body_mut()
-                .with_config()
-                .limit(end - start)
-                .read_to_vec();
-            let body = body.map_err(|e| self.client.broken(&request, &e))?;
+            let body = self
+                .client
+                .read_body(&request, &mut response, end - start)?;
             if body.len() as u64 != end - start {
                 let message =
                     "the server sent another part of the file than was asked for".to_owned();
@@ -393,6 +421,16 @@ fn missing(client: &Client, repo: &Repo) -> Error {
     }
 }
 
+/// Whether the branch of Parquet files holds several configurations and none that is called `default`.
+fn has_no_default(files: &BTreeSet<String>) -> bool {
+    let configs: BTreeSet<&str> = files
+        .iter()
+        .filter(|path| path.ends_with(".parquet"))
+        .filter_map(|path| path.split('/').next())
+        .collect();
+    configs.len() > 1 && !configs.contains("default")
+}
+
 /// The splits of one configuration in the branch of Parquet files; `None` if that branch does not hold all of them.
 fn converted_splits(
     files: &BTreeSet<String>,
@@ -459,66 +497,12 @@ fn in_usual_order(mut splits: Splits) -> Splits {
     splits
 }
 
-/// The repository's own data files, by split.
-fn own_files(
-    files: &BTreeSet<String>,
-    config: Option<&str>,
-    name: &str,
-) -> Result<(FileFormat, Splits)> {
-    let folder = config
-        .map(|config| format!("{config}/"))
-        .unwrap_or_default();
-    let descriptions = [
-        "dataset_infos.json",
-        "dataset_info.json",
-        "state.json",
-        "dataset_dict.json",
-        "config.json",
-    ];
-    let is_data = |path: &&String| {
-        let file = path.rsplit('/').next().unwrap_or_default();
-        let hidden = |part: &str| part.starts_with('.') || part.starts_with("__");
-        path.starts_with(&folder) && !path.split('/').any(hidden) && !descriptions.contains(&file)
-    };
-    let extension = |path: &str| path.rsplit('.').next().unwrap_or_default().to_lowercase();
-    let data: Vec<&String> = files.iter().filter(is_data).collect();
-    let of_format = |(format, extensions): &(FileFormat, &[&str])| {
-        let fitting = data
-            .iter()
-            .filter(|path| extensions.contains(&extension(path).as_str()));
-        (
-            *format,
-            fitting.map(|path| (*path).clone()).collect::<Vec<_>>(),
-        )
-    };
-    // The last of equals is taken, so the preferred ones come last.
-    let (format, chosen) = FORMATS
-        .iter()
-        .rev()
-        .map(of_format)
-        .max_by_key(|(_, files)| files.len())
-        .filter(|(_, files)| !files.is_empty())
-        .ok_or_else(|| {
-            let shown: Vec<&str> = files.iter().map(String::as_str).take(10).collect();
-            Error::Dataset(format!(
-                "the dataset {name:?} has no {} file that can be read{}; it has {}. Datasets that are made by a script \
-                 must be converted first",
-                FORMATS.map(|(_, extensions)| extensions.join(", ")).join(", "),
-                config
-                    .map(|config| format!(" in the folder {config}"))
-                    .unwrap_or_default(),
-                shown.join(", ")
-            ))
-        })?;
-    Ok((format, by_split(&folder, chosen)))
-}
-
 /// Where the dataset called `name` lies.
-pub(crate) fn open(name: &str, config: Option<&str>) -> Result<HubDataset> {
+pub(crate) fn open(name: &str, request: &Selection) -> Result<HubDataset> {
     Hub {
         client: Client::new(Arc::new(Settings::from_env()?)),
     }
-    .dataset(name, config)
+    .dataset(name, request)
 }
 
 #[cfg(test)]
@@ -570,36 +554,6 @@ mod tests {
         assert_eq!(
             converted_splits(&set(&["train.json"]), None, "x").unwrap(),
             None
-        );
-    }
-
-    #[test]
-    fn of_a_repositorys_own_files_the_data_is_taken() {
-        let files = set(&[
-            ".gitattributes",
-            "README.md",
-            "dataset_infos.json",
-            "data/train.jsonl",
-            "data/test.jsonl",
-            "extra.csv",
-        ]);
-        let (format, splits) = own_files(&files, None, "x").unwrap();
-        assert_eq!(format, FileFormat::Json);
-        let of = |split: &str, file: &str| (split.to_owned(), vec![file.to_owned()]);
-        let expected = [
-            of("train", "data/train.jsonl"),
-            of("test", "data/test.jsonl"),
-        ];
-        assert_eq!(splits, expected);
-        let configs = set(&["a/train.csv", "b/train.csv", "b/.cache/test.csv"]);
-        let (_, splits) = own_files(&configs, Some("b"), "x").unwrap();
-        assert_eq!(splits, [of("train", "b/train.csv")]);
-        let text = own_files(&set(&["eli5.py", "README.md"]), None, "x")
-            .unwrap_err()
-            .to_string();
-        assert!(
-            text.contains("script") && text.contains("eli5.py"),
-            "{text}"
         );
     }
 }

@@ -1,9 +1,11 @@
 //! A file of lines in pieces that end with a line, read one after the other.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use encoding_rs::Encoding;
+
+use super::source::{self, Source};
 use crate::{Error, Result};
 
 /// Enough to keep a core busy for a while, and little enough for some of them per core to fit memory.
@@ -16,29 +18,31 @@ pub(crate) struct Chunk {
     pub(crate) first_line: usize,
 }
 
-/// The chunks of a file; a byte order mark at its start is left out.
+/// The chunks of a file. Lines may end in `\n`, `\r\n` or `\r`; in the chunks all of them end in `\n`.
 pub(crate) struct LineChunks {
-    file: File,
+    source: Source,
     path: PathBuf,
     /// What was read beyond the last whole line.
     rest: Vec<u8>,
     line: usize,
     done: bool,
+    /// Whether what was read last ended in a carriage return, whose line feed may follow.
+    after_return: bool,
 }
 
 impl LineChunks {
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path, encoding: Option<&'static Encoding>) -> Result<Self> {
         Ok(Self {
-            file: File::open(path).map_err(|error| Error::io("read", path, error))?,
+            source: source::open(path, encoding)?,
             path: path.to_owned(),
             rest: Vec::new(),
             line: 1,
             done: false,
+            after_return: false,
         })
     }
 
     fn read(&mut self) -> std::io::Result<Option<Chunk>> {
-        let at_start = self.line == 1;
         let mut bytes = std::mem::take(&mut self.rest);
         // The rest of a long line may have no end yet: read until there is one.
         let mut searched = 0;
@@ -50,10 +54,11 @@ impl LineChunks {
                 break bytes.len();
             }
             searched = bytes.len();
-            let read = (&mut self.file)
+            let read = (&mut self.source)
                 .take(CHUNK as u64)
                 .read_to_end(&mut bytes)?;
             self.done = read < CHUNK;
+            self.plain_ends(&mut bytes, searched);
         };
         self.rest = bytes.split_off(end);
         if bytes.is_empty() {
@@ -61,13 +66,35 @@ impl LineChunks {
         }
         let chunk = Chunk {
             first_line: self.line,
-            bytes: match at_start && bytes.starts_with(b"\xef\xbb\xbf") {
-                true => bytes.split_off(3),
-                false => bytes,
-            },
+            bytes,
         };
-        self.line += chunk.bytes.iter().filter(|&&byte| byte == b'\n').count();
+        self.line += memchr::memchr_iter(b'\n', &chunk.bytes).count();
         Ok(Some(chunk))
+    }
+
+    /// Makes every end of a line from `from` on a line feed.
+    fn plain_ends(&mut self, bytes: &mut Vec<u8>, from: usize) {
+        if self.after_return && bytes.get(from) == Some(&b'\n') {
+            bytes.remove(from);
+            self.after_return = false;
+        }
+        if bytes.len() > from {
+            self.after_return = bytes.ends_with(b"\r");
+        }
+        let Some(first) = memchr::memchr(b'\r', &bytes[from..]) else {
+            return;
+        };
+        let (mut to, mut before) = (from + first, 0);
+        for at in from + first..bytes.len() {
+            let byte = bytes[at];
+            // The return before a line feed has become the end of the line already.
+            if (before, byte) != (b'\r', b'\n') {
+                bytes[to] = if byte == b'\r' { b'\n' } else { byte };
+                to += 1;
+            }
+            before = byte;
+        }
+        bytes.truncate(to);
     }
 }
 
@@ -96,14 +123,31 @@ mod tests {
         );
         std::fs::write(&path, &text).unwrap();
         let mut whole = Vec::new();
-        for chunk in LineChunks::open(&path).unwrap() {
+        for chunk in LineChunks::open(&path, None).unwrap() {
             let chunk = chunk.unwrap();
             let before = whole.iter().filter(|&&byte| byte == b'\n').count();
             assert_eq!(chunk.first_line, before + 1);
             whole.extend(chunk.bytes);
         }
         assert_eq!(whole, text.as_bytes()[3..]);
+        for (text, expected) in [
+            ("one\rtwo\rthree", "one\ntwo\nthree"),
+            ("one\r\r\ntwo\r\n", "one\n\ntwo\n"),
+            ("\r\n\n\r", "\n\n\n"),
+        ] {
+            // Also where a block ends between the two.
+            for fill in [0, CHUNK - 1, CHUNK - 4, CHUNK - 5] {
+                let fill = "x".repeat(fill);
+                std::fs::write(&path, format!("{fill}{text}")).unwrap();
+                let chunks = LineChunks::open(&path, None).unwrap();
+                let whole: Vec<u8> = chunks.flat_map(|chunk| chunk.unwrap().bytes).collect();
+                assert!(
+                    whole == format!("{fill}{expected}").into_bytes(),
+                    "{text:?}"
+                );
+            }
+        }
         std::fs::write(&path, "").unwrap();
-        assert_eq!(LineChunks::open(&path).unwrap().count(), 0);
+        assert_eq!(LineChunks::open(&path, None).unwrap().count(), 0);
     }
 }

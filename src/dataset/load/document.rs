@@ -1,20 +1,20 @@
 //! JSON documents: one value that holds all records.
 
+use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
-use super::Options;
 use super::chunks::CHUNK;
 use super::json::Records;
+use super::{Options, source, special};
 use crate::{Error, Result};
 
 pub(super) fn records(path: &Path, options: &Options) -> Result<Vec<Records>> {
-    let bytes = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
-    let start = if bytes.starts_with(b"\xef\xbb\xbf") {
-        3
-    } else {
-        0
-    };
+    let mut bytes = Vec::new();
+    source::open(path, options.encoding)?
+        .read_to_end(&mut bytes)
+        .map_err(|error| Error::io("read", path, error))?;
+    let start = 0;
     let mut scanner = Scanner {
         bytes: &bytes,
         at: start,
@@ -26,7 +26,7 @@ pub(super) fn records(path: &Path, options: &Options) -> Result<Vec<Records>> {
     };
     let broken = |at: usize| {
         // The scanner only looks for ends; serde says what is wrong.
-        match serde_json::from_slice::<serde::de::IgnoredAny>(&bytes[start..]) {
+        match serde_json::from_slice::<serde::de::IgnoredAny>(&special::as_numbers(&bytes)) {
             Err(error) => Error::Format {
                 path: path.to_owned(),
                 line: Some(error.line()),

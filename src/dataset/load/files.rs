@@ -1,10 +1,10 @@
-//! From a name to files, their format and their splits.
+//! From a name to files on this machine, their format and their splits.
 
-use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::FileFormat;
+use super::layout::{self, KNOWN, Layout, Selection, Splits};
+use super::{FileFormat, Options, source};
 use crate::{Error, Result};
 
 /// Files by split.
@@ -12,24 +12,26 @@ use crate::{Error, Result};
 pub(super) struct Found {
     pub(super) format: FileFormat,
     pub(super) splits: Vec<(String, Vec<PathBuf>)>,
+    pub(super) options: Options,
 }
 
-/// Files that describe a dataset and are no part of it.
-const DESCRIPTIONS: [&str; 6] = [
-    "README.md",
-    "config.json",
-    "dataset_info.json",
-    "dataset_infos.json",
-    "dataset_dict.json",
-    "state.json",
-];
+impl From<Layout> for Found {
+    fn from(layout: Layout) -> Self {
+        let paths = |paths: Vec<String>| paths.into_iter().map(PathBuf::from).collect();
+        Self {
+            format: layout.format,
+            splits: layout
+                .splits
+                .into_iter()
+                .map(|(split, files)| (split, paths(files)))
+                .collect(),
+            options: layout.options,
+        }
+    }
+}
 
-/// The words in the names of files and folders that make a split, and the split's name.
-const KEYWORDS: [(&str, &[&str]); 3] = [
-    ("train", &["train", "training"]),
-    ("validation", &["validation", "valid", "dev", "val"]),
-    ("test", &["test", "testing", "eval", "evaluation"]),
-];
+/// No card that people write is longer.
+const LONGEST_CARD: u64 = 16 << 20;
 
 /// The file or folder that `name` means; a pattern stays as it is.
 pub(super) fn locate(name: &str) -> Result<PathBuf> {
@@ -43,76 +45,182 @@ pub(super) fn is_pattern(name: &str) -> bool {
     name.contains(['*', '?', '[']) && !Path::new(name).exists()
 }
 
+/// The format that a name means where files are named beside it, as in Python's `load_dataset("json", data_files=...)`.
+fn reader_called(name: &str) -> Option<FileFormat> {
+    let format = match name {
+        "json" => FileFormat::Json,
+        "csv" => FileFormat::Csv,
+        "tsv" => FileFormat::Tsv,
+        "text" => FileFormat::Text,
+        "parquet" => FileFormat::Parquet,
+        "arrow" => FileFormat::Arrow,
+        _ => return None,
+    };
+    (!Path::new(name).exists()).then_some(format)
+}
+
+/// The files that were named beside an empty name or that of a format: no folder or repository is looked for then.
+pub(super) fn named(name: &str, request: &Selection) -> Option<Result<Found>> {
+    if request.data_files.is_empty() {
+        return None;
+    }
+    let format = reader_called(name);
+    (name.is_empty() || format.is_some()).then(|| {
+        let request = Selection {
+            format: request.format.or(format),
+            ..request.clone()
+        };
+        find_named(name, Path::new(""), &request)
+    })
+}
+
 /// The files under `path`, which [`locate`] gave for `name`.
-pub(super) fn find(name: &str, path: &Path, format: Option<FileFormat>) -> Result<Found> {
+pub(super) fn find(name: &str, path: &Path, request: &Selection) -> Result<Found> {
     let not_found = |message: String| Error::NotFound {
         kind: "dataset",
         name: name.to_owned(),
         message,
     };
+    if !request.data_files.is_empty() && !is_pattern(name) && path.is_dir() {
+        return find_named(name, path, request);
+    }
     if is_pattern(name) {
-        let mut paths: Vec<PathBuf> = glob::glob(name)
-            .map_err(|error| not_found(format!("the pattern is malformed: {error}")))?
-            .flatten()
-            .filter(|path| path.is_file() && !is_ignored(path, Path::new("")))
-            .collect();
-        paths.sort();
-        let (format, paths) = of_one_format(paths, format).ok_or_else(|| {
-            not_found(format!(
+        let paths = expand(name).map_err(not_found)?;
+        if request.format.is_none() && paths.iter().all(|path| layout::format_of(path).is_none()) {
+            return Err(not_found(format!(
                 "no file that matches the pattern has a known format ({KNOWN})"
-            ))
-        })?;
-        let splits = vec![("train".to_owned(), paths)];
-        return Ok(Found { format, splits });
+            )));
+        }
+        return of_splits(name, vec![("train".to_owned(), paths)], request.format);
     }
     if path.is_file() {
-        let format = match format.or_else(|| format_of(path)) {
+        let format = match request
+            .format
+            .or_else(|| layout::format_of(&path.to_string_lossy()))
+        {
             Some(format) => format,
             None => sniff(path)?,
         };
-        let splits = vec![("train".to_owned(), vec![path.to_owned()])];
-        return Ok(Found { format, splits });
+        return Ok(Found {
+            format,
+            splits: vec![("train".to_owned(), vec![path.to_owned()])],
+            options: Options::default(),
+        });
     }
-    let mut paths = Vec::new();
-    walk(path, &mut paths)?;
-    paths.retain(|file| !is_ignored(file, path));
-    paths.sort();
-    let (format, paths) = of_one_format(paths, format).ok_or_else(|| {
-        not_found(format!(
-            "no file in {} has a known format ({KNOWN})",
-            path.display()
-        ))
-    })?;
-    let splits = splits(path, paths);
-    Ok(Found { format, splits })
+    let mut files = Vec::new();
+    walk(path, "", &mut files)?;
+    files.sort();
+    let card = card(&path.join("README.md"))?;
+    let layout = layout::plan(name, &files, card.as_deref(), request)?;
+    let mut found = Found::from(layout);
+    for (_, paths) in &mut found.splits {
+        for file in paths {
+            *file = path.join(&*file);
+        }
+    }
+    Ok(found)
 }
 
-const KNOWN: &str =
-    ".jsonl, .ndjson, .json, .parquet, .arrow, .csv, .tsv, .txt; see Loader::format";
-
-fn format_of(path: &Path) -> Option<FileFormat> {
-    match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
-        "json" | "jsonl" | "ndjson" => Some(FileFormat::Json),
-        "parquet" => Some(FileFormat::Parquet),
-        "arrow" | "feather" | "ipc" => Some(FileFormat::Arrow),
-        "csv" => Some(FileFormat::Csv),
-        "tsv" => Some(FileFormat::Tsv),
-        "txt" => Some(FileFormat::Text),
-        _ => None,
+/// The files that were named by split, seen from `base`.
+fn find_named(name: &str, base: &Path, request: &Selection) -> Result<Found> {
+    let base = match &request.data_dir {
+        Some(folder) => base.join(folder),
+        None => base.to_owned(),
+    };
+    let mut splits: Splits = Vec::new();
+    for (split, patterns) in &request.data_files {
+        let mut paths: Vec<String> = Vec::new();
+        for pattern in patterns {
+            let place = base.join(pattern);
+            let place = place.to_string_lossy();
+            let mut found = expand(&place).map_err(|message| Error::NotFound {
+                kind: "dataset",
+                name: pattern.clone(),
+                message: format!("{message}; the split {split:?} should consist of it"),
+            })?;
+            found.retain(|path| !paths.contains(path));
+            paths.extend(found);
+        }
+        splits.push((split.clone(), paths));
     }
+    let name = match name {
+        "" => request.data_files[0].1.first().map_or("", String::as_str),
+        name => name,
+    };
+    of_splits(name, splits, request.format)
+}
+
+/// Files by split as they are; one alone may have a name that tells nothing.
+fn of_splits(name: &str, splits: Splits, format: Option<FileFormat>) -> Result<Found> {
+    let format = match (format, &splits[..]) {
+        (None, [(_, paths)]) if paths.len() == 1 && layout::format_of(&paths[0]).is_none() => {
+            Some(sniff(Path::new(&paths[0]))?)
+        }
+        (format, _) => format,
+    };
+    Ok(layout::by_format(name, splits, format, Options::default())?.into())
+}
+
+/// The file called `pattern`, the files of that folder, or those that match the pattern, in order.
+fn expand(pattern: &str) -> Result<Vec<String>, String> {
+    let path = Path::new(pattern);
+    if path.is_file() {
+        return Ok(vec![pattern.to_owned()]);
+    }
+    let mut found: Vec<String> = if path.is_dir() {
+        let mut files = Vec::new();
+        walk(path, "", &mut files).map_err(|error| error.to_string())?;
+        files.retain(|file| !layout::is_ignored(file));
+        let join = |file: String| path.join(file).to_string_lossy().into_owned();
+        files.into_iter().map(join).collect()
+    } else {
+        let name = |path: &Path| {
+            path.file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned()
+        };
+        glob::glob(pattern)
+            .map_err(|error| format!("the pattern is malformed: {error}"))?
+            .flatten()
+            .filter(|path| path.is_file() && !layout::is_ignored(&name(path)))
+            .map(|path| path.to_string_lossy().into_owned())
+            .collect()
+    };
+    found.sort();
+    if found.is_empty() {
+        let from = std::env::current_dir().unwrap_or_default();
+        return Err(match (path.is_dir(), pattern.contains(['*', '?', '['])) {
+            (true, _) => format!("the folder {pattern:?} holds no files"),
+            (_, true) => format!(
+                "no file matches the pattern {pattern:?} (looked from {})",
+                from.display()
+            ),
+            (_, false) => format!(
+                "there is no such file or folder {pattern:?} (looked from {})",
+                from.display()
+            ),
+        });
+    }
+    Ok(found)
+}
+
+/// The card's text, if there is one.
+fn card(path: &Path) -> Result<Option<String>> {
+    let Ok(file) = std::fs::File::open(path) else {
+        return Ok(None);
+    };
+    let mut text = Vec::new();
+    file.take(LONGEST_CARD)
+        .read_to_end(&mut text)
+        .map_err(|error| Error::io("read", path, error))?;
+    Ok(Some(String::from_utf8_lossy(&text).into_owned()))
 }
 
 /// The format of a file by its first bytes.
 fn sniff(path: &Path) -> Result<FileFormat> {
-    let io = |error| Error::io("read", path, error);
-    let mut start = Vec::new();
-    let file = std::fs::File::open(path).map_err(io)?;
-    file.take(512).read_to_end(&mut start).map_err(io)?;
-    let text = start
-        .strip_prefix(b"\xef\xbb\xbf")
-        .unwrap_or(&start)
-        .trim_ascii_start();
-    match text.first() {
+    let start = source::beginning(path, 512)?;
+    match start.trim_ascii_start().first() {
         _ if start.starts_with(b"PAR1") => Ok(FileFormat::Parquet),
         _ if start.starts_with(b"ARROW1") || start.starts_with(&[0xff; 4]) => Ok(FileFormat::Arrow),
         Some(b'{' | b'[') => Ok(FileFormat::Json),
@@ -123,249 +231,136 @@ fn sniff(path: &Path) -> Result<FileFormat> {
     }
 }
 
-/// The files of `format`, or of the format that most of them have.
-fn of_one_format(
-    paths: Vec<PathBuf>,
-    format: Option<FileFormat>,
-) -> Option<(FileFormat, Vec<PathBuf>)> {
-    if let Some(format) = format {
-        return (!paths.is_empty()).then_some((format, paths));
-    }
-    let mut formats: BTreeMap<FileFormat, Vec<PathBuf>> = BTreeMap::new();
-    for path in paths {
-        if let Some(format) = format_of(&path) {
-            formats.entry(format).or_default().push(path);
-        }
-    }
-    // Of equally many, the format that is named first in the documentation.
-    formats
-        .into_iter()
-        .rev()
-        .max_by_key(|(_, paths)| paths.len())
-}
-
-fn walk(folder: &Path, out: &mut Vec<PathBuf>) -> Result<()> {
+/// The paths of all files under a folder, as seen from there.
+fn walk(folder: &Path, prefix: &str, out: &mut Vec<String>) -> Result<()> {
     let io = |error| Error::io("read", folder, error);
     for entry in std::fs::read_dir(folder).map_err(io)? {
         let entry = entry.map_err(io)?;
+        // A name that is no text is none of a data file.
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        let inner = format!("{prefix}{name}");
         // The Hub's cache links to files; links to folders could lead in circles.
         if entry.file_type().map_err(io)?.is_dir() {
-            walk(&entry.path(), out)?;
+            walk(&entry.path(), &format!("{inner}/"), out)?;
         } else if entry.path().is_file() {
-            out.push(entry.path());
+            out.push(inner);
         }
     }
     Ok(())
-}
-
-/// Whether a file is hidden, private or a description, as seen from `base`.
-fn is_ignored(path: &Path, base: &Path) -> bool {
-    let relative = path.strip_prefix(base).unwrap_or(path);
-    let mut parts: Vec<_> = relative
-        .iter()
-        .map(|part| part.to_string_lossy().into_owned())
-        .collect();
-    let name = parts.pop().unwrap_or_default();
-    let hidden = |part: &str| part.starts_with('.') && part != "." && part != "..";
-    DESCRIPTIONS.contains(&name.as_str())
-        || hidden(&name)
-        || (!base.as_os_str().is_empty()
-            && parts
-                .iter()
-                .any(|part| hidden(part) || part.starts_with("__")))
-}
-
-/// The paths of a repository's files by split, as seen from the folder `base`.
-#[cfg(feature = "hub")]
-pub(crate) fn by_split(base: &str, paths: Vec<String>) -> Vec<(String, Vec<String>)> {
-    let found = splits(
-        Path::new(base),
-        paths.into_iter().map(PathBuf::from).collect(),
-    );
-    let text = |path: PathBuf| path.to_string_lossy().into_owned();
-    found
-        .into_iter()
-        .map(|(split, paths)| (split, paths.into_iter().map(text).collect()))
-        .collect()
-}
-
-fn splits(base: &Path, paths: Vec<PathBuf>) -> Vec<(String, Vec<PathBuf>)> {
-    type Rule = fn(&Path) -> Option<String>;
-    let rules: [Rule; 3] = [shard_split, folder_split, file_split];
-    for rule in rules {
-        let mut found: Vec<(String, Vec<PathBuf>)> = Vec::new();
-        for path in &paths {
-            let relative = path.strip_prefix(base).unwrap_or(path);
-            if let Some(split) = rule(relative) {
-                match found.iter_mut().find(|(name, _)| *name == split) {
-                    Some((_, files)) => files.push(path.clone()),
-                    None => found.push((split, vec![path.clone()])),
-                }
-            }
-        }
-        if !found.is_empty() {
-            let rank = |name: &str| {
-                KEYWORDS
-                    .iter()
-                    .position(|(split, _)| *split == name)
-                    .unwrap_or(KEYWORDS.len())
-            };
-            found.sort_by(|(a, _), (b, _)| (rank(a), a).cmp(&(rank(b), b)));
-            return found;
-        }
-    }
-    vec![("train".to_owned(), paths)]
-}
-
-/// `data/NAME-00000-of-00003...`
-fn shard_split(path: &Path) -> Option<String> {
-    if path.parent()? != Path::new("data") {
-        return None;
-    }
-    let name = path.file_name()?.to_str()?;
-    name.match_indices("-of-").find_map(|(of, _)| {
-        let digits = |part: &str| part.len() == 5 && part.bytes().all(|byte| byte.is_ascii_digit());
-        let (before, after) = (name.get(..of)?, name.get(of + 4..of + 9)?);
-        let (split, number) = before.rsplit_once('-')?;
-        (digits(number) && digits(after) && !split.is_empty()).then(|| split.to_owned())
-    })
-}
-
-fn folder_split(path: &Path) -> Option<String> {
-    let folders = path.parent()?.iter().rev();
-    folders
-        .filter_map(|folder| folder.to_str())
-        .find_map(|folder| keyword_split(folder, true))
-}
-
-fn file_split(path: &Path) -> Option<String> {
-    keyword_split(path.file_name()?.to_str()?, false)
-}
-
-/// The split whose word stands in `name` between separators; at its end only if `whole_end`.
-fn keyword_split(name: &str, whole_end: bool) -> Option<String> {
-    let separator = |byte: u8| b"-._ ".contains(&byte) || byte.is_ascii_digit();
-    let bytes = name.as_bytes();
-    let has = |word: &str| {
-        name.match_indices(word).any(|(start, _)| {
-            let end = start + word.len();
-            let ends = if end == bytes.len() {
-                whole_end
-            } else {
-                separator(bytes[end])
-            };
-            (start == 0 || separator(bytes[start - 1])) && ends
-        })
-    };
-    KEYWORDS
-        .iter()
-        .find(|(_, words)| words.iter().any(|word| has(word)))
-        .map(|(split, _)| (*split).to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn split_of(files: &[&str]) -> Vec<(String, Vec<String>)> {
-        let folder = tempfile::tempdir().unwrap();
-        for file in files {
-            let path = folder.path().join(file);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, "").unwrap();
-        }
-        let found = find("x", folder.path(), None).unwrap();
-        let relative = |path: PathBuf| {
-            path.strip_prefix(folder.path())
-                .unwrap()
-                .to_str()
-                .unwrap()
-                .to_owned()
-        };
-        found
-            .splits
-            .into_iter()
-            .map(|(split, paths)| (split, paths.into_iter().map(relative).collect()))
-            .collect()
+    fn write(folder: &Path, file: &str, text: &str) {
+        let path = folder.join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
     }
 
-    fn splits(expected: &[(&str, &[&str])]) -> Vec<(String, Vec<String>)> {
-        let owned = |files: &[&str]| files.iter().map(|file| (*file).to_owned()).collect();
-        expected
-            .iter()
-            .map(|(split, files)| ((*split).to_owned(), owned(files)))
-            .collect()
+    fn find_in(folder: &Path, request: &Selection) -> Result<Found> {
+        find("x", folder, request)
     }
 
     #[test]
-    fn folders_give_the_splits_that_the_reference_finds() {
-        assert_eq!(
-            split_of(&[
-                "test.jsonl",
-                "train-0.jsonl",
-                "train-1.jsonl",
-                "my_dev.jsonl",
-                "README.md",
-                "extra.jsonl"
-            ]),
-            splits(&[
-                ("train", &["train-0.jsonl", "train-1.jsonl"]),
-                ("validation", &["my_dev.jsonl"]),
-                ("test", &["test.jsonl"]),
-            ])
+    fn a_folder_is_seen_with_its_card() {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["one.jsonl", "two.jsonl", "deep/three.jsonl"] {
+            write(folder.path(), file, "{}");
+        }
+        let found = find_in(folder.path(), &Selection::default()).unwrap();
+        assert_eq!(found.splits[0].1.len(), 3);
+        write(
+            folder.path(),
+            "README.md",
+            "---\nconfigs:\n- config_name: c\n  data_files:\n  - split: held\n    path: deep/*\n  - split: train\n    path: one.jsonl\n---\n",
         );
+        let found = find_in(folder.path(), &Selection::default()).unwrap();
         assert_eq!(
-            split_of(&["train/a.csv", "train/b.csv", "test-set/a.csv"]),
-            splits(&[
-                ("train", &["train/a.csv", "train/b.csv"]),
-                ("test", &["test-set/a.csv"])
-            ])
+            found.splits,
+            [
+                (
+                    "held".to_owned(),
+                    vec![folder.path().join("deep/three.jsonl")]
+                ),
+                ("train".to_owned(), vec![folder.path().join("one.jsonl")]),
+            ]
         );
-        assert_eq!(
-            split_of(&[
-                "data/zeta-00000-of-00001-abc.parquet",
-                "data/test-00000-of-00001.parquet"
-            ]),
-            splits(&[
-                ("test", &["data/test-00000-of-00001.parquet"]),
-                ("zeta", &["data/zeta-00000-of-00001-abc.parquet"]),
-            ])
-        );
-        assert_eq!(
-            split_of(&[
-                "b.txt",
-                "deep/a.txt",
-                ".hidden/train.txt",
-                "__pycache__/x.txt",
-                "trainers.txt"
-            ]),
-            splits(&[("train", &["b.txt", "deep/a.txt", "trainers.txt"])])
-        );
-        assert_eq!(
-            split_of(&["a.jsonl", "b.jsonl", "notes.txt"]),
-            splits(&[("train", &["a.jsonl", "b.jsonl"])])
-        );
+    }
+
+    #[test]
+    fn files_are_named_from_the_folder_or_from_anywhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        write(folder.path(), "sub/a.txt", "a");
+        write(elsewhere.path(), "b.txt", "b");
+        let far = elsewhere
+            .path()
+            .join("*.txt")
+            .to_string_lossy()
+            .into_owned();
+        let request = Selection {
+            data_files: vec![("t".to_owned(), vec!["sub".to_owned(), far.clone()])],
+            ..Selection::default()
+        };
+        let found = find_in(folder.path(), &request).unwrap();
+        assert_eq!(found.format, FileFormat::Text);
+        assert_eq!(found.splits[0].1.len(), 2);
+        let request = Selection {
+            data_files: vec![("t".to_owned(), vec![far])],
+            ..Selection::default()
+        };
+        for name in ["", "json"] {
+            let found = named(name, &request).unwrap().unwrap();
+            assert_eq!(found.splits[0].1, [elsewhere.path().join("b.txt")]);
+            let json = name == "json";
+            assert_eq!(found.format == FileFormat::Json, json);
+        }
+        assert!(named("x", &request).is_none());
+        assert!(named("json", &Selection::default()).is_none());
     }
 
     #[test]
     fn nothing_found_says_what_was_looked_for() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("movie.mp4"), "x").unwrap();
-        let error = find("x", folder.path(), None).unwrap_err().to_string();
+        write(folder.path(), "movie.mp4", "x");
+        let error = find_in(folder.path(), &Selection::default())
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("no file in") && error.contains(".jsonl"),
             "{error}"
         );
-        let pattern = folder.path().join("*.jsonl");
-        let error = find(pattern.to_str().unwrap(), &pattern, None)
+        let pattern = folder.path().join("*.mp4");
+        let error = find(pattern.to_str().unwrap(), &pattern, &Selection::default())
             .unwrap_err()
             .to_string();
-        assert!(error.contains("matches the pattern"), "{error}");
-        let error = find("x", &folder.path().join("movie.mp4"), None)
+        assert!(
+            error.contains("that matches the pattern has a known format"),
+            "{error}"
+        );
+        let pattern = folder.path().join("*.jsonl");
+        let error = find(pattern.to_str().unwrap(), &pattern, &Selection::default())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("no file matches the pattern"), "{error}");
+        let error = find("x", &folder.path().join("movie.mp4"), &Selection::default())
             .unwrap_err()
             .to_string();
         assert!(
             error.contains("neither the name nor the content"),
+            "{error}"
+        );
+        let request = Selection {
+            data_files: vec![("train".to_owned(), vec!["absent.csv".to_owned()])],
+            ..Selection::default()
+        };
+        let error = find_in(folder.path(), &request).unwrap_err().to_string();
+        assert!(
+            error.contains("no such file or folder") && error.contains("\"train\""),
             "{error}"
         );
     }

@@ -1,17 +1,18 @@
 //! JSON lines and JSON documents.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use arrow::json::ReaderBuilder;
 use serde::de::DeserializeSeed;
 
 use super::chunks::LineChunks;
 use super::document;
 use super::infer::{Inferred, Path as Place, Seed};
-use super::{Options, Rows};
+use super::{Options, Rows, special};
 use crate::dataset::parallel;
 use crate::dataset::table::check_unique;
 use crate::{Error, Result};
@@ -28,26 +29,29 @@ pub(super) struct Records {
 /// memory than a few chunks (a JSON document, which is no lines, is in memory while it is read).
 pub(super) fn load(paths: &[PathBuf], options: &Options, rows: &mut Rows) -> Result<SchemaRef> {
     let mut all = Inferred::Null;
-    let mut first: Option<&Path> = None;
+    let mut read = Read::default();
+    let mut first: Option<(&Path, HashSet<String>)> = None;
     for path in paths {
-        let known = all.fields().len();
-        infer(path, options, &mut all)?;
-        let fields = all.fields();
-        match first {
-            Some(first) if fields.len() > known => {
-                return Err(Error::format(
-                    path,
-                    format!(
-                        "it has the column {:?}, which {} does not have; load them apart and bring them together with \
-                         concatenate",
-                        fields[known].name(),
-                        first.display()
-                    ),
-                ));
+        let seen = infer(path, options, &mut all, &mut read)?;
+        match &first {
+            Some((first, expected)) if !seen.is_empty() => {
+                same_columns(&all, path, &seen, first, expected)?;
             }
-            None if !fields.is_empty() => first = Some(path),
+            None if !seen.is_empty() => first = Some((path, seen)),
             _ => {}
         }
+    }
+    // Every value that is there takes bytes of the file, but fields that a record lacks take none.
+    if all.cells(read.records) > 32 * read.bytes + (1 << 20) {
+        return Err(Error::format(
+            &paths[0],
+            format!(
+                "its {} records have so few of their {} fields in common that a table of them would be many times the \
+                 file; bring what varies into a list of names and values",
+                read.records,
+                all.fields().len()
+            ),
+        ));
     }
     let schema = Arc::new(Schema::new(all.fields()));
     check_unique(&schema)?;
@@ -63,9 +67,52 @@ pub(super) fn load(paths: &[PathBuf], options: &Options, rows: &mut Rows) -> Res
     Ok(schema)
 }
 
-/// Takes in the types of all values of a file.
-fn infer(path: &Path, options: &Options, all: &mut Inferred) -> Result<()> {
-    let start = all.clone();
+/// What files hold.
+#[derive(Default)]
+struct Read {
+    records: u64,
+    bytes: u64,
+}
+
+/// Checks that a file has the columns of the first one, whichever of the two has more.
+fn same_columns(
+    all: &Inferred,
+    path: &Path,
+    seen: &HashSet<String>,
+    first: &Path,
+    expected: &HashSet<String>,
+) -> Result<()> {
+    // What is new in a file is named before what it lacks.
+    let fields = all.fields();
+    let is_new =
+        |field: &&Arc<Field>| seen.contains(field.name()) && !expected.contains(field.name());
+    let is_lacking =
+        |field: &&Arc<Field>| !seen.contains(field.name()) && expected.contains(field.name());
+    let found = fields.iter().find(is_new);
+    let Some(field) = found.or_else(|| fields.iter().find(is_lacking)) else {
+        return Ok(());
+    };
+    let (name, first) = (field.name(), first.display());
+    let problem = match seen.contains(name) {
+        true => format!("it has the column {name:?}, which {first} does not have"),
+        false => format!("it does not have the column {name:?}, which {first} has"),
+    };
+    Err(Error::format(
+        path,
+        format!("{problem}; load them apart and bring them together with concatenate"),
+    ))
+}
+
+/// Takes in the types of all values of a file, and returns the columns that it has.
+fn infer(
+    path: &Path,
+    options: &Options,
+    all: &mut Inferred,
+    read: &mut Read,
+) -> Result<HashSet<String>> {
+    let mut seen = HashSet::new();
+    // How many items lists have had is counted anew in every chunk.
+    let start = all.without_counts();
     parallel::ordered(
         "reading JSON",
         parallel::default_threads(),
@@ -76,12 +123,22 @@ fn infer(path: &Path, options: &Options, all: &mut Inferred) -> Result<()> {
             infer_records(path, &records, &mut inferred)?;
             Ok((records, inferred))
         },
-        |(records, inferred)| match all.merge(inferred) {
-            Ok(()) => Ok(()),
-            // Two chunks disagree: the second one, read on top of the first, says where.
-            Err(()) => infer_records(path, &records, &mut all.clone()),
+        |(records, inferred)| {
+            read.records += records.places.len() as u64;
+            read.bytes += records.bytes.len() as u64;
+            for name in inferred.seen() {
+                if !seen.contains(name) {
+                    seen.insert(name.to_owned());
+                }
+            }
+            match all.merge(inferred) {
+                Ok(()) => Ok(()),
+                // Two chunks disagree: the second one, read on top of the first, says where.
+                Err(()) => infer_records(path, &records, &mut all.clone()),
+            }
         },
-    )
+    )?;
+    Ok(seen)
 }
 
 fn infer_records(path: &Path, records: &Records, inferred: &mut Inferred) -> Result<()> {
@@ -99,7 +156,8 @@ fn infer_records(path: &Path, records: &Records, inferred: &mut Inferred) -> Res
                 0,
             ));
         }
-        let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+        let bytes = special::as_numbers(bytes);
+        let mut deserializer = serde_json::Deserializer::from_slice(&bytes);
         let seed = Seed {
             inferred: &mut *inferred,
             path: Place::Root,
@@ -133,10 +191,11 @@ fn decode(path: &Path, schema: &SchemaRef, records: &Records) -> Result<Option<R
     let mut decoder = ReaderBuilder::new(schema.clone())
         .with_batch_size(records.places.len() + 1)
         .build_decoder()?;
+    let bytes = special::as_strings(&records.bytes);
     let read = decoder
-        .decode(&records.bytes)
+        .decode(&bytes)
         .map_err(|error| failed(error.to_string()))?;
-    if read != records.bytes.len() {
+    if read != bytes.len() {
         return Err(failed("the file changed while it was read".to_owned()));
     }
     decoder.flush().map_err(|error| failed(error.to_string()))
@@ -144,7 +203,10 @@ fn decode(path: &Path, schema: &SchemaRef, records: &Records) -> Result<Option<R
 
 /// The records of a file: streamed if they are lines, from memory if the file is one JSON document.
 fn records(path: &Path, options: &Options) -> Result<Box<dyn Iterator<Item = Result<Records>>>> {
-    let start = match LineChunks::open(path)?.next().transpose()? {
+    let start = match LineChunks::open(path, options.encoding)?
+        .next()
+        .transpose()?
+    {
         Some(chunk) => chunk.bytes,
         None => return Ok(Box::new(std::iter::empty())),
     };
@@ -165,23 +227,25 @@ fn records(path: &Path, options: &Options) -> Result<Box<dyn Iterator<Item = Res
             document::records(path, options)?.into_iter().map(Ok),
         ));
     }
-    Ok(Box::new(LineChunks::open(path)?.map(|chunk| {
-        let chunk = chunk?;
-        let mut places = Vec::new();
-        let (mut start, mut line) = (0, chunk.first_line);
-        for part in chunk.bytes.split(|&byte| byte == b'\n') {
-            let trimmed = part.trim_ascii_start();
-            if !trimmed.is_empty() {
-                let from = start + part.len() - trimmed.len();
-                places.push((from..start + part.trim_ascii_end().len(), line));
+    Ok(Box::new(LineChunks::open(path, options.encoding)?.map(
+        |chunk| {
+            let chunk = chunk?;
+            let mut places = Vec::new();
+            let (mut start, mut line) = (0, chunk.first_line);
+            for part in chunk.bytes.split(|&byte| byte == b'\n') {
+                let trimmed = part.trim_ascii_start();
+                if !trimmed.is_empty() {
+                    let from = start + part.len() - trimmed.len();
+                    places.push((from..start + part.trim_ascii_end().len(), line));
+                }
+                start += part.len() + 1;
+                line += 1;
             }
-            start += part.len() + 1;
-            line += 1;
-        }
-        Ok(Records {
-            file_bytes: chunk.bytes.len(),
-            bytes: chunk.bytes,
-            places,
-        })
-    })))
+            Ok(Records {
+                file_bytes: chunk.bytes.len(),
+                bytes: chunk.bytes,
+                places,
+            })
+        },
+    )))
 }

@@ -1,19 +1,26 @@
 //! Loading datasets from files.
 
 mod arrow;
+mod card;
 mod chunks;
 mod csv;
 mod document;
 mod files;
 mod infer;
 mod json;
+mod layout;
+mod options;
 mod parquet;
 #[cfg(feature = "hub")]
 mod remote;
+mod source;
+mod special;
 mod text;
 
+pub(crate) use layout::Selection;
 #[cfg(feature = "hub")]
-pub(crate) use files::by_split;
+pub(crate) use layout::{Layout, default_config, plan};
+pub(crate) use options::Options;
 #[cfg(feature = "hub")]
 pub(super) use remote::on_hub;
 
@@ -23,6 +30,7 @@ use std::time::UNIX_EPOCH;
 
 use ::arrow::array::RecordBatch;
 use ::arrow::datatypes::{Field, Schema, SchemaRef};
+use tempfile::TempPath;
 
 use super::cache::Cache;
 use super::data_type::{common, type_name};
@@ -75,20 +83,25 @@ pub fn load_dataset(path_or_name: impl AsRef<str>) -> Result<DatasetDict> {
 ///
 /// JSON takes its types from the values of the whole file, as the reference does from its beginning: whole numbers are
 /// `int64`, decimal ones `float64`, a list that is always empty holds nulls. Dates stay text.
+///
+/// A card (README.md) whose YAML header has the field `configs` decides what the splits of a folder or repository are;
+/// [`Loader::data_files`] comes before it. Where names tell no split, the format that most files have counts, and a
+/// licence or a list of requirements is no data.
+///
+/// Files that are compressed with gzip, bzip2, xz, zstd or lz4 are unpacked while they are read. Lines of text and JSON
+/// may end in `\n`, `\r\n` or `\r`. Fields that a JSON record lacks are null, and so are the last values of a short CSV
+/// row; several files of a split must have the same columns, and what differs is brought together with
+/// [`concatenate`](super::concatenate).
 #[derive(Clone, Debug)]
 pub struct Loader {
     name: String,
-    format: Option<FileFormat>,
+    request: Selection,
     field: Option<String>,
-    config: Option<String>,
+    delimiter: Option<char>,
+    column_names: Option<Vec<String>>,
+    encoding: Option<String>,
     cache: Cache,
     memory_limit: usize,
-}
-
-/// What the readers of formats need to know.
-struct Options {
-    /// The field of a JSON document that holds the records.
-    field: Option<String>,
 }
 
 impl Loader {
@@ -96,17 +109,74 @@ impl Loader {
     pub fn new(path_or_name: impl AsRef<str>) -> Self {
         Self {
             name: path_or_name.as_ref().to_owned(),
-            format: None,
+            request: Selection::default(),
             field: None,
-            config: None,
+            delimiter: None,
+            column_names: None,
+            encoding: None,
             cache: Cache::default(),
             memory_limit: MEMORY_LIMIT,
         }
     }
 
+    /// Loads the files (or patterns, or folders) `paths` as the one split `train`.
+    ///
+    /// ```no_run
+    /// use cloze::prelude::*;
+    /// let dataset = Loader::from_files(["2023.jsonl.gz", "2024/*.jsonl"]).load()?;
+    /// # Ok::<(), cloze::Error>(())
+    /// ```
+    pub fn from_files<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Self {
+        Self::new("").data_files("train", paths)
+    }
+
+    /// Names the files of a split, once for every split: paths, patterns or folders, seen from the folder or repository
+    /// that is loaded (or from anywhere, if it is a folder here). Only what is named is loaded. With the name of a format
+    /// ("json", "csv", "text", "parquet", "arrow") in place of a folder, they are seen from the working folder.
+    pub fn data_files<P: AsRef<Path>>(
+        mut self,
+        split: impl Into<String>,
+        paths: impl IntoIterator<Item = P>,
+    ) -> Self {
+        let split = split.into();
+        let paths = paths
+            .into_iter()
+            .map(|path| path.as_ref().to_string_lossy().into_owned());
+        let splits = &mut self.request.data_files;
+        match splits.iter_mut().find(|(name, _)| *name == split) {
+            Some((_, files)) => files.extend(paths),
+            None => splits.push((split, paths.collect())),
+        }
+        self
+    }
+
+    /// The folder, inside of what is loaded, that files are looked for in.
+    pub fn data_dir(mut self, folder: impl Into<String>) -> Self {
+        self.request.data_dir = Some(folder.into());
+        self
+    }
+
+    /// What stands between the values of CSV files (default: a comma, or a tab in .tsv files).
+    pub fn delimiter(mut self, delimiter: char) -> Self {
+        self.delimiter = Some(delimiter);
+        self
+    }
+
+    /// The names of the columns of CSV files without a header line: their first line is a row then.
+    pub fn column_names<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.column_names = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// The encoding of text, CSV and JSON files ("latin-1", "cp1252", "utf-16", ...; default UTF-8).
+    pub fn encoding(mut self, name: impl Into<String>) -> Self {
+        self.encoding = Some(name.into());
+        self
+    }
+
     /// The files' format, where their names don't tell.
     pub fn format(mut self, format: FileFormat) -> Self {
-        self.format = Some(format);
+        self.request.format = Some(format);
         self
     }
 
@@ -116,9 +186,9 @@ impl Loader {
         self
     }
 
-    /// The configuration of a dataset on the Hub that has several.
+    /// The configuration of a dataset that has several, by its card or by its folders.
     pub fn config(mut self, name: impl Into<String>) -> Self {
-        self.config = Some(name.into());
+        self.request.config = Some(name.into());
         self
     }
 
@@ -147,31 +217,64 @@ impl Loader {
     /// Nothing found under the name; a malformed file, with its line where there is one; files whose columns don't
     /// agree; no rows at all.
     pub fn load(&self) -> Result<DatasetDict> {
+        if let Some(found) = files::named(&self.name, &self.request) {
+            return self.load_files(&found?);
+        }
         #[cfg(feature = "hub")]
-        if let Some(dataset) = remote::on_hub(&self.name, self.config.as_deref())? {
+        if let Some(dataset) = remote::on_hub(&self.name, &self.request)? {
             return self.load_from_hub(&dataset);
         }
         let path = files::locate(&self.name)?;
-        if let Some(dict) = super::save::saved(&path)? {
+        let is_plain = self.request.data_files.is_empty() && self.request.data_dir.is_none();
+        if is_plain && let Some(dict) = super::save::saved(&path)? {
             return Ok(dict);
         }
-        self.load_files(&files::find(&self.name, &path, self.format)?)
+        self.load_files(&files::find(&self.name, &path, &self.request)?)
     }
 
     fn load_files(&self, found: &files::Found) -> Result<DatasetDict> {
         found
             .splits
             .iter()
-            .map(|(split, paths)| Ok((split.clone(), self.load_split(found.format, paths)?)))
+            .map(|(split, paths)| {
+                let loaded = self.load_split(found.format, paths, &found.options)?;
+                Ok((split.clone(), loaded))
+            })
             .collect::<Result<Vec<_>>>()
             .map(DatasetDict::from_iter)
     }
 
-    fn load_split(&self, format: FileFormat, paths: &[PathBuf]) -> Result<Dataset> {
-        let options = Options {
-            field: self.field.clone(),
+    /// What was asked for, and where nothing was, what the card says.
+    fn options(&self, card: &Options) -> Result<Options> {
+        let mut options = card.clone();
+        if let Some(delimiter) = self.delimiter {
+            options.set_delimiter(delimiter)?;
+        }
+        if let Some(encoding) = &self.encoding {
+            options.set_encoding(encoding)?;
+        }
+        options.field = self.field.clone().or(options.field);
+        options.column_names = self.column_names.clone().or(options.column_names);
+        Ok(options)
+    }
+
+    fn load_split(&self, format: FileFormat, paths: &[PathBuf], card: &Options) -> Result<Dataset> {
+        let options = self.options(card)?;
+        let (key, bytes) = key(format, paths, &options)?;
+        let unpacked = match format {
+            FileFormat::Parquet | FileFormat::Arrow => self.unpack(paths)?,
+            _ => Vec::new(),
         };
-        let (key, bytes) = self.key(format, paths)?;
+        let whole: Vec<PathBuf> = unpacked
+            .iter()
+            .zip(paths)
+            .map(|(unpacked, path)| {
+                unpacked
+                    .as_ref()
+                    .map_or(path.clone(), |path| path.to_path_buf())
+            })
+            .collect();
+        let paths = if whole.is_empty() { paths } else { &whole };
         if format == FileFormat::Arrow {
             let known = (bytes > self.memory_limit).then_some(key);
             return arrow::load(paths, known);
@@ -188,9 +291,19 @@ impl Loader {
         let schema = match format {
             FileFormat::Json => json::load(paths, &options, &mut rows)?,
             FileFormat::Parquet => parquet::load(paths, &mut rows)?,
-            FileFormat::Csv => csv::load(paths, b',', &mut rows)?,
-            FileFormat::Tsv => csv::load(paths, b'\t', &mut rows)?,
-            FileFormat::Text => text::load(paths, &mut rows)?,
+            FileFormat::Csv => csv::load(
+                paths,
+                options.delimiter.unwrap_or(b','),
+                &options,
+                &mut rows,
+            )?,
+            FileFormat::Tsv => csv::load(
+                paths,
+                options.delimiter.unwrap_or(b'\t'),
+                &options,
+                &mut rows,
+            )?,
+            FileFormat::Text => text::load(paths, &options, &mut rows)?,
             FileFormat::Arrow => unreachable!("Arrow files are opened as they are"),
         };
         rows.progress.finish();
@@ -200,30 +313,55 @@ impl Loader {
         Ok(dataset)
     }
 
-    /// What the files' present content is known by, and their size. Reading large files to know them would cost as much
-    /// as a good part of loading them: their path, size and time of change must do.
-    fn key(&self, format: FileFormat, paths: &[PathBuf]) -> Result<(Fingerprint, usize)> {
-        let mut hashing = Hashing::new("files");
-        hashing.part(format!("{format:?}").as_bytes());
-        hashing.part(self.field.as_deref().unwrap_or_default().as_bytes());
-        let mut bytes = 0;
-        for path in paths {
-            let io = |error| Error::io("read", path, error);
-            let metadata = path.metadata().map_err(io)?;
-            let changed = metadata.modified().map_err(io)?;
-            let changed = changed.duration_since(UNIX_EPOCH).unwrap_or_default();
-            hashing.part(
-                path.canonicalize()
-                    .map_err(io)?
-                    .as_os_str()
-                    .as_encoded_bytes(),
-            );
-            hashing.part(&metadata.len().to_le_bytes());
-            hashing.part(&changed.as_nanos().to_le_bytes());
-            bytes += metadata.len() as usize;
-        }
-        Ok((hashing.finish(), bytes))
+    /// Unpacks what is compressed into files that go with what is returned: these formats are read from any place.
+    fn unpack(&self, paths: &[PathBuf]) -> Result<Vec<Option<TempPath>>> {
+        let unpack = |path: &PathBuf| {
+            let (mut source, is_packed) = source::unpacked(path)?;
+            if !is_packed {
+                return Ok(None);
+            }
+            let folder = self.cache.folder();
+            let io = |error| Error::io("write", &folder, error);
+            std::fs::create_dir_all(&folder).map_err(io)?;
+            let mut file = tempfile::NamedTempFile::new_in(&folder).map_err(io)?;
+            std::io::copy(&mut source, &mut file)
+                .map_err(|error| Error::io("read", path, error))?;
+            Ok(Some(file.into_temp_path()))
+        };
+        paths.iter().map(unpack).collect()
     }
+}
+
+/// What the files' present content is known by, and their size. Reading large files to know them would cost as much as a
+/// good part of loading them: their path, size and times of change must do. The time of change that nobody can set tells
+/// a file that another one has replaced under the same name, size and date.
+fn key(format: FileFormat, paths: &[PathBuf], options: &Options) -> Result<(Fingerprint, usize)> {
+    let mut hashing = Hashing::new("files");
+    hashing.part(format!("{format:?} {options:?}").as_bytes());
+    let mut bytes = 0;
+    for path in paths {
+        let io = |error| Error::io("read", path, error);
+        let metadata = path.metadata().map_err(io)?;
+        let changed = metadata.modified().map_err(io)?;
+        let changed = changed.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let real = path.canonicalize().map_err(io)?;
+        hashing.part(real.as_os_str().as_encoded_bytes());
+        hashing.part(&metadata.len().to_le_bytes());
+        hashing.part(&changed.as_nanos().to_le_bytes());
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            for number in [
+                metadata.ctime(),
+                metadata.ctime_nsec(),
+                metadata.ino() as i64,
+            ] {
+                hashing.part(&number.to_le_bytes());
+            }
+        }
+        bytes += metadata.len() as usize;
+    }
+    Ok((hashing.finish(), bytes))
 }
 
 /// Where the readers of formats put what they read.

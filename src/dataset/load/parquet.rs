@@ -3,12 +3,14 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
 
 use super::{Rows, agree};
 use crate::dataset::cast::cast_batch;
 use crate::dataset::data_type::plain_schema;
+use crate::panics::caught;
 use crate::{Error, Result};
 
 /// Types stay as they were written, in their plain forms.
@@ -16,8 +18,13 @@ pub(super) fn load(paths: &[PathBuf], rows: &mut Rows) -> Result<SchemaRef> {
     let mut files = Vec::new();
     for path in paths {
         let file = File::open(path).map_err(|error| Error::io("read", path, error))?;
-        let metadata = ArrowReaderMetadata::load(&file, Default::default())
+        // Damaged files have been seen to panic in the library that reads them.
+        let metadata = caught(|| ArrowReaderMetadata::load(&file, Default::default()))
+            .map_err(|panic| damaged(path, &panic))?
             .map_err(|error| damaged(path, &error))?;
+        if metadata.schema().fields().is_empty() {
+            return Err(Error::format(path, "it has no columns"));
+        }
         files.push((path, file, metadata));
     }
     let schemas: Vec<_> = files
@@ -30,25 +37,45 @@ pub(super) fn load(paths: &[PathBuf], rows: &mut Rows) -> Result<SchemaRef> {
             .map(move |group| Ok((path, file, metadata, group)))
     });
     rows.fill(groups, |(path, file, metadata, group)| {
-        let file = file
-            .try_clone()
-            .map_err(|error| Error::io("read", path, error))?;
-        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone())
-            .with_row_groups(vec![group])
-            .with_batch_size(8192)
-            .build()
-            .map_err(|error| damaged(path, &error))?;
-        let batches = reader
-            .map(|batch| cast_batch(&batch?, &schema))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| damaged(path, &error))?;
+        let io = |error| Error::io("read", path, error);
+        let limit = limit(file.metadata().map_err(io)?.len());
+        let file = file.try_clone().map_err(io)?;
+        let read = || -> Result<Vec<RecordBatch>> {
+            let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone())
+                .with_row_groups(vec![group])
+                .with_batch_size(8192)
+                .build()
+                .map_err(|error| damaged(path, &error))?;
+            let (mut batches, mut size) = (Vec::new(), 0u64);
+            for batch in reader {
+                let batch = batch
+                    .and_then(|batch| cast_batch(&batch, &schema))
+                    .map_err(|error| damaged(path, &error))?;
+                // A column of nulls takes no memory, but its rows are counted.
+                size += (batch.get_array_memory_size() + batch.num_rows()) as u64;
+                if size > limit {
+                    return Err(Error::format(
+                        path,
+                        "it unfolds into more than a thousand times its size, which no honest file does",
+                    ));
+                }
+                batches.push(batch);
+            }
+            Ok(batches)
+        };
+        let batches = caught(read).unwrap_or_else(|panic| Err(damaged(path, &panic)))?;
         let bytes = metadata.metadata().row_group(group).compressed_size();
         Ok((batches, usize::try_from(bytes).unwrap_or(0)))
     })?;
     Ok(schema)
 }
 
-fn damaged(path: &Path, error: &dyn std::error::Error) -> Error {
+/// What a file of `bytes` bytes may unfold into: long runs of one value take next to nothing.
+fn limit(bytes: u64) -> u64 {
+    bytes.saturating_mul(1100).max(256 << 20)
+}
+
+fn damaged(path: &Path, error: &dyn std::fmt::Display) -> Error {
     Error::format(
         path,
         format!(

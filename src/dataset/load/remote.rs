@@ -1,8 +1,8 @@
 //! Datasets that lie on the Hub.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::{FileFormat, Loader, files};
+use super::{FileFormat, Loader, Selection, files};
 use crate::dataset::concatenate::concatenate;
 use crate::dataset::split::{self, Term};
 use crate::dataset::{Dataset, DatasetDict};
@@ -10,13 +10,16 @@ use crate::hub::{self, HubDataset};
 use crate::{Error, Result};
 
 /// The dataset on the Hub that `name` means, if it means one: no pattern, nothing bundled, no file and no folder.
-pub(in crate::dataset) fn on_hub(name: &str, config: Option<&str>) -> Result<Option<HubDataset>> {
-    let is_local =
-        files::is_pattern(name) || name.starts_with(hub::BUNDLED) || Path::new(name).exists();
+pub(in crate::dataset) fn on_hub(name: &str, request: &Selection) -> Result<Option<HubDataset>> {
+    let is_local = files::is_pattern(name)
+        || name.starts_with(hub::BUNDLED)
+        || hub::find_here("dataset", name)?.is_some();
     if is_local || hub::Repo::parse(hub::RepoKind::Dataset, name).is_err() {
         return Ok(None);
     }
-    hub::open_dataset(name, config).map(Some)
+    hub::open_dataset(name, request)
+        .map(Some)
+        .map_err(|error| hub::after_looking_here(name, error))
 }
 
 impl Loader {
@@ -28,7 +31,10 @@ impl Loader {
     /// As [`Loader::load`] and [`DatasetDict::split`].
     pub fn part(&self, split: impl AsRef<str>) -> Result<Dataset> {
         let split = split.as_ref();
-        match on_hub(&self.name, self.config.as_deref())? {
+        if files::named(&self.name, &self.request).is_some() {
+            return self.load()?.split(split);
+        }
+        match on_hub(&self.name, &self.request)? {
             Some(dataset) => self.part_of(&dataset, split, &|name| name.to_owned()),
             None => self.load()?.split(split),
         }
@@ -41,7 +47,7 @@ impl Loader {
         split: &str,
         rename: &dyn Fn(&str) -> String,
     ) -> Result<Dataset> {
-        let format = self.format.unwrap_or(dataset.format());
+        let format = self.request.format.unwrap_or(dataset.format());
         let mut parts = Vec::new();
         for term in split::parse(split)? {
             let name = rename(&term.name);
@@ -53,7 +59,7 @@ impl Loader {
                 })?,
                 _ => (self.files_of_rows(dataset, &name, &term)?, 0),
             };
-            let loaded = self.load_split(format, &paths)?;
+            let loaded = self.load_split(format, &paths, dataset.options())?;
             if format != FileFormat::Parquet {
                 range = term.range(split, loaded.len())?;
             }
@@ -76,11 +82,13 @@ impl Loader {
         let (Some(wanted), count) = (term.fixed(), dataset.shard_count(name)?) else {
             return dataset.first(name, usize::MAX);
         };
-        let format = self.format.unwrap_or(dataset.format());
+        let format = self.request.format.unwrap_or(dataset.format());
         let mut rows = 0;
         for shards in 1..count {
             let paths = dataset.first(name, shards)?;
-            rows += self.load_split(format, &paths[shards - 1..])?.len();
+            rows += self
+                .load_split(format, &paths[shards - 1..], dataset.options())?
+                .len();
             if rows >= wanted.end {
                 return Ok(paths);
             }
@@ -90,13 +98,13 @@ impl Loader {
 
     /// Loads all splits of a dataset on the Hub.
     pub(super) fn load_from_hub(&self, dataset: &HubDataset) -> Result<DatasetDict> {
-        let format = self.format.unwrap_or(dataset.format());
+        let format = self.request.format.unwrap_or(dataset.format());
         dataset
             .splits()
             .into_iter()
             .map(|split| {
                 let paths = dataset.first(split, usize::MAX)?;
-                let loaded = self.load_split(format, &paths)?;
+                let loaded = self.load_split(format, &paths, dataset.options())?;
                 Ok((split.to_owned(), loaded.with_origin(Some(dataset.name()))))
             })
             .collect::<Result<Vec<_>>>()

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch, StringBuilder};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
-use super::Rows;
 use super::chunks::LineChunks;
+use super::{Options, Rows};
 use crate::{Error, Result};
 
 /// Lines without their ends, empty ones too, in the column `text`.
-pub(super) fn load(paths: &[PathBuf], rows: &mut Rows) -> Result<SchemaRef> {
+pub(super) fn load(paths: &[PathBuf], options: &Options, rows: &mut Rows) -> Result<SchemaRef> {
     let schema = Arc::new(Schema::new(vec![Field::new("text", DataType::Utf8, true)]));
     for path in paths {
-        rows.fill(LineChunks::open(path)?, |chunk| {
+        rows.fill(LineChunks::open(path, options.encoding)?, |chunk| {
             let text = std::str::from_utf8(&chunk.bytes).map_err(|error| {
                 let before = &chunk.bytes[..error.valid_up_to()];
                 Error::Format {
@@ -22,7 +22,7 @@ pub(super) fn load(paths: &[PathBuf], rows: &mut Rows) -> Result<SchemaRef> {
                     line: Some(
                         chunk.first_line + before.iter().filter(|&&byte| byte == b'\n').count(),
                     ),
-                    message: "the text is not valid UTF-8; convert the file to UTF-8 first"
+                    message: "the text is not valid UTF-8; name its encoding with Loader::encoding, or convert the file"
                         .to_owned(),
                 }
             })?;

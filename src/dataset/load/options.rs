@@ -1,0 +1,39 @@
+//! What the readers of formats need to know beside the files.
+
+use encoding_rs::Encoding;
+
+use super::source;
+use crate::{Error, Result};
+
+/// Options of reading, each for the formats that it makes sense for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Options {
+    /// The field of a JSON document that holds the records.
+    pub(crate) field: Option<String>,
+    /// What stands between the values of CSV files.
+    pub(crate) delimiter: Option<u8>,
+    /// The names of the columns of CSV files that have no header.
+    pub(crate) column_names: Option<Vec<String>>,
+    /// The encoding of text, where it is not UTF-8.
+    pub(crate) encoding: Option<&'static Encoding>,
+}
+
+impl Options {
+    pub(crate) fn set_delimiter(&mut self, delimiter: char) -> Result<()> {
+        if !delimiter.is_ascii() || "\"\r\n".contains(delimiter) {
+            return Err(Error::argument(
+                "delimiter",
+                format!(
+                    "{delimiter:?} can't stand between values; give one ASCII character that is no quote and no line end"
+                ),
+            ));
+        }
+        self.delimiter = Some(delimiter as u8);
+        Ok(())
+    }
+
+    pub(crate) fn set_encoding(&mut self, label: &str) -> Result<()> {
+        self.encoding = Some(source::encoding(label)?);
+        Ok(())
+    }
+}
