@@ -24,6 +24,8 @@ pub(crate) enum Layout {
     Letterwise,
     /// `vocab.txt` of Chinese words, which are found by a dictionary before they are cut into pieces.
     ChineseWords,
+    /// `vocab.txt`, for tables: a text that says nothing has a token of its own.
+    TableWords,
 }
 
 /// What a family does with its `SentencePiece` model.
@@ -343,7 +345,7 @@ static FAMILIES: &[Family] = &[
         stem: "Tapas",
         model_types: &["tapas"],
         additional: &["[EMPTY]"],
-        own_files: &["vocab.txt"],
+        layout: Layout::TableWords,
         ..BERT
     },
     Family {

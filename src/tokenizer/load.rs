@@ -324,6 +324,7 @@ fn assemble(
             clean_up: folder.flag("clean_up_tokenization_spaces").unwrap_or(true),
             type_ids,
             attention_mask,
+            tables: family.is_some_and(|family| family.layout == Layout::TableWords),
             cleans_up: family.is_none_or(|family| family.cleans_up),
             legacy,
             config: config.clone(),

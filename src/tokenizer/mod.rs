@@ -19,6 +19,7 @@ mod rules;
 mod save;
 mod special;
 mod speech;
+mod table;
 mod train;
 mod words;
 
@@ -96,6 +97,8 @@ struct Settings {
     clean_up: bool,
     type_ids: bool,
     attention_mask: bool,
+    /// Whether texts come with tables.
+    tables: bool,
     /// Whether decoded texts are ever cleaned up.
     cleans_up: bool,
     /// Built from the files from before `tokenizer.json`: pairs are treated as the reference's Python tokenizers do.

@@ -79,7 +79,8 @@ impl Tokenizer {
         }
         let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
         set("tokenizer_class", self.class_name().into());
-        set("clean_up_tokenization_spaces", settings.clean_up.into());
+        let clean_up = settings.clean_up && settings.cleans_up;
+        set("clean_up_tokenization_spaces", clean_up.into());
         if let Some(languages) = &self.languages {
             set("src_lang", languages.source.clone().into());
             set("tgt_lang", languages.target.clone().into());

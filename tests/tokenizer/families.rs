@@ -10,6 +10,7 @@ pub(super) fn check(report: &mut Report, tokenizer: &Tokenizer, e: &Value, fast:
     languages(report, tokenizer, e, fast);
     entities(report, tokenizer, e);
     speech(report, tokenizer, e);
+    tables(report, tokenizer, e);
 }
 
 /// The columns that come beside the tokens, those of one number a token.
@@ -166,5 +167,78 @@ fn speech(report: &mut Report, tokenizer: &Tokenizer, e: &Value) {
         let theirs = case["decoded"]["keep_ungrouped"].as_str().unwrap();
         let ours = tokenizer.decode_unfolded(&ids, false).unwrap();
         report.check("ungrouped", ours.as_str(), theirs);
+    }
+}
+
+/// The texts alone, and the tables.
+fn tables(report: &mut Report, tokenizer: &Tokenizer, e: &Value) {
+    let Some(tables) = e["tables"].as_array() else {
+        return;
+    };
+    let strings = |value: &Value| -> Vec<String> {
+        let texts = value.as_array().unwrap().iter();
+        texts
+            .map(|text| text.as_str().unwrap().to_owned())
+            .collect()
+    };
+    let plain = EncodeOptions::new();
+    for case in e["cases"].as_array().unwrap() {
+        let label = case["label"].as_str().unwrap();
+        let options = plain.clone().add_special_tokens(false);
+        let ours = tokenizer
+            .encode_with(case["text"].as_str().unwrap(), &options)
+            .unwrap();
+        report.check(label, ours.ids, numbers(&case["slow"]["input_ids"]));
+        report.check(label, ours.tokens, strings(&case["tokens"]));
+    }
+    for table in tables {
+        let label = table["label"].as_str().unwrap();
+        let header = strings(&table["header"]);
+        let rows: Vec<Vec<String>> = table["rows"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(strings)
+            .collect();
+        let question = table["question"].as_str().unwrap();
+        for (mode, options) in [
+            ("plain", plain.clone()),
+            (
+                "pad_max_length_48_truncate",
+                plain.clone().truncation(48).padding(Padding::MaxLength(48)),
+            ),
+            ("drop_rows_24", plain.clone().truncation(24)),
+        ] {
+            let theirs = &table[mode];
+            let what = format!("{label} {mode}");
+            let ours = match tokenizer.encode_table(&header, &rows, question, &options) {
+                Ok(ours) if theirs.get("error").is_none() => ours,
+                ours => {
+                    report.check(&what, ours.is_err(), theirs.get("error").is_some());
+                    continue;
+                }
+            };
+            report.check(&what, ours.ids.clone(), numbers(&theirs["input_ids"]));
+            report.check(
+                &what,
+                ours.attention_mask.clone(),
+                numbers(&theirs["attention_mask"]),
+            );
+            report.check(
+                &what,
+                ours.special_tokens_mask.clone(),
+                numbers(&theirs["special_tokens_mask"]),
+            );
+            check_column(
+                report,
+                &what,
+                &ours,
+                "token_type_ids",
+                &theirs["token_type_ids"],
+            );
+            if mode == "plain" {
+                report.check(&what, ours.tokens, strings(&table["tokens"]));
+            }
+        }
     }
 }

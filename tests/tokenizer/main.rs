@@ -778,3 +778,44 @@ fn an_encoding_shows_as_a_table() {
         ]
     );
 }
+
+#[test]
+fn every_folder_saved_and_opened_again_is_the_same_tokenizer() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guide/tokenizers");
+    let mut folders = 0;
+    for entry in std::fs::read_dir(&root).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.is_dir() {
+            continue;
+        }
+        folders += 1;
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let tokenizer = fixture(name);
+        let folder = tempfile::tempdir().unwrap();
+        // Another tokenizer that lies there must not be opened in its place.
+        std::fs::copy(
+            root.join("mpnet_fast/tokenizer.json"),
+            folder.path().join("tokenizer.json"),
+        )
+        .unwrap();
+        tokenizer.save_pretrained(folder.path()).unwrap();
+        let again = Tokenizer::from_path(folder.path()).unwrap();
+        assert_eq!(format!("{tokenizer:?}"), format!("{again:?}"));
+        assert_eq!(tokenizer.all_special_ids(), again.all_special_ids());
+        assert_eq!(tokenizer.uses_token_type_ids(), again.uses_token_type_ids());
+        assert_eq!(tokenizer.uses_attention_mask(), again.uses_attention_mask());
+        assert_eq!(tokenizer.source_language(), again.source_language());
+        assert_eq!(tokenizer.has_entities(), again.has_entities());
+        let e = expectations(&path).unwrap();
+        for case in e["cases"].as_array().unwrap() {
+            let text = case["text"].as_str().unwrap();
+            let encoding = tokenizer.encode(text).unwrap();
+            assert_eq!(encoding, again.encode(text).unwrap(), "{name}: {text:?}");
+            for skip in [false, true] {
+                let decode = |tokenizer: &Tokenizer| tokenizer.decode(&encoding.ids, skip).unwrap();
+                assert_eq!(decode(&tokenizer), decode(&again), "{name}: {text:?}");
+            }
+        }
+    }
+    assert!(folders > 50);
+}

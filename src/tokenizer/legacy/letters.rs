@@ -3,7 +3,6 @@
 use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::{SplitDelimiterBehavior, decoders};
 
 use super::super::encode::failed;
@@ -21,7 +20,16 @@ pub(super) fn build(folder: &Folder, unk: &str) -> Result<tokenizers::Tokenizer>
         SplitDelimiterBehavior::Isolated,
         false,
     );
-    let pre_tokenizer = Sequence::new(vec![split.map_err(failed)?.into(), WhitespaceSplit.into()]);
+    // Python's spaces, which are some more than Unicode's.
+    let spaces = Split::new(
+        SplitPattern::Regex(r"[\s\x1c-\x1f]+".to_owned()),
+        SplitDelimiterBehavior::Removed,
+        false,
+    );
+    let pre_tokenizer = Sequence::new(vec![
+        split.map_err(failed)?.into(),
+        spaces.map_err(failed)?.into(),
+    ]);
     let model = WordLevel::builder()
         .vocab(
             vocab

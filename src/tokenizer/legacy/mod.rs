@@ -6,6 +6,7 @@ pub(super) mod chinese_words;
 mod letters;
 mod letterwise;
 mod moses;
+mod table_words;
 mod wordpiece;
 
 use std::collections::HashMap;
@@ -61,6 +62,10 @@ pub(super) fn build(folder: &Folder, family: &Family, special: &SpecialTokens) -
         Layout::Bytes => return Ok(Engine::rules(bytes(special)?)),
         Layout::Moses(moses) => return moses::build(folder, moses, unk).map(Engine::rules),
         Layout::Letterwise => return letterwise::build(folder, special).map(Engine::rules),
+        Layout::TableWords => {
+            let rules = table_words::build(folder, special, unk.unwrap_or("[UNK]"));
+            return rules.map(Engine::rules);
+        }
         Layout::ChineseWords => {
             let rules = chinese_words::from_vocabulary(folder, unk.unwrap_or("[UNK]"));
             return rules.map(Engine::rules);

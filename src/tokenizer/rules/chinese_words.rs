@@ -8,7 +8,7 @@ use jieba_rs::Jieba;
 
 use super::aligned::Aligned;
 use super::vocabulary::Vocabulary;
-use super::{Piece, Segmenter, Spelled};
+use super::{Piece, Segmenter, Spelled, word_pieces};
 use crate::Result;
 use crate::tokenizer::encode::failed;
 
@@ -35,25 +35,6 @@ impl fmt::Debug for ChineseWords {
         f.debug_struct("ChineseWords")
             .field("library", &self.library.is_some())
             .finish_non_exhaustive()
-    }
-}
-
-impl ChineseWords {
-    /// The pieces of a word that the vocabulary does not hold.
-    fn cut(&self, word: &Aligned, pieces: &mut Vec<Piece>) -> Result<()> {
-        let encoding = self.pieces.encode(word.as_str(), false).map_err(failed)?;
-        let mut last = None;
-        for at in 0..encoding.len() {
-            let (start, end) = encoding.get_offsets()[at];
-            let number = encoding.get_word_ids()[at];
-            pieces.push(Piece {
-                id: encoding.get_ids()[at],
-                span: word.span(start..end),
-                begins_word: at == 0 || number != last,
-            });
-            last = number;
-        }
-        Ok(())
     }
 }
 
@@ -85,7 +66,7 @@ impl Segmenter for ChineseWords {
                     span: text.span(range),
                     begins_word: true,
                 }),
-                None => self.cut(&text.slice(range), pieces)?,
+                None => word_pieces::cut(&self.pieces, &text.slice(range), pieces)?,
             }
         }
         Ok(())
@@ -97,16 +78,7 @@ impl Segmenter for ChineseWords {
     }
 
     fn join(&self, tokens: &[Spelled<'_>]) -> String {
-        let mut text = String::new();
-        for (at, token) in tokens.iter().enumerate() {
-            if at > 0 {
-                text.push(' ');
-            }
-            text.push_str(token.text);
-        }
-        text.replace(" ##", "")
-            .trim_matches(super::is_space)
-            .to_owned()
+        word_pieces::join(tokens)
     }
 
     fn continues_word(&self, token: &str) -> bool {

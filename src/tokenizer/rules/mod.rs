@@ -13,6 +13,8 @@ pub(super) mod chinese_words;
 pub(super) mod letterwise;
 pub(super) mod moses;
 pub(super) mod sentence_piece;
+pub(super) mod table_words;
+mod word_pieces;
 
 use std::fmt;
 use std::sync::Arc;

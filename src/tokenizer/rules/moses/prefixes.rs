@@ -43,7 +43,8 @@ impl Prefixes {
         add(words, Prefix::Always);
         add(numbered, Prefix::BeforeNumbers);
         if language == "fr" {
-            add("a", Prefix::Always);
+            // Small letters count too, but "a" is a word.
+            ('b'..='z').for_each(|letter| add(&letter.to_string(), Prefix::Always));
         }
         Self(prefixes)
     }

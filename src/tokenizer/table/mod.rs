@@ -1,0 +1,316 @@
+//! TAPAS: a question and a table as one row of tokens, with seven numbers to each token that say where it stands.
+
+mod numbers;
+
+use std::cmp::Ordering;
+
+use super::{EncodeOptions, Encoding, ExtraColumn, Tokenizer};
+use crate::{Error, Result};
+use numbers::{Order, Value};
+
+/// How many numbers say where a token stands.
+const TYPES: usize = 7;
+/// The limits of rows and columns that the classes of transformers take for granted.
+const MOST: usize = 256;
+
+/// A token of the table and where it stands.
+struct Token {
+    id: u32,
+    span: (usize, usize),
+    begins_word: bool,
+    /// From 1.
+    column: usize,
+    /// From 0, the header's.
+    row: usize,
+    /// The place in the cell of the word's first piece.
+    word_at: usize,
+}
+
+impl Tokenizer {
+    /// Encodes a question about a table, for TAPAS.
+    ///
+    /// Each row has a cell for each name of the header. The encoding's [extra](Encoding::extra) column `token_type_ids` has
+    /// seven numbers a token: 1 for the table's tokens, column and row from 1 (0 for the header's row), 0 for the label of an
+    /// earlier answer, the rank of the cell's number or date in its column from the smallest and from the largest, and how it
+    /// compares with those of the question (1 equal, 2 greater, 4 less). [`Encoding::type_ids`] has the first of them.
+    ///
+    /// With [`truncation`](EncodeOptions::truncation), words at the ends of cells are left out, and rows at the end where that
+    /// is not enough.
+    ///
+    /// # Errors
+    ///
+    /// If the tokenizer is not one for tables, a row is shorter or longer than the header, there are 256 columns or rows or
+    /// more, or not even the question and the header's first words fit.
+    pub fn encode_table<H, C>(
+        &self,
+        header: &[H],
+        rows: &[Vec<C>],
+        question: &str,
+        options: &EncodeOptions,
+    ) -> Result<Encoding>
+    where
+        H: AsRef<str>,
+        C: AsRef<str>,
+    {
+        let (Some(cls), Some(sep)) = (self.cls_token_id(), self.sep_token_id()) else {
+            return Err(self.no_tables());
+        };
+        if !self.settings.tables {
+            return Err(self.no_tables());
+        }
+        let header: Vec<&str> = header.iter().map(AsRef::as_ref).collect();
+        let cells: Vec<Vec<&str>> = rows
+            .iter()
+            .map(|row| row.iter().map(AsRef::as_ref).collect())
+            .collect();
+        if let Some(at) = cells.iter().position(|row| row.len() != header.len()) {
+            return Err(Error::argument(
+                "rows",
+                format!(
+                    "row {at} has {} cells, but the header has {}",
+                    cells[at].len(),
+                    header.len()
+                ),
+            ));
+        }
+        let mut lines = cells.len() + 1;
+        if header.len() >= self.limit("max_column_id") {
+            return Err(Error::argument(
+                "header",
+                format!("{} columns are too many", header.len()),
+            ));
+        }
+        let most_rows = self.limit("max_row_id");
+        if cells.len() >= most_rows {
+            if options.max_length.is_none() {
+                return Err(Error::argument(
+                    "rows",
+                    format!(
+                        "{} rows are too many; with truncation the last are left out",
+                        cells.len()
+                    ),
+                ));
+            }
+            lines = most_rows;
+        }
+
+        let question_tokens = self.core.engine.encode(question)?;
+        let mut tokens = Vec::new();
+        let mut longest = 0;
+        for (row, cells) in std::iter::once(&header).chain(&cells).enumerate() {
+            for (column, cell) in cells.iter().enumerate() {
+                longest = longest.max(self.tokens_of_cell(cell, column + 1, row, &mut tokens)?);
+            }
+        }
+        let mut words = longest;
+        if let Some(max_length) = options.max_length {
+            let room = max_length.saturating_sub(question_tokens.len() + 2);
+            (lines, words) = fit(&tokens, lines, longest, room);
+        }
+        let stays = |token: &Token| token.row < lines && token.word_at < words;
+        tokens.retain(stays);
+
+        let mut encoding = Encoding::default();
+        let special = options.add_special_tokens;
+        let mut push =
+            |id: u32, span: (usize, usize), word: Option<u32>, kind: u32, special: u32| {
+                encoding.ids.push(id);
+                encoding
+                    .tokens
+                    .push(self.id_to_token(id).unwrap_or_default());
+                encoding.attention_mask.push(1);
+                encoding.type_ids.push(kind);
+                encoding.special_tokens_mask.push(special);
+                encoding.offsets.push(span);
+                encoding.word_ids.push(word);
+            };
+        if special {
+            push(cls, (0, 0), None, 0, 1);
+        }
+        for at in 0..question_tokens.len() {
+            let span = question_tokens.get_offsets()[at];
+            push(
+                question_tokens.get_ids()[at],
+                span,
+                question_tokens.get_word_ids()[at],
+                0,
+                0,
+            );
+        }
+        if special {
+            push(sep, (0, 0), None, 0, 1);
+        }
+        let mut word = 0;
+        for token in &tokens {
+            word += u32::from(token.begins_word);
+            push(token.id, token.span, Some(word), 1, 0);
+        }
+        if let Some(max_length) = options.max_length.filter(|max| encoding.len() > *max) {
+            return Err(Error::argument(
+                "truncation",
+                format!(
+                    "the question and the table's header alone are {} tokens, more than {max_length}; allow more",
+                    encoding.len()
+                ),
+            ));
+        }
+        let before = encoding.len() - tokens.len();
+        let ranks = Ranks::new(&cells, header.len(), question);
+        let mut types = vec![0; before * TYPES];
+        for token in &tokens {
+            let [rank, inverse, relation] = ranks.of(token.column - 1, token.row);
+            types.extend([
+                1,
+                token.column as i64,
+                token.row as i64,
+                0,
+                rank,
+                inverse,
+                relation,
+            ]);
+        }
+        let column = ExtraColumn::per_token(types, TYPES, 0);
+        encoding.extra.insert("token_type_ids".to_owned(), column);
+        self.pad_one(encoding, options)
+    }
+
+    /// Appends a cell's tokens and gives their number.
+    fn tokens_of_cell(
+        &self,
+        cell: &str,
+        column: usize,
+        row: usize,
+        tokens: &mut Vec<Token>,
+    ) -> Result<usize> {
+        let encoding = self.core.engine.encode(cell)?;
+        let mut word_at = 0;
+        let mut word = None;
+        for at in 0..encoding.len() {
+            let id = encoding.get_ids()[at];
+            if !self.continues_word(id) {
+                word_at = at;
+            }
+            let number = encoding.get_word_ids()[at];
+            tokens.push(Token {
+                id,
+                span: encoding.get_offsets()[at],
+                begins_word: at == 0 || number != word,
+                column,
+                row,
+                word_at,
+            });
+            word = number;
+        }
+        Ok(encoding.len())
+    }
+
+    fn limit(&self, key: &str) -> usize {
+        let value = self
+            .settings
+            .config
+            .get(key)
+            .and_then(serde_json::Value::as_u64);
+        value.map_or(MOST, |value| value as usize)
+    }
+
+    fn no_tables(&self) -> Error {
+        Error::Tokenizer(format!("a {} is not one for tables", self.class_name()))
+    }
+}
+
+/// How many lines of the table, the header's among them, and how many pieces up to the last word of a cell, fit into `room`
+/// tokens.
+fn fit(tokens: &[Token], lines: usize, longest: usize, room: usize) -> (usize, usize) {
+    let cost = |lines: usize, words: usize| {
+        let kept = tokens
+            .iter()
+            .filter(|token| token.row < lines && token.word_at < words);
+        kept.count()
+    };
+    let mut lines = lines;
+    loop {
+        let fitting = (0..=longest)
+            .find(|&words| cost(lines, words + 1) > room)
+            .unwrap_or(longest);
+        if fitting > 0 || longest == 0 {
+            return (lines, fitting.max(1));
+        }
+        // The header alone stays where one row does not fit; where there are no rows, not even the header.
+        lines = lines.saturating_sub(1);
+        if lines < 2 {
+            return (lines, 1);
+        }
+    }
+}
+
+/// What the numbers and dates of a table's cells say.
+struct Ranks {
+    /// By column, then by row of the body: the rank from the smallest, from the largest, and what the question says.
+    by_column: Vec<Vec<[i64; 3]>>,
+}
+
+impl Ranks {
+    fn new(cells: &[Vec<&str>], columns: usize, question: &str) -> Self {
+        let asked = numbers::values(question);
+        let by_column = (0..columns).map(|column| {
+            let texts: Vec<&str> = cells.iter().map(|row| row[column]).collect();
+            let values = numbers::column(&texts);
+            let mut numbers = vec![[0; 3]; texts.len()];
+            rank(&values, &mut numbers);
+            for value in &asked {
+                relate(value, &values, &mut numbers);
+            }
+            numbers
+        });
+        Self {
+            by_column: by_column.collect(),
+        }
+    }
+
+    /// For a cell by its column from 0 and its row from 1; nothing for the header.
+    fn of(&self, column: usize, row: usize) -> [i64; 3] {
+        let numbers = row
+            .checked_sub(1)
+            .and_then(|row| self.by_column[column].get(row));
+        numbers.copied().unwrap_or_default()
+    }
+}
+
+/// The place of each value among the different values of its column, from 1.
+fn rank(values: &[Option<Value>], numbers: &mut [[i64; 3]]) {
+    let Some(order) = Order::of(values.iter().flatten()) else {
+        return;
+    };
+    let mut sorted: Vec<Value> = values.iter().flatten().copied().collect();
+    sorted.sort_by(|left, right| order.compare(left, right));
+    sorted.dedup_by(|left, right| order.compare(left, right) == Ordering::Equal);
+    for (value, numbers) in values.iter().zip(numbers) {
+        if let Some(value) = value {
+            let smaller = sorted
+                .iter()
+                .filter(|other| order.compare(other, value) == Ordering::Less);
+            let smaller = smaller.count();
+            numbers[0] = smaller as i64 + 1;
+            numbers[1] = (sorted.len() - smaller) as i64;
+        }
+    }
+}
+
+/// How a value of the question compares with those of a column.
+fn relate(asked: &Value, values: &[Option<Value>], numbers: &mut [[i64; 3]]) {
+    if values.iter().all(Option::is_none) {
+        return;
+    }
+    let Some(order) = Order::of(values.iter().flatten().chain([asked])) else {
+        return;
+    };
+    for (value, numbers) in values.iter().zip(numbers) {
+        if let Some(value) = value {
+            numbers[2] |= match order.compare(asked, value) {
+                Ordering::Equal => 1,
+                Ordering::Less => 2,
+                Ordering::Greater => 4,
+            };
+        }
+    }
+}
