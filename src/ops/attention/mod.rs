@@ -1,5 +1,7 @@
 //! Scaled dot-product attention over all heads.
 
+#[cfg(any(test, feature = "cuda"))]
+mod composed;
 mod cpu;
 mod index;
 mod layout;
@@ -177,8 +179,14 @@ fn attend(
     let sizes = Sizes::new(qkv, options)?;
     check(&sizes, options, terms)?;
     #[cfg(feature = "cuda")]
-    if qkv.iter().all(|x| super::cuda::takes(x, [])) && options.is_plain() && terms.is_none() {
-        return super::cuda::attention(qkv, sizes, &options.mask, options.scale, options.dropout);
+    if qkv.iter().all(|x| super::cuda::takes(x, [])) {
+        let plain = |qkv: [&Tensor; 3], mask: &AttentionMask| {
+            super::cuda::attention(qkv, sizes, mask, options.scale, options.dropout)
+        };
+        return match sizes.is_empty() {
+            true => plain(qkv, &options.mask),
+            false => composed::attend(qkv, options, terms, plain),
+        };
     }
     if sizes.is_empty() {
         let shape = (sizes.batch, sizes.queries, sizes.heads * sizes.value);
@@ -199,6 +207,11 @@ fn attend_fused(
 ) -> Result<Tensor> {
     let sizes = Sizes::fused(qkv, layout, options)?;
     check(&sizes, options, terms)?;
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(qkv, []) {
+        let [q, k, v] = composed::split(qkv, layout, options)?;
+        return attend([&q, &k, &v], options, terms);
+    }
     if sizes.is_empty() || !is_fused(&[qkv], options, terms) {
         let [q, k, v] = reference::split(qkv, layout, options)?;
         return attend([&q, &k, &v], options, terms);

@@ -78,16 +78,6 @@ impl AttentionOptions {
     pub fn kv_heads(&self) -> usize {
         self.kv_heads.unwrap_or(self.heads)
     }
-
-    /// Whether there is nothing here that [`attention`](super::attention()) does not take.
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
-    pub(super) fn is_plain(&self) -> bool {
-        self.kv_heads() == self.heads
-            && self.query_mask.is_none()
-            && self.band.is_none()
-            && !self.causal
-            && self.rotary.is_none()
-    }
 }
 
 /// How queries, keys and values lie side by side in the result of one projection.

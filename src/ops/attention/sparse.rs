@@ -269,6 +269,13 @@ fn attend(
     if sizes.is_empty() {
         return Ok(Tensor::zeros(shape, q.dtype(), q.device())?);
     }
+    #[cfg(feature = "cuda")]
+    if qkv.iter().all(|x| crate::ops::cuda::takes(x, [])) && plan.own.is_none() && !sums {
+        let (scale, dropout) = (options.scale, options.dropout);
+        return super::composed::sparse(qkv, plan, options, |qkv, mask| {
+            crate::ops::cuda::attention(qkv, sizes, mask, scale, dropout)
+        });
+    }
     if !qkv.iter().all(|x| storage::is_cpu_f32(x)) {
         return reference::sparse(qkv, plan, options, sums);
     }

@@ -156,7 +156,7 @@ fn turned(x: &Tensor, rotary: &Rotary, first: usize) -> Result<Tensor> {
 }
 
 /// Whether each query may see each key, (batch, query, key), under a band or the causal rule; `None` without them.
-fn visible(
+pub(in crate::ops) fn visible(
     options: &AttentionOptions,
     (batch, queries, keys): (usize, usize, usize),
 ) -> Result<Option<Vec<u8>>> {
@@ -186,7 +186,7 @@ fn visible(
 }
 
 /// 0 for queries that see nothing or do not count, (batch, 1, query, 1); `None` if there are none.
-fn alive(
+pub(in crate::ops) fn alive(
     options: &AttentionOptions,
     visible: Option<&[u8]>,
     (batch, queries, keys): (usize, usize, usize),

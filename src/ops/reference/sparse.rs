@@ -69,7 +69,11 @@ pub(in crate::ops) fn sparse(
 }
 
 /// How often each pair counts, (batch, heads, query, key).
-fn counts(plan: &SparsePlan, options: &AttentionOptions, batch: usize) -> Result<Vec<f32>> {
+pub(in crate::ops) fn counts(
+    plan: &SparsePlan,
+    options: &AttentionOptions,
+    batch: usize,
+) -> Result<Vec<f32>> {
     let (queries, keys) = (plan.queries, plan.keys);
     let rows = |mask: Option<&Tensor>| mask.map(masks::rows).transpose();
     let mask = match &options.mask {
