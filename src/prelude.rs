@@ -8,7 +8,7 @@ pub use crate::dataset::{
     Batch, BatchFunction, Dataset, DatasetDict, FileFormat, GroupTexts, Loader, Map, Row, TestSize,
     TrainTestSplit, Value, concatenate, load_dataset, load_eli5, load_eli5_from, load_from_disk,
 };
-pub use crate::display::{LossPlot, Rich, show};
+pub use crate::display::{LossPlot, Rich, input, show};
 pub use crate::fill_mask::{FillMask, Prediction, Predictions, PredictionsBatch, TopK};
 #[cfg(feature = "hub")]
 pub use crate::hub::{self, Hub, ModelCard, PushOptions, notebook_login};

@@ -8,6 +8,8 @@ use crate::dataset::{Dataset, DatasetDict, Row, Value};
 
 /// How many rows of a dataset are shown.
 const ROWS: usize = 5;
+/// So many columns are seen at once on most pages; to see more, the table is moved sideways.
+const FIT: usize = 5;
 /// How much of a text stands in a cell of a table, and in a record that is shown alone.
 const CELL: usize = 140;
 const ALONE: usize = 4_000;
@@ -19,11 +21,15 @@ const ITEMS_ALONE: usize = 50;
 impl Rich for Dataset {
     fn to_html(&self) -> String {
         let features = self.features();
-        let aside = format!(
+        let mut aside = format!(
             "{} × {}",
             count(self.len(), "row"),
             count(features.len(), "column")
         );
+        if features.len() > FIT {
+            // On a narrow page the table is wider than what is seen of it.
+            aside += ", the last ones further right →";
+        }
         let mut columns = vec![(String::new(), Align::Right)];
         for (name, kind) in &features {
             let align = match kind.as_str() {

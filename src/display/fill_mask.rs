@@ -51,7 +51,12 @@ fn block(predictions: &Predictions) -> String {
         "<div style=\"margin:2px 0 6px;white-space:pre-wrap\">{}</div>",
         parts.join(&mark)
     );
-    let highest = predictions.iter().map(|p| p.score).fold(0.0, f32::max);
+    // Where each mask stands, counted in characters.
+    let places: Vec<usize> = predictions
+        .text()
+        .match_indices(predictions.mask_token())
+        .map(|(at, _)| predictions.text()[..at].chars().count())
+        .collect();
     for (number, candidates) in predictions.masks().iter().enumerate() {
         if predictions.masks().len() > 1 {
             out += &format!(
@@ -60,7 +65,7 @@ fn block(predictions: &Predictions) -> String {
                 predictions.masks().len()
             );
         }
-        out += &table(candidates, highest);
+        out += &table(candidates, places.get(number).copied().unwrap_or(0));
     }
     for warning in predictions.warnings() {
         out += &note(&escape(warning));
@@ -68,7 +73,7 @@ fn block(predictions: &Predictions) -> String {
     out
 }
 
-fn table(candidates: &[Prediction], highest: f32) -> String {
+fn table(candidates: &[Prediction], place: usize) -> String {
     let mut table = Table::new([
         ("score", Align::Right),
         ("", Align::Left),
@@ -77,16 +82,16 @@ fn table(candidates: &[Prediction], highest: f32) -> String {
         ("sequence", Align::Left),
     ]);
     for candidate in candidates {
-        let share = f64::from(candidate.score / highest.max(f32::MIN_POSITIVE));
         table.row(vec![
             score(candidate.score),
-            bar(share, "120px", BLUE),
+            // The whole bar is a probability of 1.
+            bar(f64::from(candidate.score), "120px", BLUE),
             format!(
                 "<span style=\"{MONO};white-space:pre;background:rgba(128,128,128,.16);border-radius:4px;padding:1px 4px\">{}</span>",
                 escape(&candidate.token_str)
             ),
             format!("<span style=\"{MUTED}\">{}</span>", candidate.token),
-            sequence(candidate),
+            sequence(&candidate.sequence, &candidate.token_str, place),
         ]);
     }
     if candidates.is_empty() {
@@ -104,18 +109,41 @@ fn score(score: f32) -> String {
     }
 }
 
-/// The sequence, with the filled-in word in bold where it can be told apart.
-fn sequence(candidate: &Prediction) -> String {
-    let sequence = clip(&candidate.sequence, 300);
-    let word = candidate.token_str.trim().trim_start_matches("##");
-    let mut found = sequence.match_indices(word);
-    match (word.is_empty(), found.next(), found.next()) {
-        (false, Some((at, _)), None) => format!(
+/// The sequence, with the filled-in word in bold: of all places where the word stands, the one nearest to the mask's.
+/// A tokenizer may have changed the text before it, but not by much.
+fn sequence(sequence: &str, token: &str, place: usize) -> String {
+    let sequence = clip(sequence, 300);
+    let word = token.trim().trim_start_matches("##");
+    let nearest = sequence
+        .match_indices(word)
+        .map(|(at, _)| at)
+        .min_by_key(|&at| sequence[..at].chars().count().abs_diff(place));
+    match nearest.filter(|_| !word.is_empty()) {
+        Some(at) => format!(
             "{}<b>{}</b>{}",
             escape(&sequence[..at]),
             escape(word),
             escape(&sequence[at + word.len()..])
         ),
-        _ => escape(&sequence),
+        None => escape(&sequence),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_word_at_the_mask_is_bold_wherever_else_it_stands() {
+        assert_eq!(
+            sequence("The round is round.", " round", 13),
+            "The round is <b>round</b>."
+        );
+        assert_eq!(
+            sequence("the round is round.", "round", 4),
+            "the <b>round</b> is round."
+        );
+        assert_eq!(sequence("Way, way, Way", "Way", 99), "Way, way, <b>Way</b>");
+        assert_eq!(sequence("a < b", "zebra", 0), "a &lt; b");
     }
 }

@@ -14,7 +14,9 @@
 //! `application/x-cloze-clear-output` clears what the cell has shown: at once, or, if it says `wait`, when something new is
 //! shown.
 //!
-//! Cloze's own kernel understands all of it ([`Host::Live`]). The stock evcxr kernel reads the type, passes over the
+//! Cloze's own kernel understands all of it ([`Host::Live`]). It tells a block of this library from the same words in what
+//! a program prints by the session's mark, which it puts into `CLOZE_KERNEL`: a byte 1 and the mark stand before
+//! `EVCXR_BEGIN_CONTENT` and `EVCXR_END_CONTENT`. The stock evcxr kernel reads the type, passes over the
 //! rest of the line, and shows the last block of each type when the cell ends ([`Host::Stock`]), so there only the final
 //! state is sent. Outside of a notebook ([`Host::Plain`]) nothing of this is printed.
 
@@ -42,14 +44,24 @@ impl Host {
     pub fn current() -> Self {
         static HOST: OnceLock<Host> = OnceLock::new();
         *HOST.get_or_init(|| {
-            let set = |name| std::env::var_os(name).is_some();
-            match (set("CLOZE_KERNEL"), set("EVCXR_IS_RUNTIME")) {
-                (true, _) => Self::Live,
-                (false, true) => Self::Stock,
-                (false, false) => Self::Plain,
+            let in_evcxr = std::env::var_os("EVCXR_IS_RUNTIME").is_some();
+            match (mark().is_empty(), in_evcxr) {
+                (false, _) => Self::Live,
+                (true, true) => Self::Stock,
+                (true, false) => Self::Plain,
             }
         })
     }
+}
+
+/// What stands before the words that are for Cloze's own kernel; empty where it does not listen. Found out once: the
+/// kernel takes it out of the environment before the first cell runs.
+pub(crate) fn mark() -> &'static str {
+    static MARK: OnceLock<String> = OnceLock::new();
+    MARK.get_or_init(|| match std::env::var("CLOZE_KERNEL") {
+        Ok(mark) => format!("\u{1}{mark}"),
+        Err(_) => String::new(),
+    })
 }
 
 /// A display that is replaced, in place, by each new state of it.
@@ -155,7 +167,8 @@ pub fn clear_output(wait: bool) {
 
 fn block(mime: &str, attributes: &str, content: &str) -> String {
     let content = content.trim_end_matches('\n');
-    format!("EVCXR_BEGIN_CONTENT {mime}{attributes}\n{content}\nEVCXR_END_CONTENT\n")
+    let mark = mark();
+    format!("{mark}EVCXR_BEGIN_CONTENT {mime}{attributes}\n{content}\n{mark}EVCXR_END_CONTENT\n")
 }
 
 /// Prints blocks in one piece, whatever other threads print.

@@ -7,6 +7,7 @@ mod dataset;
 mod encoding;
 mod fill_mask;
 mod html;
+mod input;
 pub mod live;
 mod live_training;
 mod loss_plot;
@@ -16,6 +17,7 @@ mod progress;
 mod tokenizer;
 mod training;
 
+pub use input::input;
 use live::Host;
 pub use live_training::{LiveTraining, training_display};
 pub use loss_plot::LossPlot;
