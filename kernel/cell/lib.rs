@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::os::fd::FromRawFd;
 use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::ThreadId;
 use std::time::Duration;
 
@@ -32,26 +32,71 @@ static EVENTS: AtomicI32 = AtomicI32::new(-1);
 static RUNNING: AtomicBool = AtomicBool::new(false);
 static CELL_THREAD: Mutex<Option<ThreadId>> = Mutex::new(None);
 
+/// What stands before the kernel's own words in what is printed: a byte 1 and the session's mark.
+static MARK: OnceLock<String> = OnceLock::new();
+
 /// Called once, before the first cell. `events` is the descriptor that events are written to.
 #[unsafe(no_mangle)]
 pub extern "C" fn cloze_cell_start(events: i32) {
     EVENTS.store(events, Ordering::SeqCst);
-    let default_hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        let in_cell = CELL_THREAD.lock().is_ok_and(|id| *id == Some(std::thread::current().id()));
-        report_panic(if in_cell { "panic" } else { "thread-panic" }, panic);
-        if !in_cell {
-            default_hook(panic);
+    let mark = std::env::var("CLOZE_KERNEL").unwrap_or_default();
+    let _ = MARK.set(format!("\u{1}{mark}"));
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let in_cell = CELL_THREAD.lock().is_ok_and(|id| *id == Some(thread.id()));
+        match in_cell {
+            true => report_panic(&["panic"], panic),
+            false => report_panic(&["thread-panic", thread.name().unwrap_or_default()], panic),
         }
     }));
     std::thread::spawn(|| {
+        let mut reads = Reads::default();
         loop {
             std::thread::sleep(FLUSH_EVERY);
             if RUNNING.load(Ordering::Relaxed) {
+                // Who holds the lock writes; that may take as long as it likes.
                 let _ = std::io::stdout().flush();
+                reads.look();
+            } else {
+                reads = Reads::default();
             }
         }
     });
+}
+
+/// Notices when a thread of this process waits for its standard input: then somebody must be asked.
+#[derive(Default)]
+struct Reads {
+    /// How often in a row it was seen waiting.
+    seen: usize,
+}
+
+impl Reads {
+    /// Seen waiting so often, a thread waits for what will not come by itself.
+    const SURE: usize = 2;
+
+    fn look(&mut self) {
+        match waits_for_input() {
+            true => self.seen += 1,
+            false => self.seen = 0,
+        }
+        // Again and again: the kernel knows whether it has asked, and for which read.
+        if self.seen >= Self::SURE {
+            self.seen = 0;
+            event(&["reads"]);
+        }
+    }
+}
+
+/// Whether a thread of this process is in `read` of descriptor 0. Where the system does not tell, none is.
+fn waits_for_input() -> bool {
+    // The number of `read`, and the descriptor, as the system writes them.
+    const READ: &str = if cfg!(target_arch = "x86_64") { "0 0x0 " } else { "63 0x0 " };
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    tasks.into_iter().any(|task| {
+        let call = std::fs::read_to_string(task.path().join("syscall"));
+        call.is_ok_and(|call| call.starts_with(READ))
+    })
 }
 
 /// Called on the thread that runs the cells, before each of them.
@@ -61,6 +106,7 @@ pub extern "C" fn cloze_cell_begin() {
         *thread = Some(std::thread::current().id());
     }
     RUNNING.store(true, Ordering::Relaxed);
+    event(&["begin"]);
 }
 
 /// Called after each cell: what it printed is on its way when this returns.
@@ -71,17 +117,12 @@ pub extern "C" fn cloze_cell_end() {
 }
 
 /// Reports a panic, where it was raised, and from where in cells it was reached.
-fn report_panic(kind: &str, panic: &PanicHookInfo) {
+fn report_panic(kind: &[&str], panic: &PanicHookInfo) {
     let (file, line, column) =
         panic.location().map_or(("", 0, 0), |at| (at.file(), at.line(), at.column()));
     let message = panic.payload_as_str().unwrap_or("the panic carried no message");
-    let mut fields = vec![
-        kind.to_owned(),
-        file.to_owned(),
-        line.to_string(),
-        column.to_string(),
-        message.to_owned(),
-    ];
+    let mut fields: Vec<String> = kind.iter().map(|word| (*word).to_owned()).collect();
+    fields.extend([file.to_owned(), line.to_string(), column.to_string(), message.to_owned()]);
     fields.extend(frames_in_cells());
     event(&fields.iter().map(String::as_str).collect::<Vec<_>>());
 }
@@ -140,41 +181,46 @@ fn return_addresses() -> Vec<usize> {
 /// Of the name that evcxr has for it, which messages of the compiler tell.
 pub struct EvcxrUserCodeError;
 
-impl<T: Display + Debug + 'static> From<T> for EvcxrUserCodeError {
+impl<T: Into<Box<dyn Error>>> From<T> for EvcxrUserCodeError {
     fn from(error: T) -> Self {
-        report_error(&error);
-        println!("EVCXR_ERROR_OCCURRED");
+        let error = error.into();
+        let mut causes = Vec::new();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            causes.push(cause.to_string());
+            source = cause.source();
+        }
+        report_error(short_type_name::<T>(), error.to_string(), causes);
+        Self
+    }
+}
+
+/// The same for what is no error but can be shown; its causes may be known to its `Debug`.
+pub struct Shown;
+
+impl<T: Display + Debug> From<T> for Shown {
+    fn from(error: T) -> Self {
+        let debug = format!("{error:?}");
+        let mut causes = Vec::new();
+        if let Some((_, listed)) = debug.split_once("Caused by:\n") {
+            let listed = listed.split("\n\nStack backtrace").next().unwrap_or_default();
+            causes.extend(listed.lines().map(|cause| {
+                let cause = cause.trim();
+                let unnumbered = cause.trim_start_matches(|c: char| c.is_ascii_digit());
+                unnumbered.strip_prefix(": ").unwrap_or(cause).to_owned()
+            }));
+        }
+        report_error(short_type_name::<T>(), error.to_string(), causes);
         Self
     }
 }
 
 /// Reports the error that `?` returned from a cell.
-fn report_error<T: Display + Debug + 'static>(error: &T) {
-    let mut fields = vec!["error".to_owned(), short_type_name::<T>(), error.to_string()];
-    let mut source = (error as &dyn Any)
-        .downcast_ref::<Box<dyn Error>>()
-        .and_then(|error| error.source())
-        .or_else(|| {
-            let error = (error as &dyn Any).downcast_ref::<Box<dyn Error + Send + Sync>>()?;
-            error.source()
-        })
-        .or_else(|| (error as &dyn Any).downcast_ref::<std::io::Error>()?.source());
-    while let Some(error) = source {
-        fields.push(error.to_string());
-        source = error.source();
-    }
-    // An error that knows its causes only through its Debug (anyhow's and its kin) lists them there.
-    if fields.len() == 3
-        && let Some((_, causes)) = format!("{error:?}").split_once("Caused by:\n")
-    {
-        let causes = causes.split("\n\nStack backtrace").next().unwrap_or_default();
-        fields.extend(causes.lines().map(|cause| {
-            let cause = cause.trim();
-            let unnumbered = cause.trim_start_matches(|c: char| c.is_ascii_digit());
-            unnumbered.strip_prefix(": ").unwrap_or(cause).to_owned()
-        }));
-    }
+fn report_error(kind: String, message: String, causes: Vec<String>) {
+    let mut fields = vec!["error".to_owned(), kind, message];
+    fields.extend(causes);
     event(&fields.iter().map(String::as_str).collect::<Vec<_>>());
+    notice("EVCXR_ERROR_OCCURRED");
 }
 
 /// `alloc::boxed::Box<dyn core::error::Error>` → `Box<dyn Error>`, but `std::io::error::Error` → `std::io::Error`, because
@@ -211,6 +257,60 @@ fn event(fields: &[&str]) {
     // closed here.
     let mut pipe = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
     let _ = pipe.write_all(record.as_bytes());
+}
+
+/// Tells evcxr something when the cell is done; not over stdout, where a cell may print the same.
+pub fn notice(text: &str) {
+    event(&["notice", text]);
+}
+
+/// Prints to stderr what comes after all that was printed to stdout before, and before all that is printed after it. The
+/// two are pipes of their own, of which nobody can tell what came first.
+pub fn eprint(arguments: std::fmt::Arguments) {
+    let text = arguments.to_string();
+    let Some(mark) = MARK.get().filter(|_| RUNNING.load(Ordering::Relaxed)) else {
+        std::eprint!("{text}");
+        return;
+    };
+    let mut stdout = std::io::stdout().lock();
+    let _ = write!(stdout, "{mark}CLOZE_STDERR {}\n{text}", text.len());
+    let _ = stdout.flush();
+}
+
+/// As the standard library's, in the place where it stands between what goes to stdout.
+#[macro_export]
+macro_rules! eprint {
+    ($($text:tt)*) => { $crate::eprint(::std::format_args!($($text)*)) };
+}
+
+/// As the standard library's, in the place where it stands between what goes to stdout.
+#[macro_export]
+macro_rules! eprintln {
+    () => { $crate::eprint(::std::format_args!("\n")) };
+    ($($text:tt)*) => { $crate::eprint(::std::format_args!("{}\n", ::std::format_args!($($text)*))) };
+}
+
+/// As the standard library's, told where it stands in the notebook.
+#[macro_export]
+macro_rules! dbg {
+    ($place:literal) => { $crate::eprint(::std::format_args!("[{}]\n", $place)) };
+    ($place:literal, $value:expr $(,)?) => {
+        match $value {
+            value => {
+                $crate::eprint(::std::format_args!(
+                    "[{}] {} = {:#?}\n", $place, ::std::stringify!($value), &value as &dyn ::std::fmt::Debug
+                ));
+                value
+            }
+        }
+    };
+    ($place:literal, $($value:expr),+ $(,)?) => { ($($crate::dbg!($place, $value)),+,) };
+}
+
+/// Statements that stay in the cell where they are: what they define is seen by what follows, and not kept.
+#[macro_export]
+macro_rules! here {
+    ($($statement:tt)*) => { $($statement)* };
 }
 
 /// The session's variables between cells, under their names.
@@ -254,6 +354,11 @@ impl VariableStore {
     /// # Panics
     /// As [`take_variable`](Self::take_variable).
     pub fn lazy_arc<T: 'static, F: FnOnce() -> T>(&mut self, name: &str, create: F) -> Arc<T> {
+        let other = self.variables.get(name).is_some_and(|value| !value.is::<Arc<T>>());
+        if other && let Some(old) = self.variables.remove(name) {
+            // The crate that it comes from was built anew, so that it is of another type. What still works in it goes on.
+            std::mem::forget(old);
+        }
         if !self.variables.contains_key(name) {
             self.put(name, Box::new(Arc::new(create())));
         }
@@ -273,12 +378,17 @@ impl VariableStore {
     }
 
     fn check(&mut self, name: &str, kind: TypeId) -> bool {
-        let same = self.variables.get(name).is_none_or(|value| (**value).type_id() == kind);
-        if !same {
-            eprintln!("The type of the variable {name} was redefined, so was lost.");
-            println!("EVCXR_VARIABLE_CHANGED_TYPE:{name}");
+        let found = self.variables.get(name).map(|value| (**value).type_id());
+        match found {
+            Some(found) if found == kind => return true,
+            Some(_) => eprintln!(
+                "The variable `{name}` is lost: its type was defined anew, or the crate that it comes from was built anew."
+            ),
+            // A cell that is left before its end keeps none of the variables that it would have defined.
+            None => eprintln!("There is no variable `{name}`: the cell that defines it returned before its end."),
         }
-        same
+        notice(&format!("EVCXR_VARIABLE_CHANGED_TYPE:{name}"));
+        false
     }
 
     fn take(&mut self, name: &str) -> Box<dyn Any> {
@@ -305,6 +415,7 @@ impl<T: Debug> ShowValue for T {
         if std::any::type_name::<T>() == "()" {
             return;
         }
-        println!("EVCXR_BEGIN_CONTENT text/plain\n{self:?}\nEVCXR_END_CONTENT");
+        let mark = MARK.get().map_or("", String::as_str);
+        println!("{mark}EVCXR_BEGIN_CONTENT text/plain\n{self:?}\n{mark}EVCXR_END_CONTENT");
     }
 }

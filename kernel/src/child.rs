@@ -16,6 +16,14 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 const IS_CHILD: &str = "EVCXR_IS_RUNTIME";
 /// The libraries to load before the first cell, separated by `:`; the first is the cell library.
 pub const LIBRARIES: &str = "CLOZE_CELL_LIBRARIES";
+/// What only this session knows, and so tells the kernel's own words from what a cell prints (see [`crate::stdout`]).
+/// The library finds it out before the first cell, and by it that it is in this kernel.
+pub const MARK: &str = "CLOZE_KERNEL";
+/// Variables that evcxr and the kernel change for this process, and under which names it finds the user's own values.
+pub const RESTORED: [(&str, &str); 2] = [
+    ("RUST_BACKTRACE", "CLOZE_ORIGINAL_RUST_BACKTRACE"),
+    ("LD_LIBRARY_PATH", "CLOZE_ORIGINAL_LD_LIBRARY_PATH"),
+];
 
 /// Commands from evcxr, one a line.
 pub const COMMANDS_FD: i32 = 200;
@@ -26,10 +34,10 @@ pub const REPLIES_FD: i32 = 202;
 /// Panics and errors, told to the kernel.
 pub const EVENTS_FD: i32 = 203;
 
-/// On stdout after everything that a cell printed.
-pub const END_OF_CELL: &str = "\u{1}CLOZE_END_OF_CELL";
-/// Written by the kernel itself after everything that a dead process printed.
-pub const END_OF_PROCESS: &str = "\u{1}CLOZE_END_OF_PROCESS";
+/// On stdout behind the session's mark, after everything that a cell printed.
+pub const END_OF_CELL: &str = "CLOZE_END_OF_CELL";
+/// Written by the kernel itself, behind the mark, after everything that a dead process printed.
+pub const END_OF_PROCESS: &str = "CLOZE_END_OF_PROCESS";
 
 type CellFunction = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
 type Hook = unsafe extern "C" fn();
@@ -38,7 +46,8 @@ static ON_INTERRUPT: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
 
 /// Runs cells until evcxr hangs up, if this process was started for that.
 pub fn run_if_child() {
-    if std::env::var_os(IS_CHILD).is_none() {
+    // The second one is gone when cells run, so that a cell can start this program for itself.
+    if std::env::var_os(IS_CHILD).is_none() || std::env::var_os(LIBRARIES).is_none() {
         return;
     }
     // SAFETY: the kernel opened these descriptors for this process before it was started, for nobody else.
@@ -67,14 +76,17 @@ fn run(
             libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
         }
     }
-    // SAFETY: a handler that only reads an atomic and calls a function that is safe in a handler (see `on_interrupt`).
+    // SAFETY: handlers that do nothing but what is safe in one (see `on_interrupt` and `on_hang_up`).
     unsafe {
         libc::signal(
             libc::SIGINT,
             on_interrupt as *const () as libc::sighandler_t,
         );
+        libc::signal(libc::SIGHUP, on_hang_up as *const () as libc::sighandler_t);
     }
+    let mark = std::env::var(MARK).unwrap_or_default();
     let hooks = Hooks::load(&std::env::var(LIBRARIES).unwrap_or_default())?;
+    leave_the_environment_as_it_was();
     let mut store: *mut c_void = std::ptr::null_mut();
     // Never unloaded: variables and thread-local destructors live in them.
     let mut cells = Vec::new();
@@ -87,7 +99,8 @@ fn run(
             return Err(format!("unknown command `{line}`").into());
         };
         // SAFETY: the library was compiled from a cell by evcxr for this process, against the libraries loaded above.
-        let library = unsafe { Library::new(path)? };
+        // For all to see: a `static` that lives on is found by the cells that come later (see `crate::statics`).
+        let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL)? };
         hooks.begin();
         // SAFETY: evcxr generates the function with this signature; `store` is what the previous cell returned.
         unsafe {
@@ -97,7 +110,7 @@ fn run(
         hooks.end();
         cells.push(std::mem::ManuallyDrop::new(library));
         // The kernel answers with what evcxr must hear of, when it has dealt with all that was printed.
-        std::io::stdout().write_all(format!("{END_OF_CELL}\n").as_bytes())?;
+        std::io::stdout().write_all(format!("\u{1}{mark}{END_OF_CELL}\n").as_bytes())?;
         std::io::stdout().flush()?;
         let mut length = [0; 4];
         replies.read_exact(&mut length)?;
@@ -107,6 +120,23 @@ fn run(
         answers.write_all(b"EVCXR_EXECUTION_COMPLETE\n")?;
     }
     Ok(())
+}
+
+/// Takes out of the environment what was meant for this process, so that programs which cells start do not find it.
+fn leave_the_environment_as_it_was() {
+    // SAFETY: the libraries have started threads that do not look at the environment, and no cell has run yet.
+    unsafe {
+        for name in [IS_CHILD, LIBRARIES, MARK] {
+            std::env::remove_var(name);
+        }
+        for (name, original) in RESTORED {
+            match std::env::var_os(original) {
+                Some(value) => std::env::set_var(name, value),
+                None => std::env::remove_var(name),
+            }
+            std::env::remove_var(original);
+        }
+    }
 }
 
 /// The functions of the cell library and the prelude that the process itself calls.
@@ -130,6 +160,9 @@ impl Hooks {
                 let library = Library::open(Some(Path::new(path)), RTLD_NOW | RTLD_GLOBAL)?;
                 if let Ok(start) = library.get::<unsafe extern "C" fn(i32)>(b"cloze_cell_start") {
                     start(EVENTS_FD);
+                }
+                if let Ok(connect) = library.get::<Hook>(b"cloze_kernel_connect") {
+                    connect();
                 }
                 hooks.begin = library.get(b"cloze_cell_begin").ok().or(hooks.begin);
                 hooks.end = library.get(b"cloze_cell_end").ok().or(hooks.end);
@@ -170,5 +203,13 @@ extern "C" fn on_interrupt(_signal: i32) {
     if !request.is_null() {
         // SAFETY: only `Hooks::load` stores here: a function of this signature that does nothing but set an atomic.
         unsafe { std::mem::transmute::<*mut c_void, Hook>(request)() }
+    }
+}
+
+/// The kernel is gone, however it ended: so is this process, and what its cells have started.
+extern "C" fn on_hang_up(_signal: i32) {
+    // SAFETY: sends a signal to this process's own group, which the kernel made for it; safe in a handler.
+    unsafe {
+        libc::kill(0, libc::SIGKILL);
     }
 }

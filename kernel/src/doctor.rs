@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::cli::Install;
 use crate::prelude::Sources;
 use crate::toolchain::Toolchain;
 use crate::workshop::cache;
@@ -116,16 +115,14 @@ fn jupyter() -> Finding {
 }
 
 fn kernel() -> Finding {
-    match Install::default().place.folder() {
-        Ok(folder) if folder.join("kernel.json").exists() => Good(folder.display().to_string()),
-        Ok(_) => Absent("not installed for Jupyter: cloze install".into()),
-        Err(error) => Absent(error.to_string()),
+    match crate::kernelspec::find() {
+        Some(folder) => Good(folder.display().to_string()),
+        None => Absent("not installed for Jupyter: cloze install".into()),
     }
 }
 
 fn gpu() -> Finding {
-    let kernelspec = Install::default().place.folder().ok();
-    crate::gpu::look(kernelspec.as_deref())
+    crate::gpu::look(crate::kernelspec::find().as_deref())
 }
 
 fn cache_folder() -> Finding {

@@ -53,6 +53,8 @@ pub enum Event {
         prompt: String,
         password: bool,
     },
+    /// The cell reads its input, in which there is nothing, without having asked.
+    Reads,
     /// What the kernel itself is doing meanwhile: building, compiling, starting.
     Waiting(String),
 }

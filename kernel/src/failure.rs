@@ -4,6 +4,9 @@ use std::ops::Range;
 
 use evcxr::CompilationError;
 
+use crate::code::Spot;
+use crate::diagnostics::in_cell;
+use crate::places::Places;
 use crate::streams::{Panic, ReturnedError};
 
 /// A cell's failure, as the protocol and the notebook format want it.
@@ -16,10 +19,11 @@ pub struct Failure {
     pub traceback: Vec<String>,
 }
 
-const RED: &str = "\u{1b}[1;31m";
-const BLUE: &str = "\u{1b}[1;34m";
-const CYAN: &str = "\u{1b}[1;36m";
-const PLAIN: &str = "\u{1b}[0m";
+// Not bold: in JupyterLab bold colours are the dark ones, which can not be read on the dark theme's red.
+pub const RED: &str = "\u{1b}[31m";
+pub const BLUE: &str = "\u{1b}[34m";
+pub const CYAN: &str = "\u{1b}[36m";
+pub const PLAIN: &str = "\u{1b}[0m";
 
 impl Failure {
     /// A failure that is best said in one message.
@@ -56,43 +60,10 @@ impl Failure {
         }
     }
 
-    /// A panic, shown at the line of the cell that led to it: `places` are those in `generated`, the code that evcxr made
-    /// of the cell, through which the panic was reached.
-    pub fn panic(panic: &Panic, places: &[(usize, usize)], code: &str, generated: &str) -> Self {
+    /// A panic of a cell, shown at the places in cells through which it was reached.
+    pub fn panic(panic: &Panic, places: &Places, number: usize) -> Self {
         let mut failure = Self::new("panic", panic.message.clone());
-        let of_notebook = panic.file.ends_with("cell/lib.rs") || panic.file == "lib.rs";
-        let own = of_notebook.then_some((panic.line, panic.column));
-        let found = own
-            .into_iter()
-            .chain(places.iter().copied())
-            .find_map(|(at, column)| Some((at, line_in_cell(generated, at, code)?, column)));
-        if let Some((at, line, column)) = found {
-            failure.traceback.extend(excerpt(
-                code,
-                vec![Mark {
-                    line,
-                    columns: column..column + 1,
-                    label: match own.is_some_and(|(line, _)| line == at) {
-                        true => "panicked here",
-                        false => "panicked in this call",
-                    },
-                    primary: true,
-                }],
-            ));
-        }
-        if of_notebook {
-            if found.is_none_or(|(at, ..)| at != panic.line) {
-                failure.traceback.push(format!(
-                    "{BLUE}  -->{PLAIN} in a function of an earlier cell"
-                ));
-            }
-        } else if !panic.file.is_empty() {
-            failure.traceback.push(format!(
-                "{BLUE}  -->{PLAIN} {}:{}",
-                short_path(&panic.file),
-                panic.line
-            ));
-        }
+        failure.traceback.extend(ways(panic, places, Some(number)));
         failure
     }
 
@@ -159,16 +130,19 @@ fn compilation_error(error: &CompilationError, code: &str) -> Vec<String> {
 }
 
 /// Columns of a line of the cell, and what is to say of them; lines and columns count from 1.
-struct Mark<'a> {
-    line: usize,
-    columns: Range<usize>,
-    label: &'a str,
+pub struct Mark<'a> {
+    pub line: usize,
+    pub columns: Range<usize>,
+    pub label: &'a str,
     /// What went wrong, as opposed to why.
-    primary: bool,
+    pub primary: bool,
 }
 
+/// So many characters of a line are shown.
+const LONG: usize = 200;
+
 /// Lines of the cell, each once, with carets under the columns that are marked.
-fn excerpt(code: &str, mut marks: Vec<Mark>) -> Vec<String> {
+pub fn excerpt(code: &str, mut marks: Vec<Mark>) -> Vec<String> {
     marks.retain(|mark| (1..=code.lines().count()).contains(&mark.line));
     marks.sort_by_key(|mark| (mark.line, !mark.primary));
     let width = marks.last().map_or(0, |mark| mark.line.to_string().len());
@@ -177,12 +151,21 @@ fn excerpt(code: &str, mut marks: Vec<Mark>) -> Vec<String> {
     for same in marks.chunk_by(|one, other| one.line == other.line) {
         let number = same[0].line;
         let text = code.lines().nth(number - 1).unwrap_or_default();
+        // Of a line that is too long to be read, what is about the first mark.
+        let (skipped, text) = match text.chars().count() > LONG {
+            true => {
+                let skipped = same[0].columns.start.saturating_sub(LONG / 2);
+                let text: String = text.chars().skip(skipped).take(LONG).collect();
+                (skipped, text)
+            }
+            false => (0, text.to_owned()),
+        };
         lines.push(margin.clone());
         lines.push(format!("{BLUE}{number:width$} |{PLAIN} {text}"));
         for mark in same {
             let indent: String = text
                 .chars()
-                .take(mark.columns.start.saturating_sub(1))
+                .take(mark.columns.start.saturating_sub(1 + skipped))
                 .map(|c| if c == '\t' { '\t' } else { ' ' })
                 .collect();
             let (colour, sign) = if mark.primary {
@@ -190,7 +173,7 @@ fn excerpt(code: &str, mut marks: Vec<Mark>) -> Vec<String> {
             } else {
                 (BLUE, "-")
             };
-            let signs = sign.repeat(mark.columns.len().max(1));
+            let signs = sign.repeat(mark.columns.len().clamp(1, LONG));
             let mut label = mark.label.lines();
             let first = format!("{signs} {}", label.next().unwrap_or_default());
             lines.push(format!(
@@ -203,96 +186,83 @@ fn excerpt(code: &str, mut marks: Vec<Mark>) -> Vec<String> {
     lines
 }
 
-/// `.../registry/src/INDEX/candle-core-0.11.0/src/tensor.rs` → `candle-core-0.11.0/src/tensor.rs`.
-fn short_path(path: &str) -> &str {
-    match path.split_once("/registry/src/") {
-        Some((_, rest)) => rest.split_once('/').map_or(rest, |(_, rest)| rest),
-        None => path,
+/// What a panic of a thread that a cell started says on stderr.
+pub fn panic_of_thread(name: &str, panic: &Panic, places: &Places) -> String {
+    let name = match name {
+        "" => String::new(),
+        name => format!(" `{name}`"),
+    };
+    let mut told = format!("panic in a thread{name}: {}\n", panic.message);
+    for line in ways(panic, places, None) {
+        told += &line;
+        told.push('\n');
     }
+    told
 }
 
-/// The line of the cell that a line of the code generated from it came from.
-///
-/// Statements are in it in their order, line by line; functions and types have moved in front.
-fn line_in_cell(generated: &str, generated_line: usize, code: &str) -> Option<usize> {
-    let generated: Vec<&str> = generated.lines().collect();
-    let wanted = generated.get(generated_line.checked_sub(1)?)?.trim();
-    let same: Vec<usize> = code
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| line.trim() == wanted)
-        .map(|(at, _)| at + 1)
-        .collect();
-    // Where a line is there more than once, its place among its like decides, counted from the last: an earlier cell's
-    // functions come first.
-    let after = generated[generated_line..]
-        .iter()
-        .filter(|line| line.trim() == wanted)
-        .count();
-    let from_last = same.len().checked_sub(after + 1);
-    from_last.and_then(|at| same.get(at)).copied().or_else(|| {
-        // A statement's first line may have lost what stood before it on the line.
-        let mut ends = code
-            .lines()
-            .enumerate()
-            .filter(|(_, line)| !wanted.is_empty() && line.trim_end().ends_with(wanted));
-        let (at, _) = ends.next()?;
-        ends.next().is_none().then_some(at + 1)
-    })
+/// Where a panic was raised, and the call in the cell of this number that led there.
+fn ways(panic: &Panic, places: &Places, number: Option<usize>) -> Vec<String> {
+    let (spots, is_own) = places.of_panic(panic);
+    let show = |spot: &Spot, label: &'static str| {
+        let mark = Mark {
+            line: spot.line,
+            columns: spot.column..spot.column + 1,
+            label,
+            primary: true,
+        };
+        excerpt(&spot.cell.original, vec![mark])
+    };
+    let in_running = |spot: &Spot| number.is_some_and(|number| spot.cell.number == number);
+    let mut lines = Vec::new();
+    if !is_own && !panic.file.is_empty() {
+        let file = short_path(&panic.file);
+        if !file.ends_with("cell/lib.rs") {
+            lines.push(format!("{BLUE}  -->{PLAIN} {file}:{}", panic.line));
+        }
+    }
+    if let Some(first) = spots.first() {
+        let label = if is_own {
+            "panicked here"
+        } else {
+            "panicked in this call"
+        };
+        if !in_running(first) || first.within.is_some() {
+            let place = in_cell(first.within.as_deref(), first.cell.number);
+            lines.push(format!("{BLUE}  -->{PLAIN} {place}, line {}", first.line));
+        }
+        lines.extend(show(first, label));
+        // The way there from the cell that runs, if it begins elsewhere.
+        let from = spots[1..]
+            .iter()
+            .find(|spot| in_running(spot) && spot.within.is_none());
+        if let Some(from) = from
+            && (!in_running(first) || first.within.is_some())
+        {
+            lines.push(format!("{BLUE}  -->{PLAIN} called from this cell"));
+            lines.extend(show(from, "panicked in this call"));
+        }
+    }
+    lines
+}
+
+/// `.../registry/src/INDEX/candle-core-0.11.0/src/tensor.rs` → `candle-core-0.11.0/src/tensor.rs`.
+fn short_path(path: &str) -> &str {
+    if let Some((_, rest)) = path.split_once("/registry/src/") {
+        return rest.split_once('/').map_or(rest, |(_, rest)| rest);
+    }
+    // `/rustc/HASH/library/std/src/...`
+    match path
+        .strip_prefix("/rustc/")
+        .and_then(|rest| rest.split_once('/'))
+    {
+        Some((_, rest)) => rest,
+        None => path,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_generated_line_is_found_in_the_cell() {
-        let generated =
-            "fn old() {\npanic!();\n}\nfn run() {\nlet a = 1;\npanic!();\nlet b = 2;\npanic!();\n}";
-        let code = "let a = 1;\npanic!();\nlet b = 2;\npanic!();";
-        assert_eq!(line_in_cell(generated, 6, code), Some(2));
-        assert_eq!(line_in_cell(generated, 8, code), Some(4));
-        assert_eq!(line_in_cell(generated, 2, code), None);
-    }
-
-    fn panic_at(file: &str, line: usize, places: &[(usize, usize)]) -> String {
-        let generated = "fn old() {\nboom()\n}\nfn run() {\nlet a = 1;\nold();\n}";
-        let panic = Panic {
-            file: file.into(),
-            line,
-            column: 1,
-            message: "boom".into(),
-            calls: vec![],
-        };
-        let failure = Failure::panic(&panic, places, "let a = 1;\nold();", generated);
-        failure
-            .traceback
-            .join("\n")
-            .replace(BLUE, "")
-            .replace(RED, "")
-            .replace(PLAIN, "")
-    }
-
-    #[test]
-    fn a_panic_is_shown_at_the_line_of_the_cell_that_led_to_it() {
-        assert_eq!(
-            panic_at("/home/x/cell/lib.rs", 6, &[(6, 1)]),
-            "panic: boom\n  |\n2 | old();\n  | ^ panicked here"
-        );
-        assert_eq!(
-            panic_at("/registry/src/index/crate-1.0.0/src/lib.rs", 7, &[(6, 1)]),
-            "panic: boom\n  |\n2 | old();\n  | ^ panicked in this call\n  --> crate-1.0.0/src/lib.rs:7"
-        );
-        assert_eq!(
-            panic_at("/home/x/cell/lib.rs", 2, &[(2, 1), (6, 1)]),
-            "panic: boom\n  |\n2 | old();\n  | ^ panicked in this call\n  --> in a function of an earlier cell"
-        );
-        assert_eq!(
-            panic_at("src/other.rs", 3, &[]),
-            "panic: boom\n  --> src/other.rs:3"
-        );
-        assert_eq!(panic_at("", 0, &[]), "panic: boom");
-    }
 
     #[test]
     fn causes_that_the_message_tells_already_are_not_repeated() {
@@ -304,6 +274,26 @@ mod tests {
         let failure = Failure::returned(&error);
         assert_eq!(failure.traceback.len(), 2);
         assert!(failure.traceback[1].ends_with("os error 2"));
+    }
+
+    #[test]
+    fn of_a_long_line_what_is_about_the_mark_is_shown() {
+        let code = format!("{}X{}", "a".repeat(5000), "b".repeat(5000));
+        let mark = Mark {
+            line: 1,
+            columns: 5001..5002,
+            label: "here",
+            primary: true,
+        };
+        let lines = excerpt(&code, vec![mark]);
+        assert!(lines.iter().all(|line| line.len() < 300), "{lines:?}");
+        let at = |line: &str, what: char| {
+            line.replace(BLUE, "")
+                .replace(RED, "")
+                .replace(PLAIN, "")
+                .find(what)
+        };
+        assert_eq!(at(&lines[1], 'X'), at(&lines[2], '^'));
     }
 
     #[test]

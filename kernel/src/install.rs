@@ -94,8 +94,12 @@ pub fn uninstall(place: &Place) -> Result<()> {
 /// What to say when there is nothing to build the prelude from.
 pub fn missing_sources() -> Error {
     Error::Message(format!(
-        "The sources of Cloze that this program was built from are gone from {}: set {} to a checkout of Cloze.",
-        env!("CARGO_MANIFEST_DIR").trim_end_matches("/kernel"),
+        "The sources of Cloze that this program was built from are gone from {}, so notebooks can't use Cloze. If the clone \
+         was moved, run `cargo run --release -- install` in its new place; or set {} to a clone.",
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .unwrap_or(Path::new("/"))
+            .display(),
         crate::prelude::SOURCES,
     ))
 }

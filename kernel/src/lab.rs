@@ -18,9 +18,8 @@ pub fn lab(arguments: &Lab) -> Result<()> {
                     Notebooks also run without it: cloze run NOTEBOOK"
             .into());
     };
-    let install = Install::default();
-    if !install.place.folder()?.join("kernel.json").exists() {
-        crate::install::install(&install)?;
+    if crate::kernelspec::find().is_none() {
+        crate::install::install(&Install::default())?;
     }
     let folder = arguments
         .folder

@@ -2,30 +2,40 @@
 
 mod child;
 mod cli;
+mod code;
+mod commands;
+mod completion;
+mod diagnostics;
 mod doctor;
 mod error;
 mod event;
 mod failure;
+mod foreign;
 mod gpu;
 mod install;
 mod jupyter;
+mod kernelspec;
 mod lab;
 mod library;
 mod lines;
 mod notebook;
 mod parameters;
 mod pipes;
+mod places;
 mod prelude;
 mod remote;
+mod retype;
 mod run;
 mod session;
 mod signals;
+mod statics;
 mod stdout;
 mod streams;
 mod toolchain;
 mod tools;
 mod workshop;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -42,7 +52,11 @@ fn main() -> ExitCode {
     if let Some(done) = tools::run_as_tool() {
         return done;
     }
-    let done = match Cli::parse().command {
+    let command = Cli::parse().command;
+    if !matches!(command, Command::Run(_) | Command::Kernel { .. }) {
+        signals::end_with_the_pipe();
+    }
+    let done = match command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Install(arguments) => install::install(&arguments),
         Command::Uninstall(place) => install::uninstall(&place),
@@ -56,7 +70,8 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            // Nobody may be left to read it.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
             ExitCode::FAILURE
         }
     }

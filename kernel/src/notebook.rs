@@ -1,8 +1,9 @@
 //! Notebook files: read, given outputs, written. What we do not know in them is kept as it is.
 
+mod stream;
+
 use std::collections::HashMap;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -12,6 +13,8 @@ use crate::event::{Display, Event, Stream};
 use crate::failure::Failure;
 use crate::{Error, Result};
 
+use self::stream::StreamText;
+
 /// A notebook of format 4.
 #[derive(Clone, Debug)]
 pub struct Notebook {
@@ -19,8 +22,19 @@ pub struct Notebook {
     root: Value,
     /// Where each display with a name is: the cell and the output.
     displays: HashMap<String, Vec<(usize, usize)>>,
-    /// Cells whose outputs are to be cleared when something new is shown.
+    /// Whether the running cell's outputs are to be cleared when something new is shown.
     clear_next: bool,
+    /// The text that the running cell prints, while nothing else has come after it.
+    open: Option<OpenText>,
+}
+
+/// Text of one stream that may go on; its output in the notebook is filled in when it is over.
+#[derive(Clone, Debug)]
+struct OpenText {
+    cell: usize,
+    output: usize,
+    stream: Stream,
+    text: StreamText,
 }
 
 impl Notebook {
@@ -35,28 +49,62 @@ impl Notebook {
             path: path.to_owned(),
             problem,
         };
-        let root: Value = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        // Some editors begin a file with a byte order mark.
+        let text = text.trim_start_matches('\u{feff}');
+        if text.trim().is_empty() {
+            return Err(wrong("the file is empty".into()));
+        }
+        let root: Value = serde_json::from_str(text)
+            .map_err(|error| wrong(format!("it is not JSON, as notebooks are: {error}")))?;
         match root["nbformat"].as_u64() {
             Some(4) => {}
-            Some(other) => return Err(wrong(format!("its format is {other}, and 4 is read"))),
+            Some(other) => {
+                return Err(wrong(format!(
+                    "its format is {other}, and 4 is read; `jupyter nbconvert --to notebook --nbformat 4 {}` converts it",
+                    path.display()
+                )));
+            }
             None => return Err(wrong("it has no `nbformat`".into())),
         }
         if !root["cells"].is_array() {
             return Err(wrong("it has no list of cells".into()));
         }
-        let language = root["metadata"]["kernelspec"]["language"].as_str();
-        let language = language
-            .or(root["metadata"]["language_info"]["name"].as_str())
-            .unwrap_or("rust");
-        if !language.eq_ignore_ascii_case("rust") {
-            return Err(wrong(format!("its language is {language}")));
-        }
-        Ok(Self {
+        let notebook = Self {
             path: path.to_owned(),
             root,
             displays: HashMap::new(),
             clear_next: false,
-        })
+            open: None,
+        };
+        match notebook.other_language() {
+            Some(language) => Err(wrong(format!(
+                "its language is {language}, and this kernel runs Rust"
+            ))),
+            None => Ok(notebook),
+        }
+    }
+
+    /// The language, if it is known or plain to see that it is not Rust.
+    fn other_language(&self) -> Option<String> {
+        let metadata = &self.root["metadata"];
+        let named = metadata["kernelspec"]["language"]
+            .as_str()
+            .or(metadata["language_info"]["name"].as_str());
+        if let Some(language) = named {
+            let is_rust = language.eq_ignore_ascii_case("rust");
+            return (!is_rust).then(|| language.to_owned());
+        }
+        // A kernelspec without a language: the kernels that most notebooks are for.
+        let kernel = metadata["kernelspec"]["name"].as_str().unwrap_or_default();
+        if kernel.starts_with("python") || kernel == "ir" || kernel.starts_with("julia") {
+            return Some(kernel.to_owned());
+        }
+        let python = kernel.is_empty()
+            && self.code_cells().iter().any(|&cell| {
+                let source = self.source(cell);
+                source.lines().any(crate::foreign::is_python)
+            });
+        python.then(|| "Python, by the look of its cells".into())
     }
 
     pub fn path(&self) -> &Path {
@@ -78,18 +126,22 @@ impl Notebook {
             .collect()
     }
 
-    /// The source of a cell.
+    /// The source of a cell, without a byte order mark.
     pub fn source(&self, cell: usize) -> String {
-        text(&self.cells()[cell]["source"])
+        let source = text(&self.cells()[cell]["source"]);
+        source.trim_start_matches('\u{feff}').to_owned()
     }
 
     /// The first cell with a tag.
     pub fn tagged(&self, tag: &str) -> Option<usize> {
-        self.cells().iter().position(|cell| {
-            cell["metadata"]["tags"]
-                .as_array()
-                .is_some_and(|tags| tags.iter().any(|other| other == tag))
-        })
+        (0..self.cells().len()).find(|&cell| self.has_tag(cell, tag))
+    }
+
+    /// Whether a cell has a tag.
+    pub fn has_tag(&self, cell: usize, tag: &str) -> bool {
+        self.cells()[cell]["metadata"]["tags"]
+            .as_array()
+            .is_some_and(|tags| tags.iter().any(|other| other == tag))
     }
 
     /// Puts in a new code cell with a tag.
@@ -118,18 +170,11 @@ impl Notebook {
         self.cell_mut(cell)["source"] = lines(source);
     }
 
-    /// Forgets all outputs, as before a run.
-    pub fn clear(&mut self) {
-        for cell in self.code_cells() {
-            let cell = self.cell_mut(cell);
-            cell["outputs"] = json!([]);
-            cell["execution_count"] = Value::Null;
-        }
-    }
-
-    /// A cell begins to run, as number `count` of the session.
+    /// A cell begins to run, as number `count` of the session: what it showed before is forgotten.
     pub fn begin(&mut self, cell: usize, count: usize) {
+        self.close_text();
         self.clear_next = false;
+        self.clear_cell(cell);
         self.cell_mut(cell)["execution_count"] = json!(count);
     }
 
@@ -143,7 +188,7 @@ impl Notebook {
             Event::Display(display) => self.add_display(cell, display),
             Event::Clear { wait: true } => self.clear_next = true,
             Event::Clear { wait: false } => self.clear_cell(cell),
-            Event::Input { .. } | Event::Waiting(_) => {}
+            Event::Input { .. } | Event::Reads | Event::Waiting(_) => {}
         }
     }
 
@@ -161,6 +206,7 @@ impl Notebook {
     }
 
     fn push(&mut self, cell: usize, output: Value) -> usize {
+        self.close_text();
         let Some(outputs) = self.cell_mut(cell)["outputs"].as_array_mut() else {
             return 0;
         };
@@ -175,6 +221,7 @@ impl Notebook {
     }
 
     fn clear_cell(&mut self, cell: usize) {
+        self.open = None;
         self.cell_mut(cell)["outputs"] = json!([]);
         for places in self.displays.values_mut() {
             places.retain(|(other, _)| *other != cell);
@@ -182,16 +229,30 @@ impl Notebook {
     }
 
     fn add_text(&mut self, cell: usize, stream: Stream, new: &str) {
-        let last = self.cell_mut(cell)["outputs"]
-            .as_array_mut()
-            .and_then(|outputs| outputs.last_mut());
-        if let Some(last) =
-            last.filter(|last| last["output_type"] == "stream" && last["name"] == stream.name())
+        if let Some(open) = &mut self.open
+            && open.cell == cell
+            && open.stream == stream
         {
-            last["text"] = lines(&overwrite(&(text(&last["text"]) + new)));
-            return;
+            return open.text.push(new);
         }
-        self.push(cell, json!({ "name": stream.name(), "output_type": "stream", "text": lines(&overwrite(new)) }));
+        let output = json!({ "name": stream.name(), "output_type": "stream", "text": [] });
+        let output = self.push(cell, output);
+        let mut text = StreamText::default();
+        text.push(new);
+        self.open = Some(OpenText {
+            cell,
+            output,
+            stream,
+            text,
+        });
+    }
+
+    /// Puts the text that was open into its output: nothing will be added to it.
+    fn close_text(&mut self) {
+        if let Some(open) = self.open.take() {
+            self.cell_mut(open.cell)["outputs"][open.output]["text"] =
+                lines(&open.text.into_text());
+        }
     }
 
     fn add_display(&mut self, cell: usize, display: &Display) {
@@ -231,8 +292,9 @@ impl Notebook {
         }
     }
 
-    /// Writes the notebook as Jupyter does, all of it or nothing.
-    pub fn write(&self, path: &Path) -> Result<()> {
+    /// The notebook as Jupyter writes it.
+    pub fn to_json(&mut self) -> Result<Vec<u8>> {
+        self.close_text();
         let mut json = Vec::new();
         let indent = serde_json::ser::PrettyFormatter::with_indent(b" ");
         self.root
@@ -241,36 +303,7 @@ impl Notebook {
             ))
             .map_err(|error| error.to_string())?;
         json.push(b'\n');
-        let folder = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        let write = || -> std::io::Result<()> {
-            let mut file = tempfile::Builder::new()
-                .prefix(".cloze-")
-                .suffix(".ipynb")
-                .tempfile_in(folder)?;
-            file.write_all(&json)?;
-            file.as_file().sync_all()?;
-            // A temporary file is private; a notebook is what other new files are, or what it was.
-            let permissions = match fs::metadata(path) {
-                Ok(old) => old.permissions(),
-                Err(_) => std::os::unix::fs::PermissionsExt::from_mode(0o666 & !umask()),
-            };
-            file.as_file().set_permissions(permissions)?;
-            file.persist(path)?;
-            Ok(())
-        };
-        write().map_err(Error::file(path))
-    }
-}
-
-fn umask() -> u32 {
-    // SAFETY: reads the mask by setting it and back; no other thread of this program makes files at the same time.
-    unsafe {
-        let mask = libc::umask(0o022);
-        libc::umask(mask);
-        mask
+        Ok(json)
     }
 }
 
@@ -295,27 +328,6 @@ fn content(mime: &str, value: &Value) -> Value {
         Value::String(text) if is_text => lines(text),
         other => other.clone(),
     }
-}
-
-/// What is left to see where a carriage return went back to the beginning of the line.
-fn overwrite(text: &str) -> String {
-    if !text.contains('\r') {
-        return text.to_owned();
-    }
-    text.replace("\r\n", "\n")
-        .split_inclusive('\n')
-        .map(|line| {
-            let (body, newline) = line
-                .strip_suffix('\n')
-                .map_or((line, ""), |body| (body, "\n"));
-            // A return at the very end has overwritten nothing yet.
-            let (body, returned) = body
-                .strip_suffix('\r')
-                .map_or((body, ""), |body| (body, "\r"));
-            let last = body.rsplit('\r').next().unwrap_or_default();
-            format!("{last}{returned}{newline}")
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -362,7 +374,7 @@ mod tests {
     #[test]
     fn text_is_gathered_by_stream() {
         let mut notebook = notebook();
-        notebook.clear();
+        notebook.begin(1, 1);
         for event in [
             out("a"),
             out("b\n"),
@@ -371,6 +383,7 @@ mod tests {
         ] {
             notebook.add(1, &event);
         }
+        notebook.close_text();
         let outputs = &notebook.root["cells"][1]["outputs"];
         assert_eq!(outputs.as_array().map(Vec::len), Some(3));
         assert_eq!(outputs[0]["text"], json!(["ab\n"]));
@@ -380,11 +393,12 @@ mod tests {
     #[test]
     fn only_the_last_state_of_a_progress_line_is_kept() {
         let mut notebook = notebook();
-        notebook.clear();
+        notebook.begin(1, 1);
         for step in 0..1000 {
             notebook.add(1, &out(&format!("\r{step}/1000")));
         }
         notebook.add(1, &out("\ndone\n"));
+        notebook.close_text();
         assert_eq!(
             notebook.root["cells"][1]["outputs"][0]["text"],
             json!(["999/1000\n", "done\n"])
@@ -394,7 +408,7 @@ mod tests {
     #[test]
     fn an_update_replaces_the_display_of_its_name() {
         let mut notebook = notebook();
-        notebook.clear();
+        notebook.begin(1, 1);
         notebook.add(1, &html("1", Some("p"), false));
         notebook.add(1, &out("between\n"));
         notebook.add(1, &html("2", Some("p"), true));
@@ -406,7 +420,7 @@ mod tests {
     #[test]
     fn clearing_can_wait_for_the_next_output() {
         let mut notebook = notebook();
-        notebook.clear();
+        notebook.begin(1, 1);
         notebook.add(1, &out("a"));
         notebook.add(1, &Event::Clear { wait: true });
         assert_eq!(
@@ -423,24 +437,51 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_survives_a_write() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("out.ipynb");
-        notebook().write(&path).expect("written");
-        let again = Notebook::read(&path).expect("read");
+    fn what_is_unknown_and_what_is_not_reached_survive_a_write() {
+        let json = notebook().to_json().expect("JSON");
+        let again = Notebook::parse(Path::new("n.ipynb"), &String::from_utf8_lossy(&json));
+        let again = again.expect("a notebook");
         assert_eq!(again.root, notebook().root);
-        assert_eq!(
-            fs::read_dir(folder.path()).expect("listed").count(),
-            1,
-            "no temporary file stays"
-        );
+        assert_eq!(again.root["cells"][1]["outputs"][0]["text"], "old");
+    }
+
+    #[test]
+    fn many_short_lines_take_linear_time() {
+        let mut notebook = notebook();
+        notebook.begin(1, 1);
+        let start = std::time::Instant::now();
+        for line in 0..300_000 {
+            notebook.add(1, &out(&format!("line {line}\n")));
+        }
+        notebook.to_json().expect("JSON");
+        assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
+        let text = &notebook.root["cells"][1]["outputs"][0]["text"];
+        assert_eq!(text.as_array().map(Vec::len), Some(300_000));
     }
 
     #[test]
     fn a_notebook_of_another_language_is_refused() {
-        let text =
-            r#"{"cells": [], "metadata": {"kernelspec": {"language": "python"}}, "nbformat": 4}"#;
-        let error = Notebook::parse(Path::new("n.ipynb"), text).expect_err("refused");
-        assert!(error.to_string().contains("python"), "{error}");
+        for (metadata, told) in [
+            (json!({ "kernelspec": { "language": "python" } }), "python"),
+            (json!({ "kernelspec": { "name": "python3" } }), "python3"),
+            (json!({ "language_info": { "name": "R" } }), "R"),
+            (json!({}), "Python"),
+        ] {
+            let cell = json!({ "cell_type": "code", "metadata": {}, "outputs": [], "source": "from os import path\npath" });
+            let text = json!({ "cells": [cell], "metadata": metadata, "nbformat": 4 }).to_string();
+            let error = Notebook::parse(Path::new("n.ipynb"), &text).expect_err("refused");
+            assert!(error.to_string().contains(told), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_passed_over_and_old_formats_are_named() {
+        let text = "\u{feff}{\"cells\": [], \"metadata\": {}, \"nbformat\": 4}";
+        assert!(Notebook::parse(Path::new("n.ipynb"), text).is_ok());
+        let old = "{\"worksheets\": [], \"nbformat\": 3}";
+        let error = Notebook::parse(Path::new("n.ipynb"), old).expect_err("refused");
+        assert!(error.to_string().contains("nbconvert"), "{error}");
+        let error = Notebook::parse(Path::new("n.ipynb"), " \n").expect_err("refused");
+        assert!(error.to_string().contains("empty"), "{error}");
     }
 }

@@ -30,7 +30,8 @@ pub struct Pipes {
     pub stdout: Pipe,
     pub stderr: Pipe,
     pub events: Pipe,
-    pub stdin: Pipe,
+    /// What is written to it is the business of [`crate::remote`].
+    pub stdin: io::PipeReader,
     pub replies: Pipe,
 }
 
@@ -40,14 +41,14 @@ impl Pipes {
             stdout: Pipe::new()?,
             stderr: Pipe::new()?,
             events: Pipe::new()?,
-            stdin: Pipe::new()?,
+            stdin: Pipe::new()?.reader,
             replies: Pipe::new()?,
         })
     }
 
     /// Puts the pipes in place in every process that `command` starts, which then ends with the thread that started it.
     pub fn connect(&self, command: &mut Command) -> io::Result<()> {
-        let stdin = OwnedFd::from(self.stdin.reader.try_clone()?);
+        let stdin = OwnedFd::from(self.stdin.try_clone()?);
         let stdout = OwnedFd::from(self.stdout.writer.try_clone()?);
         let stderr = OwnedFd::from(self.stderr.writer.try_clone()?);
         let events = OwnedFd::from(self.events.writer.try_clone()?);
@@ -68,11 +69,11 @@ impl Pipes {
                 }
             }
             // SAFETY: plain system calls on the new process: its own group, so that Ctrl-C in a terminal reaches the
-            // kernel only, which decides; and an end with its parent.
+            // kernel only, which decides; and an end with its parent (see `child::on_hang_up`).
             unsafe {
                 libc::setpgid(0, 0);
                 #[cfg(target_os = "linux")]
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGHUP);
             }
             Ok(())
         };

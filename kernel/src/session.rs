@@ -3,15 +3,23 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use evcxr::{CommandContext, EvalContext};
 
 use crate::child;
-use crate::event::{Display, Event, Sink};
+use crate::code::{self, Cell};
+use crate::commands;
+use crate::completion::{self, Candidate, Completions, Context};
+use crate::diagnostics::{self, Failed};
+use crate::event::{Display, Event, Sink, Stream};
 use crate::failure::Failure;
 use crate::pipes::Pipes;
+use crate::places::Places;
 use crate::prelude::{Libraries, Sources};
-use crate::remote::Remote;
+use crate::remote::{self, Remote};
+use crate::retype;
+use crate::statics;
 use crate::streams::{Report, Streams};
 use crate::toolchain::Toolchain;
 use crate::tools::OPT_LEVEL;
@@ -21,6 +29,15 @@ use crate::{Error, Result};
 /// What is told to be waited for when nothing has to be built.
 pub const STARTING: &str = "starting";
 
+/// After so long a person is told that crates are built.
+const BUILDING: Duration = Duration::from_secs(2);
+
+/// So long it may take to find out which of the names that may follow are private.
+const VISIBILITY: Duration = Duration::from_millis(400);
+
+/// The stack of the thread that a session lives on: parsers call themselves for what is nested, and a cell may be long.
+pub const STACK: usize = 512 << 20;
+
 /// evcxr with everything around it that makes cells start fast and fail honestly.
 pub struct Session {
     context: CommandContext,
@@ -29,6 +46,10 @@ pub struct Session {
     /// Where events go instead while a value is looked up.
     captured: Captured,
     remote: Remote,
+    places: Places,
+    folder: PathBuf,
+    /// Whether it was the compiler that the last cell failed by.
+    failed_to_compile: bool,
     has_prelude: bool,
     is_warm: bool,
     // Dropped last: the others use them.
@@ -82,19 +103,21 @@ impl Session {
         // evcxr begins with a cell of its own, which needs no types. They are loaded with code that does, at one go:
         // rust-analyzer forgets what it has parsed from one piece of code to the next.
         workshop.show_nothing()?;
+        statics::forget(workshop.folder());
         let compilation = Compilation::of(&workshop);
         compilation.allow();
         let pipes = Pipes::new().map_err(Error::system("making pipes"))?;
-        let mut command = cell_process(&toolchain, &libraries)?;
+        let mark = uuid::Uuid::new_v4().simple().to_string();
+        let mut command = cell_process(&toolchain, &libraries, &mark)?;
         pipes
             .connect(&mut command)
             .map_err(Error::system("connecting pipes"))?;
         let input = pipes
             .stdin
-            .writer
             .try_clone()
             .map_err(Error::system("copying a pipe"))?;
-        let streams = Streams::listen(pipes, events.clone())
+        let places = Places::new(workshop.folder(), &toolchain.host);
+        let streams = Streams::listen(pipes, &mark, places.clone(), events.clone())
             .map_err(Error::system("listening to the cells"))?;
         let (context, outputs) = EvalContext::with_subprocess_command(command)
             .map_err(|error| format!("The session could not be started: {error}"))?;
@@ -119,6 +142,9 @@ impl Session {
             events,
             captured,
             remote,
+            places,
+            folder: workshop.folder().to_owned(),
+            failed_to_compile: false,
             has_prelude: sources.is_some(),
             is_warm: false,
             _libraries: libraries,
@@ -146,21 +172,74 @@ impl Session {
         }
     }
 
-    /// Runs a cell. Its output goes to the session's events, all of it before this returns.
-    pub fn execute(&mut self, code: &str) -> Result<(), Failure> {
+    /// Runs the cell of this number. Its output goes to the session's events, all of it before this returns.
+    pub fn execute(&mut self, number: usize, code: &str) -> Result<(), Failure> {
+        let code = code.strip_prefix('\u{feff}').unwrap_or(code);
         let code = self.without_prelude_dep(code);
+        let mut kernel = commands::Kernel {
+            context: &self.context,
+            remote: &self.remote,
+            events: &self.events,
+            folder: &self.folder,
+        };
+        let code = commands::run(&code, &mut kernel)?;
+        let cell = code::prepare(number, &code)
+            .map_err(|complaint| diagnostics::complaint(&complaint, &code))?;
+        let _telling = code
+            .lines()
+            .any(|line| line.starts_with(":dep"))
+            .then(|| self.tell_of_building());
+        let outcome = self.execute_cell(&cell);
+        if outcome.is_ok() || !self.failed_to_compile {
+            return outcome;
+        }
+        // Types that evcxr writes too short are written out, if that is all that is wrong.
+        let attempts = Failed::read(&self.folder).map(|failed| retype::attempts(&failed, &cell));
+        for cell in attempts.into_iter().flatten() {
+            let again = self.execute_cell(&cell);
+            if again.is_ok() || !self.failed_to_compile {
+                return again;
+            }
+        }
+        outcome
+    }
+
+    /// Says that crates are built if that takes a while, until what is given back is dropped.
+    fn tell_of_building(&self) -> Arc<()> {
+        let (begun, events, told) = (self.streams.begins(), self.events.clone(), Arc::new(()));
+        let waiting = Arc::downgrade(&told);
+        std::thread::spawn(move || {
+            std::thread::sleep(BUILDING);
+            if waiting.upgrade().is_some() && !begun.load(std::sync::atomic::Ordering::SeqCst) {
+                let text =
+                    "building the crates that this cell adds; the first time this takes a while\n";
+                events(Event::Text(Stream::Stderr, text.into()));
+            }
+        });
+        told
+    }
+
+    fn execute_cell(&mut self, cell: &Arc<Cell>) -> Result<(), Failure> {
         let before: Vec<String> = self
             .context
             .variables_and_types()
             .map(|(name, _)| name.to_owned())
             .collect();
-        self.streams.expect_value(!code.trim_end().ends_with(';'));
+        let process = self.remote.process();
+        self.streams
+            .expect_value(!cell.prepared.trim_end().ends_with(';'));
+        Failed::forget(&self.folder);
+        statics::begin(&self.folder, cell);
+        self.failed_to_compile = false;
+        self.places.begin(cell);
         self.remote.begin();
-        let executed = self.context.execute(&code);
+        let executed = self.context.execute(&cell.prepared);
         let interrupts = self.remote.end();
-        match executed {
+        // What went wrong is led back to the cell while it counts as running.
+        let outcome = match executed {
             Ok(outputs) => {
                 let report = self.streams.report();
+                statics::ran(&self.folder);
                 if !outputs.is_empty() {
                     let data = outputs
                         .content_by_mime_type
@@ -175,10 +254,22 @@ impl Session {
                         is_result: true,
                     }));
                 }
-                self.outcome(&report, &code, interrupts)
+                let outcome = self.outcome(&report, cell, interrupts);
+                for name in self.places.macros_that_define(cell) {
+                    let text = format!(
+                        "What `{name}!` defines is seen by this cell only: items are kept for later cells where they are written out.\n"
+                    );
+                    (self.events)(Event::Text(Stream::Stderr, text));
+                }
+                self.places.end(true);
+                return outcome;
             }
             Err(evcxr::Error::SubprocessTerminated(message)) => {
                 let report = self.streams.report_of_dead_process();
+                if let Some(process) = process {
+                    remote::end_group(process);
+                }
+                statics::forget(&self.folder);
                 Err(self.death(&message, &report, &before, interrupts))
             }
             Err(_) if interrupts > 0 => Err(Failure::new(
@@ -186,10 +277,33 @@ impl Session {
                 "interrupted before the cell ran; variables are kept",
             )),
             Err(evcxr::Error::CompilationErrors(errors)) => {
-                Err(Failure::compilation(&errors, &code))
+                self.failed_to_compile = true;
+                Err(self.compilation(&errors, cell))
             }
-            Err(error) => Err(Failure::new("error", error.to_string())),
+            Err(error) => Err(Failure::new("error", in_our_words(&error.to_string()))),
+        };
+        self.places.end(false);
+        outcome
+    }
+
+    /// The errors of a cell that does not compile.
+    fn compilation(&self, errors: &[evcxr::CompilationError], cell: &Arc<Cell>) -> Failure {
+        // evcxr's own, which no compiler said: of its commands, and of variables that can't be kept.
+        let own: Vec<_> = errors
+            .iter()
+            .filter(|error| error.json.is_null())
+            .cloned()
+            .collect();
+        if own.is_empty()
+            && let Some(failed) = Failed::read(&self.folder)
+        {
+            let map = self.places.map_of(&failed.source);
+            if let Some(failure) = diagnostics::failure(&failed, &map, cell) {
+                return failure;
+            }
         }
+        let errors = if own.is_empty() { errors } else { &own };
+        Failure::compilation(errors, &cell.original)
     }
 
     /// Does what the first completion of a method would have to wait for, if nobody asks for anything else.
@@ -210,7 +324,7 @@ impl Session {
             )
         };
         replace(Some(Vec::new()));
-        let outcome = self.execute(code);
+        let outcome = self.execute(0, code);
         let events = replace(None).unwrap_or_default();
         outcome?;
         let mut displays = events.into_iter().rev().filter_map(|event| match event {
@@ -223,52 +337,85 @@ impl Session {
     }
 
     /// What may be written at a byte of the code, and the bytes that it would replace.
-    pub fn complete(&mut self, code: &str, at: usize) -> Option<evcxr::Completions> {
+    pub fn complete(&mut self, code: &str, at: usize) -> Option<Completions> {
         let code = self.without_prelude_dep(code);
         let at = at.min(code.len());
-        let mut found = self.context.completions(&code, at).ok()?;
-        let written = code.get(found.start_offset..at).unwrap_or_default();
-        // Part of how values show themselves, and nobody's word.
-        found
-            .completions
-            .retain(|one| written.starts_with("evcxr") || !one.code.starts_with("evcxr_display"));
-        // After a type, what makes a value of it comes before what needs one.
-        if code[..at].ends_with(&format!("::{written}")) {
-            let selves = ["(self", "(mut self", "(&self", "(&mut self"];
-            // The label of a method that a macro wrote lacks its arguments.
-            let needs_value = |text: &str| selves.iter().any(|with| text.contains(with));
-            found
-                .completions
-                .sort_by_key(|one| needs_value(&one.label) || needs_value(&one.code));
+        if code::is_too_deep(&code) {
+            return None;
         }
-        Some(found)
+        let found = self.context.completions(&code, at).ok()?;
+        let written = code.get(found.start_offset..at).unwrap_or_default();
+        let before = code.get(..found.start_offset).unwrap_or_default();
+        let context = Context {
+            // After a type, what makes a value of it comes before what needs one.
+            of_type: before.ends_with("::"),
+            of_value: before.ends_with('.'),
+            written,
+        };
+        let mut candidates = completion::candidates(&completion::offers(&found), &context);
+        // rust-analyzer takes all crates for one, in which everything may be used: what is private is asked for by name.
+        let start = Instant::now();
+        let doubtful = |candidate: &Candidate| match candidate.is_field {
+            true => context.of_value,
+            false => context.of_type,
+        };
+        candidates.retain(|candidate| {
+            if !doubtful(candidate) || start.elapsed() > VISIBILITY {
+                return true;
+            }
+            let asked = match candidate.is_field {
+                true => format!("{before}{}", candidate.name),
+                false => format!("{before}{}(", candidate.name),
+            };
+            let hover = self.context.hover_at(&asked, asked.len());
+            hover.map_or(true, |(text, _)| {
+                !completion::is_private(&text, &candidate.name)
+            })
+        });
+        Some(Completions {
+            start: found.start_offset,
+            end: found.end_offset,
+            candidates,
+        })
     }
 
     /// The documentation of the name that ends at a byte of the code, as text and as HTML.
     pub fn inspect(&mut self, code: &str, at: usize) -> Option<(String, String)> {
         let code = self.without_prelude_dep(code);
+        if code::is_too_deep(&code) {
+            return None;
+        }
         let (name, rest) = code.split_at_checked(at)?;
+        if let Some(path) = completion::used_path(name) {
+            // evcxr takes `use` lines apart; the name is known as a type or as a value.
+            let asked = [format!("let _: {path}"), path.clone(), format!("{path}(")];
+            return asked.iter().find_map(|code| self.documentation(code));
+        }
         // A method is known by its call: without the bracket its name may be that of a field.
         let call = format!("{name}(");
         let candidates = match rest.starts_with('(') {
             true => [call.as_str(), name],
             false => [name, call.as_str()],
         };
-        candidates.into_iter().find_map(|code| {
-            let (text, html) = self.context.hover_at(code, code.len()).ok()?;
-            (text != "No documentation found").then_some((text, html))
-        })
+        candidates
+            .into_iter()
+            .find_map(|code| self.documentation(code))
     }
 
-    fn outcome(&self, report: &Report, code: &str, interrupts: usize) -> Result<(), Failure> {
+    /// The documentation of the name that a code ends with.
+    fn documentation(&mut self, code: &str) -> Option<(String, String)> {
+        let (text, html) = self.context.hover_at(code, code.len()).ok()?;
+        (text != "No documentation found").then_some((text, html))
+    }
+
+    fn outcome(&self, report: &Report, cell: &Cell, interrupts: usize) -> Result<(), Failure> {
         if report.panicked {
-            // What ended a worker ends the call that waits for it, and is told once, by the worker.
-            let Some(panic) = report.panics.last().or(report.panics_of_threads.last()) else {
-                return Err(Failure::new("panic", "the cell panicked"));
-            };
-            let generated = self.context.last_source().unwrap_or_default();
-            let places = panic.places_in_cells();
-            return Err(Failure::panic(panic, &places, code, &generated));
+            // What ended a worker ends the call that waits for it, and is told by the worker only.
+            let panic = report.panics.last().or(report.panics_of_threads.last());
+            return Err(match panic {
+                Some(panic) => Failure::panic(panic, &self.places, cell.number),
+                None => Failure::new("panic", "the cell panicked"),
+            });
         }
         if report.returned {
             return Err(match report.errors.last() {
@@ -370,6 +517,21 @@ impl Session {
     }
 }
 
+/// What evcxr says of itself, said of the notebook.
+fn in_our_words(message: &str) -> String {
+    if message.contains("is a closure, which cannot be persisted") {
+        let name = message.split('`').nth(1).unwrap_or_default();
+        return format!(
+            "The variable `{name}` is a closure, whose type has no name, so it can't be kept for later cells.\n\
+             To keep it, put it into a box: let {name}: Box<dyn Fn(i32) -> i32> = Box::new(|x| x + 1);\n\
+             To use it in this cell only, put the cell into braces: {{ let {name} = ...; ... }}"
+        );
+    }
+    message
+        .replace("prevent evcxr from attempting to persist\nthe variable by wrapping your code in braces", "leave it out of what is kept by putting the code into braces")
+        .replace("cannot be persisted", "can't be kept for later cells")
+}
+
 /// What follows `:dep` in a line that brings Cloze in.
 pub fn prelude_dep(line: &str) -> Option<&str> {
     let dep = line.trim_start().strip_prefix(":dep")?.trim_start();
@@ -379,7 +541,7 @@ pub fn prelude_dep(line: &str) -> Option<&str> {
 }
 
 /// The command that starts the process that runs the cells.
-fn cell_process(toolchain: &Toolchain, libraries: &Libraries) -> Result<Command> {
+fn cell_process(toolchain: &Toolchain, libraries: &Libraries, mark: &str) -> Result<Command> {
     let program = std::env::current_exe().map_err(Error::system("the path of this program"))?;
     let mut command = Command::new(program);
     outside(&mut command);
@@ -401,6 +563,12 @@ fn cell_process(toolchain: &Toolchain, libraries: &Libraries) -> Result<Command>
         )
         .env(child::LIBRARIES, load.join(":"))
         // The library then shows displays while they change, see its `display::live`.
-        .env("CLOZE_KERNEL", env!("CARGO_PKG_VERSION"));
+        .env(child::MARK, mark);
+    for (name, original) in child::RESTORED {
+        match std::env::var_os(name) {
+            Some(value) => command.env(original, value),
+            None => command.env_remove(original),
+        };
+    }
     Ok(command)
 }

@@ -11,8 +11,8 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::child::END_OF_PROCESS;
 use crate::event::{Event, Sink, Stream};
-use crate::lines;
 use crate::pipes::Pipes;
+use crate::places::Places;
 use crate::stdout::{Reader, Said};
 
 /// How long a display waits for another representation of itself.
@@ -47,15 +47,6 @@ impl Panic {
             calls: calls.iter().filter_map(call).collect(),
         })
     }
-
-    /// The lines and columns of the notebook's own code that led there, the innermost first.
-    pub fn places_in_cells(&self) -> Vec<(usize, usize)> {
-        let places = self.calls.iter().filter_map(|(address, library)| {
-            let bytes = std::fs::read(library).ok()?;
-            lines::of_address(&bytes, *address)
-        });
-        places.flatten().collect()
-    }
 }
 
 /// An error that `?` returned from a cell.
@@ -89,23 +80,27 @@ pub struct Streams {
     has_value: Arc<AtomicBool>,
     stdout: io::PipeWriter,
     stale: [io::PipeReader; 2],
+    /// Before the kernel's own words in what the cells print.
+    mark: String,
+    /// Whether the cell runs by now, after it was compiled.
+    begun: Arc<AtomicBool>,
 }
 
 impl Streams {
     /// Starts to listen; what happens is sent to `events` once [`Streams::unmute`] was called.
-    pub fn listen(pipes: Pipes, events: Sink) -> io::Result<Self> {
+    pub fn listen(pipes: Pipes, mark: &str, places: Places, events: Sink) -> io::Result<Self> {
         let (sender, reports) = crossbeam_channel::unbounded();
         let muted = Arc::new(AtomicBool::new(true));
         let has_value = Arc::new(AtomicBool::new(true));
+        let begun = Arc::new(AtomicBool::new(false));
         let streams = Self {
             reports,
             muted: muted.clone(),
             has_value: has_value.clone(),
             stdout: pipes.stdout.writer.try_clone()?,
-            stale: [
-                pipes.replies.reader.try_clone()?,
-                pipes.stdin.reader.try_clone()?,
-            ],
+            stale: [pipes.replies.reader.try_clone()?, pipes.stdin.try_clone()?],
+            mark: mark.to_owned(),
+            begun: begun.clone(),
         };
         for fd in [
             pipes.stdout.reader.as_raw_fd(),
@@ -119,8 +114,10 @@ impl Streams {
             events,
             muted,
             has_value,
+            begun,
             reports: sender,
-            reader: Reader::default(),
+            reader: Reader::new(mark),
+            places,
             notices: Vec::new(),
             records: Vec::new(),
             report: Report::default(),
@@ -136,6 +133,12 @@ impl Streams {
     pub fn unmute(&self) {
         self.reports.try_iter().for_each(drop);
         self.muted.store(false, Ordering::SeqCst);
+    }
+
+    /// A cell is about to be compiled; the answer turns true when it runs.
+    pub fn begins(&self) -> Arc<AtomicBool> {
+        self.begun.store(false, Ordering::SeqCst);
+        self.begun.clone()
     }
 
     /// Whether the next cell ends with an expression, whose value its last display is.
@@ -154,7 +157,7 @@ impl Streams {
         for pipe in &mut self.stale {
             let _ = drain(pipe);
         }
-        if writeln!(self.stdout, "{END_OF_PROCESS}").is_err() {
+        if writeln!(self.stdout, "\u{1}{}{END_OF_PROCESS}", self.mark).is_err() {
             return Report::default();
         }
         while let Ok(report) = self.reports.recv_timeout(Duration::from_secs(5)) {
@@ -171,8 +174,10 @@ struct Listener {
     events: Sink,
     muted: Arc<AtomicBool>,
     has_value: Arc<AtomicBool>,
+    begun: Arc<AtomicBool>,
     reports: Sender<Report>,
     reader: Reader,
+    places: Places,
     /// What evcxr must hear at the end of the cell.
     notices: Vec<String>,
     /// Bytes of unfinished records about panics and errors.
@@ -266,18 +271,16 @@ impl Listener {
                 ["panic", ref fields @ ..] => {
                     self.report.panics.extend(Panic::from_fields(fields));
                 }
-                ["thread-panic", ref fields @ ..] => {
-                    let panic = Panic::from_fields(fields);
-                    self.report.panics_of_threads.extend(panic);
+                ["thread-panic", name, ref fields @ ..] => {
+                    if let Some(panic) = Panic::from_fields(fields) {
+                        let told = crate::failure::panic_of_thread(name, &panic, &self.places);
+                        self.send(Event::Text(Stream::Stderr, told));
+                        self.report.panics_of_threads.push(panic);
+                    }
                 }
-                ["error", type_name, message, ..] => self.report.errors.push(ReturnedError {
-                    type_name: type_name.to_owned(),
-                    message: message.to_owned(),
-                    causes: fields[3..]
-                        .iter()
-                        .map(|cause| (*cause).to_owned())
-                        .collect(),
-                }),
+                ["begin"] => self.begun.store(true, Ordering::SeqCst),
+                ["notice", notice] => self.notices.push(notice.to_owned()),
+                ["reads"] => self.send(Event::Reads),
                 _ => {}
             }
         }
@@ -287,7 +290,6 @@ impl Listener {
         for said in said {
             match said {
                 Said::Event(event) => self.send(event),
-                Said::Notice(notice) => self.notices.push(notice),
                 Said::EndOfCell => self.end_of_cell(),
                 Said::EndOfProcess => {
                     self.notices.clear();

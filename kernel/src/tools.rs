@@ -8,9 +8,10 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Output, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::SystemTime;
 
+use crate::diagnostics::{Failed, for_evcxr};
 use crate::library::without_hidden_crates;
 use crate::toolchain::pin;
 use crate::workshop::{Compilation, Recipe, outside, shows_library};
@@ -123,7 +124,11 @@ fn compile_cell(
     let code = read(&folder.join("src/lib.rs"))?;
     let sources = folder.join("cell");
     // Beside evcxr's own file, with the same lines, so that messages still point where evcxr expects.
-    let source = with_cell_library(&code);
+    let source = with_cell_library(&crate::statics::shared(
+        folder,
+        &code,
+        dependencies(&manifest),
+    ));
     write(&sources.join("lib.rs"), &source)?;
     let check = verb == "check";
     // Lines for panics; what is stripped otherwise is what tells them.
@@ -158,7 +163,26 @@ fn compile_cell(
         }
         rest.push("--".into());
         rest.extend(flags);
-        return Err(real_cargo(recipe, &rest));
+        let mut build = || {
+            let mut cargo = Command::new(&recipe.cargo);
+            let output = pin(outside(cargo.args(&rest)), &recipe.sysroot)
+                .stderr(Stdio::inherit())
+                .output()
+                .map_err(Error::file(&recipe.cargo))?;
+            Ok((output.status.success(), output.stdout))
+        };
+        let (built, said) = with_plain_errors(&sources.join("lib.rs"), &source, &mut build)?;
+        if !built {
+            Failed::write(folder, &code, &said);
+        }
+        std::io::stdout()
+            .write_all(&for_evcxr(&said))
+            .map_err(Error::system("writing to stdout"))?;
+        return Ok(if built {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        });
     }
     let asked = manifest
         .lines()
@@ -179,7 +203,10 @@ fn compile_cell(
         let key = format!("{opt_level}\n{flags:?}\n{}\n{source}", recipe.version);
         Known(known_cells(folder).join(&blake3::hash(key.as_bytes()).to_hex()[..16]))
     });
-    if let Some(outcome) = known.as_ref().and_then(|known| known.recall(&library)) {
+    if let Some(outcome) = known
+        .as_ref()
+        .and_then(|known| known.recall(&library, folder, &code))
+    {
         return outcome;
     }
     let mut rustc = Command::new(&recipe.rustc);
@@ -206,21 +233,45 @@ fn compile_cell(
         .arg("-o")
         .arg(&library)
         .arg("cell/lib.rs");
-    let output = outside(&mut rustc)
-        .stdout(Stdio::inherit())
-        .output()
-        .map_err(Error::file(&recipe.rustc))?;
+    outside(&mut rustc).stdout(Stdio::inherit());
+    let (built, said) = with_plain_errors(&sources.join("lib.rs"), &source, &mut || {
+        let output = rustc.output().map_err(Error::file(&recipe.rustc))?;
+        Ok((output.status.success(), output.stderr))
+    })?;
+    if !built {
+        Failed::write(folder, &code, &said);
+    }
     std::io::stderr()
-        .write_all(&output.stderr)
+        .write_all(&for_evcxr(&said))
         .map_err(Error::system("writing to stderr"))?;
     if let Some(known) = known {
-        known.remember(&library, &output)?;
+        known.remember(&library, built, &said)?;
     }
-    match output.status.success() {
+    match built {
         true if check => Ok(ExitCode::SUCCESS),
         true => done(&library),
         false => Ok(ExitCode::FAILURE),
     }
+}
+
+/// Compiles, and once more if the cell passes on by `?` what is no `std::error::Error` but can be shown: causes are told
+/// of errors only.
+fn with_plain_errors(
+    file: &Path,
+    source: &str,
+    compile: &mut dyn FnMut() -> Result<(bool, Vec<u8>)>,
+) -> Result<(bool, Vec<u8>)> {
+    const ERROR: &str = "use ::cloze_cell::EvcxrUserCodeError;";
+    const SHOWN: &str = "use ::cloze_cell::Shown as EvcxrUserCodeError;";
+    let first = compile()?;
+    let said = String::from_utf8_lossy(&first.1);
+    if first.0 || !said.contains("E0277") || !source.contains(ERROR) {
+        return Ok(first);
+    }
+    write(file, &source.replacen(ERROR, SHOWN, 1))?;
+    let second = compile()?;
+    // If it is something else that is wrong, the first report is the better one.
+    Ok(if second.0 { second } else { first })
 }
 
 /// What the manifest of a cell says of other crates.
@@ -266,12 +317,13 @@ impl Known {
     }
 
     /// Does as the compiler did, if it did anything.
-    fn recall(&self, library: &Path) -> Option<Result<ExitCode>> {
+    fn recall(&self, library: &Path, folder: &Path, code: &str) -> Option<Result<ExitCode>> {
         // The last used are kept.
         let touch = |path| File::open(path).and_then(|file| file.set_modified(SystemTime::now()));
         if let Ok(errors) = fs::read(self.errors()) {
             let _ = touch(self.errors());
-            let said = std::io::stderr().write_all(&errors);
+            Failed::write(folder, code, &errors);
+            let said = std::io::stderr().write_all(&for_evcxr(&errors));
             return Some(
                 said.map_err(Error::system("writing to stderr"))
                     .map(|()| ExitCode::FAILURE),
@@ -284,16 +336,16 @@ impl Known {
 
     /// Keeps what the compiler did, whole or not at all. Of errors only those that evcxr provokes, to learn whether cells
     /// use `?`: others may have to do with more than the text.
-    fn remember(&self, library: &Path, output: &Output) -> Result<()> {
+    fn remember(&self, library: &Path, built: bool, said: &[u8]) -> Result<()> {
         let unfinished = self.0.with_extension("unfinished");
         let folder = self.0.parent().unwrap_or(Path::new(""));
-        let kept = if output.status.success() {
+        let kept = if built {
             fs::create_dir_all(folder)
                 .and_then(|()| fs::copy(library, &unfinished))
                 .and_then(|_| fs::rename(&unfinished, &self.0))
-        } else if String::from_utf8_lossy(&output.stderr).contains("E0277") {
+        } else if String::from_utf8_lossy(said).contains("E0277") {
             fs::create_dir_all(folder)
-                .and_then(|()| fs::write(&unfinished, &output.stderr))
+                .and_then(|()| fs::write(&unfinished, said))
                 .and_then(|()| fs::rename(&unfinished, self.errors()))
         } else {
             return Ok(());
@@ -353,6 +405,7 @@ fn with_cell_library(code: &str) -> String {
         "            struct EvcxrUserCodeError {}\n            impl<T: std::fmt::Display> From<T>";
     const RUNTIME: &str = "mod evcxr_internal_runtime {";
     const STORE: &str = "pub fn create_variable_store()";
+    const PANICKED: &str = "println!(\"EVCXR_PANIC_NOTIFICATION\");";
     let mut out = code.trim_end().to_owned();
     let mut put = |from: &str, until: &str, ours: &str| {
         if let Some(start) = out.find(from)
@@ -369,7 +422,13 @@ fn with_cell_library(code: &str) -> String {
         STORE,
         "mod evcxr_internal_runtime { pub use ::cloze_cell::VariableStore;",
     );
-    out + "\nuse ::cloze_cell::ShowValue as _;\n"
+    // What evcxr is to hear does not go where a cell prints.
+    let told = |line: &str| match line.trim() {
+        PANICKED => "::cloze_cell::notice(\"EVCXR_PANIC_NOTIFICATION\");".to_owned(),
+        _ => line.to_owned(),
+    };
+    let out = out.lines().map(told).collect::<Vec<_>>().join("\n");
+    out + "\n#[allow(unused_imports)] use ::cloze_cell::{eprint, eprintln, ShowValue as _};\n"
 }
 
 /// What rust-analyzer asks to know the crates: those of the standard library, as it is shown here, and those of the cell

@@ -118,6 +118,11 @@ impl Workshop {
         Ok(())
     }
 
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     fn bin(&self) -> PathBuf {
         self.folder.join("cargo-home/bin")
     }
@@ -278,11 +283,16 @@ pub fn original_path() -> Option<OsString> {
 
 /// What a process outside of the workshop must find in its environment: variables and their values, or `None` where the
 /// variable was not set.
-pub fn original_environment() -> Vec<(&'static str, Option<OsString>)> {
+pub fn original_environment() -> Vec<(OsString, Option<OsString>)> {
+    let mut all: Vec<(OsString, Option<OsString>)> = std::env::vars_os()
+        .map(|(name, _)| name)
+        .filter(|name| name.to_str().is_some_and(is_of_cargo_run))
+        .map(|name| (name, None))
+        .collect();
     if std::env::var_os(WORKSHOP).is_none() {
-        return Vec::new();
+        return all;
     }
-    vec![
+    let ours = [
         ("PATH", original_path()),
         ("CARGO_HOME", std::env::var_os(ORIGINAL_CARGO_HOME)),
         (LIBRARY_VARIABLE, std::env::var_os(ORIGINAL_LIBRARY)),
@@ -291,7 +301,24 @@ pub fn original_environment() -> Vec<(&'static str, Option<OsString>)> {
         (ORIGINAL_CARGO_HOME, None),
         (ORIGINAL_LIBRARY, None),
         (WORKSHOP, None),
-    ]
+    ];
+    all.extend(ours.map(|(name, value)| (name.into(), value)));
+    all
+}
+
+/// Whether `cargo run` sets a variable for the program that it starts. A cargo that finds it, started by that program,
+/// takes it for a change: some crates ask to be compiled anew then.
+fn is_of_cargo_run(name: &str) -> bool {
+    let others = [
+        "CARGO_MANIFEST_DIR",
+        "CARGO_MANIFEST_PATH",
+        "CARGO_MANIFEST_LINKS",
+        "CARGO_BIN_NAME",
+        "CARGO_CRATE_NAME",
+        "CARGO_PRIMARY_PACKAGE",
+        "OUT_DIR",
+    ];
+    name.starts_with("CARGO_PKG_") || others.contains(&name)
 }
 
 /// Gives a command the environment that the user started the kernel with.
@@ -303,4 +330,30 @@ pub fn outside(command: &mut std::process::Command) -> &mut std::process::Comman
         };
     }
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cargo_run_sets_is_told_from_what_a_person_sets() {
+        for name in [
+            "CARGO_MANIFEST_DIR",
+            "CARGO_PKG_VERSION",
+            "CARGO_PKG_RUST_VERSION",
+            "OUT_DIR",
+        ] {
+            assert!(is_of_cargo_run(name), "{name}");
+        }
+        for name in [
+            "CARGO_HOME",
+            "CARGO_TARGET_DIR",
+            "CARGO_INCREMENTAL",
+            "CARGO_NET_OFFLINE",
+            "PATH",
+        ] {
+            assert!(!is_of_cargo_run(name), "{name}");
+        }
+    }
 }

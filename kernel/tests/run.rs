@@ -361,3 +361,561 @@ fn what_is_no_rust_notebook_is_refused() {
         .expect("started");
     assert!(String::from_utf8_lossy(&output.stderr).contains("/nowhere/n.ipynb: No such file"));
 }
+
+/// The traceback of a cell's error, without colours.
+fn traceback(cell: &Value) -> String {
+    let outputs = cell["outputs"].as_array().expect("outputs");
+    let error = outputs
+        .iter()
+        .find(|output| output["output_type"] == "error");
+    let lines = error.map_or(&Value::Null, |error| &error["traceback"]);
+    let lines = lines
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str);
+    let mut text = lines.collect::<Vec<_>>().join("\n");
+    while let Some(start) = text.find("\u{1b}[") {
+        let end = text[start..]
+            .find('m')
+            .map_or(text.len(), |at| start + at + 1);
+        text.replace_range(start..end, "");
+    }
+    text
+}
+
+fn outputs_of(cell: &Value, stream: &str) -> String {
+    let outputs = cell["outputs"].as_array().expect("outputs");
+    outputs
+        .iter()
+        .filter(|output| output["name"] == stream)
+        .map(text)
+        .collect()
+}
+
+fn result(cell: &Value) -> String {
+    let outputs = cell["outputs"].as_array().expect("outputs");
+    outputs
+        .iter()
+        .filter(|output| output["output_type"] == "execute_result")
+        .map(text)
+        .collect()
+}
+
+/// Runs all cells, whatever fails, and gives the executed ones.
+fn executed(cells: &[&str]) -> Vec<Value> {
+    let folder = notebook(cells);
+    let output = run(&folder, &["--allow-errors"]);
+    assert!(
+        output.status.success(),
+        "{}{}",
+        stdout(&output),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    written(&folder)["cells"].as_array().expect("cells").clone()
+}
+
+#[test]
+fn each_error_keeps_its_code_its_place_and_its_message_whatever_its_notes_point_to() {
+    let cells = executed(&[
+        "fn area(w: f32, h: f32) -> f32 { w * h }\nenum Kind { A, B }\n#[derive(Debug)] struct Point { x: f32 }\n\
+         impl Point { fn scale(&self, by: f32) -> f32 { self.x * by } }\ntrait Shape { fn name(&self) -> String; }\n\
+         fn draw<T: Shape>(_: T) {}\nfn take(_: Vec<u8>) {}",
+        "fn side(w: f32) -> f32 { w }\nside(2)",
+        "area(2, 3.0)",
+        "area(1.0)",
+        "Point { x: 1.0 }.scale(\"a\")",
+        "match Kind::A { Kind::A => 1 }",
+        "draw(String::new())",
+        "Point { x: 1.0 }.name()",
+        "{ let v = vec![1u8];\ntake(v);\nv.len() }",
+        "{ let v = vec![1u8];\nlet first = &v;\ntake(v);\nfirst.len() }",
+        "Point { y: 1.0 }",
+        "struct Bare;\nBare",
+    ]);
+    for (cell, code, line, words) in [
+        (1, "E0308", "side(2)", "mismatched types"),
+        (2, "E0308", "area(2, 3.0)", "in `area` of cell 1"),
+        (3, "E0061", "area(1.0)", "argument"),
+        (4, "E0308", "scale(\"a\")", "mismatched"),
+        (5, "E0004", "match Kind::A", "non-exhaustive"),
+        (6, "E0277", "draw(String::new())", "Shape"),
+        (7, "E0599", "}.name()", "no method"),
+        (8, "E0382", "v.len()", "moved"),
+        (9, "E0505", "take(v);", "borrowed"),
+        (10, "E0560", "Point { y: 1.0 }", "no field"),
+        (11, "E", "Bare", "Debug"),
+    ] {
+        let told = traceback(&cells[cell]);
+        let first = told.lines().next().unwrap_or_default();
+        assert!(
+            first.starts_with(&format!("error[{code}")),
+            "cell {}: {told}",
+            cell + 1
+        );
+        assert!(
+            told.contains(line) && told.contains(words) && told.contains('^'),
+            "cell {}: {told}",
+            cell + 1
+        );
+        assert!(!told.contains("evcxr"), "{told}");
+    }
+}
+
+#[test]
+fn an_error_that_a_redefinition_causes_in_an_earlier_cell_names_it() {
+    let cells = executed(&[
+        "fn base() -> i32 { 1 }",
+        "fn twice() -> i32 {\n    base() * 2\n}",
+        "fn base(x: i32) -> i32 { x }",
+        "twice()",
+    ]);
+    let told = traceback(&cells[2]);
+    assert!(
+        told.contains("error[E0061]") && told.contains("in `twice` of cell 2"),
+        "{told}"
+    );
+    assert!(told.contains("2 |     base() * 2"), "{told}");
+    assert_eq!(result(&cells[3]), "2");
+}
+
+#[test]
+fn words_of_the_kernel_in_what_a_cell_prints_are_text() {
+    let cells = executed(&[
+        "println!(\"see EVCXR_BEGIN_CONTENT text/html in the docs\");\nprintln!(\"after\");",
+        "println!(\"EVCXR_BEGIN_CONTENT text/html\");\nprintln!(\"no end\");",
+        "println!(\"EVCXR_PANIC_NOTIFICATION\\nEVCXR_ERROR_OCCURRED\");\nlet kept = 5;",
+        "print!(\"half \");\nkept",
+    ]);
+    assert_eq!(
+        text(&cells[0]["outputs"][0]),
+        "see EVCXR_BEGIN_CONTENT text/html in the docs\nafter\n"
+    );
+    assert_eq!(
+        text(&cells[1]["outputs"][0]),
+        "EVCXR_BEGIN_CONTENT text/html\nno end\n"
+    );
+    assert_eq!(
+        text(&cells[2]["outputs"][0]),
+        "EVCXR_PANIC_NOTIFICATION\nEVCXR_ERROR_OCCURRED\n"
+    );
+    assert_eq!(text(&cells[3]["outputs"][0]), "half ");
+    assert_eq!(result(&cells[3]), "5");
+}
+
+#[test]
+fn a_cell_that_returns_early_keeps_the_variables_that_there_were() {
+    let cells = executed(&[
+        "let model = vec![1, 2, 3];",
+        "if model.len() > 2 { return Ok(()); }\nlet rest = 1;",
+        "model.len()",
+        "let other = 2;\nrest",
+        "model.len() + 1",
+        "return",
+    ]);
+    assert_eq!(result(&cells[2]), "3");
+    assert!(
+        traceback(&cells[3]).contains("E0425"),
+        "{}",
+        traceback(&cells[3])
+    );
+    assert_eq!(result(&cells[4]), "4");
+    assert!(traceback(&cells[5]).contains('^'));
+}
+
+#[test]
+fn types_with_traits_are_kept() {
+    let cells = executed(&[
+        "let joined = std::thread::spawn(|| 1).join();",
+        "let parsed = \"x\".parse::<i32>().map_err(|e| Box::new(e) as Box<dyn std::error::Error>);",
+        "let mut out = Box::new(Vec::<u8>::new()) as Box<dyn std::io::Write>;\nlet caught = std::panic::catch_unwind(|| 2);",
+        "out.write_all(b\"x\")?;\nlet again = joined;",
+        "(parsed.is_err(), caught.is_ok(), again.is_ok())",
+        "let never = panic!(\"on purpose\");",
+        "caught.is_ok()",
+    ]);
+    for (number, cell) in cells[..4].iter().enumerate() {
+        assert_eq!(traceback(cell), "", "cell {}", number + 1);
+    }
+    assert_eq!(result(&cells[4]), "(true, true, true)");
+    assert!(
+        traceback(&cells[5]).contains("on purpose"),
+        "{}",
+        traceback(&cells[5])
+    );
+    assert_eq!(result(&cells[6]), "true");
+}
+
+#[test]
+fn broken_code_is_an_error_at_its_place() {
+    let cells = executed(&[
+        "}",
+        "let",
+        "} let w = 1;",
+        "println!(\"one\");\nlet = 5;",
+        "let s = \"abc",
+        "{",
+        "w",
+    ]);
+    for (number, cell) in cells[..6].iter().enumerate() {
+        let told = traceback(cell);
+        assert!(
+            told.starts_with("error") && told.contains('^'),
+            "cell {}: {told}",
+            number + 1
+        );
+        assert_eq!(outputs_of(cell, "stdout"), "");
+    }
+    assert!(traceback(&cells[6]).contains("E0425"));
+}
+
+#[test]
+fn statics_that_can_change_go_on_from_cell_to_cell() {
+    let cells = executed(&[
+        "use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};\nuse std::sync::{LazyLock, Mutex};\n\
+         static HITS: AtomicUsize = AtomicUsize::new(0);\nfn hit() -> usize { HITS.fetch_add(1, SeqCst) + 1 }\n\
+         static NAMES: LazyLock<Mutex<Vec<String>>> = LazyLock::new(|| Mutex::new(vec![\"first\".to_owned()]));\n\
+         fn calls() -> usize { static N: AtomicUsize = AtomicUsize::new(0); N.fetch_add(1, SeqCst) + 1 }\n\
+         static mut LAST: u32 = 7;",
+        "hit()",
+        "NAMES.lock().unwrap().push(\"second\".into());\nunsafe { LAST += 1 };\ncalls();",
+        "(hit(), calls(), NAMES.lock().unwrap().len(), unsafe { LAST })",
+        "static HITS: AtomicUsize = AtomicUsize::new(10);",
+        "hit()",
+    ]);
+    assert_eq!(result(&cells[1]), "1");
+    assert_eq!(
+        result(&cells[3]),
+        "(2, 2, 2, 8)",
+        "{}",
+        traceback(&cells[3])
+    );
+    assert_eq!(result(&cells[5]), "11");
+}
+
+#[test]
+fn panics_are_told_where_they_are_also_in_threads_and_earlier_cells() {
+    let cells = executed(&[
+        "fn pick(v: &[i32], i: usize) -> i32 {\n    v[i]\n}",
+        "let a: u8 = 255; let b = a + std::env::args().count() as u8; b",
+        "let q = vec![1]; q[7]",
+        "let far = std::env::args().count() + 2;\npick(&vec![1; far - 2], far)",
+        "let t = std::thread::spawn(|| panic!(\"in a worker\"));\nlet _ = t.join();",
+        "let x = 4;\ndbg!(x + 1);\n(line!(), file!())",
+    ]);
+    for (cell, at) in [(1, 25), (2, 17)] {
+        let mark = format!("  | {}^ panicked here", " ".repeat(at));
+        let told = traceback(&cells[cell]);
+        assert!(told.contains(&mark), "{told}");
+    }
+    let told = traceback(&cells[3]);
+    assert!(
+        told.contains("in `pick` of cell 1, line 2") && told.contains("2 |     v[i]"),
+        "{told}"
+    );
+    assert!(
+        told.contains("called from this cell") && told.contains("2 | pick(&vec![1; far - 2], far)"),
+        "{told}"
+    );
+    let worker = outputs_of(&cells[4], "stderr");
+    assert!(
+        worker.contains("in a worker") && worker.contains("cell 5, line 1"),
+        "{worker}"
+    );
+    assert!(
+        !worker.contains("/rustc/") && worker.lines().count() < 8,
+        "{worker}"
+    );
+    assert_eq!(
+        outputs_of(&cells[5], "stderr"),
+        "[cell 6, line 2] x + 1 = 5\n"
+    );
+    assert_eq!(result(&cells[5]), "(3, \"cell 6\")");
+}
+
+#[test]
+fn stdout_and_stderr_keep_their_order() {
+    let cells = executed(&[
+        "println!(\"a\");\neprintln!(\"e\");\nprint!(\"b\");\neprint!(\"f\");\nprintln!(\"c\");",
+    ]);
+    let order: Vec<String> = cells[0]["outputs"]
+        .as_array()
+        .expect("outputs")
+        .iter()
+        .map(text)
+        .collect();
+    assert_eq!(order, ["a\n", "e\n", "b", "f", "c\n"]);
+}
+
+#[test]
+fn reading_input_that_nobody_gives_ends() {
+    let cells = executed(&[
+        "let mut line = String::new();\nlet read = std::io::stdin().read_line(&mut line)?;\nread",
+        "std::io::read_to_string(std::io::stdin())?",
+    ]);
+    assert_eq!(result(&cells[0]), "0");
+    assert_eq!(result(&cells[1]), "\"\"");
+}
+
+#[test]
+fn a_hundred_thousand_lines_take_no_time() {
+    let folder = notebook(&["for i in 0..100_000 { println!(\"line {i}\"); }", "1 + 1"]);
+    let output = run(&folder, &[]);
+    assert!(output.status.success());
+    let shown = stdout(&output);
+    let took = shown
+        .split("line 99999\n")
+        .nth(1)
+        .and_then(|rest| rest.split("ok, ").nth(1));
+    let seconds: f64 = took
+        .and_then(|rest| rest.split(' ').next())
+        .expect("a time")
+        .parse()
+        .expect("a number");
+    assert!(seconds < 20.0, "{seconds} s");
+    let lines = written(&folder)["cells"][0]["outputs"][0]["text"]
+        .as_array()
+        .map(Vec::len);
+    assert_eq!(lines, Some(100_000));
+}
+
+#[test]
+fn a_closed_pipe_does_not_end_the_run() {
+    let folder = notebook(&[
+        "for i in 0..20_000 { println!(\"line {i}\"); }",
+        "std::fs::write(\"reached\", \"\")?;",
+    ]);
+    let mut child = cloze()
+        .arg("run")
+        .arg(folder.path().join("n.ipynb"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("cloze was started");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(folder.path().join("reached").exists());
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"));
+}
+
+#[test]
+fn nothing_is_written_before_a_cell_has_begun() {
+    let folder = notebook(&["1 + 1"]);
+    let path = folder.path().join("n.ipynb");
+    let mut before: Value = read(&path);
+    before["cells"][0]["outputs"] =
+        json!([{ "output_type": "stream", "name": "stdout", "text": ["old\n"] }]);
+    std::fs::write(&path, before.to_string()).expect("written");
+    let output = cloze()
+        .args(["run", "--in-place"])
+        .arg(&path)
+        .env("PATH", "/nowhere")
+        .env("HOME", folder.path())
+        .env_remove("CARGO_HOME")
+        .output()
+        .expect("started");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("rustc"),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(read(&path), before);
+}
+
+#[test]
+fn a_run_that_is_told_to_end_leaves_what_it_has() {
+    let folder = notebook(&[
+        "println!(\"first\");",
+        "println!(\"running\");\nstd::process::Command::new(\"sleep\").arg(\"7531\").spawn()?;\nloop { std::thread::sleep(std::time::Duration::from_millis(5)); }",
+        "println!(\"never\");",
+    ]);
+    let path = folder.path().join("n.ipynb");
+    let mut before: Value = read(&path);
+    before["cells"][2]["outputs"] =
+        json!([{ "output_type": "stream", "name": "stdout", "text": ["old\n"] }]);
+    std::fs::write(&path, before.to_string()).expect("written");
+    let mut child = cloze()
+        .arg("run")
+        .arg(&path)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("cloze was started");
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(
+        child.stdout.take().expect("a pipe"),
+    ));
+    while lines
+        .next()
+        .expect("the cell prints before it hangs")
+        .expect("text")
+        != "running"
+    {}
+    std::thread::sleep(Duration::from_millis(300));
+    let sent = Command::new("kill")
+        .arg(child.id().to_string())
+        .status()
+        .expect("kill");
+    assert!(sent.success());
+    assert_eq!(child.wait().expect("it ends").code(), Some(1));
+    let cells = &written(&folder)["cells"];
+    assert_eq!(outputs_of(&cells[0], "stdout"), "first\n");
+    assert_eq!(outputs_of(&cells[1], "stdout"), "running\n");
+    assert!(
+        traceback(&cells[1]).contains("SIGTERM"),
+        "{}",
+        traceback(&cells[1])
+    );
+    assert_eq!(
+        outputs_of(&cells[2], "stdout"),
+        "old\n",
+        "what was not reached is kept"
+    );
+    // What the cell has started is gone with it.
+    let left = Command::new("pgrep")
+        .args(["-f", "^sleep 7531$"])
+        .output()
+        .expect("pgrep");
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+}
+
+#[test]
+fn the_output_may_be_a_pipe_standard_output_or_where_a_link_leads() {
+    let folder = notebook(&["1 + 1"]);
+    let output = run(&folder, &["-o", "-"]);
+    assert!(output.status.success());
+    let shown: Value = serde_json::from_str(&stdout(&output)).expect("nothing but the notebook");
+    assert_eq!(result(&shown["cells"][0]), "2");
+    assert!(!folder.path().join("-").exists());
+    std::fs::create_dir(folder.path().join("real")).expect("made");
+    let real = folder.path().join("real/n.ipynb");
+    std::fs::rename(folder.path().join("n.ipynb"), &real).expect("moved");
+    std::os::unix::fs::symlink(&real, folder.path().join("n.ipynb")).expect("linked");
+    assert!(run(&folder, &["--in-place"]).status.success());
+    assert!(folder.path().join("n.ipynb").is_symlink());
+    assert_eq!(result(&read(&real)["cells"][0]), "2");
+    let below_a_file = real.join("out.ipynb");
+    let refused = run(&folder, &["-o", below_a_file.to_str().expect("text")]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(!stdout(&refused).contains("[1/1]"), "nothing is run");
+}
+
+#[test]
+fn tags_of_other_runners_are_honoured() {
+    let folder = tagged_notebook(&[
+        ("panic!(\"expected\");", "raises-exception"),
+        ("std::fs::write(\"ran\", \"\")?;", "skip-execution"),
+        ("3 * 3", ""),
+    ]);
+    let output = run(&folder, &[]);
+    assert!(output.status.success(), "{}", stdout(&output));
+    assert!(!folder.path().join("ran").exists());
+    assert_eq!(result(&written(&folder)["cells"][2]), "9");
+}
+
+#[test]
+fn commands_that_would_end_the_program_are_errors() {
+    let cells = executed(&[
+        "let a = 1;",
+        ":quit",
+        ":fmt {:#?}",
+        ":vars",
+        "!echo hello",
+        "a",
+    ]);
+    assert!(traceback(&cells[1]).contains(":quit"));
+    assert!(traceback(&cells[2]).contains("no effect"));
+    assert!(cells[3]["outputs"].to_string().contains("i32"));
+    assert_eq!(outputs_of(&cells[4], "stdout"), "hello\n");
+    assert_eq!(result(&cells[5]), "1");
+}
+
+#[test]
+fn deep_brackets_are_an_error_and_the_session_goes_on() {
+    let deep = format!("{}1{}", "(".repeat(3000), ")".repeat(3000));
+    let wide = format!("let n: i64 = {};", vec!["1"; 200].join(" + "));
+    let cells = executed(&["let a = 1;", &deep, &wide, "a + n as i32"]);
+    assert!(
+        traceback(&cells[1]).contains("deep"),
+        "{}",
+        traceback(&cells[1])
+    );
+    assert_eq!(result(&cells[3]), "201", "{}", traceback(&cells[2]));
+}
+
+#[test]
+fn cells_start_programs_in_the_environment_of_the_user() {
+    let code = "let names = [\"EVCXR_IS_RUNTIME\", \"CLOZE_CELL_LIBRARIES\", \"CLOZE_KERNEL\", \"LD_LIBRARY_PATH\", \"RUST_BACKTRACE\"];\n\
+                names.iter().filter(|name| std::env::var_os(name).is_some()).collect::<Vec<_>>()";
+    let started = format!(
+        "std::process::Command::new({:?}).arg(\"--version\").status()?.success()",
+        env!("CARGO_BIN_EXE_cloze")
+    );
+    let folder = notebook(&[code, &started]);
+    let output = cloze()
+        .arg("run")
+        .arg(folder.path().join("n.ipynb"))
+        .env_remove("LD_LIBRARY_PATH")
+        .env_remove("RUST_BACKTRACE")
+        .output()
+        .expect("started");
+    assert!(output.status.success(), "{}", stdout(&output));
+    let cells = &written(&folder)["cells"];
+    assert_eq!(result(&cells[0]), "[]");
+    assert_eq!(result(&cells[1]), "true");
+}
+
+#[test]
+fn causes_are_told_of_every_error_and_of_what_is_none() {
+    let cells = executed(&[
+        "#[derive(Debug)] struct Outer(std::num::ParseIntError);\n\
+         impl std::fmt::Display for Outer { fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result { write!(f, \"outer\") } }\n\
+         impl std::error::Error for Outer { fn source(&self) -> Option<&(dyn std::error::Error + 'static)> { Some(&self.0) } }\n\
+         #[derive(Debug)] struct Shown;\n\
+         impl std::fmt::Display for Shown { fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result { write!(f, \"only shown\") } }",
+        "\"x\".parse::<i32>().map_err(Outer)?;",
+        "Err::<(), _>(Shown)?;",
+        "Err::<(), _>(\"words\".to_owned())?;",
+    ]);
+    let told = traceback(&cells[1]);
+    assert!(
+        told.contains("outer") && told.contains("caused by: invalid digit"),
+        "{told}"
+    );
+    assert!(
+        traceback(&cells[2]).contains("Shown: only shown"),
+        "{}",
+        traceback(&cells[2])
+    );
+    assert!(
+        traceback(&cells[3]).contains("words"),
+        "{}",
+        traceback(&cells[3])
+    );
+}
+
+#[test]
+fn thread_locals_are_kept_and_what_macros_define_is_told_not_to_be() {
+    let cells = executed(&[
+        "use std::cell::Cell;\nthread_local! { static TL: Cell<u32> = const { Cell::new(1) }; }",
+        "TL.set(TL.get() + 4);",
+        "TL.get()",
+        "macro_rules! mk { ($i:ident) => { #[derive(Debug)] struct $i {} } }\nmk!(Foo);\nFoo {}",
+        "Foo {}",
+    ]);
+    assert_eq!(
+        result(&cells[2]),
+        "5",
+        "{}{}",
+        traceback(&cells[0]),
+        traceback(&cells[1])
+    );
+    assert_eq!(result(&cells[3]), "Foo");
+    assert!(outputs_of(&cells[3], "stderr").contains("`mk!`"));
+    assert!(traceback(&cells[4]).contains("Foo"));
+}

@@ -20,23 +20,23 @@ pub fn handle(session: Option<&mut Session>, request: &CompleteRequest) -> Compl
     let found =
         session.and_then(|session| session.complete(code, to_byte(code, request.cursor_pos)));
     let Some(found) = found else { return reply };
-    reply.cursor_start = to_character(code, found.start_offset);
-    reply.cursor_end = to_character(code, found.end_offset);
+    reply.cursor_start = to_character(code, found.start);
+    reply.cursor_end = to_character(code, found.end);
     let kinds: Vec<Value> = found
-        .completions
+        .candidates
         .iter()
-        .map(|completion| {
-            json!({ "start": reply.cursor_start, "end": reply.cursor_end, "text": completion.code,
-                    "type": completion.kind, "signature": completion.label })
+        .map(|candidate| {
+            json!({ "start": reply.cursor_start, "end": reply.cursor_end, "text": candidate.name,
+                    "type": candidate.kind, "signature": candidate.signature })
         })
         .collect();
     reply
         .metadata
         .insert("_jupyter_types_experimental".into(), kinds.into());
     reply.matches = found
-        .completions
+        .candidates
         .into_iter()
-        .map(|completion| completion.code)
+        .map(|candidate| candidate.name)
         .collect();
     reply
 }

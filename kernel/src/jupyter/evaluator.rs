@@ -33,6 +33,8 @@ pub struct Evaluator {
     pub remote: Remote,
     /// The number of the last cell.
     pub count: usize,
+    /// What the person should know before anything runs.
+    pub warning: Option<String>,
     workshop: Arc<Workshop>,
     sources: Option<Sources>,
     events: Sink,
@@ -65,12 +67,17 @@ pub fn start(parts: Parts) -> std::io::Result<Sender<Arc<JupyterMessage>>> {
         let remote = parts.remote.clone();
         Arc::new(move |event| match (event, iopub.running()) {
             (Event::Waiting(what), _) => waiting.on(what),
-            (Event::Input { prompt, password }, running) => {
+            (Event::Reads, _) if !remote.reads() => {}
+            (event @ (Event::Input { .. } | Event::Reads), running) => {
+                let (prompt, password) = match event {
+                    Event::Input { prompt, password } => (prompt, password),
+                    _ => (String::new(), false),
+                };
                 remote.asks();
                 match running {
                     Some((request, _)) => ask(&request, prompt, password),
                     // A silent cell speaks to nobody.
-                    None => drop(remote.answer("")),
+                    None => drop(remote.end_input()),
                 }
             }
             (event, Some((request, count))) => iopub.happened(&request, count, event),
@@ -84,6 +91,10 @@ pub fn start(parts: Parts) -> std::io::Result<Sender<Arc<JupyterMessage>>> {
         history: parts.history,
         remote: parts.remote,
         count: 0,
+        warning: match parts.sources {
+            Some(_) => None,
+            None => Some(format!("{}\n", crate::install::missing_sources())),
+        },
         workshop: parts.workshop,
         sources: parts.sources,
         events,
@@ -94,6 +105,7 @@ pub fn start(parts: Parts) -> std::io::Result<Sender<Arc<JupyterMessage>>> {
     };
     std::thread::Builder::new()
         .name("evaluator".into())
+        .stack_size(crate::session::STACK)
         .spawn(move || evaluator.run())?;
     Ok(requests)
 }

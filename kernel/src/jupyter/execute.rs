@@ -75,12 +75,16 @@ fn run(
     if content.code.trim().is_empty() {
         return Ok(());
     }
+    // Said before the session is there, which takes a while.
+    if let Some(warning) = evaluator.warning.take().filter(|_| !content.silent) {
+        evaluator.iopub.text(Some(request), Stream::Stderr, warning);
+    }
     evaluator.session()?;
     let iopub = evaluator.iopub.clone();
     if !content.silent {
         iopub.begin_cell(request, count);
     }
-    let outcome = evaluator.session()?.execute(&content.code);
+    let outcome = evaluator.session()?.execute(count, &content.code);
     iopub.end_cell();
     outcome
 }

@@ -5,6 +5,7 @@ use serde_json::Map;
 
 use super::iopub::media;
 use super::position::to_byte;
+use crate::code::tokens;
 use crate::session::Session;
 
 /// What is known of the name at the cursor.
@@ -34,14 +35,38 @@ pub fn handle(session: Option<&mut Session>, request: &InspectRequest) -> Inspec
     reply
 }
 
-/// Where the name ends that a byte is in or behind; behind `f(` it is the name of the function.
+/// Where the name ends that a byte is in or behind; behind `f(` it is the name of the function, and so it is among its
+/// arguments where no name is.
 fn end_of_name(code: &str, at: usize) -> Option<usize> {
     let is_name = |c: char| c.is_alphanumeric() || c == '_';
     let rest = code[at..]
         .find(|c| !is_name(c))
         .map_or(code.len(), |length| at + length);
     let before = code[..rest].trim_end_matches(|c: char| c == '(' || c == '!' || c.is_whitespace());
+    if before.ends_with(is_name) {
+        return Some(before.len());
+    }
+    let call = open_call(&code[..at])?;
+    let before = code[..call].trim_end_matches(|c: char| c == '!' || c.is_whitespace());
     before.ends_with(is_name).then_some(before.len())
+}
+
+/// Where the innermost bracket is that is still open and belongs to a call.
+fn open_call(code: &str) -> Option<usize> {
+    let mut open: Vec<(usize, &str)> = Vec::new();
+    for (at, token) in tokens(code) {
+        match token {
+            "(" | "[" | "{" => open.push((at, token)),
+            ")" | "]" | "}" => drop(open.pop()),
+            _ => {}
+        }
+    }
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    let called = |at: usize| code[..at].trim_end_matches('!').ends_with(is_name);
+    open.into_iter()
+        .rev()
+        .find(|&(at, token)| token == "(" && called(at))
+        .map(|(at, _)| at)
 }
 
 #[cfg(test)]
@@ -57,6 +82,11 @@ mod tests {
         );
         assert_eq!(end_of_name("foo(", 4), Some(3));
         assert_eq!(end_of_name("1 + ", 4), None);
+        // Among the arguments of a call, and in the call in which another has ended.
+        let call = "let t = Trainer::new(model, f(1), ";
+        assert_eq!(end_of_name(call, call.len()), call.find('('));
+        assert_eq!(end_of_name("f(\"(\", ", 7), Some(1));
+        assert_eq!(end_of_name("x.map(|y| (y, ", 14), Some(5));
         assert_eq!(end_of_name("", 0), None);
     }
 }

@@ -103,7 +103,7 @@ impl IoPub {
             Event::Text(stream, text) => self.text(parent, stream, text),
             Event::Display(display) => self.display(parent, count, display),
             Event::Clear { wait } => self.send(parent, ClearOutput { wait }),
-            Event::Input { .. } | Event::Waiting(_) => {}
+            Event::Input { .. } | Event::Reads | Event::Waiting(_) => {}
         }
     }
 

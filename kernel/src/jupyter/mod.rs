@@ -7,6 +7,7 @@ mod complete;
 mod control;
 mod evaluator;
 mod execute;
+mod heartbeat;
 mod history;
 mod info;
 mod inspect;
@@ -86,10 +87,9 @@ async fn run(
     let stdin = wire::create_kernel_stdin_connection(connection, &session)
         .await
         .map_err(bind)?;
-    let mut heartbeat = wire::create_kernel_heartbeat_connection(connection)
+    heartbeat::start(&connection.hb_url())
         .await
-        .map_err(bind)?;
-    tokio::spawn(async move { while heartbeat.single_heartbeat().await.is_ok() {} });
+        .map_err(|error| format!("The kernel could not listen: {error}"))?;
 
     let iopub = iopub::IoPub::start(iopub);
     iopub.status(None, ExecutionState::Starting);
@@ -129,10 +129,14 @@ async fn run(
             }
         }
     });
+    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        .map_err(Error::system("listening to signals"))?;
     tokio::select! {
-        () = control::serve(control, iopub, remote) => {}
+        () = control::serve(control, iopub, remote.clone()) => {}
         () = parent_gone() => {}
+        _ = terminated.recv() => {}
     }
+    remote.end_process();
     tokio::time::sleep(FAREWELL).await;
     Ok(())
 }

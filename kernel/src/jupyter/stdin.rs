@@ -37,11 +37,15 @@ pub fn start(socket: KernelStdinConnection, iopub: IoPub, remote: Remote) -> Ask
             });
             return;
         }
+        let what = match prompt.as_str() {
+            "" => String::new(),
+            prompt => format!(" ({prompt})"),
+        };
         let text = format!(
-            "The cell asks for input ({prompt}), which this front end can't give: it gets an empty line.\n"
+            "The cell asks for input{what}, which this front end can't give: its input ends here.\n"
         );
         iopub.text(Some(request), Stream::Stderr, text);
-        let _ = remote.answer("");
+        let _ = remote.end_input();
     })
 }
 

@@ -67,9 +67,17 @@ fn cell_library(toolchain: &Toolchain) -> Result<PathBuf> {
         return Ok(library);
     }
     std::fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
+    // Two sessions may get here at once, and a library must not be replaced that a process has loaded.
+    let lock = folder.join("lock");
+    let lock = std::fs::File::create(&lock).map_err(Error::file(&lock))?;
+    lock.lock()
+        .map_err(Error::system("locking the folder of the cell library"))?;
+    if library.exists() {
+        return Ok(library);
+    }
     let source = folder.join("lib.rs");
     std::fs::write(&source, SOURCE).map_err(Error::file(&source))?;
-    // Built under a name of its own: two sessions may get here at once.
+    // Built under a name of its own: what has its name is whole.
     let unfinished = tempfile::Builder::new()
         .suffix(".so")
         .tempfile_in(&folder)

@@ -1,7 +1,9 @@
 //! What `cloze run` shows in the terminal.
+//!
+//! Who reads it may go away before the run ends (`| head -1`): the run goes on all the same.
 
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::event::{Display, Event, Stream};
@@ -18,6 +20,8 @@ pub struct Console {
     start: Instant,
     /// When the running cell began.
     cell: Instant,
+    /// Whether stdout is for the notebook, and what is shown goes to stderr.
+    aside: bool,
     /// Whether stdout stands at the beginning of a line.
     fresh: bool,
     terminal: bool,
@@ -30,30 +34,31 @@ pub struct Console {
 }
 
 impl Console {
-    pub fn new(cells: usize) -> Self {
+    /// One for a notebook of so many cells; with `aside` it leaves stdout alone.
+    pub fn new(cells: usize, aside: bool) -> Self {
         let now = Instant::now();
         Self {
             cells,
             start: now,
             cell: now,
+            aside,
             fresh: true,
-            terminal: io::stdout().is_terminal(),
+            terminal: match aside {
+                true => io::stderr().is_terminal(),
+                false => io::stdout().is_terminal(),
+            },
             status: false,
             told: None,
             last_state: None,
         }
     }
 
-    pub fn notebook(&mut self, all: &[PathBuf], path: &Path) {
+    /// The notebook that begins, the `number`th of `count`.
+    pub fn notebook(&mut self, path: &Path, number: usize, count: usize) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let number = all
-            .iter()
-            .position(|other| other.ends_with(path.file_name().unwrap_or_default()))
-            .unwrap_or(0);
-        let which = if all.len() > 1 {
-            format!(" ({} of {})", number + 1, all.len())
-        } else {
-            String::new()
+        let which = match count {
+            1 => String::new(),
+            _ => format!(" ({number} of {count})"),
         };
         self.line(&format!("{name}{which}: {} cells", self.cells));
     }
@@ -110,12 +115,8 @@ impl Console {
         self.line(&format!("  -- {text}"));
     }
 
-    pub fn written(&mut self, path: &Path) {
-        self.line(&format!(
-            "wrote {}, {} in all",
-            path.display(),
-            seconds(self.start)
-        ));
+    pub fn written(&mut self, place: &str) {
+        self.line(&format!("wrote {place}, {} in all", seconds(self.start)));
     }
 
     pub fn show(&mut self, event: &Event) {
@@ -123,11 +124,10 @@ impl Console {
             Event::Text(Stream::Stdout, text) => self.print(text),
             Event::Text(Stream::Stderr, text) => {
                 self.end_status();
-                let _ = io::stdout().flush();
-                eprint!("{text}");
+                let _ = io::stderr().write_all(text.as_bytes());
             }
             Event::Display(display) => self.display(display),
-            Event::Clear { .. } | Event::Input { .. } => {}
+            Event::Clear { .. } | Event::Input { .. } | Event::Reads => {}
             Event::Waiting(what) => self.waiting(what),
         }
     }
@@ -168,8 +168,7 @@ impl Console {
             && let Some(line) = text.lines().find(|line| !line.trim().is_empty())
         {
             self.end_line();
-            print!("\r\u{1b}[2K  {line}");
-            let _ = io::stdout().flush();
+            self.out(&format!("\r\u{1b}[2K  {line}"));
             self.status = true;
         }
         self.last_state = Some(text.to_owned());
@@ -178,8 +177,7 @@ impl Console {
     fn waiting(&mut self, what: &str) {
         let line = format!("  {what} ({})", seconds(self.start));
         if self.terminal {
-            print!("\r\u{1b}[2K{}", self.dim(&line));
-            let _ = io::stdout().flush();
+            self.out(&format!("\r\u{1b}[2K{}", self.dim(&line)));
             self.status = true;
         } else if self.told.is_none_or(|told| told.elapsed() > TELL_EVERY) {
             self.told = Some(Instant::now());
@@ -189,32 +187,53 @@ impl Console {
 
     fn end_status(&mut self) {
         if std::mem::take(&mut self.status) {
-            print!("\r\u{1b}[2K");
+            self.out("\r\u{1b}[2K");
         }
     }
 
-    /// Asks the person at the terminal, if there is one, for a line.
-    pub fn ask(&mut self, prompt: &str, password: bool) -> String {
-        if !io::stdin().is_terminal() {
+    /// Writes what is shown; nobody may be left to see it.
+    fn out(&self, text: &str) {
+        let _ = match self.aside {
+            true => io::stderr().write_all(text.as_bytes()),
+            false => {
+                let mut stdout = io::stdout().lock();
+                stdout
+                    .write_all(text.as_bytes())
+                    .and_then(|()| stdout.flush())
+            }
+        };
+    }
+
+    /// Whether there is a person to ask.
+    pub fn can_ask() -> bool {
+        io::stdin().is_terminal()
+    }
+
+    /// Asks the person at the terminal for a line. None if there is nobody to ask, or the person ended the input.
+    pub fn ask(&mut self, prompt: &str, password: bool) -> Option<String> {
+        if !Self::can_ask() {
+            let what = match prompt {
+                "" => String::new(),
+                prompt => format!(" ({prompt})"),
+            };
             self.note(&format!(
-                "the cell asks for input ({prompt}) and gets an empty line: there is no terminal"
+                "the cell asks for input{what}, which ends here: there is no terminal"
             ));
-            return String::new();
+            return None;
         }
         if password {
             self.note("what you type will be seen");
         }
         self.print(prompt);
         let mut line = String::new();
-        let _ = io::stdin().read_line(&mut line);
+        let read = io::stdin().read_line(&mut line);
         self.fresh = true;
-        line
+        read.is_ok_and(|bytes| bytes > 0).then_some(line)
     }
 
     fn print(&mut self, text: &str) {
         self.end_status();
-        print!("{text}");
-        let _ = io::stdout().flush();
+        self.out(text);
         if let Some(last) = text.chars().last() {
             self.fresh = last == '\n';
         }
@@ -222,7 +241,7 @@ impl Console {
 
     fn end_line(&mut self) {
         if !self.fresh {
-            println!();
+            self.out("\n");
             self.fresh = true;
         }
     }
@@ -230,7 +249,7 @@ impl Console {
     fn line(&mut self, text: &str) {
         self.end_status();
         self.end_line();
-        println!("{text}");
+        self.out(&format!("{text}\n"));
     }
 
     fn bold(&self, text: &str) -> String {

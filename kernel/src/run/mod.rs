@@ -1,6 +1,7 @@
 //! `cloze run`: notebooks executed without Jupyter.
 
 mod console;
+mod place;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,13 +10,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, select};
 
 use self::console::Console;
+use self::place::Place;
 use crate::cli::Run;
 use crate::event::{Event, Sink};
 use crate::failure::Failure;
 use crate::notebook::Notebook;
 use crate::parameters;
 use crate::prelude::Sources;
-use crate::remote::Remote;
+use crate::remote::{Input, Remote};
 use crate::session::{Session, prelude_dep};
 use crate::signals;
 use crate::workshop::Workshop;
@@ -25,40 +27,38 @@ use crate::{Error, Result};
 const TICK: Duration = Duration::from_millis(50);
 /// How long a cell that runs over its time has to stop by itself.
 const GRACE: Duration = Duration::from_secs(5);
+/// The same when the whole program is to end: whoever asked for it will not wait long.
+const SHORT_GRACE: Duration = Duration::from_secs(2);
+/// Tags of cells, as nbclient and papermill know them: a failure of the cell is expected; the cell is not run.
+const RAISES: &str = "raises-exception";
+const SKIP: &str = "skip-execution";
 
 /// Executes the notebooks one after the other.
 pub fn run(arguments: &Run) -> Result<()> {
     let mut jobs = Vec::new();
     for path in &arguments.notebooks {
         let mut notebook = Notebook::read(path)?;
-        parameters::inject(&mut notebook, &arguments.parameters)?;
-        let output =
-            std::path::absolute(output_path(path, arguments)).map_err(Error::file(path))?;
+        let warnings = parameters::inject(&mut notebook, &arguments.parameters)?;
         let path = path.canonicalize().map_err(Error::file(path))?;
-        jobs.push((path, notebook, output));
+        jobs.push((path, notebook, warnings));
     }
+    let places = place::settle(arguments)?;
     let workshop = Arc::new(Workshop::enter()?);
     workshop.move_in();
-    signals::count_interrupts();
-    for (path, notebook, output) in jobs {
+    signals::listen();
+    for (number, ((path, notebook, warnings), place)) in jobs.into_iter().zip(places).enumerate() {
         let folder = path.parent().unwrap_or(Path::new("/")).to_owned();
         std::env::set_current_dir(&folder).map_err(Error::file(&folder))?;
-        Execution::new(path, notebook, workshop.clone(), arguments).run(&output)?;
+        let mut execution = Execution::new(path, notebook, workshop.clone(), arguments, &place);
+        execution
+            .console
+            .notebook(&execution.path, number + 1, arguments.notebooks.len());
+        for warning in warnings {
+            execution.console.note(&warning);
+        }
+        execution.run(&place)?;
     }
     Ok(())
-}
-
-fn output_path(notebook: &Path, arguments: &Run) -> PathBuf {
-    if arguments.in_place {
-        return notebook.to_owned();
-    }
-    match &arguments.output {
-        Some(folder) if arguments.notebooks.len() > 1 || folder.is_dir() => {
-            folder.join(notebook.file_name().unwrap_or_default())
-        }
-        Some(file) => file.clone(),
-        None => notebook.with_extension("executed.ipynb"),
-    }
 }
 
 struct Execution<'a> {
@@ -68,11 +68,19 @@ struct Execution<'a> {
     arguments: &'a Run,
     console: Console,
     remote: Remote,
+    /// Whether a cell has begun: before that there is nothing to write.
+    begun: bool,
 }
 
 impl<'a> Execution<'a> {
-    fn new(path: PathBuf, notebook: Notebook, workshop: Arc<Workshop>, arguments: &'a Run) -> Self {
-        let console = Console::new(notebook.code_cells().len());
+    fn new(
+        path: PathBuf,
+        notebook: Notebook,
+        workshop: Arc<Workshop>,
+        arguments: &'a Run,
+        place: &Place,
+    ) -> Self {
+        let console = Console::new(notebook.code_cells().len(), *place == Place::Stdout);
         Self {
             path,
             notebook,
@@ -80,38 +88,61 @@ impl<'a> Execution<'a> {
             arguments,
             console,
             remote: Remote::default(),
+            begun: false,
         }
     }
 
-    fn run(&mut self, output: &Path) -> Result<()> {
-        self.console.notebook(&self.arguments.notebooks, &self.path);
-        self.notebook.clear();
+    fn run(&mut self, place: &Place) -> Result<()> {
         let folder = self.path.parent().unwrap_or(Path::new("/"));
-        let sources = prelude_sources(&self.notebook, folder);
+        let sources = prelude_sources(&self.notebook, folder)?;
         let (cells, to_run) = crossbeam_channel::unbounded();
         let (finish, finished) = crossbeam_channel::unbounded();
         let (tell, events) = crossbeam_channel::unbounded();
         let (workshop, remote) = (self.workshop.clone(), self.remote.clone());
+        // Nobody answers who has no terminal: what a cell reads from its input has an end.
+        remote.set_input(if Console::can_ask() {
+            Input::Asked
+        } else {
+            Input::Ended
+        });
         let sink: Sink = Arc::new(move |event| {
             let _ = tell.send(event);
         });
-        let session =
-            std::thread::spawn(move || serve(workshop, sources, remote, sink, &to_run, &finish));
+        let session = std::thread::Builder::new()
+            .name("session".into())
+            .stack_size(crate::session::STACK)
+            .spawn(move || serve(workshop, sources, remote, sink, &to_run, &finish))
+            .map_err(Error::system("starting the session"))?;
         let ran = self.run_cells(&cells, &events, &finished);
-        // Also with what there is after a failure.
-        let written = self.notebook.write(output);
+        // Also with what there is after a failure; a notebook of which nothing ran stays as it is.
+        let written = match self.begun || ran.is_ok() {
+            true => Some(place::write(&self.notebook.to_json()?, place, &self.path)),
+            false => None,
+        };
         drop(cells);
         if !matches!(ran, Err(Error::Message(_))) {
             let _ = session.join();
         }
-        written?;
-        self.console.written(output);
+        self.remote.end_process();
+        match written {
+            Some(Ok(place)) => self.console.written(&place),
+            // Both are told: what failed, and where the outcome is.
+            Some(Err(error)) => {
+                if let Err(earlier) = &ran {
+                    self.console.note(&earlier.to_string());
+                }
+                return Err(error);
+            }
+            None => self
+                .console
+                .note("no cell has begun, so nothing was written"),
+        }
         ran
     }
 
     fn run_cells(
         &mut self,
-        cells: &Sender<String>,
+        cells: &Sender<(usize, String)>,
         events: &Receiver<Event>,
         finished: &Receiver<Result<Result<(), Failure>>>,
     ) -> Result<()> {
@@ -125,17 +156,42 @@ impl<'a> Execution<'a> {
             if code.trim().is_empty() {
                 continue;
             }
+            if self.notebook.has_tag(cell, SKIP) {
+                self.console.begin(number + 1, &code);
+                self.console
+                    .note(&format!("skipped: the cell is tagged {SKIP}"));
+                continue;
+            }
+            self.begun = true;
             self.notebook.begin(cell, number + 1);
             self.console.begin(number + 1, &code);
-            let _ = cells.send(code);
-            let outcome = self.wait(Some(cell), events, finished)?;
+            let _ = cells.send((number + 1, code));
+            let outcome = self.wait(Some(cell), events, finished);
+            let outcome = match outcome {
+                Ok(outcome) => outcome,
+                Err(error) => {
+                    let failure = Failure::new("KernelError", error.to_string());
+                    self.notebook.fail(cell, &failure);
+                    return Err(error);
+                }
+            };
+            let expected = self.notebook.has_tag(cell, RAISES);
             self.console.end(outcome.as_ref().err());
             if let Err(failure) = outcome {
                 self.notebook.fail(cell, &failure);
+                if let Some(signal) = signals::ending() {
+                    return Err(Error::Message(format!("ended by {signal}")));
+                }
+                if expected {
+                    continue;
+                }
                 failed = failed.or(Some(number + 1));
                 if !self.arguments.allow_errors {
                     break;
                 }
+            }
+            if let Some(signal) = signals::ending() {
+                return Err(Error::Message(format!("ended by {signal}")));
             }
         }
         match failed.filter(|_| !self.arguments.allow_errors) {
@@ -156,7 +212,8 @@ impl<'a> Execution<'a> {
     ) -> Result<Result<(), Failure>> {
         let start = Instant::now();
         let mut limit = self.arguments.timeout.filter(|_| cell.is_some());
-        let mut timed_out = false;
+        // Why the cell is stopped, if it is.
+        let mut stopped: Option<Failure> = None;
         loop {
             select! {
                 recv(events) -> event => if let Ok(event) = event { self.happened(cell, &event) },
@@ -166,12 +223,10 @@ impl<'a> Execution<'a> {
                     for event in events.try_iter().collect::<Vec<_>>() {
                         self.happened(cell, &event);
                     }
-                    if timed_out {
-                        let limit = self.arguments.timeout.unwrap_or_default();
-                        let told = format!("the cell ran for longer than {} s", limit.as_secs_f64());
-                        return outcome.map(|_| Err(Failure::new("Timeout", told)));
-                    }
-                    return outcome;
+                    return match stopped {
+                        Some(why) => outcome.map(|_| Err(why)),
+                        None => outcome,
+                    };
                 }
                 default(TICK) => {}
             }
@@ -186,29 +241,49 @@ impl<'a> Execution<'a> {
                         .note("interrupted again: ending the cell's process"),
                 }
             }
+            if let Some(signal) = signals::ending()
+                && stopped.is_none()
+            {
+                if self.remote.interrupt() == 0 {
+                    return Err(Error::Message(format!("ended by {signal}")));
+                }
+                self.console.note(&format!("{signal}: stopping the cell"));
+                stopped = Some(Failure::new(
+                    "Interrupted",
+                    format!("the run was ended by {signal}"),
+                ));
+                limit = Some(start.elapsed() + SHORT_GRACE);
+            }
             if limit.is_some_and(|limit| start.elapsed() > limit) {
-                self.console.note(if timed_out {
-                    "time-out: ending the cell's process"
+                limit = None;
+                if stopped.is_none() {
+                    self.console.note("time-out: stopping the cell");
+                    let limit_s = self.arguments.timeout.unwrap_or_default().as_secs_f64();
+                    let told = format!("the cell ran for longer than {limit_s} s");
+                    stopped = Some(Failure::new("Timeout", told));
+                    limit = Some(start.elapsed() + GRACE);
                 } else {
-                    "time-out: stopping the cell"
-                });
+                    self.console
+                        .note("the cell does not stop: ending its process");
+                }
                 self.remote.interrupt();
-                limit = if timed_out {
-                    None
-                } else {
-                    Some(start.elapsed() + GRACE)
-                };
-                timed_out = true;
             }
         }
     }
 
     fn happened(&mut self, cell: Option<usize>, event: &Event) {
         self.console.show(event);
-        if let Event::Input { prompt, password } = event {
+        let asked = match event {
+            Event::Input { prompt, password } => Some((prompt.as_str(), *password)),
+            Event::Reads if self.remote.reads() => Some(("", false)),
+            _ => None,
+        };
+        if let Some((prompt, password)) = asked {
             self.remote.asks();
-            let line = self.console.ask(prompt, *password);
-            let _ = self.remote.answer(&line);
+            let _ = match self.console.ask(prompt, password) {
+                Some(line) => self.remote.answer(&line),
+                None => self.remote.end_input(),
+            };
         }
         if let Some(cell) = cell {
             self.notebook.add(cell, event);
@@ -222,7 +297,7 @@ fn serve(
     sources: Option<Sources>,
     remote: Remote,
     tell: Sink,
-    to_run: &Receiver<String>,
+    to_run: &Receiver<(usize, String)>,
     finish: &Sender<Result<Result<(), Failure>>>,
 ) {
     let mut session = match Session::start(workshop, sources.as_ref(), remote, tell) {
@@ -233,13 +308,13 @@ fn serve(
         }
     };
     let _ = finish.send(Ok(Ok(())));
-    for code in to_run {
-        let _ = finish.send(Ok(session.execute(&code)));
+    for (number, code) in to_run {
+        let _ = finish.send(Ok(session.execute(number, &code)));
     }
 }
 
 /// The sources of the prelude, if the notebook uses it: those that it names, or those that this program is from.
-fn prelude_sources(notebook: &Notebook, folder: &Path) -> Option<Sources> {
+fn prelude_sources(notebook: &Notebook, folder: &Path) -> Result<Option<Sources>> {
     let code: Vec<String> = notebook
         .code_cells()
         .into_iter()
@@ -249,9 +324,13 @@ fn prelude_sources(notebook: &Notebook, folder: &Path) -> Option<Sources> {
         .iter()
         .flat_map(|code| code.lines())
         .find_map(prelude_dep);
-    if let Some(dep) = dep {
-        return Sources::named_by(dep, folder).or_else(Sources::own);
+    let uses = dep.is_some() || code.iter().any(|code| code.contains("cloze::"));
+    if !uses {
+        return Ok(None);
     }
-    let uses = code.iter().any(|code| code.contains("cloze::"));
-    if uses { Sources::own() } else { None }
+    let named = dep.and_then(|dep| Sources::named_by(dep, folder));
+    let sources = named.or_else(Sources::own);
+    sources
+        .map(Some)
+        .ok_or_else(crate::install::missing_sources)
 }

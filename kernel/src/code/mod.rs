@@ -1,0 +1,283 @@
+//! The code of cells: what is looked at and changed before it is compiled, and the way back from what was compiled.
+
+mod delimiters;
+mod map;
+mod prepare;
+mod tokens;
+
+use std::sync::Arc;
+
+use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, SyntaxNode, ast};
+
+pub use delimiters::is_too_deep;
+pub use map::{SourceMap, Spot};
+pub use prepare::prepare;
+pub use tokens::{token, tokens};
+
+/// What is wrong with a cell, found before it is compiled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Complaint {
+    /// The bytes of the cell that it is about.
+    pub at: std::ops::Range<usize>,
+    pub message: String,
+    /// What stands under the place.
+    pub label: String,
+    pub help: Option<String>,
+}
+
+/// A cell as it was written, and as it is given to evcxr.
+#[derive(Clone, Debug)]
+pub struct Cell {
+    /// Its number in the notebook; 0 for what the kernel asks itself.
+    pub number: usize,
+    pub original: String,
+    pub prepared: String,
+    edits: Vec<Edit>,
+}
+
+/// `removed` bytes at `at` of the original give way to `inserted`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Edit {
+    pub at: usize,
+    pub removed: usize,
+    pub inserted: String,
+}
+
+/// A statement or item of a cell, as evcxr cuts them: all text is in one, with what stands before the next.
+#[derive(Clone, Debug)]
+pub struct Chunk {
+    /// Where it is in the prepared code.
+    pub start: usize,
+    pub end: usize,
+    pub node: SyntaxNode,
+    /// The text from its beginning to the end of the cell was parsed behind so many bytes.
+    shift: usize,
+}
+
+impl Cell {
+    /// A cell with some changes made to it; they do not overlap.
+    pub fn new(number: usize, original: &str, mut edits: Vec<Edit>) -> Arc<Self> {
+        // What is put in at a place comes before what takes its place.
+        edits.sort_by_key(|edit| (edit.at, edit.removed > 0));
+        let mut prepared = String::new();
+        let mut at = 0;
+        for edit in &edits {
+            prepared += &original[at..edit.at];
+            prepared += &edit.inserted;
+            at = edit.at + edit.removed;
+        }
+        prepared += &original[at..];
+        Arc::new(Self {
+            number,
+            original: original.to_owned(),
+            prepared,
+            edits,
+        })
+    }
+
+    /// The same cell with more changes, which are in bytes of the prepared code.
+    pub fn changed(&self, more: Vec<Edit>) -> Arc<Self> {
+        let more = more.into_iter().map(|edit| Edit {
+            at: self.original_offset(edit.at),
+            ..edit
+        });
+        let edits = self.edits.iter().cloned().chain(more).collect();
+        Self::new(self.number, &self.original, edits)
+    }
+
+    /// The byte of the original that a byte of the prepared code stems from.
+    pub fn original_offset(&self, prepared: usize) -> usize {
+        let mut shift = 0isize;
+        for edit in &self.edits {
+            let start = edit.at.saturating_add_signed(shift);
+            if prepared < start {
+                break;
+            }
+            if prepared < start + edit.inserted.len() {
+                return edit.at;
+            }
+            shift += edit.inserted.len() as isize - edit.removed as isize;
+        }
+        prepared
+            .saturating_add_signed(-shift)
+            .min(self.original.len())
+    }
+
+    /// The names of the cell's macros whose rules write items.
+    pub fn macros_that_define(&self) -> Vec<String> {
+        const ITEMS: [&str; 9] = [
+            "struct", "enum", "union", "fn", "trait", "impl", "mod", "const", "static",
+        ];
+        let rules = self
+            .chunks()
+            .into_iter()
+            .filter_map(|chunk| ast::MacroRules::cast(chunk.node));
+        let defining = rules.filter(|rules| {
+            let text = rules.syntax().text().to_string();
+            let mut words = tokens(&text).map(|(_, token)| token);
+            words.any(|word| ITEMS.contains(&word))
+        });
+        defining
+            .filter_map(|rules| Some(ast::HasName::name(&rules)?.text().to_string()))
+            .collect()
+    }
+
+    /// The names of the macros that are called as statements of the cell.
+    pub fn called_macros(&self) -> Vec<String> {
+        let statements = self.chunks().into_iter().filter(|chunk| {
+            matches!(
+                chunk.node.kind(),
+                SyntaxKind::MACRO_EXPR | SyntaxKind::EXPR_STMT | SyntaxKind::MACRO_CALL
+            )
+        });
+        let calls = statements.filter_map(|chunk| {
+            let call = chunk.node.descendants().find_map(ast::MacroCall::cast)?;
+            let first = call.syntax().text_range().start() == chunk.node.text_range().start();
+            first.then(|| call.path().map(|path| path.syntax().text().to_string()))?
+        });
+        calls.collect()
+    }
+
+    /// The statements and items, in their order.
+    pub fn chunks(&self) -> Vec<Chunk> {
+        chunks(&self.prepared)
+    }
+}
+
+/// The statements and items of a code, without the commands before them.
+pub fn chunks(code: &str) -> Vec<Chunk> {
+    const BEFORE: &str = "fn f(){";
+    let first = first_rust(code);
+    let parsed = SourceFile::parse(
+        &format!("{BEFORE}{}\n}}", &code[first..]),
+        Edition::Edition2024,
+    );
+    let list = parsed
+        .syntax_node()
+        .children()
+        .next()
+        .and_then(ast::Fn::cast)
+        .and_then(|function| function.body())
+        .and_then(|body| body.stmt_list());
+    let nodes: Vec<SyntaxNode> = list
+        .iter()
+        .flat_map(|list| list.syntax().children())
+        .collect();
+    let place = |node: &SyntaxNode| {
+        let start = usize::from(node.text_range().start());
+        (first + start.saturating_sub(BEFORE.len())).min(code.len())
+    };
+    let mut start = first;
+    let mut chunks = Vec::new();
+    for (number, node) in nodes.iter().enumerate() {
+        let end = nodes.get(number + 1).map_or(code.len(), &place);
+        if start < end {
+            chunks.push(Chunk {
+                start,
+                end,
+                node: node.clone(),
+                shift: BEFORE.len(),
+            });
+        }
+        start = end;
+    }
+    for chunk in &mut chunks {
+        chunk.shift = BEFORE.len().wrapping_sub(first);
+    }
+    chunks
+}
+
+/// Where the Rust begins in a cell: behind commands (`:dep`, `!ls`), comments and empty lines, as evcxr has it.
+fn first_rust(code: &str) -> usize {
+    let mut at = 0;
+    for line in code.split_inclusive('\n') {
+        let is_command = line.trim_start_matches(' ').starts_with(':') || line.starts_with('!');
+        if !is_command && !line.starts_with("//") && !line.trim().is_empty() {
+            break;
+        }
+        at += line.len();
+    }
+    at
+}
+
+impl Chunk {
+    /// Where a node inside of it is in the prepared code.
+    pub fn range(&self, node: &SyntaxNode) -> std::ops::Range<usize> {
+        let range = node.text_range();
+        let at = |size: ra_ap_syntax::TextSize| usize::from(size).wrapping_sub(self.shift);
+        at(range.start())..at(range.end())
+    }
+
+    /// Whether it is a function, a type or another item, which later cells see.
+    pub fn is_item(&self) -> bool {
+        ast::Item::can_cast(self.node.kind())
+    }
+
+    /// The name of the innermost function that a byte of the prepared code is in.
+    pub fn function_at(&self, offset: usize) -> Option<String> {
+        let mut found = None;
+        for function in self.node.descendants().filter_map(ast::Fn::cast) {
+            if self.range(function.syntax()).contains(&offset) {
+                found = ast::HasName::name(&function).map(|name| name.text().to_string());
+            }
+        }
+        found.or_else(|| {
+            let name = self.node.children().find_map(ast::Name::cast)?;
+            Some(name.text().to_string())
+        })
+    }
+}
+
+/// The line and the column of a byte; both count from 1, columns count characters.
+pub fn line_and_column(code: &str, offset: usize) -> (usize, usize) {
+    let before = &code[..code.floor_char_boundary(offset.min(code.len()))];
+    let line = before.matches('\n').count() + 1;
+    let column = before
+        .rsplit('\n')
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .count()
+        + 1;
+    (line, column)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_found_again_whatever_was_changed_before_it() {
+        let original = "dbg!(a);\nlet b = line!();\nb";
+        let edit = |at, removed, inserted: &str| Edit {
+            at,
+            removed,
+            inserted: inserted.into(),
+        };
+        let cell = Cell::new(
+            3,
+            original,
+            vec![edit(17, 7, "2u32"), edit(0, 5, "my_macro!(1, ")],
+        );
+        assert_eq!(cell.prepared, "my_macro!(1, a);\nlet b = 2u32;\nb");
+        for (word, wanted) in [("a);", 5), ("let", 9), (";\nb", 24)] {
+            let at = cell.prepared.find(word).expect("there");
+            assert_eq!(cell.original_offset(at), wanted, "{word}");
+        }
+        assert_eq!(cell.original_offset(cell.prepared.len()), original.len());
+    }
+
+    #[test]
+    fn chunks_cover_a_cell_behind_its_commands() {
+        let code = ":dep a = \"1\"\n\n// comment\nfn f() -> i32 { 1 } let x = f();\n  x\n";
+        let chunks = chunks(code);
+        let texts: Vec<&str> = chunks
+            .iter()
+            .map(|chunk| &code[chunk.start..chunk.end])
+            .collect();
+        assert_eq!(texts, ["fn f() -> i32 { 1 } ", "let x = f();\n  ", "x\n"]);
+        assert!(chunks[0].is_item() && !chunks[1].is_item());
+        let inside = code.find("1 }").expect("there");
+        assert_eq!(chunks[0].function_at(inside).as_deref(), Some("f"));
+    }
+}

@@ -1,0 +1,224 @@
+//! Looks at a cell before evcxr does: refuses what evcxr would drop without a word, and puts in the cell's own places where
+//! code asks for its place.
+
+use std::sync::Arc;
+
+use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, SyntaxNode, ast};
+
+use super::{Cell, Chunk, Complaint, Edit, chunks, delimiters, line_and_column, tokens};
+
+/// The cell as it is given to evcxr.
+pub fn prepare(number: usize, code: &str) -> Result<Arc<Cell>, Complaint> {
+    delimiters::check(code)?;
+    for chunk in chunks(code) {
+        let complain =
+            |node: &SyntaxNode, message: &str, label: &str, help: Option<&str>| Complaint {
+                at: chunk.range(node),
+                message: message.into(),
+                label: label.into(),
+                help: help.map(str::to_owned),
+            };
+        if let Some(statement) = ast::LetStmt::cast(chunk.node.clone())
+            && statement.pat().is_none()
+        {
+            return Err(complain(
+                &chunk.node,
+                "expected a pattern after `let`",
+                "no name follows",
+                None,
+            ));
+        }
+        if let Some(returned) = empty_return(&chunk.node) {
+            let help = "put what follows into a block that is not entered, or end the cell with `return Ok(())`";
+            return Err(complain(
+                &returned,
+                "a cell is not a function that `return` alone could leave",
+                "here",
+                Some(help),
+            ));
+        }
+    }
+    let mut edits = places(number, code);
+    for (range, items) in chunks(code).iter().filter_map(thread_locals) {
+        edits.retain(|edit| !range.contains(&edit.at));
+        edits.push(Edit {
+            at: range.start,
+            removed: range.len(),
+            inserted: items,
+        });
+    }
+    Ok(Cell::new(number, code, edits))
+}
+
+/// `thread_local! { static A: T = a; }` as items that later cells see: evcxr takes a macro's call for a statement.
+fn thread_locals(chunk: &Chunk) -> Option<(std::ops::Range<usize>, String)> {
+    let call = chunk.node.descendants().find_map(ast::MacroCall::cast)?;
+    if call.path()?.syntax().text().to_string().rsplit("::").next() != Some("thread_local") {
+        return None;
+    }
+    let alone = matches!(
+        chunk.node.kind(),
+        SyntaxKind::MACRO_EXPR | SyntaxKind::MACRO_CALL | SyntaxKind::EXPR_STMT
+    );
+    let tree = call.token_tree().filter(|_| alone)?;
+    let text = tree.syntax().text().to_string();
+    let inside = text.get(1..text.len().checked_sub(1)?)?;
+    let inside = format!("{};", inside.trim_end().trim_end_matches(';'));
+    let parsed = SourceFile::parse(&inside, Edition::Edition2024);
+    let items = parsed
+        .syntax_node()
+        .children()
+        .filter_map(ast::Static::cast);
+    let items: Option<Vec<String>> = items
+        .map(|item| {
+            let (name, kind, value) = (ast::HasName::name(&item)?, item.ty()?, item.body()?);
+            let visibility = ast::HasVisibility::visibility(&item);
+            let visibility =
+                visibility.map_or(String::new(), |it| format!("{} ", it.syntax().text()));
+            let (kind, value) = (kind.syntax().text(), value.syntax().text());
+            Some(format!(
+                "{visibility}static {name}: ::std::thread::LocalKey<{kind}> = \
+                 {{ ::std::thread_local! {{ static OWN: {kind} = {value}; }} OWN }};"
+            ))
+        })
+        .collect();
+    let items = items.filter(|items| !items.is_empty())?;
+    Some((chunk.range(&chunk.node), items.join(" ")))
+}
+
+/// A `return` without a value that would leave the cell, not a function in it.
+fn empty_return(node: &SyntaxNode) -> Option<SyntaxNode> {
+    if ast::Fn::can_cast(node.kind())
+        || ast::Item::can_cast(node.kind())
+        || ast::ClosureExpr::can_cast(node.kind())
+        || ast::BlockExpr::cast(node.clone()).is_some_and(|block| block.async_token().is_some())
+    {
+        return None;
+    }
+    if let Some(returned) = ast::ReturnExpr::cast(node.clone())
+        && returned.expr().is_none()
+    {
+        return Some(node.clone());
+    }
+    node.children().find_map(|child| empty_return(&child))
+}
+
+/// `line!()`, `column!()`, `file!()` and `dbg!` tell places of the generated code: they are given the cell's.
+fn places(number: usize, code: &str) -> Vec<Edit> {
+    let all: Vec<(usize, &str)> = tokens(code).collect();
+    let mut edits = Vec::new();
+    for (index, &(at, word)) in all.iter().enumerate() {
+        let next = |ahead: usize| all.get(index + ahead).map_or("", |(_, token)| *token);
+        let preceded = index > 0 && matches!(all[index - 1].1, ":" | "." | "!" | "fn");
+        if preceded || next(1) != "!" || !matches!(next(2), "(" | "[" | "{") {
+            continue;
+        }
+        let (line, column) = line_and_column(code, at);
+        let empty = matches!(next(3), ")" | "]" | "}");
+        let end = |ahead: usize| {
+            all.get(index + ahead)
+                .map_or(code.len(), |(at, token)| at + token.len())
+        };
+        let value = match word {
+            "line" if empty => format!("{line}u32"),
+            "column" if empty => format!("{column}u32"),
+            "file" if empty => format!("\"cell {number}\""),
+            "dbg" => {
+                let separator = if empty { "" } else { ", " };
+                edits.push(Edit {
+                    at,
+                    removed: end(2) - at,
+                    inserted: format!(
+                        "::cloze_cell::dbg!{}\"cell {number}, line {line}\"{separator}",
+                        next(2)
+                    ),
+                });
+                continue;
+            }
+            _ => continue,
+        };
+        edits.push(Edit {
+            at,
+            removed: end(3) - at,
+            inserted: value,
+        });
+    }
+    edits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prepared(code: &str) -> String {
+        prepare(4, code).expect("nothing is wrong").prepared.clone()
+    }
+
+    #[test]
+    fn what_asks_for_its_place_is_given_that_in_the_cell() {
+        assert_eq!(
+            prepared("let a = 1;\nlet b = line!();"),
+            "let a = 1;\nlet b = 2u32;"
+        );
+        assert_eq!(prepared("(file!(), column!())"), "(\"cell 4\", 11u32)");
+        assert_eq!(
+            prepared("f(dbg!(x + 1), dbg!())"),
+            "f(::cloze_cell::dbg!(\"cell 4, line 1\", x + 1), ::cloze_cell::dbg!(\"cell 4, line 1\"))"
+        );
+        // Texts, comments, names and macros of others are none of them.
+        for same in [
+            "\"line!()\" // dbg!(1)",
+            "std::line!()",
+            "let line = 1; line != 2",
+            "macro_rules! dbg { () => {} }",
+        ] {
+            assert_eq!(prepared(same), same);
+        }
+    }
+
+    #[test]
+    fn thread_locals_become_items() {
+        let code = "thread_local! {\n    static A: Cell<u32> = const { Cell::new(1) };\n    pub static B: u8 = 2\n}\nA.get()";
+        let prepared = prepared(code);
+        assert!(
+            prepared.starts_with("static A: ::std::thread::LocalKey<Cell<u32>> = "),
+            "{prepared}"
+        );
+        assert!(
+            prepared.contains("static OWN: Cell<u32> = const { Cell::new(1) };"),
+            "{prepared}"
+        );
+        assert!(
+            prepared.contains(" pub static B: ") && prepared.ends_with("\nA.get()"),
+            "{prepared}"
+        );
+        assert_eq!(
+            super::chunks(&prepared)
+                .iter()
+                .filter(|chunk| chunk.is_item())
+                .count(),
+            2
+        );
+    }
+
+    #[test]
+    fn what_evcxr_would_drop_without_a_word_is_refused() {
+        for (code, at) in [
+            ("let", 0),
+            ("println!();\nlet = 5;", 12),
+            ("}", 0),
+            ("if true { return; }", 10),
+            ("return", 0),
+        ] {
+            assert_eq!(prepare(1, code).expect_err(code).at.start, at, "{code}");
+        }
+        for fine in [
+            "let x;",
+            "fn f() { return; }",
+            "let f = || { return; };",
+            "if a { return Ok(()); }",
+        ] {
+            assert!(prepare(1, fine).is_ok(), "{fine}");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Where executed notebooks go: settled and checked before anything runs, because what a run has found out is lost if it
+//! turns out afterwards that it can't be written.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use cloze::files::{self, Destination};
+
+use crate::cli::Run;
+use crate::{Error, Result};
+
+/// Names that mean standard output.
+const STDOUT: [&str; 3] = ["-", "/dev/stdout", "/proc/self/fd/1"];
+
+/// Where one executed notebook goes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Place {
+    Stdout,
+    Path(PathBuf),
+}
+
+/// The place of each notebook of a run, in their order. Folders that are missing are made.
+pub fn settle(arguments: &Run) -> Result<Vec<Place>> {
+    let notebooks = &arguments.notebooks;
+    let mut taken: HashMap<PathBuf, &Path> = HashMap::new();
+    let mut places = Vec::new();
+    for notebook in notebooks {
+        let place = match &arguments.output {
+            Some(output) if STDOUT.iter().any(|name| output == Path::new(name)) => {
+                if notebooks.len() > 1 {
+                    return Err("Several notebooks can't all be written to standard output: name a folder with --output.".into());
+                }
+                Place::Stdout
+            }
+            _ => {
+                let path = path_for(notebook, arguments)?;
+                let same = canonical(&path);
+                if let Some(other) = taken.insert(same, notebook) {
+                    return Err(format!(
+                        "{} and {} would both be written to {}: give them places of their own.",
+                        other.display(),
+                        notebook.display(),
+                        path.display()
+                    )
+                    .into());
+                }
+                Place::Path(path)
+            }
+        };
+        places.push(place);
+    }
+    Ok(places)
+}
+
+fn path_for(notebook: &Path, arguments: &Run) -> Result<PathBuf> {
+    let several = arguments.notebooks.len() > 1;
+    let path = match &arguments.output {
+        _ if arguments.in_place => notebook.to_owned(),
+        Some(folder)
+            if several
+                || folder.is_dir()
+                || folder.as_os_str().to_string_lossy().ends_with('/') =>
+        {
+            folder.join(notebook.file_name().unwrap_or_default())
+        }
+        Some(file) => file.clone(),
+        None => notebook.with_extension("executed.ipynb"),
+    };
+    let path = std::path::absolute(&path).map_err(Error::file(&path))?;
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(Error::file(folder))?;
+    }
+    let checked = Destination::of(&path).and_then(|destination| {
+        destination.check()?;
+        Ok(destination)
+    });
+    match checked {
+        Ok(Destination::Stream(_)) if several => Err(format!(
+            "Several notebooks can't all be written to {}, which is no folder.",
+            path.display()
+        )
+        .into()),
+        Ok(_) => Ok(path),
+        Err(error) => {
+            Err(format!("Nothing was run, because its outcome could not be kept: {error}").into())
+        }
+    }
+}
+
+/// One path for each file, whatever ways lead to it.
+fn canonical(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| {
+        let folder = path.parent().and_then(|folder| folder.canonicalize().ok());
+        match (folder, path.file_name()) {
+            (Some(folder), Some(name)) => folder.join(name),
+            _ => path.to_owned(),
+        }
+    })
+}
+
+/// Writes an executed notebook to its place, or, if that fails, somewhere else. Says where it is.
+pub fn write(json: &[u8], place: &Place, notebook: &Path) -> Result<String> {
+    let path = match place {
+        Place::Stdout => {
+            let mut stdout = io::stdout().lock();
+            return match stdout.write_all(json).and_then(|()| stdout.flush()) {
+                Ok(()) => Ok("standard output".into()),
+                Err(error) => rescue(json, notebook, &error.to_string()),
+            };
+        }
+        Place::Path(path) => path,
+    };
+    match files::write_atomically(path, json) {
+        Ok(()) => Ok(path.display().to_string()),
+        Err(error) => rescue(json, notebook, &error.to_string()),
+    }
+}
+
+/// Saves what could not be written where it should: in the first folder that takes it.
+fn rescue(json: &[u8], notebook: &Path, problem: &str) -> Result<String> {
+    let stem = notebook.file_stem().unwrap_or_default().to_string_lossy();
+    let folders = [
+        notebook.parent().map(Path::to_owned),
+        dirs::home_dir(),
+        Some(std::env::temp_dir()),
+    ];
+    for folder in folders.into_iter().flatten() {
+        let saved = tempfile::Builder::new()
+            .prefix(&format!("{stem}.executed-"))
+            .suffix(".ipynb")
+            .tempfile_in(&folder)
+            .and_then(|mut file| {
+                file.write_all(json)?;
+                file.as_file().sync_all()?;
+                file.keep().map_err(|error| error.error)
+            });
+        if let Ok((_, path)) = saved {
+            return Err(format!(
+                "{problem}\nThe executed notebook was saved as {} instead.",
+                path.display()
+            )
+            .into());
+        }
+    }
+    Err(format!("{problem}\nThe executed notebook could not be saved elsewhere either.").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(notebooks: &[&Path], output: Option<&Path>) -> Run {
+        Run {
+            notebooks: notebooks.iter().map(|path| path.to_path_buf()).collect(),
+            output: output.map(Path::to_path_buf),
+            in_place: false,
+            parameters: Vec::new(),
+            timeout: None,
+            allow_errors: false,
+        }
+    }
+
+    #[test]
+    fn missing_folders_are_made_and_names_that_collide_are_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        for name in ["a", "b"] {
+            fs::create_dir(at(name)).expect("made");
+            fs::write(at(name).join("n.ipynb"), "{}").expect("written");
+        }
+        let one = settle(&arguments(
+            &[&at("a/n.ipynb")],
+            Some(&at("deep/er/out.ipynb")),
+        ));
+        assert_eq!(
+            one.expect("settled"),
+            [Place::Path(at("deep/er/out.ipynb"))]
+        );
+        assert!(at("deep/er").is_dir());
+        let both = settle(&arguments(
+            &[&at("a/n.ipynb"), &at("b/n.ipynb")],
+            Some(&at("new")),
+        ));
+        let told = both.expect_err("refused").to_string();
+        assert!(
+            told.contains("a/n.ipynb") && told.contains("b/n.ipynb"),
+            "{told}"
+        );
+        let twice = settle(&arguments(&[&at("a/n.ipynb"), &at("a/../a/n.ipynb")], None));
+        assert!(twice.is_err());
+        let apart = settle(&arguments(&[&at("a/n.ipynb"), &at("b/n.ipynb")], None));
+        assert_eq!(apart.expect("settled").len(), 2);
+    }
+
+    #[test]
+    fn a_place_that_takes_no_file_is_refused_before_the_run() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("file");
+        fs::write(&file, "").expect("written");
+        let notebook = folder.path().join("n.ipynb");
+        assert!(settle(&arguments(&[&notebook], Some(&file.join("out.ipynb")))).is_err());
+        let many = [notebook.as_path(), &file];
+        assert!(settle(&arguments(&many, Some(Path::new("-")))).is_err());
+        let stdout = settle(&arguments(&[&notebook], Some(Path::new("-"))));
+        assert_eq!(stdout.expect("settled"), [Place::Stdout]);
+    }
+
+    #[test]
+    fn what_can_not_be_written_is_saved_elsewhere_and_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let place = Place::Path(folder.path().join("gone/out.ipynb"));
+        let told = write(b"{}", &place, &folder.path().join("n.ipynb"))
+            .expect_err("no folder")
+            .to_string();
+        let path = told
+            .split("saved as ")
+            .nth(1)
+            .and_then(|rest| rest.split(" instead").next());
+        assert_eq!(fs::read(path.expect("named")).expect("there"), b"{}");
+    }
+}
