@@ -73,10 +73,10 @@ pub use affine::affine;
 pub use allocator::tune_allocator;
 pub use arithmetic::{add, scale, sub};
 pub use attention::{
-    AttentionKernel, AttentionMask, AttentionOptions, Band, FusedLayout, RelativeIndex,
-    RelativeTerms, Rotary, RotaryPairs, SparsePlan, attention, attention_fused, attention_with,
-    relative_attention, relative_attention_fused, set_attention_kernel, sparse_attention,
-    sparse_attention_sums,
+    AttentionKernel, AttentionMask, AttentionOptions, Band, FusedLayout, PairWeights,
+    RelativeIndex, RelativeTerms, Rotary, RotaryPairs, SparsePlan, attention, attention_fused,
+    attention_with, pointwise_attention, relative_attention, relative_attention_fused,
+    set_attention_kernel, sparse_attention, sparse_attention_sums,
 };
 pub use batched_matmul::matmul;
 pub use checkpointing::checkpoint;

@@ -15,7 +15,7 @@ use crate::Result;
 #[cfg(any(test, feature = "cuda"))]
 pub(super) use self::attention::{alive, visible};
 pub(super) use self::attention::{attend, split};
-pub use self::attention::{attention_with, relative_attention};
+pub use self::attention::{attention_with, pointwise_attention, relative_attention};
 #[cfg(any(test, feature = "cuda"))]
 pub(super) use self::sparse::counts;
 pub(super) use self::sparse::sparse;

@@ -1842,3 +1842,6 @@ mod attention_options;
 
 #[path = "sparse_checks.rs"]
 mod sparse_attention;
+
+#[path = "pointwise_checks.rs"]
+mod pointwise_attention;

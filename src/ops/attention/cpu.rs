@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::layout::{Heads, Margin, Rows, RowsMut, Shared, Tile, View};
 use super::masks::{Bias, KeyMask};
+use super::pointwise::PairWeights;
 use super::relative::{Parts, Terms};
 use super::rotary::Rotary;
 use super::rows::{BLIND, Row, add, dot, softmax, softmax_backward, softmax_backward_dropped};
@@ -31,6 +32,8 @@ pub(super) struct Attention {
     rotary: Option<Rotary>,
     scale: f32,
     dropout: Dropout,
+    /// `None`: the softmax.
+    weights: Option<PairWeights>,
 }
 
 /// Queries, keys and values.
@@ -69,6 +72,8 @@ struct Head {
     head: usize,
     /// How many keys are looked at.
     keys: usize,
+    /// What products of queries and keys are multiplied by.
+    scale: f32,
     /// Whether all keys are masked, which makes their scores all equal.
     uniform: bool,
 }
@@ -112,7 +117,11 @@ struct Scratch {
 }
 
 impl Attention {
-    pub(super) fn new(sizes: Sizes, options: &AttentionOptions) -> Result<Self> {
+    pub(super) fn new(
+        sizes: Sizes,
+        options: &AttentionOptions,
+        weights: Option<PairWeights>,
+    ) -> Result<Self> {
         Ok(Self {
             sizes,
             keys: match &options.mask {
@@ -130,6 +139,7 @@ impl Attention {
             rotary: options.rotary.clone(),
             scale: options.scale as f32,
             dropout: options.dropout,
+            weights,
         })
     }
 
@@ -143,15 +153,21 @@ impl Attention {
     }
 
     fn head(&self, batch: usize, head: usize) -> Head {
-        let end = match &self.keys {
-            Some(keys) => keys.sequences[batch].end,
-            None => self.sizes.keys,
+        let (end, count) = match &self.keys {
+            Some(keys) => (keys.sequences[batch].end, keys.sequences[batch].count),
+            None => (self.sizes.keys, self.sizes.keys),
         };
-        let uniform = end == 0 && self.window.is_none();
+        let uniform = end == 0 && self.window.is_none() && self.weights.is_none();
+        let mean = self.weights.is_some_and(PairWeights::are_means);
         Head {
             batch,
             head,
             keys: if uniform { self.sizes.keys } else { end },
+            scale: if mean {
+                self.scale / count.max(1) as f32
+            } else {
+                self.scale
+            },
             uniform,
         }
     }
@@ -265,7 +281,7 @@ impl Attention {
     ) {
         let (tile, first_scores) = scratch;
         tile.shape(block.queries, block.width(), self.margin(x));
-        let scale = if head.uniform { 0.0 } else { self.scale };
+        let scale = if head.uniform { 0.0 } else { head.scale };
         // SAFETY: the tile has that shape, the block is one of the queries and keys.
         unsafe {
             matmul_raw(
@@ -403,7 +419,10 @@ impl Attention {
             }
             let key = block.lo + seen.start;
             let probs = &mut row[seen];
-            *kept = softmax(probs);
+            match self.weights {
+                None => *kept = softmax(probs),
+                Some(weights) => weights.weigh(probs),
+            }
             if self.dropout.is_active() {
                 let index = self.dropout_index(head, block.first + i) + key as u64;
                 self.dropout
@@ -516,7 +535,7 @@ impl Attention {
         let dk = aside(rotary, s.key, to_k, |scratch| &mut scratch.dk);
         let dv = aside(of_values, s.value, to_v, |scratch| &mut scratch.dv);
         // The first block's products overwrite what is there, if all keys take part in them.
-        let mut fresh = self.window.is_none();
+        let mut fresh = self.window.is_none() && keys > 0;
         if !fresh {
             // SAFETY: as above.
             unsafe {
@@ -617,7 +636,7 @@ impl Attention {
             }
         };
         let add = Accumulate::fresh(fresh);
-        let scale = self.scale;
+        let scale = head.scale;
         // SAFETY: as above; these rows of the gradients belong to this task alone.
         unsafe {
             let (dk, dv) = (ends.dk.skip(block.lo), ends.dv.skip(block.lo));
@@ -683,6 +702,10 @@ impl Attention {
             }
             let key = block.lo + seen.start;
             let (probs, grads) = (&mut probs[seen.clone()], &mut grads[seen]);
+            if let Some(weights) = self.weights {
+                self.weight_grads(weights, (head, query, key), probs, grads);
+                continue;
+            }
             let features = |x: &Heads| {
                 let at = x.view.at(head.batch, head.head, query);
                 at..at + s.value
@@ -702,6 +725,27 @@ impl Attention {
                 softmax_backward(probs, grads, kept, inner);
             }
         }
+    }
+}
+
+impl Attention {
+    /// As [`Attention::softmax_grads`], for the row of one query from a key on, without the softmax.
+    fn weight_grads(
+        &self,
+        weights: PairWeights,
+        (head, query, key): (Head, usize, usize),
+        scores: &mut [f32],
+        grads: &mut [f32],
+    ) {
+        if !self.dropout.is_active() {
+            return weights.weigh_backward(None, scores, grads);
+        }
+        let index = self.dropout_index(head, query) + key as u64;
+        let pieces = scores.len();
+        self.dropout.pieces(index, pieces, |stream, offset, at, n| {
+            let (scores, grads) = (&mut scores[at..at + n], &mut grads[at..at + n]);
+            weights.weigh_backward(Some((&stream, offset)), scores, grads);
+        });
     }
 }
 

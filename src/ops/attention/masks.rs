@@ -72,6 +72,8 @@ pub(super) struct KeyMask {
 pub(super) struct KeysOfSequence {
     /// One past the last key that may be seen: padding at the end is not even computed. 0: none may be seen.
     pub end: usize,
+    /// How many keys may be seen.
+    pub count: usize,
     /// 0 or -∞ for each key; `None` if all before `end` may be seen.
     pub bias: Option<Vec<f32>>,
 }
@@ -84,7 +86,8 @@ impl KeyMask {
                 let bias = |&m: &bool| if m { 0.0 } else { f32::NEG_INFINITY };
                 row[..end].iter().map(bias).collect()
             });
-            KeysOfSequence { end, bias }
+            let count = row.iter().filter(|&&m| m).count();
+            KeysOfSequence { end, count, bias }
         };
         Ok(Self {
             sequences: rows(mask)?.iter().map(sequence).collect(),

@@ -7,6 +7,7 @@ mod index;
 mod layout;
 pub(super) mod masks;
 mod options;
+mod pointwise;
 mod relative;
 mod rotary;
 mod rows;
@@ -27,6 +28,7 @@ pub use index::RelativeIndex;
 #[cfg(feature = "cuda")]
 pub(super) use masks::reduce_to;
 pub use options::{AttentionOptions, Band, FusedLayout};
+pub use pointwise::PairWeights;
 pub use relative::RelativeTerms;
 pub use rotary::{Rotary, RotaryPairs};
 pub use sparse::{SparsePlan, sparse_attention, sparse_attention_sums};
@@ -170,6 +172,34 @@ pub fn relative_attention_fused(
     attend_fused(qkv, layout, options, Some(terms))
 }
 
+/// As [`attention_with`], or as [`relative_attention`] where there are terms, with weights that depend on each pair's own score
+/// in place of the softmax. Masked keys, and those that a query does not see, weigh nothing.
+///
+/// # Errors
+/// As there.
+pub fn pointwise_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    weights: PairWeights,
+    terms: Option<&RelativeTerms>,
+    options: &AttentionOptions,
+) -> Result<Tensor> {
+    let qkv = [q, k, v];
+    let sizes = Sizes::new(qkv, options)?;
+    check(&sizes, options, terms)?;
+    if sizes.is_empty() {
+        let shape = (sizes.batch, sizes.queries, sizes.heads * sizes.value);
+        return Ok(Tensor::zeros(shape, q.dtype(), q.device())?);
+    }
+    if !is_fused(&qkv, options, terms) {
+        return reference::attend(qkv, options, terms, Some(weights));
+    }
+    let qkv = [readable(q)?, readable(k)?, readable(v)?];
+    let attention = Attention::new(sizes, options, Some(weights))?;
+    on_cpu(&qkv.each_ref(), None, attention, options, terms)
+}
+
 fn attend(
     qkv: [&Tensor; 3],
     options: &AttentionOptions,
@@ -193,10 +223,11 @@ fn attend(
         return Ok(Tensor::zeros(shape, q.dtype(), q.device())?);
     }
     if !is_fused(&qkv, options, terms) {
-        return reference::attend(qkv, options, terms);
+        return reference::attend(qkv, options, terms, None);
     }
     let qkv = [readable(q)?, readable(k)?, readable(v)?];
-    on_cpu(&qkv.each_ref(), None, sizes, options, terms)
+    let attention = Attention::new(sizes, options, None)?;
+    on_cpu(&qkv.each_ref(), None, attention, options, terms)
 }
 
 fn attend_fused(
@@ -216,7 +247,8 @@ fn attend_fused(
         let [q, k, v] = reference::split(qkv, layout, options)?;
         return attend([&q, &k, &v], options, terms);
     }
-    on_cpu(&[&readable(qkv)?], Some(layout), sizes, options, terms)
+    let attention = Attention::new(sizes, options, None)?;
+    on_cpu(&[&readable(qkv)?], Some(layout), attention, options, terms)
 }
 
 fn check(sizes: &Sizes, options: &AttentionOptions, terms: Option<&RelativeTerms>) -> Result<()> {
@@ -256,11 +288,11 @@ fn is_fused(qkv: &[&Tensor], options: &AttentionOptions, terms: Option<&Relative
 fn on_cpu(
     qkv: &[&Tensor],
     fused: Option<FusedLayout>,
-    sizes: Sizes,
+    attention: Attention,
     options: &AttentionOptions,
     terms: Option<&RelativeTerms>,
 ) -> Result<Tensor> {
-    let attention = Attention::new(sizes, options)?;
+    let sizes = attention.sizes;
     let scale = options.scale;
     let tables = terms.map_or([None; 4], RelativeTerms::tables);
     let (out, rows) = {

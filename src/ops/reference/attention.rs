@@ -1,13 +1,14 @@
 //! Attention with everything that it offers, composed from candle's operations: pairs of queries and keys are all formed,
 //! and for a relative table a row for each of them.
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::lowest;
 use crate::Result;
 use crate::ops::attention::masks;
 use crate::ops::{
-    AttentionMask, AttentionOptions, FusedLayout, RelativeTerms, Rotary, RotaryPairs,
+    Activation, AttentionMask, AttentionOptions, FusedLayout, PairWeights, RelativeTerms, Rotary,
+    RotaryPairs,
 };
 
 /// As [`attention_with`](super::super::attention_with), without its checks.
@@ -17,7 +18,7 @@ pub fn attention_with(
     v: &Tensor,
     options: &AttentionOptions,
 ) -> Result<Tensor> {
-    attend([q, k, v], options, None)
+    attend([q, k, v], options, None, None)
 }
 
 /// As [`relative_attention`](super::super::relative_attention), without its checks.
@@ -28,7 +29,19 @@ pub fn relative_attention(
     terms: &RelativeTerms,
     options: &AttentionOptions,
 ) -> Result<Tensor> {
-    attend([q, k, v], options, Some(terms))
+    attend([q, k, v], options, Some(terms), None)
+}
+
+/// As [`pointwise_attention`](super::super::pointwise_attention), without its checks.
+pub fn pointwise_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    weights: PairWeights,
+    terms: Option<&RelativeTerms>,
+    options: &AttentionOptions,
+) -> Result<Tensor> {
+    attend([q, k, v], options, terms, Some(weights))
 }
 
 /// Queries, keys and values that lie side by side.
@@ -62,6 +75,7 @@ pub(in crate::ops) fn attend(
     [q, k, v]: [&Tensor; 3],
     options: &AttentionOptions,
     terms: Option<&RelativeTerms>,
+    weights: Option<PairWeights>,
 ) -> Result<Tensor> {
     let (heads, kv_heads) = (options.heads, options.kv_heads());
     let ((batch, queries, _), keys) = (q.dims3()?, k.dim(1)?);
@@ -83,6 +97,9 @@ pub(in crate::ops) fn attend(
         }
     }
     let mut scores = (q.matmul(&k.t()?)? * options.scale)?;
+    if weights.is_some_and(PairWeights::are_means) {
+        scores = scores.broadcast_div(&key_counts(options, batch, &scores)?)?;
+    }
     if let Some(terms) = terms
         && let Some(added) = score_terms(terms, [&q, &k], options.scale)?
     {
@@ -104,9 +121,10 @@ pub(in crate::ops) fn attend(
         let bias = ((1.0 - mask)? * lowest(scores.dtype()))?;
         scores = scores.broadcast_add(&bias.reshape((batch, 1, 1, keys))?)?;
     }
-    let shifted = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?;
-    let exp = shifted.exp()?;
-    let probs = exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?;
+    let probs = match weights {
+        None => super::softmax(&scores)?,
+        Some(weights) => weighed(&scores, weights)?,
+    };
     let probs = super::dropout(&probs, options.dropout)?;
     let mut context = probs.matmul(&v)?;
     if let Some(terms) = terms
@@ -123,6 +141,43 @@ pub(in crate::ops) fn attend(
     Ok(context
         .transpose(1, 2)?
         .reshape((batch, queries, heads * value))?)
+}
+
+/// How many keys are not masked, at least 1, (batch, 1, 1, 1).
+fn key_counts(options: &AttentionOptions, batch: usize, scores: &Tensor) -> Result<Tensor> {
+    let counts: Vec<f64> = match &options.mask {
+        AttentionMask::Keys(mask) => {
+            let count = |row: Vec<bool>| row.into_iter().filter(|&m| m).count().max(1) as f64;
+            masks::rows(mask)?.into_iter().map(count).collect()
+        }
+        _ => vec![scores.dim(3)? as f64; batch],
+    };
+    let counts = Tensor::from_vec(counts, (batch, 1, 1, 1), scores.device())?;
+    Ok(counts.to_dtype(scores.dtype())?)
+}
+
+/// The weights of scores, none of masked ones.
+fn weighed(scores: &Tensor, weights: PairWeights) -> Result<Tensor> {
+    // Far below any score; finite, so that what is multiplied by it stays a number.
+    let scores = scores.maximum(-1e4)?;
+    Ok(match weights {
+        PairWeights::Laplace => super::activate(&scores, Activation::Laplace)?,
+        PairWeights::ReluSquared => super::activate(&scores, Activation::ReluSquared)?,
+        PairWeights::AnglePower(power) => {
+            let values = scores
+                .to_dtype(DType::F64)?
+                .flatten_all()?
+                .to_vec1::<f64>()?;
+            let weight = |x: f64| 1.0 - x.clamp(-1.0, 1.0).acos() / std::f64::consts::PI;
+            let weight = |x: f64| weight(x).powi(power as i32);
+            let kept: Vec<f64> = values.into_iter().map(weight).collect();
+            let kept = Tensor::from_vec(kept, scores.shape(), scores.device())?;
+            let kept = kept.to_dtype(scores.dtype())?;
+            // Adds nothing but a gradient.
+            let change = (&scores - scores.detach())?;
+            (&kept + ((&kept * change)? * (f64::from(power) / 2.0))?)?
+        }
+    })
 }
 
 /// The features of every head, rotated from position `first` on.
