@@ -173,7 +173,7 @@ impl Tokenizer {
             }
         };
         let mut encoding = Encoding::from_crate(&whole, &self.core.engine);
-        for column in &self.core.columns {
+        for column in self.core.columns.iter() {
             column.add_to(&mut encoding, i64::from(self.pad_token_id().unwrap_or(0)));
         }
         Ok((encoding, lengths))

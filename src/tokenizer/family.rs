@@ -407,6 +407,7 @@ static FAMILIES: &[Family] = &[
         model_types: &["esm"],
         tokens: ["", "<eos>", "<unk>", "", "<pad>", "<cls>", "<mask>"],
         type_ids: false,
+        own_files: &["vocab.txt"],
         layout: Layout::Letters,
         template: Template {
             single: "cls:0 $A:0 eos:0",

@@ -1,14 +1,13 @@
 //! From a folder to a tokenizer.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use tokenizers::{
     AddedToken, NormalizerWrapper, PostProcessor, PostProcessorWrapper, PreTokenizerWrapper,
 };
 
-use super::byte_words::ByteWords;
 use super::checks::{self, Outline};
 use super::columns::Ids;
 use super::encode::failed;
@@ -297,13 +296,10 @@ fn assemble(
     let attention_mask = has_input("attention_mask", |family| family.attention_mask);
     Ok(Tokenizer {
         core: Arc::new(Core {
-            byte_words: ByteWords::new(&engine),
-            engine,
-            columns,
-            entities,
+            columns: columns.into(),
+            entities: entities.map(Arc::new),
             own_files,
-            hash: OnceLock::new(),
-            continues: OnceLock::new(),
+            ..Core::new(engine)
         }),
         post: Arc::new(post),
         special: Arc::new(special),
@@ -336,7 +332,7 @@ impl Tokenizer {
     /// A tokenizer made here rather than read.
     pub(super) fn made(
         core: tokenizers::Tokenizer,
-        class: &'static str,
+        family: &'static Family,
         special: SpecialTokens,
     ) -> Result<Self> {
         let folder = Folder {
@@ -347,14 +343,15 @@ impl Tokenizer {
             added: Map::new(),
         };
         let (engine, post) = Engine::library(core);
-        assemble(
-            engine,
-            post,
-            &folder,
-            Family::of_class(class),
-            special,
-            false,
-        )
+        assemble(engine, post, &folder, Some(family), special, false)
+    }
+}
+
+impl Tokenizer {
+    /// Notes a setting that is to be saved.
+    pub(super) fn set_config(&mut self, key: &str, value: Value) {
+        let settings = Arc::make_mut(&mut self.settings);
+        settings.config.insert(key.to_owned(), value);
     }
 }
 

@@ -5,6 +5,7 @@ mod checks;
 mod column;
 mod columns;
 mod decode;
+mod edit;
 mod encode;
 mod encoding;
 mod engine;
@@ -68,9 +69,9 @@ struct Core {
     /// A short way to the ids, where there is one.
     byte_words: Option<byte_words::ByteWords>,
     /// Columns of other ids beside the tokens.
-    columns: Vec<columns::Ids>,
+    columns: Arc<[columns::Ids]>,
     /// The entities that texts may come with.
-    entities: Option<entities::Entities>,
+    entities: Option<Arc<entities::Entities>>,
     /// The folder's own files, where transformers has no class that opens a `tokenizer.json` for the family.
     own_files: Vec<(&'static str, Arc<[u8]>)>,
     hash: OnceLock<String>,

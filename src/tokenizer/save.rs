@@ -9,7 +9,6 @@ use tokenizers::PostProcessorWrapper;
 use super::Tokenizer;
 use super::encode::failed;
 use super::engine::Engine;
-use super::family::{Family, Layout};
 use super::guard::guarded;
 use crate::Result;
 use crate::files::{replace_files_without, write_atomically};
@@ -35,12 +34,6 @@ impl Tokenizer {
         replace_files_without(folder.as_ref(), other, |folder| {
             for (name, bytes) in &files {
                 write_atomically(&folder.join(name), bytes)?;
-            }
-            if Family::of_class(&self.class_name()).is_some_and(|f| f.layout == Layout::Letters) {
-                // The reference has no other class for it than the one that reads this file.
-                let ids = 0..self.vocab_size() as u32;
-                let lines: Vec<String> = ids.filter_map(|id| self.id_to_token(id)).collect();
-                write_atomically(&folder.join("vocab.txt"), lines.join("\n").as_bytes())?;
             }
             let special = Value::Object(self.special.to_json());
             write(folder, "special_tokens_map.json", &special)?;

@@ -242,3 +242,157 @@ fn tables(report: &mut Report, tokenizer: &Tokenizer, e: &Value) {
         }
     }
 }
+
+/// A folder with the `SentencePiece` model of XLM-RoBERTa's fixture and the given files.
+fn multilingual(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let root =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guide/tokenizers");
+    let model = "sentencepiece.bpe.model";
+    std::fs::copy(
+        root.join("xlm-roberta").join(model),
+        folder.path().join(model),
+    )
+    .unwrap();
+    for (name, text) in files {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn relatives_of_xlm_roberta_have_its_words() {
+    let text = "zhir betquoul <mask> gai";
+    let parent = super::fixture("xlm-roberta").encode(text).unwrap();
+    let folder = multilingual(&[("config.json", r#"{"model_type": "xmod"}"#)]);
+    let xmod = Tokenizer::from_path(folder.path()).unwrap();
+    assert_eq!(xmod.encode(text).unwrap(), parent);
+    assert!(!xmod.has_entities());
+
+    let folder = multilingual(&[
+        (
+            "tokenizer_config.json",
+            r#"{"tokenizer_class": "MLukeTokenizer", "max_mention_length": 4}"#,
+        ),
+        (
+            "entity_vocab.json",
+            r#"{"[MASK]": 0, "[UNK]": 1, "[PAD]": 2, "[MASK2]": 3, "de:Zhir": 4, "fr:Gai": 5}"#,
+        ),
+    ]);
+    let mluke = Tokenizer::from_path(folder.path()).unwrap();
+    assert_eq!(mluke.len(), super::fixture("xlm-roberta").len() + 2);
+    let mentions = Mentions {
+        spans: &[(0, 4), (21, 24)],
+        titles: Some(&["de:Zhir", "x"]),
+    };
+    let ours = mluke
+        .encode_entities(text, mentions, None, &EncodeOptions::new())
+        .unwrap();
+    assert_eq!(ours.ids, parent.ids);
+    assert_eq!(ours.extra["entity_ids"].values, [4, 1]);
+    let places = &ours.extra["entity_position_ids"];
+    assert_eq!((places.width, places.len()), (4, 2));
+    mluke.save_pretrained(folder.path().join("new")).unwrap();
+    let again = Tokenizer::from_path(folder.path().join("new")).unwrap();
+    assert_eq!(again.entity_id("fr:Gai"), Some(5));
+    assert_eq!(
+        again
+            .encode_entities(text, mentions, None, &EncodeOptions::new())
+            .unwrap(),
+        ours
+    );
+}
+
+#[test]
+fn entities_need_a_vocabulary_spans_within_the_text_and_a_title_each() {
+    let options = EncodeOptions::new();
+    let mentions = |spans, titles| Mentions { spans, titles };
+    let error = |tokenizer: &Tokenizer, mentions: Mentions<'_>| {
+        tokenizer
+            .encode_entities("zhir", mentions, None, &options)
+            .unwrap_err()
+            .to_string()
+    };
+    let text = error(&super::fixture("roberta"), mentions(&[], None));
+    assert!(text.contains("entity_vocab.json"), "{text}");
+    let luke = super::fixture("luke");
+    let text = error(&luke, mentions(&[(2, 5)], None));
+    assert!(
+        text.contains("2..5") && text.contains("4 characters"),
+        "{text}"
+    );
+    let text = error(&luke, mentions(&[(0, 1), (1, 2)], Some(&["Shat"])));
+    assert!(text.contains("1 titles for 2 spans"), "{text}");
+    let folder = multilingual(&[
+        (
+            "tokenizer_config.json",
+            r#"{"tokenizer_class": "MLukeTokenizer"}"#,
+        ),
+        ("entity_vocab.json", r#"{"[UNK]": 0}"#),
+    ]);
+    let text = Tokenizer::from_path(folder.path()).unwrap_err().to_string();
+    assert!(
+        text.contains("entity_vocab.json") && text.contains("[PAD]"),
+        "{text}"
+    );
+}
+
+#[test]
+fn languages_and_tables_are_only_for_those_who_have_them() {
+    let mut roberta = super::fixture("roberta");
+    assert_eq!(roberta.source_language(), None);
+    assert!(roberta.set_source_language("de_DE").is_err());
+    assert!(roberta.encode_target("zhir").is_err());
+    let text = roberta.encode_table(&["a"], &[vec!["b"]], "zhir", &EncodeOptions::new());
+    assert!(text.unwrap_err().to_string().contains("not one for tables"));
+    assert!(roberta.spoken_words(&[1, 2]).is_err());
+    let mut mbart = super::fixture("mbart");
+    let text = mbart.set_source_language("xx_XX").unwrap_err().to_string();
+    assert!(text.contains("\"xx_XX\" is not one of ar_AR"), "{text}");
+    let before = mbart.fingerprint();
+    mbart.set_source_language("de_DE").unwrap();
+    assert_ne!(mbart.fingerprint(), before);
+    let folder = tempfile::tempdir().unwrap();
+    mbart.save_pretrained(folder.path()).unwrap();
+    let again = Tokenizer::from_path(folder.path()).unwrap();
+    assert_eq!(again.source_language(), Some("de_DE"));
+    assert_eq!(again.encode("zhir").unwrap(), mbart.encode("zhir").unwrap());
+    let tapas = super::fixture("tapas");
+    let text = tapas.encode_table(&["a", "b"], &[vec!["c"]], "zhir", &EncodeOptions::new());
+    assert!(text.unwrap_err().to_string().contains("row 0 has 1 cells"));
+}
+
+#[test]
+fn a_list_of_abbreviations_in_the_folder_counts_alone() {
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/guide/tokenizers/flaubert");
+    let folder = tempfile::tempdir().unwrap();
+    for name in [
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+        "config.json",
+    ] {
+        std::fs::copy(source.join(name), folder.path().join(name)).unwrap();
+    }
+    let dots = |tokenizer: &Tokenizer| {
+        let words = tokenizer.encode("M. Zhir. Shat. Gai").unwrap().word_ids;
+        words.into_iter().flatten().max().unwrap()
+    };
+    // "M." is one word by the list of our own; by the folder's, "Zhir." and "Shat." are.
+    let own = Tokenizer::from_path(folder.path()).unwrap();
+    std::fs::write(
+        folder.path().join("nonbreaking_prefix.fr"),
+        "# none\nShat\nZhir\n",
+    )
+    .unwrap();
+    let given = Tokenizer::from_path(folder.path()).unwrap();
+    assert_eq!(dots(&own), 6 - 1);
+    assert_eq!(dots(&given), 5 - 1);
+    assert_ne!(own.fingerprint(), given.fingerprint());
+    given.save_pretrained(folder.path().join("new")).unwrap();
+    assert_eq!(
+        dots(&Tokenizer::from_path(folder.path().join("new")).unwrap()),
+        4
+    );
+}

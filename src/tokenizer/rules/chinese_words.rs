@@ -74,6 +74,10 @@ impl Segmenter for ChineseWords {
 
     fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Option<Result<String>> {
         let library = self.library.as_ref()?;
+        // It does not know tokens that were added later.
+        if ids.iter().any(|&id| library.id_to_token(id).is_none()) {
+            return None;
+        }
         Some(library.decode(ids, skip_special_tokens).map_err(failed))
     }
 
