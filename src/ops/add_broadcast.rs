@@ -20,7 +20,14 @@ pub fn add_broadcast(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if x.shape() == y.shape() {
         return super::add(x, y);
     }
-    if x.elem_count() == 0 || !storage::is_cpu_f32(x) || !storage::is_cpu_f32(y) {
+    if x.elem_count() == 0 {
+        return storage::empty(x, x.shape());
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, []) && super::cuda::takes(y, []) {
+        return super::cuda::add_broadcast(x, y);
+    }
+    if !storage::is_cpu_f32(x) || !storage::is_cpu_f32(y) {
         return reference::add_broadcast(x, y);
     }
     let (x, y) = (x.contiguous()?, y.contiguous()?);

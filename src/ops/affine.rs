@@ -11,10 +11,21 @@ use crate::Result;
 /// `x · weight + bias` feature by feature: both have the length of the last dimension of `x`.
 pub fn affine(x: &Tensor, weight: &Param, bias: Option<&Param>) -> Result<Tensor> {
     layer_norm::check(x, weight, bias)?;
+    if x.elem_count() == 0 {
+        return storage::empty(x, x.shape());
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, [weight].into_iter().chain(bias)) {
+        let params: Vec<&Param> = [weight].into_iter().chain(bias).collect();
+        let (w, b) = (weight.clone(), bias.cloned());
+        return super::cuda::composed("affine", &[x], &params, move |args| {
+            reference::affine(&args[0], &w, b.as_ref())
+        });
+    }
     let fits = storage::is_cpu_f32(x)
         && weight.is_cpu_f32()
         && bias.is_none_or(|bias| bias.dtype() == DType::F32);
-    if !fits || x.elem_count() == 0 {
+    if !fits {
         return reference::affine(x, weight, bias);
     }
     let x = x.contiguous()?;

@@ -39,7 +39,7 @@ pub fn scale(x: &Tensor, factor: f64) -> Result<Tensor> {
 /// `a + b`, of one shape.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if super::cuda::takes(a, []) && a.shape() == b.shape() && a.dtype() == b.dtype() {
+    if super::cuda::takes(a, []) && super::cuda::takes(b, []) && a.shape() == b.shape() {
         return super::cuda::add(a, b);
     }
     if !storage::is_cpu_f32(a) || !storage::is_cpu_f32(b) || a.shape() != b.shape() {

@@ -36,7 +36,16 @@ pub fn matmul(a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> R
     }
     let shape = [lead, &[m, n]].concat();
     if a.elem_count() == 0 || b.elem_count() == 0 {
-        return Ok(Tensor::zeros(shape, a.dtype(), a.device())?);
+        return match shape.contains(&0) {
+            true => storage::empty(a, shape),
+            // Sums of nothing.
+            false => Ok(Tensor::zeros(shape, a.dtype(), a.device())?),
+        };
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(a, []) && super::cuda::takes(b, []) {
+        let sizes = (lead.iter().product(), m, k, n);
+        return super::cuda::matmul((a, transpose_a), (b, transpose_b), sizes, shape);
     }
     if !storage::is_cpu_f32(a) || !storage::is_cpu_f32(b) {
         return reference::matmul(a, b, transpose_a, transpose_b);

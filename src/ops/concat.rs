@@ -28,6 +28,10 @@ pub fn concat(parts: &[&Tensor], dim: impl Dim) -> Result<Tensor> {
             ),
         ));
     }
+    #[cfg(feature = "cuda")]
+    if parts.iter().all(|part| super::cuda::takes(part, [])) {
+        return super::cuda::concat(parts, dim);
+    }
     if !parts.iter().all(|part| storage::is_cpu_f32(part)) {
         return reference::concat(parts, dim);
     }
@@ -36,18 +40,12 @@ pub fn concat(parts: &[&Tensor], dim: impl Dim) -> Result<Tensor> {
         .collect::<candle_core::Result<_>>()?;
     let mut shape = first.dims().to_vec();
     shape[dim] = parts.iter().map(|part| part.dims()[dim]).sum();
-    let inner: usize = shape[dim + 1..].iter().product();
-    let row = shape[dim] * inner;
     let mut start = 0;
     let pieces: Vec<Piece> = (parts.iter())
         .map(|part| {
-            let len = part.dims()[dim] * inner;
+            let len = part.dims()[dim];
             start += len;
-            Piece {
-                row,
-                start: start - len,
-                len,
-            }
+            Piece::new(&shape, dim, start - len, len)
         })
         .collect();
     let mut y = for_overwrite(shape.iter().product());

@@ -36,7 +36,16 @@ impl Default for Conv1d {
 /// [`param_rows`](super::param_rows), and a bias by [`add_broadcast`](super::add_broadcast).
 pub fn conv1d(x: &Tensor, w: &Tensor, conv: Conv1d) -> Result<Tensor> {
     let sizes = Sizes::new(x, w, conv)?;
-    if !storage::is_cpu_f32(x) || !storage::is_cpu_f32(w) || x.elem_count() == 0 {
+    if x.elem_count() == 0 {
+        return storage::empty(x, (x.dim(0)?, sizes.places, sizes.out));
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, []) && super::cuda::takes(w, []) {
+        return super::cuda::composed("conv1d", &[x, w], &[], move |args| {
+            reference::conv1d(&args[0], &args[1], conv)
+        });
+    }
+    if !storage::is_cpu_f32(x) || !storage::is_cpu_f32(w) {
         return reference::conv1d(x, w, conv);
     }
     let (x, w) = (x.contiguous()?, w.contiguous()?);

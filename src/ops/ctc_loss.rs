@@ -1,8 +1,9 @@
 //! Connectionist temporal classification: the loss of a text whose letters have no places in the sound.
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
+use super::tape::Data;
 use super::{reference, storage, tape};
 use crate::{Error, Result};
 
@@ -26,13 +27,22 @@ pub struct CtcTargets<'a> {
 pub fn ctc_loss(logits: &Tensor, targets: CtcTargets) -> Result<Tensor> {
     let (batch, frames, classes) = logits.dims3()?;
     check((batch, frames, classes), targets)?;
-    if !storage::is_cpu_f32(logits) || logits.elem_count() == 0 {
+    #[cfg(feature = "cuda")]
+    let on_gpu = super::cuda::takes(logits, []);
+    #[cfg(not(feature = "cuda"))]
+    let on_gpu = false;
+    if !on_gpu && !storage::is_cpu_f32(logits) || logits.elem_count() == 0 {
         return reference::ctc_loss(logits, targets);
     }
     let logits = logits.contiguous()?;
     let wants = logits.track_op();
     let sequence = frames * classes;
-    let found: Vec<(f64, Vec<f32>)> = storage::with(&logits, |logits| {
+    // The recursion is the processor's work: a GPU's logits, a few classes for each frame, come over.
+    let here = logits
+        .detach()
+        .to_dtype(DType::F32)?
+        .to_device(&Device::Cpu)?;
+    let found: Vec<(f64, Vec<f32>)> = storage::with(&here, |logits| {
         logits
             .par_chunks(sequence)
             .zip(targets.frames)
@@ -48,21 +58,31 @@ pub fn ctc_loss(logits: &Tensor, targets: CtcTargets) -> Result<Tensor> {
             .collect()
     })?;
     let losses: Vec<f32> = found.iter().map(|(loss, _)| *loss as f32).collect();
-    let shape = logits.shape().clone();
-    tape::record("ctc_loss", &[&logits], losses, batch, move |_, _, grad| {
-        let mut dx = vec![0f32; shape.elem_count()];
-        storage::with(grad, |grad| {
-            dx.par_chunks_mut(sequence).zip(&found).zip(grad).for_each(
-                |((dx, (_, found)), factor)| {
-                    // Frames without sound have no gradient.
-                    for (dx, found) in dx.iter_mut().zip(found) {
-                        *dx = factor * found;
-                    }
-                },
-            );
-        })?;
-        Ok(vec![Some(storage::tensor(dx, &shape)?)])
-    })
+    let losses = storage::tensor(losses, &batch.into())?.to_device(logits.device())?;
+    let losses = Data::copied(&losses)?;
+    tape::record(
+        "ctc_loss",
+        &[&logits],
+        losses,
+        batch,
+        move |args, _, grad| {
+            let shape = args[0].shape();
+            let mut dx = vec![0f32; shape.elem_count()];
+            let here = grad.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+            storage::with(&here, |grad| {
+                dx.par_chunks_mut(sequence).zip(&found).zip(grad).for_each(
+                    |((dx, (_, found)), factor)| {
+                        // Frames without sound have no gradient.
+                        for (dx, found) in dx.iter_mut().zip(found) {
+                            *dx = factor * found;
+                        }
+                    },
+                );
+            })?;
+            let dx = storage::tensor(dx, shape)?.to_device(args[0].device())?;
+            Ok(vec![Some(dx.to_dtype(args[0].dtype())?)])
+        },
+    )
 }
 
 fn check((batch, frames, classes): (usize, usize, usize), targets: CtcTargets) -> Result<()> {

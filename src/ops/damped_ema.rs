@@ -48,6 +48,15 @@ pub fn damped_ema(x: &Tensor, params: EmaParams, truncation: Option<usize>) -> R
             ));
         }
     }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, params) && len > 0 {
+        let [damping, decay, expansion, projection] = params.map(param_rows);
+        let params = [&damping?, &decay?, &expansion?, &projection?];
+        let kernels = super::cuda::composed("ema_kernels", &params, &[], move |args| {
+            reference::ema_kernels([&args[0], &args[1], &args[2], &args[3]], width, reach)
+        })?;
+        return depthwise_conv(x, &kernels, reach - 1);
+    }
     if !storage::is_cpu_f32(x) || !params.iter().all(|param| param.is_cpu_f32()) || len == 0 {
         return reference::damped_ema(
             x,

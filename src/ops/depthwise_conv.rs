@@ -15,7 +15,14 @@ use crate::{Error, Result};
 /// features: all of a head, say. It is a tensor of the graph: give a parameter by [`param_rows`](super::param_rows).
 pub fn depthwise_conv(x: &Tensor, w: &Tensor, pad: usize) -> Result<Tensor> {
     let sizes = Sizes::new(x, w, pad)?;
-    if !storage::is_cpu_f32(x) || !storage::is_cpu_f32(w) || x.elem_count() == 0 {
+    if x.elem_count() == 0 {
+        return storage::empty(x, (sizes.batch, sizes.out, sizes.width));
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, []) && super::cuda::takes(w, []) {
+        return super::cuda::depthwise_conv(x, w, sizes);
+    }
+    if !storage::is_cpu_f32(x) || !storage::is_cpu_f32(w) {
         return reference::depthwise_conv(x, w, pad);
     }
     let (x, w) = (x.contiguous()?, w.contiguous()?);

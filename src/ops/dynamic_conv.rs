@@ -24,7 +24,14 @@ pub fn dynamic_conv(v: &Tensor, kernels: &Tensor) -> Result<Tensor> {
             ),
         ));
     }
-    if !storage::is_cpu_f32(v) || !storage::is_cpu_f32(kernels) || v.elem_count() == 0 {
+    if v.elem_count() == 0 {
+        return storage::empty(v, v.shape());
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(v, []) && super::cuda::takes(kernels, []) {
+        return super::cuda::dynamic_conv(v, kernels);
+    }
+    if !storage::is_cpu_f32(v) || !storage::is_cpu_f32(kernels) {
         return reference::dynamic_conv(v, kernels);
     }
     let sizes = Sizes {

@@ -19,7 +19,14 @@ use crate::Result;
 /// which at the sizes of language models cost a fifth of a feed-forward layer.
 pub fn fourier_mix(x: &Tensor) -> Result<Tensor> {
     let (_, len, width) = x.dims3()?;
-    if !storage::is_cpu_f32(x) || x.elem_count() == 0 {
+    if x.elem_count() == 0 {
+        return storage::empty(x, x.shape());
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, []) {
+        return super::cuda::in_f32(x, super::cuda::fourier_mix);
+    }
+    if !storage::is_cpu_f32(x) {
         return reference::fourier_mix(x);
     }
     let x = x.contiguous()?;

@@ -29,13 +29,20 @@ pub fn gated(x: &Tensor, activation: Activation, gate: Gate) -> Result<Tensor> {
             format!("shape {:?} can't be cut into two halves", x.dims()),
         ));
     }
-    if !storage::is_cpu_f32(x) || x.elem_count() == 0 {
-        return reference::gated(x, activation, gate);
-    }
-    let x = x.contiguous()?;
     let half = width / 2;
     let mut shape = x.dims().to_vec();
     shape[x.rank() - 1] = half;
+    if x.elem_count() == 0 {
+        return storage::empty(x, shape);
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, []) {
+        return super::cuda::gated(x, activation, gate);
+    }
+    if !storage::is_cpu_f32(x) {
+        return reference::gated(x, activation, gate);
+    }
+    let x = x.contiguous()?;
     let rows = rows_per_task(width);
     let y = storage::with(&x, |x| {
         let mut y = for_overwrite(x.len() / 2);

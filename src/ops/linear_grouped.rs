@@ -20,14 +20,22 @@ pub fn linear_grouped(
     if groups == 1 && weight.shape().rank() == 2 {
         return super::linear(x, weight, bias);
     }
+    let mut shape = x.dims().to_vec();
+    shape[x.rank() - 1] = sizes.out * groups;
+    if x.elem_count() == 0 {
+        return storage::empty(x, shape);
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, [weight].into_iter().chain(bias)) {
+        let numbers = (sizes.rows, groups, sizes.width, sizes.out);
+        return super::cuda::linear_grouped(x, weight, bias, numbers, shape);
+    }
     let fits = storage::is_cpu_f32(x)
         && weight.is_cpu_f32()
         && bias.is_none_or(|bias| bias.dtype() == DType::F32);
-    if !fits || x.elem_count() == 0 {
+    if !fits {
         return reference::linear_grouped(x, weight, bias, groups);
     }
-    let mut shape = x.dims().to_vec();
-    shape[x.rank() - 1] = sizes.out * groups;
     let x = x.contiguous()?;
     let anchor = tape::anchor(weight, bias);
     let mut y = for_overwrite(sizes.rows * sizes.out * groups);

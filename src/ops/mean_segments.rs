@@ -19,12 +19,21 @@ pub fn mean_segments(x: &Tensor, count: usize) -> Result<Tensor> {
         ));
     }
     let len = n / count;
-    if !storage::is_cpu_f32(x) || x.elem_count() == 0 {
+    let mut shape = x.dims().to_vec();
+    shape[1] = count;
+    if x.elem_count() == 0 {
+        return storage::empty(x, shape);
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, []) {
+        return super::cuda::composed("mean_segments", &[x], &[], move |args| {
+            reference::mean_segments(&args[0], count)
+        });
+    }
+    if !storage::is_cpu_f32(x) {
         return reference::mean_segments(x, count);
     }
     let x = x.contiguous()?;
-    let mut shape = x.dims().to_vec();
-    shape[1] = count;
     let width: usize = shape[2..].iter().product();
     let factor = 1.0 / len as f32;
     let y = storage::with(&x, |x| {

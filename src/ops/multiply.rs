@@ -16,6 +16,10 @@ pub fn mul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
             format!("shape {:?}, but a has {:?}", b.dims(), a.dims()),
         ));
     }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(a, []) && super::cuda::takes(b, []) {
+        return super::cuda::mul(a, b);
+    }
     if !storage::is_cpu_f32(a) || !storage::is_cpu_f32(b) {
         return reference::mul(a, b);
     }
@@ -65,6 +69,13 @@ pub fn mul_rows(x: &Tensor, factors: &Tensor) -> Result<Tensor> {
                 x.dims()
             ),
         ));
+    }
+    if x.elem_count() == 0 {
+        return storage::empty(x, x.shape());
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, []) {
+        return super::cuda::mul_rows(x, factors, width);
     }
     if !storage::is_cpu_f32(x) {
         return reference::mul_rows(x, factors);

@@ -11,18 +11,20 @@ use crate::Result;
 /// Returns `len` positions of `x` from `start` on along dimension `dim`. A part that is contiguous is not copied.
 pub fn narrow(x: &Tensor, dim: impl Dim, start: usize, len: usize) -> Result<Tensor> {
     let dim = dim.to_index(x.shape(), "narrow")?;
+    if x.elem_count() == 0 || len == 0 {
+        return storage::empty(x, x.narrow(dim, start, len)?.shape());
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, []) {
+        return super::cuda::narrow(x, dim, start, len);
+    }
     if !storage::is_cpu_f32(x) {
         return reference::narrow(x, dim, start, len);
     }
     let x = x.contiguous()?;
     let part = x.narrow(dim, start, len)?;
     let before = x.shape().clone();
-    let inner: usize = x.dims()[dim + 1..].iter().product();
-    let piece = Piece {
-        row: x.dims()[dim] * inner,
-        start: start * inner,
-        len: len * inner,
-    };
+    let piece = Piece::new(x.dims(), dim, start, len);
     let widened = move |grad: &Tensor| -> Result<Tensor> {
         let mut dx = vec![0f32; before.elem_count()];
         storage::with(grad, |grad| piece.put(grad, &mut dx))?;
@@ -46,6 +48,16 @@ pub(super) struct Piece {
 }
 
 impl Piece {
+    /// `len` positions from `start` on along dimension `dim` of a tensor with these dimensions.
+    pub(super) fn new(dims: &[usize], dim: usize, start: usize, len: usize) -> Self {
+        let inner: usize = dims[dim + 1..].iter().product();
+        Self {
+            row: dims[dim] * inner,
+            start: start * inner,
+            len: len * inner,
+        }
+    }
+
     /// The pieces of all rows of `x`, one after the other.
     pub(super) fn take(self, x: &[f32]) -> Vec<f32> {
         if self.len == 0 {

@@ -22,6 +22,10 @@ pub fn newton_pinv(a: &Tensor) -> Result<Tensor> {
             format!("shape {:?} has no square matrices", a.dims()),
         ));
     }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(a, []) {
+        return super::cuda::in_f32(a, |a| checkpoint(a, &[], steps));
+    }
     if !storage::is_cpu_f32(a) {
         return reference::newton_pinv(a);
     }

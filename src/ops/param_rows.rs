@@ -10,6 +10,10 @@ use crate::Result;
 /// The value of `param` as a tensor of the graph, whose gradient goes into the parameter: latents, prompts and tables of
 /// positions, which other operations take like any activation.
 pub fn param_rows(param: &Param) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(&param.value(), [param]) {
+        return super::cuda::param_rows(param);
+    }
     let tensor = param.tensor();
     if !tensor.track_op() || !param.is_cpu_f32() {
         return Ok(tensor);

@@ -21,6 +21,13 @@ pub fn permute(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
     if dims.is_sorted() {
         return Ok(x.contiguous()?);
     }
+    if x.elem_count() == 0 {
+        return storage::empty(x, x.permute(dims)?.shape());
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, []) {
+        return super::cuda::permute(x, dims);
+    }
     if !storage::is_cpu_f32(x) {
         return reference::permute(x, dims);
     }

@@ -425,28 +425,43 @@ pub fn newton_pinv(a: &Tensor) -> Result<Tensor> {
 /// As [`super::damped_ema()`].
 pub fn damped_ema(x: &Tensor, params: EmaParams, truncation: Option<usize>) -> Result<Tensor> {
     let (_, len, width) = x.dims3()?;
-    let reach = truncation.unwrap_or(len).min(len);
-    let of = |param: &Param| -> Result<Tensor> { Ok(param.tensor().reshape((2 * width, ()))?) };
-    let (p, a) = (sigmoid(&of(params.damping)?)?, sigmoid(&of(params.decay)?)?);
-    let states = p.dim(1)? as f64;
-    let coefficients = ((&p * of(params.expansion)?)? * of(params.projection)?)?;
-    let coefficients = (coefficients / states.sqrt())?;
-    let ratio = (1.0 - (p * a)?)?;
-    let powers = |l: usize| -> candle_core::Result<Tensor> {
-        (0..l).try_fold(ratio.ones_like()?, |power, _| power * &ratio)
-    };
-    let kernel = (0..reach)
-        .map(|l| (&coefficients * powers(l)?)?.sum_keepdim(1))
-        .collect::<candle_core::Result<Vec<_>>>()?;
+    let reach = truncation.unwrap_or(len).clamp(1, len.max(1));
+    let [damping, decay, expansion, projection] = [
+        params.damping.tensor(),
+        params.decay.tensor(),
+        params.expansion.tensor(),
+        params.projection.tensor(),
+    ];
+    let kernels = ema_kernels([&damping, &decay, &expansion, &projection], width, reach)?;
+    depthwise_conv(x, &kernels, reach - 1)
+}
+
+/// Both directions of [`super::damped_ema()`] as one kernel (width, 2 reach - 1).
+pub(super) fn ema_kernels(params: [&Tensor; 4], width: usize, reach: usize) -> Result<Tensor> {
+    let rows = |param: &Tensor| param.reshape((2 * width, ()));
+    let [damping, decay, expansion, projection] = params.map(rows);
+    let (p, a) = (sigmoid(&damping?)?, sigmoid(&decay?)?);
+    let states = p.dim(1)?;
+    let coefficients = (((&p * expansion?)? * projection?)? / (states as f64).sqrt())?;
+    // The ratio to the power l is exp(l ln(ratio)).
+    let logarithm = (1.0 - (p * a)?)?.log()?.reshape((2 * width, states, 1))?;
+    let ahead: Vec<f64> = (0..reach).map(|l| l as f64).collect();
+    let ahead = Tensor::from_vec(ahead, (1, 1, reach), logarithm.device())?;
+    let powers = logarithm
+        .broadcast_mul(&ahead.to_dtype(logarithm.dtype())?)?
+        .exp()?;
+    let kernels = powers
+        .broadcast_mul(&coefficients.reshape((2 * width, states, 1))?)?
+        .sum(1)?;
     let (back, ahead) = (
-        (kernel.iter().rev()).map(|k| k.narrow(0, 0, width)),
-        kernel.iter().map(|k| k.narrow(0, width, width)),
+        kernels.narrow(0, 0, width)?,
+        kernels.narrow(0, width, width)?,
     );
-    let join = |parts: Vec<Tensor>| Tensor::cat(&parts, 1);
-    let back = join(back.collect::<candle_core::Result<_>>()?)?;
-    let ahead = join(ahead.collect::<candle_core::Result<_>>()?)?;
-    let both = (back.pad_with_zeros(1, 0, reach - 1)? + ahead.pad_with_zeros(1, reach - 1, 0)?)?;
-    depthwise_conv(x, &both, reach - 1)
+    let reversed: Vec<u32> = (0..reach as u32).rev().collect();
+    let back = back
+        .contiguous()?
+        .index_select(&Tensor::new(reversed, kernels.device())?, 1)?;
+    Ok((back.pad_with_zeros(1, 0, reach - 1)? + ahead.pad_with_zeros(1, reach - 1, 0)?)?)
 }
 
 /// As [`super::ctc_loss()`], without its check of the targets, and with a very large number for infinity.

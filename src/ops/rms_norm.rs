@@ -12,7 +12,14 @@ use crate::Result;
 /// the dtype.
 pub fn rms_norm(x: &Tensor, weight: &Param, eps: f64) -> Result<Tensor> {
     layer_norm::check(x, weight, None)?;
-    if !storage::is_cpu_f32(x) || !weight.is_cpu_f32() || x.elem_count() == 0 {
+    if x.elem_count() == 0 {
+        return storage::empty(x, x.shape());
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, [weight]) {
+        return super::cuda::rms_norm(x, weight, eps);
+    }
+    if !storage::is_cpu_f32(x) || !weight.is_cpu_f32() {
         return reference::rms_norm(x, weight, eps);
     }
     let x = x.contiguous()?;

@@ -22,6 +22,10 @@ pub fn scatter_rows(x: &Tensor, rows: &Tensor, into_len: usize) -> Result<Tensor
     if let Some(&bad) = ids.iter().find(|&&id| id as usize >= into_len) {
         return Err(Error::argument("rows", format!("row {bad} of {into_len}")));
     }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, []) {
+        return super::cuda::scatter_rows(x, ids, width, into_len);
+    }
     if !storage::is_cpu_f32(x) {
         return reference::scatter_rows(&x.reshape((count, width))?, rows, into_len);
     }

@@ -11,7 +11,14 @@ use crate::Result;
 /// The softmax over the last dimension of `x`.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     let width = x.dim(D::Minus1)?;
-    if !storage::is_cpu_f32(x) || x.elem_count() == 0 {
+    if x.elem_count() == 0 {
+        return storage::empty(x, x.shape());
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, []) {
+        return super::cuda::softmax(x, width);
+    }
+    if !storage::is_cpu_f32(x) {
         return reference::softmax(x);
     }
     let x = x.contiguous()?;

@@ -135,6 +135,15 @@ pub(crate) fn with2<T>(a: &Tensor, b: &Tensor, f: impl FnOnce(&[f32], &[f32]) ->
     with(a, |a| with(b, |b| f(a, b)))?
 }
 
+/// What an operation on `x` makes of no elements.
+pub(crate) fn empty(x: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, []) {
+        return super::cuda::empty(x, shape);
+    }
+    Ok(Tensor::zeros(shape, x.dtype(), x.device())?)
+}
+
 /// A tensor on the CPU over `data`, outside of any graph.
 pub(crate) fn tensor(data: Vec<f32>, shape: &Shape) -> Result<Tensor> {
     Ok(Tensor::from_vec(data, shape, &candle_core::Device::Cpu)?)

@@ -10,6 +10,13 @@ use crate::Result;
 
 /// The sum of all elements of `x`, a number (shape `[]`): of the losses of single texts, say.
 pub fn sum_all(x: &Tensor) -> Result<Tensor> {
+    if x.elem_count() == 0 {
+        return Ok(Tensor::zeros((), x.dtype(), x.device())?);
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::takes(x, []) {
+        return super::cuda::sum_all(x);
+    }
     if !storage::is_cpu_f32(x) {
         return reference::sum_all(x);
     }

@@ -1239,6 +1239,46 @@ mod mixers {
     use super::*;
 
     #[test]
+    fn an_empty_batch_stays_empty_everywhere() {
+        needs_device!();
+        let x = || nothing(&[0, 4, 6]);
+        let dims = |y: cloze::Result<Tensor>| y.unwrap().dims().to_vec();
+        assert_eq!(dims(ops::reshape(&x(), (0, 24))), [0, 24]);
+        assert_eq!(dims(ops::permute(&x(), &[2, 0, 1])), [6, 0, 4]);
+        assert_eq!(dims(ops::narrow(&x(), 2, 1, 3)), [0, 4, 3]);
+        assert_eq!(dims(ops::concat(&[&x(), &x()], 1)), [0, 8, 6]);
+        assert_eq!(dims(ops::mul(&x(), &x())), [0, 4, 6]);
+        assert_eq!(dims(ops::sub(&x(), &x())), [0, 4, 6]);
+        assert_eq!(dims(ops::mul_rows(&x(), &nothing(&[0, 4]))), [0, 4, 6]);
+        assert_eq!(dims(ops::affine(&x(), &param(&[6], 1), None)), [0, 4, 6]);
+        assert_eq!(
+            dims(ops::add_broadcast(&x(), &tensor(&[4, 6], 1))),
+            [0, 4, 6]
+        );
+        assert_eq!(dims(ops::matmul(&x(), &x(), false, true)), [0, 4, 4]);
+        assert_eq!(dims(ops::softmax(&x())), [0, 4, 6]);
+        assert_eq!(dims(ops::activate(&x(), Activation::Sigmoid)), [0, 4, 6]);
+        assert_eq!(dims(ops::mean_segments(&x(), 2)), [0, 2, 6]);
+        assert_eq!(
+            dims(ops::linear_grouped(&x(), &param(&[4, 3], 1), None, 2)),
+            [0, 4, 4]
+        );
+        assert_eq!(
+            dims(ops::depthwise_conv(&x(), &tensor(&[6, 3], 1), 1)),
+            [0, 4, 6]
+        );
+        assert_eq!(
+            dims(ops::dynamic_conv(&x(), &nothing(&[0, 4, 2, 3]))),
+            [0, 4, 6]
+        );
+        let w = tensor(&[5, 6, 3], 1);
+        assert_eq!(dims(ops::conv1d(&x(), &w, Conv1d::default())), [0, 2, 5]);
+        assert_eq!(dims(ops::fourier_mix(&x())), [0, 4, 6]);
+        let none = ids(&[], &[0]);
+        assert_eq!(dims(ops::scatter_rows(&nothing(&[0, 6]), &none, 2)), [2, 6]);
+    }
+
+    #[test]
     fn fourier_transforms_are_their_own_gradients() {
         needs_device!();
         for shape in [[2, 5, 6], [1, 8, 4], [1, 1, 3], [2, 7, 1], [1, 33, 40]] {

@@ -207,56 +207,83 @@ impl HostPlan {
 
 /// As [`super::super::select_rows`], for `rows` that `x` has (as many as `width` divides it into).
 pub(in crate::ops) fn select_rows(x: &Tensor, rows: Vec<u32>, width: usize) -> Result<Tensor> {
-    let gpu = Gpu::of(x.device())?;
     let x = x.contiguous()?;
-    let dtype = x.dtype();
-    let count = rows.len();
-    let out = gpu.for_overwrite((count, width), dtype)?;
-    if count * width > 0 {
-        let ids = gpu.upload(&rows)?;
-        let arguments = args![
-            out.ptr(),
-            pointer(&x)?,
-            slice_pointer(&ids),
-            size(count)?,
-            size(width)?
-        ];
-        let kernel = format!("select_rows_{}", suffix(dtype));
-        // SAFETY: x has every row that is named, out `count` rows, each of `width` elements of that dtype.
-        unsafe { gpu.launch("embedding", &kernel, by_rows(count)?, arguments)? };
-    }
+    let out = gather(&x, &rows, width)?;
+    let shape = (rows.len(), width);
     tape::record(
         "select_rows",
         &[&x],
         out.storage,
-        (count, width),
+        shape,
         move |args, _, grad| {
-            let shape = args[0].shape();
-            if count * width == 0 {
-                return Ok(vec![Some(gpu.zeros(shape, dtype)?.into_tensor())]);
-            }
-            if has_repeats(&rows) {
-                let sums = gpu.zeros(shape, DType::F32)?;
-                Plan::new(&gpu, &rows, None)?.add(&gpu, grad, width, sums.ptr())?;
-                let sums = sums.into_tensor();
-                let dx = on_storage(&sums, |storage, layout| storage.to_dtype(layout, dtype))?;
-                return Ok(vec![Some(Fresh::new(dx, shape).into_tensor())]);
-            }
-            let dx = gpu.zeros(shape, dtype)?;
-            let ids = gpu.upload(&rows)?;
-            let arguments = args![
-                dx.ptr(),
-                pointer(grad)?,
-                slice_pointer(&ids),
-                size(count)?,
-                size(width)?
-            ];
-            let kernel = format!("scatter_rows_{}", suffix(dtype));
-            // SAFETY: as forward, and no row is named twice.
-            unsafe { gpu.launch("embedding", &kernel, by_rows(count)?, arguments)? };
+            let dx = scatter(grad, &rows, width, args[0].shape())?;
             Ok(vec![Some(dx.into_tensor())])
         },
     )
+}
+
+/// As [`super::super::scatter_rows()`], for a row of `x` for each of `rows`, all below `into_len`.
+pub(in crate::ops) fn scatter_rows(
+    x: &Tensor,
+    rows: Vec<u32>,
+    width: usize,
+    into_len: usize,
+) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let shape = Shape::from((into_len, width));
+    let out = scatter(&x, &rows, width, &shape)?;
+    tape::record(
+        "scatter_rows",
+        &[&x],
+        out.storage,
+        shape,
+        move |args, _, grad| {
+            let dx = gather(grad, &rows, width)?;
+            Ok(vec![Some(
+                Fresh::new(dx.storage, args[0].shape()).into_tensor(),
+            )])
+        },
+    )
+}
+
+/// The rows of the contiguous `x` that are named.
+fn gather(x: &Tensor, rows: &[u32], width: usize) -> Result<Fresh> {
+    let gpu = Gpu::of(x.device())?;
+    let count = rows.len();
+    let out = gpu.for_overwrite((count, width), x.dtype())?;
+    if count * width > 0 {
+        let ids = gpu.upload(rows)?;
+        let (from, which) = (pointer(x)?, slice_pointer(&ids));
+        let arguments = args![out.ptr(), from, which, size(count)?, size(width)?];
+        let kernel = format!("select_rows_{}", suffix(x.dtype()));
+        // SAFETY: x has every row that is named, out `count` rows, each of `width` elements of that dtype.
+        unsafe { gpu.launch("embedding", &kernel, by_rows(count)?, arguments)? };
+    }
+    Ok(out)
+}
+
+/// Zeros of `shape`, to whose rows named by `rows` the rows of the contiguous `x` were added.
+fn scatter(x: &Tensor, rows: &[u32], width: usize, shape: &Shape) -> Result<Fresh> {
+    let gpu = Gpu::of(x.device())?;
+    let (count, dtype) = (rows.len(), x.dtype());
+    if count * width == 0 {
+        return gpu.zeros(shape, dtype);
+    }
+    if has_repeats(rows) {
+        let sums = gpu.zeros(shape, DType::F32)?;
+        Plan::new(&gpu, rows, None)?.add(&gpu, x, width, sums.ptr())?;
+        let sums = sums.into_tensor();
+        let out = on_storage(&sums, |storage, layout| storage.to_dtype(layout, dtype))?;
+        return Ok(Fresh::new(out, shape));
+    }
+    let out = gpu.zeros(shape, dtype)?;
+    let ids = gpu.upload(rows)?;
+    let (from, which) = (pointer(x)?, slice_pointer(&ids));
+    let arguments = args![out.ptr(), from, which, size(count)?, size(width)?];
+    let kernel = format!("scatter_rows_{}", suffix(dtype));
+    // SAFETY: x has `count` rows, out every row that is named, and none is named twice.
+    unsafe { gpu.launch("embedding", &kernel, by_rows(count)?, arguments)? };
+    Ok(out)
 }
 
 fn has_repeats(rows: &[u32]) -> bool {

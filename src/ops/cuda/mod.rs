@@ -7,14 +7,22 @@ mod activation;
 mod adamw;
 mod arithmetic;
 mod attention;
+mod composed;
+mod convolution;
 mod cross_entropy;
 pub(super) mod device;
 mod dropout;
 mod embedding;
+mod fourier_mix;
+mod gated;
 mod gemm;
 mod layer_norm;
 mod linear;
 mod lt;
+mod products;
+mod rms_norm;
+mod shapes;
+mod softmax;
 mod staging;
 
 use std::collections::HashMap;
@@ -37,13 +45,21 @@ use crate::{Error, Result};
 
 pub(super) use activation::activation;
 pub(super) use adamw::{Norm, step};
-pub(super) use arithmetic::{add, scale};
+pub(super) use arithmetic::{add, add_broadcast, mul, mul_rows, scale};
 pub(super) use attention::{attention, set_kernel as set_attention_kernel};
+pub(super) use composed::{composed, in_f32, param_rows, sum_all};
+pub(super) use convolution::{depthwise_conv, dynamic_conv};
 pub(super) use cross_entropy::masked_cross_entropy;
 pub(super) use dropout::dropout;
-pub(super) use embedding::{embedding_sum, select_rows};
+pub(super) use embedding::{embedding_sum, scatter_rows, select_rows};
+pub(super) use fourier_mix::fourier_mix;
+pub(super) use gated::gated;
 pub(super) use layer_norm::layer_norm;
 pub(super) use linear::linear_act;
+pub(super) use products::{linear_grouped, matmul};
+pub(super) use rms_norm::rms_norm;
+pub(super) use shapes::{concat, narrow, permute};
+pub(super) use softmax::softmax;
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
@@ -103,7 +119,12 @@ fn nothing(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Ten
     Ok(Gpu::of(device)?.zeros(shape, dtype)?.into_tensor())
 }
 
-/// A copy of a contiguous tensor's elements.
+/// What operations make of `x` where there are no elements.
+pub(super) fn empty(x: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
+    nothing(shape, compute_dtype(x), x.device())
+}
+
+/// A contiguous copy of a tensor's elements.
 pub(super) fn copied(tensor: &Tensor) -> Result<CudaStorage> {
     let mut copy = Gpu::of(tensor.device())?.for_overwrite(tensor.shape(), tensor.dtype())?;
     let (storage, layout) = tensor.storage_and_layout();
