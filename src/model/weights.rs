@@ -24,8 +24,12 @@ pub enum Init {
     Zeros,
     /// All ones.
     Ones,
+    /// Normal with mean 0 and the first number as standard deviation, drawn again beyond the second number times that.
+    TruncatedNormal(f64, f64),
     /// The sine and cosine table of Vaswani et al. 2017, (positions, width).
     Sinusoidal,
+    /// The same numbers with all sines before all cosines, as rotary embeddings are stored.
+    SinusoidHalves,
 }
 
 /// What loading a checkpoint found, in the words of the reference library.
@@ -492,6 +496,41 @@ fn initial(init: Init, shape: &Shape, seed: u64, device: &Device) -> Result<Tens
         Init::Normal(std) => {
             // A variable becomes a parameter without being copied.
             Var::from_vec(normal(shape.elem_count(), std, seed), shape, device)?.into_inner()
+        }
+        Init::TruncatedNormal(std, cutoff) => {
+            let mut values = normal(shape.elem_count(), std, seed);
+            for again in 1.. {
+                let outside = |value: &f32| f64::from(value.abs()) > cutoff * std;
+                let places: Vec<usize> =
+                    (0..values.len()).filter(|&i| outside(&values[i])).collect();
+                // What two draws in three hit is soon hit; a cutoff of nothing never is.
+                if places.is_empty() || again > 100 {
+                    break;
+                }
+                let draws = normal(places.len(), std, mix(seed ^ again));
+                places
+                    .iter()
+                    .zip(draws)
+                    .for_each(|(&i, draw)| values[i] = draw);
+            }
+            let most = (cutoff * std) as f32;
+            values
+                .iter_mut()
+                .for_each(|value| *value = value.clamp(-most, most));
+            Var::from_vec(values, shape, device)?.into_inner()
+        }
+        Init::SinusoidHalves => {
+            let (positions, width) = shape.dims2()?;
+            let half = width.div_ceil(2);
+            let mut values = vec![0.0f32; positions * width];
+            for (position, row) in values.chunks_mut(width.max(1)).enumerate() {
+                for (j, value) in row.iter_mut().enumerate() {
+                    let pair = if j < half { j } else { j - half };
+                    let angle = position as f64 / 10_000f64.powf(2.0 * pair as f64 / width as f64);
+                    *value = if j < half { angle.sin() } else { angle.cos() } as f32;
+                }
+            }
+            Tensor::from_vec(values, shape, device)?
         }
         Init::NormalExceptRow(std, row) => {
             let (rows, width) = shape.dims2()?;

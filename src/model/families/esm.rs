@@ -4,13 +4,18 @@
 //! With `token_dropout`, on in the published models, the vectors of mask tokens are zero, and the others are scaled by how
 //! many are masked, in training and inference alike.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 use serde::Deserialize;
 
 use super::{bert, roberta, xlm};
-use crate::model::nn::{Dropouts, Embed, LayerNames, Norm, Order, Positions, Spec, Transformer};
+use crate::model::nn::{
+    Angles, Block, Dropouts, Embed, LayerNames, Norm, Order, Positions, SelfAttention, Spec,
+    Transformer, TransformerBlock,
+};
 use crate::model::{Architecture, Config, Context, Family, Init, ModelInputs, WeightBuilder};
-use crate::ops::{self, Activation, Param};
+use crate::ops::{self, Activation, Param, RotaryPairs};
 use crate::{Error, Result};
 
 /// `EsmForMaskedLM`.
@@ -19,7 +24,12 @@ pub(super) const FAMILY: Family = Family {
     class: "EsmForMaskedLM",
     synonyms: &["EsmModel"],
     base: "esm",
-    carried: &["esm.contact_head.", "rotary_embeddings.inv_freq"],
+    carried: &[
+        "esm.contact_head.",
+        "rotary_embeddings.inv_freq",
+        // With rotary positions the table is there, unused.
+        "esm.embeddings.position_embeddings.",
+    ],
     defaults: r#"{"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32, "max_position_embeddings": 1026,
         "type_vocab_size": 0}"#,
     build,
@@ -33,7 +43,11 @@ struct EsmConfig {
     token_dropout: bool,
     emb_layer_norm_before: bool,
     is_folding_model: bool,
+    position_embedding_type: String,
 }
+
+/// The base of the rotary angles.
+const THETA: f64 = 10_000.0;
 
 impl Default for EsmConfig {
     fn default() -> Self {
@@ -42,6 +56,7 @@ impl Default for EsmConfig {
             token_dropout: false,
             emb_layer_norm_before: false,
             is_folding_model: false,
+            position_embedding_type: "absolute".to_owned(),
         }
     }
 }
@@ -59,13 +74,13 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
             "is_folding_model is set: ESMFold predicts structures and fills no masks".to_owned(),
         ));
     }
-    let spec = roberta::spec(config)?;
+    let rotary = values.position_embedding_type == "rotary";
+    let absolute = config.clone().set("position_embedding_type", "absolute");
+    let spec = roberta::spec(if rotary { &absolute } else { config })?;
     let Positions::AfterPadding { rows } = spec.positions else {
         return Err(Error::Config(format!(
-            "position_embedding_type {} is not supported for ESM",
-            config
-                .get("position_embedding_type")
-                .unwrap_or(&serde_json::Value::Null)
+            "position_embedding_type {} is not supported for ESM: absolute and rotary are",
+            values.position_embedding_type
         )));
     };
     let spec = Spec {
@@ -77,6 +92,10 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
             ..spec.dropout
         },
         streams: Vec::new(),
+        positions: match rotary {
+            true => Positions::InAttention { most: None },
+            false => Positions::AfterPadding { rows },
+        },
         layers: LAYERS,
         order: Order::PreNorm,
         final_norm: Some("encoder.emb_layer_norm_after"),
@@ -90,12 +109,28 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     let positions = body.pp("position_embeddings");
     let embeddings = ProteinEmbeddings {
         words: spec.word_table(weights)?,
-        positions: Some(positions.param("weight", (rows, spec.sizes.hidden), init)?),
+        positions: match rotary {
+            true => None,
+            false => Some(positions.param("weight", (rows, spec.sizes.hidden), init)?),
+        },
         norm: norm.transpose()?,
         pad,
         mask: values.token_dropout.then_some(values.mask_token_id),
     };
-    let blocks = spec.blocks(weights)?;
+    spec.check()?;
+    let size = spec.sizes.hidden / spec.sizes.heads;
+    let angles = rotary.then(|| Arc::new(Angles::new(THETA, size, RotaryPairs::Half)));
+    let block = |place: &String| -> Result<Arc<dyn Block>> {
+        let block = spec.block(weights, place)?;
+        Ok(Arc::new(TransformerBlock {
+            attention: SelfAttention {
+                angles: angles.clone(),
+                ..block.attention
+            },
+            ..block
+        }))
+    };
+    let blocks = spec.places.iter().map(block).collect::<Result<_>>()?;
     let head = spec.head(weights, &embeddings.words)?;
     Ok(Box::new(Transformer {
         embeddings: Box::new(embeddings),

@@ -218,6 +218,7 @@ impl Parts<'_> {
             head_size: width / heads,
             dropout: values.attention_probs_dropout_prob,
             position_scores: None,
+            angles: None,
         };
         let attended = weights.pp("attention.output");
         let bottleneck = weights.pp("bottleneck");

@@ -6,22 +6,28 @@ mod distilbert;
 mod electra;
 mod ernie;
 mod esm;
+mod eurobert;
 mod ibert;
 mod layoutlm;
 mod luke;
 mod megatron_bert;
 mod mobilebert;
+mod modernbert;
+mod nomic_bert;
 mod qdqbert;
 mod rembert;
 mod roberta;
 mod roberta_prelayernorm;
 mod roc_bert;
+mod roformer;
+mod squeezebert;
 mod tapas;
 mod xlm;
 mod xlm_roberta_xl;
 mod xmod;
 
 use super::Family;
+use crate::{Error, Result};
 
 /// All families that the library knows. Whoever needs a list of them reads this one.
 pub(super) const FAMILIES: &[&Family] = &[
@@ -33,20 +39,38 @@ pub(super) const FAMILIES: &[&Family] = &[
     &electra::FAMILY,
     &ernie::FAMILY,
     &esm::FAMILY,
+    &eurobert::FAMILY,
     &xlm::FLAUBERT,
     &ibert::FAMILY,
     &layoutlm::FAMILY,
     &luke::FAMILY,
     &megatron_bert::FAMILY,
     &mobilebert::FAMILY,
+    &modernbert::FAMILY,
+    &nomic_bert::FAMILY,
     &qdqbert::FAMILY,
     &rembert::FAMILY,
     &roberta::FAMILY,
     &roberta_prelayernorm::FAMILY,
     &roc_bert::FAMILY,
+    &roformer::FAMILY,
+    &squeezebert::FAMILY,
     &tapas::FAMILY,
     &xlm::FAMILY,
     &roberta::XLM_ROBERTA,
     &xlm_roberta_xl::FAMILY,
     &xmod::FAMILY,
 ];
+
+/// Checks the sizes that every config has.
+fn check_sizes(vocab: usize, hidden: usize, heads: usize) -> Result<()> {
+    if heads == 0 || hidden == 0 || !hidden.is_multiple_of(heads) {
+        return Err(Error::Config(format!(
+            "hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
+        )));
+    }
+    if vocab == 0 {
+        return Err(Error::Config("vocab_size must be positive".to_owned()));
+    }
+    Ok(())
+}

@@ -1,8 +1,10 @@
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 
-use super::Linear;
+use super::{Angles, Linear};
 use crate::model::{Init, ModelInputs, WeightBuilder};
-use crate::ops::{self, AttentionMask, Dropout, Param};
+use crate::ops::{self, AttentionMask, AttentionOptions, Dropout, Param};
 use crate::{Error, Result};
 
 /// Multi-head self-attention up to, but without, the output projection.
@@ -22,6 +24,8 @@ pub struct SelfAttention {
     pub dropout: f64,
     /// Scores that depend on the distance between two positions.
     pub position_scores: Option<PositionScores>,
+    /// Angles by which queries and keys are rotated.
+    pub angles: Option<Arc<Angles>>,
 }
 
 impl SelfAttention {
@@ -42,6 +46,15 @@ impl SelfAttention {
         let key = self.key.forward(x)?;
         let value = self.value.forward(values)?;
         let scale = 1.0 / (self.head_size as f64).sqrt();
+        if let Some(angles) = &self.angles {
+            let options = AttentionOptions {
+                dropout,
+                mask: mask.clone(),
+                rotary: Some(angles.for_positions(x.dim(1)?)?),
+                ..AttentionOptions::new(self.heads, self.head_size)
+            };
+            return ops::attention_with(&query, &key, &value, &options);
+        }
         let with_positions;
         let mask = match &self.position_scores {
             None => mask,

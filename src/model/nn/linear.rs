@@ -27,9 +27,21 @@ impl Linear {
         output: usize,
         std: f64,
     ) -> Result<Self> {
+        Self::with_init(weights, (input, output), Init::Normal(std), false)
+    }
+
+    /// Returns the map from the first to the second number of features, whose fresh weights are drawn by `init`.
+    pub fn with_init(
+        weights: &WeightBuilder,
+        (input, output): (usize, usize),
+        init: Init,
+        bias: bool,
+    ) -> Result<Self> {
+        let weight = weights.param("weight", (output, input), init)?;
+        let bias = bias.then(|| weights.param("bias", output, Init::Zeros));
         Ok(Self {
-            weight: weights.param("weight", (output, input), Init::Normal(std))?,
-            bias: None,
+            weight,
+            bias: bias.transpose()?,
         })
     }
 

@@ -1,19 +1,23 @@
 //! The parts that families are made of.
 
+mod angles;
 mod attention;
 mod block;
 mod embeddings;
 mod encoder;
+mod gated;
 mod head;
 mod linear;
 mod norm;
 mod spec;
 mod transformer;
 
+pub use angles::Angles;
 pub use attention::{PositionScores, SelfAttention, padding_mask};
 pub use block::{Block, FeedForward, Order, Pass, TransformerBlock};
 pub use embeddings::{Embed, Embeddings, Ids, Lookup};
 pub use encoder::Encoder;
+pub use gated::{GatedBlock, GatedFeedForward, Gates, Projection, RotaryAttention};
 pub use head::{Head, PredictionHead};
 pub use linear::Linear;
 pub use norm::Norm;

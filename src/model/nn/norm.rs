@@ -17,6 +17,13 @@ pub enum Norm {
         /// What is added to the variance.
         eps: f64,
     },
+    /// Division by the root of the mean square (Zhang and Sennrich 2019).
+    Rms {
+        /// The scale of each feature.
+        weight: Param,
+        /// What is added to the mean square.
+        eps: f64,
+    },
     /// A scale and a shift of each feature, without normalization: MobileBERT's `NoNorm`.
     Affine {
         /// The scale of each feature.
@@ -45,6 +52,14 @@ impl Norm {
         })
     }
 
+    /// Returns the normalization of `width` features by their mean square named by `weights`.
+    pub fn rms(weights: &WeightBuilder, width: usize, eps: f64) -> Result<Self> {
+        Ok(Self::Rms {
+            weight: weights.param("weight", width, Init::Ones)?,
+            eps,
+        })
+    }
+
     /// Returns the scale and shift of `width` features named by `weights`.
     pub fn affine(weights: &WeightBuilder, width: usize) -> Result<Self> {
         Ok(Self::Affine {
@@ -56,6 +71,7 @@ impl Norm {
     /// Returns all parameters.
     pub fn params(&self) -> Vec<Param> {
         match self {
+            Self::Rms { weight, .. } => vec![weight.clone()],
             Self::Affine { weight, bias } => vec![weight.clone(), bias.clone()],
             Self::Layer { weight, bias, .. } => {
                 std::iter::once(weight).chain(bias).cloned().collect()
@@ -67,6 +83,7 @@ impl Norm {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Layer { weight, bias, eps } => ops::layer_norm(x, weight, bias.as_ref(), *eps),
+            Self::Rms { weight, eps } => ops::rms_norm(x, weight, *eps),
             Self::Affine { weight, bias } => ops::affine(x, weight, Some(bias)),
         }
     }
@@ -82,7 +99,9 @@ impl Norm {
             Self::Layer { weight, bias, eps } => {
                 ops::add_layer_norm(x, residual, weight, bias.as_ref(), *eps, dropout)
             }
-            Self::Affine { .. } => self.forward(&ops::add(&ops::dropout(x, dropout)?, residual)?),
+            Self::Rms { .. } | Self::Affine { .. } => {
+                self.forward(&ops::add(&ops::dropout(x, dropout)?, residual)?)
+            }
         }
     }
 }

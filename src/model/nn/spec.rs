@@ -87,6 +87,8 @@ pub(crate) enum Positions {
     Table { rows: usize, offset: u32 },
     /// By a table with this many rows, as RoBERTa counts: behind the padding's id.
     AfterPadding { rows: usize },
+    /// By what attention does; `most` is the longest sequence, if there is one.
+    InAttention { most: Option<usize> },
     /// By a table with this many rows, as the family counts; `most` is the longest sequence, if there is one.
     Other {
         rows: usize,
@@ -236,7 +238,7 @@ impl Spec {
         Some(match &self.positions {
             Positions::Table { rows, offset } => rows.saturating_sub(*offset as usize),
             Positions::AfterPadding { rows } => behind_padding(*rows),
-            Positions::Other { most, .. } => return *most,
+            Positions::Other { most, .. } | Positions::InAttention { most } => return *most,
             Positions::Relative {
                 rows,
                 after_padding: true,
@@ -284,6 +286,7 @@ impl Spec {
                     padding: self.pad,
                 });
             }
+            Positions::InAttention { .. } => {}
             Positions::Other { rows, ids, .. } => lookups.push(Lookup {
                 table: table(self.position_table, *rows, None)?,
                 ids: ids.clone(),
@@ -360,6 +363,7 @@ impl Spec {
                 head_size: hidden / heads,
                 dropout: self.dropout.attention,
                 position_scores,
+                angles: None,
             },
             attention_output: square(names.attention_output)?,
             attention_dropout: self.dropout.attended,
