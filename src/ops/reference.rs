@@ -13,7 +13,7 @@ use super::{
 use crate::Result;
 
 #[cfg(any(test, feature = "cuda"))]
-pub(super) use self::attention::{alive, visible};
+pub(super) use self::attention::{alive, key_counts, visible};
 pub(super) use self::attention::{attend, split};
 pub use self::attention::{attention_with, pointwise_attention, relative_attention};
 #[cfg(any(test, feature = "cuda"))]

@@ -9,17 +9,19 @@ use super::{
     AttentionMask, AttentionOptions, FusedLayout, RelativeTerms, Rotary, RotaryPairs, SparsePlan,
 };
 use crate::Result;
-use crate::ops::reference::{alive, counts, visible};
+use crate::ops::reference::{alive, counts, key_counts, visible};
 use crate::ops::{
-    add, concat, dropout, lowest, matmul, mul, mul_rows, narrow, permute, reshape, scale,
-    select_rows, softmax, sub,
+    Activation, add, concat, dropout, lowest, matmul, mul, mul_rows, narrow, permute, reshape,
+    scale, select_rows, softmax, sub,
 };
 
-/// Attention for arguments that have been checked; `plain` is called for what remains to be done by a kernel.
+/// Attention for arguments that have been checked, with weights of each pair's own or the softmax; `plain` is called for
+/// what remains to be done by a kernel.
 pub(super) fn attend(
     [q, k, v]: [&Tensor; 3],
     options: &AttentionOptions,
     terms: Option<&RelativeTerms>,
+    weights: Option<Activation>,
     plain: impl Fn([&Tensor; 3], &AttentionMask) -> Result<Tensor>,
 ) -> Result<Tensor> {
     let (heads, kv_heads) = (options.heads, options.kv_heads());
@@ -53,10 +55,20 @@ pub(super) fn attend(
     {
         mask = joined(&mask, scores, sizes)?;
     }
-    let values = terms.and_then(|terms| Some((terms, terms.value_table.as_ref()?)));
-    let out = match values {
-        None => plain([&q, &k, &v], &mask)?,
-        Some((terms, table)) => with_values([&q, &k, &v], &mask, options, terms, table)?,
+    let table = terms.and_then(|terms| Some((terms, terms.value_table.as_ref()?)));
+    let out = match (table, weights) {
+        (None, None) => plain([&q, &k, &v], &mask)?,
+        _ => {
+            if weights.is_some() {
+                let counts = key_counts(options, batch, keys)?;
+                let factors = counts
+                    .into_iter()
+                    .flat_map(|n| std::iter::repeat_n(1.0 / n, queries));
+                let factors = Tensor::from_vec(factors.collect(), (batch, queries), q.device())?;
+                q = mul_rows(&q, &factors)?;
+            }
+            by_pairs([&q, &k, &v], &mask, options, table, weights)?
+        }
     };
     match alive(options, visible.as_deref(), sizes)? {
         Some(alive) => mul_rows(&out, &alive.to_dtype(DType::F32)?),
@@ -331,13 +343,13 @@ fn score_terms(
     Ok(Some(permute(&sum, &[1, 0, 2, 3])?))
 }
 
-/// Attention whose probabilities meet a table of values too.
-fn with_values(
+/// Attention with weights that are all formed: those that meet a table of values too, and those that are no softmax.
+fn by_pairs(
     [q, k, v]: [&Tensor; 3],
     mask: &AttentionMask,
     options: &AttentionOptions,
-    terms: &RelativeTerms,
-    table: &Tensor,
+    table: Option<(&RelativeTerms, &Tensor)>,
+    weights: Option<Activation>,
 ) -> Result<Tensor> {
     let heads = options.heads;
     let ((batch, queries, _), keys) = (q.dims3()?, k.dim(1)?);
@@ -352,25 +364,40 @@ fn with_values(
         AttentionMask::Additive(scores) => scores,
         _ => unreachable!("joined gives scores"),
     };
-    let probs = dropout(&softmax(&scores)?, options.dropout)?;
-    let out = matmul(&probs, &v, false, false)?;
-    let grid = terms.index.grid;
-    let table = selected(table, terms.index.rows.to_vec(), width)?;
-    let by_distance = unskewed(&probs, grid.ratio, grid.distances())?;
-    let by_distance = permute(&by_distance, &[1, 0, 2, 3])?;
-    let shared = table.dim(0)? == 1 && heads != 1;
-    let rows = if shared {
-        heads * batch * queries
-    } else {
-        batch * queries
+    let probs = match weights {
+        None => softmax(&scores)?,
+        Some(weights) => weights.apply(&scores)?,
     };
-    let by_distance = reshape(&by_distance, ((), rows, grid.distances()))?;
-    let added = matmul(&by_distance, &table, false, false)?;
-    let added = reshape(&added, (heads, batch, queries, width))?;
-    let out = add(&out, &permute(&added, &[1, 0, 2, 3])?)?;
+    let probs = dropout(&probs, options.dropout)?;
+    let mut out = matmul(&probs, &v, false, false)?;
+    if let Some((terms, table)) = table {
+        out = add(&out, &values_by_distance(&probs, terms, table, width)?)?;
+    }
     reshape(
         &permute(&out, &[0, 2, 1, 3])?,
         (batch, queries, heads * width),
+    )
+}
+
+/// What probabilities (batch, heads, query, key) get from a table of values, (batch, heads, query, width).
+fn values_by_distance(
+    probs: &Tensor,
+    terms: &RelativeTerms,
+    table: &Tensor,
+    width: usize,
+) -> Result<Tensor> {
+    let (batch, heads, queries, _) = probs.dims4()?;
+    let grid = terms.index.grid;
+    let table = selected(table, terms.index.rows.to_vec(), width)?;
+    let by_distance = unskewed(probs, grid.ratio, grid.distances())?;
+    let by_distance = permute(&by_distance, &[1, 0, 2, 3])?;
+    let copies = table.dim(0)?;
+    let rows = heads / copies * batch * queries;
+    let by_distance = reshape(&by_distance, (copies, rows, grid.distances()))?;
+    let added = matmul(&by_distance, &table, false, false)?;
+    permute(
+        &reshape(&added, (heads, batch, queries, width))?,
+        &[1, 0, 2, 3],
     )
 }
 
@@ -378,7 +405,7 @@ fn with_values(
 mod tests {
     use candle_core::{Device, Var};
 
-    use super::super::{Band, RelativeIndex, attend as fused};
+    use super::super::{Band, PairWeights, RelativeIndex, attend as fused};
     use super::*;
     use crate::ops::{Dropout, attention, tape};
 
@@ -430,7 +457,7 @@ mod tests {
             attention(q, k, v, options.heads, mask, options.scale, options.dropout)
         };
         let composed = run(&leaves, || {
-            attend(qkv.each_ref(), options, terms, plain).unwrap()
+            attend(qkv.each_ref(), options, terms, None, plain).unwrap()
         });
         let fused = run(&leaves, || fused(qkv.each_ref(), options, terms).unwrap());
         for (i, (composed, fused)) in composed.iter().zip(&fused).enumerate() {
@@ -530,6 +557,42 @@ mod tests {
             ..RelativeTerms::new(steps.unwrap())
         };
         agree(&options(), Some(&terms), (4, 7));
+    }
+
+    #[test]
+    fn weights_of_pairs_give_the_same_as_the_loops_of_the_cpu() {
+        let terms = RelativeTerms {
+            bias_table: Some(noise(&[13, 1], 4)),
+            ..RelativeTerms::new(RelativeIndex::clipped(7, 7, -6, 6))
+        };
+        for weights in [PairWeights::Laplace, PairWeights::ReluSquared] {
+            for causal in [false, true] {
+                let options = AttentionOptions {
+                    scale: 3.0,
+                    mask: mask(7),
+                    causal,
+                    ..options()
+                };
+                let qkv = [1, 2, 3].map(|seed| noise(&[3, 7, 8], seed));
+                let [q, k, v] = qkv.each_ref();
+                let mut leaves = qkv.to_vec();
+                leaves.extend(terms.bias_table.clone());
+                let composed = run(&leaves, || {
+                    let plain = |_: [&Tensor; 3], _: &AttentionMask| unreachable!();
+                    let activation = weights.activation();
+                    attend([q, k, v], &options, Some(&terms), activation, plain).unwrap()
+                });
+                let fused = run(&leaves, || {
+                    let terms = Some(&terms);
+                    super::super::pointwise_attention(q, k, v, weights, terms, &options).unwrap()
+                });
+                for (composed, fused) in composed.iter().zip(&fused) {
+                    for (a, b) in composed.iter().zip(fused) {
+                        assert!((a - b).abs() < 1e-5, "{weights:?}: {a} {b}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

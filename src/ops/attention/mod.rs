@@ -192,6 +192,15 @@ pub fn pointwise_attention(
         let shape = (sizes.batch, sizes.queries, sizes.heads * sizes.value);
         return Ok(Tensor::zeros(shape, q.dtype(), q.device())?);
     }
+    #[cfg(feature = "cuda")]
+    if let (true, Some(weights)) = (
+        qkv.iter().all(|x| super::cuda::takes(x, [])),
+        weights.activation(),
+    ) {
+        return composed::attend(qkv, options, terms, Some(weights), |_, _| {
+            unreachable!("the plain kernel is for the softmax")
+        });
+    }
     if !is_fused(&qkv, options, terms) {
         return reference::attend(qkv, options, terms, Some(weights));
     }
@@ -215,7 +224,7 @@ fn attend(
         };
         return match sizes.is_empty() {
             true => plain(qkv, &options.mask),
-            false => composed::attend(qkv, options, terms, plain),
+            false => composed::attend(qkv, options, terms, None, plain),
         };
     }
     if sizes.is_empty() {

@@ -24,6 +24,16 @@ impl PairWeights {
         !matches!(self, Self::AnglePower(_))
     }
 
+    /// The activation that weighs scores; `None` where there is none with the same gradient.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(super) fn activation(self) -> Option<Activation> {
+        match self {
+            Self::Laplace => Some(Activation::Laplace),
+            Self::ReluSquared => Some(Activation::ReluSquared),
+            Self::AnglePower(_) => None,
+        }
+    }
+
     /// Replaces a row of scores by weights.
     pub(super) fn weigh(self, row: &mut [f32]) {
         match self {

@@ -98,7 +98,9 @@ pub(in crate::ops) fn attend(
     }
     let mut scores = (q.matmul(&k.t()?)? * options.scale)?;
     if weights.is_some_and(PairWeights::are_means) {
-        scores = scores.broadcast_div(&key_counts(options, batch, &scores)?)?;
+        let counts = key_counts(options, batch, keys)?;
+        let counts = Tensor::from_vec(counts, (batch, 1, 1, 1), scores.device())?;
+        scores = scores.broadcast_div(&counts.to_dtype(scores.dtype())?)?;
     }
     if let Some(terms) = terms
         && let Some(added) = score_terms(terms, [&q, &k], options.scale)?
@@ -143,17 +145,19 @@ pub(in crate::ops) fn attend(
         .reshape((batch, queries, heads * value))?)
 }
 
-/// How many keys are not masked, at least 1, (batch, 1, 1, 1).
-fn key_counts(options: &AttentionOptions, batch: usize, scores: &Tensor) -> Result<Tensor> {
-    let counts: Vec<f64> = match &options.mask {
+/// How many keys of each sequence are not masked, at least 1.
+pub(in crate::ops) fn key_counts(
+    options: &AttentionOptions,
+    batch: usize,
+    keys: usize,
+) -> Result<Vec<f32>> {
+    Ok(match &options.mask {
         AttentionMask::Keys(mask) => {
-            let count = |row: Vec<bool>| row.into_iter().filter(|&m| m).count().max(1) as f64;
+            let count = |row: Vec<bool>| row.into_iter().filter(|&m| m).count().max(1) as f32;
             masks::rows(mask)?.into_iter().map(count).collect()
         }
-        _ => vec![scores.dim(3)? as f64; batch],
-    };
-    let counts = Tensor::from_vec(counts, (batch, 1, 1, 1), scores.device())?;
-    Ok(counts.to_dtype(scores.dtype())?)
+        _ => vec![keys as f32; batch],
+    })
 }
 
 /// The weights of scores, none of masked ones.
