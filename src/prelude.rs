@@ -15,7 +15,8 @@ pub use crate::hub::{self, Hub, ModelCard, PushOptions, notebook_login};
 pub use crate::model::{Config, Context, MaskedLm, ModelInputs};
 pub use crate::ops::{DeviceExt, no_grad};
 pub use crate::tokenizer::{
-    EncodeOptions, Encoding, Padding, TokenizeColumn, Tokenizer, TruncationStrategy,
+    EncodeOptions, Encoding, ExtraColumn, Mentions, Padding, Spoken, TokenizeColumn, Tokenizer,
+    TruncationStrategy,
 };
 #[cfg(feature = "hub")]
 pub use crate::train::PushToHubCallback;

@@ -28,7 +28,8 @@ impl Tokenizer {
     /// row, or a list of them that is joined with spaces (as `answers.text` of ELI5 is).
     ///
     /// The result has the columns `input_ids` (`list<int32>`, with the model's special tokens around each row) and
-    /// `attention_mask` (`list<int8>`, all 1). Nothing is truncated: [`group_texts`] or the model's limit come later.
+    /// `attention_mask` (`list<int8>`, all 1), and those that the family's model takes besides (RoCBert's `input_shape_ids`
+    /// and `input_pronunciation_ids`, `list<int32>`). Nothing is truncated: [`group_texts`] or the model's limit come later.
     ///
     /// ```
     /// use cloze::prelude::*;
@@ -179,23 +180,34 @@ impl BatchFunction for TokenizeColumn {
             Arc::new(ListArray::new(item, offsets.clone(), values, None))
         };
         let tokens = ids.len();
+        // Which tokens stand around a row's text.
+        let (before, after) = &self.tokenizer.post.around;
+        let mut around = vec![0i8; tokens];
+        let mut start = 0;
+        for length in lengths {
+            around[start..start + before.len()].fill(1);
+            start += length;
+            around[start - after.len()..start].fill(1);
+        }
+        let mut others = Vec::new();
+        for column in self.tokenizer.core.columns.iter() {
+            let number = |(id, around): (&i32, &i8)| {
+                let token = self.tokenizer.id_to_token(*id as u32).unwrap_or_default();
+                column.number(&token, *around == 1) as i32
+            };
+            let numbers: Vec<i32> = ids.iter().zip(&around).map(number).collect();
+            others.push((column.name(), lists(Arc::new(Int32Array::from(numbers)))));
+        }
         let ones = Int8Array::new(ScalarBuffer::from(vec![1; tokens]), None);
         let mut result = Batch::new()
             .with_column("input_ids", lists(Arc::new(Int32Array::from(ids))))?
             .with_column("attention_mask", lists(Arc::new(ones)))?;
+        for (name, numbers) in others {
+            result = result.with_column(name, numbers)?;
+        }
         if self.special_tokens_mask {
-            let (before, after) = &self.tokenizer.post.around;
-            let mut mask = vec![0i8; tokens];
-            let mut start = 0;
-            for length in lengths {
-                mask[start..start + before.len()].fill(1);
-                start += length;
-                mask[start - after.len()..start].fill(1);
-            }
-            result = result.with_column(
-                "special_tokens_mask",
-                lists(Arc::new(Int8Array::from(mask))),
-            )?;
+            let mask = lists(Arc::new(Int8Array::from(around)));
+            result = result.with_column("special_tokens_mask", mask)?;
         }
         Ok(result)
     }

@@ -48,13 +48,22 @@ impl Ids {
         })
     }
 
+    /// The column's name, as the model's input is called.
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The number of a token, or of a special token that stands around a text.
+    pub(super) fn number(&self, token: &str, around: bool) -> u32 {
+        let own = (!around).then(|| self.by_token.get(token)).flatten();
+        own.copied().unwrap_or(self.unknown)
+    }
+
     /// Adds the column to a text that is not padded yet.
     pub(super) fn add_to(&self, encoding: &mut Encoding, padding: i64) {
         let tokens = encoding.tokens.iter().zip(&encoding.special_tokens_mask);
-        let value = |(token, special): (&String, &u32)| {
-            let own = (*special == 0).then(|| self.by_token.get(token));
-            i64::from(own.flatten().copied().unwrap_or(self.unknown))
-        };
+        let value =
+            |(token, special): (&String, &u32)| i64::from(self.number(token, *special == 1));
         let column = ExtraColumn::per_token(tokens.map(value).collect(), 1, padding);
         encoding.extra.insert(self.name.to_owned(), column);
     }

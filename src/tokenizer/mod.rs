@@ -73,7 +73,7 @@ struct Core {
     /// The entities that texts may come with.
     entities: Option<Arc<entities::Entities>>,
     /// The folder's own files, where transformers has no class that opens a `tokenizer.json` for the family.
-    own_files: Vec<(&'static str, Arc<[u8]>)>,
+    own_files: save::Files,
     hash: OnceLock<String>,
     /// By id: whether the token continues a word.
     continues: OnceLock<Box<[bool]>>,

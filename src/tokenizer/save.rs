@@ -87,11 +87,11 @@ impl Tokenizer {
 
 const TOKENIZER_JSON: &str = "tokenizer.json";
 
+/// Files by name.
+pub(super) type Files = Vec<(&'static str, Arc<[u8]>)>;
+
 /// The files that hold vocabulary and rules, by name.
-pub(super) fn files(
-    engine: &Engine,
-    post: Option<&PostProcessorWrapper>,
-) -> Result<Vec<(&'static str, Arc<[u8]>)>> {
+pub(super) fn files(engine: &Engine, post: Option<&PostProcessorWrapper>) -> Result<Files> {
     let library = match engine {
         Engine::Library(library) => library,
         Engine::Rules(rules) => return Ok(rules.files().to_vec()),

@@ -3,6 +3,7 @@
 //! `CLOZE_TOKENIZER_FIXTURES=DIR` goes over another folder of the same layout as `tests/fixtures/guide/tokenizers`, and
 //! `CLOZE_GUIDE_FIXTURES=DIR` over the folder `tokenizers` of one that is laid out as `tests/fixtures/guide`.
 
+mod columns;
 mod families;
 mod faults;
 mod training;

@@ -42,7 +42,7 @@ impl Segmenter for Bytes {
         let mut bytes = Vec::new();
         for token in tokens {
             let mut chars = token.text.chars();
-            match (chars.next().map(|c| u8::try_from(c)), chars.next()) {
+            match (chars.next().map(u8::try_from), chars.next()) {
                 (Some(Ok(byte)), None) if !token.added => bytes.push(byte),
                 _ => bytes.extend_from_slice(token.text.as_bytes()),
             }

@@ -246,7 +246,9 @@ fn field<'a>(text: &'a str, part: char, parts: &mut [Option<u16>; 3]) -> Option<
 /// How many days a month has.
 fn days(year: u16, month: u16) -> u16 {
     match month {
-        2 if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) => 29,
+        2 if year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400)) => {
+            29
+        }
         2 => 28,
         4 | 6 | 9 | 11 => 30,
         _ => 31,
