@@ -41,15 +41,28 @@ pub(super) const VOCABULARIES: [&str; 9] = [
 
 /// What else belongs to a tokenizer.
 #[cfg(feature = "hub")]
-const TOKENIZER_EXTRAS: [&str; 7] = [
+const TOKENIZER_EXTRAS: [&str; 11] = [
     CONFIG,
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "merges.txt",
     "bpe.codes",
     "entity_vocab.json",
+    "word_shape.json",
+    "word_pronunciation.json",
+    "nonbreaking_prefix.en",
+    "nonbreaking_prefix.fr",
 ];
+
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+
+/// Whether the folder's tokenizer is one of bytes, which has no vocabulary.
+fn needs_no_vocabulary(folder: &Path) -> bool {
+    let text = std::fs::read(folder.join(TOKENIZER_CONFIG)).unwrap_or_default();
+    let config: Value = serde_json::from_slice(&text).unwrap_or_default();
+    config["tokenizer_class"] == "PerceiverTokenizer"
+}
 
 impl Needs {
     /// Whether `folder` holds all that is needed.
@@ -67,7 +80,7 @@ impl Needs {
                         .iter()
                         .any(|(single, index)| has(single) || whole(index))
             }
-            Self::Tokenizer => VOCABULARIES.into_iter().any(has),
+            Self::Tokenizer => VOCABULARIES.into_iter().any(has) || needs_no_vocabulary(folder),
             Self::Dataset => folder.is_dir(),
         }
     }
@@ -117,7 +130,8 @@ impl Needs {
             }
             Self::Tokenizer => {
                 files.extend(VOCABULARIES.iter().filter(|name| has(name)));
-                if files.is_empty() {
+                // A tokenizer of bytes has only its configuration.
+                if files.is_empty() && !has(&TOKENIZER_CONFIG) {
                     return Err(format!(
                         "the repository has no tokenizer: none of {}",
                         VOCABULARIES.join(", ")
@@ -224,6 +238,24 @@ mod tests {
             .first(&files(&["config.json"]))
             .unwrap_err();
         assert!(text.contains("tokenizer.json"), "{text}");
+    }
+
+    #[test]
+    fn a_tokenizer_of_bytes_needs_no_vocabulary() {
+        let names = ["config.json", "tokenizer_config.json", "word_shape.json"];
+        assert_eq!(Needs::Tokenizer.first(&files(&names)).unwrap().len(), 3);
+        let folder = tempfile::tempdir().unwrap();
+        let config = |class: &str| {
+            let json = serde_json::json!({"tokenizer_class": class});
+            std::fs::write(
+                folder.path().join("tokenizer_config.json"),
+                json.to_string(),
+            )
+            .unwrap();
+            Needs::Tokenizer.are_met_by(folder.path())
+        };
+        assert!(!config("BertTokenizer"));
+        assert!(config("PerceiverTokenizer"));
     }
 
     #[test]
