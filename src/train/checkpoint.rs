@@ -146,7 +146,8 @@ pub(super) fn read_state(path: &Path) -> Result<TrainerState> {
     };
     let state: TrainerState = serde_json::from_slice(&text).map_err(|e| refuse(e.to_string()))?;
     let seconds = state.history.seconds;
-    if std::time::Duration::try_from_secs_f64(seconds).is_err() {
+    // Thirty thousand years and more are no time that a clock can go on from.
+    if !(0.0..1e12).contains(&seconds) {
         return Err(refuse(format!("a run can't have taken {seconds} seconds")));
     }
     Ok(state)
@@ -245,6 +246,45 @@ mod tests {
         verify(&path).unwrap();
         assert_eq!(std::fs::read(path.join(WEIGHTS)).unwrap(), b"new");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_state_whose_numbers_make_no_sense_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |seconds: f64| {
+            let history = History {
+                seconds,
+                ..History::default()
+            };
+            let state = TrainerState {
+                global_step: 0,
+                max_steps: 2,
+                epoch: 0.0,
+                num_train_epochs: 1.0,
+                best_metric: None,
+                best_model_checkpoint: None,
+                log_history: Vec::new(),
+                plan: Plan {
+                    batches_per_epoch: 2,
+                    accumulation: 1,
+                    max_steps: 2,
+                },
+                seed: 1,
+                data: String::new(),
+                saved: Vec::new(),
+                scaler: None,
+                history,
+            };
+            std::fs::write(dir.path().join(STATE), serde_json::to_vec(&state).unwrap()).unwrap();
+            read_state(dir.path())
+                .map(drop)
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(write(3.5), Ok(()));
+        for seconds in [1e308, -1.0] {
+            let error = write(seconds).unwrap_err();
+            assert!(error.contains("seconds"), "{error}");
+        }
     }
 
     #[test]
