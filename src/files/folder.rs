@@ -191,18 +191,20 @@ pub(super) fn lock(path: &Path) -> std::io::Result<Option<File>> {
 
 /// Where a folder lies, and its name.
 fn place(path: &Path) -> Result<(&Path, String)> {
-    let name = path.file_name().and_then(|name| name.to_str());
-    let name = name.ok_or_else(|| {
+    let name = path.file_name().ok_or_else(|| {
         Error::argument(
             "folder",
-            format!("{} has no name of its own that is text", path.display()),
+            format!(
+                "{} has no name of its own; give the folder's",
+                path.display()
+            ),
         )
     })?;
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    Ok((parent, name.to_owned()))
+    Ok((parent, name.to_string_lossy().into_owned()))
 }
 
 /// Lets two names change places in one step.
