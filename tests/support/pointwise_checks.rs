@@ -157,7 +157,7 @@ fn one_pair_is_weighed_and_differentiated_as_the_formulas_say() {
             got(PairWeights::ReluSquared),
             (positive * positive, 2.0 * positive),
         );
-        let z = (x - 0.707107) / 0.282095;
+        let z = (x - 707_107e-6) / 0.282095;
         let density = (-z * z / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
         let (_, slope) = got(PairWeights::Laplace);
         assert!((slope - density / 0.282095).abs() < 5e-6, "{x}");

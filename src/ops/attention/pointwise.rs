@@ -134,7 +134,7 @@ fn angle_share(x: f32) -> f32 {
     let p = p.mul_add(a, -0.050_174_303);
     let p = p.mul_add(a, 0.088_978_99);
     let p = p.mul_add(a, -0.214_598_8);
-    let p = p.mul_add(a, 1.570_796_3);
+    let p = p.mul_add(a, std::f32::consts::FRAC_PI_2);
     let share = p * (1.0 - a).sqrt() * std::f32::consts::FRAC_1_PI;
     if x < 0.0 { share } else { 1.0 - share }
 }
