@@ -193,7 +193,7 @@ fn add_to_library(
             if gaps {
                 return Err(Error::Tokenizer(format!(
                     "the token {content:?} can't be added: the vocabulary's {} tokens have ids up to {} with gaps between, \
-                     so that a new id is not certain (is a token there twice?)",
+                     so that a new id is not certain",
                     vocabulary.len(),
                     rows - 1
                 )));

@@ -244,7 +244,11 @@ fn assemble(
     legacy: bool,
 ) -> Result<Tokenizer> {
     let in_folder = |error: Error| match error {
-        Error::Tokenizer(what) => checks::damaged(&folder.path, what),
+        Error::Tokenizer(what) => {
+            let line = legacy::repeated_line(folder).filter(|_| legacy);
+            let line = line.map(|line| format!("; {line}")).unwrap_or_default();
+            checks::damaged(&folder.path, format!("{what}{line}"))
+        }
         other => other,
     };
     let known = engine.added_tokens();

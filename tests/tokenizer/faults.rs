@@ -173,6 +173,10 @@ fn no_two_tokens_share_an_id() {
     let vocab = "[PAD]\n[UNK]\n[CLS]\n[SEP]\nround\nsquare\nround\n";
     let text = error(&[("vocab.txt", vocab)]);
     assert!(text.contains("[MASK]") && text.contains("gaps"), "{text}");
+    assert!(
+        text.contains("line 7 of vocab.txt is \"round\" once more, as line 5"),
+        "{text}"
+    );
     // When nothing is to be added, the later line counts, as in the reference.
     let files = folder(&[("vocab.txt", &format!("{vocab}[MASK]\n"))]);
     let tokenizer = Tokenizer::from_path(files.path()).unwrap();

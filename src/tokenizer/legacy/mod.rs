@@ -215,6 +215,21 @@ fn read_lines(folder: &Folder, name: &str) -> Result<Vocab> {
     Ok(lines.zip(0..).collect())
 }
 
+/// Which line of `vocab.txt` repeats an earlier one, in words.
+pub(super) fn repeated_line(folder: &Folder) -> Option<String> {
+    let path = folder.file("vocab.txt")?;
+    let text = std::fs::read_to_string(path).ok()?;
+    let mut seen = HashMap::new();
+    let lines = text.strip_suffix('\n').unwrap_or(&text).split('\n');
+    (1..).zip(lines).find_map(|(number, line)| {
+        let line = line.strip_suffix('\r').unwrap_or(line);
+        let first = seen.insert(line, number)?;
+        Some(format!(
+            "line {number} of vocab.txt is {line:?} once more, as line {first} is"
+        ))
+    })
+}
+
 fn missing(folder: &Folder, files: &str) -> Error {
     let mut found: Vec<String> = std::fs::read_dir(&folder.path)
         .into_iter()
