@@ -406,3 +406,97 @@ fn weights_read_back_only_when_all_of_them_fit() {
     assert!(error.is_err());
     assert_eq!(logits(&model), before, "a refused file must change nothing");
 }
+
+/// The weights of a folder under other names; those that `rename` gives none are left out.
+fn rename_weights(folder: &Path, rename: impl Fn(&str) -> Option<String>) {
+    let path = folder.join("model.safetensors");
+    let all = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
+    let renamed: std::collections::HashMap<String, Tensor> = all
+        .into_iter()
+        .filter_map(|(name, tensor)| Some((rename(&name)?, tensor)))
+        .collect();
+    candle_core::safetensors::save(&renamed, &path).unwrap();
+}
+
+/// A DeBERTa head's name in most published checkpoints.
+fn as_published(name: &str) -> String {
+    let head = [
+        (
+            "cls.predictions.transform.dense",
+            "lm_predictions.lm_head.dense",
+        ),
+        (
+            "cls.predictions.transform.LayerNorm",
+            "lm_predictions.lm_head.LayerNorm",
+        ),
+        ("cls.predictions.bias", "lm_predictions.lm_head.bias"),
+    ];
+    let renamed = head.into_iter().find_map(|(ours, theirs)| {
+        let rest = name.strip_prefix(ours)?;
+        Some(format!("{theirs}{rest}"))
+    });
+    renamed.unwrap_or_else(|| name.to_owned())
+}
+
+#[test]
+fn debertas_head_is_read_under_either_name_and_saved_under_that() {
+    for family in ["deberta", "deberta-v2"] {
+        let original = open(&fixture(family)).unwrap();
+        let notes = original.load_report().notes.join("\n");
+        assert!(notes.contains("cls.predictions"), "{notes}");
+
+        let folder = copy_of(family);
+        rename_weights(folder.path(), |name| Some(as_published(name)));
+        // What published files have beside the model.
+        let path = folder.path().join("model.safetensors");
+        let mut all = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
+        let nothing = Tensor::zeros((4, 4), candle_core::DType::F32, &candle_core::Device::Cpu);
+        for name in [
+            "mask_predictions.dense.weight",
+            "deberta.embeddings.position_embeddings.weight",
+        ] {
+            all.insert(name.to_owned(), nothing.as_ref().unwrap().clone());
+        }
+        candle_core::safetensors::save(&all, &path).unwrap();
+        let model = open(folder.path()).unwrap();
+        let report = model.load_report();
+        assert!(
+            report.missing.is_empty() && report.unexpected.is_empty(),
+            "{report:?}"
+        );
+        let notes = report.notes.join("\n");
+        assert!(notes.contains("lm_predictions.lm_head"), "{notes}");
+        assert_eq!(logits(&model), logits(&original), "{family}");
+
+        let saved = tempfile::tempdir().unwrap();
+        model.save_pretrained(saved.path()).unwrap();
+        let path = saved.path().join("model.safetensors");
+        let all = candle_core::safetensors::load(path, &candle_core::Device::Cpu).unwrap();
+        assert!(all.contains_key("lm_predictions.lm_head.dense.weight"));
+        assert!(!all.keys().any(|name| name.starts_with("cls.")));
+        assert_eq!(logits(&open(saved.path()).unwrap()), logits(&original));
+    }
+}
+
+#[test]
+fn a_deberta_without_a_head_says_that_its_answers_are_random() {
+    let folder = copy_of("deberta-v2");
+    rename_weights(folder.path(), |name| {
+        (!name.starts_with("cls.")).then(|| name.to_owned())
+    });
+    let model = open(folder.path()).unwrap();
+    let report = model.load_report();
+    let notes = report.notes.join("\n");
+    assert!(
+        notes.contains("random tokens until the model has been trained"),
+        "{notes}"
+    );
+    let head = [
+        "cls.predictions.bias",
+        "cls.predictions.transform.dense.weight",
+    ];
+    assert!(
+        head.iter()
+            .all(|name| report.missing.iter().any(|other| other == name))
+    );
+}

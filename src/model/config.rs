@@ -130,6 +130,20 @@ impl Config {
                 "embedding_size",
                 if model_type == "squeezebert" { 24 } else { 16 },
             );
+        let config = match model_type {
+            "deberta" | "deberta-v2" => config
+                .set("relative_attention", true)
+                .set("pos_att_type", "c2p|p2c")
+                .set("position_buckets", 8)
+                .set("norm_rel_ebd", "layer_norm")
+                .set("conv_kernel_size", 3),
+            "funnel" => config
+                .set("block_sizes", vec![2, 1, 1])
+                .set("d_head", 6)
+                .set("d_inner", 40)
+                .set("num_decoder_layers", 1),
+            _ => config,
+        };
         (names.into_iter().zip(sizes)).fold(config, |config, (name, size)| config.set(name, size))
     }
 }

@@ -198,7 +198,11 @@ impl MaskedLm {
             missing,
             unexpected,
             untied,
+            notes,
         } = self.load_report();
+        for note in notes {
+            eprintln!("note: {name}: {note}");
+        }
         if let Some((word, decoder)) = untied {
             eprintln!(
                 "warning: {name}: the config ties {word} and {decoder}, but the checkpoint holds two different matrices: both are kept, and the model is not tied"

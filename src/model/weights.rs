@@ -20,6 +20,8 @@ pub enum Init {
     Normal(f64),
     /// As `Normal`, but row `padding_idx` is zero.
     NormalExceptRow(f64, u32),
+    /// Evenly spread from the first number to the second.
+    Uniform(f64, f64),
     /// All zeros.
     Zeros,
     /// All ones.
@@ -43,6 +45,8 @@ pub struct LoadReport {
     /// Two names of what the config calls one matrix, under which the checkpoint holds different ones: the model then has
     /// both.
     pub untied: Option<(String, String)>,
+    /// What else there is to say about what was read, in sentences.
+    pub notes: Vec<String>,
 }
 
 /// Hands out a model's parameters by name, from a checkpoint or freshly initialised.
@@ -324,6 +328,19 @@ impl WeightBuilder {
         source.is_some_and(|source| source.names.contains_key(name))
     }
 
+    /// Returns the device that the parameters are on.
+    pub(crate) fn device(&self) -> Device {
+        self.shared.borrow().device.clone()
+    }
+
+    /// Says something about what was read in the load report; nothing is said of a model without a checkpoint.
+    pub(crate) fn note(&self, note: impl Into<String>) {
+        let registry = &mut *self.shared.borrow_mut();
+        if registry.source.is_some() {
+            registry.report.notes.push(note.into());
+        }
+    }
+
     /// Returns everything that was handed out, and what loading found.
     pub(crate) fn finish(self) -> Result<Weights> {
         let registry = &mut *self.shared.borrow_mut();
@@ -532,6 +549,10 @@ fn initial(init: Init, shape: &Shape, seed: u64, device: &Device) -> Result<Tens
             }
             Tensor::from_vec(values, shape, device)?
         }
+        Init::Uniform(low, high) => {
+            let values = uniform(shape.elem_count(), low, high, seed);
+            Var::from_vec(values, shape, device)?.into_inner()
+        }
         Init::NormalExceptRow(std, row) => {
             let (rows, width) = shape.dims2()?;
             let mut values = normal(shape.elem_count(), std, seed);
@@ -573,6 +594,17 @@ fn normal(count: usize, std: f64, seed: u64) -> Vec<f32> {
     values
 }
 
+/// `count` draws from the numbers between `low` and `high`, a function of `seed` and the index alone.
+fn uniform(count: usize, low: f64, high: f64, seed: u64) -> Vec<f32> {
+    use rayon::prelude::*;
+    let mut values = ops::zeros(count);
+    values.par_iter_mut().enumerate().for_each(|(i, value)| {
+        let draw = (mix(seed ^ mix(i as u64)) >> 11) as f64 / (1u64 << 53) as f64;
+        *value = (low + (high - low) * draw) as f32;
+    });
+    values
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -593,6 +625,18 @@ mod tests {
             (var.sqrt() / 0.02 - 1.0).abs() < 4.0 / (2.0 * n).sqrt(),
             "std {}",
             var.sqrt()
+        );
+    }
+
+    #[test]
+    fn uniform_draws_fill_their_range() {
+        let values = uniform(100_000, -1.0, 3.0, 5);
+        assert!(values.iter().all(|value| (-1.0..=3.0).contains(value)));
+        let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / values.len() as f64;
+        // Four standard errors: the deviation is 4 / sqrt(12).
+        assert!(
+            (mean - 1.0).abs() < 4.0 * (4.0 / 12f64.sqrt()) / 100_000f64.sqrt(),
+            "mean {mean}"
         );
     }
 

@@ -2,6 +2,8 @@
 
 mod albert;
 mod bert;
+mod deberta;
+mod deberta_v2;
 mod distilbert;
 mod electra;
 mod ernie;
@@ -13,6 +15,8 @@ mod luke;
 mod megatron_bert;
 mod mobilebert;
 mod modernbert;
+mod mpnet;
+mod nezha;
 mod nomic_bert;
 mod qdqbert;
 mod rembert;
@@ -35,6 +39,8 @@ pub(super) const FAMILIES: &[&Family] = &[
     &bert::FAMILY,
     &roberta::CAMEMBERT,
     &roberta::DATA2VEC_TEXT,
+    &deberta::FAMILY,
+    &deberta_v2::FAMILY,
     &distilbert::FAMILY,
     &electra::FAMILY,
     &ernie::FAMILY,
@@ -48,6 +54,8 @@ pub(super) const FAMILIES: &[&Family] = &[
     &mobilebert::FAMILY,
     &modernbert::FAMILY,
     &nomic_bert::FAMILY,
+    &mpnet::FAMILY,
+    &nezha::FAMILY,
     &qdqbert::FAMILY,
     &rembert::FAMILY,
     &roberta::FAMILY,

@@ -2,10 +2,10 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
-use super::{Angles, Linear};
-use crate::model::{Init, ModelInputs, WeightBuilder};
+use super::{Angles, Linear, PositionScores};
+use crate::Result;
+use crate::model::ModelInputs;
 use crate::ops::{self, AttentionMask, AttentionOptions, Dropout, Param};
-use crate::{Error, Result};
 
 /// Multi-head self-attention up to, but without, the output projection.
 #[derive(Clone, Debug)]
@@ -55,19 +55,17 @@ impl SelfAttention {
             };
             return ops::attention_with(&query, &key, &value, &options);
         }
-        let with_positions;
-        let mask = match &self.position_scores {
-            None => mask,
-            Some(positions) => {
-                let mut scores = positions.forward(&query, &key, self.heads)?;
-                if positions.scaled {
-                    scores = ops::scale(&scores, scale)?;
-                }
-                with_positions = add_scores(mask, scores)?;
-                &with_positions
-            }
+        let Some(positions) = &self.position_scores else {
+            return ops::attention(&query, &key, &value, self.heads, mask, scale, dropout);
         };
-        ops::attention(&query, &key, &value, self.heads, mask, scale, dropout)
+        let options = AttentionOptions {
+            scale,
+            dropout,
+            mask: mask.clone(),
+            ..AttentionOptions::new(self.heads, self.head_size)
+        };
+        let terms = positions.terms(query.dims3()?.1, key.dims3()?.1)?;
+        ops::relative_attention(&query, &key, &value, &terms, &options)
     }
 
     /// Returns the number of weights of the three maps.
@@ -78,100 +76,20 @@ impl SelfAttention {
 
     /// Returns the operations for each pair of a query and a key.
     pub fn flops_per_pair(&self) -> u64 {
-        4 * (self.heads * self.head_size) as u64
+        let positions = self.position_scores.as_ref();
+        let positions = positions.map_or(0, |p| p.flops_per_pair(self.heads, self.head_size));
+        4 * (self.heads * self.head_size) as u64 + positions
     }
 
     /// Returns all parameters.
     pub fn params(&self) -> Vec<Param> {
         let maps = [&self.query, &self.key, &self.value];
-        let distances = self.position_scores.iter().map(|p| p.distances.clone());
+        let distances = self.position_scores.iter().flat_map(PositionScores::params);
         maps.into_iter()
             .flat_map(Linear::params)
             .chain(distances)
             .collect()
     }
-}
-
-/// Relative positions in the scores (Shaw et al. 2018 with keys; Huang et al. 2020 with keys and queries).
-#[derive(Clone, Debug)]
-pub struct PositionScores {
-    distances: Param,
-    with_query_of_key: bool,
-    max_positions: usize,
-    /// Whether these scores are scaled like the others; ALBERT's are not.
-    scaled: bool,
-}
-
-impl PositionScores {
-    /// The scores that a config's `position_embedding_type` asks for; `None` for absolute positions.
-    pub fn new(
-        weights: &WeightBuilder,
-        kind: &str,
-        max_positions: usize,
-        head_size: usize,
-        std: f64,
-        scaled: bool,
-    ) -> Result<Option<Self>> {
-        let with_query_of_key = match kind {
-            "absolute" => return Ok(None),
-            "relative_key" => false,
-            "relative_key_query" => true,
-            other => {
-                return Err(Error::Config(format!(
-                    "unknown position_embedding_type {other:?}; known are absolute, relative_key, relative_key_query"
-                )));
-            }
-        };
-        let rows = (2 * max_positions).saturating_sub(1);
-        let weights = weights.pp("distance_embedding");
-        Ok(Some(Self {
-            distances: weights.param("weight", (rows, head_size), Init::Normal(std))?,
-            with_query_of_key,
-            max_positions,
-            scaled,
-        }))
-    }
-
-    /// (batch, heads, query, key) scores, before scaling.
-    fn forward(&self, query: &Tensor, key: &Tensor, heads: usize) -> Result<Tensor> {
-        let (_, seq, _) = query.dims3()?;
-        let ids: Vec<u32> = (0..seq)
-            .flat_map(|l| (0..seq).map(move |r| (l, r)))
-            .map(|(l, r)| (l + self.max_positions - 1 - r) as u32)
-            .collect();
-        let ids = Tensor::from_vec(ids, (seq, seq), &Device::Cpu)?;
-        let table = ops::embedding(&ids, &self.distances, None)?;
-        let by_query = per_position(query, heads, &table)?;
-        if !self.with_query_of_key {
-            return Ok(by_query);
-        }
-        let by_key = per_position(key, heads, &table.transpose(0, 1)?)?.transpose(2, 3)?;
-        Ok((by_query + by_key)?)
-    }
-}
-
-/// `out[b, h, l, r] = Σ_d x[b, l, h, d] · table[l, r, d]`.
-fn per_position(x: &Tensor, heads: usize, table: &Tensor) -> Result<Tensor> {
-    let (batch, seq, hidden) = x.dims3()?;
-    let x = x.reshape((batch, seq, heads, hidden / heads))?;
-    let x = x.permute((1, 0, 2, 3))?.contiguous()?;
-    let x = x.reshape((seq, batch * heads, hidden / heads))?;
-    let scores = x.matmul(&table.transpose(1, 2)?.contiguous()?)?;
-    let scores = scores.reshape((seq, batch, heads, seq))?;
-    Ok(scores.permute((1, 2, 0, 3))?.contiguous()?)
-}
-
-/// Joins a mask with scores that are added before the softmax.
-fn add_scores(mask: &AttentionMask, scores: Tensor) -> Result<AttentionMask> {
-    Ok(AttentionMask::Additive(match mask {
-        AttentionMask::Additive(bias) => scores.broadcast_add(bias)?,
-        AttentionMask::Keys(keys) => {
-            let (batch, seq) = keys.dims2()?;
-            let closed = (1.0 - keys.to_dtype(scores.dtype())?)? * ops::lowest(scores.dtype());
-            scores.broadcast_add(&closed?.reshape((batch, 1, 1, seq))?)?
-        }
-        _ => scores,
-    }))
 }
 
 /// Keeps every query away from padding; no mask at all where there is no padding.

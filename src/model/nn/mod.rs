@@ -9,11 +9,12 @@ mod gated;
 mod head;
 mod linear;
 mod norm;
+mod position_scores;
 mod spec;
 mod transformer;
 
 pub use angles::Angles;
-pub use attention::{PositionScores, SelfAttention, padding_mask};
+pub use attention::{SelfAttention, padding_mask};
 pub use block::{Block, FeedForward, Order, Pass, TransformerBlock};
 pub use embeddings::{Embed, Embeddings, Ids, Lookup};
 pub use encoder::Encoder;
@@ -21,5 +22,6 @@ pub use gated::{GatedBlock, GatedFeedForward, Gates, Projection, RotaryAttention
 pub use head::{Head, PredictionHead};
 pub use linear::Linear;
 pub use norm::Norm;
+pub use position_scores::PositionScores;
 pub(crate) use spec::{Dropouts, HeadNames, LayerNames, Positions, Sizes, Spec, Stream, numbered};
 pub use transformer::{Prepare, Transformer};

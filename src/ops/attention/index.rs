@@ -148,7 +148,7 @@ fn log_bucket(distance: i64, span: u32, max_position: u32) -> i64 {
     }
     let log = (far as f32 / mid as f32).ln();
     let whole = ((f64::from(max_position) - 1.0) / mid as f64) as f32;
-    let bucket = (log / whole.ln() * (mid - 1) as f32).ceil() as i64 + mid;
+    let bucket = ((log / whole.ln() * (mid - 1) as f32).ceil() as i64).saturating_add(mid);
     bucket * distance.signum()
 }
 
