@@ -1,12 +1,16 @@
 use super::*;
 
-const ALL: [Activation; 6] = [
+const ALL: [Activation; 10] = [
     Activation::Gelu,
     Activation::GeluTanh,
     Activation::Relu,
     Activation::Silu,
     Activation::Tanh,
     Activation::Linear,
+    Activation::Sigmoid,
+    Activation::ReluSquared,
+    Activation::QuickGelu,
+    Activation::Laplace,
 ];
 
 fn check<T: Element>() {
@@ -22,7 +26,12 @@ fn check<T: Element>() {
 fn case<T: Element>([rows, width]: [usize; 2], code: u32, activation: Activation, with_bias: bool) {
     let n = rows * width;
     let mut x: Vec<f32> = noise(n, 1).iter().map(|x| 5.0 * x).collect();
-    for (x, extreme) in x[n / 2..].iter_mut().zip([0.0, -1e4, 1e4, f32::NAN]) {
+    // The square stays among f16's numbers.
+    let far = match activation {
+        Activation::ReluSquared => 1e2,
+        _ => 1e4,
+    };
+    for (x, extreme) in x[n / 2..].iter_mut().zip([0.0, -far, far, f32::NAN]) {
         *x = extreme;
     }
     let x = rounded::<T>(&x);

@@ -40,3 +40,41 @@ fn sums_and_multiples_are_the_cpus_in_every_type() {
     check::<bf16>();
     check::<f16>();
 }
+
+fn check_repeated<T: Element>() {
+    for (rows, width, grid) in [(1, 1, 1), (5, 7, 1), (9, 64, 2), (3, 1000, 1)] {
+        let n = rows * width;
+        let (x, y) = (rounded::<T>(&noise(n, 1)), rounded::<T>(&noise(width, 2)));
+        let factors = noise(rows, 3);
+        let sum: Vec<f32> = (0..n).map(|i| x[i] + y[i % width]).collect();
+        let scaled: Vec<f32> = (0..n).map(|i| x[i] * factors[i / width]).collect();
+        let square: Vec<f32> = x.iter().map(|x| x * x).collect();
+        for got in in_all_orders(|| {
+            let (x, y) = (activations::<T>(&x), activations::<T>(&y));
+            let factors = Buffer::new(&factors);
+            let [out, rows, product] = [(); 3].map(|()| unwritten::<T>(n));
+            let run = |name: &str, to: &Buffer<T>, other| {
+                let arguments = (to.at(), x.at(), other, n as u64, width as u64);
+                let name = format!("{name}_{}", T::NAME);
+                launch(&name, [grid, 1, 1], [256, 1], 0, arguments);
+            };
+            run("add_repeated", &out, y.at());
+            run("mul_rows", &rows, factors.at());
+            let arguments = (product.at(), x.at(), x.at(), n as u64);
+            let name = format!("mul_{}", T::NAME);
+            launch(&name, [grid, 1, 1], [256, 1], 0, arguments);
+            vec![widened(&out), widened(&rows), widened(&product)]
+        }) {
+            assert_eq!(got[0], rounded::<T>(&sum));
+            assert_eq!(got[1], rounded::<T>(&scaled));
+            assert_eq!(got[2], rounded::<T>(&square));
+        }
+    }
+}
+
+#[test]
+fn what_repeats_is_added_and_rows_are_multiplied_as_on_the_cpu() {
+    check_repeated::<f32>();
+    check_repeated::<bf16>();
+    check_repeated::<f16>();
+}

@@ -16,13 +16,16 @@ mod activation;
 mod adamw;
 mod arithmetic;
 mod attention;
+mod convolution;
 mod cross_entropy;
 mod dropout;
 mod embedding;
 mod emulator;
+mod gated;
 mod layer_norm;
 mod pointers;
 mod reduce;
+mod rms_norm;
 mod softmax;
 
 use device::*;
