@@ -95,7 +95,32 @@ impl SourceMap {
                 }
             }
         }
+        map.adopt_wrapping();
         map
+    }
+
+    /// What evcxr writes about the value of a cell, to show it, is led to that value: a call that ends a cell is compiled with
+    /// the place of the bracket before it.
+    fn adopt_wrapping(&mut self) {
+        for line in 0..self.generated.len() {
+            if self.lines[line].is_some() {
+                continue;
+            }
+            let text = self.generated[line].trim();
+            let before = text == "(" || text.starts_with("evcxr_send_text_plain(");
+            let behind = text == ").evcxr_display();" || text == ")));";
+            if before {
+                self.lines[line] = self.lines.get(line + 1).cloned().flatten();
+                self.generated[line].clear();
+            } else if behind && line > 0 {
+                // To the beginning of the value.
+                let open = (0..line)
+                    .rev()
+                    .find(|&at| self.generated[at].is_empty() && self.lines[at].is_some());
+                self.lines[line] = open.and_then(|at| self.lines[at].clone());
+                self.generated[line].clear();
+            }
+        }
     }
 
     /// Notes the first place in a part of the generated code where a text stands on lines of its own that nobody has.
@@ -150,6 +175,11 @@ impl SourceMap {
     /// The same for a column that counts bytes.
     pub fn spot_at_byte(&self, line: usize, column: usize) -> Option<Spot> {
         let origin = self.lines.get(line.checked_sub(1)?)?.as_ref()?;
+        // Of a line that evcxr wrote, the beginning counts.
+        let column = match self.line(line).is_empty() {
+            true => 1,
+            false => column,
+        };
         let prepared = (origin.start + column.saturating_sub(1)).min(origin.cell.prepared.len());
         let offset = origin.cell.original_offset(prepared);
         let (line, column) = line_and_column(&origin.cell.original, offset);
@@ -207,7 +237,8 @@ mod tests {
         let of_indexed = |line, column| map.spot(line, column).map(|spot| spot.of_indexed().column);
         assert_eq!(of_indexed(1, 19), Some(9));
         assert_eq!([of_indexed(2, 4), of_indexed(2, 6)], [Some(24), Some(28)]);
-        for generated in [1, 5, 6, 11, 13, 99] {
+        assert_eq!([at(11, 1), at(13, 8)], [Some((5, 4, 1)); 2]);
+        for generated in [1, 5, 6, 14, 99] {
             assert_eq!(at(generated, 1), None, "{generated}");
         }
     }
