@@ -75,6 +75,34 @@ class Dependencies(unittest.TestCase):
             end_one()
             end_two()
 
+    def test_a_crate_that_is_built_anew_loses_its_variables_and_nothing_else(self):
+        crate = self.folder / "helper"
+        (crate / "src").mkdir(parents=True)
+        (crate / "Cargo.toml").write_text(MANIFEST + "\n[features]\nmore = []\n")
+        (crate / "src/lib.rs").write_text("pub struct Thing(pub i32);\n#[cfg(feature = \"more\")]\npub fn more() -> i32 { 2 }\n")
+        client, end = self.session()
+        try:
+            self.run_cells(client, ':dep helper = { path = "helper" }', "let thing = helper::Thing(5);\nlet other = 7;")
+            self.assertEqual(self.run_cells(client, ':dep helper = { path = "helper", features = ["more"] }', "helper::more() + other"), "9")
+            self.assertEqual(self.run_cells(client, "let thing = helper::Thing(6);", "thing.0"), "6")
+        finally:
+            end()
+
+    @unittest.skipUnless(os.environ.get("CLOZE_TEST_NETWORK"), "fetches a crate: set CLOZE_TEST_NETWORK")
+    def test_another_tokio_makes_another_runtime(self):
+        client, end = self.session()
+        try:
+            cells = [
+                "async fn three() -> i32 { 3 }",
+                "three().await",
+                ':dep tokio = { version = "1", features = ["full"] }',
+                "tokio::time::sleep(std::time::Duration::from_millis(1)).await;\nthree().await + 1",
+                "1 + 1",
+            ]
+            self.assertEqual(self.run_cells(client, *cells), "2")
+        finally:
+            end()
+
     @unittest.skipUnless(os.environ.get("CLOZE_TEST_NETWORK"), "fetches a crate: set CLOZE_TEST_NETWORK")
     def test_a_crate_comes_from_crates_io(self):
         client, end = self.session()
