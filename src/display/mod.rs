@@ -3,6 +3,7 @@
 //! A value that ends a cell shows itself through its `evcxr_display`; [`show`] does the same in the middle of one. The
 //! HTML carries inline styles only and reads on white and on dark themes.
 
+mod arguments;
 mod dataset;
 mod encoding;
 mod fill_mask;
@@ -79,6 +80,7 @@ evcxr_display! {
     crate::tokenizer::Encoding,
     crate::tokenizer::Tokenizer,
     crate::train::EvalMetrics,
+    crate::train::TrainingArguments,
     crate::train::History,
 }
 
