@@ -86,7 +86,7 @@ impl Walk<'_> {
             }
             b'(' => self.stack.push(None),
             b't' => {
-                let parts = self.to_mark()?;
+                let parts = self.since_mark()?;
                 self.push(parts.parts + 1, parts.depth + 1)?;
             }
             0x85 => self.group(1)?,
@@ -97,7 +97,7 @@ impl Walk<'_> {
             b'a' => self.put_into(1)?,
             b's' => self.put_into(2)?,
             b'e' | b'u' => {
-                let parts = self.to_mark()?;
+                let parts = self.since_mark()?;
                 self.stack.push(Some(parts));
                 self.put_into(1)?;
             }
@@ -202,7 +202,7 @@ impl Walk<'_> {
     }
 
     /// Takes all objects down to the last mark.
-    fn to_mark(&mut self) -> Result<Size, String> {
+    fn since_mark(&mut self) -> Result<Size, String> {
         let mut parts = Size { parts: 0, depth: 0 };
         loop {
             match self
