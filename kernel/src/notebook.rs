@@ -293,7 +293,7 @@ impl Notebook {
     }
 
     /// The notebook as Jupyter writes it.
-    pub fn to_json(&mut self) -> Result<Vec<u8>> {
+    pub fn json(&mut self) -> Result<Vec<u8>> {
         self.close_text();
         let mut json = Vec::new();
         let indent = serde_json::ser::PrettyFormatter::with_indent(b" ");
@@ -438,7 +438,7 @@ mod tests {
 
     #[test]
     fn what_is_unknown_and_what_is_not_reached_survive_a_write() {
-        let json = notebook().to_json().expect("JSON");
+        let json = notebook().json().expect("JSON");
         let again = Notebook::parse(Path::new("n.ipynb"), &String::from_utf8_lossy(&json));
         let again = again.expect("a notebook");
         assert_eq!(again.root, notebook().root);
@@ -453,7 +453,7 @@ mod tests {
         for line in 0..300_000 {
             notebook.add(1, &out(&format!("line {line}\n")));
         }
-        notebook.to_json().expect("JSON");
+        notebook.json().expect("JSON");
         assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
         let text = &notebook.root["cells"][1]["outputs"][0]["text"];
         assert_eq!(text.as_array().map(Vec::len), Some(300_000));

@@ -116,7 +116,7 @@ impl<'a> Execution<'a> {
         let ran = self.run_cells(&cells, &events, &finished);
         // Also with what there is after a failure; a notebook of which nothing ran stays as it is.
         let written = match self.begun || ran.is_ok() {
-            true => Some(place::write(&self.notebook.to_json()?, place, &self.path)),
+            true => Some(place::write(&self.notebook.json()?, place, &self.path)),
             false => None,
         };
         drop(cells);
