@@ -2,6 +2,7 @@
 
 mod albert;
 mod bert;
+mod convbert;
 mod deberta;
 mod deberta_v2;
 mod distilbert;
@@ -9,6 +10,7 @@ mod electra;
 mod ernie;
 mod esm;
 mod eurobert;
+mod fnet;
 mod ibert;
 mod layoutlm;
 mod luke;
@@ -39,6 +41,7 @@ pub(super) const FAMILIES: &[&Family] = &[
     &bert::FAMILY,
     &roberta::CAMEMBERT,
     &roberta::DATA2VEC_TEXT,
+    &convbert::FAMILY,
     &deberta::FAMILY,
     &deberta_v2::FAMILY,
     &distilbert::FAMILY,
@@ -47,6 +50,7 @@ pub(super) const FAMILIES: &[&Family] = &[
     &esm::FAMILY,
     &eurobert::FAMILY,
     &xlm::FLAUBERT,
+    &fnet::FAMILY,
     &ibert::FAMILY,
     &layoutlm::FAMILY,
     &luke::FAMILY,
