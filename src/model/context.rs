@@ -79,6 +79,12 @@ impl Context {
         (draw as f64) < p * (1u64 << 53) as f64
     }
 
+    /// Returns a number for whatever else a training pass draws, of a site of its own; `None` in evaluation.
+    pub fn draw(&self) -> Option<u64> {
+        let site = || self.site.fetch_add(1, Ordering::Relaxed);
+        self.key.map(|key| mix(key ^ mix(site())))
+    }
+
     /// Dropout with probability `p` and a key of its own; [`Dropout::NONE`] in evaluation.
     pub fn dropout(&self, p: f64) -> Dropout {
         match self.key {

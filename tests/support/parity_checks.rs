@@ -41,9 +41,34 @@ fn is_result(name: &str) -> bool {
     ["logits", "loss"].contains(&name) || name.starts_with("grad.") || name.starts_with("aux.")
 }
 
+/// What the reference drew on its way, for models that are to draw the same: the numbers of `aux.NAME.0`, `aux.NAME.1`, ...
+/// one behind the other, for each of `batch` rows alike.
+fn drawn(io: &Tensors, batch: usize) -> Vec<(String, Column)> {
+    let mut parts: BTreeMap<&str, BTreeMap<usize, &Tensor>> = BTreeMap::new();
+    for (name, tensor) in io {
+        if let Some((name, number)) = name
+            .strip_prefix("aux.")
+            .and_then(|name| name.rsplit_once('.'))
+        {
+            let number = number.parse().expect("aux tensors are numbered");
+            parts.entry(name).or_default().insert(number, tensor);
+        }
+    }
+    let column = |(name, parts): (&str, BTreeMap<usize, &Tensor>)| {
+        let flat: Vec<Tensor> = parts.values().map(|t| t.flatten_all().unwrap()).collect();
+        let row = Tensor::cat(&flat, 0).unwrap().unsqueeze(0).unwrap();
+        let rows = Tensor::cat(&vec![row; batch], 0).unwrap();
+        (name.to_owned(), Column::from_tensor(&rows).unwrap())
+    };
+    parts.into_iter().map(column).collect()
+}
+
 fn inputs(io: &Tensors) -> ModelInputs {
     let ids = &io["input_ids"];
     let mut inputs = ModelInputs::new(integers(ids), ids.dims2().unwrap()).unwrap();
+    for (name, column) in drawn(io, inputs.batch) {
+        inputs = inputs.with_column(&name, column);
+    }
     for (name, tensor) in io.iter().filter(|(name, _)| !is_result(name)) {
         inputs = match (name.as_str(), tensor.rank()) {
             ("input_ids", _) => inputs,

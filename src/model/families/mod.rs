@@ -2,6 +2,7 @@
 
 mod albert;
 mod bert;
+mod big_bird;
 mod convbert;
 mod deberta;
 mod deberta_v2;
@@ -13,6 +14,7 @@ mod eurobert;
 mod fnet;
 mod ibert;
 mod layoutlm;
+mod longformer;
 mod luke;
 mod megatron_bert;
 mod mobilebert;
@@ -41,6 +43,7 @@ pub(super) const FAMILIES: &[&Family] = &[
     &bert::FAMILY,
     &roberta::CAMEMBERT,
     &roberta::DATA2VEC_TEXT,
+    &big_bird::FAMILY,
     &convbert::FAMILY,
     &deberta::FAMILY,
     &deberta_v2::FAMILY,
@@ -53,6 +56,7 @@ pub(super) const FAMILIES: &[&Family] = &[
     &fnet::FAMILY,
     &ibert::FAMILY,
     &layoutlm::FAMILY,
+    &longformer::FAMILY,
     &luke::FAMILY,
     &megatron_bert::FAMILY,
     &mobilebert::FAMILY,
