@@ -500,3 +500,16 @@ fn a_deberta_without_a_head_says_that_its_answers_are_random() {
             .all(|name| report.missing.iter().any(|other| other == name))
     );
 }
+
+#[test]
+fn a_funnel_without_a_decoder_is_refused_with_the_reason() {
+    let folder = copy_of("funnel");
+    rename_weights(folder.path(), |name| {
+        (!name.starts_with("funnel.decoder.")).then(|| name.to_owned())
+    });
+    let error = open(folder.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("no decoder") && error.contains("-base"),
+        "{error}"
+    );
+}

@@ -12,6 +12,7 @@ mod ernie;
 mod esm;
 mod eurobert;
 mod fnet;
+mod funnel;
 mod ibert;
 mod layoutlm;
 mod longformer;
@@ -54,6 +55,7 @@ pub(super) const FAMILIES: &[&Family] = &[
     &eurobert::FAMILY,
     &xlm::FLAUBERT,
     &fnet::FAMILY,
+    &funnel::FAMILY,
     &ibert::FAMILY,
     &layoutlm::FAMILY,
     &longformer::FAMILY,

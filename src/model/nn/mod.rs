@@ -19,6 +19,7 @@ pub use attention::{SelfAttention, padding_mask};
 pub use block::{Block, FeedForward, Order, Pass, TransformerBlock};
 pub use embeddings::{Embed, Embeddings, Ids, Lookup};
 pub use encoder::Encoder;
+pub(crate) use encoder::run;
 pub use gated::{GatedBlock, GatedFeedForward, Gates, Projection, RotaryAttention};
 pub use head::{Head, PredictionHead};
 pub use linear::Linear;
