@@ -7,12 +7,27 @@ use std::process::{Command, Output};
 use candle_core::safetensors;
 use cloze::prelude::*;
 
-const FOLDERS: [&str; 2] = ["bert", "roberta"];
+/// The folder of the fixtures; `CLOZE_GUIDE_FIXTURES=DIR` takes those in `DIR/saved_by_hf`.
+fn root() -> PathBuf {
+    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guide");
+    let guide = std::env::var_os("CLOZE_GUIDE_FIXTURES").map_or_else(own, PathBuf::from);
+    guide.join("saved_by_hf")
+}
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures/guide/saved_by_hf")
-        .join(name)
+/// The names of the folders that hold a model.
+fn folders() -> Vec<String> {
+    let entries = std::fs::read_dir(root()).unwrap().map(Result::unwrap);
+    let models = entries.filter(|entry| entry.path().join("io.safetensors").exists());
+    let mut names: Vec<String> = models
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    assert!(!names.is_empty(), "no models in {}", root().display());
+    names
+}
+
+fn fixture(name: impl AsRef<Path>) -> PathBuf {
+    root().join(name)
 }
 
 fn open(folder: &Path) -> MaskedLm {
@@ -44,7 +59,7 @@ fn max_difference(ours: &Tensor, theirs: &Tensor) -> f32 {
 
 #[test]
 fn a_folder_saved_by_the_reference_opens_with_its_logits_and_token_ids() {
-    for name in FOLDERS {
+    for name in &folders() {
         let folder = fixture(name);
         let (inputs, theirs) = reference(&folder);
         let model = open(&folder);
@@ -76,7 +91,7 @@ fn save(name: &str) -> tempfile::TempDir {
 
 #[test]
 fn what_we_save_has_the_references_files_names_shapes_and_config() {
-    for name in FOLDERS {
+    for name in &folders() {
         let saved = save(name);
         for file in ["config.json", "model.safetensors", "tokenizer.json"] {
             assert!(saved.path().join(file).is_file(), "{name}: {file}");
@@ -161,7 +176,7 @@ fn what_we_save_opens_in_the_python_library_with_the_same_logits() {
         );
         return;
     };
-    for name in FOLDERS {
+    for name in &folders() {
         let saved = save(name);
         let Output { status, stderr, .. } = Command::new(&python)
             .arg("-c")

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::MlmBatch;
-use crate::model::{Column, Per, known_input};
-use crate::tokenizer::Encoding;
+use crate::model::{Column, Per, Values, known_input};
+use crate::tokenizer::{Encoding, ExtraColumn};
 use crate::{Error, Result};
 
 /// A tokenized text. Only `input_ids` must be there; the other columns are as long, where there are any.
@@ -85,43 +85,63 @@ impl From<Vec<u32>> for Example {
 
 impl From<&Encoding> for Example {
     fn from(encoding: &Encoding) -> Self {
-        Self {
-            input_ids: encoding.ids.clone(),
-            attention_mask: Some(encoding.attention_mask.clone()),
-            token_type_ids: Some(encoding.type_ids.clone()),
-            special_tokens_mask: Some(encoding.special_tokens_mask.clone()),
-            labels: None,
-            offsets: Some(encoding.offsets.clone()),
-            columns: BTreeMap::new(),
-        }
+        Self::from(encoding.clone())
     }
 }
 
 impl From<Encoding> for Example {
     fn from(encoding: Encoding) -> Self {
+        let columns = columns_of(&encoding);
+        // TAPAS has seven types a token, which are a column.
+        let typed = !columns.contains_key("token_type_ids");
         Self {
             input_ids: encoding.ids,
             attention_mask: Some(encoding.attention_mask),
-            token_type_ids: Some(encoding.type_ids),
+            token_type_ids: typed.then_some(encoding.type_ids),
             special_tokens_mask: Some(encoding.special_tokens_mask),
             labels: None,
             offsets: Some(encoding.offsets),
-            columns: BTreeMap::new(),
+            columns,
         }
     }
+}
+
+/// Returns what an encoding has beside the usual, as columns of an example.
+fn columns_of(encoding: &Encoding) -> BTreeMap<String, Column> {
+    let column = |extra: &ExtraColumn| {
+        let mut shape = vec![extra.values.len() / extra.width.max(1)];
+        if extra.width > 1 {
+            shape.push(extra.width);
+        }
+        Column {
+            values: Values::Ids(extra.values.clone()),
+            shape,
+        }
+    };
+    let extra = encoding.extra.iter();
+    extra
+        .map(|(name, extra)| (name.clone(), column(extra)))
+        .collect()
 }
 
 /// A batch of the one text.
 impl From<&Encoding> for MlmBatch {
     fn from(encoding: &Encoding) -> Self {
+        let mut columns = columns_of(encoding);
+        for (name, column) in &mut columns {
+            if known_input(name).is_none_or(|input| input.per != Per::Example) {
+                column.shape.insert(0, 1);
+            }
+        }
+        let typed = !columns.contains_key("token_type_ids");
         Self {
             batch: 1,
             seq: encoding.len(),
             input_ids: encoding.ids.clone(),
             attention_mask: encoding.attention_mask.clone(),
-            token_type_ids: Some(encoding.type_ids.clone()),
+            token_type_ids: typed.then(|| encoding.type_ids.clone()),
             labels: Vec::new(),
-            columns: BTreeMap::new(),
+            columns,
         }
     }
 }

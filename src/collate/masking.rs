@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::padding::{Padding, check_multiple};
 use super::rng::Stream;
 use super::{BatchKey, Collator, Example, MlmBatch};
+use crate::model::{Masked, Values, known_input};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -144,6 +145,7 @@ impl MaskingCollator {
         let mut batch = padding.pad(examples)?;
         batch.labels.fill(super::IGNORED);
         let seq = batch.seq;
+        let mut changed = Vec::new();
         for (i, example) in examples.iter().enumerate() {
             let from = i * seq + padding.start(example.input_ids.len(), seq);
             let row = from..from + example.input_ids.len();
@@ -154,8 +156,40 @@ impl MaskingCollator {
             } else {
                 self.mask_tokens(example, draws, mask_id, ids, labels);
             }
+            for (t, (id, original)) in ids.iter().zip(&example.input_ids).enumerate() {
+                if id != original {
+                    changed.push(from + t);
+                }
+            }
         }
+        self.hide(&mut batch, &changed, mask_id)?;
         Ok(batch)
+    }
+
+    /// Gives the places at which another token stands now the values that the mask token has, in the columns that would tell
+    /// what stood there.
+    fn hide(&self, batch: &mut MlmBatch, places: &[usize], mask_id: u32) -> Result<()> {
+        let tells =
+            |name: &str| known_input(name).is_some_and(|input| input.masked == Masked::Hidden);
+        if places.is_empty() || !batch.columns.keys().any(|name| tells(name)) {
+            return Ok(());
+        }
+        let mask = self.tokenizer.id_to_token(mask_id).unwrap_or_default();
+        let mask = Example::from(self.tokenizer.encode(&mask)?);
+        let at = mask.input_ids.iter().position(|&id| id == mask_id);
+        for (name, column) in &mut batch.columns {
+            if !tells(name) {
+                continue;
+            }
+            let value = at.zip(mask.columns.get(name));
+            let value = value.and_then(|(at, column)| column.as_ids(name).ok()?.get(at).copied());
+            if let Values::Ids(ids) = &mut column.values {
+                for &place in places {
+                    ids[place] = value.unwrap_or(0);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn mask_tokens(

@@ -108,8 +108,6 @@ pub use param_rows::param_rows;
 pub use permute::permute;
 pub(crate) use precision::in_pool;
 pub use precision::{Precision, autocast, set_tf32, tf32};
-#[cfg(any(test, feature = "cuda"))]
-pub(crate) use reference::lowest;
 pub use reshape::reshape;
 pub use rms_norm::rms_norm;
 pub use scatter_rows::scatter_rows;

@@ -156,12 +156,15 @@ struct Node {
     parked: Mutex<Grads>,
 }
 
+/// From the gradient of a view to that of what is viewed.
+type ViewBackward = dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync;
+
 /// A tensor that shares the memory of another.
 struct View {
     of: TensorId,
     /// The node at the end of the views.
     root: Weak<Node>,
-    backward: Box<dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync>,
+    backward: Box<ViewBackward>,
 }
 
 /// What a tensor of a graph is to our backward pass.

@@ -41,6 +41,8 @@ mod checkpoint;
 mod early_stopping;
 mod evaluate;
 mod event;
+#[cfg(test)]
+mod every_family;
 mod grad_scaler;
 mod history;
 #[cfg(feature = "hub")]

@@ -1419,7 +1419,7 @@ mod ctc {
             }
             let targets = CtcTargets {
                 frames: &[frames],
-                labels: &[labels.clone()],
+                labels: std::slice::from_ref(&labels),
                 blank: 0,
                 zero_infinity: false,
             };

@@ -9,10 +9,11 @@ use super::{
     AttentionMask, AttentionOptions, FusedLayout, RelativeTerms, Rotary, RotaryPairs, SparsePlan,
 };
 use crate::Result;
+use crate::ops::reference::lowest;
 use crate::ops::reference::{alive, counts, key_counts, visible};
 use crate::ops::{
-    Activation, add, concat, dropout, lowest, matmul, mul, mul_rows, narrow, permute, reshape,
-    scale, select_rows, softmax, sub,
+    Activation, add, concat, dropout, matmul, mul, mul_rows, narrow, permute, reshape, scale,
+    select_rows, softmax, sub,
 };
 
 /// Attention for arguments that have been checked, with weights of each pair's own or the softmax; `plain` is called for

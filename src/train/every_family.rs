@@ -1,0 +1,63 @@
+//! Whether every family learns.
+
+use crate::collate::{Example, MaskingCollator};
+use crate::dataset::load_eli5;
+use crate::model::{Config, MaskedLm, SUPPORTED_MODEL_TYPES};
+use crate::tokenizer::Tokenizer;
+use crate::train::{IntervalStrategy, SchedulerType, Trainer, TrainingArguments};
+
+const VOCAB: usize = 400;
+const LENGTH: usize = 32;
+const STEPS: usize = 50;
+
+/// Blocks of the shipped sample's answers.
+fn blocks(tokenizer: &Tokenizer, texts: &[String]) -> Vec<Example> {
+    let ids: Vec<u32> = texts
+        .iter()
+        .flat_map(|text| tokenizer.encode(text).unwrap().ids)
+        .collect();
+    let blocks = ids.chunks_exact(LENGTH).take(8 * STEPS);
+    blocks.map(|block| Example::from(block.to_vec())).collect()
+}
+
+#[test]
+fn fifty_steps_lower_the_loss_of_every_family() {
+    let eli5 = load_eli5("train_asks").unwrap();
+    let texts: Vec<String> = (0..150)
+        .map(|row| format!("{:?}", eli5.row(row).unwrap().get("title").unwrap()))
+        .collect();
+    let tokenizer = Tokenizer::train_bpe(&texts, VOCAB).unwrap();
+    let blocks = blocks(&tokenizer, &texts);
+    let mut failed = Vec::new();
+    for model_type in SUPPORTED_MODEL_TYPES {
+        let config = Config::small(model_type).set("vocab_size", VOCAB);
+        let model = MaskedLm::from_config(&config, 3).unwrap();
+        let arguments = TrainingArguments::new("")
+            .max_steps(STEPS)
+            .learning_rate(5e-3)
+            .lr_scheduler_type(SchedulerType::Constant)
+            .save_strategy(IntervalStrategy::No);
+        let collator = MaskingCollator::new(&tokenizer);
+        let data = blocks.clone();
+        let history = Trainer::new(model, arguments, data, None, collator).train();
+        let history = match history {
+            Ok(history) => history,
+            Err(error) => {
+                failed.push(format!("{model_type}: {error}"));
+                continue;
+            }
+        };
+        let mean = |steps: &[crate::train::StepRecord]| {
+            steps.iter().map(|step| f64::from(step.loss)).sum::<f64>() / steps.len() as f64
+        };
+        let (first, last) = (
+            mean(&history.steps[..5]),
+            mean(&history.steps[STEPS - 10..]),
+        );
+        println!("{model_type:<24} {first:.3} -> {last:.3}");
+        if last > first - 0.3 {
+            failed.push(format!("{model_type}: {first:.3} -> {last:.3}"));
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
