@@ -79,7 +79,7 @@ pub use attention::{
     set_attention_kernel, sparse_attention, sparse_attention_sums,
 };
 pub use batched_matmul::matmul;
-pub use checkpointing::checkpoint;
+pub use checkpointing::{checkpoint, checkpoint_all};
 pub use concat::concat;
 pub use conv1d::{Conv1d, conv1d};
 pub use cross_entropy::{IGNORE_INDEX, masked_cross_entropy};

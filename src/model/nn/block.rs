@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use super::{Linear, Norm, SelfAttention};
 use crate::Result;
 use crate::model::{Context, ModelFlops};
-use crate::ops::{self, Activation, AttentionMask, Param};
+use crate::ops::{self, Activation, AttentionMask, Dropout, Param};
 
 /// What a block must know of a forward pass beside its input.
 #[derive(Clone, Debug)]
@@ -104,12 +104,17 @@ impl FeedForward {
     }
 }
 
-impl Block for TransformerBlock {
-    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let context = &pass.context;
+impl TransformerBlock {
+    /// Returns the block's output for `x`, where `attend` gives what the normalized input sees, up to the output projection;
+    /// it is given the dropout of the attention weights.
+    pub fn forward_with(
+        &self,
+        x: &Tensor,
+        context: &Context,
+        attend: impl Fn(&Tensor, Dropout) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let attend = |x: &Tensor| -> Result<Tensor> {
-            let dropout = context.dropout(self.attention.dropout);
-            let attended = self.attention.forward(x, &pass.mask, dropout)?;
+            let attended = attend(x, context.dropout(self.attention.dropout))?;
             self.attention_output.forward(&attended)
         };
         let (attention, output) = (&self.attention_norm, &self.output_norm);
@@ -131,6 +136,14 @@ impl Block for TransformerBlock {
                 ops::add(&ops::dropout(&fed, dropout)?, &x)
             }
         }
+    }
+}
+
+impl Block for TransformerBlock {
+    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        self.forward_with(x, &pass.context, |x, dropout| {
+            self.attention.forward(x, &pass.mask, dropout)
+        })
     }
 
     fn params(&self) -> Vec<Param> {

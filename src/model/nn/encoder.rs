@@ -4,8 +4,8 @@ use candle_core::Tensor;
 
 use super::{Block, Norm, Pass};
 use crate::Result;
-use crate::model::ModelFlops;
-use crate::ops;
+use crate::model::{Context, ModelFlops};
+use crate::ops::{self, Param};
 
 /// A stack of blocks, and the normalization behind the last where there is one.
 ///
@@ -44,23 +44,34 @@ impl Encoder {
 
 /// Runs one block, keeping only its input for the backward pass where gradients are checkpointed.
 pub(crate) fn run(block: Arc<dyn Block>, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-    if !pass.context.checkpoints_gradients() {
-        return block.forward(x, pass);
+    let (params, pass) = (block.params(), pass.clone());
+    let context = pass.context.clone();
+    run_part(&[x], params, &context, move |xs, context| {
+        let pass = Pass {
+            context: context.clone(),
+            ..pass.clone()
+        };
+        block.forward(&xs[0], &pass)
+    })
+}
+
+/// Runs `part`, which uses `params`, of `xs`, keeping only these for the backward pass where gradients are checkpointed.
+pub(crate) fn run_part(
+    xs: &[&Tensor],
+    params: Vec<Param>,
+    context: &Context,
+    part: impl Fn(&[Tensor], &Context) -> Result<Tensor> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    if !context.checkpoints_gradients() {
+        let xs: Vec<Tensor> = xs.iter().map(|&x| x.clone()).collect();
+        return part(&xs, context);
     }
     // Each run begins with the keys that the first began with, so that the same elements are dropped.
-    let start = Pass {
-        context: pass.context.fork(),
-        ..pass.clone()
-    };
-    let params = block.params();
-    let after = pass.context.clone();
-    ops::checkpoint(x, &params, move |x| {
-        let pass = Pass {
-            context: start.context.fork(),
-            ..start.clone()
-        };
-        let y = block.forward(x, &pass)?;
-        after.advance_to(&pass.context);
+    let (start, after) = (context.fork(), context.clone());
+    ops::checkpoint_all(xs, &params, move |xs| {
+        let context = start.fork();
+        let y = part(xs, &context)?;
+        after.advance_to(&context);
         Ok(y)
     })
 }
