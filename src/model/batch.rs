@@ -4,9 +4,15 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::Column;
+use super::{Column, Values};
 use crate::ops;
 use crate::{Error, Result};
+
+/// The column of labels that are not one for each token.
+const LABELS: &str = "labels";
+
+/// The column of waveforms, of models that read sound in place of tokens.
+pub(super) const INPUT_VALUES: &str = "input_values";
 
 /// A batch of examples side by side: token ids, what belongs to them, and the inputs that only some families know.
 ///
@@ -50,6 +56,26 @@ impl ModelInputs {
         })
     }
 
+    /// Inputs of a model that reads sound: waveforms of `samples` numbers each in row-major order, the column
+    /// `input_values`. There are no token ids then, and `seq` is the number of samples, all of which are sound unless an
+    /// attention mask says otherwise; labels are the column `labels` (batch, m).
+    ///
+    /// # Errors
+    /// When the number of values is not `batch * samples`.
+    pub fn from_waveforms(values: Vec<f32>, (batch, samples): (usize, usize)) -> Result<Self> {
+        let waveforms = Column::floats(values, [batch, samples])?;
+        let inputs = Self {
+            input_ids: Vec::new(),
+            attention_mask: vec![1; batch * samples],
+            token_type_ids: None,
+            labels: Vec::new(),
+            columns: BTreeMap::new(),
+            batch,
+            seq: samples,
+        };
+        Ok(inputs.with_column(INPUT_VALUES, waveforms))
+    }
+
     /// Inputs from a (batch, seq) tensor of integer token ids.
     pub fn from_tensor(input_ids: &Tensor) -> Result<Self> {
         let shape = input_ids.dims2()?;
@@ -87,8 +113,12 @@ impl ModelInputs {
     /// Checks that every vector has `batch * seq` values and every further column `batch` rows.
     pub(crate) fn check_lengths(&self) -> Result<()> {
         let labels = Some(self.labels.len()).filter(|&len| len > 0);
+        let is_sound = self.input_ids.is_empty() && self.columns.contains_key(INPUT_VALUES);
         let vectors = [
-            ("input_ids", Some(self.input_ids.len())),
+            (
+                "input_ids",
+                Some(self.input_ids.len()).filter(|_| !is_sound),
+            ),
             ("attention_mask", Some(self.attention_mask.len())),
             ("token_type_ids", self.token_type_ids.as_ref().map(Vec::len)),
             ("labels", labels),
@@ -108,6 +138,9 @@ impl ModelInputs {
                     ),
                 ));
             }
+        }
+        if let Some(labels) = self.columns.get(LABELS) {
+            labels.as_ids(LABELS)?;
         }
         Ok(())
     }
@@ -134,6 +167,24 @@ impl ModelInputs {
         column.as_ids(name).map(Some)
     }
 
+    /// The further input `name` as numbers with a fraction.
+    ///
+    /// # Errors
+    /// When it was not given, its shape is not `shape`, or its numbers are whole.
+    pub fn floats_of(&self, name: &'static str, shape: &[usize]) -> Result<&[f32]> {
+        match self.columns.get(name) {
+            Some(column) if column.shape == shape => column.as_floats(name),
+            Some(column) => Err(Error::argument(
+                name,
+                format!("the shape {:?} must be {shape:?}", column.shape),
+            )),
+            None => Err(Error::argument(
+                name,
+                "this model needs the column, and the batch has none",
+            )),
+        }
+    }
+
     /// The further input `name` as indices into a table of `rows` rows, if it was given.
     ///
     /// # Errors
@@ -157,10 +208,19 @@ impl ModelInputs {
             .map(Some)
     }
 
+    /// The labels, row after row: those of the tokens, or the column `labels` (batch, m) where what a model writes has a
+    /// length of its own. Empty where the model is asked for none.
+    pub fn label_values(&self) -> &[i64] {
+        match self.columns.get(LABELS).map(|column| &column.values) {
+            Some(Values::Ids(labels)) => labels,
+            _ => &self.labels,
+        }
+    }
+
     /// How many labels count.
     pub fn counted_tokens(&self) -> usize {
         let counts = |label: &&i64| **label != ops::IGNORE_INDEX;
-        self.labels.iter().filter(counts).count()
+        self.label_values().iter().filter(counts).count()
     }
 
     /// The token ids as a (batch, seq) tensor on `device`.
@@ -201,29 +261,34 @@ impl ModelInputs {
     /// # Errors
     /// When a label is neither -100 nor an id below `vocab_size`.
     pub fn counted(&self, vocab_size: usize) -> Result<(Vec<u32>, Vec<u32>)> {
-        let mut rows = Vec::new();
-        let mut targets = Vec::new();
-        for (index, &label) in self.labels.iter().enumerate() {
-            if label == ops::IGNORE_INDEX {
-                continue;
+        counted(self.label_values(), vocab_size)
+    }
+}
+
+/// Returns the indices of the labels that count, and those labels, which are ids below `vocab_size`.
+pub(super) fn counted(labels: &[i64], vocab_size: usize) -> Result<(Vec<u32>, Vec<u32>)> {
+    let mut rows = Vec::new();
+    let mut targets = Vec::new();
+    for (index, &label) in labels.iter().enumerate() {
+        if label == ops::IGNORE_INDEX {
+            continue;
+        }
+        match u32::try_from(label) {
+            Ok(target) if (target as usize) < vocab_size => {
+                rows.push(index as u32);
+                targets.push(target);
             }
-            match u32::try_from(label) {
-                Ok(target) if (target as usize) < vocab_size => {
-                    rows.push(index as u32);
-                    targets.push(target);
-                }
-                _ => {
-                    return Err(Error::argument(
-                        "labels",
-                        format!(
-                            "label {label} at position {index} is neither -100 nor an id of the model's {vocab_size}-token vocabulary"
-                        ),
-                    ));
-                }
+            _ => {
+                return Err(Error::argument(
+                    "labels",
+                    format!(
+                        "label {label} at position {index} is neither -100 nor an id of the model's {vocab_size}-token vocabulary"
+                    ),
+                ));
             }
         }
-        Ok((rows, targets))
     }
+    Ok((rows, targets))
 }
 
 impl From<&ModelInputs> for ModelInputs {

@@ -114,6 +114,12 @@ impl Config {
     pub(crate) fn small(model_type: &str) -> Config {
         let names: [&str; 4] = match model_type {
             "distilbert" => ["dim", "n_layers", "n_heads", "hidden_dim"],
+            "bart" | "mbart" | "mvp" => [
+                "d_model",
+                "encoder_layers",
+                "encoder_attention_heads",
+                "encoder_ffn_dim",
+            ],
             _ => [
                 "hidden_size",
                 "num_hidden_layers",
@@ -124,6 +130,32 @@ impl Config {
         let sizes = [24, 3, 4, 56];
         let config = Config::new(model_type)
             .set("vocab_size", 100)
+            .set("d_model", 16)
+            // Of those that write.
+            .set("decoder_layers", 2)
+            .set("decoder_attention_heads", 3)
+            .set("decoder_ffn_dim", 40)
+            // MVP's.
+            .set("use_prompt", true)
+            .set("prompt_length", 5)
+            .set("prompt_mid_dim", 10)
+            // Perceiver's.
+            .set("d_latents", 24)
+            .set("num_latents", 5)
+            .set("num_blocks", 2)
+            .set("num_self_attends_per_block", 2)
+            .set("num_cross_attention_heads", 2)
+            .set("num_self_attention_heads", 4)
+            // LUKE's.
+            .set("entity_vocab_size", 30)
+            .set("entity_emb_size", 12)
+            // Wav2Vec2's.
+            .set("conv_dim", vec![8, 10])
+            .set("conv_kernel", vec![10, 3])
+            .set("conv_stride", vec![5, 2])
+            .set("num_conv_pos_embeddings", 6)
+            .set("num_conv_pos_embedding_groups", 4)
+            .set("mask_feature_prob", 0.1)
             // X-MOD's.
             .set("default_language", "en_XX")
             .set(

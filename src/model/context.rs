@@ -69,14 +69,20 @@ impl Context {
         self.site.fetch_max(used, Ordering::Relaxed);
     }
 
+    /// Returns a number that the randomness of one site follows from; none in evaluation.
+    pub(super) fn key(&self) -> Option<u64> {
+        let key = self.key?;
+        let site = self.site.fetch_add(1, Ordering::Relaxed);
+        Some(mix(key ^ mix(site)))
+    }
+
     /// Returns whether a whole layer is left out of this pass, which happens with probability `p` in training.
     pub fn drops_layer(&self, p: f64) -> bool {
-        let Some(key) = self.key.filter(|_| p > 0.0) else {
+        if p <= 0.0 {
             return false;
-        };
-        let site = self.site.fetch_add(1, Ordering::Relaxed);
-        let draw = mix(key ^ mix(site)) >> 11;
-        (draw as f64) < p * (1u64 << 53) as f64
+        }
+        let draw = self.key().map(|key| (key >> 11) as f64);
+        draw.is_some_and(|draw| draw < p * (1u64 << 53) as f64)
     }
 
     /// Returns a number for whatever else a training pass draws, of a site of its own; `None` in evaluation.
@@ -87,16 +93,11 @@ impl Context {
 
     /// Dropout with probability `p` and a key of its own; [`Dropout::NONE`] in evaluation.
     pub fn dropout(&self, p: f64) -> Dropout {
-        match self.key {
-            Some(key) if p > 0.0 => {
-                let site = self.site.fetch_add(1, Ordering::Relaxed);
-                Dropout {
-                    p: p as f32,
-                    key: mix(key ^ mix(site)),
-                }
-            }
-            _ => Dropout::NONE,
+        if p <= 0.0 {
+            return Dropout::NONE;
         }
+        let dropout = |key| Dropout { p: p as f32, key };
+        self.key().map_or(Dropout::NONE, dropout)
     }
 }
 

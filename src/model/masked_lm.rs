@@ -24,6 +24,11 @@ pub trait Architecture: std::fmt::Debug + Send + Sync {
     /// Returns the longest sequence the model can take, in tokens; `None` if there is no limit.
     fn max_positions(&self) -> Option<usize>;
 
+    /// Returns what the model reads: `input_ids`, or the column of that name.
+    fn main_input(&self) -> &'static str {
+        "input_ids"
+    }
+
     /// Returns the arithmetic that the model asks for; `None` where the family does not say.
     fn flops(&self) -> Option<ModelFlops> {
         None
@@ -261,6 +266,17 @@ impl MaskedLm {
     pub fn embeddings(&self, inputs: impl Into<ModelInputs>) -> Result<Tensor> {
         let inputs = inputs.into();
         let hidden = self.hidden_states(&inputs)?.to_dtype(DType::F32)?;
+        if hidden.dim(1)? != inputs.seq {
+            return Err(Error::argument(
+                "inputs",
+                format!(
+                    "{} gives {} vectors for {} places, so that the attention mask does not say which count: take the mean of hidden_states",
+                    self.class(),
+                    hidden.dim(1)?,
+                    inputs.seq
+                ),
+            ));
+        }
         let mask = inputs.tensor_of(&inputs.attention_mask, hidden.device())?;
         let mask = mask.to_dtype(DType::F32)?.unsqueeze(2)?;
         let sums = hidden.broadcast_mul(&mask)?.sum(1)?;
@@ -272,7 +288,7 @@ impl MaskedLm {
     pub fn loss(&self, inputs: impl Into<ModelInputs>, context: &Context) -> Result<MlmLoss> {
         let inputs = &inputs.into();
         self.check(inputs)?;
-        if inputs.labels.is_empty() {
+        if inputs.label_values().is_empty() {
             return Err(Error::argument(
                 "labels",
                 "the loss needs labels; a MaskingCollator makes them",
@@ -300,6 +316,17 @@ impl MaskedLm {
             ));
         }
         inputs.check_lengths()?;
+        let read = self.inner.architecture.main_input();
+        let given = match read {
+            "input_ids" => !inputs.input_ids.is_empty(),
+            column => inputs.columns.contains_key(column),
+        };
+        if !given {
+            return Err(Error::argument(
+                read,
+                format!("{} reads {read}, and the batch has none", self.class()),
+            ));
+        }
         match self.max_positions() {
             Some(most) if seq > most => Err(Error::argument(
                 "input_ids",
@@ -325,6 +352,23 @@ impl MaskedLm {
     /// The number of weights, tied ones counted once.
     pub fn num_parameters(&self) -> usize {
         self.params().iter().map(Param::elem_count).sum()
+    }
+
+    /// Keeps the parameters whose names begin with `prefix` as they are: no gradient is computed for them, and no optimizer
+    /// changes them. Returns how many there are.
+    ///
+    /// ```
+    /// use cloze::model::{Config, MaskedLm};
+    /// let config = Config::new("bert").set("num_hidden_layers", 1).set("vocab_size", 100);
+    /// let model = MaskedLm::from_config(&config, 42)?;
+    /// assert_eq!(model.freeze("bert.embeddings."), 5);
+    /// # Ok::<(), cloze::Error>(())
+    /// ```
+    pub fn freeze(&self, prefix: &str) -> usize {
+        let params = self.params().iter();
+        let named: Vec<&Param> = params.filter(|p| p.name().starts_with(prefix)).collect();
+        named.iter().for_each(|param| param.set_trainable(false));
+        named.len()
     }
 
     /// Forgets all gradients.
@@ -507,8 +551,27 @@ impl std::fmt::Debug for MaskedLm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::SUPPORTED_MODEL_TYPES;
+    use crate::model::{Column, SUPPORTED_MODEL_TYPES};
     use crate::ops::tape;
+
+    /// Two short examples with padding and labels.
+    fn small(model_type: &str) -> ModelInputs {
+        if model_type == "wav2vec2" {
+            let sound = (0..400).map(|i| (i as f32 * 0.37).sin()).collect();
+            let mask = (0..400).map(|i| u32::from(i < 350)).collect();
+            let labels = Column::ids(vec![7, 3, 3, 7, -100, -100], [2, 3]).unwrap();
+            let inputs = ModelInputs::from_waveforms(sound, (2, 200)).unwrap();
+            let inputs = inputs.with_attention_mask(mask).unwrap();
+            return inputs.with_column("labels", labels);
+        }
+        let ids = (0..12).map(|i| 5 + i % 40).collect();
+        let inputs = ModelInputs::new(ids, (2, 6)).unwrap();
+        inputs
+            .with_attention_mask([[1; 6], [1, 1, 1, 1, 0, 0]].concat())
+            .unwrap()
+            .with_labels((0..12).map(|i| if i % 3 == 0 { 7 } else { -100 }).collect())
+            .unwrap()
+    }
 
     /// One of candle's own operations anywhere in the graph would send the whole backward pass through candle's walk, with
     /// its copies.
@@ -516,14 +579,9 @@ mod tests {
     fn every_familys_graph_is_made_of_our_operations_alone() {
         for model_type in SUPPORTED_MODEL_TYPES {
             let model = MaskedLm::from_config(&Config::small(model_type), 1).unwrap();
-            let ids = (0..12).map(|i| 5 + i % 40).collect();
-            let inputs = ModelInputs::new(ids, (2, 6)).unwrap();
-            let inputs = inputs
-                .with_attention_mask([[1; 6], [1, 1, 1, 1, 0, 0]].concat())
-                .unwrap()
-                .with_labels((0..12).map(|i| if i % 3 == 0 { 7 } else { -100 }).collect())
+            let loss = model
+                .loss(small(model_type), &Context::train(1, 0))
                 .unwrap();
-            let loss = model.loss(inputs, &Context::train(1, 0)).unwrap();
             assert!(
                 tape::backward(&loss.mean().unwrap()).unwrap().is_some(),
                 "{model_type}"

@@ -16,6 +16,7 @@ mod masked_lm;
 pub mod nn;
 mod weights;
 
+use batch::INPUT_VALUES;
 pub use batch::ModelInputs;
 pub use config::Config;
 pub use context::Context;

@@ -20,6 +20,14 @@ impl Linear {
         Ok(Self { bias, ..map })
     }
 
+    /// As [`Linear::new`], with weights and biases drawn as `init` says.
+    pub fn drawn(weights: &WeightBuilder, input: usize, output: usize, init: Init) -> Result<Self> {
+        Ok(Self {
+            weight: weights.param("weight", (output, input), init)?,
+            bias: Some(weights.param("bias", output, init)?),
+        })
+    }
+
     /// Returns the linear map from `input` to `output` features, without a bias.
     pub fn without_bias(
         weights: &WeightBuilder,
