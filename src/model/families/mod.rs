@@ -1,6 +1,7 @@
 //! The families, one file each; a file says how its family differs from its parent.
 
 mod albert;
+mod bart;
 mod bert;
 mod big_bird;
 mod convbert;
@@ -17,11 +18,13 @@ mod ibert;
 mod layoutlm;
 mod longformer;
 mod luke;
+mod mbart;
 mod megatron_bert;
 mod mobilebert;
 mod modernbert;
 mod mpnet;
 mod nezha;
+mod mvp;
 mod nomic_bert;
 mod qdqbert;
 mod rembert;
@@ -41,6 +44,7 @@ use crate::{Error, Result};
 /// All families that the library knows. Whoever needs a list of them reads this one.
 pub(super) const FAMILIES: &[&Family] = &[
     &albert::FAMILY,
+    &bart::FAMILY,
     &bert::FAMILY,
     &roberta::CAMEMBERT,
     &roberta::DATA2VEC_TEXT,
@@ -60,12 +64,14 @@ pub(super) const FAMILIES: &[&Family] = &[
     &layoutlm::FAMILY,
     &longformer::FAMILY,
     &luke::FAMILY,
+    &mbart::FAMILY,
     &megatron_bert::FAMILY,
     &mobilebert::FAMILY,
     &modernbert::FAMILY,
     &nomic_bert::FAMILY,
     &mpnet::FAMILY,
     &nezha::FAMILY,
+    &mvp::FAMILY,
     &qdqbert::FAMILY,
     &rembert::FAMILY,
     &roberta::FAMILY,
