@@ -26,6 +26,7 @@ mod mpnet;
 mod nezha;
 mod mvp;
 mod nomic_bert;
+mod perceiver;
 mod qdqbert;
 mod rembert;
 mod roberta;
@@ -72,6 +73,7 @@ pub(super) const FAMILIES: &[&Family] = &[
     &mpnet::FAMILY,
     &nezha::FAMILY,
     &mvp::FAMILY,
+    &perceiver::FAMILY,
     &qdqbert::FAMILY,
     &rembert::FAMILY,
     &roberta::FAMILY,
