@@ -23,8 +23,8 @@ mod megatron_bert;
 mod mobilebert;
 mod modernbert;
 mod mpnet;
-mod nezha;
 mod mvp;
+mod nezha;
 mod nomic_bert;
 mod perceiver;
 mod qdqbert;
@@ -35,6 +35,7 @@ mod roc_bert;
 mod roformer;
 mod squeezebert;
 mod tapas;
+mod wav2vec2;
 mod xlm;
 mod xlm_roberta_xl;
 mod xmod;
@@ -82,6 +83,7 @@ pub(super) const FAMILIES: &[&Family] = &[
     &roformer::FAMILY,
     &squeezebert::FAMILY,
     &tapas::FAMILY,
+    &wav2vec2::FAMILY,
     &xlm::FAMILY,
     &roberta::XLM_ROBERTA,
     &xlm_roberta_xl::FAMILY,
