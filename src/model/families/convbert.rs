@@ -85,13 +85,13 @@ fn check(sizes: &Sizes, values: &ConvBertConfig) -> Result<()> {
         )));
     }
     let kernel = values.conv_kernel_size;
-    if kernel % 2 == 0 {
+    if kernel.is_multiple_of(2) {
         return Err(Error::Config(format!(
             "conv_kernel_size {kernel} must be odd, so that a kernel has a middle"
         )));
     }
     let groups = values.num_groups;
-    if groups == 0 || hidden % groups != 0 || sizes.intermediate % groups != 0 {
+    if groups == 0 || !hidden.is_multiple_of(groups) || !sizes.intermediate.is_multiple_of(groups) {
         return Err(Error::Config(format!(
             "hidden_size {hidden} and intermediate_size {} can't be cut into num_groups {groups}",
             sizes.intermediate
