@@ -8,7 +8,7 @@ use super::{Param, depthwise_conv, param_rows, reference, storage, tape};
 use crate::{Error, Result};
 
 /// The parameters of a moving average of h features in N states each, by their names in MEGA: all (2h, N), or with a 1
-/// behind. The first h rows look back, the others ahead.
+/// behind. The first h rows look back, the others ahead; there may be h rows only, for an average that only looks back.
 #[derive(Clone, Copy, Debug)]
 pub struct EmaParams<'a> {
     /// δ, `damping_factor`.
@@ -33,15 +33,16 @@ pub fn damped_ema(x: &Tensor, params: EmaParams, truncation: Option<usize>) -> R
         projection,
     } = params;
     let params = [damping, decay, expansion, projection];
-    let rows = 2 * width;
+    let rows = damping.shape().dims().first().copied().unwrap_or(0);
     for param in params {
         let fits = matches!(*param.shape().dims(), [r, _] | [r, _, 1] if r == rows)
             && param.elem_count() == damping.elem_count();
-        if !fits {
+        if !fits || (rows != width && rows != 2 * width) {
             return Err(Error::argument(
                 "params",
                 format!(
-                    "{} has shape {:?}, but {width} features need {rows} rows of as many states as the others have",
+                    "{} has shape {:?}, but {width} features need a row each for one direction, or two for both, of as many \
+                     states as the others have",
                     param.name(),
                     param.shape()
                 ),
@@ -72,22 +73,23 @@ pub fn damped_ema(x: &Tensor, params: EmaParams, truncation: Option<usize>) -> R
     let [damping, decay, expansion, projection] = params.map(param_rows);
     let kernels = kernels(
         [&damping?, &decay?, &expansion?, &projection?],
-        width,
+        (rows, width),
         reach,
     )?;
     depthwise_conv(x, &kernels, reach - 1)
 }
 
 /// Both directions as one kernel (width, 2 reach - 1) whose middle is the position itself.
-fn kernels(params: [&Tensor; 4], width: usize, reach: usize) -> Result<Tensor> {
+fn kernels(params: [&Tensor; 4], (rows, width): (usize, usize), reach: usize) -> Result<Tensor> {
     let kernel = 2 * reach - 1;
-    let states = params[0].elem_count() / (2 * width);
+    let states = params[0].elem_count() / rows;
+    let directions = &[true, false][..rows / width];
     let mut w = vec![0f32; width * kernel];
     with4(params, |params| {
         w.par_chunks_mut(kernel)
             .enumerate()
             .for_each(|(channel, w)| {
-                for back in [true, false] {
+                for &back in directions {
                     for state in 0..states {
                         let at = row(channel, width, back) * states + state;
                         let state = State::new(params, at, states);

@@ -8,7 +8,7 @@ use candle_core::{D, DType, Tensor};
 
 use super::{
     Activation, AttentionMask, AttentionOptions, Conv1d, CtcTargets, Dropout, EmaParams, Gate,
-    Param,
+    Param, RowLength, Standardized,
 };
 use crate::Result;
 
@@ -288,6 +288,43 @@ pub fn rms_norm(x: &Tensor, weight: &Param, eps: f64) -> Result<Tensor> {
     Ok(normed.broadcast_mul(&weight.tensor())?)
 }
 
+/// As [`super::normalize_rows()`].
+pub fn normalize_rows(x: &Tensor, length: RowLength) -> Result<Tensor> {
+    let square = x.sqr()?;
+    Ok(match length {
+        RowLength::RootMeanSquare { eps } => {
+            let length = (square.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
+            x.broadcast_div(&length)?
+        }
+        RowLength::Euclidean { least } => {
+            // Rows that are shorter must not send the derivative of the root through.
+            let square = square.sum_keepdim(D::Minus1)?;
+            let length = square.maximum(least * least)?.sqrt()?;
+            x.broadcast_div(&length)?
+        }
+    })
+}
+
+/// As [`super::standardize()`].
+pub fn standardize(x: &Tensor, eps: f64) -> Result<Standardized> {
+    let width = x.dim(D::Minus1)?;
+    let rows = x.reshape(((), width))?;
+    let mean = rows.mean(0)?;
+    let centred = rows.broadcast_sub(&mean)?;
+    let variance = centred.sqr()?.mean(0)?;
+    let values = centred.broadcast_div(&(&variance + eps)?.sqrt()?)?;
+    Ok(Standardized {
+        values: values.reshape(x.shape())?,
+        mean: mean.detach(),
+        variance: variance.detach(),
+    })
+}
+
+/// As [`super::scale_by()`].
+pub fn scale_by(x: &Tensor, factor: &Tensor) -> Result<Tensor> {
+    Ok(x.broadcast_mul(&factor.flatten_all()?)?)
+}
+
 /// As [`super::linear_grouped()`].
 pub fn linear_grouped(
     x: &Tensor,
@@ -436,32 +473,35 @@ pub fn damped_ema(x: &Tensor, params: EmaParams, truncation: Option<usize>) -> R
     depthwise_conv(x, &kernels, reach - 1)
 }
 
-/// Both directions of [`super::damped_ema()`] as one kernel (width, 2 reach - 1).
+/// The directions of [`super::damped_ema()`], both or the first, as one kernel (width, 2 reach - 1).
 pub(super) fn ema_kernels(params: [&Tensor; 4], width: usize, reach: usize) -> Result<Tensor> {
-    let rows = |param: &Tensor| param.reshape((2 * width, ()));
+    let count = params[0].dim(0)?;
+    let rows = |param: &Tensor| param.reshape((count, ()));
     let [damping, decay, expansion, projection] = params.map(rows);
     let (p, a) = (sigmoid(&damping?)?, sigmoid(&decay?)?);
     let states = p.dim(1)?;
     let coefficients = (((&p * expansion?)? * projection?)? / (states as f64).sqrt())?;
     // The ratio to the power l is exp(l ln(ratio)).
-    let logarithm = (1.0 - (p * a)?)?.log()?.reshape((2 * width, states, 1))?;
+    let logarithm = (1.0 - (p * a)?)?.log()?.reshape((count, states, 1))?;
     let ahead: Vec<f64> = (0..reach).map(|l| l as f64).collect();
     let ahead = Tensor::from_vec(ahead, (1, 1, reach), logarithm.device())?;
     let powers = logarithm
         .broadcast_mul(&ahead.to_dtype(logarithm.dtype())?)?
         .exp()?;
     let kernels = powers
-        .broadcast_mul(&coefficients.reshape((2 * width, states, 1))?)?
+        .broadcast_mul(&coefficients.reshape((count, states, 1))?)?
         .sum(1)?;
-    let (back, ahead) = (
-        kernels.narrow(0, 0, width)?,
-        kernels.narrow(0, width, width)?,
-    );
+    let back = kernels.narrow(0, 0, width)?;
     let reversed: Vec<u32> = (0..reach as u32).rev().collect();
     let back = back
         .contiguous()?
         .index_select(&Tensor::new(reversed, kernels.device())?, 1)?;
-    Ok((back.pad_with_zeros(1, 0, reach - 1)? + ahead.pad_with_zeros(1, reach - 1, 0)?)?)
+    let back = back.pad_with_zeros(1, 0, reach - 1)?;
+    if count == width {
+        return Ok(back);
+    }
+    let ahead = kernels.narrow(0, width, width)?;
+    Ok((back + ahead.pad_with_zeros(1, reach - 1, 0)?)?)
 }
 
 /// As [`super::ctc_loss()`], without its check of the targets, and with a very large number for infinity.

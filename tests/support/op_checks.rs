@@ -912,8 +912,88 @@ mod shapes {
     }
 }
 
+mod rows_of_one_length {
+    use super::*;
+    use cloze::ops::RowLength;
+
+    #[test]
+    fn rows_divided_by_their_length_have_right_gradients() {
+        needs_device!();
+        let lengths = [
+            RowLength::RootMeanSquare { eps: 1e-5 },
+            RowLength::Euclidean { least: 1e-12 },
+            // Some rows are shorter than this, some longer.
+            RowLength::Euclidean { least: 1.6 },
+        ];
+        for (shape, length) in [[2, 3, 7], [40, 9, 5]]
+            .into_iter()
+            .flat_map(|shape| lengths.map(|length| (shape, length)))
+        {
+            check(
+                &format!("{shape:?} {length:?}"),
+                &[tensor(&shape, 1)],
+                &[],
+                &|given| ops::normalize_rows(&given.inputs[0], length).unwrap(),
+            );
+        }
+    }
+
+    #[test]
+    fn a_row_of_zeros_stays_one_and_sends_back_what_its_least_length_says() {
+        needs_device!();
+        let x = Var::from_tensor(&Tensor::zeros((1, 3), DType::F32, &here()).unwrap()).unwrap();
+        let y = ops::normalize_rows(&x, RowLength::Euclidean { least: 0.5 }).unwrap();
+        assert_eq!(values(&y), [0.0; 3]);
+        let grads = y.sum_all().unwrap().backward().unwrap();
+        assert_eq!(values(grads.get(&x).unwrap()), [2.0; 3]);
+    }
+}
+
+mod standardize {
+    use super::*;
+
+    #[test]
+    fn features_of_a_batch_have_right_gradients() {
+        needs_device!();
+        for shape in [vec![2, 3, 7], vec![130, 5], vec![1, 4]] {
+            check(
+                &format!("standardize {shape:?}"),
+                &[tensor(&shape, 3)],
+                &[],
+                &|given| ops::standardize(&given.inputs[0], 0.1).unwrap().values,
+            );
+        }
+    }
+
+    #[test]
+    fn mean_and_variance_are_those_of_all_rows() {
+        needs_device!();
+        let x = Tensor::new(&[[1f32, 2.0], [3.0, 2.0], [5.0, 8.0]], &here()).unwrap();
+        let found = ops::standardize(&x, 0.0).unwrap();
+        assert_eq!(values(&found.mean), [3.0, 4.0]);
+        assert_eq!(values(&found.variance), [8.0 / 3.0, 8.0]);
+        let sums = values(&found.values.sum(0).unwrap());
+        assert!(sums.iter().all(|sum| sum.abs() < 1e-6), "{sums:?}");
+    }
+}
+
 mod arithmetic {
     use super::*;
+
+    #[test]
+    fn products_with_a_learned_number_have_right_gradients() {
+        needs_device!();
+        check(
+            "scale_by",
+            &[tensor(&[3, 4, 5], 1)],
+            &[tensor(&[1], 2)],
+            &|given| {
+                let factor = ops::param_rows(&given.params[0]).unwrap();
+                ops::scale_by(&given.inputs[0], &factor).unwrap()
+            },
+        );
+        assert!(ops::scale_by(&tensor(&[2, 3], 1), &tensor(&[3], 1)).is_err());
+    }
 
     #[test]
     fn products_differences_and_squares_have_right_gradients() {
@@ -1320,23 +1400,25 @@ mod mixers {
     fn moving_averages_look_both_ways() {
         needs_device!();
         let (h, states) = (6, 4);
-        for (shape, truncation) in [
-            ([2, 7, h], None),
-            ([1, 2, h], None),
-            ([2, 9, h], Some(3)),
-            ([1, 3, h], Some(8)),
+        for (shape, truncation, directions) in [
+            ([2, 7, h], None, 2),
+            ([1, 2, h], None, 2),
+            ([2, 9, h], Some(3), 2),
+            ([1, 3, h], Some(8), 2),
+            ([2, 7, h], None, 1),
+            ([2, 9, h], Some(3), 1),
         ] {
             let sizes: [&[usize]; 4] = [
-                &[2 * h, states, 1],
-                &[2 * h, states, 1],
-                &[2 * h, states, 1],
-                &[2 * h, states],
+                &[directions * h, states, 1],
+                &[directions * h, states, 1],
+                &[directions * h, states, 1],
+                &[directions * h, states],
             ];
             let params: Vec<_> = (sizes.iter().zip(2..))
                 .map(|(s, seed)| tensor(s, seed))
                 .collect();
             check(
-                &format!("{shape:?} {truncation:?}"),
+                &format!("{shape:?} {truncation:?} {directions}"),
                 &[tensor(&shape, 1)],
                 &params,
                 &|given| {
