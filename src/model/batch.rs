@@ -110,6 +110,29 @@ impl ModelInputs {
         self
     }
 
+    /// Returns the same texts with padding behind them up to `seq` positions, without their labels. The further columns stay
+    /// as they are.
+    pub(crate) fn padded_to(&self, seq: usize, pad_id: u32) -> Self {
+        let widened = |values: &[u32], fill: u32| {
+            let rows = values.chunks(self.seq.max(1));
+            let row = |row: &[u32]| {
+                let mut row = row.to_vec();
+                row.resize(seq, fill);
+                row
+            };
+            rows.flat_map(row).collect()
+        };
+        Self {
+            input_ids: widened(&self.input_ids, pad_id),
+            attention_mask: widened(&self.attention_mask, 0),
+            token_type_ids: self.token_type_ids.as_ref().map(|ids| widened(ids, 0)),
+            labels: Vec::new(),
+            columns: self.columns.clone(),
+            batch: self.batch,
+            seq,
+        }
+    }
+
     /// Checks that every vector has `batch * seq` values and every further column `batch` rows.
     pub(crate) fn check_lengths(&self) -> Result<()> {
         let labels = Some(self.labels.len()).filter(|&len| len > 0);

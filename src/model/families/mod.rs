@@ -26,6 +26,8 @@ mod mpnet;
 mod mvp;
 mod nezha;
 mod nomic_bert;
+mod nystromformer;
+mod padded;
 mod perceiver;
 mod qdqbert;
 mod rembert;
@@ -74,6 +76,7 @@ pub(super) const FAMILIES: &[&Family] = &[
     &mpnet::FAMILY,
     &nezha::FAMILY,
     &mvp::FAMILY,
+    &nystromformer::FAMILY,
     &perceiver::FAMILY,
     &qdqbert::FAMILY,
     &rembert::FAMILY,
