@@ -174,6 +174,11 @@ impl Config {
                 .set("d_head", 6)
                 .set("d_inner", 40)
                 .set("num_decoder_layers", 1),
+            "reformer" => config
+                .set("axial_pos_embds_dim", vec![8, 16])
+                .set("axial_pos_shape", vec![4, 8])
+                .set("local_attn_chunk_length", 2)
+                .set("lsh_attn_chunk_length", 4),
             _ => config,
         };
         (names.into_iter().zip(sizes)).fold(config, |config, (name, size)| config.set(name, size))

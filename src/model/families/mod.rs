@@ -30,6 +30,7 @@ mod nystromformer;
 mod padded;
 mod perceiver;
 mod qdqbert;
+mod reformer;
 mod rembert;
 mod roberta;
 mod roberta_prelayernorm;
@@ -79,6 +80,7 @@ pub(super) const FAMILIES: &[&Family] = &[
     &nystromformer::FAMILY,
     &perceiver::FAMILY,
     &qdqbert::FAMILY,
+    &reformer::FAMILY,
     &rembert::FAMILY,
     &roberta::FAMILY,
     &roberta_prelayernorm::FAMILY,
