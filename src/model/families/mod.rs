@@ -42,6 +42,7 @@ mod wav2vec2;
 mod xlm;
 mod xlm_roberta_xl;
 mod xmod;
+mod yoso;
 
 use super::Family;
 use crate::{Error, Result};
@@ -93,6 +94,7 @@ pub(super) const FAMILIES: &[&Family] = &[
     &roberta::XLM_ROBERTA,
     &xlm_roberta_xl::FAMILY,
     &xmod::FAMILY,
+    &yoso::FAMILY,
 ];
 
 /// Checks the sizes that every config has.
