@@ -22,6 +22,8 @@ pub enum Init {
     NormalExceptRow(f64, u32),
     /// Evenly spread from the first number to the second.
     Uniform(f64, f64),
+    /// Normal with this standard deviation, around 1 and -1 in turn along the second dimension.
+    Alternating(f64),
     /// All zeros.
     Zeros,
     /// All ones.
@@ -551,6 +553,16 @@ fn initial(init: Init, shape: &Shape, seed: u64, device: &Device) -> Result<Tens
         }
         Init::Uniform(low, high) => {
             let values = uniform(shape.elem_count(), low, high, seed);
+            Var::from_vec(values, shape, device)?.into_inner()
+        }
+        Init::Alternating(std) => {
+            let mut values = normal(shape.elem_count(), std, seed);
+            let columns = shape.dims().get(1).copied().unwrap_or(1).max(1);
+            let inner: usize = shape.dims().iter().skip(2).product();
+            for (i, value) in values.iter_mut().enumerate() {
+                let odd = (i / inner.max(1) % columns) % 2 == 1;
+                *value += if odd { -1.0 } else { 1.0 };
+            }
             Var::from_vec(values, shape, device)?.into_inner()
         }
         Init::NormalExceptRow(std, row) => {

@@ -19,6 +19,7 @@ mod layoutlm;
 mod longformer;
 mod luke;
 mod mbart;
+mod mega;
 mod megatron_bert;
 mod mobilebert;
 mod modernbert;
@@ -71,6 +72,7 @@ pub(super) const FAMILIES: &[&Family] = &[
     &longformer::FAMILY,
     &luke::FAMILY,
     &mbart::FAMILY,
+    &mega::FAMILY,
     &megatron_bert::FAMILY,
     &mobilebert::FAMILY,
     &modernbert::FAMILY,
