@@ -24,6 +24,7 @@ mod megatron_bert;
 mod mobilebert;
 mod modernbert;
 mod mpnet;
+mod mra;
 mod mvp;
 mod nezha;
 mod nomic_bert;
@@ -76,6 +77,7 @@ pub(super) const FAMILIES: &[&Family] = &[
     &megatron_bert::FAMILY,
     &mobilebert::FAMILY,
     &modernbert::FAMILY,
+    &mra::FAMILY,
     &nomic_bert::FAMILY,
     &mpnet::FAMILY,
     &nezha::FAMILY,
