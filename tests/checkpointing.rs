@@ -17,6 +17,7 @@ fn families() -> Vec<(String, Config)> {
             let mut config = Config::from_folder(&path).unwrap();
             for name in [
                 "hidden_dropout_prob",
+                "hidden_dropout",
                 "attention_probs_dropout_prob",
                 "dropout",
                 "attention_dropout",

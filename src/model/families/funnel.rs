@@ -348,6 +348,8 @@ impl Architecture for Funnel {
                     // As transformers counts: after as many applications as the first block has layers.
                     if applied == self.blocks[0].len() {
                         skip = Some(x.clone());
+                        // What follows adds up its gradients by itself, whether or not it is formed again for them.
+                        x = ops::reshape(&x, x.shape())?;
                     }
                 }
             }

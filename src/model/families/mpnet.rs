@@ -14,7 +14,6 @@ pub(super) const FAMILY: Family = Family {
     class: "MPNetForMaskedLM",
     synonyms: &["MPNetModel"],
     base: "mpnet",
-    ignored: &["position_ids", "mpnet.pooler."],
     // The padding is token 1 in transformers, whatever pad_token_id says.
     defaults: r#"{"vocab_size": 30527, "relative_attention_num_buckets": 32}"#,
     build,

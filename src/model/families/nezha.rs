@@ -73,4 +73,4 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
 }
 
 /// More than the longest sequence that any model takes.
-const MOST: usize = 1 << 20;
+const MOST: usize = 1 << 16;
