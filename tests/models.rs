@@ -190,6 +190,53 @@ fn a_saved_model_opens_with_the_same_logits_and_the_references_file_layout() {
     }
 }
 
+/// What transformers wrote is written again as it was: the same names, shapes and numbers, those that the model has no use for
+/// among them.
+#[test]
+fn a_saved_model_of_every_family_holds_what_transformers_wrote() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
+    let read = |folder: &Path| {
+        let path = folder.join("model.safetensors");
+        candle_core::safetensors::load(path, &candle_core::Device::Cpu).unwrap()
+    };
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(root)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    folders.sort();
+    let mut failed = Vec::new();
+    for folder in &folders {
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        let saved = tempfile::tempdir().unwrap();
+        open(folder).unwrap().save_pretrained(saved.path()).unwrap();
+        let (ours, theirs) = (read(saved.path()), read(folder));
+        let mut names: Vec<&String> = ours.keys().chain(theirs.keys()).collect();
+        names.sort();
+        names.dedup();
+        for tensor in names {
+            let (Some(a), Some(b)) = (ours.get(tensor), theirs.get(tensor)) else {
+                let whose = if ours.contains_key(tensor) {
+                    "ours"
+                } else {
+                    "theirs"
+                };
+                failed.push(format!("{name}: {tensor} is in {whose} alone"));
+                continue;
+            };
+            let same = a.dims() == b.dims() && a.dtype() == b.dtype();
+            let equal = |a: &Tensor, b: &Tensor| {
+                let unequal = a.ne(b).unwrap().flatten_all().unwrap();
+                unequal.max(0).unwrap().to_scalar::<u8>().unwrap() == 0
+            };
+            if !same || (a.elem_count() > 0 && !equal(a, b)) {
+                failed.push(format!("{name}: {tensor} differs"));
+            }
+        }
+    }
+    assert!(folders.len() > 30);
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
 #[test]
 fn a_model_saved_in_half_precision_opens_with_logits_within_its_rounding() {
     let model = open(&fixture("roberta")).unwrap();
