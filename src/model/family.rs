@@ -177,4 +177,16 @@ mod tests {
             assert_eq!(known_input(input.name), Some(input), "{}", input.name);
         }
     }
+
+    #[test]
+    fn the_readme_names_every_family() {
+        let readme = include_str!("../../README.md");
+        let section = readme.split("## Families").nth(1).unwrap();
+        let list = section.split("\n\n").nth(2).unwrap();
+        let named: Vec<&str> = list
+            .split(['`', ' ', '\n'])
+            .filter(|word| !word.is_empty())
+            .collect();
+        assert_eq!(named, SUPPORTED_MODEL_TYPES);
+    }
 }

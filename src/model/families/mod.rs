@@ -49,15 +49,15 @@ mod yoso;
 use super::Family;
 use crate::{Error, Result};
 
-/// All families that the library knows. Whoever needs a list of them reads this one.
+/// All families that the library knows, by `model_type`. Whoever needs a list of them reads this one.
 pub(super) const FAMILIES: &[&Family] = &[
     &albert::FAMILY,
     &bart::FAMILY,
     &bert::FAMILY,
-    &roberta::CAMEMBERT,
-    &roberta::DATA2VEC_TEXT,
     &big_bird::FAMILY,
+    &roberta::CAMEMBERT,
     &convbert::FAMILY,
+    &roberta::DATA2VEC_TEXT,
     &deberta::FAMILY,
     &deberta_v2::FAMILY,
     &distilbert::FAMILY,
@@ -77,11 +77,11 @@ pub(super) const FAMILIES: &[&Family] = &[
     &megatron_bert::FAMILY,
     &mobilebert::FAMILY,
     &modernbert::FAMILY,
-    &mra::FAMILY,
-    &nomic_bert::FAMILY,
     &mpnet::FAMILY,
-    &nezha::FAMILY,
+    &mra::FAMILY,
     &mvp::FAMILY,
+    &nezha::FAMILY,
+    &nomic_bert::FAMILY,
     &nystromformer::FAMILY,
     &perceiver::FAMILY,
     &qdqbert::FAMILY,
