@@ -314,4 +314,44 @@ mod tests {
         let error = MaskedLm::from_config(&config, 1).unwrap_err().to_string();
         assert!(error.contains("decoder_attention_heads 5"), "{error}");
     }
+
+    #[test]
+    fn bare_names_and_any_name_of_the_shared_table_are_known() {
+        let model = MaskedLm::from_config(&Config::small("bart"), 1).unwrap();
+        let expected = model.forward(text()).unwrap();
+        for table in ["shared", "encoder.embed_tokens", "decoder.embed_tokens"] {
+            let folder = tempfile::tempdir().unwrap();
+            model.save_pretrained(folder.path()).unwrap();
+            let file = folder.path().join("model.safetensors");
+            let tensors = candle_core::safetensors::load(&file, &candle_core::Device::Cpu);
+            let renamed = tensors.unwrap().into_iter().map(|(name, tensor)| {
+                let bare = name.strip_prefix("model.").unwrap_or(&name);
+                (bare.replace("shared", table), tensor)
+            });
+            let mut renamed: std::collections::HashMap<_, _> = renamed.collect();
+            let version = candle_core::Tensor::new(&[3f32], &candle_core::Device::Cpu).unwrap();
+            renamed.insert("encoder.version".to_owned(), version);
+            candle_core::safetensors::save(&renamed, &file).unwrap();
+            let again = MaskedLm::from_pretrained(folder.path().to_str().unwrap()).unwrap();
+            let report = again.load_report();
+            assert!(report.missing.is_empty(), "{report:?}");
+            assert!(report.unexpected.is_empty(), "{report:?}");
+            let found = again.forward(text()).unwrap();
+            assert_eq!(difference(&found, &expected), 0.0, "{table}");
+        }
+    }
+
+    #[test]
+    fn scaled_words_are_as_if_the_table_were_larger() {
+        let plain = Config::small("mbart").set("tie_word_embeddings", false);
+        let scaled = plain.clone().set("scale_embedding", true);
+        let (plain, scaled) = (
+            MaskedLm::from_config(&plain, 1).unwrap(),
+            MaskedLm::from_config(&scaled, 1).unwrap(),
+        );
+        let table = plain.param("model.shared.weight").unwrap();
+        table.set(&(table.value() * 24f64.sqrt()).unwrap()).unwrap();
+        let (a, b) = (plain.forward(text()), scaled.forward(text()));
+        assert!(difference(&a.unwrap(), &b.unwrap()) < 1e-5);
+    }
 }

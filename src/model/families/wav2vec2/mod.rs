@@ -408,4 +408,35 @@ mod tests {
         let found = (found.sqrt().unwrap() - lengths).unwrap().abs().unwrap();
         assert!(found.max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-6);
     }
+
+    #[test]
+    fn kernels_under_their_older_names_are_known() {
+        let model = MaskedLm::from_config(&Config::small("wav2vec2"), 1).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        model.save_pretrained(folder.path()).unwrap();
+        let file = folder.path().join("model.safetensors");
+        let tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+        let renamed = tensors.into_iter().map(|(name, tensor)| {
+            let name = name.replace("parametrizations.weight.original0", "weight_g");
+            (
+                name.replace("parametrizations.weight.original1", "weight_v"),
+                tensor,
+            )
+        });
+        let renamed: std::collections::HashMap<_, _> = renamed.collect();
+        assert!(renamed.contains_key("wav2vec2.encoder.pos_conv_embed.conv.weight_g"));
+        candle_core::safetensors::save(&renamed, &file).unwrap();
+        let again = MaskedLm::from_pretrained(folder.path().to_str().unwrap()).unwrap();
+        let report = again.load_report();
+        assert!(
+            report.missing.is_empty() && report.unexpected.is_empty(),
+            "{report:?}"
+        );
+        let (a, b) = (
+            model.forward(sound(60)).unwrap(),
+            again.forward(sound(60)).unwrap(),
+        );
+        let difference = (a - b).unwrap().abs().unwrap().max_all().unwrap();
+        assert_eq!(difference.to_scalar::<f32>().unwrap(), 0.0);
+    }
 }
