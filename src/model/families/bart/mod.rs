@@ -256,7 +256,7 @@ mod tests {
         let shifted = Column::ids(vec![2, 5, 6, 7, 2, 8, 9, 2], [2, 4]).unwrap();
         let given = text().with_column("decoder_input_ids", shifted);
         let given = model.forward(&given).unwrap();
-        let derived = model.forward(&text()).unwrap();
+        let derived = model.forward(text()).unwrap();
         assert_eq!(difference(&derived, &given), 0.0);
         let none = text().with_labels(vec![-100; 8]).unwrap();
         assert_eq!(difference(&model.forward(&none).unwrap(), &given), 0.0);
