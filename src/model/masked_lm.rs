@@ -406,6 +406,11 @@ impl MaskedLm {
         self.inner.architecture.head().vocab_size()
     }
 
+    /// Returns the name of the input that the model reads: `input_ids`, or `input_values` where it hears.
+    pub fn main_input(&self) -> &'static str {
+        self.inner.architecture.main_input()
+    }
+
     /// The longest sequence the model can take, in tokens.
     pub fn max_positions(&self) -> Option<usize> {
         self.inner.architecture.max_positions()

@@ -32,6 +32,10 @@ fn fifty_steps_lower_the_loss_of_every_family() {
     for model_type in SUPPORTED_MODEL_TYPES {
         let config = Config::small(model_type).set("vocab_size", VOCAB);
         let model = MaskedLm::from_config(&config, 3).unwrap();
+        if model.main_input() != "input_ids" {
+            // Wav2Vec2 hears.
+            continue;
+        }
         let arguments = TrainingArguments::new("")
             .max_steps(STEPS)
             .learning_rate(5e-3)
