@@ -322,7 +322,8 @@ pub fn standardize(x: &Tensor, eps: f64) -> Result<Standardized> {
 
 /// As [`super::scale_by()`].
 pub fn scale_by(x: &Tensor, factor: &Tensor) -> Result<Tensor> {
-    Ok(x.broadcast_mul(&factor.flatten_all()?)?)
+    let factor = factor.flatten_all()?.to_dtype(x.dtype())?;
+    Ok(x.broadcast_mul(&factor)?)
 }
 
 /// As [`super::linear_grouped()`].

@@ -23,6 +23,10 @@ pub struct Limits {
 /// proportion to the largest gradient, and so to what cancels out in them.
 const GRADIENT_FLOOR: f32 = 1e-7;
 
+/// Families that choose which keys to see by the largest of their scores: rounded to fewer bits, they choose others, and
+/// compute another function.
+const CHOOSING: [&str; 2] = ["mra", "reformer"];
+
 type Tensors = HashMap<String, Tensor>;
 
 fn fixtures() -> PathBuf {
@@ -221,6 +225,10 @@ fn compare(folder: &Path, device: &Device, exact: bool) -> Result<Deviation, Str
             ));
         }
     }
+    if !exact && model.config().get("ctc_loss_reduction").is_some() {
+        // A sum over all frames rounds in proportion to its size.
+        of_loss /= expected.abs().max(1.0);
+    }
     Ok(Deviation {
         logits: max_abs(&difference),
         // One or two steps of f32 are no deviation: a summed loss is a large number.
@@ -256,6 +264,10 @@ pub fn reproduce(device: &Device, precision: Precision, limits: &Limits) {
             continue;
         }
         let exact = precision == Precision::F32;
+        if !exact && CHOOSING.contains(&family.as_str()) {
+            println!("{name:<24} {family:<16} chooses by what rounding changes");
+            continue;
+        }
         match autocast(precision, || compare(folder, device, exact)) {
             Err(message) => {
                 println!("{name:<24} {family:<16} FAILED: {message}");
