@@ -58,7 +58,14 @@ fn blocks(environment: &[&str]) -> Vec<(String, String)> {
     let blocks = text.split("EVCXR_BEGIN_CONTENT ").skip(1);
     blocks
         .map(|block| {
-            let (block, _) = block.split_once("\nEVCXR_END_CONTENT\n").expect("an end");
+            // Our kernel's mark stands before its words: a control character, and what the variable says.
+            let marked = if environment.contains(&"CLOZE_KERNEL") {
+                "\u{1}1"
+            } else {
+                ""
+            };
+            let end = format!("\n{marked}EVCXR_END_CONTENT\n");
+            let (block, _) = block.split_once(end.as_str()).expect("an end");
             let (header, content) = block.split_once('\n').unwrap();
             (header.to_owned(), content.to_owned())
         })

@@ -279,6 +279,13 @@ impl Listener {
                     }
                 }
                 ["begin"] => self.begun.store(true, Ordering::SeqCst),
+                ["error", type_name, message, ref causes @ ..] => {
+                    self.report.errors.push(ReturnedError {
+                        type_name: type_name.to_owned(),
+                        message: message.to_owned(),
+                        causes: causes.iter().map(|&cause| cause.to_owned()).collect(),
+                    });
+                }
                 ["notice", notice] => self.notices.push(notice.to_owned()),
                 ["reads"] => self.send(Event::Reads),
                 _ => {}
