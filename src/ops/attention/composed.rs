@@ -129,14 +129,14 @@ pub(super) fn sparse(
     reshape(&mul_rows(&per_head, &seeing)?, (batch, queries, all))
 }
 
-/// 0 for pairs that see each other, and for others a quarter of the lowest number of that dtype, so that several of them and
-/// the scores still add up to a number: (batch, 1, query, key), a constant.
+/// 0 for pairs that see each other, and for others a number so far below any score that their weight is 0, and that stays a
+/// number in every dtype, several of them and the scores added up: (batch, 1, query, key), a constant.
 fn closed(
     visible: &[u8],
     (batch, queries, keys): (usize, usize, usize),
     like: &Tensor,
 ) -> Result<Tensor> {
-    let hidden = (lowest(like.dtype()) / 4.0) as f32;
+    let hidden = (lowest(DType::F16) / 4.0) as f32;
     let closed = |&seen: &u8| if seen == 0 { hidden } else { 0.0 };
     let closed: Vec<f32> = visible.iter().map(closed).collect();
     let closed = Tensor::from_vec(closed, (batch, 1, queries, keys), like.device())?;
