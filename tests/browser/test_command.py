@@ -4,11 +4,14 @@ import os
 import signal
 import socket
 import subprocess
+import sys
+import sysconfig
 import tempfile
 import time
 import unittest
 import urllib.error
 import urllib.request
+import venv
 from pathlib import Path
 
 from jupyter_client.kernelspec import KernelSpecManager
@@ -39,7 +42,29 @@ class Commands(unittest.TestCase):
         self.assertEqual(status, 0, said)
         self.assertFalse(spec.exists())
 
-    def test_lab_serves_the_folder_and_knows_the_kernel(self):
+    def test_lab_installs_the_kernel_where_jupyter_knows_none(self):
+        self.lab(self.another_jupyter())
+        self.assertIn("installed the kernel `cloze`", self.said)
+        self.assertTrue((self.folder / "data/kernels/cloze/kernel.json").exists())
+
+    def test_lab_takes_the_kernel_that_its_jupyter_knows(self):
+        self.lab(Path(sys.prefix))
+        self.assertNotIn("installed the kernel", self.said)
+        self.assertFalse((self.folder / "data/kernels/cloze").exists())
+
+    def another_jupyter(self):
+        """Another installation of JupyterLab, without a kernel: a virtual environment that borrows this one's packages."""
+        environment = self.folder / "venv"
+        venv.create(environment)
+        packages = next(environment.glob("lib/python*/site-packages"))
+        (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        program = environment / "bin/jupyter-lab"
+        program.write_text(f"#!{environment}/bin/python3\nfrom jupyterlab.labapp import main\n\nmain()\n")
+        program.chmod(0o755)
+        return environment
+
+    def lab(self, installation):
+        """Runs `cloze lab` with the JupyterLab of that installation, for a user who has installed nothing yet."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -48,13 +73,13 @@ class Commands(unittest.TestCase):
         server = subprocess.Popen(
             [CLOZE, "lab", str(self.folder / "work"), "--", "--no-browser", "--allow-root", f"--port={port}",
              "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}"],
-            # A user for whom nothing is installed yet.
-            env={**os.environ, "JUPYTER_DATA_DIR": str(self.folder / "data")},
+            env={**os.environ, "JUPYTER_DATA_DIR": str(self.folder / "data"),
+                 "PATH": f"{installation}/bin:{os.environ['PATH']}",
+                 "JUPYTERLAB_DIR": str(Path(sys.prefix) / "share/jupyter/lab")},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         try:
             self.wait(server, port)
-            self.assertTrue((self.folder / "data/kernels/cloze/kernel.json").exists())
             self.assertIn("started", json.loads(self.get(port, "/api/status")))
             self.assertIn("cloze", json.loads(self.get(port, "/api/kernelspecs"))["kernelspecs"])
             self.assertIn("mine.ipynb", [file["name"] for file in json.loads(self.get(port, "/api/contents"))["content"]])
@@ -62,8 +87,7 @@ class Commands(unittest.TestCase):
         finally:
             # `cloze` has become JupyterLab: there is no other process to stop.
             server.send_signal(signal.SIGTERM)
-            said, _ = server.communicate(timeout=60)
-        self.assertIn("installed the kernel `cloze`", said)
+            self.said, _ = server.communicate(timeout=60)
 
     def get(self, port, path):
         return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}?token={TOKEN}", timeout=60).read().decode()
