@@ -1,20 +1,18 @@
 //! Masked language modelling for Rust notebooks.
 #![warn(missing_docs)]
 
+mod base;
 pub mod collate;
 pub mod dataset;
 pub mod display;
-pub mod error;
-pub mod files;
 pub mod fill_mask;
 pub mod hub;
-pub mod interrupt;
 pub mod model;
+pub mod notebook;
 pub mod ops;
-mod panics;
 pub mod prelude;
-pub mod progress;
 pub mod tokenizer;
 pub mod train;
 
-pub use error::{Error, Result};
+pub use base::error::{Error, Result};
+pub use base::{error, files, interrupt};

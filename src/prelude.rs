@@ -8,11 +8,11 @@ pub use crate::dataset::{
     Batch, BatchFunction, Dataset, DatasetDict, FileFormat, GroupTexts, Loader, Map, Row, TestSize,
     TrainTestSplit, Value, concatenate, load_dataset, load_eli5, load_eli5_from, load_from_disk,
 };
-pub use crate::display::{LossPlot, Rich, input, show};
 pub use crate::fill_mask::{FillMask, Prediction, Predictions, PredictionsBatch, TopK};
 #[cfg(feature = "hub")]
 pub use crate::hub::{self, Hub, ModelCard, PushOptions, notebook_login};
 pub use crate::model::{Config, Context, MaskedLm, ModelInputs};
+pub use crate::notebook::{Rich, input, show};
 pub use crate::ops::{DeviceExt, no_grad};
 pub use crate::tokenizer::{
     EncodeOptions, Encoding, ExtraColumn, Mentions, Padding, Spoken, TokenizeColumn, Tokenizer,
@@ -21,8 +21,8 @@ pub use crate::tokenizer::{
 #[cfg(feature = "hub")]
 pub use crate::train::PushToHubCallback;
 pub use crate::train::{
-    AdamW, Callback, Control, EvalMetrics, Event, GradScaler, History, IntervalStrategy, Schedule,
-    SchedulerType, Trainer, TrainingArguments, get_scheduler,
+    AdamW, Callback, Control, EvalMetrics, Event, GradScaler, History, IntervalStrategy, LossPlot,
+    Schedule, SchedulerType, Trainer, TrainingArguments, get_scheduler,
 };
 pub use crate::{Error, Result};
 pub use candle_core::{DType, Device, IndexOp, Tensor};

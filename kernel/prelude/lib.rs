@@ -19,5 +19,5 @@ pub extern "C" fn cloze_interrupt_clear() {
 /// Notes that this kernel reads what the process prints, while the environment still says so; called before the first cell.
 #[unsafe(no_mangle)]
 pub extern "C" fn cloze_kernel_connect() {
-    cloze::display::live::Host::current();
+    cloze::notebook::live::Host::current();
 }

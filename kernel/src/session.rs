@@ -562,7 +562,7 @@ fn cell_process(toolchain: &Toolchain, libraries: &Libraries, mark: &str) -> Res
             std::env::join_paths(path).unwrap_or_default(),
         )
         .env(child::LIBRARIES, load.join(":"))
-        // The library then shows displays while they change, see its `display::live`.
+        // The library then shows displays while they change, see its `notebook::live`.
         .env(child::MARK, mark);
     for (name, original) in child::RESTORED {
         match std::env::var_os(name) {

@@ -19,8 +19,8 @@ use tempfile::NamedTempFile;
 
 use super::cast::cast_batch;
 use super::data_type::plain_schema;
+use crate::base::panics::caught;
 use crate::ops::MappedFile;
-use crate::panics::caught;
 use crate::{Error, Result};
 
 /// Files smaller than this are read; larger ones are mapped.

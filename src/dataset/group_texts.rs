@@ -234,7 +234,7 @@ impl Dataset {
         let mut sink = Sink::new(group.cache.clone(), Some(key), MEMORY_LIMIT);
         let mut rest: Vec<ArrayRef> = Vec::new();
         for range in self.chunks(group.batch_size) {
-            crate::interrupt::check("grouping texts")?;
+            crate::base::interrupt::check("grouping texts")?;
             let batch = self.gather(range.clone())?;
             let mut columns = Vec::new();
             for (i, (field, column)) in batch

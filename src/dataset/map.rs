@@ -15,7 +15,7 @@ use super::fingerprint::Fingerprint;
 use super::parallel;
 use super::sink::{MEMORY_LIMIT, Sink, of_pieces};
 use super::table::Dataset;
-use crate::progress::Progress;
+use crate::notebook::progress::Progress;
 use crate::{Error, Result};
 
 /// What an interrupted map was doing.

@@ -55,10 +55,9 @@ pub use data_type::type_name;
 pub use dict::DatasetDict;
 pub use eli5::{eli5_schema, load_eli5, load_eli5_from};
 pub use group_texts::GroupTexts;
+#[cfg(feature = "hub")]
 pub(crate) use load::Selection;
 pub use load::{FileFormat, Loader, load_dataset};
-#[cfg(feature = "hub")]
-pub(crate) use load::{Layout, Options, default_config, plan};
 pub use map::{BatchFunction, Map};
 pub use row::{Row, Value};
 pub use save::load_from_disk;

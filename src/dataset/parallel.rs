@@ -86,7 +86,7 @@ pub(crate) fn ordered_until<T: Send, R: Send>(
                     sink(result?)?;
                     done += 1;
                 }
-                crate::interrupt::check(doing)?;
+                crate::base::interrupt::check(doing)?;
             }
         };
         let result = consume();

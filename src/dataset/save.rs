@@ -23,8 +23,8 @@ use super::cast::cast_batch;
 use super::dict::DatasetDict;
 use super::fingerprint::Fingerprint;
 use super::table::Dataset;
-use crate::files::replace_atomically;
-use crate::panics::caught;
+use crate::base::files::replace_atomically;
+use crate::base::panics::caught;
 use crate::{Error, Result};
 
 const STATE: &str = "state.json";
@@ -38,7 +38,7 @@ const ROWS: usize = 8192;
 /// as, or `train`.
 pub fn load_from_disk(folder: impl AsRef<Path>) -> Result<DatasetDict> {
     let folder = folder.as_ref();
-    crate::files::recover_folder(folder);
+    crate::base::files::recover_folder(folder);
     saved(folder)?.ok_or_else(|| Error::NotFound {
         kind: "dataset",
         name: folder.display().to_string(),
@@ -267,18 +267,18 @@ impl DatasetDict {
 }
 
 fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
-    crate::files::write_atomically(path, &serde_json::to_vec_pretty(value)?)
+    crate::base::files::write_atomically(path, &serde_json::to_vec_pretty(value)?)
 }
 
 /// Lets `write` fill a new folder, which then takes the place of `folder` in one step.
 fn save(folder: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     refuse_foreign(folder)?;
-    crate::files::replace_folder(folder, write)
+    crate::base::files::replace_folder(folder, write)
 }
 
 /// A folder that holds anything but a saved dataset is not replaced.
 fn refuse_foreign(folder: &Path) -> Result<()> {
-    crate::files::recover_folder(folder);
+    crate::base::files::recover_folder(folder);
     if !folder.exists() {
         return Ok(());
     }

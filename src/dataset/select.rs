@@ -67,7 +67,7 @@ impl Dataset {
             .collect::<Vec<_>>()
             .into_par_iter()
             .map(|range| {
-                crate::interrupt::check("filtering a dataset")?;
+                crate::base::interrupt::check("filtering a dataset")?;
                 let start = range.start;
                 let batch = self.gather(range)?;
                 let rows = 0..batch.num_rows();

@@ -1,7 +1,7 @@
 //! Training arguments as a table: what was set first, what was left as it is in small.
 
-use super::Rich;
-use super::html::{Align, MONO, MUTED, Table, count, escape, frame, heading, note};
+use crate::notebook::Rich;
+use crate::notebook::html::{Align, MONO, MUTED, Table, count, escape, frame, heading, note};
 use crate::train::TrainingArguments;
 
 impl Rich for TrainingArguments {

@@ -1,10 +1,10 @@
 //! Datasets as tables, records as nested tables.
 
-use super::Rich;
-use super::html::{
+use crate::dataset::{Dataset, DatasetDict, Row, Value};
+use crate::notebook::Rich;
+use crate::notebook::html::{
     Align, MONO, MUTED, Table, clip, count, escape, frame, heading, note, thousands,
 };
-use crate::dataset::{Dataset, DatasetDict, Row, Value};
 
 /// How many rows of a dataset are shown.
 const ROWS: usize = 5;

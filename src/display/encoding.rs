@@ -1,7 +1,7 @@
 //! An encoded text as a row of chips, one a token.
 
-use super::Rich;
-use super::html::{self, MONO, MUTED, ORANGE, count, escape, frame, heading, note};
+use crate::notebook::Rich;
+use crate::notebook::html::{self, MONO, MUTED, ORANGE, count, escape, frame, heading, note};
 use crate::tokenizer::Encoding;
 
 /// How many tokens are drawn.

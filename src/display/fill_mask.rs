@@ -1,10 +1,10 @@
 //! Candidates for masks, with bars for their scores.
 
-use super::Rich;
-use super::html::{
+use crate::fill_mask::{Prediction, Predictions, PredictionsBatch};
+use crate::notebook::Rich;
+use crate::notebook::html::{
     Align, BLUE, MONO, MUTED, ORANGE, Table, bar, clip, count, escape, frame, note, thousands,
 };
-use crate::fill_mask::{Prediction, Predictions, PredictionsBatch};
 
 /// How many texts of a batch are shown.
 const SHOWN: usize = 20;

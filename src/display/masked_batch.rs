@@ -1,9 +1,9 @@
 //! What a masking collator did to a batch.
 
-use super::Rich;
 use super::encoding::{Kind, chips};
-use super::html::{Align, MONO, MUTED, Table, count, frame, heading, note, thousands};
 use crate::collate::{IGNORED, MlmBatch};
+use crate::notebook::Rich;
+use crate::notebook::html::{Align, MONO, MUTED, Table, count, frame, heading, note, thousands};
 use crate::tokenizer::Tokenizer;
 
 /// How many rows are drawn, and how many tokens of each.

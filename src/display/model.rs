@@ -1,8 +1,10 @@
 //! Models and their configurations.
 
-use super::Rich;
-use super::html::{Align, BLUE, MONO, Table, bar, escape, facts, frame, heading, note, thousands};
 use crate::model::{Config, MaskedLm};
+use crate::notebook::Rich;
+use crate::notebook::html::{
+    Align, BLUE, MONO, Table, bar, escape, facts, frame, heading, note, thousands,
+};
 
 impl Rich for MaskedLm {
     fn to_html(&self) -> String {
@@ -127,7 +129,7 @@ impl Rich for Config {
                 format!("<span style=\"{MONO}\">{}</span>", escape(key)),
                 format!(
                     "<span style=\"{MONO}\">{}</span>",
-                    escape(&super::html::clip(&value, 200))
+                    escape(&crate::notebook::html::clip(&value, 200))
                 ),
             ]);
         }

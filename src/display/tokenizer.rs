@@ -1,8 +1,8 @@
 //! A tokenizer: its kind, its size, its special tokens.
 
-use super::Rich;
 use super::encoding::{Kind, chip};
-use super::html::{escape, facts, frame, heading, thousands};
+use crate::notebook::Rich;
+use crate::notebook::html::{escape, facts, frame, heading, thousands};
 use crate::tokenizer::Tokenizer;
 
 impl Rich for Tokenizer {

@@ -166,14 +166,15 @@ impl FillMask {
         }
         let encodings = self.encode(texts, &mask)?;
 
-        let bar = (texts.len() >= WORTH_A_BAR)
-            .then(|| crate::progress::Progress::new("filling masks", texts.len() as u64, "texts"));
+        let bar = (texts.len() >= WORTH_A_BAR).then(|| {
+            crate::notebook::progress::Progress::new("filling masks", texts.len() as u64, "texts")
+        });
         let mut results: Vec<Option<Predictions>> = vec![None; texts.len()];
         let lengths: Vec<usize> = encodings.iter().map(Encoding::len).collect();
         let paddable = self.tokenizer.pad_token_id().is_some()
             && crate::model::padding_is_neutral(self.model.config().model_type());
         for group in groups::by_length(&lengths, self.batch_size, paddable)? {
-            crate::interrupt::check("filling masks")?;
+            crate::base::interrupt::check("filling masks")?;
             let scored =
                 ops::in_pool(|| self.score(&group, &encodings, &mask, targets.as_deref(), top_k))?;
             for (&index, masks) in group.iter().zip(scored) {

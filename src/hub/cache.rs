@@ -66,8 +66,9 @@ mod writing {
     use std::time::Duration;
 
     use super::RepoCache;
+    use crate::base::{files, interrupt};
     use crate::hub::name::is_commit_hash;
-    use crate::{Error, Result, files, interrupt};
+    use crate::{Error, Result};
 
     impl RepoCache {
         pub(crate) fn blob(&self, etag: &str) -> PathBuf {

@@ -13,8 +13,9 @@ use super::failure::{Failure, FailureKind};
 use super::http::{Client, Pauses, Request, Response};
 use super::name::Repo;
 use super::remote::{FileInfo, text};
-use crate::progress::Progress;
-use crate::{Error, interrupt};
+use crate::Error;
+use crate::base::interrupt;
+use crate::notebook::progress::Progress;
 
 const BUFFER: usize = 256 << 10;
 /// A download may take this long, and longer by the time that its bytes take at a slow line's speed.

@@ -70,7 +70,7 @@ impl From<Failure> for Error {
             FailureKind::Local(error) => {
                 if matches!(*error, Error::Interrupted(_)) {
                     // Told to whoever called: the request is answered.
-                    crate::interrupt::take();
+                    crate::base::interrupt::take();
                 }
                 return *error;
             }

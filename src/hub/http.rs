@@ -16,8 +16,8 @@ use super::failure::{Failure, FailureKind};
 use super::proxy::{Exempt, own_certificates, proxy_for};
 use super::settings::Settings;
 use super::wire;
-use crate::interrupt;
-use crate::progress::Progress;
+use crate::base::interrupt;
+use crate::notebook::progress::Progress;
 
 /// No honest answer about a repository is larger.
 const LARGEST_JSON: u64 = 64 << 20;

@@ -12,7 +12,7 @@ use super::name::Repo;
 use super::push::Upload;
 use super::remote::text;
 use super::snapshot::in_parallel;
-use crate::progress::Progress;
+use crate::notebook::progress::Progress;
 
 const MEDIA_TYPE: &str = "application/vnd.git-lfs+json";
 

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use super::BUNDLED;
 use super::name::{Repo, RepoKind};
 use super::needs::VOCABULARIES;
-use crate::{Error, Result, files};
+use crate::base::files;
+use crate::{Error, Result};
 
 /// The endings of files that people load: a name with one of them means a file, and no repository.
 const FILE_ENDINGS: [&str; 27] = [

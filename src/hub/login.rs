@@ -174,7 +174,7 @@ pub(crate) fn logout(settings: &Settings) -> Result<()> {
 /// Asks the person at the notebook or terminal for a token, without showing it.
 pub(crate) fn ask_for_token() -> Result<Token> {
     const PROMPT: &str = "Token (from https://huggingface.co/settings/tokens): ";
-    let text = if crate::display::live::Host::current() != crate::display::live::Host::Plain {
+    let text = if crate::notebook::live::Host::current() != crate::notebook::live::Host::Plain {
         // The kernel reads this request from the cell's output and asks for a password.
         evcxr_input::get_password(PROMPT)
     } else if std::io::stdin().is_terminal() {

@@ -27,10 +27,10 @@
 //! All of it is behind the feature `hub`, which is on by default: whoever types a model's name in a notebook expects it
 //! to be fetched.
 
-mod cache;
+pub(crate) mod cache;
 mod card;
 mod local;
-mod name;
+pub(crate) mod name;
 mod needs;
 mod settings;
 mod token;
@@ -41,15 +41,13 @@ mod background;
 #[cfg(feature = "hub")]
 mod client;
 #[cfg(feature = "hub")]
-mod dataset;
-#[cfg(feature = "hub")]
 mod digest;
 #[cfg(feature = "hub")]
 mod download;
 #[cfg(feature = "hub")]
-mod failure;
+pub(crate) mod failure;
 #[cfg(feature = "hub")]
-mod http;
+pub(crate) mod http;
 #[cfg(feature = "hub")]
 mod lfs;
 #[cfg(feature = "hub")]
@@ -59,9 +57,9 @@ mod proxy;
 #[cfg(feature = "hub")]
 mod push;
 #[cfg(feature = "hub")]
-mod remote;
+pub(crate) mod remote;
 #[cfg(feature = "hub")]
-mod snapshot;
+pub(crate) mod snapshot;
 #[cfg(feature = "hub")]
 mod verbs;
 #[cfg(feature = "hub")]
@@ -79,7 +77,6 @@ pub use card::{CardResult, ModelCard};
 #[cfg(feature = "hub")]
 pub use client::Hub;
 #[cfg(feature = "hub")]
-pub(crate) use dataset::{HubDataset, open as open_dataset};
 pub(crate) use local::{after_looking_here, find as find_here};
 #[cfg(feature = "hub")]
 pub use login::Account;

@@ -12,8 +12,9 @@ use super::http::Client;
 use super::name::{Repo, is_commit_hash};
 use super::needs::Needs;
 use super::remote::FileInfo;
-use crate::progress::Progress;
-use crate::{Error, Result, interrupt};
+use crate::base::interrupt;
+use crate::notebook::progress::Progress;
+use crate::{Error, Result};
 
 /// Files that are fetched at the same time.
 const WORKERS: usize = 8;

@@ -17,7 +17,7 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Agent, Error, Timeout};
 
-use crate::interrupt;
+use crate::base::interrupt;
 
 /// The longest wait between two looks at the request to stop.
 const SLICE: Duration = Duration::from_millis(200);

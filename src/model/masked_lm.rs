@@ -447,9 +447,9 @@ impl MaskedLm {
             .set("architectures", vec![self.class()])
             .set("torch_dtype", name)
             .to_json()?;
-        crate::files::replace_files(folder.as_ref(), |folder| {
+        crate::base::files::replace_files(folder.as_ref(), |folder| {
             self.write_weights(&folder.join("model.safetensors"), dtype)?;
-            crate::files::write_atomically(&folder.join("config.json"), config.as_bytes())
+            crate::base::files::write_atomically(&folder.join("config.json"), config.as_bytes())
         })
     }
 
@@ -480,7 +480,7 @@ impl MaskedLm {
         }
         // The reference refuses files that do not say which framework's layout they follow.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        crate::files::replace_atomically(path, |temporary| {
+        crate::base::files::replace_atomically(path, |temporary| {
             safetensors::serialize_to_file(
                 tensors.iter().map(|(name, tensor)| (*name, tensor)),
                 Some(metadata),

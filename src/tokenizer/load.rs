@@ -115,7 +115,7 @@ pub(super) fn from_path(path: &Path) -> Result<Tokenizer> {
     } else {
         (path, path.join("tokenizer.json"))
     };
-    crate::files::finish_replacing(folder)?;
+    crate::base::files::finish_replacing(folder)?;
     let folder = Folder::open(folder)?;
     let family = Family::of_folder(&folder.config, &folder.model);
     if file.is_file() {

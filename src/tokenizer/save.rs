@@ -11,7 +11,7 @@ use super::encode::failed;
 use super::engine::Engine;
 use super::guard::guarded;
 use crate::Result;
-use crate::files::{replace_files_without, write_atomically};
+use crate::base::files::{replace_files_without, write_atomically};
 
 impl Tokenizer {
     /// Writes the tokenizer's files into `folder`, which is created if need be: `tokenizer.json`, or the family's own older

@@ -63,19 +63,19 @@ pub(super) fn folder(output_dir: &Path, step: usize) -> PathBuf {
 ///
 /// An older folder of that name goes only when the new one is complete.
 pub(super) fn write(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    crate::files::replace_folder(path, |folder| {
+    crate::base::files::replace_folder(path, |folder| {
         fill(folder)?;
         let manifest = Manifest {
             files: digests(folder)?,
         };
         let manifest = serde_json::to_vec_pretty(&manifest)?;
-        crate::files::write_atomically(&folder.join(MANIFEST), &manifest)
+        crate::base::files::write_atomically(&folder.join(MANIFEST), &manifest)
     })
 }
 
 /// Removes a checkpoint: it is gone at once, never half of it.
 pub(super) fn remove(path: &Path) {
-    if let Err(error) = crate::files::remove_folder(path)
+    if let Err(error) = crate::base::files::remove_folder(path)
         && error.kind() != std::io::ErrorKind::NotFound
     {
         eprintln!(
@@ -87,7 +87,7 @@ pub(super) fn remove(path: &Path) {
 
 /// Removes what killed runs have left half written or half removed in `output_dir`.
 pub(super) fn sweep(output_dir: &Path) {
-    crate::files::sweep_folders(output_dir, &format!(".{PREFIX}"));
+    crate::base::files::sweep_folders(output_dir, &format!(".{PREFIX}"));
 }
 
 /// Checks that the folder holds all its files as they were written.
@@ -100,7 +100,7 @@ pub(super) fn verify(path: &Path) -> Result<()> {
         message,
     };
     let advice = "resume from an older checkpoint";
-    crate::files::recover_folder(path);
+    crate::base::files::recover_folder(path);
     if !path.is_dir() {
         return Err(refuse("there is no such folder".to_owned()));
     }
@@ -224,7 +224,7 @@ mod tests {
     fn files(text: &'static str) -> impl FnOnce(&Path) -> Result<()> {
         move |folder| {
             for name in [WEIGHTS, OPTIMIZER, STATE] {
-                crate::files::write_atomically(&folder.join(name), text.as_bytes())?;
+                crate::base::files::write_atomically(&folder.join(name), text.as_bytes())?;
             }
             Ok(())
         }

@@ -9,9 +9,10 @@ use super::out_of_memory::{self, Use};
 use super::run::Run;
 use super::trainer::Data;
 use super::{EvalMetrics, Evaluation, Event, TrainState, Trainer};
+use crate::base::interrupt;
 use crate::collate::{DataLoader, Examples, MlmBatch};
 use crate::model::{Context, MaskedLm};
-use crate::{Error, Result, interrupt, ops};
+use crate::{Error, Result, ops};
 
 /// What the model says about one masked token.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::LossPlot;
 use super::{Callback, Control, Event, History, Trainer, TrainingArguments};
-use crate::display::LossPlot;
 use crate::hub::{BackgroundPush, CardResult, Hub, ModelCard, PushOptions, Pushed};
 use crate::{Error, Result};
 
@@ -208,7 +208,7 @@ impl Trainer {
         let folder = self.args.output_dir.clone();
         self.save_model(&folder)?;
         let write = |name: &str, text: &str| {
-            crate::files::write_atomically(&folder.join(name), text.as_bytes())
+            crate::base::files::write_atomically(&folder.join(name), text.as_bytes())
         };
         let mut card = card.license_of_base();
         if let Some(history) = &self.history {

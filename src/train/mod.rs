@@ -47,6 +47,8 @@ mod grad_scaler;
 mod history;
 #[cfg(feature = "hub")]
 mod hub;
+mod live_training;
+mod loss_plot;
 mod metrics;
 mod optimizer;
 mod out_of_memory;
@@ -54,6 +56,7 @@ mod peak_flops;
 mod plan;
 mod precision;
 mod progress_bar;
+pub(crate) mod report;
 mod run;
 mod saving;
 mod schedule;
@@ -69,6 +72,9 @@ pub use history::{Evaluation, History, LogRecord, StepRecord};
 pub(crate) use history::{gib, mfu};
 #[cfg(feature = "hub")]
 pub use hub::PushToHubCallback;
+pub(crate) use live_training::stands_above;
+pub use live_training::{LiveTraining, training_display};
+pub use loss_plot::LossPlot;
 pub use metrics::EvalMetrics;
 pub use optimizer::AdamW;
 pub use peak_flops::peak_flops;

@@ -186,7 +186,7 @@ impl AdamW {
                 tensors.push((format!("{name}.step"), step));
             }
         }
-        crate::files::replace_atomically(path, |temporary| {
+        crate::base::files::replace_atomically(path, |temporary| {
             safetensors::serialize_to_file(
                 tensors.iter().map(|(name, tensor)| (name, tensor)),
                 None::<HashMap<String, String>>,

@@ -12,7 +12,7 @@ impl Trainer {
     /// Writes the model, and the tokenizer if the collator has one, into `folder`, in the reference's layout. All files
     /// are replaced together or not at all.
     pub fn save_model(&self, folder: impl AsRef<Path>) -> Result<()> {
-        crate::files::replace_files(folder.as_ref(), |folder| {
+        crate::base::files::replace_files(folder.as_ref(), |folder| {
             self.model.save_pretrained(folder)?;
             match self
                 .collator
@@ -68,7 +68,7 @@ impl Trainer {
             self.save_model(folder)?;
             run.optimizer.save(&folder.join(checkpoint::OPTIMIZER))?;
             let json = |name: &str, bytes: Vec<u8>| {
-                crate::files::write_atomically(&folder.join(name), &bytes)
+                crate::base::files::write_atomically(&folder.join(name), &bytes)
             };
             json(
                 checkpoint::ARGUMENTS,

@@ -13,10 +13,11 @@ use super::out_of_memory::{self, Use};
 use super::run::Run;
 use super::trainer::check_anything_counted;
 use super::{Event, GradScaler, StepRecord, Trainer, TrainingArguments};
+use crate::base::interrupt;
 use crate::collate::MlmBatch;
 use crate::model::{Context, MaskedLm};
 use crate::ops::{self, GradNorm};
-use crate::{Error, Result, interrupt};
+use crate::{Error, Result};
 
 /// How long numbers may wait to be read: often enough for someone who watches, and too seldom to cost anything.
 const LONGEST: Duration = Duration::from_secs(1);

@@ -12,10 +12,11 @@ use super::{
     AdamW, Callback, Control, Event, GradScaler, History, IntervalStrategy, TrainState,
     TrainingArguments,
 };
+use crate::base::interrupt;
 use crate::collate::{Batches, Collator, DataLoader, Examples};
 use crate::model::MaskedLm;
 use crate::ops::{self, Precision};
-use crate::{Error, Result, interrupt};
+use crate::{Error, Result};
 
 /// Fine-tunes a masked language model, in the manner of the reference's `Trainer`.
 ///
@@ -149,7 +150,7 @@ impl Trainer {
     ) -> Self {
         crate::ops::tune_allocator();
         // The one place where training knows of pictures: which callback shows it, in a notebook or in a terminal.
-        let watcher = match crate::display::training_display() {
+        let watcher = match super::training_display() {
             Some(display) => Some(Box::new(display) as Box<dyn Callback>),
             None => ProgressBar::for_terminal().map(|bar| Box::new(bar) as Box<dyn Callback>),
         };

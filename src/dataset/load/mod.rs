@@ -6,6 +6,8 @@ mod chunks;
 mod csv;
 mod document;
 mod files;
+#[cfg(feature = "hub")]
+mod hub;
 mod infer;
 mod json;
 mod layout;
@@ -39,7 +41,7 @@ use super::fingerprint::{Fingerprint, Hashing};
 use super::parallel;
 use super::sink::{MEMORY_LIMIT, Sink, of_pieces};
 use super::table::{Dataset, check_unique};
-use crate::progress::Progress;
+use crate::notebook::progress::Progress;
 use crate::{Error, Result};
 
 /// The formats that datasets are loaded from.

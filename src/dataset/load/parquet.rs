@@ -8,9 +8,9 @@ use arrow::datatypes::SchemaRef;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
 
 use super::{Rows, agree};
+use crate::base::panics::caught;
 use crate::dataset::cast::cast_batch;
 use crate::dataset::data_type::plain_schema;
-use crate::panics::caught;
 use crate::{Error, Result};
 
 /// Types stay as they were written, in their plain forms.

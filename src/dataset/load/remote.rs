@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use super::hub::{HubDataset, open};
 use super::{FileFormat, Loader, Selection, files};
 use crate::dataset::concatenate::concatenate;
 use crate::dataset::split::{self, Term};
 use crate::dataset::{Dataset, DatasetDict};
-use crate::hub::{self, HubDataset};
+use crate::hub;
 use crate::{Error, Result};
 
 /// The dataset on the Hub that `name` means, if it means one: no pattern, nothing bundled, no file and no folder.
@@ -17,7 +18,7 @@ pub(in crate::dataset) fn on_hub(name: &str, request: &Selection) -> Result<Opti
     if is_local || hub::Repo::parse(hub::RepoKind::Dataset, name).is_err() {
         return Ok(None);
     }
-    hub::open_dataset(name, request)
+    open(name, request)
         .map(Some)
         .map_err(|error| hub::after_looking_here(name, error))
 }

@@ -126,7 +126,7 @@ pub(super) fn open(path: &Path, encoding: Option<&'static Encoding>) -> Result<S
 /// The file's bytes, unpacked, and whether they were packed.
 pub(super) fn unpacked(path: &Path) -> Result<(Source, bool)> {
     let io = |error| Error::io("read", path, error);
-    crate::files::refuse_lfs_pointer(path)?;
+    crate::base::files::refuse_lfs_pointer(path)?;
     let mut file = File::open(path).map_err(io)?;
     let size = file.metadata().map_err(io)?.len();
     let start = start_of(&mut file, 512).map_err(io)?;
@@ -216,7 +216,7 @@ impl Read for Unpacked {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let inner = &mut self.inner;
         let name = self.packing.name();
-        let read = crate::panics::caught(|| inner.read(buffer))
+        let read = crate::base::panics::caught(|| inner.read(buffer))
             .unwrap_or_else(|panic| Err(IoError::other(panic)))
             .map_err(|error| {
                 let words = format!("its {name} data is cut short or damaged ({error})");

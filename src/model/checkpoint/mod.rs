@@ -69,7 +69,7 @@ impl Checkpoint {
         for path in paths {
             let size = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
             bytes = bytes.saturating_add(size);
-            crate::files::refuse_lfs_pointer(path)?;
+            crate::base::files::refuse_lfs_pointer(path)?;
             let file = if path.extension().is_some_and(|e| e == "safetensors") {
                 WeightFile::Safetensors(safetensors::File::open(path)?)
             } else {

@@ -10,8 +10,8 @@ use candle_core::pickle::{Object, PthTensors, Stack, TensorInfo};
 use candle_core::{DType, Device, Tensor};
 
 use super::pickle_size;
+use crate::base::panics::caught;
 use crate::ops::MappedFile;
-use crate::panics::caught;
 use crate::{Error, Result};
 
 pub(super) enum File {

@@ -3,19 +3,21 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::content;
-use super::html::{BLUE, MONO, MUTED, bar, escape, frame, heading, note, thousands};
-use super::live::{Host, LiveDisplay};
-use super::training::{curves, device_use, duration, epochs, evaluation_table, mark, path, rate};
+use super::report::{curves, device_use, epochs, evaluation_table, mark, path, rate};
+use super::{Callback, Control, Evaluation, Event, History, StepRecord, TrainState, mfu};
 use crate::Result;
-use crate::progress::Progress;
-use crate::train::{Callback, Control, Evaluation, Event, History, StepRecord, TrainState, mfu};
+use crate::notebook::content;
+use crate::notebook::html::{
+    BLUE, MONO, MUTED, bar, duration, escape, frame, heading, note, thousands,
+};
+use crate::notebook::live::{Host, LiveDisplay};
+use crate::notebook::progress::Progress;
 
 /// How many times longer than drawing takes the training goes on before it is drawn again. The curves of very long runs
 /// take tens of milliseconds.
 const REST: u32 = 50;
 
-/// The callback that shows a run in a notebook; `None` where there is none. [`Trainer`](crate::train::Trainer) takes it
+/// The callback that shows a run in a notebook; `None` where there is none. [`Trainer`](super::Trainer) takes it
 /// by itself.
 pub fn training_display() -> Option<LiveTraining> {
     (Host::current() != Host::Plain).then(LiveTraining::new)
@@ -250,7 +252,7 @@ static LAST_SHOWN: Mutex<Option<(Instant, usize, f64)>> = Mutex::new(None);
 
 /// Whether the display of this very run was completed a moment ago, so that it stands right above whatever comes now: a
 /// cell that ends in `trainer.train()?` need not show everything twice.
-pub(super) fn stands_above(history: &History) -> bool {
+pub(crate) fn stands_above(history: &History) -> bool {
     LAST_SHOWN.lock().is_ok_and(|last| {
         last.is_some_and(|(when, step, seconds)| {
             when.elapsed() < Duration::from_secs(2)

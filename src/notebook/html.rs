@@ -5,19 +5,19 @@
 //! and on dark themes.
 
 /// Lines between rows and around boxes.
-pub(super) const LINE: &str = "1px solid rgba(128,128,128,.3)";
+pub(crate) const LINE: &str = "1px solid rgba(128,128,128,.3)";
 /// What matters less.
-pub(super) const MUTED: &str = "opacity:.65";
+pub(crate) const MUTED: &str = "opacity:.65";
 /// Fixed-width text.
-pub(super) const MONO: &str =
+pub(crate) const MONO: &str =
     "font-family:ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace";
 /// The main colour: bars, training curves.
-pub(super) const BLUE: &str = "#3b82f6";
+pub(crate) const BLUE: &str = "#3b82f6";
 /// The second colour: masks, evaluation curves.
-pub(super) const ORANGE: &str = "#e8710a";
+pub(crate) const ORANGE: &str = "#e8710a";
 
 /// `text` with every character that means something in HTML replaced.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + text.len() / 8);
     for character in text.chars() {
         match character {
@@ -35,7 +35,7 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 /// The first `limit` characters of `text`, and an ellipsis if there are more.
-pub(super) fn clip(text: &str, limit: usize) -> String {
+pub(crate) fn clip(text: &str, limit: usize) -> String {
     match text.char_indices().nth(limit) {
         Some((end, _)) => format!("{}…", text[..end].trim_end()),
         None => text.to_owned(),
@@ -43,7 +43,7 @@ pub(super) fn clip(text: &str, limit: usize) -> String {
 }
 
 /// A whole number with its thousands apart.
-pub(super) fn thousands(number: usize) -> String {
+pub(crate) fn thousands(number: usize) -> String {
     let digits = number.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (place, digit) in digits.chars().enumerate() {
@@ -56,7 +56,7 @@ pub(super) fn thousands(number: usize) -> String {
 }
 
 /// "1 row", "5,000 rows".
-pub(super) fn count(number: usize, noun: &str) -> String {
+pub(crate) fn count(number: usize, noun: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{} {noun}{plural}", thousands(number))
 }
@@ -64,7 +64,7 @@ pub(super) fn count(number: usize, noun: &str) -> String {
 /// The outermost element of every display.
 ///
 /// The classes keep front ends from reading `$` in a text as mathematics.
-pub(super) fn frame(content: &str) -> String {
+pub(crate) fn frame(content: &str) -> String {
     format!(
         "<div class=\"tex2jax_ignore mathjax_ignore\" style=\"margin:4px 0;max-width:100%;overflow-x:auto;\
          font:13px/1.45 system-ui,-apple-system,'Segoe UI',sans-serif\">{content}</div>"
@@ -72,7 +72,7 @@ pub(super) fn frame(content: &str) -> String {
 }
 
 /// A title with something smaller after it. Both are HTML.
-pub(super) fn heading(title: &str, aside: &str) -> String {
+pub(crate) fn heading(title: &str, aside: &str) -> String {
     let aside = match aside {
         "" => String::new(),
         aside => format!(" <span style=\"{MUTED}\">{aside}</span>"),
@@ -81,25 +81,25 @@ pub(super) fn heading(title: &str, aside: &str) -> String {
 }
 
 /// A remark below a display, as HTML.
-pub(super) fn note(text: &str) -> String {
+pub(crate) fn note(text: &str) -> String {
     format!("<div style=\"margin-top:5px;font-size:12px;{MUTED}\">{text}</div>")
 }
 
 /// Which way the cells of a column lean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Align {
+pub(crate) enum Align {
     Left,
     Right,
 }
 
 /// A table, cell by cell. Cells and titles are HTML.
-pub(super) struct Table {
+pub(crate) struct Table {
     columns: Vec<(String, Align)>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    pub(super) fn new<S: Into<String>>(columns: impl IntoIterator<Item = (S, Align)>) -> Self {
+    pub(crate) fn new<S: Into<String>>(columns: impl IntoIterator<Item = (S, Align)>) -> Self {
         let columns = columns.into_iter().map(|(title, a)| (title.into(), a));
         Self {
             columns: columns.collect(),
@@ -107,11 +107,11 @@ impl Table {
         }
     }
 
-    pub(super) fn row(&mut self, cells: Vec<String>) {
+    pub(crate) fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells);
     }
 
-    pub(super) fn to_html(&self) -> String {
+    pub(crate) fn to_html(&self) -> String {
         let cell = |tag: &str, content: &str, align: Align, more: &str| {
             let align = match align {
                 Align::Left => "left",
@@ -143,7 +143,7 @@ impl Table {
 }
 
 /// Names and values, one pair a line. Values are HTML.
-pub(super) fn facts(pairs: &[(&str, String)]) -> String {
+pub(crate) fn facts(pairs: &[(&str, String)]) -> String {
     let mut table = Table::new([("", Align::Left), ("", Align::Left)]);
     for (name, value) in pairs {
         let name = format!("<span style=\"{MUTED}\">{}</span>", escape(name));
@@ -153,7 +153,7 @@ pub(super) fn facts(pairs: &[(&str, String)]) -> String {
 }
 
 /// A horizontal bar, `share` (0 to 1) of it filled.
-pub(super) fn bar(share: f64, width: &str, color: &str) -> String {
+pub(crate) fn bar(share: f64, width: &str, color: &str) -> String {
     let share = if share.is_finite() {
         share.clamp(0.0, 1.0)
     } else {
@@ -167,7 +167,7 @@ pub(super) fn bar(share: f64, width: &str, color: &str) -> String {
 }
 
 /// An SVG image as an element that works where inline SVG is dropped.
-pub(super) fn image(svg: &str, width: u32, description: &str) -> String {
+pub(crate) fn image(svg: &str, width: u32, description: &str) -> String {
     format!(
         "<img alt=\"{}\" style=\"display:block;width:{width}px;max-width:100%;height:auto\" src=\"data:image/svg+xml;base64,{}\">",
         escape(description),
@@ -192,6 +192,21 @@ fn base64(bytes: &[u8]) -> String {
         }
     }
     out
+}
+
+/// "42 s", "3:07", "1:02:09".
+pub(crate) fn duration(seconds: f64) -> String {
+    if !seconds.is_finite() || seconds < 0.0 {
+        return "?".to_owned();
+    }
+    let whole = seconds.round() as u64;
+    let (hours, minutes, rest) = (whole / 3600, whole / 60 % 60, whole % 60);
+    match (hours, minutes) {
+        (0, 0) if seconds < 9.95 => format!("{seconds:.1} s"),
+        (0, 0) => format!("{rest} s"),
+        (0, _) => format!("{minutes}:{rest:02}"),
+        _ => format!("{hours}:{minutes:02}:{rest:02}"),
+    }
 }
 
 #[cfg(test)]
@@ -233,5 +248,19 @@ mod tests {
             escape("<script>alert('&\"')</script>\u{1b}"),
             "&lt;script&gt;alert(&#39;&amp;&quot;&#39;)&lt;/script&gt;\u{fffd}"
         );
+    }
+
+    #[test]
+    fn times_read_like_a_clock() {
+        for (seconds, text) in [
+            (0.04, "0.0 s"),
+            (9.94, "9.9 s"),
+            (42.4, "42 s"),
+            (187.0, "3:07"),
+            (3729.0, "1:02:09"),
+            (f64::INFINITY, "?"),
+        ] {
+            assert_eq!(duration(seconds), text);
+        }
     }
 }

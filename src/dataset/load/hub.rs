@@ -10,15 +10,16 @@ use bytes::Bytes;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
-use super::cache::{RepoCache, make_parent};
-use super::failure::{Failure, FailureKind};
-use super::http::{Client, Request};
-use super::name::{Repo, RepoKind};
-use super::remote::RepoInfo;
-use super::snapshot::{explain, fetch_files, in_parallel};
-use super::{Hub, Settings};
-use crate::dataset::{FileFormat, Layout, Options, Selection, default_config, plan};
-use crate::{Error, Result, files};
+use super::{FileFormat, Layout, Options, Selection, default_config, plan};
+use crate::base::files;
+use crate::hub::cache::{RepoCache, make_parent};
+use crate::hub::failure::{Failure, FailureKind};
+use crate::hub::http::{Client, Request};
+use crate::hub::name::{Repo, RepoKind};
+use crate::hub::remote::RepoInfo;
+use crate::hub::snapshot::{explain, fetch_files, in_parallel};
+use crate::hub::{Hub, Settings};
+use crate::{Error, Result};
 
 /// The branch with every dataset as Parquet, in `config/split/0000.parquet`.
 const PARQUET: &str = "refs/convert/parquet";

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::display::live::{Host, LiveDisplay};
-use crate::display::progress_content;
+use super::live::{Host, LiveDisplay};
+use super::progress_bar::progress_content;
 
 /// Work that is over sooner shows nothing in a notebook.
 const WORTH_SHOWING: Duration = Duration::from_millis(500);

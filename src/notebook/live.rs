@@ -69,7 +69,7 @@ pub(crate) fn mark() -> &'static str {
 /// Cheap to call often: a state that comes less than [`INTERVAL`] after the last is not even rendered.
 ///
 /// ```
-/// use cloze::display::live::LiveDisplay;
+/// use cloze::notebook::live::LiveDisplay;
 ///
 /// let mut display = LiveDisplay::new();
 /// for step in 1..=1000 {

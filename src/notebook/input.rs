@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// The line comes without its newline. In a notebook the front end shows a field with the prompt.
 ///
 /// ```no_run
-/// use cloze::display::input;
+/// use cloze::notebook::input;
 ///
 /// let name = input("Name? ")?;
 /// println!("Hello {name}");

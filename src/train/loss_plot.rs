@@ -7,8 +7,8 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::Rich;
-use super::html::{frame, image};
+use crate::notebook::Rich;
+use crate::notebook::html::{frame, image};
 
 /// Pixels as the reader sees them.
 const WIDTH: u32 = 760;
@@ -41,7 +41,7 @@ type Points = Vec<(usize, f64)>;
 /// The losses of a training run over its steps, with the learning rate below.
 ///
 /// ```
-/// use cloze::display::LossPlot;
+/// use cloze::train::LossPlot;
 /// let svg = LossPlot::new()
 ///     .train((1..=100).map(|step| (step, 5.0 / (step as f64).sqrt())))
 ///     .eval([(50, 1.1), (100, 0.9)])
@@ -264,7 +264,7 @@ impl LossPlot {
     }
 
     /// The plot as an HTML element.
-    pub(super) fn image(&self) -> String {
+    pub(crate) fn image(&self) -> String {
         let last = |points: &Points| finite(points).last().map(|point| point.1);
         let mut description = "Loss over training steps".to_owned();
         if let Some(loss) = last(&self.train) {
@@ -426,7 +426,7 @@ fn whole(step: f64) -> String {
     if (step - step.round()).abs() > 1e-6 {
         return String::new();
     }
-    super::html::thousands(step.round() as usize)
+    crate::notebook::html::thousands(step.round() as usize)
 }
 
 /// 0.00002 as `2e-5`.
