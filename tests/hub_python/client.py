@@ -1,4 +1,4 @@
-"""The Python library's part of tests/hub_python.rs: the same stand-in, the same cache, the other client."""
+"""The Python library's part of tests/it/hub_python.rs: the same stand-in, the same cache, the other client."""
 
 import json
 import sys

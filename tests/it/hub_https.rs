@@ -1,16 +1,13 @@
 //! Safe connections and proxies: the stand-in behind TLS, with certificates that are trusted and others.
-#![cfg(feature = "hub")]
-
-mod support;
 
 use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::support::bench::Bench;
+use crate::support::fixture;
+use crate::support::tunnel::{Proxy, tls_in_front_of};
 use cloze::hub::{Hub, RepoKind};
-use support::bench::Bench;
-use support::fixture;
-use support::tunnel::{Proxy, tls_in_front_of};
 
 /// Set for the processes that a test starts: the file to download.
 const FILE: &str = "CLOZE_TEST_FILE";
@@ -38,7 +35,7 @@ fn download(bench: &Bench, endpoint: &str, file: &str, variables: &[(&str, &str)
         command.env_remove(name);
     }
     let output = command
-        .args(["--exact", "the_task_of_a_child", "--nocapture"])
+        .args(["--exact", "hub_https::the_task_of_a_child", "--nocapture"])
         .env_remove("HF_HUB_CACHE")
         .env_remove("HF_HUB_OFFLINE")
         .env_remove("HF_TOKEN")

@@ -1,16 +1,13 @@
 //! Downloads from a Hub on loopback: what is fetched, what is kept, and what happens when things go wrong.
-#![cfg(feature = "hub")]
-
-mod support;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::support::bench::{Bench, files_under, noise, read};
+use crate::support::hub_server::store::{git_oid, sha256};
+use crate::support::hub_server::{Fault, TOKEN};
 use cloze::hub::{Hub, RepoKind, Token};
 use hyper::Method;
-use support::bench::{Bench, files_under, noise, read};
-use support::hub_server::store::{git_oid, sha256};
-use support::hub_server::{Fault, TOKEN};
 
 const NAME: &str = "tester/model";
 const FOLDER: &str = "models--tester--model";

@@ -1,20 +1,17 @@
 //! The guide's notebook at its full size, on names of the Hub: an 82M-parameter model and a Parquet ELI5 come from a
 //! stand-in on loopback, the model is trained for a few steps and pushed, and opens again in Cloze and in Python. Some
 //! minutes and gigabytes, so only when asked for:
-//! `cargo test --release --locked --test hub_guide -- --ignored --nocapture`
-#![cfg(feature = "hub")]
-
-mod support;
+//! `cargo test --release --locked --test it hub_guide -- --ignored --nocapture`
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+use crate::support::bench::{Bench, read};
+use crate::support::hub_server::TOKEN;
 use cloze::prelude::*;
 use parquet::arrow::ArrowWriter;
-use support::bench::{Bench, read};
-use support::hub_server::TOKEN;
 
 const MODEL: &str = "distilbert/distilroberta-base";
 const DATASET: &str = "dany0407/eli5_category";

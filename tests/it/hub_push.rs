@@ -1,14 +1,11 @@
 //! Logging in and pushing to a Hub on loopback.
-#![cfg(feature = "hub")]
-
-mod support;
 
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::hub_server::{Fault, HubServer, TOKEN};
 use cloze::hub::{Hub, PushOptions, Settings, Token};
 use hyper::Method;
-use support::hub_server::{Fault, HubServer, TOKEN};
 
 fn settings(server: &HubServer, home: &Path) -> Settings {
     let mut settings = Settings::from_env().unwrap().with_token(None);

@@ -40,7 +40,12 @@ fn train_a_little() {
 /// The blocks that the process printed: each with its first line and its content.
 fn blocks(environment: &[&str]) -> Vec<(String, String)> {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--ignored", "--exact", "train_a_little", "--nocapture"]);
+    command.args([
+        "--ignored",
+        "--exact",
+        "live_training::train_a_little",
+        "--nocapture",
+    ]);
     for name in ["CLOZE_KERNEL", "EVCXR_IS_RUNTIME"] {
         command.env_remove(name);
     }

@@ -4,17 +4,12 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cloze::Error;
 use cloze::prelude::*;
 
-static ALONE: Mutex<()> = Mutex::new(());
-
-fn alone() -> MutexGuard<'static, ()> {
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use crate::alone;
 
 /// Writes ELI5-like records until the file has `megabytes`; returns how many.
 fn write_records(path: &Path, megabytes: usize) -> usize {
@@ -201,7 +196,11 @@ fn the_environment_moves_the_cache_and_turns_it_off() {
         |folder: &Path| std::fs::read_dir(folder.join("datasets")).map_or(0, |files| files.count());
     let run = |variables: &[(&str, &Path)]| {
         let status = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "maps_with_the_default_cache", "--ignored"])
+            .args([
+                "--exact",
+                "dataset_process::maps_with_the_default_cache",
+                "--ignored",
+            ])
             .env_remove("CLOZE_CACHE")
             .env_remove("CLOZE_NO_CACHE")
             .envs(variables.iter().copied())

@@ -1,6 +1,6 @@
 //! What the bundled model knows: cloze sentences of common knowledge, written for this purpose.
 //!
-//! `cargo test --release --test cloze_sentences -- --nocapture` prints the answers and the scores.
+//! `cargo test --release --test it cloze_sentences -- --nocapture` prints the answers and the scores.
 
 use std::collections::HashSet;
 
@@ -16,7 +16,7 @@ struct Cloze {
 }
 
 fn sentences() -> Vec<Cloze> {
-    include_str!("fixtures/cloze_sentences.tsv")
+    include_str!("../fixtures/cloze_sentences.tsv")
         .lines()
         .map(|line| {
             let (sentence, answer) = line.split_once('\t').expect("a sentence and its answer");

@@ -243,7 +243,12 @@ fn one_long_pass() {
 fn memory_is_a_fraction_of_what_keeping_everything_takes() {
     let run = |checkpointing: bool| {
         let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-        command.args(["--ignored", "--exact", "one_long_pass", "--nocapture"]);
+        command.args([
+            "--ignored",
+            "--exact",
+            "checkpointing::one_long_pass",
+            "--nocapture",
+        ]);
         if checkpointing {
             command.env("CLOZE_TEST_CHECKPOINTING", "1");
         }

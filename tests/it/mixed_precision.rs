@@ -69,7 +69,12 @@ fn train_twice_in_bf16() {
 #[test]
 fn where_there_is_no_unit_for_it_products_stay_f32_and_that_is_said_once() {
     let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "train_twice_in_bf16", "--nocapture"])
+        .args([
+            "--ignored",
+            "--exact",
+            "mixed_precision::train_twice_in_bf16",
+            "--nocapture",
+        ])
         .env("CLOZE_CPU", "avx2")
         .output()
         .unwrap();

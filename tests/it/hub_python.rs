@@ -1,15 +1,12 @@
 //! The Python library `huggingface_hub` as a second client of the same stand-in and of the same cache.
-#![cfg(feature = "hub")]
-
-mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::bench::{Bench, noise, read};
+use crate::support::hub_server::TOKEN;
 use cloze::hub::{CardResult, Hub, ModelCard, PushOptions, Token};
 use serde_json::Value;
-use support::bench::{Bench, noise, read};
-use support::hub_server::TOKEN;
 
 /// A Python that has `huggingface_hub`: `CLOZE_PYTHON`, else the first `python3`.
 fn python() -> Option<String> {
@@ -105,7 +102,7 @@ fn what_python_downloaded_is_found_and_the_reverse() {
 fn each_resumes_what_the_other_began() {
     let Some(python) = python() else { return };
     let weights = noise(900_000);
-    let etag = support::hub_server::store::sha256(&weights);
+    let etag = crate::support::hub_server::store::sha256(&weights);
     for by_python in [true, false] {
         let bench = with_model(&weights);
         let blobs = bench.folder.path().join("hub/models--tester--model/blobs");

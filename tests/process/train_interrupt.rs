@@ -1,15 +1,12 @@
 //! Interrupts during training. The request is one for the whole process, so these tests have a process of their own.
 
 use std::path::Path;
-use std::sync::Mutex;
 
 use cloze::collate::{Example, MaskingCollator};
 use cloze::interrupt;
 use cloze::model::{Config, MaskedLm};
 use cloze::tokenizer::Tokenizer;
 use cloze::train::{Control, Event, History, IntervalStrategy, Trainer, TrainingArguments};
-
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 fn trainer(out: &Path) -> Trainer {
     let tokenizer = Tokenizer::train_bpe(["the light of a star bends"], 300).unwrap();
@@ -64,7 +61,7 @@ fn interrupting(when: fn(&Event) -> bool) -> impl FnMut(&Event) -> cloze::Result
 
 #[test]
 fn an_interrupt_ends_the_run_after_the_step_and_it_goes_on_from_memory_or_disk() {
-    let _one = ONE_AT_A_TIME.lock();
+    let _alone = crate::alone();
     let whole = trainer(tempfile::tempdir().unwrap().path())
         .train()
         .unwrap();
@@ -86,7 +83,7 @@ fn an_interrupt_ends_the_run_after_the_step_and_it_goes_on_from_memory_or_disk()
 
 #[test]
 fn an_evaluation_that_was_interrupted_comes_first_when_the_run_goes_on() {
-    let _one = ONE_AT_A_TIME.lock();
+    let _alone = crate::alone();
     let whole = trainer(tempfile::tempdir().unwrap().path())
         .train()
         .unwrap();
@@ -103,7 +100,7 @@ fn an_evaluation_that_was_interrupted_comes_first_when_the_run_goes_on() {
 
 #[test]
 fn a_request_between_evaluations_is_an_error_that_says_so() {
-    let _one = ONE_AT_A_TIME.lock();
+    let _alone = crate::alone();
     let out = tempfile::tempdir().unwrap();
     let mut trainer = trainer(out.path());
     interrupt::request();
@@ -114,7 +111,7 @@ fn a_request_between_evaluations_is_an_error_that_says_so() {
 
 #[test]
 fn resuming_from_a_checkpoint_forgets_the_run_that_was_stopped_in_memory() {
-    let _one = ONE_AT_A_TIME.lock();
+    let _alone = crate::alone();
     let out = tempfile::tempdir().unwrap();
     let at_step_2 = |event: &Event| matches!(event, Event::StepEnd { step, .. } if step.step == 2);
     let mut trainer = trainer(out.path()).callback(interrupting(at_step_2));

@@ -1,18 +1,15 @@
 //! A model that is trained, pushed while it trains and after it, and opened again under its new name.
-#![cfg(feature = "hub")]
-
-mod support;
 
 use std::path::Path;
 use std::process::Command;
 
+use crate::support::bench::Bench;
+use crate::support::hub_server::{Fault, TOKEN};
 use cloze::collate::{Example, MaskingCollator};
 use cloze::prelude::*;
 use cloze::train::IntervalStrategy::Epoch;
 use hyper::Method;
 use parquet::arrow::ArrowWriter;
-use support::bench::Bench;
-use support::hub_server::{Fault, TOKEN};
 
 /// Set for the processes that a test starts: the folder to train in.
 const FOLDER: &str = "CLOZE_TEST_FOLDER";
@@ -20,7 +17,12 @@ const FOLDER: &str = "CLOZE_TEST_FOLDER";
 /// The verbs read their settings from the environment, which belongs to the whole process: each run has its own.
 fn in_a_process(bench: &Bench, task: &str, variables: &[(&str, &str)]) -> String {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", task, "--nocapture", "--ignored"])
+        .args([
+            "--exact",
+            &format!("hub_training::{task}"),
+            "--nocapture",
+            "--ignored",
+        ])
         .env_remove("HF_HUB_CACHE")
         .env_remove("HF_HUB_OFFLINE")
         .env(FOLDER, bench.folder.path())
@@ -269,7 +271,7 @@ fn put_model_and_dataset(bench: &Bench) {
     std::fs::write(made.join("README.md"), "---\nlicense: apache-2.0\n---\n").unwrap();
     let name_of =
         |path: &std::path::PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
-    let files = support::bench::files_under(&made)
+    let files = crate::support::bench::files_under(&made)
         .iter()
         .map(|path| (name_of(path), std::fs::read(path).unwrap()))
         .collect();

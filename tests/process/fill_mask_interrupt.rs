@@ -1,4 +1,4 @@
-//! A stop is asked for in the whole process, so this test has a process of its own.
+//! An interrupt of the pipeline, which the whole process hears.
 
 use std::path::Path;
 
@@ -6,6 +6,7 @@ use cloze::prelude::*;
 
 #[test]
 fn an_interrupt_ends_a_batch_with_an_error_and_the_pipeline_goes_on() {
+    let _alone = crate::alone();
     let folder =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guide/fill_mask/distilbert");
     let pipeline = FillMask::from_pretrained(folder.to_str().unwrap()).unwrap();

@@ -2,14 +2,11 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cloze::hub::{Hub, RepoKind, Settings};
-
-/// The request to stop is one for the whole process.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -91,9 +88,7 @@ fn lead_up(head: &str, stream: &mut TcpStream, size: usize) -> bool {
 
 #[test]
 fn a_part_that_comes_again_and_again_is_no_progress() {
-    let _one = ONE_AT_A_TIME
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _alone = crate::alone();
     for range in ["bytes 2-9/100", "bytes 0-99/100"] {
         let (url, requests) = serve(move |head, stream| {
             if lead_up(head, stream, 100) {
@@ -118,9 +113,7 @@ fn a_part_that_comes_again_and_again_is_no_progress() {
 
 #[test]
 fn a_file_that_comes_piece_by_piece_is_completed_however_many_attempts_it_takes() {
-    let _one = ONE_AT_A_TIME
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _alone = crate::alone();
     let (url, requests) = serve(|head, stream| {
         if lead_up(head, stream, 60) {
             return;
@@ -152,9 +145,7 @@ fn a_file_that_comes_piece_by_piece_is_completed_however_many_attempts_it_takes(
 
 #[test]
 fn an_interrupt_is_heard_within_a_second_wherever_the_wait_is() {
-    let _one = ONE_AT_A_TIME
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _alone = crate::alone();
     type Answer = fn(&str, &mut TcpStream);
     let answers: [(&str, Answer); 5] = [
         ("silence", |_, _| {
@@ -204,9 +195,7 @@ fn an_interrupt_is_heard_within_a_second_wherever_the_wait_is() {
 
 #[test]
 fn an_answer_that_trickles_has_an_end() {
-    let _one = ONE_AT_A_TIME
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _alone = crate::alone();
     type Answer = fn(&str, &mut TcpStream);
     let answers: [(&str, Answer); 2] = [
         ("headers", |_, stream| {

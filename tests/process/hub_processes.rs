@@ -1,17 +1,14 @@
 //! Downloads that are interrupted, killed, or done by two processes at once.
-#![cfg(all(feature = "hub", unix))]
-
-mod support;
 
 use std::io::Write;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::bench::{Bench, noise, read};
+use crate::support::hub_server::store::sha256;
+use crate::support::hub_server::{Fault, TOKEN};
 use cloze::hub::{Hub, PushOptions};
 use hyper::Method;
-use support::bench::{Bench, noise, read};
-use support::hub_server::store::sha256;
-use support::hub_server::{Fault, TOKEN};
 
 /// Set for the processes that a test starts; says what they do.
 const TASK: &str = "CLOZE_TEST_TASK";
@@ -24,7 +21,11 @@ fn child(bench: &Bench, task: &str) -> Child {
 fn child_command(bench: &Bench, task: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--exact", "the_task_of_a_child", "--nocapture"])
+        .args([
+            "--exact",
+            "hub_processes::the_task_of_a_child",
+            "--nocapture",
+        ])
         .env(TASK, task)
         .env("HF_ENDPOINT", bench.server.url())
         .env("HF_HOME", bench.folder.path())
@@ -90,6 +91,7 @@ fn notebook_login(bench: &Bench, in_a_notebook: bool, input: &str) -> String {
 
 #[test]
 fn a_notebook_asks_for_the_token_as_for_a_password() {
+    let _alone = crate::alone();
     let bench = Bench::new();
     let text = notebook_login(&bench, true, &format!("{TOKEN}\n"));
     assert!(
@@ -120,6 +122,7 @@ const NAME: &str = "tester/model";
 
 #[test]
 fn a_download_that_was_killed_is_resumed() {
+    let _alone = crate::alone();
     let bench = Bench::new();
     let weights = noise(4_000_000);
     bench.server.commit(
@@ -173,6 +176,7 @@ fn a_download_that_was_killed_is_resumed() {
 
 #[test]
 fn processes_that_want_the_same_file_download_it_once() {
+    let _alone = crate::alone();
     let bench = Bench::new();
     let weights = noise(2_000_000);
     bench.server.commit(
@@ -210,6 +214,7 @@ fn processes_that_want_the_same_file_download_it_once() {
 
 #[test]
 fn a_push_that_was_killed_is_completed_by_the_next() {
+    let _alone = crate::alone();
     let bench = Bench::new();
     let folder = bench.folder.path().join("my-model");
     std::fs::create_dir(&folder).unwrap();
@@ -259,6 +264,7 @@ fn a_push_that_was_killed_is_completed_by_the_next() {
 
 #[test]
 fn an_interrupt_ends_a_download_and_keeps_the_part() {
+    let _alone = crate::alone();
     let bench = Bench::new();
     let weights = noise(3_000_000);
     bench.server.commit(

@@ -1,18 +1,15 @@
 //! Datasets from a Hub on loopback.
-#![cfg(feature = "hub")]
-
-mod support;
 
 use std::process::Command;
 use std::sync::Arc;
 
+use crate::support::bench::Bench;
 use arrow::array::{
     ArrayRef, Int64Array, ListBuilder, RecordBatch, StringArray, StringBuilder, StructArray,
 };
 use arrow::datatypes::Field;
 use cloze::prelude::*;
 use parquet::arrow::ArrowWriter;
-use support::bench::Bench;
 
 /// Set for the processes that a test starts; says which of [`TASKS`] they do.
 const TASK: &str = "CLOZE_TEST_TASK";
@@ -20,7 +17,7 @@ const TASK: &str = "CLOZE_TEST_TASK";
 /// The verbs read their settings from the environment, which belongs to the whole process: each task has its own.
 fn in_a_process(bench: &Bench, task: &str, variables: &[(&str, &str)]) -> String {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "the_task_of_a_child", "--nocapture"])
+        .args(["--exact", "hub_dataset::the_task_of_a_child", "--nocapture"])
         .env_remove("HF_HUB_CACHE")
         .env_remove("HF_TOKEN")
         .env_remove("HF_HUB_OFFLINE")
@@ -178,7 +175,7 @@ fn fetched(bench: &Bench) -> Vec<String> {
         .folder
         .path()
         .join("hub/datasets--tester--data/snapshots");
-    let mut names: Vec<String> = support::bench::files_under(&root)
+    let mut names: Vec<String> = crate::support::bench::files_under(&root)
         .into_iter()
         .map(|path| {
             let parts: Vec<_> = path
@@ -349,7 +346,7 @@ fn of_a_slice_of_own_files_only_those_that_it_needs_are_fetched() {
                 .folder
                 .path()
                 .join("hub/datasets--tester--own/snapshots");
-            let mut fetched: Vec<String> = support::bench::files_under(&root)
+            let mut fetched: Vec<String> = crate::support::bench::files_under(&root)
                 .iter()
                 .map(|path| {
                     let name = path.file_name().unwrap().to_str().unwrap();

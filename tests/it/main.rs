@@ -1,0 +1,36 @@
+//! The library's tests, a module for each subject. What concerns a whole process is in `tests/process`.
+
+mod architecture;
+mod candle_transformers;
+mod checkpointing;
+mod cloze_sentences;
+mod damaged_files;
+mod dataset;
+mod dataset_loading;
+mod display;
+mod family_gradients;
+#[cfg(feature = "hub")]
+mod hub_dataset;
+#[cfg(feature = "hub")]
+mod hub_download;
+#[cfg(feature = "hub")]
+mod hub_guide;
+#[cfg(feature = "hub")]
+mod hub_https;
+#[cfg(feature = "hub")]
+mod hub_push;
+#[cfg(feature = "hub")]
+mod hub_python;
+#[cfg(feature = "hub")]
+mod hub_training;
+mod live_training;
+mod mixed_precision;
+mod models;
+mod ops;
+#[cfg(feature = "hub")]
+#[path = "../support/mod.rs"]
+mod support;
+mod train;
+
+// What the checks of operations, which other programs run on other devices, ask of the program they are in.
+use ops::{TOLERANCES, device};
