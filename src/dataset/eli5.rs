@@ -1,14 +1,13 @@
 //! ELI5: questions of r/askscience with their answers, the guide's text.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+use arrow::datatypes::DataType;
 
 use super::cast::cast_batch;
-use super::data_type::list_of;
 use super::dict::DatasetDict;
 use super::eli5_layouts::{split_of, to_original};
+use super::eli5_schema::eli5_schema;
 use super::load::Loader;
 use super::split;
 use super::table::Dataset;
@@ -23,31 +22,6 @@ const HOME: &str = "dany0407/eli5_category";
 
 /// The splits of r/askscience in the original; the sample has the first.
 const SPLITS: [&str; 3] = ["train_asks", "validation_asks", "test_asks"];
-
-/// The schema of ELI5: what the Python guide shows, field by field.
-pub fn eli5_schema() -> SchemaRef {
-    let text = |name: &str| Field::new(name, DataType::Utf8, true);
-    let texts = |name: &str| Field::new(name, list_of(DataType::Utf8), true);
-    let record = |name: &str, fields: Vec<Field>| {
-        Field::new(name, DataType::Struct(Fields::from(fields)), true)
-    };
-    let answers = vec![
-        texts("a_id"),
-        texts("text"),
-        Field::new("score", list_of(DataType::Int32), true),
-    ];
-    Arc::new(Schema::new(vec![
-        text("q_id"),
-        text("title"),
-        text("selftext"),
-        text("document"),
-        text("subreddit"),
-        record("answers", answers),
-        record("title_urls", vec![texts("url")]),
-        record("selftext_urls", vec![texts("url")]),
-        record("answers_urls", vec![texts("url")]),
-    ]))
-}
 
 /// The part `split` (`train_asks[:5000]`; see [`DatasetDict::split`]) of the ELI5 sample that ships with this crate, in
 /// the exact schema of the original. The sample has the split `train_asks` and some hundreds of questions; boundaries

@@ -7,7 +7,7 @@ use arrow::array::{Array, ArrayRef, AsArray, ListArray, RecordBatch, StringArray
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field};
 
-use super::eli5::eli5_schema;
+use super::eli5_schema::eli5_schema;
 use super::table::Dataset;
 use crate::{Error, Result};
 

@@ -30,6 +30,7 @@ mod data_type;
 mod dict;
 mod eli5;
 mod eli5_layouts;
+mod eli5_schema;
 mod fingerprint;
 mod flatten;
 mod group_texts;
@@ -53,7 +54,8 @@ pub use column::{ColumnItem, FromColumn, IntoColumn, ReadError};
 pub use concatenate::concatenate;
 pub use data_type::type_name;
 pub use dict::DatasetDict;
-pub use eli5::{eli5_schema, load_eli5, load_eli5_from};
+pub use eli5::{load_eli5, load_eli5_from};
+pub use eli5_schema::eli5_schema;
 pub use group_texts::GroupTexts;
 #[cfg(feature = "hub")]
 pub(crate) use load::Selection;

@@ -1,18 +1,29 @@
 //! Large files: the server says where each one goes, in one piece or in parts, and they are sent there.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 use ureq::http::Method;
 
+use super::digest::FileDigest;
 use super::failure::{Failure, FailureKind};
 use super::http::{Body, Client, Request, encode_path};
 use super::name::Repo;
-use super::push::Upload;
 use super::remote::text;
 use super::snapshot::in_parallel;
 use crate::notebook::progress::Progress;
+
+/// A file that is to be pushed.
+#[derive(Debug)]
+pub(crate) struct Upload {
+    /// On this machine.
+    pub(crate) local: PathBuf,
+    /// In the repository.
+    pub(crate) path: String,
+    pub(crate) digest: FileDigest,
+}
 
 const MEDIA_TYPE: &str = "application/vnd.git-lfs+json";
 

@@ -11,7 +11,7 @@ use ureq::http::Method;
 use super::digest::{FileDigest, git_hash};
 use super::failure::{Failure, FailureKind};
 use super::http::{Body, Client, Pauses, Request, encode};
-use super::lfs;
+use super::lfs::{self, Upload};
 use super::login::{offline, whoami};
 use super::name::{Repo, RepoKind};
 use super::snapshot::in_parallel;
@@ -72,16 +72,6 @@ pub struct Pushed {
     pub changed: usize,
     /// The number of files that the repository had already.
     pub unchanged: usize,
-}
-
-/// A file that is to be pushed.
-#[derive(Debug)]
-pub(crate) struct Upload {
-    /// On this machine.
-    pub(crate) local: PathBuf,
-    /// In the repository.
-    pub(crate) path: String,
-    pub(crate) digest: FileDigest,
 }
 
 /// Pushes `folder`; an error speaks of `kept`, where the files stay.

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde_json::Value;
 
 use super::families::FAMILIES;
+use super::weights::NameRules;
 use super::{Architecture, Config, Input, WeightBuilder};
 use crate::{Error, Result};
 
@@ -68,6 +69,17 @@ pub struct Family {
 }
 
 impl Family {
+    /// Returns what opening a checkpoint needs to know of the family.
+    pub(crate) fn name_rules(&self) -> NameRules {
+        NameRules {
+            base: self.base,
+            body: self.body,
+            renames: self.renames,
+            ignored: self.ignored,
+            carried: self.carried,
+        }
+    }
+
     /// The known family of that `model_type`, as a starting point for another.
     ///
     /// # Panics

@@ -7,71 +7,13 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use super::checkpoint::Checkpoint;
-use super::nn::Head;
 use super::weights::Weights;
-use super::{Config, Context, Family, LoadReport, MlmLoss, ModelFlops, ModelInputs, WeightBuilder};
+use super::{
+    Architecture, Config, Context, Family, LoadReport, MlmLoss, ModelFlops, ModelInputs,
+    WeightBuilder,
+};
 use crate::ops::{self, Param};
 use crate::{Error, Result};
-
-/// What a family provides; everything else follows from it.
-pub trait Architecture: std::fmt::Debug + Send + Sync {
-    /// Returns the last hidden states, (batch, seq, hidden): what the head reads.
-    fn hidden_states(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor>;
-
-    /// Returns the head.
-    fn head(&self) -> &dyn Head;
-
-    /// Returns the longest sequence the model can take, in tokens; `None` if there is no limit.
-    fn max_positions(&self) -> Option<usize>;
-
-    /// Returns what the model reads: `input_ids`, or the column of that name.
-    fn main_input(&self) -> &'static str {
-        "input_ids"
-    }
-
-    /// Returns the arithmetic that the model asks for; `None` where the family does not say.
-    fn flops(&self) -> Option<ModelFlops> {
-        None
-    }
-
-    /// Returns the hidden states of `rows` (flat indices into the batch) alone, (rows, hidden).
-    fn hidden_rows(
-        &self,
-        inputs: &ModelInputs,
-        rows: Vec<u32>,
-        context: &Context,
-    ) -> Result<Tensor> {
-        rows_of(&self.hidden_states(inputs, context)?, rows)
-    }
-
-    /// Returns the logits over the vocabulary for every position, (batch, seq, vocab).
-    fn logits(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
-        let head = self.head();
-        head.logits(&head.transform(&self.hidden_states(inputs, context)?)?)
-    }
-
-    /// Returns how many positions each term of the loss counts.
-    fn counts(&self, inputs: &ModelInputs) -> Vec<usize> {
-        vec![inputs.counted_tokens()]
-    }
-
-    /// Returns the loss of the counted positions. Only their rows meet the head and the vocabulary.
-    fn loss(&self, inputs: &ModelInputs, context: &Context) -> Result<MlmLoss> {
-        let head = self.head();
-        let (rows, targets) = inputs.counted(head.vocab_size())?;
-        let counted = rows.len();
-        if counted == 0 {
-            // Nothing to learn from: a batch may happen to have no mask, and its sum is then zero.
-            let sum = Tensor::zeros((), DType::F32, &Device::Cpu)?;
-            return Ok(MlmLoss::of_tokens(sum, 0));
-        }
-        let hidden = self.hidden_rows(inputs, rows, context)?;
-        // Where the loss reads them.
-        let targets = Tensor::from_vec(targets, counted, &Device::Cpu)?;
-        let sum = head.loss(&head.transform(&hidden)?, &targets)?;
-        Ok(MlmLoss::of_tokens(sum, counted))
-    }
-}
 
 /// A masked language model of any supported family.
 ///
@@ -143,7 +85,7 @@ impl MaskedLm {
         device: &Device,
     ) -> Result<Self> {
         let checkpoint = Checkpoint::open(folder)?;
-        let weights = WeightBuilder::from_checkpoint(checkpoint, family, 0, device);
+        let weights = WeightBuilder::from_checkpoint(checkpoint, &family.name_rules(), 0, device);
         let model = Self::assemble(name, config, family, weights, device)?;
         model.tell_report();
         Ok(model)
@@ -532,13 +474,6 @@ fn open(name: &str) -> Result<(String, PathBuf, Config)> {
     Ok((name.to_owned(), folder, config))
 }
 
-/// Rows of (batch, seq, width) hidden states, flattened to (batch · seq, width).
-fn rows_of(hidden: &Tensor, rows: Vec<u32>) -> Result<Tensor> {
-    let count = rows.len();
-    let rows = Tensor::from_vec(rows, count, &Device::Cpu)?;
-    ops::select_rows(hidden, &rows)
-}
-
 impl std::fmt::Debug for MaskedLm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
@@ -588,7 +523,9 @@ mod tests {
                 .loss(small(model_type), &Context::train(1, 0))
                 .unwrap();
             assert!(
-                tape::backward(&loss.mean().unwrap()).unwrap().is_some(),
+                tape::backward(&loss.mean().unwrap(), crate::ops::add)
+                    .unwrap()
+                    .is_some(),
                 "{model_type}"
             );
         }

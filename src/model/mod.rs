@@ -3,6 +3,7 @@
 //! A family is written over the parts in [`nn`] and stands in the list of `families`. It names its parameters exactly as
 //! `transformers` does, so a folder written by either side opens in the other.
 
+mod architecture;
 mod batch;
 mod checkpoint;
 mod config;
@@ -16,6 +17,7 @@ mod masked_lm;
 pub mod nn;
 mod weights;
 
+pub use architecture::Architecture;
 use batch::INPUT_VALUES;
 pub use batch::ModelInputs;
 pub use config::Config;
@@ -25,5 +27,5 @@ pub(crate) use family::{known_input, padding_is_neutral};
 pub use flops::ModelFlops;
 pub use input::{Column, Input, Masked, Per, Values};
 pub use loss::{LossTerm, MlmLoss};
-pub use masked_lm::{Architecture, MaskedLm};
+pub use masked_lm::MaskedLm;
 pub use weights::{Init, LoadReport, WeightBuilder};

@@ -6,7 +6,6 @@ use std::rc::Rc;
 
 use candle_core::{DType, Device, Shape, Tensor, Var};
 
-use super::Family;
 use super::checkpoint::Checkpoint;
 use super::context::mix;
 use crate::ops::{self, Param};
@@ -117,22 +116,22 @@ impl WeightBuilder {
         Self::with_source(None, seed, device, (memory / 4, Limit::Memory))
     }
 
-    /// Returns a builder that takes parameters from `checkpoint` and initialises what it lacks from `seed`; `family` says how
+    /// Returns a builder that takes parameters from `checkpoint` and initialises what it lacks from `seed`; `rules` say how
     /// names in checkpoints differ.
     pub(crate) fn from_checkpoint(
         checkpoint: Checkpoint,
-        family: &Family,
+        rules: &NameRules,
         seed: u64,
         device: &Device,
     ) -> Self {
         // A head that is missing is about as large as what is there; what is far larger is no missing head.
         let most = checkpoint.bytes().saturating_mul(2) + (1 << 20);
         let source = Source {
-            names: canonical_names(checkpoint.names(), family),
+            names: canonical_names(checkpoint.names(), rules),
             checkpoint,
             used: BTreeSet::new(),
-            ignored: family.ignored,
-            carried: family.carried,
+            ignored: rules.ignored,
+            carried: rules.carried,
         };
         Self::with_source(Some(source), seed, device, (most, Limit::Checkpoint))
     }
@@ -460,14 +459,23 @@ fn physical_memory() -> Option<u64> {
     kibibytes.checked_mul(1024)
 }
 
+/// How the names in a family's checkpoints differ from the model's; see the fields of [`Family`](super::Family).
+pub(crate) struct NameRules {
+    pub(crate) base: &'static str,
+    pub(crate) body: &'static [&'static str],
+    pub(crate) renames: &'static [(&'static str, &'static str)],
+    pub(crate) ignored: &'static [&'static str],
+    pub(crate) carried: &'static [&'static str],
+}
+
 /// Maps today's names to the names in the file: old LayerNorm names, names that the family has changed, weights saved
 /// without the base model's prefix, weights saved under a further prefix.
 fn canonical_names<'a>(
     stored: impl Iterator<Item = &'a str>,
-    family: &Family,
+    rules: &NameRules,
 ) -> BTreeMap<String, String> {
     let stored: Vec<&str> = stored.collect();
-    let base_dot = format!("{}.", family.base);
+    let base_dot = format!("{}.", rules.base);
     let has_base = stored.iter().any(|name| name.starts_with(&base_dot));
     // "module.roberta.embeddings..." carries "module." in front of everything.
     let wrapper = (!has_base)
@@ -492,10 +500,10 @@ fn canonical_names<'a>(
         } else if let Some(stem) = canonical.strip_suffix(".beta") {
             canonical = format!("{stem}.bias");
         }
-        for (old, new) in family.renames {
+        for (old, new) in rules.renames {
             canonical = canonical.replace(old, new);
         }
-        if bare && family.body.iter().any(|part| canonical.starts_with(part)) {
+        if bare && rules.body.iter().any(|part| canonical.starts_with(part)) {
             canonical = format!("{base_dot}{canonical}");
         }
         names.insert(canonical, name.to_owned());
@@ -654,8 +662,12 @@ mod tests {
 
     #[test]
     fn old_and_prefixed_names_become_todays() {
-        let map =
-            |names: &[&'static str]| canonical_names(names.iter().copied(), &Family::of("bert"));
+        let map = |names: &[&'static str]| {
+            canonical_names(
+                names.iter().copied(),
+                &crate::model::Family::of("bert").name_rules(),
+            )
+        };
         let old = map(&["bert.embeddings.LayerNorm.gamma", "cls.predictions.bias"]);
         assert_eq!(
             old["bert.embeddings.LayerNorm.weight"],

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::parallel::{CHUNK, for_overwrite};
 use super::simd::{exp, normal, sigmoid, simd_fn, tanh};
-use super::{reference, storage, tape};
+use super::{naive, storage, tape};
 use crate::{Error, Result};
 
 /// An activation function (`hidden_act` in a model's config).
@@ -70,7 +70,7 @@ impl Activation {
             return super::cuda::activation(x, self);
         }
         if !storage::is_cpu_f32(x) {
-            return reference::activate(x, self);
+            return naive::activate(x, self);
         }
         let x = x.contiguous()?;
         let out = storage::with(&x, |x| {

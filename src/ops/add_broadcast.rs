@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::parallel::{CHUNK, add_rows, column_sums, for_overwrite};
 use super::simd::simd_fn;
-use super::{reference, storage, tape};
+use super::{naive, storage, tape};
 use crate::{Error, Result};
 
 /// `x + y`, where the shape of `y` is the end of that of `x`: position vectors (n, h) for all of a batch (b, n, h), a bias
@@ -28,7 +28,7 @@ pub fn add_broadcast(x: &Tensor, y: &Tensor) -> Result<Tensor> {
         return super::cuda::add_broadcast(x, y);
     }
     if !storage::is_cpu_f32(x) || !storage::is_cpu_f32(y) {
-        return reference::add_broadcast(x, y);
+        return naive::add_broadcast(x, y);
     }
     let (x, y) = (x.contiguous()?, y.contiguous()?);
     let width = y.elem_count();

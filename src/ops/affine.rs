@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::parallel::{add_rows, for_overwrite, rows_per_task};
 use super::simd::simd_fn;
-use super::{Param, layer_norm, reference, storage, tape};
+use super::{Param, layer_norm, naive, storage, tape};
 use crate::Result;
 
 /// `x · weight + bias` feature by feature: both have the length of the last dimension of `x`.
@@ -19,14 +19,14 @@ pub fn affine(x: &Tensor, weight: &Param, bias: Option<&Param>) -> Result<Tensor
         let params: Vec<&Param> = [weight].into_iter().chain(bias).collect();
         let (w, b) = (weight.clone(), bias.cloned());
         return super::cuda::composed("affine", &[x], &params, move |args| {
-            reference::affine(&args[0], &w, b.as_ref())
+            naive::affine(&args[0], &w, b.as_ref())
         });
     }
     let fits = storage::is_cpu_f32(x)
         && weight.is_cpu_f32()
         && bias.is_none_or(|bias| bias.dtype() == DType::F32);
     if !fits {
-        return reference::affine(x, weight, bias);
+        return naive::affine(x, weight, bias);
     }
     let x = x.contiguous()?;
     let width = weight.elem_count();

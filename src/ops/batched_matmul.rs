@@ -4,9 +4,10 @@ use candle_core::Tensor;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::matmul::{self as gemm_f32, Accumulate, Strides, matmul_raw};
+use super::accumulate::Accumulate;
+use super::matmul::{self as gemm_f32, Strides, matmul_raw};
 use super::parallel::for_overwrite;
-use super::{reference, storage, tape};
+use super::{naive, storage, tape};
 use crate::{Error, Result};
 
 /// `a · b` for each pair of matrices in two tensors with the same leading dimensions: (..., m, k) times (..., k, n). With
@@ -48,7 +49,7 @@ pub fn matmul(a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> R
         return super::cuda::matmul((a, transpose_a), (b, transpose_b), sizes, shape);
     }
     if !storage::is_cpu_f32(a) || !storage::is_cpu_f32(b) {
-        return reference::matmul(a, b, transpose_a, transpose_b);
+        return naive::matmul(a, b, transpose_a, transpose_b);
     }
     let batch = lead.iter().product();
     let (a, b) = (a.contiguous()?, b.contiguous()?);

@@ -5,7 +5,7 @@ use candle_core::shape::Dim;
 
 use super::narrow::Piece;
 use super::parallel::for_overwrite;
-use super::{reference, storage, tape};
+use super::{naive, storage, tape};
 use crate::{Error, Result};
 
 /// Joins tensors along dimension `dim`; all other dimensions must be equal.
@@ -33,7 +33,7 @@ pub fn concat(parts: &[&Tensor], dim: impl Dim) -> Result<Tensor> {
         return super::cuda::concat(parts, dim);
     }
     if !parts.iter().all(|part| storage::is_cpu_f32(part)) {
-        return reference::concat(parts, dim);
+        return naive::concat(parts, dim);
     }
     let parts: Vec<Tensor> = (parts.iter())
         .map(|part| part.contiguous())

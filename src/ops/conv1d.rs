@@ -2,11 +2,12 @@
 
 use candle_core::Tensor;
 
-use super::matmul::{Accumulate, PARALLEL, Strides, matmul_raw};
+use super::accumulate::Accumulate;
+use super::matmul::{PARALLEL, Strides, matmul_raw};
 use super::narrow::Piece;
 use super::parallel::for_overwrite;
 use super::permute::permuted;
-use super::{reference, storage, tape};
+use super::{naive, storage, tape};
 use crate::{Error, Result};
 
 /// How a convolution's kernel moves.
@@ -42,11 +43,11 @@ pub fn conv1d(x: &Tensor, w: &Tensor, conv: Conv1d) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if super::cuda::takes(x, []) && super::cuda::takes(w, []) {
         return super::cuda::composed("conv1d", &[x, w], &[], move |args| {
-            reference::conv1d(&args[0], &args[1], conv)
+            naive::conv1d(&args[0], &args[1], conv)
         });
     }
     if !storage::is_cpu_f32(x) || !storage::is_cpu_f32(w) {
-        return reference::conv1d(x, w, conv);
+        return naive::conv1d(x, w, conv);
     }
     let (x, w) = (x.contiguous()?, w.contiguous()?);
     let (batch, places) = (x.dim(0)?, sizes.places);

@@ -5,10 +5,11 @@ use std::sync::Mutex;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::matmul::{Accumulate, matmul};
+use super::accumulate::Accumulate;
+use super::matmul::matmul;
 use super::parallel::{column_sums, for_overwrite};
 use super::simd::{self, simd_fn};
-use super::{Param, reference, storage, tape};
+use super::{Param, naive, storage, tape};
 use crate::{Error, Result};
 
 /// The label of a position that does not count towards the loss.
@@ -67,7 +68,7 @@ pub fn masked_cross_entropy(
         && weight.is_cpu_f32()
         && bias.is_none_or(|bias| bias.dtype() == DType::F32);
     if !fused {
-        return reference::masked_cross_entropy(hidden, weight, bias, labels);
+        return naive::masked_cross_entropy(hidden, weight, bias, labels);
     }
     let hidden = hidden.contiguous()?;
     let anchor = tape::anchor(weight, bias);

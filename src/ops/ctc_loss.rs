@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::tape::Data;
-use super::{reference, storage, tape};
+use super::{naive, storage, tape};
 use crate::{Error, Result};
 
 /// What each sequence of a batch is to say.
@@ -32,7 +32,7 @@ pub fn ctc_loss(logits: &Tensor, targets: CtcTargets) -> Result<Tensor> {
     #[cfg(not(feature = "cuda"))]
     let on_gpu = false;
     if !on_gpu && !storage::is_cpu_f32(logits) || logits.elem_count() == 0 {
-        return reference::ctc_loss(logits, targets);
+        return naive::ctc_loss(logits, targets);
     }
     let logits = logits.contiguous()?;
     let wants = logits.track_op();

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::parallel::for_overwrite;
-use super::{Param, depthwise_conv, param_rows, reference, storage, tape};
+use super::{Param, depthwise_conv, naive, param_rows, storage, tape};
 use crate::{Error, Result};
 
 /// The parameters of a moving average of h features in N states each, by their names in MEGA: all (2h, N), or with a 1
@@ -54,12 +54,12 @@ pub fn damped_ema(x: &Tensor, params: EmaParams, truncation: Option<usize>) -> R
         let [damping, decay, expansion, projection] = params.map(param_rows);
         let params = [&damping?, &decay?, &expansion?, &projection?];
         let kernels = super::cuda::composed("ema_kernels", &params, &[], move |args| {
-            reference::ema_kernels([&args[0], &args[1], &args[2], &args[3]], width, reach)
+            naive::ema_kernels([&args[0], &args[1], &args[2], &args[3]], width, reach)
         })?;
         return depthwise_conv(x, &kernels, reach - 1);
     }
     if !storage::is_cpu_f32(x) || !params.iter().all(|param| param.is_cpu_f32()) || len == 0 {
-        return reference::damped_ema(
+        return naive::damped_ema(
             x,
             EmaParams {
                 damping,

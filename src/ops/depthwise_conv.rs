@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::parallel::for_overwrite;
 use super::simd::simd_fn;
-use super::{reference, storage, tape};
+use super::{naive, storage, tape};
 use crate::{Error, Result};
 
 /// Slides kernels over the positions of `x` (b, n, h), with `pad` zeros at either end: `y[t] = Σ_j w[j] · x[t + j - pad]`
@@ -23,7 +23,7 @@ pub fn depthwise_conv(x: &Tensor, w: &Tensor, pad: usize) -> Result<Tensor> {
         return super::cuda::depthwise_conv(x, w, sizes);
     }
     if !storage::is_cpu_f32(x) || !storage::is_cpu_f32(w) {
-        return reference::depthwise_conv(x, w, pad);
+        return naive::depthwise_conv(x, w, pad);
     }
     let (x, w) = (x.contiguous()?, w.contiguous()?);
     let y = storage::with2(&x, &w, |x, w| sizes.forward(x, &sizes.spread(w)))?;

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::parallel::{CHUNK, for_overwrite};
 use super::simd::simd_fn;
-use super::{reference, storage, tape};
+use super::{naive, storage, tape};
 use crate::Result;
 
 /// How much to drop, and the key that decides what: the same key always drops the same elements.
@@ -144,7 +144,7 @@ pub fn dropout(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
         return super::cuda::dropout(x, dropout);
     }
     if !storage::is_cpu_f32(x) {
-        return reference::dropout(x, dropout);
+        return naive::dropout(x, dropout);
     }
     let x = x.contiguous()?;
     let out = storage::with(&x, |x| apply(dropout, x))?;

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::parallel::for_overwrite;
 use super::simd::{self, simd_fn};
-use super::{reference, storage, tape};
+use super::{naive, storage, tape};
 use crate::{Error, Result};
 
 /// Mixes the neighbours of each position by the position's own kernels: of `v` (b, n, heads · d) and `kernels` (b, n, heads,
@@ -32,7 +32,7 @@ pub fn dynamic_conv(v: &Tensor, kernels: &Tensor) -> Result<Tensor> {
         return super::cuda::dynamic_conv(v, kernels);
     }
     if !storage::is_cpu_f32(v) || !storage::is_cpu_f32(kernels) {
-        return reference::dynamic_conv(v, kernels);
+        return naive::dynamic_conv(v, kernels);
     }
     let sizes = Sizes {
         len,

@@ -4,7 +4,7 @@ use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
 use super::parallel::{for_overwrite, rows_per_task, zero};
-use super::{Param, reference, storage, tape};
+use super::{Param, naive, storage, tape};
 use crate::{Error, Result};
 
 /// The rows of `table` (rows, width) named by `ids` (u32, any shape): the result has the shape of `ids` and `width`. The ids
@@ -18,7 +18,7 @@ pub fn embedding(ids: &Tensor, table: &Param, padding_idx: Option<u32>) -> Resul
         return on_gpu(vec![lookup], ids);
     }
     if !table.is_cpu_f32() {
-        return reference::embedding(ids, table, padding_idx);
+        return naive::embedding(ids, table, padding_idx);
     }
     fused(vec![lookup], ids)
 }
@@ -55,7 +55,7 @@ pub fn embedding_sum(lookups: &[(&Tensor, &Param, Option<u32>)]) -> Result<Tenso
     if !lookups.iter().all(|(_, table, _)| table.is_cpu_f32()) {
         let mut sum: Option<Tensor> = None;
         for (lookup, ids) in &prepared {
-            let rows = reference::embedding(ids, &lookup.table, lookup.padding_idx)?;
+            let rows = naive::embedding(ids, &lookup.table, lookup.padding_idx)?;
             sum = Some(match sum {
                 Some(sum) => (sum + rows)?,
                 None => rows,
@@ -83,7 +83,7 @@ pub fn select_rows(x: &Tensor, rows: &Tensor) -> Result<Tensor> {
         return super::cuda::select_rows(x, ids, width);
     }
     if !storage::is_cpu_f32(x) {
-        return reference::select_rows(&x.reshape((count, width))?, rows);
+        return naive::select_rows(&x.reshape((count, width))?, rows);
     }
     let x = x.contiguous()?;
     let mut out = for_overwrite(ids.len() * width);

@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::matmul::{Accumulate, matmul};
+use super::accumulate::Accumulate;
+use super::matmul::matmul;
 use super::parallel::for_overwrite;
-use super::{reference, storage, tape};
+use super::{naive, storage, tape};
 use crate::Result;
 
 /// The real part of the discrete Fourier transform of `x` (b, n, h) over the features and the positions of each sequence
@@ -27,7 +28,7 @@ pub fn fourier_mix(x: &Tensor) -> Result<Tensor> {
         return super::cuda::in_f32(x, super::cuda::fourier_mix);
     }
     if !storage::is_cpu_f32(x) {
-        return reference::fourier_mix(x);
+        return naive::fourier_mix(x);
     }
     let x = x.contiguous()?;
     let (positions, features) = (waves(len), waves(width));

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::parallel::{for_overwrite, rows_per_task};
 use super::simd::simd_fn;
-use super::{Activation, activation, reference, storage, tape};
+use super::{Activation, activation, naive, storage, tape};
 use crate::{Error, Result};
 
 /// Which half of a fused projection goes through the activation.
@@ -40,7 +40,7 @@ pub fn gated(x: &Tensor, activation: Activation, gate: Gate) -> Result<Tensor> {
         return super::cuda::gated(x, activation, gate);
     }
     if !storage::is_cpu_f32(x) {
-        return reference::gated(x, activation, gate);
+        return naive::gated(x, activation, gate);
     }
     let x = x.contiguous()?;
     let rows = rows_per_task(width);

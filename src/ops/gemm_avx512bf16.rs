@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::gemm_packed::{PART, SIDE, TILE};
+use super::gemm_tiles::{PART, SIDE, TILE};
 
 /// Whether this machine has the instruction. That it has AVX-512 is for the caller to know.
 pub(super) fn is_available() -> bool {

@@ -20,13 +20,9 @@ use rayon::prelude::*;
 
 #[cfg(target_os = "linux")]
 use super::amx;
+use super::gemm_tiles::{PART, SIDE, TILE};
 use super::{gemm_avx512bf16, storage};
 
-/// Rows or columns of a panel, and the inner dimension of a step.
-pub(super) const SIDE: usize = 32;
-/// Bytes of one tile and of one part (two tiles).
-pub(super) const TILE: usize = 1024;
-pub(super) const PART: usize = 2 * TILE;
 /// How many parts an f32 has at its own precision; at bf16's it has one.
 pub(super) const EXACT: usize = 3;
 pub(super) const BF16: usize = 1;

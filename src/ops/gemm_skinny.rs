@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use rayon::prelude::*;
 
-use super::matmul::Accumulate;
+use super::accumulate::Accumulate;
 use super::simd::{self, Level};
 
 /// The most rows on the left for which this beats rearranging `b` (measured).

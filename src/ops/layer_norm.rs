@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::dropout::Stream;
 use super::parallel::{add_rows, for_overwrite, rows_per_task};
 use super::simd::{self, simd_fn};
-use super::{Dropout, Param, reference, storage, tape};
+use super::{Dropout, Param, naive, storage, tape};
 use crate::{Error, Result};
 
 /// Normalizes the last dimension of `x` to mean 0 and variance 1, then scales by `weight` and shifts by `bias`
@@ -18,7 +18,7 @@ pub fn layer_norm(x: &Tensor, weight: &Param, bias: Option<&Param>, eps: f64) ->
         return super::cuda::layer_norm(x, None, weight, bias, eps, Dropout::NONE);
     }
     if !is_fused(x, weight, bias) {
-        return reference::layer_norm(x, weight, bias, eps);
+        return naive::layer_norm(x, weight, bias, eps);
     }
     fused(x, None, weight, bias, eps, Dropout::NONE)
 }
@@ -46,7 +46,7 @@ pub fn add_layer_norm(
         return super::cuda::layer_norm(x, Some(residual), weight, bias, eps, dropout);
     }
     if !is_fused(x, weight, bias) || !storage::is_cpu_f32(residual) {
-        return reference::add_layer_norm(x, residual, weight, bias, eps, dropout);
+        return naive::add_layer_norm(x, residual, weight, bias, eps, dropout);
     }
     fused(x, Some(residual), weight, bias, eps, dropout)
 }

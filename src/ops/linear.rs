@@ -5,10 +5,11 @@ use std::sync::Mutex;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::matmul::{Accumulate, matmul};
+use super::accumulate::Accumulate;
+use super::matmul::matmul;
 use super::parallel::{add_rows, column_sums, for_overwrite};
 use super::simd::simd_fn;
-use super::{Activation, Param, activation, reference, storage, tape};
+use super::{Activation, Param, activation, naive, storage, tape};
 use crate::{Error, Result};
 
 /// `x · weightᵀ + bias` over the last dimension of `x`; `weight` is (out, in), `bias` (out).
@@ -49,7 +50,7 @@ pub fn linear_act(
         return super::cuda::linear_act(x, weight, bias, activation, shape);
     }
     if x.elem_count() == 0 || !is_fused(x, weight, bias) {
-        return reference::linear_act(x, weight, bias, activation);
+        return naive::linear_act(x, weight, bias, activation);
     }
     let shape = [&dims[..dims.len() - 1], &[out]].concat();
     let x = x.contiguous()?;

@@ -3,9 +3,10 @@
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::matmul::{Accumulate, PARALLEL, Strides, matmul_raw};
+use super::accumulate::Accumulate;
+use super::matmul::{PARALLEL, Strides, matmul_raw};
 use super::parallel::{column_sums, for_overwrite};
-use super::{Param, reference, storage, tape};
+use super::{Param, naive, storage, tape};
 use crate::{Error, Result};
 
 /// `x · Wᵀ + bias` for each of `groups` groups of features: the first of them makes the first `out / groups` features of the
@@ -34,7 +35,7 @@ pub fn linear_grouped(
         && weight.is_cpu_f32()
         && bias.is_none_or(|bias| bias.dtype() == DType::F32);
     if !fits {
-        return reference::linear_grouped(x, weight, bias, groups);
+        return naive::linear_grouped(x, weight, bias, groups);
     }
     let x = x.contiguous()?;
     let anchor = tape::anchor(weight, bias);

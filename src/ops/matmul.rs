@@ -2,10 +2,13 @@
 
 use gemm::Parallelism;
 
+use super::accumulate::Accumulate;
+#[cfg(target_arch = "x86_64")]
+use super::bf16_unit::bf16_unit;
 use super::precision::{Precision, precision};
 use super::simd::{self, Level};
 #[cfg(target_arch = "x86_64")]
-use super::{gemm_avx512bf16, gemm_packed, gemm_skinny};
+use super::{gemm_packed, gemm_skinny};
 
 /// The name of what multiplies large f32 matrices on this machine's processor: "vector" for multiply-adds, "matrix" for
 /// a matrix unit (AMX) that forms each product from bf16 parts, with results as exact as f32's.
@@ -40,22 +43,6 @@ impl Strides {
             rows: self.cols,
             cols: self.rows,
         }
-    }
-}
-
-/// What happens to the destination's old content.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Accumulate {
-    /// It is never read.
-    Overwrite,
-    /// The product is added to it.
-    Add,
-}
-
-impl Accumulate {
-    /// Overwrites fresh memory, adds to other.
-    pub(crate) fn fresh(fresh: bool) -> Self {
-        if fresh { Self::Overwrite } else { Self::Add }
     }
 }
 
@@ -124,7 +111,7 @@ pub(crate) fn matmul(
         return gemm_skinny::matmul((m, k, n), into, dst, a, b);
     }
     #[cfg(target_arch = "x86_64")]
-    if let Some(unit) = bf16_unit(precision())
+    if let Some(unit) = bf16_unit(precision() == Precision::Bf16)
         && m * k * n >= 1 << 20
         && m.min(n) >= 16
     {
@@ -167,27 +154,6 @@ pub(crate) fn matmul(
             PARALLEL,
         );
     }
-}
-
-/// What multiplies large matrices from bf16 parts at this precision; nothing where vectors of f32 do it as well.
-#[cfg(target_arch = "x86_64")]
-fn bf16_unit(precision: Precision) -> Option<gemm_packed::Unit> {
-    match simd::level() {
-        #[cfg(target_os = "linux")]
-        Level::Matrix => Some(gemm_packed::Unit::Tiles),
-        Level::V4 if precision == Precision::Bf16 && gemm_avx512bf16::is_available() => {
-            Some(gemm_packed::Unit::Dots)
-        }
-        _ => None,
-    }
-}
-
-/// Whether products at bf16's precision are faster than f32's on this machine.
-pub(super) fn has_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return bf16_unit(Precision::Bf16).is_some();
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::parallel::{add_rows, for_overwrite, rows_per_task};
 use super::simd::simd_fn;
-use super::{reference, storage, tape};
+use super::{naive, storage, tape};
 use crate::{Error, Result};
 
 /// The means over `count` equally long segments of dimension 1: (b, n, ...) becomes (b, count, ...). `n` must be a multiple
@@ -27,11 +27,11 @@ pub fn mean_segments(x: &Tensor, count: usize) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if super::cuda::takes(x, []) {
         return super::cuda::composed("mean_segments", &[x], &[], move |args| {
-            reference::mean_segments(&args[0], count)
+            naive::mean_segments(&args[0], count)
         });
     }
     if !storage::is_cpu_f32(x) {
-        return reference::mean_segments(x, count);
+        return naive::mean_segments(x, count);
     }
     let x = x.contiguous()?;
     let width: usize = shape[2..].iter().product();

@@ -6,6 +6,7 @@
 //!
 //! Some of candle's own fast functions have no backward and drop gradients silently; a training path uses these instead.
 
+mod accumulate;
 mod activation;
 mod adamw;
 mod add_broadcast;
@@ -15,7 +16,9 @@ mod allocator;
 mod amx;
 mod arithmetic;
 mod attention;
+mod backward;
 mod batched_matmul;
+mod bf16_unit;
 mod checkpointing;
 mod concat;
 mod conv1d;
@@ -38,6 +41,8 @@ mod gemm_avx512bf16;
 mod gemm_packed;
 #[cfg(target_arch = "x86_64")]
 mod gemm_skinny;
+#[cfg(target_arch = "x86_64")]
+mod gemm_tiles;
 mod layer_norm;
 mod linear;
 mod linear_grouped;
@@ -64,7 +69,7 @@ mod storage;
 mod sum_all;
 pub(crate) mod tape;
 
-pub mod reference;
+pub mod naive;
 
 pub use activation::{Activation, activate};
 pub use adamw::{
@@ -81,6 +86,7 @@ pub use attention::{
     attention_with, pointwise_attention, relative_attention, relative_attention_fused,
     set_attention_kernel, sparse_attention, sparse_attention_sums,
 };
+pub use backward::backward;
 pub use batched_matmul::matmul;
 pub use checkpointing::{checkpoint, checkpoint_all};
 pub use concat::concat;
@@ -107,7 +113,7 @@ pub use multiply::{mul, mul_rows};
 pub use narrow::narrow;
 pub use newton_pinv::newton_pinv;
 pub use normalize_rows::{RowLength, normalize_rows};
-pub use param::{Param, backward, no_grad};
+pub use param::{Param, no_grad};
 pub use param_rows::param_rows;
 pub use permute::permute;
 pub(crate) use precision::in_pool;

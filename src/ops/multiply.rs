@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::parallel::{CHUNK, for_overwrite, rows_per_task};
 use super::simd::simd_fn;
-use super::{reference, storage, tape};
+use super::{naive, storage, tape};
 use crate::{Error, Result};
 
 /// `a · b` element by element, of one shape.
@@ -21,7 +21,7 @@ pub fn mul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         return super::cuda::mul(a, b);
     }
     if !storage::is_cpu_f32(a) || !storage::is_cpu_f32(b) {
-        return reference::mul(a, b);
+        return naive::mul(a, b);
     }
     let (a, b) = (a.contiguous()?, b.contiguous()?);
     let y = product(&a, &b)?;
@@ -78,7 +78,7 @@ pub fn mul_rows(x: &Tensor, factors: &Tensor) -> Result<Tensor> {
         return super::cuda::mul_rows(x, factors, width);
     }
     if !storage::is_cpu_f32(x) {
-        return reference::mul_rows(x, factors);
+        return naive::mul_rows(x, factors);
     }
     let x = x.contiguous()?;
     let factors = factors.to_dtype(DType::F32)?.flatten_all()?;

@@ -5,7 +5,7 @@ use candle_core::shape::Dim;
 use rayon::prelude::*;
 
 use super::parallel::{for_overwrite, rows_per_task};
-use super::{reference, storage, tape};
+use super::{naive, storage, tape};
 use crate::Result;
 
 /// Returns `len` positions of `x` from `start` on along dimension `dim`. A part that is contiguous is not copied.
@@ -19,7 +19,7 @@ pub fn narrow(x: &Tensor, dim: impl Dim, start: usize, len: usize) -> Result<Ten
         return super::cuda::narrow(x, dim, start, len);
     }
     if !storage::is_cpu_f32(x) {
-        return reference::narrow(x, dim, start, len);
+        return naive::narrow(x, dim, start, len);
     }
     let x = x.contiguous()?;
     let part = x.narrow(dim, start, len)?;

@@ -3,7 +3,7 @@
 use candle_core::{D, Tensor};
 
 use super::tape::Data;
-use super::{add_broadcast, checkpoint, matmul, reference, scale, storage, tape};
+use super::{add_broadcast, checkpoint, matmul, naive, scale, storage, tape};
 use crate::{Error, Result};
 
 /// Steps of the iteration.
@@ -27,7 +27,7 @@ pub fn newton_pinv(a: &Tensor) -> Result<Tensor> {
         return super::cuda::in_f32(a, |a| checkpoint(a, &[], steps));
     }
     if !storage::is_cpu_f32(a) {
-        return reference::newton_pinv(a);
+        return naive::newton_pinv(a);
     }
     checkpoint(a, &[], steps)
 }

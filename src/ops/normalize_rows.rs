@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::parallel::{for_overwrite, rows_per_task};
 use super::simd::{self, simd_fn};
-use super::{reference, storage, tape};
+use super::{naive, storage, tape};
 use crate::Result;
 
 /// What counts as the length of a row.
@@ -27,7 +27,7 @@ pub enum RowLength {
 pub fn normalize_rows(x: &Tensor, length: RowLength) -> Result<Tensor> {
     let width = x.dim(D::Minus1)?;
     if !storage::is_cpu_f32(x) || x.elem_count() == 0 {
-        return reference::normalize_rows(x, length);
+        return naive::normalize_rows(x, length);
     }
     let x = x.contiguous()?;
     let block = rows_per_task(width) * width;

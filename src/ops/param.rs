@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Shape, Tensor, Var};
 
-use super::{storage, tape};
+use super::storage;
 use crate::Result;
 
 /// A named, trainable tensor with its accumulated gradient, in the manner of PyTorch's `Parameter`.
@@ -90,6 +90,11 @@ impl Param {
         } else {
             self.inner.var.as_detached_tensor()
         }
+    }
+
+    /// The id of the variable in graphs; the value stays as it is.
+    pub(super) fn variable_id(&self) -> candle_core::TensorId {
+        self.inner.var.id()
     }
 
     /// The underlying candle variable.
@@ -343,24 +348,4 @@ pub fn no_grad<T>(work: impl FnOnce() -> T) -> T {
     }
     let _restore = Restore(NO_GRAD.replace(true));
     work()
-}
-
-/// Runs the backward pass from `loss` and leaves every gradient in its parameter.
-///
-/// Where the whole graph was made by the fused operations of [`crate::ops`], candle's own pass and its copies are left
-/// out.
-pub fn backward(loss: &Tensor, params: &[Param]) -> Result<()> {
-    if let Some(mut grads) = tape::backward(loss)? {
-        for param in params.iter().filter(|param| param.is_trainable()) {
-            if let Some(grad) = grads.remove(&param.inner.var.id()) {
-                param.add_grad(&grad)?;
-            }
-        }
-        return Ok(());
-    }
-    let mut store = loss.backward()?;
-    for param in params {
-        param.absorb(&mut store)?;
-    }
-    Ok(())
 }

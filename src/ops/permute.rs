@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::parallel::{for_overwrite, rows_per_task};
-use super::{reference, storage, tape};
+use super::{naive, storage, tape};
 use crate::{Error, Result};
 
 /// Returns `x` with its dimensions in the order `dims`, copied so that the result is contiguous: dimension `i` of the result
@@ -29,7 +29,7 @@ pub fn permute(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
         return super::cuda::permute(x, dims);
     }
     if !storage::is_cpu_f32(x) {
-        return reference::permute(x, dims);
+        return naive::permute(x, dims);
     }
     let x = x.contiguous()?;
     let mut back = vec![0; dims.len()];

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use candle_core::Device;
 
-use super::{device, matmul::has_bf16};
+use super::bf16_unit::has_bf16;
+use super::device;
 
 /// How exact the operands of large products are, and on a GPU the activations; weights, what products add up to, statistics
 /// and losses are f32.

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::parallel::{add_rows, for_overwrite, rows_per_task};
 use super::simd::{self, simd_fn};
-use super::{Param, layer_norm, reference, storage, tape};
+use super::{Param, layer_norm, naive, storage, tape};
 use crate::Result;
 
 /// `x / √(mean(x²) + eps) · weight` over the last dimension of `x` (Zhang and Sennrich 2019). Statistics are in f32 whatever
@@ -20,7 +20,7 @@ pub fn rms_norm(x: &Tensor, weight: &Param, eps: f64) -> Result<Tensor> {
         return super::cuda::rms_norm(x, weight, eps);
     }
     if !storage::is_cpu_f32(x) || !weight.is_cpu_f32() {
-        return reference::rms_norm(x, weight, eps);
+        return naive::rms_norm(x, weight, eps);
     }
     let x = x.contiguous()?;
     let width = weight.elem_count();

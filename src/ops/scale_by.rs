@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{reference, storage, tape};
+use super::{naive, storage, tape};
 use crate::{Error, Result};
 
 /// `x · factor`, where `factor` is a tensor of the graph with one element: give a parameter by
@@ -15,7 +15,7 @@ pub fn scale_by(x: &Tensor, factor: &Tensor) -> Result<Tensor> {
         ));
     }
     if !storage::is_cpu_f32(x) || !storage::is_cpu_f32(factor) {
-        return reference::scale_by(x, factor);
+        return naive::scale_by(x, factor);
     }
     let (x, factor) = (x.contiguous()?, factor.contiguous()?);
     let number = |factor: &Tensor| storage::with(factor, |factor| f64::from(factor[0]));

@@ -4,7 +4,7 @@ use candle_core::{D, DType, Tensor};
 
 use super::embedding::{Scatter, gather};
 use super::parallel::for_overwrite;
-use super::{reference, storage, tape};
+use super::{naive, storage, tape};
 use crate::{Error, Result};
 
 /// A tensor (`into_len`, width) of zeros to whose row `rows[i]` (u32) row `i` of `x` (count, width) was added: undoes
@@ -27,7 +27,7 @@ pub fn scatter_rows(x: &Tensor, rows: &Tensor, into_len: usize) -> Result<Tensor
         return super::cuda::scatter_rows(x, ids, width, into_len);
     }
     if !storage::is_cpu_f32(x) {
-        return reference::scatter_rows(&x.reshape((count, width))?, rows, into_len);
+        return naive::scatter_rows(&x.reshape((count, width))?, rows, into_len);
     }
     let x = x.contiguous()?;
     let mut y = vec![0f32; into_len * width];

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::parallel::{for_overwrite, rows_per_task};
 use super::simd::{self, simd_fn};
-use super::{reference, storage, tape};
+use super::{naive, storage, tape};
 use crate::Result;
 
 /// The softmax over the last dimension of `x`.
@@ -19,7 +19,7 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
         return super::cuda::softmax(x, width);
     }
     if !storage::is_cpu_f32(x) {
-        return reference::softmax(x);
+        return naive::softmax(x);
     }
     let x = x.contiguous()?;
     let y = storage::with(&x, |x| {

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::parallel::CHUNK;
 use super::simd::{self, simd_fn};
-use super::{reference, storage, tape};
+use super::{naive, storage, tape};
 use crate::Result;
 
 /// The sum of all elements of `x`, a number (shape `[]`): of the losses of single texts, say.
@@ -18,7 +18,7 @@ pub fn sum_all(x: &Tensor) -> Result<Tensor> {
         return super::cuda::sum_all(x);
     }
     if !storage::is_cpu_f32(x) {
-        return reference::sum_all(x);
+        return naive::sum_all(x);
     }
     let x = x.contiguous()?;
     // Pieces by themselves, then in order and in f64: the same with any number of threads.

@@ -99,7 +99,7 @@ impl Memory {
             return Ok(());
         }
         let spelled: String = word.bytes().map(|byte| SPELLING[byte as usize]).collect();
-        let tokens = model.tokenize(&spelled).map_err(super::encode::failed)?;
+        let tokens = model.tokenize(&spelled).map_err(super::guard::failed)?;
         let new = tokens.iter().map(|token| token.id);
         if word.len() <= LONGEST && self.words.len() < REMEMBERED {
             let from = self.ids.len() as u32;

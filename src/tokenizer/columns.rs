@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::checks;
 use super::family::Family;
-use super::load::Folder;
+use super::folder::Folder;
 use super::{Encoding, ExtraColumn};
 use crate::{Error, Result};
 

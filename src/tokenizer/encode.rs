@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use tokenizers::{PostProcessor, TruncationDirection};
 
-use super::guard::guarded;
+use super::guard::{failed, guarded};
 use super::{EncodeOptions, Encoding, Padding, Tokenizer, TruncationStrategy};
 use crate::{Error, Result};
 
@@ -223,10 +223,6 @@ impl Tokenizer {
             self.class_name()
         ))
     }
-}
-
-pub(super) fn failed(error: tokenizers::Error) -> Error {
-    Error::Tokenizer(error.to_string())
 }
 
 /// How many tokens of each text stay when both together may have `room`.

@@ -5,8 +5,7 @@ use std::collections::HashMap;
 use tokenizers::{AddedToken, PostProcessorWrapper};
 
 use super::checks;
-use super::encode::failed;
-use super::guard::guarded;
+use super::guard::{failed, guarded};
 use super::rules::Rules;
 use crate::{Error, Result};
 

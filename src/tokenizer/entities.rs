@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::checks;
 use super::encode::kept;
-use super::load::Folder;
+use super::folder::Folder;
 use super::{EncodeOptions, Encoding, ExtraColumn, Padding, Tokenizer};
 use crate::{Error, Result};
 

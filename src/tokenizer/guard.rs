@@ -13,6 +13,11 @@ thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Returns an error of the library below as ours.
+pub(super) fn failed(error: tokenizers::Error) -> Error {
+    Error::Tokenizer(error.to_string())
+}
+
 /// Runs `work`; a panic in it is the error that `doing` met a damaged tokenizer.
 ///
 /// A caught panic is not printed: the error says what it said.

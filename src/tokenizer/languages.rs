@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::family::Family;
-use super::load::post;
+use super::folder::post;
 use super::{Encoding, Tokenizer, legacy};
 use crate::{Error, Result};
 

@@ -11,6 +11,7 @@ mod encoding;
 mod engine;
 mod entities;
 mod family;
+mod folder;
 mod guard;
 mod languages;
 mod legacy;

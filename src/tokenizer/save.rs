@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use tokenizers::PostProcessorWrapper;
 
 use super::Tokenizer;
-use super::encode::failed;
 use super::engine::Engine;
+use super::guard::failed;
 use super::guard::guarded;
 use crate::Result;
 use crate::base::files::{replace_files_without, write_atomically};

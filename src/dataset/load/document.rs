@@ -5,9 +5,16 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::chunks::CHUNK;
-use super::json::Records;
 use super::{Options, source, special};
 use crate::{Error, Result};
+
+/// Objects, one after the other.
+pub(super) struct Records {
+    pub(super) bytes: Vec<u8>,
+    /// Where each object lies in `bytes`, and its line in the file.
+    pub(super) places: Vec<(Range<usize>, usize)>,
+    pub(super) file_bytes: usize,
+}
 
 pub(super) fn records(path: &Path, options: &Options) -> Result<Vec<Records>> {
     let mut bytes = Vec::new();

@@ -10,20 +10,12 @@ use arrow::json::ReaderBuilder;
 use serde::de::DeserializeSeed;
 
 use super::chunks::LineChunks;
-use super::document;
+use super::document::{self, Records};
 use super::infer::{Inferred, Path as Place, Seed};
 use super::{Options, Rows, special};
 use crate::dataset::parallel;
 use crate::dataset::table::check_unique;
 use crate::{Error, Result};
-
-/// Objects, one after the other.
-pub(super) struct Records {
-    pub(super) bytes: Vec<u8>,
-    /// Where each object lies in `bytes`, and its line in the file.
-    pub(super) places: Vec<(std::ops::Range<usize>, usize)>,
-    pub(super) file_bytes: usize,
-}
 
 /// Reads the files twice: for the types of all their values, and for the values. Neither time is more of them in
 /// memory than a few chunks (a JSON document, which is no lines, is in memory while it is read).

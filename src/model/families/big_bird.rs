@@ -19,7 +19,7 @@ use serde::Deserialize;
 use super::bert::{self, BertConfig};
 use crate::model::context::mix;
 use crate::model::nn::{
-    Block, Embed, Embeddings, Mixing, Pass, Positions, Projections, Spec, Transformer,
+    Block, Embed, Embeddings, Mixing, MixingBlock, Pass, Positions, Projections, Spec, Transformer,
 };
 use crate::model::{
     Architecture, Config, Context, Family, Input, Masked, ModelFlops, ModelInputs, Per,
@@ -97,7 +97,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
             layer,
             blocks,
         };
-        let block = spec.mixing_block(weights, place, Box::new(mixing))?;
+        let block = MixingBlock::new(&spec, weights, place, Box::new(mixing))?;
         Ok(Arc::new(block))
     };
     let blocks = spec.places.iter().enumerate().map(block);

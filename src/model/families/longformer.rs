@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::bert::BertConfig;
 use super::roberta;
-use crate::model::nn::{Block, Mixing, Pass, Positions, Projections, Spec};
+use crate::model::nn::{Block, Mixing, MixingBlock, Pass, Positions, Projections, Spec};
 use crate::model::{Architecture, Config, Family, Input, ModelFlops, ModelInputs, WeightBuilder};
 use crate::ops::{self, AttentionOptions, Band, Param, SparsePlan};
 use crate::{Error, Result};
@@ -83,7 +83,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
             reach: window / 2,
             dropout: spec.dropout.attention,
         };
-        let block = spec.mixing_block(weights, place, Box::new(mixing))?;
+        let block = MixingBlock::new(&spec, weights, place, Box::new(mixing))?;
         Ok(Arc::new(block))
     };
     let blocks = spec.places.iter().zip(windows).map(block);

@@ -16,7 +16,7 @@ use super::bert::{self, BertConfig};
 use super::nystromformer::positions_from_two;
 use super::padded::Padded;
 use super::reformer::with_added;
-use crate::model::nn::{Block, Mixing, Pass, Projections, Spec};
+use crate::model::nn::{Block, Mixing, MixingBlock, Pass, Projections, Spec};
 use crate::model::{Architecture, Config, Family, ModelFlops, WeightBuilder};
 use crate::ops::{self, AttentionMask, AttentionOptions, Param, SparsePlan};
 use crate::{Error, Result};
@@ -92,7 +92,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
             choice,
             coarse,
         };
-        let block = spec.mixing_block(weights, place, Box::new(mixing))?;
+        let block = MixingBlock::new(&spec, weights, place, Box::new(mixing))?;
         Ok(Arc::new(block))
     };
     let blocks = spec.places.iter().map(block).collect::<Result<_>>()?;

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::bert::{self, BertConfig};
 use super::padded::Padded;
-use crate::model::nn::{Block, Ids, Mixing, Pass, Positions, Projections, Spec};
+use crate::model::nn::{Block, Ids, Mixing, MixingBlock, Pass, Positions, Projections, Spec};
 use crate::model::{Architecture, Config, Family, Init, ModelFlops, WeightBuilder};
 use crate::ops::{self, AttentionMask, Dropout, Param};
 use crate::{Error, Result};
@@ -103,7 +103,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
             landmarks,
             conv: conv.transpose()?,
         };
-        let block = spec.mixing_block(weights, place, Box::new(mixing))?;
+        let block = MixingBlock::new(&spec, weights, place, Box::new(mixing))?;
         Ok(Arc::new(block))
     };
     let blocks = spec.places.iter().map(block).collect::<Result<_>>()?;

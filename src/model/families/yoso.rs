@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::bert;
 use super::nystromformer::{HeadConv, positions_from_two};
 use crate::Result;
-use crate::model::nn::{Block, Mixing, Pass, Projections, Spec};
+use crate::model::nn::{Block, Mixing, MixingBlock, Pass, Projections, Spec};
 use crate::model::{Architecture, Config, Family, ModelFlops, WeightBuilder};
 use crate::ops::{self, AttentionMask, AttentionOptions, PairWeights, Param, RowLength};
 
@@ -63,7 +63,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
             code: values.hash_code_len,
             conv: conv.transpose()?,
         };
-        let block = spec.mixing_block(weights, place, Box::new(mixing))?;
+        let block = MixingBlock::new(&spec, weights, place, Box::new(mixing))?;
         Ok(Arc::new(block))
     };
     let blocks = spec.places.iter().map(block).collect::<Result<_>>()?;

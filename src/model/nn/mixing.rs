@@ -36,6 +36,35 @@ pub struct MixingBlock {
     pub output_norm: Norm,
 }
 
+impl MixingBlock {
+    /// Returns the block of `spec` at `place`, round another way of mixing tokens than attention.
+    pub(crate) fn new(
+        spec: &Spec,
+        weights: &WeightBuilder,
+        place: &str,
+        mixing: Box<dyn Mixing>,
+    ) -> Result<Self> {
+        spec.check()?;
+        let (names, base) = (&spec.layers, weights.pp(spec.base));
+        let at = |name: &str| base.pp(name.replace("{}", place));
+        let (hidden, inner, std) = (spec.sizes.hidden, spec.sizes.intermediate, spec.std);
+        Ok(Self {
+            mixing,
+            mixing_output: Linear::new(&at(names.attention_output), hidden, hidden, std)?,
+            mixing_dropout: spec.dropout.attended,
+            mixing_norm: Norm::layer(&at(names.attention_norm), hidden, spec.eps)?,
+            feed_forward: FeedForward {
+                intermediate: Linear::new(&at(names.intermediate), hidden, inner, std)?,
+                activation: spec.activation,
+                activation_dropout: spec.dropout.activation,
+                output: Linear::new(&at(names.output), inner, hidden, std)?,
+                dropout: spec.dropout.output,
+            },
+            output_norm: Norm::layer(&at(names.output_norm), hidden, spec.eps)?,
+        })
+    }
+}
+
 impl Block for MixingBlock {
     fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let context = &pass.context;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Block, Embeddings, Encoder, FeedForward, Ids, Linear, Lookup, Mixing, MixingBlock, Norm, Order,
-    PositionScores, PredictionHead, SelfAttention, Transformer, TransformerBlock,
+    Block, Embeddings, Encoder, FeedForward, Ids, Linear, Lookup, Norm, Order, PositionScores,
+    PredictionHead, SelfAttention, Transformer, TransformerBlock,
 };
 use crate::model::{Init, WeightBuilder};
 use crate::ops::{Activation, Param};
@@ -377,33 +377,6 @@ impl Spec {
             },
             output_norm: norm(names.output_norm)?,
             order: self.order,
-        })
-    }
-
-    /// Returns the block at `place` round another way of mixing tokens than attention.
-    pub(crate) fn mixing_block(
-        &self,
-        weights: &WeightBuilder,
-        place: &str,
-        mixing: Box<dyn Mixing>,
-    ) -> Result<MixingBlock> {
-        self.check()?;
-        let (names, base) = (&self.layers, weights.pp(self.base));
-        let at = |name: &str| base.pp(name.replace("{}", place));
-        let (hidden, inner, std) = (self.sizes.hidden, self.sizes.intermediate, self.std);
-        Ok(MixingBlock {
-            mixing,
-            mixing_output: Linear::new(&at(names.attention_output), hidden, hidden, std)?,
-            mixing_dropout: self.dropout.attended,
-            mixing_norm: Norm::layer(&at(names.attention_norm), hidden, self.eps)?,
-            feed_forward: FeedForward {
-                intermediate: Linear::new(&at(names.intermediate), hidden, inner, std)?,
-                activation: self.activation,
-                activation_dropout: self.dropout.activation,
-                output: Linear::new(&at(names.output), inner, hidden, std)?,
-                dropout: self.dropout.output,
-            },
-            output_norm: Norm::layer(&at(names.output_norm), hidden, self.eps)?,
         })
     }
 

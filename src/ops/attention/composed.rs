@@ -9,8 +9,8 @@ use super::{
     AttentionMask, AttentionOptions, FusedLayout, RelativeTerms, Rotary, RotaryPairs, SparsePlan,
 };
 use crate::Result;
-use crate::ops::reference::lowest;
-use crate::ops::reference::{alive, counts, key_counts, visible};
+use crate::ops::naive::lowest;
+use crate::ops::naive::{alive, counts, key_counts, visible};
 use crate::ops::{
     Activation, add, concat, dropout, matmul, mul, mul_rows, narrow, permute, reshape, scale,
     select_rows, softmax, sub,
@@ -424,7 +424,7 @@ mod tests {
         let loss = reshape(&mul(&out, &weights).unwrap(), (1, ())).unwrap();
         let ones = loss.ones_like().unwrap();
         let loss = matmul(&loss, &ones, false, true).unwrap();
-        let grads = tape::backward(&loss)
+        let grads = tape::backward(&loss, add)
             .unwrap()
             .expect("all are our operations");
         let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();

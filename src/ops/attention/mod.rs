@@ -7,6 +7,7 @@ mod index;
 mod layout;
 pub(super) mod masks;
 mod options;
+mod plan;
 mod pointwise;
 mod relative;
 mod rotary;
@@ -21,17 +22,18 @@ use self::cpu::{Attention, Inputs, Targets, Upstream};
 use self::layout::{Heads, Shared, View, readable, with_heads};
 use self::relative::{Parts, Terms};
 use super::parallel::for_overwrite;
-use super::{Dropout, reference, storage, tape};
+use super::{Dropout, naive, storage, tape};
 use crate::{Error, Result};
 
 pub use index::RelativeIndex;
 #[cfg(feature = "cuda")]
 pub(super) use masks::reduce_to;
 pub use options::{AttentionOptions, Band, FusedLayout};
+pub use plan::SparsePlan;
 pub use pointwise::PairWeights;
 pub use relative::RelativeTerms;
 pub use rotary::{Rotary, RotaryPairs};
-pub use sparse::{SparsePlan, sparse_attention, sparse_attention_sums};
+pub use sparse::{sparse_attention, sparse_attention_sums};
 
 /// What a query may look at.
 #[derive(Clone, Debug, Default)]
@@ -202,7 +204,7 @@ pub fn pointwise_attention(
         });
     }
     if !is_fused(&qkv, options, terms) {
-        return reference::attend(qkv, options, terms, Some(weights));
+        return naive::attend(qkv, options, terms, Some(weights));
     }
     let qkv = [readable(q)?, readable(k)?, readable(v)?];
     let attention = Attention::new(sizes, options, Some(weights))?;
@@ -232,7 +234,7 @@ fn attend(
         return Ok(Tensor::zeros(shape, q.dtype(), q.device())?);
     }
     if !is_fused(&qkv, options, terms) {
-        return reference::attend(qkv, options, terms, None);
+        return naive::attend(qkv, options, terms, None);
     }
     let qkv = [readable(q)?, readable(k)?, readable(v)?];
     let attention = Attention::new(sizes, options, None)?;
@@ -253,7 +255,7 @@ fn attend_fused(
         return attend([&q, &k, &v], options, terms);
     }
     if sizes.is_empty() || !is_fused(&[qkv], options, terms) {
-        let [q, k, v] = reference::split(qkv, layout, options)?;
+        let [q, k, v] = naive::split(qkv, layout, options)?;
         return attend([&q, &k, &v], options, terms);
     }
     let attention = Attention::new(sizes, options, None)?;

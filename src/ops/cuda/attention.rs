@@ -11,7 +11,7 @@ use super::{
 };
 use crate::Result;
 use crate::ops::attention::{AttentionKernel, Sizes, reduce_to};
-use crate::ops::reference::lowest;
+use crate::ops::naive::lowest;
 use crate::ops::{AttentionMask, Dropout, tape};
 
 /// 0 is "not asked yet"; the others are [`AttentionKernel`]s.

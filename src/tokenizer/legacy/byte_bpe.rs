@@ -3,8 +3,8 @@
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
-use super::super::encode::failed;
-use super::super::load::Folder;
+use super::super::folder::Folder;
+use super::super::guard::failed;
 use crate::{Error, Result};
 
 pub(super) fn build(folder: &Folder, unk: Option<&str>) -> Result<tokenizers::Tokenizer> {

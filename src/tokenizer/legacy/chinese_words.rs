@@ -7,8 +7,8 @@ use tokenizers::models::ModelWrapper;
 use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 
-use super::super::encode::failed;
-use super::super::load::Folder;
+use super::super::folder::Folder;
+use super::super::guard::failed;
 use super::super::rules::Rules;
 use super::super::rules::chinese_words::ChineseWords;
 use super::super::rules::vocabulary::Vocabulary;

@@ -5,8 +5,8 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{SplitDelimiterBehavior, decoders};
 
-use super::super::encode::failed;
-use super::super::load::Folder;
+use super::super::folder::Folder;
+use super::super::guard::failed;
 use crate::Result;
 
 pub(super) fn build(folder: &Folder, unk: &str) -> Result<tokenizers::Tokenizer> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokenizers::AddedToken;
 
-use super::super::load::Folder;
+use super::super::folder::Folder;
 use super::super::rules::Rules;
 use super::super::rules::letterwise::Letterwise;
 use super::super::rules::vocabulary::Vocabulary;

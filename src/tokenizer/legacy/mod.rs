@@ -20,7 +20,7 @@ use tokenizers::processors::template::TemplateProcessing;
 
 use super::engine::Engine;
 use super::family::{Family, Layout, Pieces, TWO_SEPS};
-use super::load::Folder;
+use super::folder::Folder;
 use super::rules::Rules;
 use super::rules::bytes::Bytes;
 use super::rules::sentence_piece::{Cleaning, SentencePiece};

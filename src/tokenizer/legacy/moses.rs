@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::super::family::Moses;
-use super::super::load::Folder;
+use super::super::folder::Folder;
 use super::super::rules::Rules;
 use super::super::rules::moses::{Letters, Merges, MosesBpe, Prefixes};
 use super::super::rules::vocabulary::Vocabulary;

@@ -1,6 +1,6 @@
 //! TAPAS from `vocab.txt`.
 
-use super::super::load::Folder;
+use super::super::folder::Folder;
 use super::super::rules::Rules;
 use super::super::rules::table_words::TableWords;
 use super::super::rules::vocabulary::Vocabulary;

@@ -6,8 +6,8 @@ use tokenizers::normalizers::{BertNormalizer, NFC, NormalizerWrapper, Sequence};
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 
-use super::super::encode::failed;
-use super::super::load::Folder;
+use super::super::folder::Folder;
+use super::super::guard::failed;
 use crate::Result;
 
 pub(super) fn build(folder: &Folder, unk: &str) -> Result<tokenizers::Tokenizer> {

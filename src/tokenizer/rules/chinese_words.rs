@@ -10,7 +10,7 @@ use super::aligned::Aligned;
 use super::vocabulary::Vocabulary;
 use super::{Piece, Segmenter, Spelled, word_pieces};
 use crate::Result;
-use crate::tokenizer::encode::failed;
+use crate::tokenizer::guard::failed;
 
 /// The words of jieba's dictionary with how often each was counted; see `data/jieba/README.md`.
 static WORDS: &str = include_str!("../../../data/jieba/words.txt");

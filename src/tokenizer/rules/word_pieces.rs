@@ -3,7 +3,7 @@
 use super::aligned::Aligned;
 use super::{Piece, Spelled, is_space};
 use crate::Result;
-use crate::tokenizer::encode::failed;
+use crate::tokenizer::guard::failed;
 
 /// Appends the pieces into which `bert` cuts `text`.
 pub(super) fn cut(

@@ -7,10 +7,10 @@ use tokenizers::models::TrainerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Model, ModelWrapper, PostProcessorWrapper};
 
-use super::super::encode::failed;
 use super::super::engine::Engine;
+use super::super::folder::post;
+use super::super::guard::failed;
 use super::super::guard::guarded;
-use super::super::load::post;
 use super::super::{Core, Post, Tokenizer};
 use crate::{Error, Result};
 

@@ -18,8 +18,7 @@ use tokenizers::{
     AddedToken, ModelWrapper, OffsetReferential, OffsetType, PreTokenizer, TokenizerImpl,
 };
 
-use super::encode::failed;
-use super::guard::guarded;
+use super::guard::{failed, guarded};
 use crate::{Error, Result};
 
 /// A pipeline with the vocabulary that `trainer` finds in `texts`.

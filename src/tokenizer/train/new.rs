@@ -11,8 +11,8 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::{AddedToken, PostProcessorWrapper};
 
-use super::super::encode::failed;
 use super::super::family::Family;
+use super::super::guard::failed;
 use super::super::special::{Role, SpecialTokens, plain};
 use super::super::{Tokenizer, legacy};
 use crate::{Error, Result};
