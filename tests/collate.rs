@@ -1,4 +1,4 @@
-//! The collators and the loader, against the reference's fixtures and on their own promises.
+//! The collators and the loader, against transformers' fixtures and on their own promises.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -14,7 +14,7 @@ use cloze::tokenizer::Tokenizer;
 use cloze::{Error, Result};
 use serde_json::Value;
 
-/// The tokenizers whose statistics the reference has taken.
+/// The tokenizers whose statistics transformers has taken.
 fn families() -> Vec<String> {
     let text = std::fs::read_to_string(guide("collator/expected.json")).unwrap();
     let expected: serde_json::Map<String, Value> = serde_json::from_str(&text).unwrap();
@@ -49,7 +49,7 @@ fn numbers<T: serde::de::DeserializeOwned>(value: &Value) -> Vec<T> {
     serde_json::from_value(value.clone()).unwrap()
 }
 
-/// As many rows as the reference's statistics were taken on: special tokens at the ends, others between.
+/// As many rows as transformers' statistics were taken on: special tokens at the ends, others between.
 fn rows(tokenizer: &Tokenizer) -> Vec<Example> {
     let special = tokenizer.all_special_ids();
     let plain: Vec<u32> = (0..tokenizer.len() as u32)
@@ -110,7 +110,7 @@ fn counts(batch: &MlmBatch, originals: &[Example], tokenizer: &Tokenizer) -> Cou
     counts
 }
 
-/// That `hits` of `total` draws at `probability` lie within 4 standard deviations, and as near to the reference's
+/// That `hits` of `total` draws at `probability` lie within 4 standard deviations, and as near to transformers'
 /// fraction as two such samples should.
 fn assert_fraction(what: &str, hits: f64, total: f64, probability: f64, theirs: f64) {
     let deviation = (probability * (1.0 - probability) / total).sqrt();
@@ -121,7 +121,7 @@ fn assert_fraction(what: &str, hits: f64, total: f64, probability: f64, theirs: 
     );
     assert!(
         (ours - theirs).abs() <= 4.0 * deviation * 2f64.sqrt() + 1e-12,
-        "{what}: {ours:.4}, the reference has {theirs:.4} (standard deviation {deviation:.4})"
+        "{what}: {ours:.4}, transformers has {theirs:.4} (standard deviation {deviation:.4})"
     );
 }
 

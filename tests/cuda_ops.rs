@@ -1,4 +1,4 @@
-//! The operations on a GPU: the checks of `tests/it/ops.rs`, the models against the reference, and what only a GPU has.
+//! The operations on a GPU: the checks of `tests/it/ops.rs`, the models against transformers, and what only a GPU has.
 //!
 //! Everything is skipped, and says so, where there is no GPU or no support for one:
 //! `cargo test --release --features cuda --test cuda_ops` on a machine with one runs it.

@@ -1,4 +1,4 @@
-//! The fill-mask pipeline against the reference's, over several families and every checkpoint format.
+//! The fill-mask pipeline against transformers', over several families and every checkpoint format.
 //!
 //! `CLOZE_GUIDE_FIXTURES=DIR` compares the folders below another one (`DIR/fill_mask/NAME`) instead of the repository's.
 
@@ -74,10 +74,10 @@ fn with_arguments(mut pipeline: FillMask, arguments: &Value) -> FillMask {
     pipeline
 }
 
-/// What the pipeline gives, in the reference's form, and its warnings.
+/// What the pipeline gives, in transformers' form, and its warnings.
 fn run(pipeline: &FillMask, inputs: &Value) -> cloze::Result<(Value, Vec<String>)> {
     let texts = strings(inputs);
-    // The reference unwraps a list of one text.
+    // `transformers` unwraps a list of one text.
     if inputs.is_string() || texts.len() == 1 {
         let predictions = pipeline.fill(&texts[0])?;
         let value = serde_json::to_value(&predictions)?;
@@ -116,7 +116,7 @@ fn assert_same(ours: &Value, theirs: &Value, place: &str) {
     }
 }
 
-/// The warnings name the same targets and the same stand-ins as the reference's.
+/// The warnings name the same targets and the same stand-ins as transformers'.
 fn assert_same_warnings(ours: &[String], theirs: Option<&Value>, place: &str) {
     let mut theirs = theirs.map(strings).unwrap_or_default();
     // A tokenizer's notice about a setting of its own is none of the pipeline's.

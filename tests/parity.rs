@@ -1,4 +1,4 @@
-//! Every model against the reference library: logits, loss, and the gradient of every parameter.
+//! Every model against transformers: logits, loss, and the gradient of every parameter.
 //!
 //! `CLOZE_FIXTURES=DIR` points the test to another folder of the same layout (one subfolder per model).
 

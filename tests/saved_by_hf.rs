@@ -1,4 +1,4 @@
-//! Model folders travel between the reference library and this one in both directions.
+//! Model folders travel between transformers and this one in both directions.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ fn open(folder: &Path) -> MaskedLm {
     MaskedLm::from_pretrained(folder.to_str().unwrap()).unwrap()
 }
 
-/// The reference's inputs for the folder's texts, and its logits.
+/// `transformers`' inputs for the folder's texts, and its logits.
 fn reference(folder: &Path) -> (ModelInputs, Tensor) {
     let mut io = safetensors::load(folder.join("io.safetensors"), &Device::Cpu).unwrap();
     let mask = io.remove("attention_mask").unwrap();
@@ -157,7 +157,7 @@ ids = AutoTokenizer.from_pretrained(ours)(texts, padding=True, return_tensors="p
 assert torch.equal(ids, io["input_ids"]), ids
 "#;
 
-/// A Python that has the reference library: `CLOZE_PYTHON`, else the first `python3`.
+/// A Python that has transformers: `CLOZE_PYTHON`, else the first `python3`.
 fn python() -> Option<String> {
     let python = std::env::var("CLOZE_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let found = Command::new(&python)

@@ -1,4 +1,4 @@
-//! Replays the reference's training runs: same weights, same batches, so the same losses, norms, rates and final weights.
+//! Replays transformers' training runs: same weights, same batches, so the same losses, norms, rates and final weights.
 //!
 //! `CLOZE_TRAINING_FIXTURES=DIR` replays the runs in another folder of the same layout.
 

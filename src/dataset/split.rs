@@ -91,7 +91,7 @@ fn parse_term(split: &str, term: &str) -> Result<Term> {
     let (from, to) = slice.unwrap_or(("", ""));
     let (from, from_percent) = parse_boundary(from).ok_or_else(unrecognized)?;
     let (to, to_percent) = parse_boundary(to).ok_or_else(unrecognized)?;
-    // One per cent sign makes both boundaries percentages, as in the reference.
+    // One per cent sign makes both boundaries percentages, as in datasets.
     if !from_percent && !to_percent {
         if rounding.is_some() {
             return Err(fail(split, "rounding goes only with a slice in per cent"));
@@ -202,7 +202,7 @@ pub(crate) fn resolve(dict: &DatasetDict, split: &str) -> Result<Dataset> {
             )
         })?;
         let range = term.range(split, dataset.len())?;
-        // As in the reference, a slice from behind its own end is empty, and one without rows in it is a mistake.
+        // As in datasets, a slice from behind its own end is empty, and one without rows in it is a mistake.
         asked_for_rows |= range.start != range.end;
         parts.push(dataset.slice(range.start..range.end.max(range.start)));
     }

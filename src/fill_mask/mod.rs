@@ -1,4 +1,4 @@
-//! Filling blanks: a model and its tokenizer behind one call, as the reference's `fill-mask` pipeline.
+//! Filling blanks: a model and its tokenizer behind one call, as transformers' `fill-mask` pipeline.
 
 mod groups;
 mod predictions;

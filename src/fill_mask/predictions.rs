@@ -24,7 +24,7 @@ pub struct Prediction {
 ///
 /// For a text with one mask this is a list: `predictions[0].token_str`, `for p in &predictions`. With several masks
 /// [`Predictions::masks`] has one list for each, and indexing and iterating go through them one after the other.
-/// Serialized, it has the reference's form: a list of records, or a list of such lists.
+/// Serialized, it has transformers' form: a list of records, or a list of such lists.
 #[derive(Clone, PartialEq)]
 pub struct Predictions {
     text: String,
@@ -83,7 +83,7 @@ impl Predictions {
         &self.warnings
     }
 
-    /// As pretty JSON, in the reference's form.
+    /// As pretty JSON, in transformers' form.
     pub fn to_json(&self) -> Result<String> {
         Ok(serde_json::to_string_pretty(self)?)
     }
@@ -165,7 +165,7 @@ impl PredictionsBatch {
         Self { texts }
     }
 
-    /// As pretty JSON, in the reference's form.
+    /// As pretty JSON, in transformers' form.
     pub fn to_json(&self) -> Result<String> {
         Ok(serde_json::to_string_pretty(self)?)
     }

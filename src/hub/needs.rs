@@ -20,7 +20,7 @@ pub(crate) enum Needs {
 
 const CONFIG: &str = "config.json";
 
-/// Weights in the reference's order of preference: in one file, and the index of several.
+/// Weights in transformers' order of preference: in one file, and the index of several.
 const WEIGHTS: [(&str, &str); 2] = [
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 
 /// A model configuration in the Hub's format.
 ///
-/// Every key is kept, known or not, so that saving a model loses nothing. Keys that are absent take the reference
+/// Every key is kept, known or not, so that saving a model loses nothing. Keys that are absent take transformers
 /// library's defaults for the model type.
 ///
 /// ```

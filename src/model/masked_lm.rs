@@ -91,7 +91,7 @@ impl MaskedLm {
         Ok(model)
     }
 
-    /// Makes a model with random weights, as the reference initialises them: a function of `config` and `seed`.
+    /// Makes a model with random weights, as transformers initialises them: a function of `config` and `seed`.
     pub fn from_config(config: &Config, seed: u64) -> Result<Self> {
         Self::from_config_on(config, seed, &Device::Cpu)
     }
@@ -323,7 +323,7 @@ impl MaskedLm {
         &self.inner.name
     }
 
-    /// The reference's class, "RobertaForMaskedLM" for instance.
+    /// `transformers`' class, "RobertaForMaskedLM" for instance.
     pub fn class(&self) -> &'static str {
         self.inner.family.class
     }
@@ -363,7 +363,7 @@ impl MaskedLm {
         self.inner.architecture.flops()
     }
 
-    /// Writes `config.json` and `model.safetensors` into `folder` (made if needed), in the reference's layout.
+    /// Writes `config.json` and `model.safetensors` into `folder` (made if needed), in transformers' layout.
     ///
     /// The two change together: a crash or a full disk leaves what was there.
     pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
@@ -420,7 +420,7 @@ impl MaskedLm {
             };
             tensors.push((name, value));
         }
-        // The reference refuses files that do not say which framework's layout they follow.
+        // `transformers` refuses files that do not say which framework's layout they follow.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         crate::base::files::replace_atomically(path, |temporary| {
             safetensors::serialize_to_file(

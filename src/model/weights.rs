@@ -35,7 +35,7 @@ pub enum Init {
     SinusoidHalves,
 }
 
-/// What loading a checkpoint found, in the words of the reference library.
+/// What loading a checkpoint found, in the words of transformers.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct LoadReport {

@@ -53,7 +53,7 @@ struct GradSlot {
 }
 
 impl Param {
-    /// Makes `value` a parameter called `name` (the reference library's own name): a copy of it, or itself if it is a
+    /// Makes `value` a parameter called `name` (transformers' own name): a copy of it, or itself if it is a
     /// candle variable.
     pub fn new(name: impl Into<String>, value: &Tensor) -> Result<Self> {
         let param = Self::owned(name, value)?;

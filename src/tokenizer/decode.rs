@@ -7,7 +7,7 @@ impl Tokenizer {
     /// The text of `ids`, with or without the special tokens in it.
     ///
     /// Spaces before punctuation and inside English contractions are cleaned up unless the tokenizer's
-    /// `clean_up_tokenization_spaces` is off (it is on by default, as in the reference);
+    /// `clean_up_tokenization_spaces` is off (it is on by default, as in transformers);
     /// [`decode_with`](Self::decode_with) leaves no choice to the files.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
         self.decode_with(ids, skip_special_tokens, self.settings.clean_up)

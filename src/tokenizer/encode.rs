@@ -26,7 +26,7 @@ impl Tokenizer {
 
     /// Encodes two texts as one input as `options` say.
     ///
-    /// With a `tokenizer.json` an empty second text counts as none, as in the reference's fast tokenizers; with the
+    /// With a `tokenizer.json` an empty second text counts as none, as in transformers' fast tokenizers; with the
     /// older files it is an empty text between its separators, as in the slow ones.
     pub fn encode_pair_with(
         &self,
@@ -227,7 +227,7 @@ impl Tokenizer {
 
 /// How many tokens of each text stay when both together may have `room`.
 ///
-/// The reference's two kinds of tokenizers differ here, and so do we: where both texts of a pair must give way, the
+/// `transformers`' two kinds of tokenizers differ here, and so do we: where both texts of a pair must give way, the
 /// fast ones leave the odd token to the longer text, the slow ones (`legacy`) to the first; and where one text alone can't
 /// give way enough, the fast ones fail and the slow ones leave it as it is with a warning.
 pub(super) fn kept(

@@ -1,4 +1,4 @@
-//! What the reference's tokenizer classes take for granted when a folder does not say it.
+//! What transformers' tokenizer classes take for granted when a folder does not say it.
 
 use serde_json::{Map, Value};
 
@@ -91,7 +91,7 @@ pub(crate) struct Column {
     pub(crate) file: &'static str,
 }
 
-/// The defaults of one of the reference's tokenizer classes.
+/// The defaults of one of transformers' tokenizer classes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Family {
     /// The class without `Tokenizer` and `Fast`.

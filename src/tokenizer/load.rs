@@ -269,7 +269,7 @@ impl Tokenizer {
     }
 }
 
-/// What `tokenizer_config.json` says wins over what `tokenizer.json` was built with, as in the reference's classes.
+/// What `tokenizer_config.json` says wins over what `tokenizer.json` was built with, as in transformers' classes.
 fn apply_config(
     core: &mut tokenizers::Tokenizer,
     folder: &Folder,
@@ -304,7 +304,7 @@ fn apply_config(
     Ok(())
 }
 
-/// A length; the reference writes 1e30 for "no limit".
+/// A length; transformers writes 1e30 for "no limit".
 fn length(value: &Value) -> Option<usize> {
     let length = value
         .as_u64()

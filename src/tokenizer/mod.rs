@@ -103,7 +103,7 @@ struct Settings {
     tables: bool,
     /// Whether decoded texts are ever cleaned up.
     cleans_up: bool,
-    /// Built from the files from before `tokenizer.json`: pairs are treated as the reference's Python tokenizers do.
+    /// Built from the files from before `tokenizer.json`: pairs are treated as transformers' Python tokenizers do.
     legacy: bool,
     /// The whole `tokenizer_config.json`, to be saved again.
     config: Map<String, Value>,
@@ -180,7 +180,7 @@ impl Tokenizer {
         self.settings.model_max_length
     }
 
-    /// The ids of all special tokens, each once, in the reference's order.
+    /// The ids of all special tokens, each once, in transformers' order.
     pub fn all_special_ids(&self) -> Vec<u32> {
         self.special
             .all()
@@ -204,7 +204,7 @@ impl Tokenizer {
         self.settings.pad_left
     }
 
-    /// The name of the reference's class for this tokenizer, such as `RobertaTokenizer`.
+    /// The name of transformers' class for this tokenizer, such as `RobertaTokenizer`.
     pub fn class_name(&self) -> String {
         match self.settings.class.as_str() {
             "PreTrained" => "PreTrainedTokenizerFast".to_owned(),

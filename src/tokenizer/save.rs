@@ -109,7 +109,7 @@ pub(super) fn files(engine: &Engine, post: Option<&PostProcessorWrapper>) -> Res
     Ok(vec![(TOKENIZER_JSON, text.into_bytes().into())])
 }
 
-/// Older versions of the reference read a merge only as one string, newer ones as either; a pair stays a pair where
+/// Older versions of transformers read a merge only as one string, newer ones as either; a pair stays a pair where
 /// a piece has a space in it.
 fn merges_as_strings(core: &mut Value) {
     let Some(Value::Array(merges)) = core.pointer_mut("/model/merges") else {

@@ -7,7 +7,7 @@ use tokenizers::AddedToken;
 
 use crate::{Error, Result};
 
-/// The parts that a special token can play, in the order in which the reference lists them.
+/// The parts that a special token can play, in the order in which transformers lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     Bos,
@@ -60,7 +60,7 @@ impl SpecialTokens {
         self.roles[role as usize] = token;
     }
 
-    /// All of them in the reference's order, each once.
+    /// All of them in transformers' order, each once.
     pub(crate) fn all(&self) -> Vec<&AddedToken> {
         let mut tokens: Vec<&AddedToken> = Vec::new();
         for token in self.roles.iter().flatten().chain(&self.additional) {

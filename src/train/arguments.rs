@@ -1,4 +1,4 @@
-//! Every setting of a training run, with the reference's names and defaults.
+//! Every setting of a training run, with transformers' names and defaults.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::schedule::{Schedule, SchedulerKwargs, SchedulerType};
 use crate::{Error, Result};
 
-/// When something happens during training, as in the reference.
+/// When something happens during training, as in transformers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IntervalStrategy {

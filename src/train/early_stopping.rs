@@ -1,7 +1,7 @@
 //! When to give up because evaluations no longer improve.
 
 /// Whether the last `patience` of `metrics` (smaller is better, in the order of the evaluations) were all no better than
-/// the best before them by more than `threshold`: the rule of the reference's `EarlyStoppingCallback`.
+/// the best before them by more than `threshold`: the rule of transformers' `EarlyStoppingCallback`.
 pub(super) fn is_due(metrics: &[f64], patience: usize, threshold: f64) -> bool {
     let mut best: Option<f64> = None;
     let mut without = 0;
@@ -14,7 +14,7 @@ pub(super) fn is_due(metrics: &[f64], patience: usize, threshold: f64) -> bool {
                 return true;
             }
         }
-        // A step below the threshold still moves the mark, as in the reference.
+        // A step below the threshold still moves the mark, as in transformers.
         best = Some(best.map_or(metric, |best| best.min(metric)));
     }
     false

@@ -42,7 +42,7 @@ impl StepRecord {
     }
 }
 
-/// What is logged every [`logging_steps`](super::TrainingArguments::logging_steps), as in the reference.
+/// What is logged every [`logging_steps`](super::TrainingArguments::logging_steps), as in transformers.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LogRecord {
@@ -117,7 +117,7 @@ impl History {
         self.steps.iter().map(|step| step.loss).collect()
     }
 
-    /// The mean loss over all steps, as the reference reports it at the end of training.
+    /// The mean loss over all steps, as transformers reports it at the end of training.
     pub fn train_loss(&self) -> f32 {
         mean_loss(&self.steps)
     }
@@ -146,7 +146,7 @@ impl History {
         self.evaluations.last()
     }
 
-    /// Logs and evaluations in the order of their steps, in the reference's words (`log_history`).
+    /// Logs and evaluations in the order of their steps, in transformers' words (`log_history`).
     pub fn log_history(&self) -> Vec<Value> {
         let logs = self.logs.iter().map(|log| {
             let mut entry = json!({

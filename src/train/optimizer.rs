@@ -1,4 +1,4 @@
-//! AdamW over a model's parameters, with the reference's rule of what decays.
+//! AdamW over a model's parameters, with transformers' rule of what decays.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// AdamW (Loshchilov & Hutter 2019) as `torch.optim.AdamW` computes it, for a training loop by hand or a
 /// [`Trainer`](super::Trainer).
 ///
-/// Weight decay is decoupled and spares biases and normalization weights, as in the reference's trainer.
+/// Weight decay is decoupled and spares biases and normalization weights, as in transformers' trainer.
 ///
 /// ```
 /// use cloze::model::{Config, Context, MaskedLm, ModelInputs};
@@ -272,7 +272,7 @@ impl std::fmt::Debug for AdamW {
 
 /// Whether the parameter of that name takes part in weight decay.
 ///
-/// The reference spares whatever has "bias" in its name, and normalization layers, which it knows by their class. Names
+/// `transformers` spares whatever has "bias" in its name, and normalization layers, which it knows by their class. Names
 /// tell the same: a part that contains "norm", or "ln" as a word of its own.
 fn decays(name: &str) -> bool {
     let name = name.to_ascii_lowercase();

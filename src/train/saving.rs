@@ -9,7 +9,7 @@ use super::{Event, History, Trainer};
 use crate::{Error, Result};
 
 impl Trainer {
-    /// Writes the model, and the tokenizer if the collator has one, into `folder`, in the reference's layout. All files
+    /// Writes the model, and the tokenizer if the collator has one, into `folder`, in transformers' layout. All files
     /// are replaced together or not at all.
     pub fn save_model(&self, folder: impl AsRef<Path>) -> Result<()> {
         crate::base::files::replace_files(folder.as_ref(), |folder| {

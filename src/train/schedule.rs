@@ -1,4 +1,4 @@
-//! Learning rates as functions of the step, in the formulas of the reference's `get_scheduler`.
+//! Learning rates as functions of the step, in the formulas of transformers' `get_scheduler`.
 
 use std::f64::consts::PI;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// The shape of a learning-rate schedule, named as in the reference.
+/// The shape of a learning-rate schedule, named as in transformers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -32,7 +32,7 @@ pub enum SchedulerType {
 impl FromStr for SchedulerType {
     type Err = Error;
 
-    /// The type that the reference calls `name`.
+    /// The type that transformers calls `name`.
     fn from_str(name: &str) -> Result<Self> {
         serde_json::from_value(name.into()).map_err(|_| {
             Error::argument(
@@ -46,7 +46,7 @@ impl FromStr for SchedulerType {
     }
 }
 
-/// What some schedules need beyond their length. The names and defaults are the reference's.
+/// What some schedules need beyond their length. The names and defaults are transformers'.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SchedulerKwargs {
@@ -88,7 +88,7 @@ pub struct Schedule {
     kwargs: SchedulerKwargs,
 }
 
-/// The schedule that the reference calls `name`, from a peak `learning_rate`, in steps of the optimizer.
+/// The schedule that transformers calls `name`, from a peak `learning_rate`, in steps of the optimizer.
 ///
 /// # Errors
 /// When there is no schedule of that name, or the learning rate does not suit it.
@@ -118,7 +118,7 @@ impl Schedule {
         }
     }
 
-    /// The reference's default: up within `warmup_steps`, then straight down to 0.
+    /// `transformers`' default: up within `warmup_steps`, then straight down to 0.
     pub fn linear(learning_rate: f64, warmup_steps: usize, training_steps: usize) -> Self {
         Self::new(
             SchedulerType::Linear,
@@ -205,12 +205,12 @@ impl Schedule {
             }
             SchedulerType::Polynomial => {
                 let (peak, end) = (self.learning_rate, self.kwargs.lr_end);
-                // The reference never gets past the end; staying there spares a negative base.
+                // `transformers` never gets past the end; staying there spares a negative base.
                 let remaining = (1.0 - progress).max(0.0);
                 ((peak - end) * remaining.powf(self.kwargs.power) + end) / peak
             }
             SchedulerType::InverseSqrt => {
-                // The reference's time scale: the warmup, or 10000 steps where there is none.
+                // `transformers`' time scale: the warmup, or 10000 steps where there is none.
                 let scale = if warmup > 0 { warmup } else { 10_000 } as f64;
                 1.0 / ((done as f64 + (scale - warmup as f64)) / scale).sqrt()
             }
@@ -232,7 +232,7 @@ mod tests {
         }
     }
 
-    /// The rates that the reference's `get_scheduler` gives for a peak of 3e-4.
+    /// The rates that transformers' `get_scheduler` gives for a peak of 3e-4.
     #[test]
     fn rates_are_the_references() {
         let line = [

@@ -1,4 +1,4 @@
-//! Datasets against the reference: loading, splits, flatten, blocks, and what bad input says.
+//! Datasets against datasets: loading, splits, flatten, blocks, and what bad input says.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,7 +38,7 @@ fn ids(dataset: &Dataset) -> Vec<String> {
     dataset.column("q_id").unwrap()
 }
 
-/// The reference's words for a type.
+/// `datasets`' words for a type.
 fn python_type(data_type: &arrow::datatypes::DataType) -> String {
     use arrow::datatypes::DataType;
     match data_type {
@@ -210,7 +210,7 @@ fn every_split_of_the_grammar_gives_the_rows_of_the_reference() {
             Ok(dataset) => {
                 assert!(
                     expected.get("error").is_none(),
-                    "{split} is an error in the reference"
+                    "{split} is an error in datasets"
                 );
                 assert_eq!(ids(&dataset), strings(&expected["q_ids"]), "{split}");
                 assert_eq!(
@@ -248,7 +248,7 @@ fn percentages_round_as_in_the_reference() {
         } else {
             boundary.min(rows)
         };
-        // A per cent that rounds down to no row at the end means the beginning, as in the reference.
+        // A per cent that rounds down to no row at the end means the beginning, as in datasets.
         match dict.split(format!("train[:{percent}%]")) {
             Ok(dataset) => assert_eq!(dataset.len() as i64, end, "{percent}% of {rows}"),
             Err(_) => assert_eq!(end, 0, "{percent}% of {rows}"),
@@ -325,7 +325,7 @@ fn blocks_are_those_of_the_guide_for_any_number_of_threads() {
     let dataset = tokenized(&expected);
     let mut checked = 0;
     for (name, grouped) in expected["grouped"].as_object().unwrap() {
-        // With several processes the reference cuts the dataset first; here blocks do not depend on threads.
+        // With several processes datasets cuts the dataset first; here blocks do not depend on threads.
         if grouped.get("num_proc").is_some() {
             continue;
         }

@@ -24,7 +24,7 @@ fn tokenizer() -> Tokenizer {
     Tokenizer::train_bpe(text, VOCAB as usize).unwrap()
 }
 
-/// A model with the reference's dropout of 0.1 everywhere.
+/// A model with transformers' dropout of 0.1 everywhere.
 fn model(seed: u64) -> MaskedLm {
     MaskedLm::from_config(&config(0.1), seed).unwrap()
 }

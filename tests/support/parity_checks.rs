@@ -1,4 +1,4 @@
-//! Every model against the reference library: logits, loss, and the gradient of every parameter, on any device.
+//! Every model against transformers: logits, loss, and the gradient of every parameter, on any device.
 //!
 //! `CLOZE_FIXTURES=DIR` points the test to another folder of the same layout (one subfolder per model).
 
@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use cloze::model::{Column, Context, MaskedLm, ModelInputs, SUPPORTED_MODEL_TYPES};
 use cloze::ops::{Precision, autocast};
 
-/// How far a model may be from the reference.
+/// How far a model may be from transformers.
 pub struct Limits {
     pub logits: f32,
     pub loss: f32,
@@ -41,7 +41,7 @@ fn integers(tensor: &Tensor) -> Vec<u32> {
     values.into_iter().map(|v| v as u32).collect()
 }
 
-/// What of a folder's tensors are results, or what the reference drew on the way.
+/// What of a folder's tensors are results, or what transformers drew on the way.
 fn is_result(name: &str) -> bool {
     name.ends_with("logits")
         || name.ends_with("loss")
@@ -49,7 +49,7 @@ fn is_result(name: &str) -> bool {
         || name.starts_with("aux.")
 }
 
-/// What the reference drew on its way, for models that are to draw the same: the numbers of `aux.NAME.0`, `aux.NAME.1`, ...
+/// What transformers drew on its way, for models that are to draw the same: the numbers of `aux.NAME.0`, `aux.NAME.1`, ...
 /// one behind the other, for each of `batch` rows alike.
 fn drawn(io: &Tensors, batch: usize) -> Vec<(String, Column)> {
     let mut parts: BTreeMap<&str, BTreeMap<usize, &Tensor>> = BTreeMap::new();
@@ -220,7 +220,7 @@ fn compare(folder: &Path, device: &Device, exact: bool) -> Result<Deviation, Str
             && max_abs(&on_cpu(&grad).map_err(|e| e.to_string())?) > GRADIENT_FLOOR
         {
             return Err(format!(
-                "{} has a gradient, the reference has none",
+                "{} has a gradient, transformers has none",
                 param.name()
             ));
         }
@@ -242,7 +242,7 @@ fn compare(folder: &Path, device: &Device, exact: bool) -> Result<Deviation, Str
     })
 }
 
-/// Compares every fixture of a supported family, computed on `device` at `precision`, with the reference's results.
+/// Compares every fixture of a supported family, computed on `device` at `precision`, with transformers' results.
 pub fn reproduce(device: &Device, precision: Precision, limits: &Limits) {
     let root = fixtures();
     let mut folders: Vec<PathBuf> = std::fs::read_dir(&root)

@@ -1,4 +1,4 @@
-//! Replays the reference's training runs: same weights, same batches, so the same losses, norms, rates and final weights.
+//! Replays transformers' training runs: same weights, same batches, so the same losses, norms, rates and final weights.
 //!
 //! `CLOZE_TRAINING_FIXTURES=DIR` replays the runs in another folder of the same layout.
 
@@ -191,7 +191,7 @@ fn without_gradient(model: &MaskedLm, train: &DataLoader) -> Vec<bool> {
     idle
 }
 
-/// The evaluation loss as the reference reports it, where every example weighs the same; checks on the way that ours is
+/// The evaluation loss as transformers reports it, where every example weighs the same; checks on the way that ours is
 /// the one in which every masked token does.
 fn evaluate(trainer: &mut Trainer, examples: &[Example], batch_size: usize) -> f64 {
     let (mut by_example, mut by_token, mut counted) = (0.0, 0.0, 0);
@@ -211,7 +211,7 @@ fn evaluate(trainer: &mut Trainer, examples: &[Example], batch_size: usize) -> f
     by_example / examples.len() as f64
 }
 
-/// Trains as the reference did, on `device`; losses, relative gradient norms and final weights may differ by `tolerance`.
+/// Trains as transformers did, on `device`; losses, relative gradient norms and final weights may differ by `tolerance`.
 pub fn replay_all(device: &Device, tolerance: f64) {
     let folder = std::env::var_os("CLOZE_TRAINING_FIXTURES").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/training"),

@@ -177,7 +177,7 @@ fn no_two_tokens_share_an_id() {
         text.contains("line 7 of vocab.txt is \"round\" once more, as line 5"),
         "{text}"
     );
-    // When nothing is to be added, the later line counts, as in the reference.
+    // When nothing is to be added, the later line counts, as in transformers.
     let files = folder(&[("vocab.txt", &format!("{vocab}[MASK]\n"))]);
     let tokenizer = Tokenizer::from_path(files.path()).unwrap();
     assert_eq!(

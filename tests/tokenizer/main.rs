@@ -1,4 +1,4 @@
-//! Tokenizers give what the reference gives, from every layout of files.
+//! Tokenizers give what transformers gives, from every layout of files.
 //!
 //! `CLOZE_TOKENIZER_FIXTURES=DIR` goes over another folder of the same layout as `tests/fixtures/guide/tokenizers`, and
 //! `CLOZE_GUIDE_FIXTURES=DIR` over the folder `tokenizers` of one that is laid out as `tests/fixtures/guide`.
@@ -307,7 +307,7 @@ fn every_folder_gives_what_the_reference_gives() {
     }
     assert!(
         failed.is_empty(),
-        "these differ from the reference: {failed:?}"
+        "these differ from transformers: {failed:?}"
     );
 }
 

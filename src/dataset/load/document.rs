@@ -128,7 +128,7 @@ pub(super) fn records(path: &Path, options: &Options) -> Result<Vec<Records>> {
     Ok(pack(&bytes, elements))
 }
 
-/// The elements in chunks; texts become objects with the one field `text`, as in the reference.
+/// The elements in chunks; texts become objects with the one field `text`, as in datasets.
 fn pack(bytes: &[u8], elements: Vec<Range<usize>>) -> Vec<Records> {
     let mut chunks: Vec<Records> = Vec::new();
     let (mut line, mut counted) = (1, 0);

@@ -83,7 +83,7 @@ pub fn load_dataset(path_or_name: impl AsRef<str>) -> Result<DatasetDict> {
 /// validation and test (and their kin) in their names give splits of those names; otherwise all is `train`. Formats
 /// are known by the files' names.
 ///
-/// JSON takes its types from the values of the whole file, as the reference does from its beginning: whole numbers are
+/// JSON takes its types from the values of the whole file, as datasets does from its beginning: whole numbers are
 /// `int64`, decimal ones `float64`, a list that is always empty holds nulls. Dates stay text.
 ///
 /// A card (README.md) whose YAML header has the field `configs` decides what the splits of a folder or repository are;

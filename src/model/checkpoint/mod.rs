@@ -26,7 +26,7 @@ enum WeightFile {
     Pytorch(pytorch::File),
 }
 
-/// In the reference's order of preference.
+/// In transformers' order of preference.
 const SINGLE: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
 const SHARDED: [&str; 2] = [
     "model.safetensors.index.json",

@@ -39,7 +39,7 @@ pub(super) const FAMILY: Family = Family {
         of_entities("entity_attention_mask", 0),
         of_entities("entity_token_type_ids", 0),
         Input {
-            // As many as the reference's tokenizer writes.
+            // As many as transformers' tokenizer writes.
             trailing: &[30],
             ..of_entities("entity_position_ids", -1)
         },

@@ -75,7 +75,7 @@ pub fn set_attention_kernel(kernel: AttentionKernel) {
 ///
 /// `q` is (batch, query, heads · d), `k` (batch, key, heads · d), `v` (batch, key, heads · e), as the projections leave
 /// them; the result is (batch, query, heads · e). A query all of whose keys are masked attends to all keys equally, as
-/// in the reference.
+/// in transformers.
 ///
 /// Neither scores nor probabilities are kept: the backward pass forms them again, a block of queries at a time.
 pub fn attention(

@@ -1,4 +1,4 @@
-//! Tokenizers from the files that came before `tokenizer.json`, put together so that they give what the reference's
+//! Tokenizers from the files that came before `tokenizer.json`, put together so that they give what transformers'
 //! Python classes for those files give.
 
 mod byte_bpe;

@@ -97,7 +97,7 @@ impl Segmenter for Letterwise {
         for (range, c) in text.chars() {
             let span = text.span(range.clone());
             if c == ' ' {
-                // Each character of the delimiter is a token, as in the reference; it has one.
+                // Each character of the delimiter is a token, as in transformers; it has one.
                 let mut buffer = [0; 4];
                 self.delimiter
                     .chars()

@@ -26,7 +26,7 @@ const NUMBERS: [&str; 13] = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
     "eleven", "twelve",
 ];
-/// As the reference spells them.
+/// As transformers spells them.
 const ORDINALS: [&str; 13] = [
     "zeroth", "first", "second", "third", "fourth", "fith", "sixth", "seventh", "eighth", "ninth",
     "tenth", "eleventh", "twelfth",

@@ -20,7 +20,7 @@ impl Shift {
             let first = match self {
                 Self::StartWith(token) => i64::from(token),
                 Self::LastToFront => {
-                    // As the reference counts: where padding is inside of a row, that is not its last token.
+                    // As transformers counts: where padding is inside of a row, that is not its last token.
                     let tokens = row.iter().filter(|&&id| id != i64::from(pad)).count();
                     row[tokens.saturating_sub(1)]
                 }
