@@ -181,7 +181,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// An [`Error::Io`] about `path`.
+    /// Returns an [`Error::Io`] about `path`.
     pub fn io(action: &'static str, path: impl AsRef<Path>, source: std::io::Error) -> Self {
         Self::Io {
             action,
@@ -190,7 +190,7 @@ impl Error {
         }
     }
 
-    /// An [`Error::Format`] about the whole file `path`.
+    /// Returns an [`Error::Format`] about the whole file `path`.
     pub fn format(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
         Self::Format {
             path: path.as_ref().to_path_buf(),
@@ -199,7 +199,7 @@ impl Error {
         }
     }
 
-    /// An [`Error::Argument`].
+    /// Returns an [`Error::Argument`].
     pub fn argument(name: &'static str, message: impl Into<String>) -> Self {
         Self::Argument {
             name,

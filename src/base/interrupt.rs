@@ -19,12 +19,12 @@ pub fn clear() {
     REQUESTED.store(false, Ordering::SeqCst);
 }
 
-/// Whether a stop was requested; leaves the request in place.
+/// Returns whether a stop was requested; leaves the request in place.
 pub fn is_requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }
 
-/// Whether a stop was requested; answers the request, so that it is seen once.
+/// Returns whether a stop was requested; answers the request, so that it is seen once.
 pub fn take() -> bool {
     REQUESTED.swap(false, Ordering::SeqCst)
 }

@@ -93,7 +93,7 @@ fn cell(
     Ok(Some((array, unsuitable)))
 }
 
-/// The list of whole numbers in a row of a column; `None` if there is no such column.
+/// Returns the list of whole numbers in a row of a column; `None` if there is no such column.
 fn list<T: TryFrom<i64>>(dataset: &Dataset, name: &str, index: usize) -> Result<Option<Vec<T>>> {
     let expected = "list<int32> or another list of whole numbers";
     let Some((array, unsuitable)) = cell(dataset, name, index, expected)? else {
@@ -112,8 +112,8 @@ fn list<T: TryFrom<i64>>(dataset: &Dataset, name: &str, index: usize) -> Result<
         .ok_or_else(|| unsuitable(format!("a null or a number out of range in row {index}")))
 }
 
-/// The input `input` in a row of the column of its name; `None` where that column holds something else by the same name, as
-/// token_type_ids of one number a token are for all families but TAPAS.
+/// Returns the input `input` in a row of the column of its name; `None` where that column holds something else by the
+/// same name, as token_type_ids of one number a token are for all families but TAPAS.
 fn further(dataset: &Dataset, name: &str, input: &Input, index: usize) -> Result<Option<Column>> {
     let depth = usize::from(input.per != Per::Example) + input.trailing.len();
     let expected = format!("{}numbers{}", "list<".repeat(depth), ">".repeat(depth));
@@ -167,7 +167,7 @@ fn is_whole(data_type: &DataType) -> bool {
     data_type.is_integer()
 }
 
-/// The values of an array of whole numbers, if all are there and fit.
+/// Returns the values of an array of whole numbers, if all are there and fit.
 fn whole_numbers<T: TryFrom<i64>>(items: &dyn Array) -> Option<Vec<T>> {
     match items.data_type() {
         DataType::Int8 => numbers(items.as_primitive::<Int8Type>()),
@@ -182,7 +182,7 @@ fn whole_numbers<T: TryFrom<i64>>(items: &dyn Array) -> Option<Vec<T>> {
     }
 }
 
-/// The values, if all are there and fit.
+/// Returns the values, if all are there and fit.
 fn numbers<A: ArrowPrimitiveType, T: TryFrom<i64>>(items: &PrimitiveArray<A>) -> Option<Vec<T>>
 where
     i64: TryFrom<A::Native>,

@@ -149,10 +149,10 @@ impl From<&Encoding> for MlmBatch {
 /// Examples that can be fetched by index from any thread.
 #[allow(clippy::len_without_is_empty)]
 pub trait Examples: Send + Sync {
-    /// How many there are.
+    /// Returns how many there are.
     fn len(&self) -> usize;
 
-    /// The example at `index`, which is less than [`len`](Self::len).
+    /// Returns the example at `index`, which is less than [`len`](Self::len).
     fn get(&self, index: usize) -> Result<Example>;
 
     /// Whether these are examples at all; asked before the first batch.
@@ -160,7 +160,7 @@ pub trait Examples: Send + Sync {
         Ok(())
     }
 
-    /// The name on the Hub of the dataset that they were made from, if they know it.
+    /// Returns the name on the Hub of the dataset that they were made from, if they know it.
     fn origin(&self) -> Option<&str> {
         None
     }

@@ -43,13 +43,14 @@ pub struct DataLoader {
 }
 
 impl DataLoader {
-    /// The name on the Hub of the dataset that the examples were made from, if they know it.
+    /// Returns the name on the Hub of the dataset that the examples were made from, if they know it.
     #[cfg(feature = "hub")]
     pub(crate) fn origin(&self) -> Option<&str> {
         self.examples.origin()
     }
 
-    /// A loader that goes over `examples` in their order, `batch_size` at a time, the last batch as short as it comes.
+    /// Returns a loader that goes over `examples` in their order, `batch_size` at a time, the last batch as short as it
+    /// comes.
     pub fn new(
         examples: impl Examples + 'static,
         collator: impl Collator + 'static,
@@ -92,31 +93,31 @@ impl DataLoader {
         self
     }
 
-    /// How many batches are made ahead (default 4).
+    /// Sets how many batches are made ahead (default 4).
     #[must_use]
     pub fn prefetch(mut self, batches: usize) -> Self {
         self.prefetch = batches;
         self
     }
 
-    /// The number of batches in an epoch.
+    /// Returns the number of batches in an epoch.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         let full = self.examples.len() / self.batch_size;
         full + usize::from(!self.drop_last && !self.examples.len().is_multiple_of(self.batch_size))
     }
 
-    /// The number of examples.
+    /// Returns the number of examples.
     pub fn num_examples(&self) -> usize {
         self.examples.len()
     }
 
-    /// The number of examples in a full batch.
+    /// Returns the number of examples in a full batch.
     pub fn batch_size(&self) -> usize {
         self.batch_size
     }
 
-    /// The indices of the examples in the order of `epoch`.
+    /// Returns the indices of the examples in the order of `epoch`.
     pub fn order(&self, epoch: u64) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.examples.len()).collect();
         if let Some(seed) = self.seed {
@@ -129,13 +130,13 @@ impl DataLoader {
         order
     }
 
-    /// The batches of `epoch`, counted from 0.
+    /// Returns the batches of `epoch`, counted from 0.
     pub fn epoch(&self, epoch: u64) -> Batches {
         self.epoch_from(epoch, 0)
     }
 
-    /// The batches of `epoch` from batch number `first` on, exactly as [`epoch`](Self::epoch) gives them: where a
-    /// resumed run goes on.
+    /// Returns the batches of `epoch` from batch number `first` on, exactly as [`epoch`](Self::epoch) gives them: where
+    /// a resumed run goes on.
     pub fn epoch_from(&self, epoch: u64, first: usize) -> Batches {
         let loader = self.clone();
         let batches = first..self.len().max(first);

@@ -49,7 +49,7 @@ pub struct MaskingCollator {
 }
 
 impl MaskingCollator {
-    /// A collator with the defaults and seed 42.
+    /// Returns a collator with the defaults and seed 42.
     pub fn new(tokenizer: &Tokenizer) -> Self {
         Self {
             tokenizer: tokenizer.clone(),
@@ -63,21 +63,21 @@ impl MaskingCollator {
         }
     }
 
-    /// The probability with which each token is chosen (default 0.15).
+    /// Sets the probability with which each token is chosen (default 0.15).
     #[must_use]
     pub fn mlm_probability(mut self, probability: f64) -> Self {
         self.mlm_probability = probability;
         self
     }
 
-    /// The part of the chosen tokens that become the mask token (default 0.8).
+    /// Sets the part of the chosen tokens that become the mask token (default 0.8).
     #[must_use]
     pub fn mask_replace_prob(mut self, probability: f64) -> Self {
         self.mask_replace_prob = probability;
         self
     }
 
-    /// The part of the chosen tokens that become a random token (default 0.1); the rest stay as they are.
+    /// Sets the part of the chosen tokens that become a random token (default 0.1); the rest stay as they are.
     #[must_use]
     pub fn random_replace_prob(mut self, probability: f64) -> Self {
         self.random_replace_prob = probability;
@@ -102,7 +102,7 @@ impl MaskingCollator {
         self
     }
 
-    /// The seed of all that is random (default 42).
+    /// Sets the seed of all that is random (default 42).
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
@@ -137,7 +137,7 @@ impl MaskingCollator {
         check_multiple(self.pad_to_multiple_of)
     }
 
-    /// The masked batch of `examples`, the first of which stands at `key` in the order of its epoch.
+    /// Returns the masked batch of `examples`, the first of which stands at `key` in the order of its epoch.
     pub fn collate(&self, examples: &[Example], key: BatchKey) -> Result<MlmBatch> {
         self.validate()?;
         let mask_id = self.mask_id()?;
@@ -249,7 +249,7 @@ impl MaskingCollator {
         }
     }
 
-    /// Whether the token at `t` may not be chosen.
+    /// Returns whether the token at `t` may not be chosen.
     fn is_exempt(&self, example: &Example, t: usize) -> bool {
         match &example.special_tokens_mask {
             Some(mask) => mask[t] != 0,

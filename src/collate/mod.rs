@@ -31,7 +31,7 @@ pub struct BatchKey {
 }
 
 impl BatchKey {
-    /// The key of the batch that begins with the example at `position` in the order of `epoch`.
+    /// Returns the key of the batch that begins with the example at `position` in the order of `epoch`.
     pub fn new(epoch: u64, position: u64) -> Self {
         Self { epoch, position }
     }
@@ -39,7 +39,7 @@ impl BatchKey {
 
 /// Turns examples into a batch.
 pub trait Collator: Send + Sync {
-    /// The batch of `examples`, which begins at `key`. The same arguments give the same batch.
+    /// Returns the batch of `examples`, which begins at `key`. The same arguments give the same batch.
     fn collate(&self, examples: &[Example], key: BatchKey) -> Result<MlmBatch>;
 
     /// Whether the collator's settings make sense; asked before the first batch.
@@ -47,7 +47,7 @@ pub trait Collator: Send + Sync {
         Ok(())
     }
 
-    /// The tokenizer whose ids the batches hold, so that it can be saved beside a model trained on them.
+    /// Returns the tokenizer whose ids the batches hold, so that it can be saved beside a model trained on them.
     fn tokenizer(&self) -> Option<&Tokenizer> {
         None
     }

@@ -16,7 +16,7 @@ pub struct PaddingCollator {
 }
 
 impl PaddingCollator {
-    /// A collator that pads with `tokenizer`'s padding token, on its side.
+    /// Returns a collator that pads with `tokenizer`'s padding token, on its side.
     pub fn new(tokenizer: &Tokenizer) -> Self {
         Self {
             tokenizer: tokenizer.clone(),
@@ -31,7 +31,7 @@ impl PaddingCollator {
         self
     }
 
-    /// The padded batch; see [`Collator::collate`].
+    /// Returns the padded batch; see [`Collator::collate`].
     pub fn collate(&self, examples: &[Example]) -> Result<MlmBatch> {
         Padding::of(&self.tokenizer, self.pad_to_multiple_of).pad(examples)
     }

@@ -74,7 +74,7 @@ impl FillMask {
         }
     }
 
-    /// How many candidates each mask gets (default: 5, or as many as there are targets if those are fewer).
+    /// Sets how many candidates each mask gets (default: 5, or as many as there are targets if those are fewer).
     #[must_use]
     pub fn top_k(mut self, top_k: usize) -> Self {
         self.top_k = Some(top_k);
@@ -91,7 +91,7 @@ impl FillMask {
         self
     }
 
-    /// How many texts run through the model together (default: 32). The results do not depend on it.
+    /// Sets how many texts run through the model together (default: 32). The results do not depend on it.
     #[must_use]
     pub fn batch_size(mut self, batch_size: usize) -> Self {
         self.batch_size = batch_size;
@@ -106,12 +106,12 @@ impl FillMask {
         self
     }
 
-    /// The model.
+    /// Returns the model.
     pub fn model(&self) -> &MaskedLm {
         &self.model
     }
 
-    /// The tokenizer.
+    /// Returns the tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
@@ -359,7 +359,8 @@ impl Mask {
     }
 }
 
-/// The `k` best tokens of one row of logits, or of `targets` alone, with their probabilities in the whole vocabulary.
+/// Returns the `k` best tokens of one row of logits, or of `targets` alone, with their probabilities in the whole
+/// vocabulary.
 fn candidates(logits: &[f32], targets: Option<&[u32]>, k: usize) -> Candidates {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&x| f64::from((x - highest).exp())).sum();

@@ -48,37 +48,37 @@ impl Predictions {
         }
     }
 
-    /// The text that was given.
+    /// Returns the text that was given.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The tokenizer's mask token.
+    /// Returns the tokenizer's mask token.
     pub fn mask_token(&self) -> &str {
         &self.mask_token
     }
 
-    /// One list of candidates for each mask, in the order of the text.
+    /// Returns one list of candidates for each mask, in the order of the text.
     pub fn masks(&self) -> &[Vec<Prediction>] {
         &self.masks
     }
 
-    /// The number of candidates, of all masks together.
+    /// Returns the number of candidates, of all masks together.
     pub fn len(&self) -> usize {
         self.masks.iter().map(Vec::len).sum()
     }
 
-    /// Whether there are no candidates: with a `top_k` of 0.
+    /// Returns whether there are no candidates: with a `top_k` of 0.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The candidates of all masks, one after the other.
+    /// Returns the candidates of all masks, one after the other.
     pub fn iter(&self) -> std::iter::Flatten<std::slice::Iter<'_, Vec<Prediction>>> {
         self.masks.iter().flatten()
     }
 
-    /// What had to be guessed about the targets.
+    /// Returns what had to be guessed about the targets.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }

@@ -7,7 +7,7 @@ use crate::{Error, Result};
 
 /// `tensor.top_k(k)`, as `torch.topk`.
 pub trait TopK {
-    /// The `k` largest values along the last dimension, largest first, and their indices.
+    /// Returns the `k` largest values along the last dimension, largest first, and their indices.
     ///
     /// A tensor of one dimension gives `k` of each; one of shape (.., n) gives `k` for each of its rows, one row after
     /// the other: `values.chunks(k)` has them row by row. Of equal values the one with the lower index comes first;
@@ -54,7 +54,7 @@ impl TopK for Tensor {
     }
 }
 
-/// The places of the `k` largest values, largest first.
+/// Returns the places of the `k` largest values, largest first.
 pub(super) fn best(values: &[f32], k: usize) -> Vec<u32> {
     let rank = |value: f32| {
         if value.is_nan() {

@@ -31,7 +31,7 @@ impl BackgroundPush {
         }
     }
 
-    /// Whether a push is under way.
+    /// Returns whether a push is under way.
     pub fn is_busy(&self) -> bool {
         self.running
             .as_ref()
@@ -74,8 +74,8 @@ impl BackgroundPush {
     }
 }
 
-/// A copy of `folder` that costs neither time nor space where links are possible. It lies beside the folder, under a
-/// hidden name, and is removed when dropped.
+/// Returns a copy of `folder` that costs neither time nor space where links are possible. It lies beside the folder,
+/// under a hidden name, and is removed when dropped.
 fn set_aside(folder: &Path) -> Result<TempDir> {
     let beside = match folder.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

@@ -36,7 +36,7 @@ impl RepoCache {
         self.folder().join("refs").join(revision)
     }
 
-    /// The commit that `revision` stands for, as far as the cache knows.
+    /// Returns the commit that `revision` stands for, as far as the cache knows.
     pub(crate) fn commit(&self, revision: &str) -> Option<String> {
         if is_commit_hash(revision) {
             return Some(revision.to_owned());
@@ -47,12 +47,12 @@ impl RepoCache {
         plain.then(|| commit.to_owned())
     }
 
-    /// The folder in which the files of `commit` lie.
+    /// Returns the folder in which the files of `commit` lie.
     pub(crate) fn snapshot(&self, commit: &str) -> PathBuf {
         self.folder().join("snapshots").join(commit)
     }
 
-    /// The folder with the files of `revision`, if the cache has any.
+    /// Returns the folder with the files of `revision`, if the cache has any.
     pub(crate) fn find(&self, revision: &str) -> Option<PathBuf> {
         let snapshot = self.snapshot(&self.commit(revision)?);
         snapshot.is_dir().then_some(snapshot)

@@ -49,14 +49,14 @@ pub struct CardResult {
 }
 
 impl CardResult {
-    /// `exp(eval_loss)`.
+    /// Returns `exp(eval_loss)`.
     pub fn perplexity(&self) -> f64 {
         self.eval_loss.exp()
     }
 }
 
 impl ModelCard {
-    /// A card for the model called `name`.
+    /// Returns a card for the model called `name`.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -64,26 +64,26 @@ impl ModelCard {
         }
     }
 
-    /// The `owner/name` under which people will load the model. Default: the name alone.
+    /// Sets the `owner/name` under which people will load the model. Default: the name alone.
     pub fn repo(mut self, repo: impl Into<String>) -> Self {
         self.repo = Some(repo.into());
         self
     }
 
-    /// The model that training began with. A local path is left out: nobody else has it.
+    /// Sets the model that training began with. A local path is left out: nobody else has it.
     pub fn base_model(mut self, name: impl Into<String>) -> Self {
         self.base_model = Some(name.into()).filter(|name| is_hub_name(name));
         self
     }
 
-    /// A dataset that the model was trained on. A local path is left out.
+    /// Adds a dataset that the model was trained on. A local path is left out.
     pub fn dataset(mut self, name: impl Into<String>) -> Self {
         self.datasets
             .extend(Some(name.into()).filter(|name| is_hub_name(name)));
         self
     }
 
-    /// The licence, by the Hub's short name for it ("apache-2.0", "mit").
+    /// Sets the licence, by the Hub's short name for it ("apache-2.0", "mit").
     pub fn license(mut self, license: impl Into<String>) -> Self {
         self.license = Some(license.into());
         self
@@ -105,55 +105,55 @@ impl ModelCard {
         }
     }
 
-    /// A language of the texts, by its code ("en").
+    /// Adds a language of the texts, by its code ("en").
     pub fn language(mut self, language: impl Into<String>) -> Self {
         self.languages.push(language.into());
         self
     }
 
-    /// A tag beside the ones that every card has.
+    /// Adds a tag beside the ones that every card has.
     pub fn tag(mut self, tag: impl Into<String>) -> Self {
         self.tags.push(tag.into());
         self
     }
 
-    /// A text with a mask that visitors can try.
+    /// Adds a text with a mask that visitors can try.
     pub fn widget(mut self, text: impl Into<String>) -> Self {
         self.widgets.push(text.into());
         self
     }
 
-    /// A setting of the training.
+    /// Adds a setting of the training.
     pub fn hyperparameter(mut self, name: impl Into<String>, value: impl ToString) -> Self {
         self.hyperparameters.push((name.into(), value.to_string()));
         self
     }
 
-    /// An evaluation, in the order in which they were made.
+    /// Adds an evaluation, in the order in which they were made.
     pub fn result(mut self, result: CardResult) -> Self {
         self.results.push(result);
         self
     }
 
-    /// The step whose weights the model has, where they are not the last ones.
+    /// Sets the step whose weights the model has, where they are not the last ones.
     pub fn best_step(mut self, step: usize) -> Self {
         self.best_step = Some(step);
         self
     }
 
-    /// The file in the repository that shows the losses.
+    /// Sets the file in the repository that shows the losses.
     pub fn plot(mut self, path: impl Into<String>) -> Self {
         self.plot = Some(path.into());
         self
     }
 
-    /// The version of something that took part; Cloze's own is always there.
+    /// Sets the version of something that took part; Cloze's own is always there.
     pub fn version(mut self, name: impl Into<String>, version: impl Into<String>) -> Self {
         self.versions.push((name.into(), version.into()));
         self
     }
 
-    /// The result that the model stands for: that of the best step, else the last.
+    /// Returns the result that the model stands for: that of the best step, else the last.
     fn final_result(&self) -> Option<&CardResult> {
         let best = self
             .results
@@ -162,7 +162,7 @@ impl ModelCard {
         best.or(self.results.last())
     }
 
-    /// The card as the text of a `README.md`.
+    /// Returns the card as the text of a `README.md`.
     pub fn to_markdown(&self) -> String {
         let mut text = String::new();
         // Writing to a string can't fail.
@@ -335,12 +335,12 @@ impl ModelCard {
     }
 }
 
-/// Whether others can find it: a name on the Hub, not a path or something that ships with the crate.
+/// Returns whether others can find it: a name on the Hub, not a path or something that ships with the crate.
 fn is_hub_name(name: &str) -> bool {
     !std::path::Path::new(name).exists() && super::Repo::parse(super::RepoKind::Model, name).is_ok()
 }
 
-/// A YAML string: JSON's strings are YAML's quoted ones.
+/// Returns a YAML string: JSON's strings are YAML's quoted ones.
 fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/_.-".contains(c);
     let is_word = text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(plain);

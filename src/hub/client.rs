@@ -19,25 +19,25 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// A connection with `settings`. Nothing is sent yet.
+    /// Returns a connection with `settings`. Nothing is sent yet.
     pub fn new(settings: Settings) -> Self {
         Self {
             client: Client::new(Arc::new(settings)),
         }
     }
 
-    /// A connection with the settings that the environment asks for.
+    /// Returns a connection with the settings that the environment asks for.
     pub fn from_env() -> Result<Self> {
         Ok(Self::new(Settings::from_env()?))
     }
 
-    /// The settings.
+    /// Returns the settings.
     pub fn settings(&self) -> &Settings {
         self.client.settings()
     }
 
-    /// The local folder with the files that a model (`kind` "model") or tokenizer ("tokenizer") called `name` consists
-    /// of; see [`crate::hub::resolve`].
+    /// Returns the local folder with the files that a model (`kind` "model") or tokenizer ("tokenizer") called `name`
+    /// consists of; see [`crate::hub::resolve`].
     pub fn resolve(&self, kind: &'static str, name: &str) -> Result<PathBuf> {
         super::resolve_with(kind, name, |repo, needs| self.snapshot(repo, needs))
     }
@@ -46,7 +46,7 @@ impl Hub {
         snapshot::snapshot(&self.client, repo, needs)
     }
 
-    /// The names of all files in the repository `name`, an `owner/name` with an optional `@revision`.
+    /// Returns the names of all files in the repository `name`, an `owner/name` with an optional `@revision`.
     pub fn list_files(&self, kind: RepoKind, name: &str) -> Result<Vec<String>> {
         let repo = self.repo(kind, name)?;
         let info = self
@@ -56,7 +56,7 @@ impl Hub {
         Ok(info.files.into_iter().collect())
     }
 
-    /// The licence that the model `name` says it has.
+    /// Returns the licence that the model `name` says it has.
     pub(crate) fn license(&self, name: &str) -> Result<Option<String>> {
         if self.settings().offline {
             return Ok(None);
@@ -86,7 +86,7 @@ impl Hub {
         snapshot::download_paths(&self.client, &repo, &paths)
     }
 
-    /// Where the cache keeps the repository `name` at its revision, if it has anything of it. Makes no request.
+    /// Returns where the cache keeps the repository `name` at its revision, if it has anything of it. Makes no request.
     pub fn cached(&self, kind: RepoKind, name: &str) -> Result<Option<PathBuf>> {
         let repo = self.repo(kind, name)?;
         Ok(RepoCache::new(&self.settings().cache_dir, &repo).find(repo.revision()))

@@ -177,12 +177,12 @@ impl<'a> Part<'a> {
         Error::Interrupted(format!("downloading {}", self.info.path)).into()
     }
 
-    /// The time that the file takes at 10 kB/s.
+    /// Returns the time that the file takes at 10 kB/s.
     fn slowest(&self) -> Duration {
         Duration::from_secs(self.info.size / 10_000)
     }
 
-    /// One attempt at the rest of the file, up to `until`.
+    /// Returns one attempt at the rest of the file, up to `until`.
     fn fetch_rest(
         &mut self,
         client: &Client,
@@ -255,7 +255,7 @@ impl<'a> Part<'a> {
     }
 }
 
-/// The first byte that a partial answer holds.
+/// Returns the first byte that a partial answer holds.
 fn range_start(response: &Response) -> Option<u64> {
     let range = text(response.headers(), "content-range")?
         .trim()

@@ -43,12 +43,12 @@ impl Failure {
         }
     }
 
-    /// Whether the same request may succeed later without anybody doing anything.
+    /// Returns whether the same request may succeed later without anybody doing anything.
     pub(crate) fn is_transient(&self) -> bool {
         matches!(self.kind, FailureKind::Transient)
     }
 
-    /// Whether the Hub as a whole is out of reach, so that a cached copy is the best there is.
+    /// Returns whether the Hub as a whole is out of reach, so that a cached copy is the best there is.
     pub(crate) fn is_outage(&self) -> bool {
         matches!(self.kind, FailureKind::Unreachable | FailureKind::Transient)
     }

@@ -34,12 +34,12 @@ const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
-/// One part of an address, with everything encoded that could end it.
+/// Returns one part of an address, with everything encoded that could end it.
 pub(crate) fn encode(part: &str) -> String {
     utf8_percent_encode(part, UNRESERVED).to_string()
 }
 
-/// A path of several parts, with its slashes.
+/// Returns a path of several parts, with its slashes.
 pub(crate) fn encode_path(path: &str) -> String {
     let parts: Vec<String> = path.split('/').map(encode).collect();
     parts.join("/")
@@ -236,7 +236,7 @@ impl Client {
         }
     }
 
-    /// The way to `url`.
+    /// Returns the way to `url`.
     fn agent(&self, url: &str) -> Result<&ureq::Agent, &String> {
         match url.starts_with("https://") {
             _ if self.exempt.covers(url) => Ok(&self.direct),
@@ -249,7 +249,7 @@ impl Client {
         &self.settings
     }
 
-    /// The address of `path` on the Hub.
+    /// Returns the address of `path` on the Hub.
     pub(crate) fn url(&self, path: &str) -> String {
         format!("{}/{path}", self.settings.endpoint)
     }
@@ -414,7 +414,7 @@ impl Client {
         sent.map_err(|e| self.broken(request, &e))
     }
 
-    /// A connection that could not be made or broke.
+    /// Returns a connection that could not be made or broke.
     pub(crate) fn broken(&self, request: &Request, error: &ureq::Error) -> Failure {
         if interrupt::is_requested() {
             return self.interrupted(request);
@@ -463,7 +463,7 @@ impl Client {
         self.failure(kind, request, message)
     }
 
-    /// What a status that is no success means.
+    /// Returns what a status that is no success means.
     fn refusal(&self, request: &Request, mut response: Response) -> Failure {
         let status = response.status();
         let header = |name: &str| {
@@ -571,7 +571,7 @@ fn unsafe_connection(host: &str, error: &dyn std::fmt::Display) -> String {
     )
 }
 
-/// Whether nobody listens: another attempt right away meets the same.
+/// Returns whether nobody listens: another attempt right away meets the same.
 fn is_refusal(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable};
     matches!(
@@ -580,8 +580,8 @@ fn is_refusal(error: &std::io::Error) -> bool {
     ) || is_failed_lookup(error)
 }
 
-/// Whether the resolver gave up on the name, as it does without a network. The standard library gives that no kind of
-/// its own, only these words.
+/// Returns whether the resolver gave up on the name, as it does without a network. The standard library gives that no
+/// kind of its own, only these words.
 fn is_failed_lookup(error: &std::io::Error) -> bool {
     error.to_string().contains("failed to lookup address")
 }
@@ -594,7 +594,7 @@ fn content_type(response: &Response) -> String {
     value.unwrap_or_default().to_lowercase()
 }
 
-/// The server's own words in a refusal, on one line and not too long.
+/// Returns the server's own words in a refusal, on one line and not too long.
 fn error_text(body: &str) -> Option<String> {
     let json: Option<serde_json::Value> = serde_json::from_str(body).ok();
     let text = match &json {
@@ -609,7 +609,7 @@ fn error_text(body: &str) -> Option<String> {
     (!short.is_empty()).then_some(short)
 }
 
-/// The host of an address and no more: the rest may hold a signature.
+/// Returns the host of an address and no more: the rest may hold a signature.
 pub(crate) fn place(url: &str) -> String {
     match url.parse::<Uri>() {
         Ok(uri) => match uri.authority() {
@@ -626,7 +626,7 @@ pub(crate) fn place(url: &str) -> String {
     }
 }
 
-/// Whether two addresses have the same scheme, host and port.
+/// Returns whether two addresses have the same scheme, host and port.
 fn same_origin(a: &str, b: &str) -> bool {
     let origin = |url: &str| {
         let uri: Uri = url.parse().ok()?;
@@ -641,7 +641,7 @@ fn same_origin(a: &str, b: &str) -> bool {
     origin(a).is_some() && origin(a) == origin(b)
 }
 
-/// The address that `location` means, seen from `base`.
+/// Returns the address that `location` means, seen from `base`.
 pub(crate) fn join(base: &str, location: &str) -> Option<String> {
     let location = location.split('#').next()?;
     if location.starts_with("http://") || location.starts_with("https://") {

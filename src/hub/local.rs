@@ -39,7 +39,7 @@ const FILE_ENDINGS: [&str; 27] = [
     "yaml",
 ];
 
-/// The file or folder called `name`, if there is one; `None` if the name can only mean a repository on the Hub.
+/// Returns the file or folder called `name`, if there is one; `None` if the name can only mean a repository on the Hub.
 ///
 /// # Errors
 /// [`Error::NotFound`] for the name of a file that is not there, a link that leads nowhere, and an empty folder; an error
@@ -101,7 +101,7 @@ pub(crate) fn missing(name: &str) -> String {
     )
 }
 
-/// An error of the Hub about a name that may have been meant for a local path: that is said first.
+/// Returns an error of the Hub about a name that may have been meant for a local path: that is said first.
 pub(crate) fn after_looking_here(name: &str, error: Error) -> Error {
     let first = |message: String| {
         format!(
@@ -124,7 +124,7 @@ pub(crate) fn after_looking_here(name: &str, error: Error) -> Error {
     }
 }
 
-/// Where a local path was mistyped, the name in the same folder that is nearest to it.
+/// Returns where a local path was mistyped, the name in the same folder that is nearest to it.
 pub(crate) fn did_you_mean(path: &Path) -> String {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -166,7 +166,7 @@ pub(crate) fn did_you_mean(path: &Path) -> String {
     }
 }
 
-/// How many letters must be put in, left out or replaced, or neighbours swapped, to make `b` of `a`.
+/// Returns how many letters must be put in, left out or replaced, or neighbours swapped, to make `b` of `a`.
 fn distance(a: &[char], b: &[char]) -> usize {
     let mut before = vec![0; b.len() + 1];
     let mut row: Vec<usize> = (0..=b.len()).collect();
@@ -184,7 +184,7 @@ fn distance(a: &[char], b: &[char]) -> usize {
     row[b.len()]
 }
 
-/// Whether a folder holds nothing but hidden files and folders that are empty themselves.
+/// Returns whether a folder holds nothing but hidden files and folders that are empty themselves.
 fn is_empty(folder: &Path) -> bool {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return false;

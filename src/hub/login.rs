@@ -105,17 +105,17 @@ fn store(path: &Path, token: &Token, name: Option<&str>) -> Result<()> {
     write_private(path, token.secret())
 }
 
-/// The file with all tokens, beside the one with the present one.
+/// Returns the file with all tokens, beside the one with the present one.
 fn stored_tokens(token_path: &Path) -> PathBuf {
     token_path.with_file_name("stored_tokens")
 }
 
-/// Whether the Python library can read a section of that name back.
+/// Returns whether the Python library can read a section of that name back.
 fn is_section_name(name: &str) -> bool {
     !name.is_empty() && name != "DEFAULT" && !name.contains(['[', ']', '\n', '\r'])
 }
 
-/// The INI text `old` with the section `name` replaced or added, sections in the order of their names.
+/// Returns the INI text `old` with the section `name` replaced or added, sections in the order of their names.
 fn with_section(old: &str, name: &str, secret: &str) -> String {
     let mut sections = std::collections::BTreeMap::new();
     let mut current: Option<String> = None;

@@ -93,7 +93,7 @@ use crate::{Error, Result};
 /// The prefix of names that are served from the crate's own `data/` folder.
 pub const BUNDLED: &str = "bundled:";
 
-/// The folder with the data that ships with the crate: `CLOZE_DATA` if set, else `data/` of the crate's source.
+/// Returns the folder with the data that ships with the crate: `CLOZE_DATA` if set, else `data/` of the crate's source.
 pub fn data_dir() -> PathBuf {
     std::env::var_os("CLOZE_DATA").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("data"),
@@ -101,7 +101,7 @@ pub fn data_dir() -> PathBuf {
     )
 }
 
-/// The local file or folder that `name` stands for: `bundled:NAME`, a path, or `owner/name` (with an optional
+/// Returns the local file or folder that `name` stands for: `bundled:NAME`, a path, or `owner/name` (with an optional
 /// `@revision`) on the Hub, of which the needed files are downloaded unless the cache has them.
 ///
 /// `kind` ("model", "tokenizer") says which files are needed and words the error.

@@ -10,7 +10,7 @@ pub enum RepoKind {
 }
 
 impl RepoKind {
-    /// The plural that the Hub's addresses and the cache's folders use.
+    /// Returns the plural that the Hub's addresses and the cache's folders use.
     pub(crate) fn plural(self) -> &'static str {
         match self {
             Self::Model => "models",
@@ -18,7 +18,7 @@ impl RepoKind {
         }
     }
 
-    /// The word for one.
+    /// Returns the word for one.
     pub(crate) fn singular(self) -> &'static str {
         match self {
             Self::Model => "model",
@@ -52,7 +52,7 @@ impl Repo {
         })
     }
 
-    /// The same repository at another revision.
+    /// Returns the same repository at another revision.
     #[cfg(feature = "hub")]
     pub(crate) fn at(&self, revision: &str) -> Self {
         Self {
@@ -61,17 +61,17 @@ impl Repo {
         }
     }
 
-    /// What it holds.
+    /// Returns what it holds.
     pub fn kind(&self) -> RepoKind {
         self.kind
     }
 
-    /// `owner/name` or `name`.
+    /// Returns `owner/name` or `name`.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// The branch, tag or commit.
+    /// Returns the branch, tag or commit.
     pub fn revision(&self) -> &str {
         &self.revision
     }
@@ -126,13 +126,14 @@ fn check_revision(revision: &str) -> Result<(), String> {
     ))
 }
 
-/// Whether `path` is a plain relative path with forward slashes that stays inside the folder that it is joined to.
+/// Returns whether `path` is a plain relative path with forward slashes that stays inside the folder that it is joined
+/// to.
 pub(crate) fn is_safe_path(path: &str) -> bool {
     let part_is_safe = |part: &str| !part.is_empty() && part != "." && part != "..";
     path.split('/').all(part_is_safe) && !path.contains(['\\', ':', '\0']) && path.len() <= 1000
 }
 
-/// Whether `text` is a full commit hash, which never changes its meaning.
+/// Returns whether `text` is a full commit hash, which never changes its meaning.
 pub(crate) fn is_commit_hash(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }

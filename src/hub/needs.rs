@@ -57,7 +57,7 @@ const TOKENIZER_EXTRAS: [&str; 11] = [
 
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
-/// Whether the folder's tokenizer is one of bytes, which has no vocabulary.
+/// Returns whether the folder's tokenizer is one of bytes, which has no vocabulary.
 fn needs_no_vocabulary(folder: &Path) -> bool {
     let text = std::fs::read(folder.join(TOKENIZER_CONFIG)).unwrap_or_default();
     let config: Value = serde_json::from_slice(&text).unwrap_or_default();
@@ -65,7 +65,7 @@ fn needs_no_vocabulary(folder: &Path) -> bool {
 }
 
 impl Needs {
-    /// Whether `folder` holds all that is needed.
+    /// Returns whether `folder` holds all that is needed.
     pub(crate) fn are_met_by(self, folder: &Path) -> bool {
         let has = |name: &str| folder.join(name).is_file();
         match self {
@@ -85,7 +85,7 @@ impl Needs {
         }
     }
 
-    /// The needs in words.
+    /// Returns the needs in words.
     pub(crate) fn in_words(self) -> &'static str {
         match self {
             Self::Model => {
@@ -111,7 +111,7 @@ fn no_weights(available: &BTreeSet<String>) -> String {
 /// What is asked of the Hub.
 #[cfg(feature = "hub")]
 impl Needs {
-    /// The files to fetch first, of those in the repository.
+    /// Returns the files to fetch first, of those in the repository.
     pub(crate) fn first(self, available: &BTreeSet<String>) -> Result<Vec<String>, String> {
         let has = |name: &&str| available.contains(*name);
         let mut files: Vec<&str> = Vec::new();
@@ -144,7 +144,7 @@ impl Needs {
         Ok(files.into_iter().map(str::to_owned).collect())
     }
 
-    /// What the fetched files of `snapshot` in turn refer to: the shards of an index.
+    /// Returns what the fetched files of `snapshot` in turn refer to: the shards of an index.
     pub(crate) fn then(self, snapshot: &Path, fetched: &[String]) -> Result<Vec<String>, String> {
         let mut shards = BTreeSet::new();
         for (_, index) in WEIGHTS {
@@ -156,7 +156,7 @@ impl Needs {
     }
 }
 
-/// The shards that an index names: plain file names or nothing.
+/// Returns the shards that an index names: plain file names or nothing.
 fn shards_of(index: &Path) -> Result<BTreeSet<String>, String> {
     let name = index.file_name().unwrap_or_default().to_string_lossy();
     let text = std::fs::read(index).map_err(|e| format!("{name} can't be read: {e}"))?;

@@ -8,7 +8,7 @@ use ureq::tls::{PemItem, RootCerts, parse_pem};
 
 type Get<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// The variable `name`, in small letters first; set to nothing it counts as not set.
+/// Returns the variable `name`, in small letters first; set to nothing it counts as not set.
 fn variable(get: Get, name: &str) -> Option<String> {
     let given = [name.to_lowercase(), name.to_uppercase()];
     let mut values = given.iter().filter_map(|name| get(name));
@@ -17,7 +17,7 @@ fn variable(get: Get, name: &str) -> Option<String> {
         .map(|text| text.trim().to_owned())
 }
 
-/// The proxy for addresses of `scheme`: `HTTPS_PROXY` or `HTTP_PROXY`, else `ALL_PROXY`.
+/// Returns the proxy for addresses of `scheme`: `HTTPS_PROXY` or `HTTP_PROXY`, else `ALL_PROXY`.
 ///
 /// # Errors
 /// When the variable holds no address of a proxy that can be used. What it holds is not repeated: it may be a password.
@@ -53,7 +53,8 @@ impl Exempt {
         Self(entries.filter(|entry| !entry.is_empty()).collect())
     }
 
-    /// Whether `url` is reached without a proxy: its host is named, lies under a named domain or in a named network.
+    /// Returns whether `url` is reached without a proxy: its host is named, lies under a named domain or in a named
+    /// network.
     pub(crate) fn covers(&self, url: &str) -> bool {
         let Ok(uri) = url.parse::<Uri>() else {
             return false;
@@ -73,7 +74,7 @@ impl Exempt {
     }
 }
 
-/// Whether `host` is an address in `network`, written like `10.0.0.0/8`.
+/// Returns whether `host` is an address in `network`, written like `10.0.0.0/8`.
 fn in_network(host: &str, network: &str) -> bool {
     let parse = || {
         let (base, bits) = network.split_once('/')?;
@@ -85,8 +86,8 @@ fn in_network(host: &str, network: &str) -> bool {
     parse().unwrap_or(false)
 }
 
-/// The certificates that a company's proxy needs, from the file that the first of these variables names; `None` for the
-/// usual ones.
+/// Returns the certificates that a company's proxy needs, from the file that the first of these variables names; `None`
+/// for the usual ones.
 ///
 /// # Errors
 /// When that file can't be read or holds none: the usual ones in their place would only fail later.

@@ -27,25 +27,25 @@ pub struct PushOptions {
 }
 
 impl PushOptions {
-    /// A public repository (or what the organisation's rule says), a plain message, nothing ignored but hidden files,
-    /// checkpoints and temporary files.
+    /// Returns a public repository (or what the organisation's rule says), a plain message, nothing ignored but hidden
+    /// files, checkpoints and temporary files.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Whether a repository that is made for this push is private. One that exists stays as it is.
+    /// Sets whether a repository that is made for this push is private. One that exists stays as it is.
     pub fn private(mut self, private: bool) -> Self {
         self.private = Some(private);
         self
     }
 
-    /// The first line of the commit's message. Default: `Upload NAME with Cloze`.
+    /// Sets the first line of the commit's message. Default: `Upload NAME with Cloze`.
     pub fn message(mut self, message: impl Into<String>) -> Self {
         self.message = Some(message.into());
         self
     }
 
-    /// The rest of the commit's message.
+    /// Sets the rest of the commit's message.
     pub fn description(mut self, description: impl Into<String>) -> Self {
         self.description = description.into();
         self
@@ -131,7 +131,7 @@ fn push(client: &Client, name: &str, folder: &Path, options: &PushOptions) -> Re
     }
 }
 
-/// The files under `folder` and their paths in the repository, in the order of the paths.
+/// Returns the files under `folder` and their paths in the repository, in the order of the paths.
 fn files_of(folder: &Path, ignore: &[String]) -> Result<Vec<(PathBuf, String)>> {
     let patterns = ignore
         .iter()

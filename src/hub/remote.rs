@@ -45,7 +45,7 @@ struct Sibling {
 }
 
 impl Client {
-    /// The path of a repository in the Hub's API.
+    /// Returns the path of a repository in the Hub's API.
     pub(crate) fn api(&self, repo: &Repo) -> String {
         self.url(&format!(
             "api/{}/{}",
@@ -54,7 +54,7 @@ impl Client {
         ))
     }
 
-    /// The commit and the files of `repo` at its revision.
+    /// Returns the commit and the files of `repo` at its revision.
     pub(crate) fn info(&self, repo: &Repo) -> Result<RepoInfo, Failure> {
         let url = format!("{}/revision/{}", self.api(repo), encode(repo.revision()));
         let purpose = format!("look up the {} {:?}", repo.kind().singular(), repo.id());
@@ -88,7 +88,7 @@ impl Client {
         })
     }
 
-    /// The address of a file at a commit.
+    /// Returns the address of a file at a commit.
     pub(crate) fn file_url(&self, repo: &Repo, commit: &str, path: &str) -> String {
         let prefix = match repo.kind() {
             RepoKind::Model => "",
@@ -98,7 +98,7 @@ impl Client {
         self.url(&format!("{prefix}{id}/resolve/{}/{path}", encode(commit)))
     }
 
-    /// The name and size of a file's content, without the content.
+    /// Returns the name and size of a file's content, without the content.
     pub(crate) fn head(&self, repo: &Repo, commit: &str, path: &str) -> Result<FileInfo, Failure> {
         let url = self.file_url(repo, commit, path);
         let purpose = format!("look up {path} of {:?}", repo.id());
@@ -135,7 +135,7 @@ impl Client {
         })
     }
 
-    /// A request that reads: it goes without the token if the settings say so.
+    /// Returns a request that reads: it goes without the token if the settings say so.
     pub(crate) fn read<'a>(&self, request: Request<'a>) -> Request<'a> {
         if self.settings().token_on_reads {
             request
@@ -149,12 +149,12 @@ pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// An ETag without its quotes and the sign that it is a weak one.
+/// Returns an ETag without its quotes and the sign that it is a weak one.
 pub(crate) fn plain_etag(etag: &str) -> &str {
     etag.trim().trim_start_matches("W/").trim_matches('"')
 }
 
-/// Whether an ETag can serve as a file name as it is.
+/// Returns whether an ETag can serve as a file name as it is.
 fn is_safe_etag(etag: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     (1..=128).contains(&etag.len()) && !etag.starts_with('.') && etag.chars().all(allowed)

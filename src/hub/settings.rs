@@ -54,7 +54,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The settings that the environment asks for.
+    /// Returns the settings that the environment asks for.
     ///
     /// # Errors
     /// When `HF_ENDPOINT` is no `http://` or `https://` address, or the token can't be one.
@@ -103,7 +103,7 @@ impl Settings {
         Ok(self)
     }
 
-    /// The same settings for the server at `endpoint`.
+    /// Returns the same settings for the server at `endpoint`.
     ///
     /// # Errors
     /// When `endpoint` is no `http://` or `https://` address.
@@ -112,7 +112,7 @@ impl Settings {
         self.endpoint("endpoint")
     }
 
-    /// The same settings with another access token, or none.
+    /// Returns the same settings with another access token, or none.
     pub fn with_token(mut self, token: Option<Token>) -> Self {
         self.token = token;
         self
@@ -142,7 +142,8 @@ impl Places {
     }
 }
 
-/// Where the Python library keeps downloads: `HF_HUB_CACHE`, else `HF_HOME/hub`, else `~/.cache/huggingface/hub`.
+/// Returns where the Python library keeps downloads: `HF_HUB_CACHE`, else `HF_HOME/hub`, else
+/// `~/.cache/huggingface/hub`.
 pub fn cache_dir() -> PathBuf {
     Places::from_variables(&|name| std::env::var(name).ok()).cache_dir
 }

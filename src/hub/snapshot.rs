@@ -19,7 +19,7 @@ use crate::{Error, Result};
 /// Files that are fetched at the same time.
 const WORKERS: usize = 8;
 
-/// The folder with what `needs` asks of `repo`.
+/// Returns the folder with what `needs` asks of `repo`.
 ///
 /// Online, the Hub is asked what the revision stands for, and only what the cache lacks is downloaded. When the Hub is
 /// out of reach the cached copy serves, with a note. Offline, and for a commit that the cache holds, no request is made.
@@ -70,7 +70,7 @@ pub(crate) fn explain(repo: &Repo, failure: Failure) -> Error {
     }
 }
 
-/// The folder with the files called `paths` of `repo`; see [`snapshot`] for when the Hub is asked.
+/// Returns the folder with the files called `paths` of `repo`; see [`snapshot`] for when the Hub is asked.
 pub(crate) fn download_paths(client: &Client, repo: &Repo, paths: &[String]) -> Result<PathBuf> {
     let settings = client.settings();
     let cache = RepoCache::new(&settings.cache_dir, repo);
@@ -93,7 +93,7 @@ pub(crate) fn download_paths(client: &Client, repo: &Repo, paths: &[String]) -> 
     or_cached(repo, fetched(), cached)
 }
 
-/// What was fetched, or the cached copy when the Hub is out of reach.
+/// Returns what was fetched, or the cached copy when the Hub is out of reach.
 fn or_cached(
     repo: &Repo,
     fetched: Result<PathBuf, Failure>,

@@ -31,7 +31,7 @@ impl Token {
         Ok(Self(text.to_owned()))
     }
 
-    /// The token that the environment or the file at `path` holds; the environment wins.
+    /// Returns the token that the environment or the file at `path` holds; the environment wins.
     pub(crate) fn find(get: &dyn Fn(&str) -> Option<String>, path: &Path) -> Result<Option<Self>> {
         for name in ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"] {
             if let Some(text) = get(name).filter(|text| !text.trim().is_empty()) {
@@ -46,13 +46,13 @@ impl Token {
         }
     }
 
-    /// The secret itself: for the request's header and for the token file alone.
+    /// Returns the secret itself: for the request's header and for the token file alone.
     #[cfg_attr(not(feature = "hub"), allow(dead_code))]
     pub(crate) fn secret(&self) -> &str {
         &self.0
     }
 
-    /// `text` without the secret, should a server have repeated it.
+    /// Returns `text` without the secret, should a server have repeated it.
     #[cfg_attr(not(feature = "hub"), allow(dead_code))]
     pub(crate) fn hide_in(&self, text: &str) -> String {
         text.replace(&self.0, "***")

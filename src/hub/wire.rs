@@ -22,7 +22,7 @@ use crate::base::interrupt;
 /// The longest wait between two looks at the request to stop.
 const SLICE: Duration = Duration::from_millis(200);
 
-/// An agent with `config` whose waits hear an interrupt.
+/// Returns an agent with `config` whose waits hear an interrupt.
 pub(crate) fn agent(config: Config) -> Agent {
     let connector =
         ().chain(ConnectProxyConnector::default())
@@ -31,7 +31,7 @@ pub(crate) fn agent(config: Config) -> Agent {
     Agent::with_parts(config, connector, Resolve)
 }
 
-/// What a wait ends in when the work is to stop. Callers look at the request itself, and not at these words.
+/// Returns what a wait ends in when the work is to stop. Callers look at the request itself, and not at these words.
 fn interrupted() -> Error {
     Error::Io(std::io::Error::other("interrupted"))
 }
@@ -209,7 +209,7 @@ impl Wait {
         }
     }
 
-    /// Whether to wait for another slice after `error`.
+    /// Returns whether to wait for another slice after `error`.
     fn goes_on(&self, error: std::io::Error) -> Result<(), Error> {
         if error.kind() != ErrorKind::Interrupted && !is_timeout(&error) {
             return Err(Error::Io(error));

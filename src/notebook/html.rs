@@ -16,7 +16,7 @@ pub(crate) const BLUE: &str = "#3b82f6";
 /// The second colour: masks, evaluation curves.
 pub(crate) const ORANGE: &str = "#e8710a";
 
-/// `text` with every character that means something in HTML replaced.
+/// Returns `text` with every character that means something in HTML replaced.
 pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + text.len() / 8);
     for character in text.chars() {
@@ -34,7 +34,7 @@ pub(crate) fn escape(text: &str) -> String {
     out
 }
 
-/// The first `limit` characters of `text`, and an ellipsis if there are more.
+/// Returns the first `limit` characters of `text`, and an ellipsis if there are more.
 pub(crate) fn clip(text: &str, limit: usize) -> String {
     match text.char_indices().nth(limit) {
         Some((end, _)) => format!("{}…", text[..end].trim_end()),
@@ -42,7 +42,7 @@ pub(crate) fn clip(text: &str, limit: usize) -> String {
     }
 }
 
-/// A whole number with its thousands apart.
+/// Returns a whole number with its thousands apart.
 pub(crate) fn thousands(number: usize) -> String {
     let digits = number.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
@@ -61,7 +61,7 @@ pub(crate) fn count(number: usize, noun: &str) -> String {
     format!("{} {noun}{plural}", thousands(number))
 }
 
-/// The outermost element of every display.
+/// Returns the outermost element of every display.
 ///
 /// The classes keep front ends from reading `$` in a text as mathematics.
 pub(crate) fn frame(content: &str) -> String {
@@ -71,7 +71,7 @@ pub(crate) fn frame(content: &str) -> String {
     )
 }
 
-/// A title with something smaller after it. Both are HTML.
+/// Returns a title with something smaller after it. Both are HTML.
 pub(crate) fn heading(title: &str, aside: &str) -> String {
     let aside = match aside {
         "" => String::new(),
@@ -80,7 +80,7 @@ pub(crate) fn heading(title: &str, aside: &str) -> String {
     format!("<div style=\"margin:2px 0 6px\"><b>{title}</b>{aside}</div>")
 }
 
-/// A remark below a display, as HTML.
+/// Returns a remark below a display, as HTML.
 pub(crate) fn note(text: &str) -> String {
     format!("<div style=\"margin-top:5px;font-size:12px;{MUTED}\">{text}</div>")
 }
@@ -152,7 +152,7 @@ pub(crate) fn facts(pairs: &[(&str, String)]) -> String {
     table.to_html()
 }
 
-/// A horizontal bar, `share` (0 to 1) of it filled.
+/// Returns a horizontal bar, `share` (0 to 1) of it filled.
 pub(crate) fn bar(share: f64, width: &str, color: &str) -> String {
     let share = if share.is_finite() {
         share.clamp(0.0, 1.0)
@@ -166,7 +166,7 @@ pub(crate) fn bar(share: f64, width: &str, color: &str) -> String {
     )
 }
 
-/// An SVG image as an element that works where inline SVG is dropped.
+/// Returns an SVG image as an element that works where inline SVG is dropped.
 pub(crate) fn image(svg: &str, width: u32, description: &str) -> String {
     format!(
         "<img alt=\"{}\" style=\"display:block;width:{width}px;max-width:100%;height:auto\" src=\"data:image/svg+xml;base64,{}\">",

@@ -31,7 +31,7 @@ pub fn input(prompt: &str) -> Result<String> {
     answer(&mut std::io::stdin().lock()).map_err(io)
 }
 
-/// What is printed to ask: for a kernel a request, on one line, elsewhere the prompt itself.
+/// Returns what is printed to ask: for a kernel a request, on one line, elsewhere the prompt itself.
 fn request(host: Host, prompt: &str) -> String {
     match host {
         Host::Plain => prompt.to_owned(),

@@ -54,8 +54,8 @@ impl Host {
     }
 }
 
-/// What stands before the words that are for Cloze's own kernel; empty where it does not listen. Found out once: the
-/// kernel takes it out of the environment before the first cell runs.
+/// Returns what stands before the words that are for Cloze's own kernel; empty where it does not listen. Found out
+/// once: the kernel takes it out of the environment before the first cell runs.
 pub(crate) fn mark() -> &'static str {
     static MARK: OnceLock<String> = OnceLock::new();
     MARK.get_or_init(|| match std::env::var("CLOZE_KERNEL") {
@@ -92,7 +92,7 @@ impl Default for LiveDisplay {
 }
 
 impl LiveDisplay {
-    /// A display that shows nothing yet.
+    /// Returns a display that shows nothing yet.
     pub fn new() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -104,7 +104,7 @@ impl LiveDisplay {
         }
     }
 
-    /// Whether the next call of [`update`](Self::update) will show its state.
+    /// Returns whether the next call of [`update`](Self::update) will show its state.
     pub fn is_due(&self) -> bool {
         self.host == Host::Live && self.shown.is_none_or(|shown| shown.elapsed() >= INTERVAL)
     }

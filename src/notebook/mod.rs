@@ -17,7 +17,7 @@ pub trait Rich {
     /// HTML for a notebook: one element, inline styles only, all text escaped.
     fn to_html(&self) -> String;
 
-    /// The same as plain text, for a terminal and for front ends without HTML.
+    /// Returns the same as plain text, for a terminal and for front ends without HTML.
     fn to_text(&self) -> String;
 }
 

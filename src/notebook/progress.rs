@@ -33,7 +33,7 @@ struct Notebook {
 }
 
 impl Progress {
-    /// A bar labelled `label` over `total` items called `unit` ("rows", "files", ...).
+    /// Returns a bar labelled `label` over `total` items called `unit` ("rows", "files", ...).
     ///
     /// It is drawn on stderr when that is a terminal, or in Cloze's own notebook kernel, at most five times a second.
     pub fn new(label: &str, total: u64, unit: &str) -> Self {
@@ -43,7 +43,7 @@ impl Progress {
         Self::drawn_as(&template, label, total, unit)
     }
 
-    /// A bar labelled `label` over `total` bytes, shown in MB and the like.
+    /// Returns a bar labelled `label` over `total` bytes, shown in MB and the like.
     pub fn bytes(label: &str, total: u64) -> Self {
         let template = "{msg} {bar:32} {bytes}/{total_bytes} [{elapsed}<{eta}, {bytes_per_sec}]";
         Self::drawn_as(template, label, total, "bytes")

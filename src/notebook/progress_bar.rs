@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::content;
 use super::html::{BLUE, MUTED, bar, duration, escape, frame, thousands};
 
-/// A bar labelled `label`: how many of `total` items of the kind `unit` are done, how long it took, how long the rest will
-/// take. A `total` of 0 is one that is not known.
+/// Returns a bar labelled `label`: how many of `total` items of the kind `unit` are done, how long it took, how long
+/// the rest will take. A `total` of 0 is one that is not known.
 pub(crate) fn progress_content(
     label: &str,
     done: u64,

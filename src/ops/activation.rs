@@ -39,7 +39,7 @@ impl Activation {
     #[allow(clippy::approx_constant)] // transformers rounds it so.
     pub(crate) const LAPLACE: [f64; 2] = [0.707_107, 0.282_095];
 
-    /// The activation that a config calls `name`.
+    /// Returns the activation that a config calls `name`.
     pub fn from_name(name: &str) -> Result<Self> {
         Ok(match name {
             "gelu" | "gelu_python" => Self::Gelu,
@@ -114,7 +114,7 @@ fn laplace_parts(x: f32) -> (f32, f32) {
     ((x - mean as f32) * scale, scale)
 }
 
-/// The tanh approximation's gate (1 + tanh u) / 2 = sigmoid(2u) and the derivative of u.
+/// Returns the tanh approximation's gate (1 + tanh u) / 2 = sigmoid(2u) and the derivative of u.
 #[inline(always)]
 fn gelu_tanh_parts(x: f32) -> (f32, f32) {
     let square = x * x;

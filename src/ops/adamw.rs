@@ -26,7 +26,7 @@ pub struct AdamWState {
 }
 
 impl AdamWState {
-    /// The state before the first step.
+    /// Returns the state before the first step.
     pub fn new(param: &Param) -> Result<Self> {
         let zeros = || {
             if param.device().is_cpu() {
@@ -118,7 +118,7 @@ impl GradScale {
         self
     }
 
-    /// The product of all factors, for which a GPU is waited for; `None` for no step at all.
+    /// Returns the product of all factors, for which a GPU is waited for; `None` for no step at all.
     fn value(&self) -> Result<Option<f64>> {
         let Some((norm, most)) = &self.clip else {
             return Ok(Some(self.factor));
@@ -130,7 +130,7 @@ impl GradScale {
     }
 }
 
-/// What a gradient of that norm is multiplied by so that its norm is at most `max_norm`, if that is not 0.
+/// Returns what a gradient of that norm is multiplied by so that its norm is at most `max_norm`, if that is not 0.
 fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     if max_norm <= 0.0 {
         return 1.0;
@@ -340,8 +340,9 @@ fn step_plain(param: &Param, grad: &Tensor, state: &mut AdamWState, f: &Factors)
     Ok(())
 }
 
-/// The L2 norm over all gradients of the trainable `params` taken as one vector (PyTorch's `clip_grad_norm_` without
-/// the clipping). Summed in f64 in an order that does not depend on the number of threads; NaN and infinity show.
+/// Returns the L2 norm over all gradients of the trainable `params` taken as one vector (PyTorch's `clip_grad_norm_`
+/// without the clipping). Summed in f64 in an order that does not depend on the number of threads; NaN and infinity
+/// show.
 pub fn grad_norm(params: &[Param]) -> Result<f64> {
     grad_norm_later(params)?.value()
 }
@@ -386,19 +387,19 @@ impl GradNorm {
         }
     }
 
-    /// The norm of the gradients times `factor`: what [`GradNorm::value`] gives from now on.
+    /// Returns the norm of the gradients times `factor`: what [`GradNorm::value`] gives from now on.
     #[must_use]
     pub fn times(mut self, factor: f64) -> Self {
         self.factor *= factor;
         self
     }
 
-    /// The norm, for which a GPU is waited for.
+    /// Returns the norm, for which a GPU is waited for.
     pub fn value(&self) -> Result<f64> {
         Ok(self.unscaled()? * self.factor)
     }
 
-    /// The norm of the gradients as they are.
+    /// Returns the norm of the gradients as they are.
     fn unscaled(&self) -> Result<f64> {
         match &self.source {
             Source::Known(norm) => Ok(*norm),

@@ -8,8 +8,8 @@ use super::simd::simd_fn;
 use super::{naive, storage, tape};
 use crate::{Error, Result};
 
-/// `x + y`, where the shape of `y` is the end of that of `x`: position vectors (n, h) for all of a batch (b, n, h), a bias
-/// for all rows.
+/// Returns `x + y`, where the shape of `y` is the end of that of `x`: position vectors (n, h) for all of a batch (b, n,
+/// h), a bias for all rows.
 pub fn add_broadcast(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if !x.dims().ends_with(y.dims()) {
         return Err(Error::argument(

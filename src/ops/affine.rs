@@ -8,7 +8,7 @@ use super::simd::simd_fn;
 use super::{Param, layer_norm, naive, storage, tape};
 use crate::Result;
 
-/// `x · weight + bias` feature by feature: both have the length of the last dimension of `x`.
+/// Returns `x · weight + bias` feature by feature: both have the length of the last dimension of `x`.
 pub fn affine(x: &Tensor, weight: &Param, bias: Option<&Param>) -> Result<Tensor> {
     layer_norm::check(x, weight, bias)?;
     if x.elem_count() == 0 {
@@ -76,7 +76,7 @@ fn forward(x: &[f32], w: &[f32], b: Option<&[f32]>) -> Vec<f32> {
     y
 }
 
-/// The gradient of x and, per task, the sums for the weight, then those for the bias.
+/// Returns the gradient of x and, per task, the sums for the weight, then those for the bias.
 fn backward(x: &[f32], w: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let width = w.len();
     let block = rows_per_task(width) * width;

@@ -4,8 +4,8 @@
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 
-/// Whether this machine has the unit and the system lets this process use it. That it has AVX-512 is for the caller to
-/// know.
+/// Returns whether this machine has the unit and the system lets this process use it. That it has AVX-512 is for the
+/// caller to know.
 pub(super) fn is_available() -> bool {
     const AMX_BF16: u32 = 1 << 22;
     const AMX_TILE: u32 = 1 << 24;

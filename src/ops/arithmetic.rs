@@ -8,7 +8,7 @@ use super::simd::simd_fn;
 use super::{storage, tape};
 use crate::Result;
 
-/// `x · factor`.
+/// Returns `x · factor`.
 pub fn scale(x: &Tensor, factor: f64) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if super::cuda::takes(x, []) {
@@ -36,7 +36,7 @@ pub fn scale(x: &Tensor, factor: f64) -> Result<Tensor> {
     })
 }
 
-/// `a + b`, of one shape.
+/// Returns `a + b`, of one shape.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if super::cuda::takes(a, []) && super::cuda::takes(b, []) && a.shape() == b.shape() {
@@ -53,12 +53,12 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// `a - b`, of one shape.
+/// Returns `a - b`, of one shape.
 pub fn sub(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     add(a, &scale(b, -1.0)?)
 }
 
-/// The elements of `a + b`, both on the CPU, contiguous and of one shape.
+/// Returns the elements of `a + b`, both on the CPU, contiguous and of one shape.
 fn sum(a: &Tensor, b: &Tensor) -> Result<Vec<f32>> {
     storage::with2(a, b, |a, b| {
         let mut sum = for_overwrite(a.len());

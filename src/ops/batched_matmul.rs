@@ -10,8 +10,8 @@ use super::parallel::for_overwrite;
 use super::{naive, storage, tape};
 use crate::{Error, Result};
 
-/// `a · b` for each pair of matrices in two tensors with the same leading dimensions: (..., m, k) times (..., k, n). With
-/// `transpose_a`, `a` is stored as (..., k, m); with `transpose_b`, `b` as (..., n, k).
+/// Returns `a · b` for each pair of matrices in two tensors with the same leading dimensions: (..., m, k) times (...,
+/// k, n). With `transpose_a`, `a` is stored as (..., k, m); with `transpose_b`, `b` as (..., n, k).
 pub fn matmul(a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<Tensor> {
     let misfit = || {
         let written = |x: &Tensor, transposed| match transposed {

@@ -18,7 +18,7 @@ pub(super) fn bf16_unit(suffices: bool) -> Option<Unit> {
     }
 }
 
-/// Whether products at bf16's precision are faster than f32's on this machine.
+/// Returns whether products at bf16's precision are faster than f32's on this machine.
 pub(super) fn has_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
     return bf16_unit(true).is_some();

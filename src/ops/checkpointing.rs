@@ -7,8 +7,8 @@ use super::tape::Data;
 use super::{Param, autocast, backward, no_grad, storage, tape};
 use crate::{Error, Result};
 
-/// `f(x)`, of which only `x` is kept for the backward pass: that runs `f` once more, which costs a forward pass and saves
-/// all that lies between. Mirrors `torch.utils.checkpoint`.
+/// Returns `f(x)`, of which only `x` is kept for the backward pass: that runs `f` once more, which costs a forward pass
+/// and saves all that lies between. Mirrors `torch.utils.checkpoint`.
 ///
 /// `params` are all parameters that `f` uses. `f` must compute the same every time: dropout whose keys were drawn outside
 /// of it does. The second run has the precision that [`autocast`] has set for the first.
@@ -52,7 +52,7 @@ pub fn checkpoint_all(
     )
 }
 
-/// The first of `params` that wants a gradient here and now.
+/// Returns the first of `params` that wants a gradient here and now.
 fn anchor(params: &[Param]) -> Option<Tensor> {
     params.iter().map(Param::tensor).find(Tensor::track_op)
 }

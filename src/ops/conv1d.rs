@@ -32,8 +32,8 @@ impl Default for Conv1d {
     }
 }
 
-/// `y[t, o] = Σ_{i, j} w[o, i, j] · x[stride · t + j - pad, i]`: of `x` (b, n, in) and `w` (out, in / groups, k), as PyTorch
-/// keeps it, (b, (n + 2 pad - k) / stride + 1, out). `w` is a tensor of the graph: give a parameter by
+/// Returns `y[t, o] = Σ_{i, j} w[o, i, j] · x[stride · t + j - pad, i]`: of `x` (b, n, in) and `w` (out, in / groups,
+/// k), as PyTorch keeps it, (b, (n + 2 pad - k) / stride + 1, out). `w` is a tensor of the graph: give a parameter by
 /// [`param_rows`](super::param_rows), and a bias by [`add_broadcast`](super::add_broadcast).
 pub fn conv1d(x: &Tensor, w: &Tensor, conv: Conv1d) -> Result<Tensor> {
     let sizes = Sizes::new(x, w, conv)?;
@@ -129,7 +129,7 @@ impl Sizes {
         })
     }
 
-    /// Each sequence of x between its zeros.
+    /// Returns each sequence of x between its zeros.
     fn padded(self, x: &[f32]) -> Vec<f32> {
         let piece = self.piece();
         let mut padded = vec![0f32; x.len() / piece.len * piece.row];
@@ -137,7 +137,7 @@ impl Sizes {
         padded
     }
 
-    /// A sequence between its zeros.
+    /// Returns a sequence between its zeros.
     fn piece(self) -> Piece {
         Piece {
             row: (self.len + 2 * self.pad) * self.width,

@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// The label of a position that does not count towards the loss.
 pub const IGNORE_INDEX: i64 = -100;
 
-/// The summed negative log-likelihood (a scalar) of `labels` under `softmax(hidden · weightᵀ + bias)`.
+/// Returns the summed negative log-likelihood (a scalar) of `labels` under `softmax(hidden · weightᵀ + bias)`.
 ///
 /// `hidden` is (rows, width), `weight` (vocab, width), `bias` (vocab), `labels` (rows) of u32, every one of which counts:
 /// pick the counted rows first; they may stay on the CPU, where they are read. Divide by their number for the mean. The logits are never needed after this call, so

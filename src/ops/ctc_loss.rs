@@ -20,8 +20,8 @@ pub struct CtcTargets<'a> {
     pub zero_infinity: bool,
 }
 
-/// The negative logarithm of the probability (Graves et al. 2006) that the frames of each sequence say its labels: of
-/// `logits` (b, frames, classes), the losses (b).
+/// Returns the negative logarithm of the probability (Graves et al. 2006) that the frames of each sequence say its
+/// labels: of `logits` (b, frames, classes), the losses (b).
 ///
 /// Forward and backward variables are in f64, in the logarithm.
 pub fn ctc_loss(logits: &Tensor, targets: CtcTargets) -> Result<Tensor> {
@@ -150,12 +150,12 @@ impl Lattice {
         self.scores.len() / self.classes
     }
 
-    /// Whether place `s` may be reached from `s - 2`, over a blank: only between different letters.
+    /// Returns whether place `s` may be reached from `s - 2`, over a blank: only between different letters.
     fn skips(&self, s: usize) -> bool {
         s >= 2 && s % 2 == 1 && self.places[s] != self.places[s - 2]
     }
 
-    /// The loss and, if wanted, its gradient with respect to the logits of the frames.
+    /// Returns the loss and, if wanted, its gradient with respect to the logits of the frames.
     fn solve(&self, wants_gradient: bool) -> (f64, Vec<f32>) {
         let (frames, count) = (self.frames(), self.places.len());
         if frames == 0 {

@@ -21,8 +21,8 @@ pub struct EmaParams<'a> {
     pub projection: &'a Param,
 }
 
-/// The moving average of `x` (b, n, h) in both directions: `y_t = Σ_{j ≤ t} k₁[t - j] x_j + Σ_{j ≥ t} k₂[j - t] x_j`, where
-/// `k[l] = Σ_N σ(δ) β γ N^-½ (1 - σ(δ) σ(α))^l`, up to `truncation` positions far.
+/// Returns the moving average of `x` (b, n, h) in both directions: `y_t = Σ_{j ≤ t} k₁[t - j] x_j + Σ_{j ≥ t} k₂[j - t]
+/// x_j`, where `k[l] = Σ_N σ(δ) β γ N^-½ (1 - σ(δ) σ(α))^l`, up to `truncation` positions far.
 pub fn damped_ema(x: &Tensor, params: EmaParams, truncation: Option<usize>) -> Result<Tensor> {
     let (_, len, width) = x.dims3()?;
     let reach = truncation.unwrap_or(len).clamp(1, len.max(1));
@@ -79,7 +79,7 @@ pub fn damped_ema(x: &Tensor, params: EmaParams, truncation: Option<usize>) -> R
     depthwise_conv(x, &kernels, reach - 1)
 }
 
-/// Both directions as one kernel (width, 2 reach - 1) whose middle is the position itself.
+/// Returns both directions as one kernel (width, 2 reach - 1) whose middle is the position itself.
 fn kernels(params: [&Tensor; 4], (rows, width): (usize, usize), reach: usize) -> Result<Tensor> {
     let kernel = 2 * reach - 1;
     let states = params[0].elem_count() / rows;
@@ -140,12 +140,12 @@ fn kernels(params: [&Tensor; 4], (rows, width): (usize, usize), reach: usize) ->
     )
 }
 
-/// The row of the parameters for a channel and direction.
+/// Returns the row of the parameters for a channel and direction.
 fn row(channel: usize, width: usize, back: bool) -> usize {
     if back { channel } else { width + channel }
 }
 
-/// Where in a kernel the position that is `l` away stands.
+/// Returns where in a kernel the position that is `l` away stands.
 fn place(reach: usize, l: usize, back: bool) -> usize {
     if back { reach - 1 - l } else { reach - 1 + l }
 }
@@ -186,7 +186,7 @@ impl State {
         1.0 - self.damping * self.decay
     }
 
-    /// The gradients of δ, α, β and γ, where `dk(l)` is that of the kernel.
+    /// Returns the gradients of δ, α, β and γ, where `dk(l)` is that of the kernel.
     fn gradients(&self, reach: usize, dk: impl Fn(usize) -> f64) -> [f64; 4] {
         let q = self.ratio();
         // Σ dk[l] q^l, and its derivative by q.

@@ -90,7 +90,7 @@ impl Sizes {
         })
     }
 
-    /// The kernels as (kernel, width): the factors of one distance stand side by side.
+    /// Returns the kernels as (kernel, width): the factors of one distance stand side by side.
     fn spread(self, w: &[f32]) -> Vec<f32> {
         let each = self.width / self.channels;
         let mut spread = for_overwrite(self.kernel * self.width);
@@ -102,7 +102,7 @@ impl Sizes {
         spread
     }
 
-    /// The places j of the kernel that fall into x for position `t` of the result.
+    /// Returns the places j of the kernel that fall into x for position `t` of the result.
     fn places(self, t: usize) -> std::ops::Range<usize> {
         self.pad.saturating_sub(t)..self.kernel.min((self.len + self.pad).saturating_sub(t))
     }

@@ -8,7 +8,8 @@ use crate::Result;
 
 /// Choosing a [`Device`] in one word.
 pub trait DeviceExt: Sized {
-    /// The first GPU, or the CPU where there is none; a build with GPU support says then on stderr what it found missing.
+    /// Returns the first GPU, or the CPU where there is none; a build with GPU support says then on stderr what it
+    /// found missing.
     ///
     /// ```
     /// use cloze::prelude::*;
@@ -19,7 +20,8 @@ pub trait DeviceExt: Sized {
     /// ```
     fn best() -> Result<Self>;
 
-    /// The GPU of that number, counted from 0 as in `nvidia-smi` or `CUDA_VISIBLE_DEVICES`; asked again, the same one.
+    /// Returns the GPU of that number, counted from 0 as in `nvidia-smi` or `CUDA_VISIBLE_DEVICES`; asked again, the
+    /// same one.
     ///
     /// # Errors
     /// When it can't be used, with what is missing: GPU support in this build, a driver, the GPU, or kernels for it.
@@ -55,7 +57,7 @@ impl DeviceExt for Device {
     }
 }
 
-/// `values` as a tensor on `device`, without waiting for what a GPU is working on.
+/// Returns `values` as a tensor on `device`, without waiting for what a GPU is working on.
 pub(crate) fn upload(values: &[u32], shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if device.is_cuda() {
@@ -76,7 +78,7 @@ pub struct DeviceMemory {
     pub total: u64,
 }
 
-/// The memory of a GPU; `None` for the CPU.
+/// Returns the memory of a GPU; `None` for the CPU.
 pub fn device_memory(device: &Device) -> Option<DeviceMemory> {
     #[cfg(feature = "cuda")]
     return cuda::device::memory(device);
@@ -95,7 +97,7 @@ pub fn reset_peak_memory(device: &Device) {
     let _ = device;
 }
 
-/// Whether products of bf16 matrices are fast on this GPU.
+/// Returns whether products of bf16 matrices are fast on this GPU.
 pub(super) fn has_bf16(device: &Device) -> bool {
     #[cfg(feature = "cuda")]
     return cuda::device::capability(device).is_some_and(|capability| capability >= 80);

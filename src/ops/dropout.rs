@@ -21,12 +21,12 @@ impl Dropout {
     /// No dropout.
     pub const NONE: Self = Self { p: 0.0, key: 0 };
 
-    /// Whether anything is dropped at all.
+    /// Returns whether anything is dropped at all.
     pub fn is_active(self) -> bool {
         self.p > 0.0
     }
 
-    /// The factor of element `index`: 0, or 1 / (1 - p).
+    /// Returns the factor of element `index`: 0, or 1 / (1 - p).
     #[inline]
     pub fn factor(self, index: u64) -> f32 {
         Stream::new(self, index >> 32).factor(index as u32)
@@ -80,7 +80,7 @@ impl Stream {
         }
     }
 
-    /// The factor of the element whose index has this lower half.
+    /// Returns the factor of the element whose index has this lower half.
     #[inline(always)]
     pub(crate) fn factor(&self, index: u32) -> f32 {
         // Two rounds of a 32-bit finalizer with a key before each: with one only, the masks of two keys would be
@@ -120,7 +120,7 @@ simd_fn! {
     }
 }
 
-/// `x` times the factors of its elements' indices.
+/// Returns `x` times the factors of its elements' indices.
 fn apply(dropout: Dropout, x: &[f32]) -> Vec<f32> {
     let mut out = for_overwrite(x.len());
     out.par_chunks_mut(CHUNK)
@@ -164,7 +164,7 @@ mod tests {
         factors.iter().map(|&f| f == 0.0).collect()
     }
 
-    /// The correlation of two masks of probability p, in standard deviations.
+    /// Returns the correlation of two masks of probability p, in standard deviations.
     fn correlation(a: &[bool], b: &[bool], p: f64) -> f64 {
         let n = a.len().min(b.len());
         let sum: f64 = (a.iter().zip(b))

@@ -7,8 +7,8 @@ use super::parallel::{for_overwrite, rows_per_task, zero};
 use super::{Param, naive, storage, tape};
 use crate::{Error, Result};
 
-/// The rows of `table` (rows, width) named by `ids` (u32, any shape): the result has the shape of `ids` and `width`. The ids
-/// are best on the CPU, where they are read.
+/// Returns the rows of `table` (rows, width) named by `ids` (u32, any shape): the result has the shape of `ids` and
+/// `width`. The ids are best on the CPU, where they are read.
 ///
 /// The row `padding_idx` receives no gradient from here, as in PyTorch's `nn.Embedding`; its value is used as it is.
 pub fn embedding(ids: &Tensor, table: &Param, padding_idx: Option<u32>) -> Result<Tensor> {
@@ -23,8 +23,8 @@ pub fn embedding(ids: &Tensor, table: &Param, padding_idx: Option<u32>) -> Resul
     fused(vec![lookup], ids)
 }
 
-/// The sum of several lookups: of each (`ids`, table, `padding_idx`) as in [`embedding`]. All ids have the shape of the
-/// first, or broadcast to it (positions given once for the whole batch), and all tables one width.
+/// Returns the sum of several lookups: of each (`ids`, table, `padding_idx`) as in [`embedding`]. All ids have the
+/// shape of the first, or broadcast to it (positions given once for the whole batch), and all tables one width.
 ///
 /// Word, position and token type embeddings in one pass over the result.
 pub fn embedding_sum(lookups: &[(&Tensor, &Param, Option<u32>)]) -> Result<Tensor> {
@@ -69,8 +69,9 @@ pub fn embedding_sum(lookups: &[(&Tensor, &Param, Option<u32>)]) -> Result<Tenso
     )
 }
 
-/// The rows of `x` (rows, width) named by `rows` (u32), in that order; a row may be named several times. With more
-/// dimensions, `x` is read as if all but the last were one: position (i, j) of (batch, seq, width) is row i · seq + j.
+/// Returns the rows of `x` (rows, width) named by `rows` (u32), in that order; a row may be named several times. With
+/// more dimensions, `x` is read as if all but the last were one: position (i, j) of (batch, seq, width) is row i · seq
+/// + j.
 pub fn select_rows(x: &Tensor, rows: &Tensor) -> Result<Tensor> {
     let width = x.dim(D::Minus1)?;
     let count = x.elem_count() / width.max(1);
@@ -140,7 +141,7 @@ fn on_gpu(lookups: Vec<Lookup>, ids: &Tensor) -> Result<Tensor> {
     super::cuda::embedding_sum(parts.collect(), shape)
 }
 
-/// The sum of `lookups`, in the shape of `ids` and the tables' width.
+/// Returns the sum of `lookups`, in the shape of `ids` and the tables' width.
 fn fused(lookups: Vec<Lookup>, ids: &Tensor) -> Result<Tensor> {
     let width = lookups[0].table.shape().dims2()?.1;
     let mut shape = ids.dims().to_vec();

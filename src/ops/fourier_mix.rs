@@ -13,8 +13,8 @@ use super::parallel::for_overwrite;
 use super::{naive, storage, tape};
 use crate::Result;
 
-/// The real part of the discrete Fourier transform of `x` (b, n, h) over the features and the positions of each sequence
-/// (FNet): `Re(F_n x F_h)`.
+/// Returns the real part of the discrete Fourier transform of `x` (b, n, h) over the features and the positions of each
+/// sequence (FNet): `Re(F_n x F_h)`.
 ///
 /// Its own gradient, since the transforms are symmetric: nothing is kept. Computed as products with the transforms' matrices,
 /// which at the sizes of language models cost a fifth of a feed-forward layer.
@@ -48,7 +48,7 @@ struct Waves {
     sin: Vec<f32>,
 }
 
-/// The cosine (`turn` 0) or sine (`turn` 3/4) of 2π i j / `len` for all i < `len` and j < `columns`.
+/// Returns the cosine (`turn` 0) or sine (`turn` 3/4) of 2π i j / `len` for all i < `len` and j < `columns`.
 pub(super) fn wave(len: usize, columns: usize, turn: f64) -> Vec<f32> {
     // Whole turns are left out before the sine sees them.
     let round: Vec<f32> = (0..len)
@@ -59,7 +59,7 @@ pub(super) fn wave(len: usize, columns: usize, turn: f64) -> Vec<f32> {
         .collect()
 }
 
-/// The matrices for that length, made once.
+/// Returns the matrices for that length, made once.
 fn waves(len: usize) -> Arc<Waves> {
     static KNOWN: OnceLock<Mutex<HashMap<usize, Arc<Waves>>>> = OnceLock::new();
     let known = KNOWN.get_or_init(Mutex::default);

@@ -17,8 +17,8 @@ pub enum Gate {
     Second,
 }
 
-/// The product of the halves of `x` (..., 2m), one of which the activation was applied to: (..., m). SwiGLU with
-/// [`Activation::Silu`], GeGLU with [`Activation::Gelu`].
+/// Returns the product of the halves of `x` (..., 2m), one of which the activation was applied to: (..., m). SwiGLU
+/// with [`Activation::Silu`], GeGLU with [`Activation::Gelu`].
 ///
 /// Only `x` is kept: the backward pass forms the activation again.
 pub fn gated(x: &Tensor, activation: Activation, gate: Gate) -> Result<Tensor> {
@@ -85,7 +85,7 @@ pub fn gated(x: &Tensor, activation: Activation, gate: Gate) -> Result<Tensor> {
 }
 
 impl Gate {
-    /// The half that the activation is applied to, and the other.
+    /// Returns the half that the activation is applied to, and the other.
     fn halves(self, row: &[f32]) -> (&[f32], &[f32]) {
         let (first, second) = row.split_at(row.len() / 2);
         match self {

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::gemm_tiles::{PART, SIDE, TILE};
 
-/// Whether this machine has the instruction. That it has AVX-512 is for the caller to know.
+/// Returns whether this machine has the instruction. That it has AVX-512 is for the caller to know.
 pub(super) fn is_available() -> bool {
     is_x86_feature_detected!("avx512bf16")
 }

@@ -97,7 +97,7 @@ unsafe impl Send for Operand {}
 unsafe impl Sync for Operand {}
 
 impl Operand {
-    /// The operand that begins at row or column `outer` and inner position `inner`.
+    /// Returns the operand that begins at row or column `outer` and inner position `inner`.
     fn at(self, outer: usize, inner: usize) -> Self {
         Self {
             start: self
@@ -399,7 +399,7 @@ impl Panels {
     }
 }
 
-/// The parts of 16 f32, each in the upper half of 32 bits whose lower half is zero.
+/// Returns the parts of 16 f32, each in the upper half of 32 bits whose lower half is zero.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn split<const PARTS: usize>(x: __m512) -> [__m512i; PARTS] {
@@ -419,7 +419,7 @@ fn split<const PARTS: usize>(x: __m512) -> [__m512i; PARTS] {
     std::array::from_fn(|part| all[part])
 }
 
-/// The lowest `n` bits.
+/// Returns the lowest `n` bits.
 #[inline]
 fn mask(n: usize) -> __mmask16 {
     ((1u32 << n.min(16)) - 1) as __mmask16

@@ -18,7 +18,7 @@ const TASK: usize = 1 << 14;
 /// How many rows of `b` are read side by side.
 const GROUP: usize = 4;
 
-/// Whether this machine and this size are served here.
+/// Returns whether this machine and this size are served here.
 pub(super) fn fits((m, k, n): (usize, usize, usize)) -> bool {
     simd::level() >= Level::V3 && m <= MOST_ROWS && m * k * n >= 1 << 14
 }

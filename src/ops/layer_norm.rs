@@ -23,7 +23,7 @@ pub fn layer_norm(x: &Tensor, weight: &Param, bias: Option<&Param>, eps: f64) ->
     fused(x, None, weight, bias, eps, Dropout::NONE)
 }
 
-/// `layer_norm(residual + dropout(x))`: the end of every post-norm transformer block.
+/// Returns `layer_norm(residual + dropout(x))`: the end of every post-norm transformer block.
 ///
 /// The sum is not kept: the backward pass forms it again from its parts, which are alive anyway.
 pub fn add_layer_norm(

@@ -12,12 +12,12 @@ use super::simd::simd_fn;
 use super::{Activation, Param, activation, naive, storage, tape};
 use crate::{Error, Result};
 
-/// `x · weightᵀ + bias` over the last dimension of `x`; `weight` is (out, in), `bias` (out).
+/// Returns `x · weightᵀ + bias` over the last dimension of `x`; `weight` is (out, in), `bias` (out).
 pub fn linear(x: &Tensor, weight: &Param, bias: Option<&Param>) -> Result<Tensor> {
     linear_act(x, weight, bias, Activation::Linear)
 }
 
-/// `activation(x · weightᵀ + bias)`.
+/// Returns `activation(x · weightᵀ + bias)`.
 pub fn linear_act(
     x: &Tensor,
     weight: &Param,
@@ -100,7 +100,8 @@ fn is_fused(x: &Tensor, weight: &Param, bias: Option<&Param>) -> bool {
         && bias.is_none_or(|bias| bias.dtype() == DType::F32)
 }
 
-/// The result, and with `keep` what the activation was applied to (the result itself being enough where there is none).
+/// Returns the result, and with `keep` what the activation was applied to (the result itself being enough where there
+/// is none).
 fn forward(
     x: &Tensor,
     weight: &Param,
@@ -202,7 +203,7 @@ fn activation_backward(
     sums
 }
 
-/// The two products of the backward pass: the weight's gradient into its place, the input's returned.
+/// Returns the two products of the backward pass: the weight's gradient into its place, the input's returned.
 fn products(x: &Tensor, weight: &Param, wants_weight: bool, dy: &[f32]) -> Result<Option<Tensor>> {
     let (out, width) = weight.shape().dims2()?;
     let rows = dy.len() / out;

@@ -9,8 +9,9 @@ use super::parallel::{column_sums, for_overwrite};
 use super::{Param, naive, storage, tape};
 use crate::{Error, Result};
 
-/// `x · Wᵀ + bias` for each of `groups` groups of features: the first of them makes the first `out / groups` features of the
-/// result, and so on. `weight` is (out, in / groups), or that with a 1 behind, as a convolution over single positions has it.
+/// Returns `x · Wᵀ + bias` for each of `groups` groups of features: the first of them makes the first `out / groups`
+/// features of the result, and so on. `weight` is (out, in / groups), or that with a 1 behind, as a convolution over
+/// single positions has it.
 pub fn linear_grouped(
     x: &Tensor,
     weight: &Param,

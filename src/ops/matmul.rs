@@ -10,8 +10,8 @@ use super::simd::{self, Level};
 #[cfg(target_arch = "x86_64")]
 use super::{gemm_packed, gemm_skinny};
 
-/// The name of what multiplies large f32 matrices on this machine's processor: "vector" for multiply-adds, "matrix" for
-/// a matrix unit (AMX) that forms each product from bf16 parts, with results as exact as f32's.
+/// Returns the name of what multiplies large f32 matrices on this machine's processor: "vector" for multiply-adds,
+/// "matrix" for a matrix unit (AMX) that forms each product from bf16 parts, with results as exact as f32's.
 ///
 /// The environment variable `CLOZE_CPU` ("base", "avx2", "avx512", "amx") limits what is used of the processor.
 pub fn matmul_kernel() -> &'static str {
@@ -29,7 +29,7 @@ pub(crate) struct Strides {
 }
 
 impl Strides {
-    /// A row-major matrix whose rows are `width` elements apart.
+    /// Returns a row-major matrix whose rows are `width` elements apart.
     pub(crate) fn rows(width: usize) -> Self {
         Self {
             rows: width,
@@ -37,7 +37,7 @@ impl Strides {
         }
     }
 
-    /// The transpose.
+    /// Returns the transpose.
     pub(crate) fn t(self) -> Self {
         Self {
             rows: self.cols,
@@ -169,7 +169,7 @@ mod tests {
         (0..n).map(|_| next()).collect()
     }
 
-    /// The relative error of a product against f64, and that of plain multiply-adds in f32.
+    /// Returns the relative error of a product against f64, and that of plain multiply-adds in f32.
     fn errors(
         (m, k, n): (usize, usize, usize),
         a_t: bool,

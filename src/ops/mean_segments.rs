@@ -8,8 +8,8 @@ use super::simd::simd_fn;
 use super::{naive, storage, tape};
 use crate::{Error, Result};
 
-/// The means over `count` equally long segments of dimension 1: (b, n, ...) becomes (b, count, ...). `n` must be a multiple
-/// of `count`.
+/// Returns the means over `count` equally long segments of dimension 1: (b, n, ...) becomes (b, count, ...). `n` must
+/// be a multiple of `count`.
 pub fn mean_segments(x: &Tensor, count: usize) -> Result<Tensor> {
     let n = x.dim(1)?;
     if count == 0 || n % count != 0 {

@@ -8,7 +8,7 @@ use super::simd::simd_fn;
 use super::{naive, storage, tape};
 use crate::{Error, Result};
 
-/// `a · b` element by element, of one shape.
+/// Returns `a · b` element by element, of one shape.
 pub fn mul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.shape() != b.shape() {
         return Err(Error::argument(

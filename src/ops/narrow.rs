@@ -48,7 +48,7 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// `len` positions from `start` on along dimension `dim` of a tensor with these dimensions.
+    /// Returns `len` positions from `start` on along dimension `dim` of a tensor with these dimensions.
     pub(super) fn new(dims: &[usize], dim: usize, start: usize, len: usize) -> Self {
         let inner: usize = dims[dim + 1..].iter().product();
         Self {
@@ -58,7 +58,7 @@ impl Piece {
         }
     }
 
-    /// The pieces of all rows of `x`, one after the other.
+    /// Returns the pieces of all rows of `x`, one after the other.
     pub(super) fn take(self, x: &[f32]) -> Vec<f32> {
         if self.len == 0 {
             return Vec::new();

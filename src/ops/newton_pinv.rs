@@ -47,12 +47,12 @@ fn steps(a: &Tensor) -> Result<Tensor> {
     Ok(z)
 }
 
-/// `factor · unit - x`.
+/// Returns `factor · unit - x`.
 fn minus(unit: &Tensor, factor: f64, x: &Tensor) -> Result<Tensor> {
     add_broadcast(&scale(x, -1.0)?, &(unit * factor)?)
 }
 
-/// `aᵀ` over the largest sum of a column. Sums that are equally large share its gradient.
+/// Returns `aᵀ` over the largest sum of a column. Sums that are equally large share its gradient.
 fn start(a: &Tensor) -> Result<Tensor> {
     let plain = a.detach();
     let sums = plain.sum_keepdim(D::Minus2)?;

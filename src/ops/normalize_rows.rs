@@ -23,7 +23,7 @@ pub enum RowLength {
     },
 }
 
-/// `x` with each row (along the last dimension) divided by its length.
+/// Returns `x` with each row (along the last dimension) divided by its length.
 pub fn normalize_rows(x: &Tensor, length: RowLength) -> Result<Tensor> {
     let width = x.dim(D::Minus1)?;
     if !storage::is_cpu_f32(x) || x.elem_count() == 0 {
@@ -69,8 +69,8 @@ pub fn normalize_rows(x: &Tensor, length: RowLength) -> Result<Tensor> {
 }
 
 impl RowLength {
-    /// The reciprocal of the length of a row with that sum of squares, and by what share of its cube times x the sum of x ·
-    /// dy changes it: 1 / length depends on x as -share · x / length³.
+    /// Returns the reciprocal of the length of a row with that sum of squares, and by what share of its cube times x
+    /// the sum of x · dy changes it: 1 / length depends on x as -share · x / length³.
     fn scale(self, square: f32, width: usize) -> (f32, f32) {
         match self {
             Self::RootMeanSquare { eps } => {

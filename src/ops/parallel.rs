@@ -7,7 +7,7 @@ use super::simd::simd_fn;
 /// Elements per task of an element-wise loop.
 pub(crate) const CHUNK: usize = 1 << 14;
 
-/// How many rows of `width` elements make one task.
+/// Returns how many rows of `width` elements make one task.
 pub(crate) fn rows_per_task(width: usize) -> usize {
     (CHUNK / width.max(1)).max(1)
 }

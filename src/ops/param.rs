@@ -78,12 +78,13 @@ impl Param {
         })
     }
 
-    /// The parameter's name in the Hub's layout.
+    /// Returns the parameter's name in the Hub's layout.
     pub fn name(&self) -> &str {
         &self.inner.name
     }
 
-    /// The value as a tensor that gradients flow to; detached when the parameter is frozen or inside [`no_grad`].
+    /// Returns the value as a tensor that gradients flow to; detached when the parameter is frozen or inside
+    /// [`no_grad`].
     pub fn tensor(&self) -> Tensor {
         if self.is_trainable() && !NO_GRAD.get() {
             self.inner.var.as_tensor().clone()
@@ -92,19 +93,19 @@ impl Param {
         }
     }
 
-    /// The id of the variable in graphs; the value stays as it is.
+    /// Returns the id of the variable in graphs; the value stays as it is.
     pub(super) fn variable_id(&self) -> candle_core::TensorId {
         self.inner.var.id()
     }
 
-    /// The underlying candle variable.
+    /// Returns the underlying candle variable.
     pub fn var(&self) -> &Var {
         // From now on the value may change at any time.
         self.inner.exposed.store(true, Ordering::Relaxed);
         &self.inner.var
     }
 
-    /// The value, outside of any graph.
+    /// Returns the value, outside of any graph.
     pub(crate) fn value(&self) -> Tensor {
         self.inner.var.as_detached_tensor()
     }
@@ -116,7 +117,7 @@ impl Param {
         Ok(())
     }
 
-    /// The value in this dtype, which must not be changed: rounded once for each outermost
+    /// Returns the value in this dtype, which must not be changed: rounded once for each outermost
     /// [`autocast`](super::autocast), or by the optimizer when it changes the value.
     #[cfg(feature = "cuda")]
     pub(crate) fn rounded(&self, dtype: DType) -> Result<Tensor> {
@@ -140,7 +141,7 @@ impl Param {
         Ok(value)
     }
 
-    /// The copy that an optimizer is to change along with the value, if products take one.
+    /// Returns the copy that an optimizer is to change along with the value, if products take one.
     #[cfg(feature = "cuda")]
     pub(crate) fn kept_copy(&self) -> Option<Tensor> {
         lock(&self.inner.copy)
@@ -162,27 +163,27 @@ impl Param {
         self.inner.exposed.load(Ordering::Relaxed)
     }
 
-    /// The shape of the value.
+    /// Returns the shape of the value.
     pub fn shape(&self) -> &Shape {
         self.inner.var.shape()
     }
 
-    /// The dtype of the value.
+    /// Returns the dtype of the value.
     pub fn dtype(&self) -> DType {
         self.inner.var.dtype()
     }
 
-    /// The device that holds the value.
+    /// Returns the device that holds the value.
     pub fn device(&self) -> &Device {
         self.inner.var.device()
     }
 
-    /// The number of elements.
+    /// Returns the number of elements.
     pub fn elem_count(&self) -> usize {
         self.inner.var.elem_count()
     }
 
-    /// Whether backward passes compute a gradient for this parameter (default: yes).
+    /// Returns whether backward passes compute a gradient for this parameter (default: yes).
     pub fn is_trainable(&self) -> bool {
         self.inner.trainable.load(Ordering::Relaxed)
     }
@@ -192,7 +193,7 @@ impl Param {
         self.inner.trainable.store(trainable, Ordering::Relaxed);
     }
 
-    /// Whether `other` is the same parameter (tied), not merely an equal one.
+    /// Returns whether `other` is the same parameter (tied), not merely an equal one.
     pub fn is_same(&self, other: &Param) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
@@ -202,7 +203,8 @@ impl Param {
         Arc::as_ptr(&self.inner) as usize
     }
 
-    /// The gradient accumulated since the last [`Param::zero_grad`], if any backward pass reached this parameter.
+    /// Returns the gradient accumulated since the last [`Param::zero_grad`], if any backward pass reached this
+    /// parameter.
     ///
     /// The tensor never changes afterwards: a later backward pass that finds it still handed out works on a copy.
     pub fn grad(&self) -> Option<Tensor> {
@@ -248,7 +250,7 @@ impl Param {
         Ok(())
     }
 
-    /// Whether the fused CPU operations may keep this parameter's gradient in place.
+    /// Returns whether the fused CPU operations may keep this parameter's gradient in place.
     pub(crate) fn is_cpu_f32(&self) -> bool {
         self.dtype() == DType::F32 && self.device().is_cpu()
     }

@@ -7,8 +7,8 @@ use super::tape::Data;
 use super::{Param, tape};
 use crate::Result;
 
-/// The value of `param` as a tensor of the graph, whose gradient goes into the parameter: latents, prompts and tables of
-/// positions, which other operations take like any activation.
+/// Returns the value of `param` as a tensor of the graph, whose gradient goes into the parameter: latents, prompts and
+/// tables of positions, which other operations take like any activation.
 pub fn param_rows(param: &Param) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if super::cuda::takes(&param.value(), [param]) {

@@ -44,7 +44,7 @@ pub fn permute(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
     })
 }
 
-/// The elements of the contiguous `x` in the order in which they stand after `dims`.
+/// Returns the elements of the contiguous `x` in the order in which they stand after `dims`.
 pub(super) fn permuted(x: &Tensor, dims: &[usize]) -> Result<Vec<f32>> {
     // (size, distance in x) of each dimension of the result.
     let all: Vec<(usize, usize)> = (dims.iter())

@@ -24,12 +24,12 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Whether this machine's processor multiplies faster at this precision than at f32's.
+    /// Returns whether this machine's processor multiplies faster at this precision than at f32's.
     pub fn is_available(self) -> bool {
         self.is_available_on(&Device::Cpu)
     }
 
-    /// Whether `device` multiplies faster at this precision than at f32's.
+    /// Returns whether `device` multiplies faster at this precision than at f32's.
     pub fn is_available_on(self, device: &Device) -> bool {
         match self {
             Self::F32 => true,
@@ -84,7 +84,7 @@ pub fn autocast<T>(precision: Precision, f: impl FnOnce() -> T) -> T {
     f()
 }
 
-/// The number of the outermost [`autocast`] that this thread is in, never seen before; 0 outside of any.
+/// Returns the number of the outermost [`autocast`] that this thread is in, never seen before; 0 outside of any.
 #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 pub(super) fn scope() -> u64 {
     SCOPE.get()
@@ -100,12 +100,12 @@ pub fn set_tf32(allowed: bool) {
     TF32.store(allowed, Ordering::Relaxed);
 }
 
-/// What [`set_tf32`] has set.
+/// Returns what [`set_tf32`] has set.
 pub fn tf32() -> bool {
     TF32.load(Ordering::Relaxed)
 }
 
-/// What [`autocast`] has set on this thread.
+/// Returns what [`autocast`] has set on this thread.
 pub(super) fn precision() -> Precision {
     PRECISION.get()
 }

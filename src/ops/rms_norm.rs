@@ -8,8 +8,8 @@ use super::simd::{self, simd_fn};
 use super::{Param, layer_norm, naive, storage, tape};
 use crate::Result;
 
-/// `x / √(mean(x²) + eps) · weight` over the last dimension of `x` (Zhang and Sennrich 2019). Statistics are in f32 whatever
-/// the dtype.
+/// Returns `x / √(mean(x²) + eps) · weight` over the last dimension of `x` (Zhang and Sennrich 2019). Statistics are in
+/// f32 whatever the dtype.
 pub fn rms_norm(x: &Tensor, weight: &Param, eps: f64) -> Result<Tensor> {
     layer_norm::check(x, weight, None)?;
     if x.elem_count() == 0 {
@@ -70,7 +70,7 @@ pub fn rms_norm(x: &Tensor, weight: &Param, eps: f64) -> Result<Tensor> {
 }
 
 simd_fn! {
-    /// The factor that the row was multiplied by.
+    /// Returns the factor that the row was multiplied by.
     fn normalize(y: &mut [f32], x: &[f32], w: &[f32], eps: f32) -> f32 {
         let square = simd::dot(x, x) / x.len() as f32;
         let scale = 1.0 / (square + eps).sqrt();

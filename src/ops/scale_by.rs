@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use super::{naive, storage, tape};
 use crate::{Error, Result};
 
-/// `x · factor`, where `factor` is a tensor of the graph with one element: give a parameter by
+/// Returns `x · factor`, where `factor` is a tensor of the graph with one element: give a parameter by
 /// [`param_rows`](super::param_rows).
 pub fn scale_by(x: &Tensor, factor: &Tensor) -> Result<Tensor> {
     if factor.elem_count() != 1 {

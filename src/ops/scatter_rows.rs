@@ -7,8 +7,8 @@ use super::parallel::for_overwrite;
 use super::{naive, storage, tape};
 use crate::{Error, Result};
 
-/// A tensor (`into_len`, width) of zeros to whose row `rows[i]` (u32) row `i` of `x` (count, width) was added: undoes
-/// [`select_rows`](super::select_rows) where that named each row once.
+/// Returns a tensor (`into_len`, width) of zeros to whose row `rows[i]` (u32) row `i` of `x` (count, width) was added:
+/// undoes [`select_rows`](super::select_rows) where that named each row once.
 pub fn scatter_rows(x: &Tensor, rows: &Tensor, into_len: usize) -> Result<Tensor> {
     let width = x.dim(D::Minus1)?;
     let count = x.dims()[..x.rank() - 1].iter().product::<usize>();

@@ -16,8 +16,8 @@ pub(crate) enum Level {
     Matrix,
 }
 
-/// The best level of this machine, or what the environment variable `CLOZE_CPU` ("base", "avx2", "avx512", "amx") limits
-/// it to.
+/// Returns the best level of this machine, or what the environment variable `CLOZE_CPU` ("base", "avx2", "avx512",
+/// "amx") limits it to.
 #[inline]
 pub(crate) fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
@@ -225,7 +225,7 @@ pub(crate) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
     lanes(a.len(), |i| a[i] * b[i] * c[i])
 }
 
-/// The largest element; NaN if there is one, -∞ if there is none.
+/// Returns the largest element; NaN if there is one, -∞ if there is none.
 #[inline(always)]
 pub(crate) fn max(x: &[f32]) -> f32 {
     // `a > b` is false for NaN: such a comparison keeps a NaN that stands in the accumulator or comes new.

@@ -8,7 +8,7 @@ use super::simd::{self, simd_fn};
 use super::{naive, storage, tape};
 use crate::Result;
 
-/// The softmax over the last dimension of `x`.
+/// Returns the softmax over the last dimension of `x`.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     let width = x.dim(D::Minus1)?;
     if x.elem_count() == 0 {

@@ -18,8 +18,8 @@ pub struct Standardized {
     pub variance: Tensor,
 }
 
-/// `x` (..., width) with mean 0 and variance 1 of each feature over all rows (Ioffe and Szegedy 2015). The gradient goes
-/// through mean and variance.
+/// Returns `x` (..., width) with mean 0 and variance 1 of each feature over all rows (Ioffe and Szegedy 2015). The
+/// gradient goes through mean and variance.
 pub fn standardize(x: &Tensor, eps: f64) -> Result<Standardized> {
     let width = x.dim(D::Minus1)?;
     if !storage::is_cpu_f32(x) || x.elem_count() == 0 {
@@ -88,7 +88,7 @@ fn moments(x: &[f32], width: usize) -> [Vec<f32>; 2] {
     [mean, variance]
 }
 
-/// `f(column, element)` of every element.
+/// Returns `f(column, element)` of every element.
 fn mapped(x: &[f32], width: usize, f: impl Fn(usize, f32) -> f32 + Sync) -> Vec<f32> {
     let mut y = for_overwrite(x.len());
     y.par_chunks_mut(width)

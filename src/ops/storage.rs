@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Shape, Storage, Tensor,
 
 use crate::Result;
 
-/// Whether the fused CPU operations can work on `tensor`.
+/// Returns whether the fused CPU operations can work on `tensor`.
 pub(crate) fn is_cpu_f32(tensor: &Tensor) -> bool {
     tensor.dtype() == DType::F32 && tensor.device().is_cpu()
 }
@@ -29,7 +29,7 @@ pub(crate) fn with_layout<T>(tensor: &Tensor, f: impl FnOnce(&[f32], &Layout) ->
     }
 }
 
-/// The elements of a contiguous f32 layout.
+/// Returns the elements of a contiguous f32 layout.
 pub(crate) fn slice<'a>(
     storage: &'a CpuStorage,
     layout: &Layout,
@@ -77,22 +77,22 @@ pub(crate) fn with_mut<T>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> T) -> R
         .ok_or_else(|| candle_core::Error::Msg("an update in place did not run".into()).into())
 }
 
-/// A tensor of zeros that will live long (gradients, optimizer moments): large ones sit on huge pages where the system
-/// has them, which spares most page faults and address translations.
+/// Returns a tensor of zeros that will live long (gradients, optimizer moments): large ones sit on huge pages where the
+/// system has them, which spares most page faults and address translations.
 pub(crate) fn zeros_huge(shape: &Shape) -> Result<Tensor> {
     let data = zeros(shape.elem_count());
     Ok(Tensor::from_vec(data, shape, &candle_core::Device::Cpu)?)
 }
 
-/// `n` zeros that will live long, as [`zeros_huge`].
+/// Returns `n` zeros that will live long, as [`zeros_huge`].
 pub(crate) fn zeros(n: usize) -> Vec<f32> {
     let mut data = vec![0f32; n];
     advise_huge(&mut data);
     data
 }
 
-/// A variable on the CPU with the f32 values whose little-endian bytes are given; copied by all threads, onto huge pages
-/// where it is large. As a variable it becomes a parameter without being copied again.
+/// Returns a variable on the CPU with the f32 values whose little-endian bytes are given; copied by all threads, onto
+/// huge pages where it is large. As a variable it becomes a parameter without being copied again.
 pub(crate) fn copied(bytes: &[u8], shape: &[usize]) -> Result<Tensor> {
     use rayon::prelude::*;
     const CHUNK: usize = 1 << 18;
@@ -135,7 +135,7 @@ pub(crate) fn with2<T>(a: &Tensor, b: &Tensor, f: impl FnOnce(&[f32], &[f32]) ->
     with(a, |a| with(b, |b| f(a, b)))?
 }
 
-/// What an operation on `x` makes of no elements.
+/// Returns what an operation on `x` makes of no elements.
 pub(crate) fn empty(x: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if super::cuda::takes(x, []) {
@@ -144,7 +144,7 @@ pub(crate) fn empty(x: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
     Ok(Tensor::zeros(shape, x.dtype(), x.device())?)
 }
 
-/// A tensor on the CPU over `data`, outside of any graph.
+/// Returns a tensor on the CPU over `data`, outside of any graph.
 pub(crate) fn tensor(data: Vec<f32>, shape: &Shape) -> Result<Tensor> {
     Ok(Tensor::from_vec(data, shape, &candle_core::Device::Cpu)?)
 }

@@ -8,7 +8,7 @@ use super::simd::{self, simd_fn};
 use super::{naive, storage, tape};
 use crate::Result;
 
-/// The sum of all elements of `x`, a number (shape `[]`): of the losses of single texts, say.
+/// Returns the sum of all elements of `x`, a number (shape `[]`): of the losses of single texts, say.
 pub fn sum_all(x: &Tensor) -> Result<Tensor> {
     if x.elem_count() == 0 {
         return Ok(Tensor::zeros((), x.dtype(), x.device())?);

@@ -19,8 +19,8 @@ pub(crate) type Grads = Vec<Option<Tensor>>;
 
 type Backward = dyn Fn(&[&Tensor], &Tensor, &Tensor) -> Result<Grads> + Send + Sync;
 
-/// The tensor that puts an operation with these parameters into the graph: of the first that wants a gradient, or else
-/// of any. Gradients of parameters are not returned through the graph, so one of them is enough.
+/// Returns the tensor that puts an operation with these parameters into the graph: of the first that wants a gradient,
+/// or else of any. Gradients of parameters are not returned through the graph, so one of them is enough.
 pub(crate) fn anchor<'a>(first: &Param, others: impl IntoIterator<Item = &'a Param>) -> Tensor {
     let tensor = first.tensor();
     if tensor.track_op() {
@@ -33,7 +33,7 @@ pub(crate) fn anchor<'a>(first: &Param, others: impl IntoIterator<Item = &'a Par
         .unwrap_or(tensor)
 }
 
-/// Whether the graph records operations on any of these tensors.
+/// Returns whether the graph records operations on any of these tensors.
 pub(crate) fn tracked(args: &[&Tensor]) -> bool {
     args.iter().any(|arg| arg.track_op())
 }
@@ -59,7 +59,7 @@ impl From<CudaStorage> for Data {
 }
 
 impl Data {
-    /// A copy of the elements of a contiguous tensor.
+    /// Returns a copy of the elements of a contiguous tensor.
     pub(crate) fn copied(tensor: &Tensor) -> Result<Self> {
         #[cfg(feature = "cuda")]
         if tensor.device().is_cuda() {
@@ -68,7 +68,7 @@ impl Data {
         storage::with(tensor, <[f32]>::to_vec).map(Self::Cpu)
     }
 
-    /// The tensor over it, outside of any graph.
+    /// Returns the tensor over it, outside of any graph.
     fn into_tensor(self, shape: Shape) -> Result<Tensor> {
         Ok(match self {
             Self::Cpu(data) => Tensor::from_vec(data, shape, &candle_core::Device::Cpu)?,
@@ -81,7 +81,7 @@ impl Data {
     }
 }
 
-/// The tensor of `shape` over `data`, in the graph as a function of `args` (one or more, on the same device).
+/// Returns the tensor of `shape` over `data`, in the graph as a function of `args` (one or more, on the same device).
 ///
 /// `backward(args, result, gradient of the result)` gives the gradients of the arguments; the gradient that it is given
 /// is contiguous. It is kept only if an argument is tracked.
@@ -108,8 +108,8 @@ pub(crate) fn record(
     Ok(result)
 }
 
-/// `view`, which candle formed of the contiguous `x` without copying, in the graph; `backward` takes its gradient
-/// (contiguous) to that of `x`.
+/// Returns `view`, which candle formed of the contiguous `x` without copying, in the graph; `backward` takes its
+/// gradient (contiguous) to that of `x`.
 ///
 /// A view of a variable is copied, since a view is known as long as the graph of what it looks at, which no variable has.
 pub(crate) fn view(
@@ -193,7 +193,7 @@ impl Drop for Node {
     }
 }
 
-/// The tensors of all graphs that are alive.
+/// Returns the tensors of all graphs that are alive.
 fn entries() -> &'static Mutex<HashMap<TensorId, Entry>> {
     static ENTRIES: OnceLock<Mutex<HashMap<TensorId, Entry>>> = OnceLock::new();
     ENTRIES.get_or_init(Mutex::default)
@@ -207,8 +207,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Adds two gradients.
 type Add = fn(&Tensor, &Tensor) -> Result<Tensor>;
 
-/// The backward pass from `loss` through a graph that was recorded here alone; `None`, with nothing done, if another
-/// operation takes part.
+/// Returns the backward pass from `loss` through a graph that was recorded here alone; `None`, with nothing done, if
+/// another operation takes part.
 ///
 /// Does what candle's own pass does, but without filling a tensor of zeros and adding to it for every argument of every
 /// operation: the first gradient is moved into its place. What is left at the end are the gradients of variables.
@@ -247,7 +247,8 @@ enum Step {
     View(Arc<View>),
 }
 
-/// The tensors behind `loss`, each after all that were computed from it; `None` if one of them was not recorded here.
+/// Returns the tensors behind `loss`, each after all that were computed from it; `None` if one of them was not recorded
+/// here.
 fn steps(loss: &Tensor) -> Option<Vec<(&Tensor, Step)>> {
     let entries = lock(entries());
     let mut steps = Vec::new();
@@ -351,7 +352,8 @@ impl Link {
         ))
     }
 
-    /// The gradients of the `N` arguments that are seen here. A helper gets a zero: only that it is reached matters.
+    /// Returns the gradients of the `N` arguments that are seen here. A helper gets a zero: only that it is reached
+    /// matters.
     fn backward<const N: usize>(
         &self,
         res: &Tensor,

@@ -103,7 +103,7 @@ pub fn sweep_folders(parent: &Path, prefix: &str) {
     }
 }
 
-/// The folders in `parent` whose names begin with `prefix`, which begins with a dot.
+/// Returns the folders in `parent` whose names begin with `prefix`, which begins with a dot.
 fn hidden_in(parent: &Path, prefix: &str) -> Vec<(String, PathBuf)> {
     debug_assert!(prefix.starts_with('.'));
     let Ok(entries) = std::fs::read_dir(parent) else {
@@ -151,7 +151,7 @@ impl Hidden {
         }
     }
 
-    /// The hidden name for another purpose, with the same random letters.
+    /// Returns the hidden name for another purpose, with the same random letters.
     fn sibling(&self, purpose: &str) -> PathBuf {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         let other = name.replacen(".new-", &format!(".{purpose}-"), 1);
@@ -189,7 +189,7 @@ pub(super) fn lock(path: &Path) -> std::io::Result<Option<File>> {
     }
 }
 
-/// Where a folder lies, and its name.
+/// Returns where a folder lies, and its name.
 fn place(path: &Path) -> Result<(&Path, String)> {
     let name = path.file_name().ok_or_else(|| {
         Error::argument(

@@ -84,7 +84,7 @@ impl Destination {
     }
 }
 
-/// Whether a file of this kind takes bytes without keeping them.
+/// Returns whether a file of this kind takes bytes without keeping them.
 #[cfg(unix)]
 fn is_stream(kind: std::fs::FileType) -> bool {
     use std::os::unix::fs::FileTypeExt;
@@ -96,7 +96,7 @@ fn is_stream(_: std::fs::FileType) -> bool {
     false
 }
 
-/// The folder that a path is in.
+/// Returns the folder that a path is in.
 fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -151,7 +151,7 @@ pub fn replace_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) 
     Ok(())
 }
 
-/// A temporary file with the permissions of any new file; by themselves temporary files are their owner's only.
+/// Returns a temporary file with the permissions of any new file; by themselves temporary files are their owner's only.
 #[cfg(unix)]
 fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
     use std::os::unix::fs::PermissionsExt;

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 /// How every pointer begins.
 const START: &[u8] = b"version https://git-lfs";
 
-/// Whether the file at `path` is a pointer to a large file, and not that file.
+/// Returns whether the file at `path` is a pointer to a large file, and not that file.
 pub fn is_lfs_pointer(path: &Path) -> bool {
     let mut start = [0; START.len()];
     std::fs::File::open(path).is_ok_and(|mut file| file.read_exact(&mut start).is_ok())

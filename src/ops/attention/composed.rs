@@ -143,7 +143,7 @@ fn closed(
     Ok(closed.to_dtype(like.dtype())?)
 }
 
-/// A constant mask (batch, 1, query, key) and a bias that is broadcast, with all heads: their sum.
+/// Returns a constant mask (batch, 1, query, key) and a bias that is broadcast, with all heads: their sum.
 fn full(constant: &Tensor, bias: &Tensor, heads: usize) -> Result<Tensor> {
     let (batch, _, queries, keys) = constant.dims4()?;
     let shape = (batch, heads, queries, keys);
@@ -151,7 +151,7 @@ fn full(constant: &Tensor, bias: &Tensor, heads: usize) -> Result<Tensor> {
     add(&spread(bias, shape)?, &constant)
 }
 
-/// `x` repeated along the dimensions that it is broadcast along.
+/// Returns `x` repeated along the dimensions that it is broadcast along.
 fn spread(x: &Tensor, shape: (usize, usize, usize, usize)) -> Result<Tensor> {
     if !x.track_op() {
         return Ok(x.broadcast_as(shape)?.contiguous()?);
@@ -168,7 +168,7 @@ fn spread(x: &Tensor, shape: (usize, usize, usize, usize)) -> Result<Tensor> {
     Ok(x)
 }
 
-/// A mask with scores of all pairs (batch, heads, query, key) added to it.
+/// Returns a mask with scores of all pairs (batch, heads, query, key) added to it.
 fn joined(
     mask: &AttentionMask,
     scores: Tensor,
@@ -191,7 +191,7 @@ fn joined(
     Ok(AttentionMask::Additive(sum))
 }
 
-/// The features of every head of `x` (batch, n, heads · d), rotated from position `first` on.
+/// Returns the features of every head of `x` (batch, n, heads · d), rotated from position `first` on.
 fn turned(x: &Tensor, heads: usize, rotary: &Rotary, first: usize) -> Result<Tensor> {
     let (batch, n, all) = x.dims3()?;
     let (d, width) = (all / heads, rotary.width());
@@ -235,7 +235,7 @@ fn turned(x: &Tensor, heads: usize, rotary: &Rotary, first: usize) -> Result<Ten
     reshape(&whole, (batch, n, all))
 }
 
-/// Every head of `x` (batch, n, heads · d) `times` times, one after the other.
+/// Returns every head of `x` (batch, n, heads · d) `times` times, one after the other.
 fn repeated(x: &Tensor, heads: usize, times: usize) -> Result<Tensor> {
     let (batch, n, all) = x.dims3()?;
     let x = reshape(x, (batch, n, heads, 1, all / heads))?;
@@ -253,7 +253,7 @@ fn by_head(x: &Tensor, heads: usize, shared: bool) -> Result<Tensor> {
     }
 }
 
-/// A table's rows in this order, (copies, rows, width).
+/// Returns a table's rows in this order, (copies, rows, width).
 fn selected(table: &Tensor, rows: Vec<u32>, width: usize) -> Result<Tensor> {
     let count = rows.len();
     let rows = Tensor::from_vec(rows, count, &candle_core::Device::Cpu)?;
@@ -273,7 +273,7 @@ fn skewed(x: &Tensor, step: usize, count: usize) -> Result<Tensor> {
     narrow(&reshape(&flat, (a, b, rows, all - step))?, 3, 0, count)
 }
 
-/// The transpose of [`skewed`]: rows of `all` elements with those of `x` in their places and zeros elsewhere.
+/// Returns the transpose of [`skewed`]: rows of `all` elements with those of `x` in their places and zeros elsewhere.
 fn unskewed(x: &Tensor, step: usize, all: usize) -> Result<Tensor> {
     let (a, b, rows, count) = x.dims4()?;
     if rows == 1 {
@@ -289,7 +289,7 @@ fn unskewed(x: &Tensor, step: usize, all: usize) -> Result<Tensor> {
     reshape(&concat(&[&before, &flat, &after], 2)?, (a, b, rows, all))
 }
 
-/// What the tables add to the scores, (batch, heads, query, key).
+/// Returns what the tables add to the scores, (batch, heads, query, key).
 fn score_terms(
     terms: &RelativeTerms,
     [q, k]: [&Tensor; 2],
@@ -376,7 +376,7 @@ fn by_pairs(
     )
 }
 
-/// What probabilities (batch, heads, query, key) get from a table of values, (batch, heads, query, width).
+/// Returns what probabilities (batch, heads, query, key) get from a table of values, (batch, heads, query, width).
 fn values_by_distance(
     probs: &Tensor,
     terms: &RelativeTerms,
@@ -417,7 +417,7 @@ mod tests {
         Var::from_tensor(&values).unwrap().into_inner()
     }
 
-    /// The result and the gradients of `leaves`, by our own walk alone.
+    /// Returns the result and the gradients of `leaves`, by our own walk alone.
     fn run(leaves: &[Tensor], op: impl Fn() -> Tensor) -> Vec<Vec<f32>> {
         let out = op();
         let weights = noise(out.dims(), 99).detach();

@@ -190,7 +190,7 @@ impl Attention {
         })
     }
 
-    /// The keys of the block that its query at `first + at` sees, counted from the block's first.
+    /// Returns the keys of the block that its query at `first + at` sees, counted from the block's first.
     fn seen(&self, head: Head, block: Block, at: usize) -> Range<usize> {
         let query = block.first + at;
         if let Some(queries) = &self.queries
@@ -211,13 +211,13 @@ impl Attention {
         x.terms.map_or_else(Margin::default, Terms::margin)
     }
 
-    /// The index that dropout knows a query's first probability by.
+    /// Returns the index that dropout knows a query's first probability by.
     fn dropout_index(&self, head: Head, query: usize) -> u64 {
         let rows = (head.batch * self.sizes.heads + head.head) * self.sizes.queries + query;
         rows as u64 * self.sizes.keys as u64
     }
 
-    /// The position of the first query, on the keys' scale.
+    /// Returns the position of the first query, on the keys' scale.
     fn offset(&self) -> usize {
         self.sizes.keys.saturating_sub(self.sizes.queries)
     }
@@ -333,7 +333,7 @@ impl Attention {
         }
     }
 
-    /// The result, (batch, query, heads · e), and what the softmax of each query came to.
+    /// Returns the result, (batch, query, heads · e), and what the softmax of each query came to.
     pub(super) fn forward(&self, x: &Inputs) -> (Vec<f32>, Vec<Row>) {
         let s = self.sizes;
         let group = s.heads / s.kv_heads;

@@ -35,8 +35,8 @@ impl RelativeIndex {
         Self::of(grid, 0, 1, row)
     }
 
-    /// `row(offset + query_step · i - key_step · j)` is the row for query i and key j: for queries or keys that stand at
-    /// positions of their own, as after the pooling of Funnel Transformer.
+    /// `row(offset + query_step · i - key_step · j)` is the row for query i and key j: for queries or keys that
+    /// stand at positions of their own, as after the pooling of Funnel Transformer.
     ///
     /// # Errors
     /// If the steps are 0, or `query_step` is not a multiple of `key_step`.
@@ -102,17 +102,17 @@ impl RelativeIndex {
         })
     }
 
-    /// The number of queries.
+    /// Returns the number of queries.
     pub fn queries(&self) -> usize {
         self.grid.queries
     }
 
-    /// The number of keys.
+    /// Returns the number of keys.
     pub fn keys(&self) -> usize {
         self.grid.keys
     }
 
-    /// The row for a query and a key.
+    /// Returns the row for a query and a key.
     ///
     /// # Panics
     /// If there is no such query or key.
@@ -120,7 +120,7 @@ impl RelativeIndex {
         self.rows[self.grid.by_query(query, key)]
     }
 
-    /// The highest row of all.
+    /// Returns the highest row of all.
     pub(super) fn highest(&self) -> u32 {
         self.rows.iter().copied().max().unwrap_or(0)
     }
@@ -156,7 +156,7 @@ fn log_bucket(distance: i64, span: u32, max_position: u32) -> i64 {
 mod tests {
     use super::*;
 
-    /// The first distance from `from` on with another row, and that row.
+    /// Returns the first distance from `from` on with another row, and that row.
     fn changes(index: &RelativeIndex, key: usize) -> Vec<(usize, u32)> {
         let rows: Vec<u32> = (key..index.queries()).map(|i| index.get(i, key)).collect();
         let mut changes = vec![(0, rows[0])];

@@ -40,7 +40,7 @@ impl View {
         }
     }
 
-    /// Where a row of a head begins.
+    /// Returns where a row of a head begins.
     pub(super) fn at(&self, batch: usize, head: usize, row: usize) -> usize {
         self.start + batch * self.batch + head * self.head + row * self.row
     }
@@ -54,7 +54,7 @@ pub(super) struct Heads<'a> {
 }
 
 impl Heads<'_> {
-    /// The rows of one head from `first` on.
+    /// Returns the rows of one head from `first` on.
     pub(super) fn rows(&self, batch: usize, head: usize, first: usize) -> Rows {
         Rows {
             start: self.data[self.view.at(batch, head, first)..].as_ptr(),
@@ -63,7 +63,7 @@ impl Heads<'_> {
     }
 }
 
-/// `x` itself if its rows can be read where they lie, or else a contiguous copy of it.
+/// Returns `x` itself if its rows can be read where they lie, or else a contiguous copy of it.
 pub(super) fn readable(x: &Tensor) -> Result<Tensor> {
     let readable = View::of(x.layout(), 1).is_some();
     Ok(if readable { x.clone() } else { x.contiguous()? })
@@ -87,7 +87,7 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// The rows from `first` on.
+    /// Returns the rows from `first` on.
     ///
     /// # Safety
     /// There must be that many.
@@ -118,7 +118,7 @@ pub(super) struct RowsMut {
 }
 
 impl RowsMut {
-    /// The rows from `first` on.
+    /// Returns the rows from `first` on.
     ///
     /// # Safety
     /// There must be that many.
@@ -166,7 +166,7 @@ impl Shared {
         }
     }
 
-    /// The rows of one head from `first` on.
+    /// Returns the rows of one head from `first` on.
     ///
     /// # Safety
     /// They must lie inside the buffer.
@@ -214,12 +214,12 @@ impl Tile {
         self.width + self.margin.columns
     }
 
-    /// The first score.
+    /// Returns the first score.
     pub(super) fn start(&mut self) -> *mut f32 {
         self.at(0)
     }
 
-    /// The element `offset` after the first score, which must lie inside the margin.
+    /// Returns the element `offset` after the first score, which must lie inside the margin.
     pub(super) fn at(&mut self, offset: isize) -> *mut f32 {
         let index = self.front.wrapping_add_signed(offset);
         assert!(index < self.data.len(), "a product leaves a tile's margin");

@@ -53,7 +53,7 @@ pub(super) fn check_queries(mask: &Tensor, sizes: &Sizes) -> Result<()> {
     ))
 }
 
-/// A (batch, n) mask of any dtype: whether each entry is not zero.
+/// Returns a (batch, n) mask of any dtype: whether each entry is not zero.
 pub(in crate::ops) fn rows(mask: &Tensor) -> Result<Vec<Vec<bool>>> {
     let mask = match mask.dtype() {
         DType::U32 => mask.clone(),

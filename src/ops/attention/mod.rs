@@ -71,7 +71,7 @@ pub fn set_attention_kernel(kernel: AttentionKernel) {
     let _ = kernel;
 }
 
-/// `softmax(scale · q kᵀ + mask) · v` for every head, with dropout on the probabilities.
+/// Returns `softmax(scale · q kᵀ + mask) · v` for every head, with dropout on the probabilities.
 ///
 /// `q` is (batch, query, heads · d), `k` (batch, key, heads · d), `v` (batch, key, heads · e), as the projections leave
 /// them; the result is (batch, query, heads · e). A query all of whose keys are masked attends to all keys equally, as
@@ -283,7 +283,7 @@ fn check(sizes: &Sizes, options: &AttentionOptions, terms: Option<&RelativeTerms
     terms.map_or(Ok(()), |terms| terms.check(sizes))
 }
 
-/// Whether the loops of the CPU take these tensors.
+/// Returns whether the loops of the CPU take these tensors.
 fn is_fused(qkv: &[&Tensor], options: &AttentionOptions, terms: Option<&RelativeTerms>) -> bool {
     let bias_fits = match &options.mask {
         AttentionMask::Additive(bias) => storage::is_cpu_f32(bias),
@@ -356,7 +356,7 @@ struct Saved<'a> {
 }
 
 impl Saved<'_> {
-    /// The gradients of the arguments, in their order.
+    /// Returns the gradients of the arguments, in their order.
     fn backward(
         &self,
         qkv: &[&Tensor],
@@ -473,7 +473,7 @@ fn with_bias<T>(attention: &Attention, f: impl FnOnce(&[f32]) -> T) -> Result<T>
 }
 
 impl FusedLayout {
-    /// Where the heads of queries, keys and values lie in rows that `view` is of.
+    /// Returns where the heads of queries, keys and values lie in rows that `view` is of.
     fn split(self, view: View, sizes: &Sizes) -> [View; 3] {
         let d = sizes.key;
         let (starts, head) = match self {

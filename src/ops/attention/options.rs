@@ -49,7 +49,7 @@ pub struct Band {
 }
 
 impl Band {
-    /// The same distance to both sides.
+    /// Returns the same distance to both sides.
     pub fn both(distance: usize) -> Self {
         Self {
             left: distance,
@@ -74,7 +74,7 @@ impl AttentionOptions {
         }
     }
 
-    /// The number of heads of keys and values.
+    /// Returns the number of heads of keys and values.
     pub fn kv_heads(&self) -> usize {
         self.kv_heads.unwrap_or(self.heads)
     }

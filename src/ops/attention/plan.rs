@@ -139,7 +139,7 @@ impl SparsePlan {
         }
     }
 
-    /// The ranges of keys that a block sees in a head, without band and globals.
+    /// Returns the ranges of keys that a block sees in a head, without band and globals.
     ///
     /// # Panics
     /// If there is no such block.

@@ -19,12 +19,12 @@ pub enum PairWeights {
 }
 
 impl PairWeights {
-    /// Whether products are divided by the number of keys.
+    /// Returns whether products are divided by the number of keys.
     pub(in crate::ops) fn are_means(self) -> bool {
         !matches!(self, Self::AnglePower(_))
     }
 
-    /// The activation that weighs scores; `None` where there is none with the same gradient.
+    /// Returns the activation that weighs scores; `None` where there is none with the same gradient.
     #[cfg(any(test, feature = "cuda"))]
     pub(super) fn activation(self) -> Option<Activation> {
         match self {

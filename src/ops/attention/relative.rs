@@ -60,7 +60,7 @@ impl RelativeTerms {
         }
     }
 
-    /// What remains without tables.
+    /// Returns what remains without tables.
     pub(super) fn without_tables(&self) -> Self {
         Self {
             scale: self.scale,
@@ -69,7 +69,7 @@ impl RelativeTerms {
         }
     }
 
-    /// The tables that are there, in the order of [`KINDS`].
+    /// Returns the tables that are there, in the order of [`KINDS`].
     pub(super) fn tables(&self) -> [Option<&Tensor>; 4] {
         [
             self.query_table.as_ref(),
@@ -215,7 +215,7 @@ impl Expanded {
     }
 }
 
-/// The index's rows in the order of `by`.
+/// Returns the index's rows in the order of `by`.
 fn ordered(index: &RelativeIndex, by: By) -> impl Iterator<Item = u32> {
     let n = index.rows.len();
     (0..n).map(move |at| {
@@ -260,7 +260,7 @@ impl Terms {
         })
     }
 
-    /// What tiles of scores must have round them.
+    /// Returns what tiles of scores must have round them.
     pub(super) fn margin(&self) -> Margin {
         if self.query.is_none() && self.key.is_none() && self.value.is_none() {
             return Margin::default();
@@ -508,7 +508,7 @@ impl Parts {
         self.chunks
     }
 
-    /// The part of a head and a chunk.
+    /// Returns the part of a head and a chunk.
     ///
     /// # Safety
     /// Nobody else may work on it meanwhile.
@@ -523,8 +523,8 @@ impl Parts {
         })
     }
 
-    /// The gradients of the tables themselves: those of the distances that share a row added up, always in the same
-    /// order.
+    /// Returns the gradients of the tables themselves: those of the distances that share a row added up, always in the
+    /// same order.
     pub(super) fn collect(
         self,
         index: &RelativeIndex,

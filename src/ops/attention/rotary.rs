@@ -75,8 +75,8 @@ impl Rotary {
         })
     }
 
-    /// The usual angles for `positions` positions: pair i of `width / 2` turns by `theta^(-2i / width)` a position.
-    /// Computed in f32, as transformers does.
+    /// Returns the usual angles for `positions` positions: pair i of `width / 2` turns by `theta^(-2i / width)` a
+    /// position. Computed in f32, as transformers does.
     ///
     /// # Errors
     /// If `width` is odd or 0.
@@ -102,12 +102,12 @@ impl Rotary {
         Self { values, ..self }
     }
 
-    /// The number of positions that there are angles for.
+    /// Returns the number of positions that there are angles for.
     pub fn positions(&self) -> usize {
         self.positions
     }
 
-    /// The number of features of a head that are rotated.
+    /// Returns the number of features of a head that are rotated.
     pub fn width(&self) -> usize {
         self.width
     }

@@ -33,22 +33,22 @@ pub(super) struct Grid {
 }
 
 impl Grid {
-    /// The number of distances.
+    /// Returns the number of distances.
     pub(super) fn distances(&self) -> usize {
         self.ratio * (self.queries - 1) + self.keys
     }
 
-    /// The row of a table by query for a query and a key.
+    /// Returns the row of a table by query for a query and a key.
     pub(super) fn by_query(&self, query: usize, key: usize) -> usize {
         key + self.ratio * (self.queries - 1 - query)
     }
 
-    /// The row of a table by key for a query and a key; the ratio is 1.
+    /// Returns the row of a table by key for a query and a key; the ratio is 1.
     pub(super) fn by_key(&self, query: usize, key: usize) -> usize {
         query + self.keys - 1 - key
     }
 
-    /// What a tile must have round it for bands by query, and by key too where `by_key` says so.
+    /// Returns what a tile must have round it for bands by query, and by key too where `by_key` says so.
     pub(super) fn margin(&self, by_key: bool) -> Margin {
         Margin {
             columns: self.ratio * (STRIP - 1),

@@ -186,7 +186,7 @@ impl Sparse {
         })
     }
 
-    /// Where the heads' results lie.
+    /// Returns where the heads' results lie.
     fn result(&self) -> View {
         let s = &self.sizes;
         View::contiguous(s.queries, s.heads, s.value + usize::from(self.sums))
@@ -286,7 +286,7 @@ impl Sparse {
         }
     }
 
-    /// Whether a query counts.
+    /// Returns whether a query counts.
     fn counts(&self, block: &Block, query: usize) -> bool {
         self.queries
             .as_ref()
@@ -533,7 +533,7 @@ impl Sparse {
     }
 }
 
-/// The rows of the keys that a block sees, one after another.
+/// Returns the rows of the keys that a block sees, one after another.
 fn gathered(rows: Rows, width: usize, block: &Block, memory: &mut Vec<f32>) -> Rows {
     // One run needs no copy.
     if let [run] = &block.runs[..] {

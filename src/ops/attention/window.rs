@@ -13,7 +13,7 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// `None` if every query sees all keys. There are at least as many keys as queries.
+    /// Returns `None` if every query sees all keys. There are at least as many keys as queries.
     pub(super) fn new(options: &AttentionOptions, sizes: &Sizes) -> Option<Self> {
         let left = options.band.map(|band| band.left);
         let right = match (options.causal, options.band) {
@@ -27,7 +27,7 @@ impl Window {
         })
     }
 
-    /// The keys before `end` that the queries `first..=last` see, those between them included.
+    /// Returns the keys before `end` that the queries `first..=last` see, those between them included.
     pub(super) fn keys(&self, first: usize, last: usize, end: usize) -> Range<usize> {
         let hi = match self.right {
             Some(right) => (last + self.offset + 1).saturating_add(right).min(end),
@@ -40,8 +40,8 @@ impl Window {
         lo.min(hi)..hi
     }
 
-    /// How many queries are best worked on at once: the more there are, the more scores outside of the window are formed.
-    /// `None` where the window leaves out so little that this is no matter.
+    /// Returns how many queries are best worked on at once: the more there are, the more scores outside of the window
+    /// are formed. `None` where the window leaves out so little that this is no matter.
     pub(super) fn block(&self, keys: usize) -> Option<usize> {
         match (self.left, self.right) {
             (Some(left), Some(right)) => {

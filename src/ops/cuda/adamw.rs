@@ -136,7 +136,8 @@ pub(in crate::ops) struct Norm {
 }
 
 impl Norm {
-    /// The norm of the gradients of `params`, which are on one GPU and each there once; `None` if there are none.
+    /// Returns the norm of the gradients of `params`, which are on one GPU and each there once; `None` if there are
+    /// none.
     pub(in crate::ops) fn of(params: &[&Param]) -> Result<Option<Self>> {
         let Some(first) = params.first() else {
             return Ok(None);
@@ -189,7 +190,7 @@ impl Norm {
         }))
     }
 
-    /// The norm as a number, for which the GPU is waited for.
+    /// Returns the norm as a number, for which the GPU is waited for.
     pub(in crate::ops) fn value(&self) -> Result<f64> {
         let partials: Vec<f64> = self.partials.to_vec1()?;
         Ok(partials.iter().sum::<f64>().sqrt())
@@ -274,7 +275,7 @@ pub(in crate::ops) fn step(
     Ok(())
 }
 
-/// The place among `groups` of these options at that step.
+/// Returns the place among `groups` of these options at that step.
 fn place(groups: &mut Vec<Group>, options: &AdamWOptions, step: u64) -> u32 {
     let group = Group {
         lr: options.lr,

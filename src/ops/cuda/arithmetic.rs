@@ -22,7 +22,7 @@ pub(in crate::ops) fn scale(x: &Tensor, factor: f64) -> Result<Tensor> {
     )
 }
 
-/// A contiguous `x` times `factor`.
+/// Returns a contiguous `x` times `factor`.
 fn times(x: &Tensor, factor: f64) -> Result<Fresh> {
     let gpu = Gpu::of(x.device())?;
     let (n, dtype) = (x.elem_count(), x.dtype());
@@ -56,7 +56,7 @@ pub(in crate::ops) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     )
 }
 
-/// The sum ("add") or product ("mul") of two contiguous tensors of one shape and dtype.
+/// Returns the sum ("add") or product ("mul") of two contiguous tensors of one shape and dtype.
 fn combined(operation: &str, a: &Tensor, b: &Tensor) -> Result<Fresh> {
     let gpu = Gpu::of(a.device())?;
     let (n, dtype) = (a.elem_count(), a.dtype());
@@ -128,7 +128,7 @@ pub(in crate::ops) fn add_broadcast(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     )
 }
 
-/// The sums of the columns of a contiguous (rows, width), in f32.
+/// Returns the sums of the columns of a contiguous (rows, width), in f32.
 fn column_sums(gpu: &Gpu, x: &Tensor, (rows, width): (usize, usize)) -> Result<Fresh> {
     let grid = column_grid((rows, width), x.dtype(), 64, 64)?;
     let parts = grid.blocks.1;

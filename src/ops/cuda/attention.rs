@@ -146,7 +146,7 @@ pub(in crate::ops) fn attention(
     )
 }
 
-/// A bias that stays finite in that dtype: masks close with the lowest number of a wider one.
+/// Returns a bias that stays finite in that dtype: masks close with the lowest number of a wider one.
 fn finite(bias: &Tensor, dtype: DType) -> Result<Tensor> {
     if bias.dtype() == dtype || dtype == DType::F32 {
         return Ok(bias.clone());
@@ -167,7 +167,7 @@ struct Masks {
 }
 
 impl Masks {
-    /// How far apart the bias's elements lie, 0 where it is broadcast.
+    /// Returns how far apart the bias's elements lie, 0 where it is broadcast.
     fn strides(&self, sizes: &Sizes) -> Result<[u64; 4]> {
         let mut strides = [0; 4];
         if let Some(bias) = &self.bias {
@@ -207,7 +207,7 @@ impl Attention {
         )
     }
 
-    /// One past the last key that counts, for each sequence.
+    /// Returns one past the last key that counts, for each sequence.
     fn ends(&self, mask: &Tensor) -> Result<Fresh> {
         let ends = self.gpu.for_overwrite(self.sizes.batch, DType::U32)?;
         let (batch, keys) = (size(self.sizes.batch)?, size(self.sizes.keys)?);
@@ -221,7 +221,7 @@ impl Attention {
         Ok(ends)
     }
 
-    /// A block for every 64 of `rows`, for each head of each sequence.
+    /// Returns a block for every 64 of `rows`, for each head of each sequence.
     fn tiles(&self, rows: usize, shared: usize) -> Result<Grid> {
         let blocks = (
             size(rows.div_ceil(64))?,
@@ -231,7 +231,7 @@ impl Attention {
         Ok(Grid::new(blocks, (128, 1, 1)).shared(size(shared)?))
     }
 
-    /// The result, and for each query the logarithm of its scores' sum of exponentials.
+    /// Returns the result, and for each query the logarithm of its scores' sum of exponentials.
     fn fused_forward(&self, [q, k, v]: [&Tensor; 3], masks: &Masks) -> Result<(Fresh, Fresh)> {
         let s = self.sizes;
         let out = self
@@ -340,7 +340,7 @@ impl Attention {
         Ok([dq, dk, dv])
     }
 
-    /// The heads of a (batch, seq, heads · width) tensor.
+    /// Returns the heads of a (batch, seq, heads · width) tensor.
     fn heads(&self, ptr: u64, seq: usize, width: usize) -> Heads {
         let row = self.sizes.heads * width;
         Heads {
@@ -350,7 +350,7 @@ impl Attention {
         }
     }
 
-    /// The heads of (batch, heads, queries, keys) scores.
+    /// Returns the heads of (batch, heads, queries, keys) scores.
     fn scores(&self, ptr: u64) -> Heads {
         let s = self.sizes;
         Heads {
@@ -438,7 +438,7 @@ impl Attention {
         }
     }
 
-    /// The gradients of q, k and v, and that of the scores after scaling.
+    /// Returns the gradients of q, k and v, and that of the scores after scaling.
     fn backward(
         &self,
         [q, k, v]: [&Tensor; 3],

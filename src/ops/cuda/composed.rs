@@ -7,7 +7,8 @@ use super::{Fresh, compute_dtype, copied, prepared};
 use crate::Result;
 use crate::ops::{Param, no_grad, tape};
 
-/// `f` of `args` and `params`, which it must compute with candle's operations alone; it is given the arguments in f32.
+/// Returns `f` of `args` and `params`, which it must compute with candle's operations alone; it is given the arguments
+/// in f32.
 ///
 /// Only the arguments are kept: the backward pass goes through `f` once more.
 pub(in crate::ops) fn composed(
@@ -57,13 +58,13 @@ pub(in crate::ops) fn composed(
     )
 }
 
-/// `x` in f32, outside of any graph.
+/// Returns `x` in f32, outside of any graph.
 fn wide(x: &Tensor) -> Result<Tensor> {
     Ok(x.detach().to_dtype(DType::F32)?)
 }
 
-/// `f` of `x` in f32 whatever [`autocast`](crate::ops::autocast) asks for, the result in what it asks for: where rounding
-/// would add up.
+/// Returns `f` of `x` in f32 whatever [`autocast`](crate::ops::autocast) asks for, the result in what it asks for:
+/// where rounding would add up.
 pub(in crate::ops) fn in_f32(
     x: &Tensor,
     f: impl FnOnce(&Tensor) -> Result<Tensor>,
@@ -74,7 +75,7 @@ pub(in crate::ops) fn in_f32(
     prepared(&y, dtype)
 }
 
-/// The value of a parameter in the graph, in the activations' dtype.
+/// Returns the value of a parameter in the graph, in the activations' dtype.
 pub(in crate::ops) fn param_rows(param: &Param) -> Result<Tensor> {
     let tensor = param.tensor();
     let dtype = super::wanted_dtype().unwrap_or(tensor.dtype());
@@ -91,7 +92,7 @@ pub(in crate::ops) fn param_rows(param: &Param) -> Result<Tensor> {
     prepared(&rows, dtype)
 }
 
-/// The sum of all elements, in f32.
+/// Returns the sum of all elements, in f32.
 pub(in crate::ops) fn sum_all(x: &Tensor) -> Result<Tensor> {
     let x = x.contiguous()?;
     let sum = wide(&x)?.flatten_all()?.sum_all()?;

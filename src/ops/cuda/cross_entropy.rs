@@ -123,7 +123,7 @@ pub(in crate::ops) fn masked_cross_entropy(
     )
 }
 
-/// The gradients where there is nothing to learn from: zeros for whom one is wanted.
+/// Returns the gradients where there is nothing to learn from: zeros for whom one is wanted.
 fn no_rows(gpu: &Gpu, hidden: &Tensor, reached: &[Option<&Param>]) -> Result<tape::Grads> {
     for param in reached.iter().flatten() {
         param.update_grad_tensor(|grad, fresh| match fresh {
@@ -150,7 +150,7 @@ struct Kept {
 }
 
 impl Kept {
-    /// The gradient of the logits, in their place.
+    /// Returns the gradient of the logits, in their place.
     fn into_gradient(
         self,
         gpu: &Gpu,
@@ -178,12 +178,12 @@ impl Kept {
     }
 }
 
-/// How far apart the rows of logits lie: products are much slower where rows begin at odd addresses.
+/// Returns how far apart the rows of logits lie: products are much slower where rows begin at odd addresses.
 fn padded(vocab: usize) -> usize {
     vocab.next_multiple_of(8)
 }
 
-/// A block for each row.
+/// Returns a block for each row.
 fn per_row(rows: usize) -> Result<Grid> {
     Ok(Grid::new((size(rows)?, 1, 1), (512, 1, 1)))
 }
@@ -233,7 +233,7 @@ fn forward(
     })
 }
 
-/// The sum of all rows' losses: a scalar.
+/// Returns the sum of all rows' losses: a scalar.
 fn total(gpu: &Gpu, losses: &Fresh, rows: usize) -> Result<Fresh> {
     let sum = gpu.zeros((), DType::F32)?;
     if rows > 0 {

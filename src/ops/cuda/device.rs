@@ -11,7 +11,7 @@ use super::{COMPUTE_CAPABILITY, lock};
 use crate::ops::DeviceMemory;
 use crate::{Error, Result};
 
-/// The GPU of that number, made ready for training; always the same one for the same number.
+/// Returns the GPU of that number, made ready for training; always the same one for the same number.
 pub(in crate::ops) fn open(ordinal: usize) -> Result<Device> {
     static OPEN: OnceLock<Mutex<HashMap<usize, Device>>> = OnceLock::new();
     let mut open = lock(OPEN.get_or_init(Mutex::default));
@@ -60,8 +60,8 @@ fn check(ordinal: usize) -> Result<()> {
     )))
 }
 
-/// Whether kernels that were compiled for `compiled` run on a GPU of that capability: later ones take the earlier ones', but
-/// for those with a letter (a: this one only; f: of its generation).
+/// Returns whether kernels that were compiled for `compiled` run on a GPU of that capability: later ones take the
+/// earlier ones', but for those with a letter (a: this one only; f: of its generation).
 fn runs_on(compiled: &str, capability: u32) -> bool {
     let number = compiled.trim_end_matches(|c: char| c.is_ascii_lowercase());
     let Ok(wanted) = number.parse::<u32>() else {
@@ -79,7 +79,7 @@ fn no_device() -> String {
         .to_owned()
 }
 
-/// What the driver's answer means for the person who reads it.
+/// Returns what the driver's answer means for the person who reads it.
 fn explain(error: &DriverError) -> String {
     use sys::cudaError_enum as Code;
     match error.0 {
@@ -124,7 +124,7 @@ fn keep_freed_memory(device: &CudaDevice) -> Result<(), DriverError> {
     }
 }
 
-/// Where the device's memory comes from; `None` where it has no pools.
+/// Returns where the device's memory comes from; `None` where it has no pools.
 fn pool(device: &CudaDevice) -> Result<Option<sys::CUmemoryPool>, DriverError> {
     let stream = device.cuda_stream();
     let context = stream.context();
@@ -175,7 +175,7 @@ pub(in crate::ops) fn reset_peak(device: &Device) {
     }
 }
 
-/// The compute capability of a GPU, as in 90 for 9.0.
+/// Returns the compute capability of a GPU, as in 90 for 9.0.
 pub(in crate::ops) fn capability(device: &Device) -> Option<u32> {
     let DeviceLocation::Cuda { .. } = device.location() else {
         return None;

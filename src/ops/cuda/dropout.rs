@@ -16,7 +16,7 @@ pub(in crate::ops) fn dropout(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
     })
 }
 
-/// A contiguous `x` times the factors of its elements' indices.
+/// Returns a contiguous `x` times the factors of its elements' indices.
 fn apply(gpu: &Gpu, x: &Tensor, dropout: Dropout) -> Result<Fresh> {
     let n = x.elem_count();
     let y = gpu.for_overwrite(x.shape(), x.dtype())?;

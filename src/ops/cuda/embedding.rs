@@ -11,7 +11,8 @@ use crate::Result;
 use crate::ops::{Param, tape};
 use candle_core::backend::BackendStorage;
 
-/// The sum of up to three lookups, each of (ids, table, the row that gets no gradient); the ids have been checked.
+/// Returns the sum of up to three lookups, each of (ids, table, the row that gets no gradient); the ids have been
+/// checked.
 pub(in crate::ops) fn embedding_sum(
     lookups: Vec<(Vec<u32>, Param, Option<u32>)>,
     shape: impl Into<Shape>,
@@ -81,7 +82,7 @@ fn sum(lookups: Vec<(Vec<u32>, Param, Option<u32>)>, shape: &Shape) -> Result<Te
     )
 }
 
-/// A warp for each of `rows` rows.
+/// Returns a warp for each of `rows` rows.
 fn by_rows(rows: usize) -> Result<Grid> {
     Ok(Grid::new((size(rows)?.div_ceil(8), 1, 1), (32, 8, 1)))
 }
@@ -246,7 +247,7 @@ pub(in crate::ops) fn scatter_rows(
     )
 }
 
-/// The rows of the contiguous `x` that are named.
+/// Returns the rows of the contiguous `x` that are named.
 fn gather(x: &Tensor, rows: &[u32], width: usize) -> Result<Fresh> {
     let gpu = Gpu::of(x.device())?;
     let count = rows.len();
@@ -296,7 +297,7 @@ fn has_repeats(rows: &[u32]) -> bool {
 mod tests {
     use super::*;
 
-    /// What the kernels make of a plan.
+    /// Returns what the kernels make of a plan.
     fn sums(plan: &HostPlan, rows: usize, values: &[u64]) -> Vec<u64> {
         let mut sums = vec![0; rows];
         let mut shared = vec![0; plan.run_begins.last().map_or(0, |&n| n as usize)];

@@ -30,7 +30,7 @@ pub(in crate::ops) fn fourier_mix(x: &Tensor) -> Result<Tensor> {
     )
 }
 
-/// The cosines and sines for that length on the device of `x`, made once.
+/// Returns the cosines and sines for that length on the device of `x`, made once.
 fn waves(gpu: &Gpu, len: usize, x: &Tensor) -> Result<[Tensor; 2]> {
     static KNOWN: OnceLock<Mutex<HashMap<(DeviceId, usize), [Tensor; 2]>>> = OnceLock::new();
     let mut known = lock(KNOWN.get_or_init(Mutex::default));
@@ -48,7 +48,7 @@ fn waves(gpu: &Gpu, len: usize, x: &Tensor) -> Result<[Tensor; 2]> {
     Ok(waves)
 }
 
-/// `C_n x C_h - S_n x S_h`.
+/// Returns `C_n x C_h - S_n x S_h`.
 fn mix(gpu: &Gpu, x: &Tensor, positions: &[Tensor; 2], features: &[Tensor; 2]) -> Result<Fresh> {
     let (batch, n, h) = x.dims3()?;
     let y = gpu.for_overwrite(x.shape(), DType::F32)?;

@@ -37,7 +37,7 @@ impl Matrix {
         }
     }
 
-    /// The matrix so many elements further on.
+    /// Returns the matrix so many elements further on.
     fn moved(self, elements: usize) -> Self {
         Self {
             ptr: self.ptr + (elements * self.dtype.size_in_bytes()) as u64,
@@ -72,13 +72,13 @@ impl Heads {
         }
     }
 
-    /// What separates the matrices if they all lie equally far apart.
+    /// Returns what separates the matrices if they all lie equally far apart.
     fn step(self, heads: usize) -> Option<usize> {
         (self.per_sequence == heads * self.per_head).then_some(self.per_head)
     }
 
-    /// Whether cuBLAS may be given a table of these: the matrix unit's algorithms for tables don't look at the addresses, and
-    /// want all of them at multiples of 16 bytes.
+    /// Returns whether cuBLAS may be given a table of these: the matrix unit's algorithms for tables don't look at the
+    /// addresses, and want all of them at multiples of 16 bytes.
     fn takes_a_table(self) -> bool {
         let aligned = |elements: usize| self.matrix.moved(elements).ptr.is_multiple_of(16);
         let plain = self.matrix.dtype == DType::F32 && !tf32();

@@ -9,7 +9,7 @@ use super::{
 use crate::Result;
 use crate::ops::{Dropout, Param, tape};
 
-/// The normalized `residual + dropout(x)`, for arguments whose shapes have been checked.
+/// Returns the normalized `residual + dropout(x)`, for arguments whose shapes have been checked.
 pub(in crate::ops) fn layer_norm(
     x: &Tensor,
     residual: Option<&Tensor>,

@@ -67,7 +67,7 @@ pub(in crate::ops) fn linear_act(
     })
 }
 
-/// The result, and with `keep` the product that bias and activation were applied to.
+/// Returns the result, and with `keep` the product that bias and activation were applied to.
 fn forward(
     gpu: &Gpu,
     x: &Tensor,
@@ -163,8 +163,8 @@ pub(super) fn activation_backward(
     }
 }
 
-/// The two products of the backward pass: the weight's gradient into its place, the input's returned. On the way the
-/// gradient of `bias` goes into its place, the sum of the rows of `dy`.
+/// Returns the two products of the backward pass: the weight's gradient into its place, the input's returned. On the
+/// way the gradient of `bias` goes into its place, the sum of the rows of `dy`.
 fn products(
     gpu: &Gpu,
     x: &Tensor,
@@ -223,7 +223,7 @@ fn products(
     Ok(Some(dx.into_tensor()))
 }
 
-/// What the kernels call the function.
+/// Returns what the kernels call the function.
 pub(super) fn code(activation: Activation) -> u32 {
     match activation {
         Activation::Gelu => 0,

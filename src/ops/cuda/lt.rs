@@ -75,7 +75,8 @@ fn libraries() -> &'static Mutex<HashMap<DeviceId, Library>> {
     LIBRARIES.get_or_init(Mutex::default)
 }
 
-/// Whether this is used at all: the environment variable `CLOZE_CUDA_EPILOGUES=off` turns it off, for comparisons.
+/// Returns whether this is used at all: the environment variable `CLOZE_CUDA_EPILOGUES=off` turns it off, for
+/// comparisons.
 fn is_wanted() -> bool {
     static WANTED: OnceLock<bool> = OnceLock::new();
     *WANTED.get_or_init(|| std::env::var("CLOZE_CUDA_EPILOGUES").as_deref() != Ok("off"))

@@ -66,24 +66,26 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 /// The compute capability that the kernels were compiled for.
 pub(super) const COMPUTE_CAPABILITY: &str = env!("CLOZE_CUDA_COMPUTE_CAP");
 
-/// Whether the kernels take tensors like `x` with these parameters: f32, bf16 or f16, beside f32 weights on the same GPU.
+/// Returns whether the kernels take tensors like `x` with these parameters: f32, bf16 or f16, beside f32 weights on the
+/// same GPU.
 pub(super) fn takes<'a>(x: &Tensor, params: impl IntoIterator<Item = &'a Param>) -> bool {
     let fits =
         |param: &Param| param.dtype() == DType::F32 && x.device().same_device(param.device());
     x.device().is_cuda() && is_activation(x.dtype()) && params.into_iter().all(fits)
 }
 
-/// Whether activations may have this dtype.
+/// Returns whether activations may have this dtype.
 fn is_activation(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::BF16 | DType::F16)
 }
 
-/// What an operation on `x` computes in: what [`autocast`](super::autocast) asks for, or else the dtype that `x` has.
+/// Returns what an operation on `x` computes in: what [`autocast`](super::autocast) asks for, or else the dtype that
+/// `x` has.
 fn compute_dtype(x: &Tensor) -> DType {
     wanted_dtype().unwrap_or(x.dtype())
 }
 
-/// The activations' dtype that [`autocast`](super::autocast) asks for.
+/// Returns the activations' dtype that [`autocast`](super::autocast) asks for.
 fn wanted_dtype() -> Option<DType> {
     match precision() {
         Precision::F32 => None,
@@ -92,7 +94,7 @@ fn wanted_dtype() -> Option<DType> {
     }
 }
 
-/// A contiguous `x` of that dtype, in the graph.
+/// Returns a contiguous `x` of that dtype, in the graph.
 fn prepared(x: &Tensor, dtype: DType) -> Result<Tensor> {
     if x.elem_count() == 0 {
         return nothing(x.shape(), dtype, x.device());
@@ -114,17 +116,17 @@ fn prepared(x: &Tensor, dtype: DType) -> Result<Tensor> {
     )
 }
 
-/// A tensor without elements.
+/// Returns a tensor without elements.
 fn nothing(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
     Ok(Gpu::of(device)?.zeros(shape, dtype)?.into_tensor())
 }
 
-/// What operations make of `x` where there are no elements.
+/// Returns what operations make of `x` where there are no elements.
 pub(super) fn empty(x: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
     nothing(shape, compute_dtype(x), x.device())
 }
 
-/// A contiguous copy of a tensor's elements.
+/// Returns a contiguous copy of a tensor's elements.
 pub(super) fn copied(tensor: &Tensor) -> Result<CudaStorage> {
     let mut copy = Gpu::of(tensor.device())?.for_overwrite(tensor.shape(), tensor.dtype())?;
     let (storage, layout) = tensor.storage_and_layout();
@@ -135,7 +137,7 @@ pub(super) fn copied(tensor: &Tensor) -> Result<CudaStorage> {
     Ok(copy.storage)
 }
 
-/// What one of candle's own operations makes of a tensor's storage.
+/// Returns what one of candle's own operations makes of a tensor's storage.
 fn on_storage(
     x: &Tensor,
     f: impl FnOnce(&CudaStorage, &Layout) -> candle_core::Result<CudaStorage>,
@@ -248,7 +250,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// The kernel, ready for that much shared memory.
+    /// Returns the kernel, ready for that much shared memory.
     fn function(&self, module: &'static str, kernel: &str, shared: u32) -> Result<CudaFunction> {
         /// What every kernel may use without asking: 48 KiB, some of which its static arrays may take.
         const GRANTED: u32 = 40 << 10;
@@ -405,14 +407,14 @@ impl Fresh {
         start(&self.storage)
     }
 
-    /// The tensor, outside of any graph.
+    /// Returns the tensor, outside of any graph.
     fn into_tensor(self) -> Tensor {
         let storage = Storage::Cuda(self.storage);
         Tensor::from_storage(storage, self.shape, BackpropOp::none(), false)
     }
 }
 
-/// Where a storage begins.
+/// Returns where a storage begins.
 fn start(storage: &CudaStorage) -> u64 {
     fn of<T>(slice: &CudaSlice<T>) -> u64 {
         slice.device_ptr(slice.stream()).0
@@ -435,7 +437,7 @@ fn start(storage: &CudaStorage) -> u64 {
     }
 }
 
-/// Where the elements of a contiguous tensor begin.
+/// Returns where the elements of a contiguous tensor begin.
 ///
 /// The stream orders what is called; the tensor must live until the last launch with this pointer was called.
 fn pointer(tensor: &Tensor) -> Result<u64> {
@@ -455,12 +457,12 @@ fn pointer_or_null(tensor: Option<&Tensor>) -> Result<u64> {
     tensor.map_or(Ok(0), pointer)
 }
 
-/// Where a buffer of numbers begins.
+/// Returns where a buffer of numbers begins.
 fn slice_pointer<T>(slice: &CudaSlice<T>) -> u64 {
     slice.device_ptr(slice.stream()).0
 }
 
-/// How kernels for that dtype of the activations end.
+/// Returns how kernels for that dtype of the activations end.
 fn suffix(dtype: DType) -> &'static str {
     match dtype {
         DType::BF16 => "bf16",
@@ -469,7 +471,7 @@ fn suffix(dtype: DType) -> &'static str {
     }
 }
 
-/// A size as kernels take it.
+/// Returns a size as kernels take it.
 fn size(n: usize) -> Result<u32> {
     u32::try_from(n).map_err(|_| {
         Error::argument(
@@ -533,8 +535,8 @@ fn bias_gradient(gpu: &Gpu, dy: Matrix, (rows, width): (usize, usize), bias: &Pa
     reduce_parts(gpu, &partials, (parts, width), Some(bias), None)
 }
 
-/// The grid of the kernels over (rows, width) that go down the columns: up to `most` rows of blocks with `each` rows or
-/// more, each of which leaves a row of sums where sums are wanted.
+/// Returns the grid of the kernels over (rows, width) that go down the columns: up to `most` rows of blocks with `each`
+/// rows or more, each of which leaves a row of sums where sums are wanted.
 fn column_grid(
     (rows, width): (usize, usize),
     dtype: DType,

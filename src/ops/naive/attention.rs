@@ -145,7 +145,7 @@ pub(in crate::ops) fn attend(
         .reshape((batch, queries, heads * value))?)
 }
 
-/// How many keys of each sequence are not masked, at least 1.
+/// Returns how many keys of each sequence are not masked, at least 1.
 pub(in crate::ops) fn key_counts(
     options: &AttentionOptions,
     batch: usize,
@@ -160,7 +160,7 @@ pub(in crate::ops) fn key_counts(
     })
 }
 
-/// The weights of scores, none of masked ones.
+/// Returns the weights of scores, none of masked ones.
 fn weighed(scores: &Tensor, weights: PairWeights) -> Result<Tensor> {
     // Far below any score; finite, so that what is multiplied by it stays a number.
     let scores = scores.maximum(-1e4)?;
@@ -184,7 +184,7 @@ fn weighed(scores: &Tensor, weights: PairWeights) -> Result<Tensor> {
     })
 }
 
-/// The features of every head, rotated from position `first` on.
+/// Returns the features of every head, rotated from position `first` on.
 fn turned(x: &Tensor, rotary: &Rotary, first: usize) -> Result<Tensor> {
     let (batch, heads, n, d) = x.dims4()?;
     let (width, half) = (rotary.width(), rotary.width() / 2);
@@ -214,7 +214,8 @@ fn turned(x: &Tensor, rotary: &Rotary, first: usize) -> Result<Tensor> {
     })
 }
 
-/// Whether each query may see each key, (batch, query, key), under a band or the causal rule; `None` without them.
+/// Returns whether each query may see each key, (batch, query, key), under a band or the causal rule; `None` without
+/// them.
 pub(in crate::ops) fn visible(
     options: &AttentionOptions,
     (batch, queries, keys): (usize, usize, usize),
@@ -269,7 +270,7 @@ pub(in crate::ops) fn alive(
     Ok(Some(Tensor::from_vec(alive, shape, &Device::Cpu)?))
 }
 
-/// A table's rows for every pair, (copies, query, key, width).
+/// Returns a table's rows for every pair, (copies, query, key, width).
 fn pairs(table: &Tensor, terms: &RelativeTerms, width: usize) -> Result<Tensor> {
     let (queries, keys) = (terms.index.queries(), terms.index.keys());
     let rows: Vec<u32> = (0..queries)
@@ -283,7 +284,7 @@ fn pairs(table: &Tensor, terms: &RelativeTerms, width: usize) -> Result<Tensor> 
     Ok(rows.permute((2, 0, 1, 3))?.contiguous()?)
 }
 
-/// What the tables add to the scores, (batch or 1, heads or 1, query, key).
+/// Returns what the tables add to the scores, (batch or 1, heads or 1, query, key).
 fn score_terms(terms: &RelativeTerms, [q, k]: [&Tensor; 2], scale: f64) -> Result<Option<Tensor>> {
     let scale = terms.scale.unwrap_or(scale);
     let mut added = Vec::new();

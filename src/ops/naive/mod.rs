@@ -208,7 +208,7 @@ pub fn attention(
     attention_with(q, k, v, &options)
 }
 
-/// The most negative finite number of a dtype: what masked scores are lowered by.
+/// Returns the most negative finite number of a dtype: what masked scores are lowered by.
 pub(crate) fn lowest(dtype: DType) -> f64 {
     match dtype {
         DType::F16 => f64::from(half::f16::MIN),
@@ -474,7 +474,7 @@ pub fn damped_ema(x: &Tensor, params: EmaParams, truncation: Option<usize>) -> R
     depthwise_conv(x, &kernels, reach - 1)
 }
 
-/// The directions of [`super::damped_ema()`], both or the first, as one kernel (width, 2 reach - 1).
+/// Returns the directions of [`super::damped_ema()`], both or the first, as one kernel (width, 2 reach - 1).
 pub(super) fn ema_kernels(params: [&Tensor; 4], width: usize, reach: usize) -> Result<Tensor> {
     let count = params[0].dim(0)?;
     let rows = |param: &Tensor| param.reshape((count, ()));

@@ -68,7 +68,7 @@ pub(in crate::ops) fn sparse(
     Ok(context.transpose(1, 2)?.reshape((batch, queries, width))?)
 }
 
-/// How often each pair counts, (batch, heads, query, key).
+/// Returns how often each pair counts, (batch, heads, query, key).
 pub(in crate::ops) fn counts(
     plan: &SparsePlan,
     options: &AttentionOptions,
