@@ -5,6 +5,7 @@ mod base;
 pub mod collate;
 pub mod dataset;
 pub mod display;
+pub mod distributed;
 pub mod fill_mask;
 pub mod hub;
 pub mod model;

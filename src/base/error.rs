@@ -134,6 +134,9 @@ pub enum Error {
     /// The Hub could not be reached or refused.
     #[error("hub: {0}")]
     Hub(String),
+    /// The processes that train together can't, or one of them failed.
+    #[error("distributed training: {0}")]
+    Distributed(String),
     /// A device can't be used.
     #[error("device: {0}")]
     Device(String),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
+use super::permutation::Permutation;
 use super::rng::Stream;
 use super::{BatchKey, Collator, Examples, MlmBatch};
 use crate::{Error, Result};
@@ -40,7 +41,30 @@ pub struct DataLoader {
     seed: Option<u64>,
     drop_last: bool,
     prefetch: usize,
+    /// From how many examples on the order is computed place by place.
+    many: usize,
 }
+
+/// The order of an epoch.
+enum Order {
+    Sorted,
+    Listed(Vec<usize>),
+    Keyed(Permutation),
+}
+
+impl Order {
+    /// Returns the example at `place`.
+    fn at(&self, place: usize) -> usize {
+        match self {
+            Self::Sorted => place,
+            Self::Listed(order) => order[place],
+            Self::Keyed(order) => order.at(place as u64) as usize,
+        }
+    }
+}
+
+/// Four million examples: a list of them takes 32 MiB.
+const MANY: usize = 1 << 22;
 
 impl DataLoader {
     /// Returns the name on the Hub of the dataset that the examples were made from, if they know it.
@@ -76,6 +100,7 @@ impl DataLoader {
             seed: None,
             drop_last: false,
             prefetch: 4,
+            many: MANY,
         })
     }
 
@@ -119,6 +144,26 @@ impl DataLoader {
 
     /// Returns the indices of the examples in the order of `epoch`.
     pub fn order(&self, epoch: u64) -> Vec<usize> {
+        let order = self.places(epoch);
+        (0..self.examples.len())
+            .map(|place| order.at(place))
+            .collect()
+    }
+
+    /// The order of `epoch`: a list where the examples are few, and computed place by place where a list of each rank would
+    /// take memory.
+    fn places(&self, epoch: u64) -> Order {
+        let len = self.examples.len();
+        match self.seed {
+            None => Order::Sorted,
+            Some(seed) if len >= self.many => {
+                Order::Keyed(Permutation::new(len as u64, &[seed, ORDER, epoch]))
+            }
+            Some(_) => Order::Listed(self.shuffled(epoch)),
+        }
+    }
+
+    fn shuffled(&self, epoch: u64) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.examples.len()).collect();
         if let Some(seed) = self.seed {
             let draws = Stream::new(&[seed, ORDER, epoch]);
@@ -138,12 +183,23 @@ impl DataLoader {
     /// Returns the batches of `epoch` from batch number `first` on, exactly as [`epoch`](Self::epoch) gives them: where
     /// a resumed run goes on.
     pub fn epoch_from(&self, epoch: u64, first: usize) -> Batches {
+        self.epoch_where(epoch, first, |_| true)
+    }
+
+    /// The batches of `epoch` from batch number `first` on whose numbers `wanted` picks: the others are not made at all.
+    pub(crate) fn epoch_where(
+        &self,
+        epoch: u64,
+        first: usize,
+        wanted: impl Fn(usize) -> bool + Send + 'static,
+    ) -> Batches {
         let loader = self.clone();
         let batches = first..self.len().max(first);
-        let left = batches.len();
+        let left = batches.clone().filter(|&number| wanted(number)).count();
+        let batches = batches.filter(move |&number| wanted(number));
         let (sender, receiver) = sync_channel(self.prefetch);
         let work = move || {
-            let order = loader.order(epoch);
+            let order = loader.places(epoch);
             for number in batches {
                 let batch = loader.batch(&order, epoch, number);
                 let failed = batch.is_err();
@@ -171,12 +227,11 @@ impl DataLoader {
         }
     }
 
-    fn batch(&self, order: &[usize], epoch: u64, number: usize) -> Result<MlmBatch> {
+    fn batch(&self, order: &Order, epoch: u64, number: usize) -> Result<MlmBatch> {
         let from = number * self.batch_size;
-        let to = order.len().min(from + self.batch_size);
-        let examples = order[from..to]
-            .iter()
-            .map(|&index| self.examples.get(index))
+        let to = self.examples.len().min(from + self.batch_size);
+        let examples = (from..to)
+            .map(|place| self.examples.get(order.at(place)))
             .collect::<Result<Vec<_>>>()?;
         self.collator
             .collate(&examples, BatchKey::new(epoch, from as u64))
@@ -259,5 +314,42 @@ impl Drop for Batches {
 impl fmt::Debug for Batches {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Batches: {} to come", self.left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collate::{Example, PaddingCollator};
+    use crate::tokenizer::Tokenizer;
+
+    #[test]
+    fn the_order_of_many_examples_is_an_order_too_and_goes_on_anywhere() {
+        let tokenizer = Tokenizer::train_bpe(["a spiral galaxy"], 300).unwrap();
+        let examples: Vec<Example> = (0..1001).map(|i| Example::from(vec![i, i])).collect();
+        let loader = DataLoader::new(examples, PaddingCollator::new(&tokenizer), 10);
+        let mut loader = loader.unwrap().shuffle(7);
+        loader.many = 1000;
+        let orders = [loader.order(0), loader.order(1)];
+        assert_ne!(orders[0], orders[1]);
+        for order in &orders {
+            let mut sorted = order.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, (0..1001).collect::<Vec<_>>());
+        }
+        let ids = |batches: Batches| -> Vec<Vec<u32>> {
+            batches.map(|batch| batch.unwrap().input_ids).collect()
+        };
+        let all = ids(loader.epoch(1));
+        assert_eq!(all.len(), 101);
+        assert_eq!(all[0][0] as usize, orders[1][0]);
+        assert_eq!(ids(loader.epoch_from(1, 60)), all[60..]);
+        // Dealt out, every batch comes once.
+        for rank in 0..3 {
+            let dealt = loader.epoch_where(1, 0, move |number| number % 3 == rank);
+            assert_eq!(dealt.len(), (rank..101).step_by(3).len());
+            let expected: Vec<_> = all.iter().skip(rank).step_by(3).cloned().collect();
+            assert_eq!(ids(dealt), expected);
+        }
     }
 }

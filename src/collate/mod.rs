@@ -6,6 +6,7 @@ mod example;
 mod loader;
 mod masking;
 mod padding;
+mod permutation;
 mod rng;
 
 pub use batch::{IGNORED, MlmBatch};

@@ -1,9 +1,11 @@
 //! Where results that cost time are kept, to be found again by what they were made of.
 
+use std::fs::File;
 use std::path::PathBuf;
 
 use super::arrow_file::{self, Table};
 use super::fingerprint::Fingerprint;
+use crate::distributed::environment;
 use crate::{Error, Result};
 
 /// The folder of results that may be reused: `CLOZE_CACHE` if set, else `cloze` in the user's cache folder
@@ -75,6 +77,21 @@ impl Cache {
     /// The file for the result known as `key`.
     pub(crate) fn path(&self, key: Fingerprint) -> PathBuf {
         self.folder().join(format!("{}.arrow", key.to_hex()))
+    }
+
+    /// Makes sure that of several ranks one makes the result known as `key`: the others wait here until it has, and then
+    /// find it. What is returned is to be kept until the result is in the cache. Where the folder can't be locked, and for
+    /// a program that was started alone, nobody waits.
+    pub(crate) fn one_rank_at_a_time(&self, key: Fingerprint) -> Option<File> {
+        if environment().size == 1 || !self.is_enabled() {
+            return None;
+        }
+        let path = self.path(key).with_extension("lock");
+        std::fs::create_dir_all(path.parent()?).ok()?;
+        let file = File::create(path).ok()?;
+        // It is unlocked when the file is closed, also when the program dies.
+        file.lock().ok()?;
+        Some(file)
     }
 
     /// The result known as `key`, if there is one. A damaged file counts as none.

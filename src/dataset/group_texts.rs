@@ -228,6 +228,7 @@ impl Dataset {
             "group_texts, whole dataset",
             &[&group.block_size.to_le_bytes()],
         );
+        let _turn = group.cache.one_rank_at_a_time(key);
         if let Some(found) = Sink::cached(&group.cache, key) {
             return Ok(found.with_origin(self.origin()));
         }

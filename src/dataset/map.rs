@@ -13,8 +13,10 @@ use super::batch::Batch;
 use super::cache::Cache;
 use super::fingerprint::Fingerprint;
 use super::parallel;
+use super::parts;
 use super::sink::{MEMORY_LIMIT, Sink, of_pieces};
 use super::table::Dataset;
+use crate::distributed::{Group, share};
 use crate::notebook::progress::Progress;
 use crate::{Error, Result};
 
@@ -53,6 +55,7 @@ pub struct Map {
     description: String,
     cache: Cache,
     memory_limit: usize,
+    by_ranks: bool,
 }
 
 impl Map {
@@ -68,6 +71,7 @@ impl Map {
             description: "Map".to_owned(),
             cache: Cache::default(),
             memory_limit: MEMORY_LIMIT,
+            by_ranks: false,
         }
     }
 
@@ -124,6 +128,14 @@ impl Map {
     /// The size in bytes beyond which a result lies in a memory-mapped file and not in memory (default 256 MiB).
     pub fn memory_limit(mut self, bytes: usize) -> Self {
         self.memory_limit = bytes;
+        self
+    }
+
+    /// Lets each of several ranks (see [`crate::distributed`]) do its part of the rows, into a file of its own in the cache;
+    /// otherwise one of them does it all while the others wait. All ranks must come here, and share the cache's folder; the
+    /// function must have a fingerprint. The result does not depend on the number of ranks.
+    pub fn by_ranks(mut self) -> Self {
+        self.by_ranks = true;
         self
     }
 
@@ -271,9 +283,32 @@ impl Dataset {
             return Err(Error::argument("num_proc", "must be at least 1"));
         }
         let key = map.key(self.content());
+        if let Some(key) = key.filter(|_| map.by_ranks && !self.is_empty()) {
+            if let Some(found) = parts::cached(&map.cache, key) {
+                return Ok(found);
+            }
+            let ranks = Group::current()?;
+            if ranks.size() > 1 {
+                return parts::make(&map.cache, key, &ranks, |part| {
+                    self.mapped_rows(&map, Some(part), ranks.rank(), ranks.size())
+                });
+            }
+        }
+        let _turn = key.and_then(|key| map.cache.one_rank_at_a_time(key));
         if let Some(found) = key.and_then(|key| Sink::cached(&map.cache, key)) {
             return Ok(found);
         }
+        self.mapped_rows(&map, key, 0, 1)
+    }
+
+    /// The rows of one rank of several, known as `key`.
+    fn mapped_rows(
+        &self,
+        map: &Map,
+        key: Option<Fingerprint>,
+        rank: usize,
+        ranks: usize,
+    ) -> Result<Self> {
         let mut sink = Sink::new(map.cache.clone(), key, map.memory_limit);
         let mut pieces = Vec::new();
         if self.is_empty() {
@@ -281,13 +316,16 @@ impl Dataset {
             let batch = map.apply(&self.gather(0..0)?, 0, |_| Ok(()))?;
             sink.set_schema(batch.schema());
         }
-        let progress = Progress::new(&map.description, self.len() as u64, "rows");
         // Small batches are handled several at a time, so that the pieces of the result are not small.
         let rows_at_once = map.rows_per_call() * (1000 / map.rows_per_call()).max(1);
+        let chunks: Vec<_> = self.chunks(rows_at_once).collect();
+        let own = chunks[share(chunks.len(), rank, ranks)].to_vec();
+        let rows: usize = own.iter().map(ExactSizeIterator::len).sum();
+        let progress = Progress::new(&map.description, rows as u64, "rows");
         parallel::ordered_until(
             DOING,
             map.num_proc.unwrap_or_else(parallel::default_threads),
-            self.chunks(rows_at_once).map(Ok),
+            own.into_iter().map(Ok),
             |range, stopped| {
                 let start = range.start;
                 let result = map.apply(&self.gather(range)?, start, |rows| {

@@ -37,6 +37,7 @@ mod group_texts;
 mod load;
 mod map;
 mod parallel;
+mod parts;
 mod random;
 mod row;
 mod rows;

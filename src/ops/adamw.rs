@@ -387,6 +387,11 @@ impl GradNorm {
         }
     }
 
+    /// Returns a norm that is known already.
+    pub(crate) fn known(norm: f64) -> Self {
+        Self::new(Source::Known(norm))
+    }
+
     /// Returns the norm of the gradients times `factor`: what [`GradNorm::value`] gives from now on.
     #[must_use]
     pub fn times(mut self, factor: f64) -> Self {

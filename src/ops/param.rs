@@ -1,6 +1,7 @@
 //! A trainable parameter: a value, and the gradient that backward passes add up.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -243,10 +244,14 @@ impl Param {
                 slot.lent = true;
                 slot.buffer = Some(grad.detach());
                 slot.live = true;
+                drop(slot);
+                self.tell_watcher();
                 return Ok(());
             }
         }
         slot.lent = false;
+        drop(slot);
+        self.tell_watcher();
         Ok(())
     }
 
@@ -286,7 +291,54 @@ impl Param {
             live: true,
             lent: false,
         };
+        drop(slot);
+        self.tell_watcher();
         Ok(())
+    }
+
+    /// Takes the gradient out, if there is one, as a tensor that nobody else holds.
+    pub(crate) fn take_grad(&self) -> Result<Option<Tensor>> {
+        let mut slot = self.lock_grad();
+        if !slot.live {
+            return Ok(None);
+        }
+        let GradSlot { buffer, lent, .. } = std::mem::take(&mut *slot);
+        drop(slot);
+        let plain = |grad: &Tensor| !lent && grad.is_contiguous() && grad.dtype() == DType::F32;
+        match buffer {
+            Some(grad) if plain(&grad) => Ok(Some(grad)),
+            Some(grad) => Ok(Some(grad.to_dtype(DType::F32)?.force_contiguous()?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Makes `grad`, which nobody else holds, the gradient, or adds it to the one there is.
+    pub(crate) fn put_grad(&self, grad: Tensor) -> Result<()> {
+        let mut slot = self.lock_grad();
+        let buffer = match slot.buffer.take() {
+            Some(sum) if slot.live => (grad + sum)?.detach(),
+            _ => grad,
+        };
+        *slot = GradSlot {
+            buffer: Some(buffer),
+            live: true,
+            lent: false,
+        };
+        Ok(())
+    }
+
+    /// Gives `change` the value of a parameter for which [`Param::is_cpu_f32`] holds, to be changed in place.
+    pub(crate) fn update_value<T>(&self, change: impl FnOnce(&mut [f32]) -> T) -> Result<T> {
+        let done = storage::with_mut(&self.value(), change)?;
+        self.value_changed(false);
+        Ok(done)
+    }
+
+    fn tell_watcher(&self) {
+        let watcher = WATCHER.with_borrow(Clone::clone);
+        if let Some(watcher) = watcher {
+            watcher(self);
+        }
     }
 
     /// Gives `look` the gradient, if there is one, without handing it out.
@@ -334,8 +386,26 @@ impl std::fmt::Debug for Param {
     }
 }
 
+/// What is told of every gradient that a backward pass on this thread adds.
+type Watcher = Rc<dyn Fn(&Param)>;
+
 thread_local! {
     static NO_GRAD: Cell<bool> = const { Cell::new(false) };
+    static WATCHER: RefCell<Option<Watcher>> = const { RefCell::new(None) };
+}
+
+/// Does `work`, telling `watcher` of each gradient right after it was set or added to on this thread.
+pub(crate) fn watch_gradients<T>(watcher: Rc<dyn Fn(&Param)>, work: impl FnOnce() -> T) -> T {
+    /// Forgets the watcher also when `work` panics.
+    struct Forget;
+    impl Drop for Forget {
+        fn drop(&mut self) {
+            WATCHER.set(None);
+        }
+    }
+    WATCHER.set(Some(watcher));
+    let _forget = Forget;
+    work()
 }
 
 /// Runs `work` without recording a graph: what it computes can't be differentiated, and its intermediate results are

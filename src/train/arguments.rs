@@ -80,6 +80,18 @@ arguments! {
     ///
     /// The loss of a step is the mean over all counted tokens of its batches, so accumulating equals a larger batch.
     gradient_accumulation_steps: usize = 1;
+    /// Examples in a step, those of all ranks together: a multiple of
+    /// [`per_device_train_batch_size`](Self::per_device_train_batch_size), and in place of
+    /// [`gradient_accumulation_steps`](Self::gradient_accumulation_steps), which is each rank's own. With it a run takes the
+    /// same steps on any number of ranks, and goes on on another one. Default: not set.
+    global_batch_size: Option<usize>, from usize = None;
+    /// Whether each of several ranks keeps the optimizer's state of its part of the weights alone (ZeRO-1): the moments then
+    /// take 1/N of the memory, for the same exchange. Checkpoints are those of an unsharded run. For f32 weights on the CPU.
+    /// Default: no.
+    shard_optimizer: bool = false;
+    /// Whether several ranks exchange gradients while the last backward pass of a step goes on, which pays where the network
+    /// is slower than memory and a core is free for it. Default: no.
+    overlap_exchange: bool = false;
     /// How often to go over the training data; fractions end within an epoch. Default: 3.
     num_train_epochs: f64, from impl Into<f64> = 3.0;
     /// Whether products in training and evaluation take bf16 operands, where the model's device has a unit for it; weights,
@@ -177,6 +189,37 @@ impl TrainingArguments {
         self.eval_steps.unwrap_or(self.logging_steps)
     }
 
+    /// Returns how many batches a step of `ranks` ranks has, all together.
+    ///
+    /// # Errors
+    /// When the global batch size is no multiple of a batch, or is too small for so many ranks.
+    pub fn batches_per_step(&self, ranks: usize) -> Result<usize> {
+        let Some(global) = self.global_batch_size else {
+            return Ok(self.gradient_accumulation_steps * ranks);
+        };
+        let batch = self.per_device_train_batch_size;
+        let refuse = |message: String| Err(Error::argument("global_batch_size", message));
+        if self.gradient_accumulation_steps != 1 {
+            return refuse(format!(
+                "it decides how many batches a step has, and so does gradient_accumulation_steps ({}); set one of the two",
+                self.gradient_accumulation_steps
+            ));
+        }
+        if global == 0 || !global.is_multiple_of(batch) {
+            return refuse(format!(
+                "{global} examples are no whole number of batches of {batch} (per_device_train_batch_size); give a multiple"
+            ));
+        }
+        if global / batch < ranks {
+            return refuse(format!(
+                "{global} examples are {} batches of {batch}, too few for {ranks} ranks; lower per_device_train_batch_size, \
+                 or start fewer ranks",
+                global / batch
+            ));
+        }
+        Ok(global / batch)
+    }
+
     /// The seed of the data's order.
     pub fn order_seed(&self) -> u64 {
         self.data_seed.unwrap_or(self.seed)
@@ -204,6 +247,7 @@ impl TrainingArguments {
     /// [`Error::Argument`] with the first that does not, and what to do.
     pub fn validate(&self) -> Result<()> {
         self.validate_numbers()?;
+        self.batches_per_step(1)?;
         self.validate_strategies()
     }
 

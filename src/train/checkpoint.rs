@@ -1,6 +1,8 @@
 //! Checkpoint folders: complete or absent, and known to be undamaged before they are used.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +10,7 @@ use serde_json::Value;
 
 use super::plan::Plan;
 use super::{GradScaler, History};
+use crate::distributed::Group;
 use crate::ops::MappedFile;
 use crate::{Error, Result};
 
@@ -131,6 +134,95 @@ pub(super) fn verify(path: &Path) -> Result<()> {
             return Err(refuse(format!(
                 "{name} is not what was written: it is damaged or was changed; {advice}"
             )));
+        }
+    }
+    Ok(())
+}
+
+/// A checkpoint's folder as this rank reads it: the folder itself, or a copy of rank 0's, which is removed after use.
+pub(super) enum Fetched {
+    Shared(PathBuf),
+    Copied(tempfile::TempDir),
+}
+
+impl Fetched {
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Self::Shared(path) => path,
+            Self::Copied(folder) => folder.path(),
+        }
+    }
+}
+
+/// Returns the verified checkpoint in `path`. Ranks that do not share rank 0's disk get copies of its files.
+pub(super) fn fetch(ranks: &Group, path: &Path) -> Result<Fetched> {
+    if ranks.size() == 1 {
+        verify(path)?;
+        return Ok(Fetched::Shared(path.to_path_buf()));
+    }
+    let files = ranks.on_main("a checkpoint's files", || {
+        verify(path)?;
+        let manifest = path.join(MANIFEST);
+        let bytes = std::fs::read(&manifest).map_err(|e| Error::io("read", &manifest, e))?;
+        let manifest: Manifest = serde_json::from_slice(&bytes)?;
+        let sizes = manifest
+            .files
+            .iter()
+            .map(|(name, file)| (name.clone(), file.bytes));
+        Ok((sizes.collect::<Vec<_>>(), bytes))
+    })?;
+    let (files, manifest) = files;
+    let same = std::fs::read(path.join(MANIFEST)).is_ok_and(|own| own == manifest);
+    let all_same = !ranks.any("who lacks the checkpoint", !same)?;
+    if all_same {
+        return Ok(Fetched::Shared(path.to_path_buf()));
+    }
+    let made = match same {
+        true => Ok(None),
+        false => tempfile::tempdir()
+            .map(Some)
+            .map_err(|e| Error::io("create", std::env::temp_dir(), e)),
+    };
+    let (copy, made) = match made {
+        Ok(copy) => (copy, Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    ranks.vote("a folder for a copy", made)?;
+    let to = copy.as_ref().map(tempfile::TempDir::path);
+    ranks.or_abort("copying a checkpoint", copy_files(ranks, &files, path, to))?;
+    Ok(match copy {
+        Some(copy) => Fetched::Copied(copy),
+        None => Fetched::Shared(path.to_path_buf()),
+    })
+}
+
+/// Reads the files on rank 0 and writes them on the ranks that have a folder for them.
+fn copy_files(
+    ranks: &Group,
+    files: &[(String, u64)],
+    path: &Path,
+    to: Option<&Path>,
+) -> Result<()> {
+    const PART: u64 = 1 << 23;
+    for (name, bytes) in files {
+        let (source, target) = (path.join(name), to.map(|folder| folder.join(name)));
+        let open = |path: &PathBuf| File::open(path).map_err(|e| Error::io("read", path, e));
+        let mut from = ranks.is_main().then(|| open(&source)).transpose()?;
+        let create = |path: &PathBuf| File::create(path).map_err(|e| Error::io("write", path, e));
+        let mut into = target.as_ref().map(create).transpose()?;
+        let mut done = 0;
+        while done < *bytes {
+            let mut part = vec![0; (bytes - done).min(PART) as usize];
+            if let Some(file) = &mut from {
+                file.read_exact(&mut part)
+                    .map_err(|e| Error::io("read", &source, e))?;
+            }
+            ranks.broadcast(&mut part)?;
+            if let (Some(file), Some(target)) = (&mut into, &target) {
+                file.write_all(&part)
+                    .map_err(|e| Error::io("write", target, e))?;
+            }
+            done += part.len() as u64;
         }
     }
     Ok(())

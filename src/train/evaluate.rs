@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{D, DType};
+use serde::{Deserialize, Serialize};
 
 use super::out_of_memory::{self, Use};
 use super::run::Run;
@@ -11,6 +12,7 @@ use super::trainer::Data;
 use super::{EvalMetrics, Evaluation, Event, TrainState, Trainer};
 use crate::base::interrupt;
 use crate::collate::{DataLoader, Examples, MlmBatch};
+use crate::distributed::Group;
 use crate::model::{Context, MaskedLm};
 use crate::{Error, Result, ops};
 
@@ -63,6 +65,17 @@ impl std::fmt::Debug for PredictionOutput {
     }
 }
 
+/// What the model says about a batch, as ranks tell each other.
+#[derive(Serialize, Deserialize)]
+struct Predicted {
+    number: usize,
+    samples: usize,
+    tokens: Vec<PredictedToken>,
+}
+
+/// The example in its batch, the position, the label, the prediction, and the loss's bits.
+type PredictedToken = (usize, usize, u32, u32, u32);
+
 impl Trainer {
     /// The loss over the evaluation data, each masked token weighing the same.
     ///
@@ -72,18 +85,20 @@ impl Trainer {
     /// # Errors
     /// When the trainer has no evaluation data, or nothing in them is masked. [`Error::Interrupted`] when interrupted.
     pub fn evaluate(&mut self) -> Result<EvalMetrics> {
-        self.args.validate()?;
-        let loader = self.eval_loader()?;
-        let state = self.idle_state();
-        let metrics = self.evaluate_with(&loader, state)?;
-        self.tell(Event::Evaluate { state, metrics })?;
-        Ok(metrics)
+        self.together(|trainer| {
+            trainer.args.validate()?;
+            let loader = trainer.eval_loader()?;
+            let state = trainer.idle_state();
+            let metrics = trainer.evaluate_with(&loader, state)?;
+            trainer.tell(Event::Evaluate { state, metrics })?;
+            Ok(metrics)
+        })
     }
 
     /// The loss over the batches of `loader`.
     pub fn evaluate_on(&mut self, loader: &DataLoader) -> Result<EvalMetrics> {
         let state = self.idle_state();
-        self.evaluate_with(loader, state)
+        self.together(|trainer| trainer.evaluate_with(loader, state))
     }
 
     /// Masks `examples` with the trainer's collator and lets the model guess.
@@ -97,20 +112,25 @@ impl Trainer {
     /// Lets the model guess the masked tokens of `loader`'s batches.
     pub fn predict_on(&mut self, loader: &DataLoader) -> Result<PredictionOutput> {
         let started = Instant::now();
-        let precision = self.precision()?;
-        let mut tokens = Vec::new();
-        let mut samples = 0;
-        for batch in loader.epoch(0) {
-            interrupt::check("predicting")?;
-            let batch = batch?;
-            ops::autocast(precision, || {
-                self.predict_batch(&batch, samples, &mut tokens)
-            })
-            .map_err(|error| {
-                let batches = std::slice::from_ref(&batch);
-                out_of_memory::explain(error, batches, Use::Evaluation, &self.args)
-            })?;
-            samples += batch.batch;
+        let found = self.together(|trainer| {
+            let ranks = trainer.ranks()?;
+            ranks.vote("a prediction", trainer.predict_here(&ranks, loader))
+        })?;
+        // Batch by batch, whichever rank it was dealt to.
+        let mut batches: Vec<Predicted> = found.into_iter().flatten().collect();
+        batches.sort_by_key(|batch| batch.number);
+        let samples = batches.iter().map(|batch| batch.samples).sum();
+        let mut tokens = Vec::with_capacity(batches.iter().map(|batch| batch.tokens.len()).sum());
+        for batch in batches {
+            let first = batch.number * loader.batch_size();
+            let token = |(example, position, label, predicted, loss)| MaskedPrediction {
+                example: first + example,
+                position,
+                label,
+                predicted,
+                loss: f32::from_bits(loss),
+            };
+            tokens.extend(batch.tokens.into_iter().map(token));
         }
         let sum: f64 = tokens.iter().map(|token| f64::from(token.loss)).sum();
         let metrics = EvalMetrics {
@@ -122,15 +142,33 @@ impl Trainer {
         Ok(PredictionOutput { tokens, metrics })
     }
 
-    fn predict_batch(
-        &self,
-        batch: &MlmBatch,
-        first: usize,
-        tokens: &mut Vec<MaskedPrediction>,
-    ) -> Result<()> {
+    /// Lets the model guess the masked tokens of the batches that are dealt to this rank.
+    fn predict_here(&self, ranks: &Group, loader: &DataLoader) -> Result<Vec<Predicted>> {
+        let precision = self.precision()?;
+        let (rank, size) = (ranks.rank(), ranks.size());
+        let numbers = (rank..).step_by(size);
+        let batches = loader.epoch_where(0, 0, move |number| number % size == rank);
+        let predict = |(number, batch): (usize, Result<MlmBatch>)| {
+            interrupt::check("predicting")?;
+            let batch = batch?;
+            let tokens =
+                ops::autocast(precision, || self.predict_batch(&batch)).map_err(|error| {
+                    let batches = std::slice::from_ref(&batch);
+                    out_of_memory::explain(error, batches, Use::Evaluation, &self.args)
+                })?;
+            Ok(Predicted {
+                number,
+                samples: batch.batch,
+                tokens,
+            })
+        };
+        numbers.zip(batches).map(predict).collect()
+    }
+
+    fn predict_batch(&self, batch: &MlmBatch) -> Result<Vec<PredictedToken>> {
         let (rows, labels) = batch.counted(self.model.vocab_size())?;
         if rows.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let logits = self
             .model
@@ -144,16 +182,11 @@ impl Trainer {
             .iter()
             .zip(labels)
             .zip(predicted.into_iter().zip(losses));
-        tokens.extend(
-            found.map(|((&row, label), (predicted, loss))| MaskedPrediction {
-                example: first + row as usize / batch.seq,
-                position: row as usize % batch.seq,
-                label,
-                predicted,
-                loss,
-            }),
-        );
-        Ok(())
+        let token = |((&row, label), (predicted, loss)): ((&u32, u32), (u32, f32))| {
+            let (example, position) = (row as usize / batch.seq, row as usize % batch.seq);
+            (example, position, label, predicted, loss.to_bits())
+        };
+        Ok(found.map(token).collect())
     }
 
     /// An evaluation within a run.
@@ -191,11 +224,19 @@ impl Trainer {
             let batches = std::slice::from_ref(batch);
             out_of_memory::explain(error, batches, Use::Evaluation, &args)
         };
-        ops::autocast(self.precision()?, || {
-            measure(&model, loader, explain, |done| {
-                self.tell(Event::EvaluateStep { state, done, total })
+        let ranks = self.ranks()?;
+        let deal = (ranks.rank(), ranks.size());
+        let started = Instant::now();
+        let precision = self.precision();
+        let here = precision.and_then(|precision| {
+            ops::autocast(precision, || {
+                measure(&model, loader, deal, explain, |done| {
+                    self.tell_here(&Event::EvaluateStep { state, done, total })
+                })
             })
-        })
+        });
+        let everywhere = ranks.vote("an evaluation", here)?;
+        Measured::metrics(everywhere, started)
     }
 
     fn eval_loader(&self) -> Result<DataLoader> {
@@ -218,56 +259,92 @@ impl Trainer {
 /// # Errors
 /// When nothing in the data is masked. [`Error::Interrupted`] when interrupted.
 pub fn evaluate(model: &MaskedLm, loader: &DataLoader) -> Result<EvalMetrics> {
-    measure(model, loader, |error, _| error, |_| Ok(()))
+    let started = Instant::now();
+    let measured = measure(model, loader, (0, 1), |error, _| error, |_| Ok(()))?;
+    Measured::metrics(vec![measured], started)
 }
 
 /// Batches of an evaluation whose losses wait to be read.
 const AHEAD: usize = 8;
 
-/// The same, telling `after` how many batches are done; `explain` turns a batch's error into one that helps.
+/// What a rank's batches of an evaluation gave.
+#[derive(Default, Serialize, Deserialize)]
+struct Measured {
+    samples: usize,
+    /// The number of each batch in which something counts.
+    batches: Vec<usize>,
+    /// For each of them and each term the sum, as bits, and the count.
+    terms: Vec<Vec<(u64, usize)>>,
+}
+
+impl Measured {
+    /// Adds up what all ranks measured, batch by batch: in the same order whichever rank a batch was dealt to.
+    fn metrics(ranks: Vec<Self>, started: Instant) -> Result<EvalMetrics> {
+        let samples = ranks.iter().map(|rank| rank.samples).sum();
+        let of = |rank: Self| rank.batches.into_iter().zip(rank.terms);
+        let mut batches: Vec<_> = ranks.into_iter().flat_map(of).collect();
+        batches.sort_by_key(|(number, _)| *number);
+        let (mut sums, mut counts) = (Vec::new(), Vec::new());
+        for (_, terms) in batches {
+            sums.resize(terms.len(), 0.0);
+            counts.resize(terms.len(), 0);
+            for (term, (sum, count)) in terms.into_iter().enumerate() {
+                sums[term] += f64::from_bits(sum);
+                counts[term] += count;
+            }
+        }
+        let mut loss = 0.0;
+        for (&sum, &count) in sums.iter().zip(&counts) {
+            loss += if count > 0 { mean(sum, count)? } else { 0.0 };
+        }
+        let counted = counts.iter().sum();
+        Ok(EvalMetrics {
+            loss: if counted == 0 { mean(0.0, 0)? } else { loss },
+            counted,
+            samples,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+/// Measures the batches that are dealt to one rank of several, telling `after` how many batches are done on all; `explain`
+/// turns a batch's error into one that helps.
 fn measure(
     model: &MaskedLm,
     loader: &DataLoader,
+    (rank, ranks): (usize, usize),
     explain: impl Fn(Error, &MlmBatch) -> Error,
     mut after: impl FnMut(usize) -> Result<()>,
-) -> Result<EvalMetrics> {
-    let started = Instant::now();
-    let (mut sums, mut counts, mut samples) = (Vec::new(), Vec::new(), 0);
+) -> Result<Measured> {
+    let mut measured = Measured::default();
     // Read a few at a time, so that a GPU has the next batches to work on meanwhile.
     let mut unread = Vec::with_capacity(AHEAD);
-    for (i, batch) in loader.epoch(0).enumerate() {
+    let mut batches = loader.epoch_where(0, 0, move |number| number % ranks == rank);
+    let mut number = rank;
+    while let Some(batch) = batches.next() {
         interrupt::check("evaluating")?;
         let batch = batch?;
-        samples += batch.batch;
+        measured.samples += batch.batch;
         if model.counts(&batch).iter().any(|&count| count > 0) {
             let loss = ops::no_grad(|| model.loss(&batch, &Context::eval()))
                 .map_err(|error| explain(error, &batch))?;
-            sums.resize(loss.terms.len(), 0.0);
-            counts.resize(loss.terms.len(), 0);
             unread.push(loss);
+            measured.batches.push(number);
         }
-        if unread.len() >= AHEAD || i + 1 == loader.len() {
+        if unread.len() >= AHEAD || batches.len() == 0 {
             for loss in unread.drain(..) {
-                for (term, part) in loss.terms.into_iter().enumerate() {
+                let mut terms = Vec::with_capacity(loss.terms.len());
+                for part in loss.terms {
                     let sum = part.sum.to_dtype(DType::F32)?.to_scalar::<f32>()?;
-                    sums[term] += part.weight * f64::from(sum);
-                    counts[term] += part.count;
+                    terms.push(((part.weight * f64::from(sum)).to_bits(), part.count));
                 }
+                measured.terms.push(terms);
             }
         }
-        after(i + 1)?;
+        number += ranks;
+        after((number - rank).min(loader.len()))?;
     }
-    let mut loss = 0.0;
-    for (&sum, &count) in sums.iter().zip(&counts) {
-        loss += if count > 0 { mean(sum, count)? } else { 0.0 };
-    }
-    let counted = counts.iter().sum();
-    Ok(EvalMetrics {
-        loss: if counted == 0 { mean(0.0, 0)? } else { loss },
-        counted,
-        samples,
-        seconds: started.elapsed().as_secs_f64(),
-    })
+    Ok(measured)
 }
 
 fn mean(sum: f64, counted: usize) -> Result<f64> {

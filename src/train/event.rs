@@ -90,6 +90,22 @@ pub enum Event {
 }
 
 impl Event {
+    /// Returns its name.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::TrainBegin { .. } => "TrainBegin",
+            Self::StepEnd { .. } => "StepEnd",
+            Self::Log { .. } => "Log",
+            Self::EpochEnd { .. } => "EpochEnd",
+            Self::EvaluateStep { .. } => "EvaluateStep",
+            Self::Evaluate { .. } => "Evaluate",
+            Self::Save { .. } => "Save",
+            Self::TrainEnd { .. } => "TrainEnd",
+        }
+    }
+}
+
+impl Event {
     /// How far the run was at the event.
     pub fn state(&self) -> &TrainState {
         match self {

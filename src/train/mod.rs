@@ -43,6 +43,7 @@ mod evaluate;
 mod event;
 #[cfg(test)]
 mod every_family;
+mod exchange;
 mod grad_scaler;
 mod history;
 #[cfg(feature = "hub")]
@@ -52,6 +53,7 @@ mod loss_plot;
 mod metrics;
 mod optimizer;
 mod out_of_memory;
+mod overlap;
 mod peak_flops;
 mod plan;
 mod precision;
@@ -60,6 +62,7 @@ pub(crate) mod report;
 mod run;
 mod saving;
 mod schedule;
+mod shards;
 mod step;
 mod trainer;
 
@@ -67,6 +70,7 @@ pub use arguments::{IntervalStrategy, TrainingArguments};
 pub use checkpoint::latest_checkpoint;
 pub use evaluate::{MaskedPrediction, PredictionOutput, evaluate};
 pub use event::{Callback, Control, Event, TrainState};
+pub use exchange::sum_gradients;
 pub use grad_scaler::GradScaler;
 pub use history::{Evaluation, History, LogRecord, StepRecord};
 pub(crate) use history::{gib, mfu};

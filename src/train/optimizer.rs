@@ -128,6 +128,39 @@ impl AdamW {
         Ok(norm.times(factor))
     }
 
+    /// As [`clip_grad_norm`](Self::clip_grad_norm), with the norm of the gradients as they are, of which these may be a part.
+    pub(super) fn clip_with(&mut self, norm: f64, max_norm: f64) -> GradNorm {
+        let norm = GradNorm::known(norm);
+        let factor = 1.0 / self.loss_scale;
+        self.grad_scale = GradScale::new(factor).clipped(norm.clone(), max_norm);
+        norm.times(factor)
+    }
+
+    /// Returns the state of each parameter that has one, by the parameter's id.
+    pub(super) fn states(&self) -> HashMap<usize, AdamWState> {
+        let groups = [&self.decaying, &self.others].into_iter();
+        let pairs = groups.flat_map(|group| group.params.iter().zip(&group.states));
+        pairs
+            .map(|(param, state)| (param.id(), state.clone()))
+            .collect()
+    }
+
+    /// Replaces the states by these, or by none where there are none.
+    pub(super) fn set_states(&mut self, mut states: HashMap<usize, AdamWState>) -> Result<()> {
+        let none = states.is_empty();
+        for group in [&mut self.decaying, &mut self.others] {
+            group.states.clear();
+            if !none {
+                let take = |param: &Param| match states.remove(&param.id()) {
+                    Some(state) => Ok(state),
+                    None => AdamWState::new(param),
+                };
+                group.states = group.params.iter().map(take).collect::<Result<_>>()?;
+            }
+        }
+        Ok(())
+    }
+
     /// Says that the gradients are `loss_scale` times what they should be: the next norm and the next step divide by it.
     pub fn unscale(&mut self, loss_scale: f64) {
         self.loss_scale = loss_scale;

@@ -11,6 +11,7 @@ use crate::{Error, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Plan {
     pub(super) batches_per_epoch: usize,
+    /// The batches of a step, those of all ranks together.
     pub(super) accumulation: usize,
     pub(super) max_steps: usize,
 }
@@ -26,7 +27,12 @@ pub(super) struct Position {
 }
 
 impl Plan {
-    pub(super) fn new(args: &TrainingArguments, batches_per_epoch: usize) -> Result<Self> {
+    /// Returns the plan of a run on `ranks` ranks.
+    pub(super) fn new(
+        args: &TrainingArguments,
+        batches_per_epoch: usize,
+        ranks: usize,
+    ) -> Result<Self> {
         if batches_per_epoch == 0 {
             return Err(Error::Dataset(
                 "an epoch has no batches: with dataloader_drop_last the training data must fill at least one".to_owned(),
@@ -34,7 +40,7 @@ impl Plan {
         }
         let mut plan = Self {
             batches_per_epoch,
-            accumulation: args.gradient_accumulation_steps,
+            accumulation: args.batches_per_step(ranks)?,
             max_steps: 0,
         };
         plan.max_steps = args.max_steps.unwrap_or_else(|| {
@@ -58,6 +64,18 @@ impl Plan {
             batch,
             pass: (epoch * self.batches_per_epoch + batch) as u64,
         }
+    }
+
+    /// Returns how many batches the step after `done` steps has.
+    pub(super) fn batches(&self, done: usize) -> usize {
+        let left = self.batches_per_epoch - self.position(done).batch;
+        left.min(self.accumulation)
+    }
+
+    /// Whether the batch of that number within its epoch is `rank`'s: a step's batches are dealt out in turn, from the first
+    /// rank on.
+    pub(super) fn is_dealt_to(&self, batch: usize, rank: usize, ranks: usize) -> bool {
+        batch % self.accumulation % ranks == rank
     }
 
     /// The epochs that `done` steps are, the last one in part.
@@ -112,7 +130,7 @@ mod tests {
         let args = TrainingArguments::new("out")
             .gradient_accumulation_steps(accumulation)
             .epochs(epochs);
-        Plan::new(&args, batches).unwrap()
+        Plan::new(&args, batches, 1).unwrap()
     }
 
     #[test]
@@ -127,6 +145,28 @@ mod tests {
         assert_eq!(plan.position(5).pass, 13);
         assert!(plan.ends_epoch(5) && plan.ends_epoch(10) && !plan.ends_epoch(6));
         assert_eq!(plan.epoch(10), 2.0);
+    }
+
+    #[test]
+    fn every_batch_is_dealt_to_one_rank_and_the_step_stays_the_same() {
+        let args = TrainingArguments::new("out")
+            .per_device_train_batch_size(2)
+            .global_batch_size(10);
+        for ranks in 1..=4 {
+            let plan = Plan::new(&args, 13, ranks).unwrap();
+            assert_eq!(plan.accumulation, 5);
+            assert_eq!(
+                [plan.batches(0), plan.batches(2), plan.batches(3)],
+                [5, 3, 5]
+            );
+            for batch in 0..13 {
+                let whose = (0..ranks).filter(|&rank| plan.is_dealt_to(batch, rank, ranks));
+                assert_eq!(whose.collect::<Vec<_>>(), [batch % 5 % ranks]);
+            }
+        }
+        // Each rank has its accumulation.
+        let args = TrainingArguments::new("out").gradient_accumulation_steps(3);
+        assert_eq!(Plan::new(&args, 13, 4).unwrap().accumulation, 12);
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use super::early_stopping;
 use super::history::mean_loss;
 use super::metrics::Metric;
+use super::overlap::Overlap;
 use super::plan::Plan;
+use super::shards::Shards;
 use super::step::Taken;
 use super::{
     AdamW, GradScaler, History, IntervalStrategy, LogRecord, Schedule, TrainState,
@@ -20,6 +22,10 @@ pub(super) struct Run {
     pub(super) data: String,
     pub(super) schedule: Schedule,
     pub(super) optimizer: AdamW,
+    /// Of several ranks with sharded state, the parts that the optimizer works on.
+    pub(super) shards: Option<Shards>,
+    /// Of several ranks that exchange gradients during the backward pass.
+    pub(super) overlap: Option<Overlap>,
     /// In fp16 training.
     pub(super) scaler: Option<GradScaler>,
     pub(super) history: History,
@@ -29,6 +35,8 @@ pub(super) struct Run {
     pub(super) skipped: usize,
     /// The last of them, whose numbers have not been read yet.
     pub(super) taken: Vec<Taken>,
+    /// Whether somebody wants to see numbers now, for there is an interrupt, or the last ones are old.
+    pub(super) reads: bool,
     /// When numbers were read last.
     pub(super) read: Instant,
     /// The steps whose checkpoints this run wrote and kept, oldest first.
@@ -50,11 +58,14 @@ impl Run {
             data,
             schedule: args.schedule(plan.max_steps)?,
             optimizer,
+            shards: None,
+            overlap: None,
             scaler: None,
             history: History::default(),
             step: 0,
             skipped: 0,
             taken: Vec::new(),
+            reads: false,
             read: Instant::now(),
             saved: Vec::new(),
             started: Instant::now(),

@@ -5,14 +5,23 @@ use std::path::Path;
 use super::checkpoint::{self, TrainerState};
 use super::metrics::Metric;
 use super::run::Run;
-use super::{Event, History, Trainer};
+use super::{AdamW, Event, History, Trainer};
 use crate::{Error, Result};
 
 impl Trainer {
     /// Writes the model, and the tokenizer if the collator has one, into `folder`, in transformers' layout. All files
     /// are replaced together or not at all.
+    ///
+    /// Of several ranks, which hold the same weights, the first one writes.
     pub fn save_model(&self, folder: impl AsRef<Path>) -> Result<()> {
-        crate::base::files::replace_files(folder.as_ref(), |folder| {
+        match self.ranks()?.is_main() {
+            true => self.write_model(folder.as_ref()),
+            false => Ok(()),
+        }
+    }
+
+    fn write_model(&self, folder: &Path) -> Result<()> {
+        crate::base::files::replace_files(folder, |folder| {
             self.model.save_pretrained(folder)?;
             match self
                 .collator
@@ -34,14 +43,21 @@ impl Trainer {
     /// [`Error::Checkpoint`] when the checkpoint is incomplete or damaged, or belongs to another run; the model is
     /// unchanged then.
     pub fn resume_from_checkpoint(&mut self, folder: impl AsRef<Path>) -> Result<History> {
-        let run = self.restore(folder.as_ref())?;
-        self.unfinished = None;
-        self.drive(Box::new(run))
+        self.together(|trainer| {
+            let run = trainer.restore(folder.as_ref())?;
+            trainer.unfinished = None;
+            trainer.drive(Box::new(run))
+        })
     }
 
     /// Goes on from the newest complete checkpoint in `args.output_dir`; damaged ones are passed over.
     pub fn resume_from_latest_checkpoint(&mut self) -> Result<History> {
-        let latest = checkpoint::latest_checkpoint(&self.args.output_dir)?;
+        let latest = self.together(|trainer| {
+            let ranks = trainer.ranks()?;
+            ranks.on_main("the newest checkpoint", || {
+                checkpoint::latest_checkpoint(&trainer.args.output_dir)
+            })
+        })?;
         self.resume_from_checkpoint(latest)
     }
 
@@ -64,27 +80,38 @@ impl Trainer {
             .collect();
         let path = self.checkpoint_folder(run.step);
         let kept_state = self.trainer_state(run, &kept, metric);
-        let written = checkpoint::write(&path, |folder| {
-            self.save_model(folder)?;
-            run.optimizer.save(&folder.join(checkpoint::OPTIMIZER))?;
-            let json = |name: &str, bytes: Vec<u8>| {
-                crate::base::files::write_atomically(&folder.join(name), &bytes)
-            };
-            json(
-                checkpoint::ARGUMENTS,
-                serde_json::to_vec_pretty(&self.args)?,
-            )?;
-            json(checkpoint::STATE, serde_json::to_vec(&kept_state)?)
-        });
+        let ranks = self.ranks()?;
+        let whole = match &run.shards {
+            Some(shards) => shards.gather(&ranks, &run.optimizer)?,
+            None => None,
+        };
+        let optimizer = whole.as_ref().unwrap_or(&run.optimizer);
+        let write = || {
+            checkpoint::write(&path, |folder| {
+                self.write_model(folder)?;
+                optimizer.save(&folder.join(checkpoint::OPTIMIZER))?;
+                let json = |name: &str, bytes: Vec<u8>| {
+                    crate::base::files::write_atomically(&folder.join(name), &bytes)
+                };
+                json(
+                    checkpoint::ARGUMENTS,
+                    serde_json::to_vec_pretty(&self.args)?,
+                )?;
+                json(checkpoint::STATE, serde_json::to_vec(&kept_state)?)
+            })
+        };
+        let written = ranks.on_main("a checkpoint", write);
         if let Err(error) = written {
             (run.saved, run.history.best_step) = (saved, best);
             return Err(error);
         }
         // Only now that the new one is complete may old ones go, and what killed runs have left with them.
-        checkpoint::sweep(&self.args.output_dir);
         run.saved = kept;
-        for step in surplus {
-            checkpoint::remove(&self.checkpoint_folder(step));
+        if ranks.is_main() {
+            checkpoint::sweep(&self.args.output_dir);
+            for step in surplus {
+                checkpoint::remove(&self.checkpoint_folder(step));
+            }
         }
         let state = run.state();
         self.tell(Event::Save { state, path })
@@ -112,9 +139,13 @@ impl Trainer {
 
     /// The run that wrote the checkpoint, as it was then; the model gets its weights.
     fn restore(&mut self, folder: &Path) -> Result<Run> {
-        checkpoint::sweep(&self.args.output_dir);
-        checkpoint::verify(folder)?;
-        let state = checkpoint::read_state(folder)?;
+        let ranks = self.ranks()?;
+        if ranks.is_main() {
+            checkpoint::sweep(&self.args.output_dir);
+        }
+        let fetched = checkpoint::fetch(&ranks, folder)?;
+        let local = fetched.path();
+        let state = checkpoint::read_state(local)?;
         let mut run = self.begin()?;
         let refuse = |what: &str, then: String, now: String| Error::Checkpoint {
             path: folder.to_path_buf(),
@@ -127,11 +158,11 @@ impl Trainer {
             false => Err(refuse(what, then.to_string(), now.to_string())),
         };
         let plan = state.plan;
-        same(
-            "gradient_accumulation_steps",
-            plan.accumulation,
-            run.plan.accumulation,
-        )?;
+        let batches = match ranks.size() {
+            1 => "gradient_accumulation_steps",
+            _ => "batches in a step of all ranks (global_batch_size / per_device_train_batch_size)",
+        };
+        same(batches, plan.accumulation, run.plan.accumulation)?;
         same(
             "batches per epoch",
             plan.batches_per_epoch,
@@ -162,8 +193,16 @@ impl Trainer {
                 ),
             });
         }
-        run.optimizer.load(&folder.join(checkpoint::OPTIMIZER))?;
-        self.model.load_weights(&folder.join(checkpoint::WEIGHTS))?;
+        let moments = local.join(checkpoint::OPTIMIZER);
+        match &run.shards {
+            Some(shards) => {
+                let mut whole = AdamW::new(&self.model);
+                whole.load(&moments)?;
+                shards.scatter(&whole, &mut run.optimizer)?;
+            }
+            None => run.optimizer.load(&moments)?,
+        }
+        self.model.load_weights(&local.join(checkpoint::WEIGHTS))?;
         run.step = state.global_step;
         run.skipped = state.history.skipped_steps();
         // A run that begins to scale its loss here, or no longer does, does as its arguments say.
@@ -174,9 +213,11 @@ impl Trainer {
             ..state.history
         };
         // Checkpoints that were moved away or deleted since are no longer this run's.
-        run.saved = state.saved;
-        run.saved
-            .retain(|&step| self.checkpoint_folder(step).is_dir());
+        run.saved = ranks.on_main("the checkpoints there are", || {
+            let mut saved = state.saved;
+            saved.retain(|&step| self.checkpoint_folder(step).is_dir());
+            Ok(saved)
+        })?;
         run.history.best_step = run
             .history
             .best_step
@@ -186,9 +227,10 @@ impl Trainer {
 
     /// Gives the model the weights of this run's checkpoint after `step`.
     pub(super) fn load_weights_of(&self, step: usize) -> Result<()> {
-        let folder = self.checkpoint_folder(step);
-        checkpoint::verify(&folder)?;
-        self.model.load_weights(&folder.join(checkpoint::WEIGHTS))
+        let ranks = self.ranks()?;
+        let fetched = checkpoint::fetch(&ranks, &self.checkpoint_folder(step))?;
+        self.model
+            .load_weights(&fetched.path().join(checkpoint::WEIGHTS))
     }
 }
 

@@ -1,19 +1,25 @@
 //! The training loop.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
+use super::exchange;
 use super::metrics::Metric;
+use super::overlap::Overlap;
 use super::plan::{Plan, fingerprint};
 use super::progress_bar::ProgressBar;
 use super::run::Run;
+use super::shards::Shards;
 use super::{
     AdamW, Callback, Control, Event, GradScaler, History, IntervalStrategy, TrainState,
     TrainingArguments,
 };
 use crate::base::interrupt;
 use crate::collate::{Batches, Collator, DataLoader, Examples};
+use crate::distributed::{self, Group};
 use crate::model::MaskedLm;
 use crate::ops::{self, Precision};
 use crate::{Error, Result};
@@ -73,6 +79,8 @@ pub struct Trainer {
     pub(super) scaler: Option<GradScaler>,
     /// Whether reading a number waits for a device, so that numbers are read when something needs them.
     pub(super) reads_later: bool,
+    /// The processes that train together, once they are known.
+    pub(super) ranks: OnceLock<Arc<Group>>,
     /// A run that was interrupted or failed: the next [`Trainer::train`] goes on with it.
     pub(super) unfinished: Option<Box<Run>>,
 }
@@ -96,7 +104,7 @@ impl Data {
 }
 
 /// What callbacks asked for since the last step.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
 struct Wishes {
     evaluate: bool,
     save: bool,
@@ -150,7 +158,9 @@ impl Trainer {
     ) -> Self {
         crate::ops::tune_allocator();
         // The one place where training knows of pictures: which callback shows it, in a notebook or in a terminal.
+        // One rank of several shows it.
         let watcher = match super::training_display() {
+            _ if !distributed::is_main() => None,
             Some(display) => Some(Box::new(display) as Box<dyn Callback>),
             None => ProgressBar::for_terminal().map(|bar| Box::new(bar) as Box<dyn Callback>),
         };
@@ -167,7 +177,19 @@ impl Trainer {
             history: None,
             #[cfg(feature = "hub")]
             pushes: false,
+            ranks: OnceLock::new(),
             unfinished: None,
+        }
+    }
+
+    /// The processes that train together: this one alone, unless a launcher started several.
+    pub(super) fn ranks(&self) -> Result<Arc<Group>> {
+        match self.ranks.get() {
+            Some(ranks) => Ok(Arc::clone(ranks)),
+            None => Ok(Arc::clone(self.ranks.get_or_init({
+                let ranks = Group::current()?;
+                || ranks
+            }))),
         }
     }
 
@@ -200,16 +222,32 @@ impl Trainer {
     /// such a step changes no weights either, but is told of when its numbers are read, some steps later.)
     /// [`Error::OutOfMemory`] with the settings that need less.
     pub fn train(&mut self) -> Result<History> {
-        let run = match self.unfinished.take() {
-            Some(run) => run,
-            None => Box::new(self.begin()?),
-        };
-        self.drive(run)
+        self.together(|trainer| {
+            let run = match trainer.unfinished.take() {
+                Some(run) => run,
+                None => {
+                    let run = Box::new(trainer.begin()?);
+                    exchange::share_weights(&*trainer.ranks()?, trainer.model.params())?;
+                    run
+                }
+            };
+            trainer.drive(run)
+        })
+    }
+
+    /// Does `work` that all ranks do: where one fails all do, and where one panics all end.
+    pub(super) fn together<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let ranks = self.ranks()?;
+        let _guard = ranks.panic_guard();
+        ranks.begin();
+        let result = work(self);
+        ranks.settle(result)
     }
 
     /// A run before its first step.
     pub(super) fn begin(&self) -> Result<Run> {
         self.args.validate()?;
+        let ranks = self.ranks()?;
         let precision = self.precision()?;
         if self.args.eval_strategy != IntervalStrategy::No && self.eval_data.is_none() {
             return Err(Error::argument(
@@ -218,33 +256,74 @@ impl Trainer {
             ));
         }
         let loader = self.train_loader()?;
-        let plan = Plan::new(&self.args, loader.len())?;
-        let first = loader.epoch(0).next().transpose()?;
+        let plan = Plan::new(&self.args, loader.len(), ranks.size())?;
+        let first = loader
+            .epoch_where(0, 0, |number| number == 0)
+            .next()
+            .transpose()?;
         let data = first.as_ref().map(fingerprint).unwrap_or_default();
-        let optimizer = AdamW::new(&self.model)
-            .weight_decay(self.args.weight_decay)
-            .betas(self.args.adam_beta1, self.args.adam_beta2)
-            .eps(self.args.adam_epsilon);
+        if ranks.size() > 1 {
+            let shapes = self.model.params().iter().map(|param| param.shape().dims());
+            let shapes = serde_json::to_string(&shapes.collect::<Vec<_>>())?;
+            exchange::check_equal(&ranks, "a model", digest(&shapes))?;
+            exchange::check_equal(
+                &ranks,
+                "training data",
+                format!("{data} {}", loader.num_examples()),
+            )?;
+            let args = serde_json::to_string(&self.args)?;
+            exchange::check_equal(&ranks, "training arguments", digest(&args))?;
+        }
+        let several = ranks.size() > 1;
+        let shards = match several && self.args.shard_optimizer {
+            true => Some(Shards::new(&ranks, self.model.params())?),
+            false => None,
+        };
+        let optimizer = match &shards {
+            Some(shards) => AdamW::from_params(&shards.params()),
+            None => AdamW::new(&self.model),
+        };
+        let optimizer = self.set_up(optimizer);
         let mut run = Run::new(&self.args, plan, data, optimizer)?;
         run.scaler.clone_from(&self.scaler);
+        let overlaps = several && self.args.overlap_exchange && shards.is_none();
+        run.overlap = overlaps.then(Overlap::default);
+        run.shards = shards;
         run.history.peak_flops = match self.args.peak_tflops {
             Some(tera) => Some(tera * 1e12),
             None => super::peak_flops(self.model.device(), precision),
         };
+        // Operations are counted over all ranks, each of which has a device.
+        let devices = ranks.size() as f64;
+        run.history.peak_flops = run.history.peak_flops.map(|peak| peak * devices);
         Ok(run)
+    }
+
+    /// Gives an optimizer the settings of the arguments.
+    pub(super) fn set_up(&self, optimizer: AdamW) -> AdamW {
+        optimizer
+            .weight_decay(self.args.weight_decay)
+            .betas(self.args.adam_beta1, self.args.adam_beta2)
+            .eps(self.args.adam_epsilon)
     }
 
     /// Brings a run to its end, or keeps it for later.
     pub(super) fn drive(&mut self, mut run: Box<Run>) -> Result<History> {
         self.wishes = Wishes::default();
-        if let Err(error) = self.begin_pushing() {
+        let begun = match self.ranks()?.is_main() {
+            true => self.begin_pushing(),
+            false => Ok(()),
+        };
+        if let Err(error) = begun {
             self.unfinished = Some(run);
             return Err(error);
         }
         (run.history.interrupted, run.history.stopped_early) = (false, false);
         run.start_clock();
         ops::reset_peak_memory(self.model.device());
-        let result = self.steps(&mut run);
+        let ranks = self.ranks()?;
+        // All ranks tell of the end, whichever of them failed.
+        let result = ranks.settle(self.steps(&mut run));
         // After an error, half of a step's gradients may be there.
         self.model.zero_grad();
         run.note_progress();
@@ -259,7 +338,7 @@ impl Trainer {
         self.history = Some(history.clone());
         // The first error is the one to tell.
         result.and(told)?;
-        if !history.interrupted {
+        if !history.interrupted && self.ranks()?.is_main() {
             self.push_at_the_end();
         }
         Ok(history)
@@ -309,11 +388,16 @@ impl Trainer {
         let (state, history) = (run.state(), run.history.clone());
         self.tell(Event::TrainBegin { state, history })?;
         let loader = self.train_loader()?;
+        let ranks = self.ranks()?;
+        let (rank, size) = (ranks.rank(), ranks.size());
         let mut batches: Option<Batches> = None;
         loop {
             match self.after_step(run) {
                 // An evaluation was interrupted; it comes first when the run goes on.
-                Err(Error::Interrupted(_)) => return self.pause(run),
+                Err(Error::Interrupted(_)) => {
+                    ranks.begin();
+                    return self.pause(run);
+                }
                 other => other?,
             }
             if run.is_complete() || run.history.stopped_early {
@@ -324,18 +408,22 @@ impl Trainer {
             let at = run.plan.position(run.step);
             let epoch = match batches.take() {
                 Some(epoch) if at.batch > 0 => epoch,
-                _ => loader.epoch_from(at.epoch, at.batch),
+                _ => {
+                    let plan = run.plan;
+                    let mine = move |batch| plan.is_dealt_to(batch, rank, size);
+                    loader.epoch_where(at.epoch, at.batch, mine)
+                }
             };
             let epoch = batches.insert(epoch);
-            let group = epoch
-                .take(run.plan.accumulation)
-                .collect::<Result<Vec<_>>>()?;
+            let mine = (rank..run.plan.batches(run.step)).step_by(size);
+            let passes = mine.clone().map(|batch| at.pass + batch as u64);
+            let group = epoch.take(mine.len()).collect::<Result<Vec<_>>>();
 
-            self.take_step(run, &group, at.pass, started)?;
+            self.take_step(run, group, passes, started)?;
             if self.must_read(run) {
                 self.read_steps(run)?;
             }
-            if interrupt::take() {
+            if ranks.any("an interrupt", interrupt::take())? {
                 return self.pause(run);
             }
         }
@@ -395,10 +483,26 @@ impl Trainer {
         Ok(())
     }
 
-    /// Tells all callbacks, and remembers what they wish.
+    /// Tells all callbacks, and remembers what they wish, on whichever rank.
     pub(super) fn tell(&mut self, event: Event) -> Result<()> {
+        let told = self.tell_here(&event);
+        let ranks = self.ranks()?;
+        if ranks.size() == 1 {
+            return told;
+        }
+        let wishes = self.wishes;
+        for wishes in ranks.vote(event.name(), told.map(|()| wishes))? {
+            self.wishes.evaluate |= wishes.evaluate;
+            self.wishes.save |= wishes.save;
+            self.wishes.stop |= wishes.stop;
+        }
+        Ok(())
+    }
+
+    /// Tells the callbacks of this rank alone, of what the other ranks may not reach or not at the same time.
+    pub(super) fn tell_here(&mut self, event: &Event) -> Result<()> {
         for callback in &mut self.callbacks {
-            match callback.on_event(&event)? {
+            match callback.on_event(event)? {
                 Control::Continue => {}
                 Control::Evaluate => self.wishes.evaluate = true,
                 Control::Save => self.wishes.save = true,
@@ -447,6 +551,10 @@ impl Trainer {
     pub(super) fn checkpoint_folder(&self, step: usize) -> PathBuf {
         super::checkpoint::folder(&self.args.output_dir, step)
     }
+}
+
+fn digest(text: &str) -> String {
+    blake3::hash(text.as_bytes()).to_hex().to_string()
 }
 
 /// A batch without a masked token is bad luck; an epoch of them is a mistake.

@@ -9,8 +9,9 @@ use std::sync::LazyLock;
 use regex::Regex;
 
 /// The rooms of the library, from the ground up.
-const ROOMS: [&str; 12] = [
+const ROOMS: [&str; 13] = [
     "base",
+    "distributed",
     "notebook",
     "ops",
     "hub",

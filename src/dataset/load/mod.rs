@@ -282,6 +282,7 @@ impl Loader {
             return arrow::load(paths, known);
         }
         let key = (bytes >= self.memory_limit / 4 && self.cache.is_enabled()).then_some(key);
+        let _turn = key.and_then(|key| self.cache.one_rank_at_a_time(key));
         if let Some(found) = key.and_then(|key| Sink::cached(&self.cache, key)) {
             return Ok(found);
         }

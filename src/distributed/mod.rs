@@ -1,0 +1,25 @@
+//! Groups of processes that train one model together: who belongs to them, and how they exchange numbers.
+//!
+//! A program that `mpirun`, `srun` or `cloze launch` started several times is a group of ranks. [`crate::train::Trainer`]
+//! deals a step's batches over them, adds their gradients up, and decides everything together, so that all ranks hold the
+//! same weights after every step. Nothing in a program changes for that.
+//!
+//! MPI is found when it is needed (Open MPI, MPICH, or any library with the ABI of MPI 5): a build needs none, and a
+//! program that was started alone never looks for one.
+
+mod communicator;
+mod environment;
+mod group;
+mod launch;
+mod mpi;
+mod signal;
+#[cfg(test)]
+mod threads;
+
+pub use communicator::{Communicator, share};
+pub(crate) use environment::is_main;
+pub use environment::{Environment, environment};
+pub use group::Group;
+pub use launch::Launch;
+#[cfg(test)]
+pub(crate) use threads::on_threads;

@@ -1,0 +1,550 @@
+//! The cases: each starts ranks, looks at what they left, and says what it saw.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::launch::{lines, run, start};
+use crate::rank::{PER_STEP, STEPS};
+
+type Case = fn() -> String;
+
+/// All cases, in order.
+pub const ALL: &[(&str, Case)] = &[
+    ("join", join),
+    ("refuse", refuse),
+    ("one", one_rank_is_no_group),
+    ("equal", many_ranks_train_as_one),
+    ("resume", a_run_goes_on_on_another_number_of_ranks),
+    ("shard", sharded_state_is_the_same_training),
+    (
+        "overlap",
+        exchange_during_the_backward_pass_is_the_same_training,
+    ),
+    ("map", ranks_map_their_rows),
+    ("evaluate", evaluation_is_dealt_out),
+    ("usr1", usr1_writes_a_checkpoint_and_stops),
+    ("faults", a_fault_of_one_rank_ends_all),
+    ("kill", a_killed_rank_ends_the_job),
+    ("bytes", what_is_exchanged),
+    ("exchange", an_exchange_costs_what_its_calls_cost),
+    ("stream", data_beyond_memory_come_in_one_order),
+];
+
+fn folder() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn bits(line: &Value, name: &str) -> u64 {
+    line[name].as_u64().unwrap()
+}
+
+fn join() -> String {
+    let out = folder();
+    let done = run("facts", 3, out.path(), &[]).expect("joining");
+    for rank in 0..3 {
+        let fact = format!("Group(rank {rank} of 3, ");
+        assert!(done.text.contains(&fact), "{}", done.text);
+        assert!(
+            done.text.contains(&format!("local {rank}")),
+            "{}",
+            done.text
+        );
+    }
+    let by = done.text.split("of 3, ").nth(1).unwrap();
+    format!("3 ranks: {}", by.split(')').next().unwrap())
+}
+
+/// A group that can't be joined is refused, with the reason.
+fn refuse() -> String {
+    let out = folder();
+    let slurm = [("SLURM_NTASKS", "4"), ("SLURM_PROCID", "0")];
+    run("facts", 0, out.path(), &slurm).expect_failure("srun --mpi=pmix");
+    let off = [slurm[0], slurm[1], ("CLOZE_DISTRIBUTED", "off")];
+    let done = run("facts", 0, out.path(), &off).expect("training alone");
+    assert!(done.text.contains("Group(alone)"), "{}", done.text);
+    let missing = [
+        ("PMI_SIZE", "2"),
+        ("PMI_RANK", "0"),
+        ("CLOZE_MPI", "/nowhere/libmpi.so"),
+    ];
+    run("facts", 0, out.path(), &missing).expect_failure("/nowhere/libmpi.so");
+    let other = [missing[0], missing[1], ("CLOZE_MPI", "libm.so.6")];
+    run("facts", 0, out.path(), &other).expect_failure("it is no MPI library");
+    let torchrun = [
+        ("WORLD_SIZE", "2"),
+        ("RANK", "0"),
+        ("MASTER_ADDR", "localhost"),
+        ("TORCHELASTIC_RUN_ID", "none"),
+    ];
+    run("facts", 0, out.path(), &torchrun).expect_failure("torchrun started this program");
+    "no library, no MPI, a world of one, torchrun: each refused with its reason".to_owned()
+}
+
+fn one_rank_is_no_group() -> String {
+    let (plain, alone) = (folder(), folder());
+    run("train", 0, plain.path(), &[]).expect("one process");
+    run("train", 1, alone.path(), &[]).expect("one rank");
+    let (plain, alone) = (lines(plain.path(), 0), lines(alone.path(), 0));
+    assert_eq!(plain.len(), STEPS);
+    assert_eq!(plain, alone);
+    format!("1 rank: {STEPS} steps bit for bit as without mpirun")
+}
+
+/// Losses within 1e-6, equal counts, the same weights on all ranks after every step.
+fn many_ranks_train_as_one() -> String {
+    let one = folder();
+    run("train", 0, one.path(), &[]).expect("one process");
+    let one = lines(one.path(), 0);
+    let counted = |lines: &[Value]| -> Vec<_> {
+        let counts = |line: &Value| (bits(line, "counted"), bits(line, "tokens"));
+        lines.iter().map(counts).collect()
+    };
+    let mut most: f64 = 0.0;
+    for ranks in [2, 3, 4] {
+        let out = folder();
+        run("train", ranks, out.path(), &[]).expect("training");
+        let first = lines(out.path(), 0);
+        assert_eq!(first.len(), STEPS);
+        assert_eq!(counted(&first), counted(&one), "{ranks} ranks");
+        for rank in 1..ranks {
+            for (own, first) in lines(out.path(), rank).iter().zip(&first) {
+                for name in ["step", "bits", "norm", "weights"] {
+                    assert_eq!(
+                        own[name], first[name],
+                        "rank {rank} of {ranks}: {own} {first}"
+                    );
+                }
+            }
+        }
+        most = most.max(furthest(&first, &one));
+        let again = folder();
+        run("train", ranks, again.path(), &[]).expect("training again");
+        assert_eq!(lines(again.path(), 0), first, "{ranks} ranks, again");
+    }
+    format!(
+        "2, 3 and 4 ranks: {STEPS} steps of {PER_STEP} batches, losses within {most:.1e} of one process, equal weights after \
+         every step, the same bits again"
+    )
+}
+
+/// The largest relative difference between the losses of two runs.
+fn furthest(run: &[Value], expected: &[Value]) -> f64 {
+    assert_eq!(run.len(), expected.len());
+    let mut most: f64 = 0.0;
+    for (step, expected) in run.iter().zip(expected) {
+        assert_eq!(step["step"], expected["step"]);
+        let (loss, expected) = (step["loss"].as_f64(), expected["loss"].as_f64());
+        let difference = (loss.unwrap() / expected.unwrap() - 1.0).abs();
+        assert!(difference < 1e-6, "step {}: {difference}", step["step"]);
+        most = most.max(difference);
+    }
+    most
+}
+
+fn a_run_goes_on_on_another_number_of_ranks() -> String {
+    let (one, out) = (folder(), folder());
+    run("train", 0, one.path(), &[]).expect("one process");
+    run("train", 2, out.path(), &[("STOP_AT", "7")]).expect("two ranks");
+    let on = [("RESUME", "1"), ("STOP_AT", "13")];
+    run("train", 3, out.path(), &on).expect("three ranks");
+    run("train", 0, out.path(), &[("RESUME", "1")]).expect("one process");
+    let (whole, parts) = (lines(one.path(), 0), lines(out.path(), 0));
+    let most = furthest(&parts, &whole);
+    for (part, whole) in parts.iter().zip(&whole) {
+        assert_eq!(
+            (&part["counted"], &part["tokens"]),
+            (&whole["counted"], &whole["tokens"])
+        );
+    }
+    format!(
+        "2, 3, then 1 rank: stopped after 7 and 13 steps, the same batches, losses within {most:.1e}"
+    )
+}
+
+fn sharded_state_is_the_same_training() -> String {
+    let one = folder();
+    run("train", 0, one.path(), &[]).expect("one process");
+    let one = lines(one.path(), 0);
+    let shard = ("SHARD", "1");
+    let mut most: f64 = 0.0;
+    for ranks in [2, 3] {
+        let out = folder();
+        run("train", ranks, out.path(), &[shard]).expect("training");
+        let first = lines(out.path(), 0);
+        most = most.max(furthest(&first, &one));
+        for rank in 1..ranks {
+            for (own, first) in lines(out.path(), rank).iter().zip(&first) {
+                assert_eq!(own["weights"], first["weights"], "rank {rank} of {ranks}");
+            }
+        }
+    }
+    // Sharded on two ranks, on three, then not at all.
+    let out = folder();
+    run("train", 2, out.path(), &[shard, ("STOP_AT", "7")]).expect("two ranks");
+    let on = [shard, ("RESUME", "1"), ("STOP_AT", "13")];
+    run("train", 3, out.path(), &on).expect("three ranks");
+    run("train", 0, out.path(), &[("RESUME", "1")]).expect("one process");
+    most = most.max(furthest(&lines(out.path(), 0), &one));
+    format!(
+        "2 and 3 ranks, and 2, 3, then 1 unsharded: losses within {most:.1e}, equal weights after every step"
+    )
+}
+
+fn exchange_during_the_backward_pass_is_the_same_training() -> String {
+    let mut times = Vec::new();
+    for ranks in [2, 3] {
+        let (plain, overlapped) = (folder(), folder());
+        run("train", ranks, plain.path(), &[]).expect("training");
+        let done = run("train", ranks, overlapped.path(), &[("OVERLAP", "1")]);
+        times.push(done.expect("training with overlap").seconds);
+        // Byte counts aside: units without a gradient are exchanged too.
+        let steps = |out: &Path| -> Vec<Value> {
+            let mut lines = lines(out, 0);
+            lines
+                .iter_mut()
+                .for_each(|line| line["bytes"] = Value::Null);
+            lines
+        };
+        assert_eq!(
+            steps(overlapped.path()),
+            steps(plain.path()),
+            "{ranks} ranks"
+        );
+    }
+    "2 and 3 ranks: the same bits as without".to_owned()
+}
+
+fn ranks_map_their_rows() -> String {
+    let (out, one, cache) = (folder(), folder(), folder());
+    let variables = [("CLOZE_CACHE", cache.path().to_str().unwrap())];
+    run("map", 3, out.path(), &variables).expect("mapping");
+    let found: Vec<Value> = (0..3)
+        .map(|rank| lines(out.path(), rank).swap_remove(0))
+        .collect();
+    let called: Vec<u64> = found.iter().map(|line| bits(line, "called")).collect();
+    assert_eq!(called.iter().sum::<u64>(), 10_007);
+    assert!(called.iter().all(|&rows| rows > 3000), "{called:?}");
+    // One process finds the parts again.
+    run("map", 0, one.path(), &variables).expect("finding");
+    let one = lines(one.path(), 0).swap_remove(0);
+    assert_eq!(one["called"], 0);
+    for line in &found {
+        for name in ["rows", "columns", "row", "fingerprint"] {
+            assert_eq!(line[name], one[name], "{name}");
+        }
+    }
+    // Without the list the parts are nothing.
+    let list = |file: &std::fs::DirEntry| file.path().to_string_lossy().ends_with(".parts.json");
+    let entries = cache.path().join("datasets").read_dir().unwrap().flatten();
+    let lists: Vec<_> = entries.filter(list).collect();
+    assert_eq!(lists.len(), 1);
+    std::fs::remove_file(lists[0].path()).unwrap();
+    let anew = folder();
+    run("map", 0, anew.path(), &variables).expect("mapping alone");
+    let anew = lines(anew.path(), 0).swap_remove(0);
+    assert_eq!(
+        (&anew["called"], &anew["row"]),
+        (&Value::from(10_007), &one["row"])
+    );
+    assert_eq!(anew["fingerprint"], one["fingerprint"]);
+    format!("3 ranks: {called:?} of 10007 rows each, the list last, found again by one process")
+}
+
+fn evaluation_is_dealt_out() -> String {
+    let mut found = Vec::new();
+    for ranks in [0, 2, 3] {
+        let out = folder();
+        run("evaluate", ranks, out.path(), &[]).expect("evaluating");
+        for rank in 0..ranks.max(1) {
+            found.push(lines(out.path(), rank).swap_remove(0));
+        }
+    }
+    assert_eq!(found[0]["samples"], 57);
+    assert_eq!(found[0]["predicted"], 57);
+    assert!(found.iter().all(|line| line == &found[0]));
+    format!(
+        "1, 2 and 3 ranks: the same loss to the bit over {} tokens, no example twice",
+        found[0]["counted"]
+    )
+}
+
+fn pids(out: &Path, ranks: usize) -> Vec<i32> {
+    let pid = |rank| std::fs::read_to_string(out.join(format!("pid-{rank}")));
+    let pids = (0..ranks).filter_map(|rank| pid(rank).ok()?.parse().ok());
+    pids.collect()
+}
+
+/// Waits until every rank has taken a step.
+fn wait_for_steps(out: &Path, ranks: usize) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let begun = |rank: usize| {
+        std::fs::metadata(out.join(format!("rank-{rank}.jsonl"))).is_ok_and(|file| file.len() > 0)
+    };
+    while !(0..ranks).all(begun) {
+        assert!(Instant::now() < deadline, "no step within a minute");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn send(pid: i32, signal: libc::c_int) {
+    // SAFETY: a signal to a process that this test started.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+}
+
+fn lives(pid: i32) -> bool {
+    // A zombie that nobody has waited for yet does not live.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.trim().chars().next());
+    state.is_some_and(|state| state != 'Z')
+}
+
+fn usr1_writes_a_checkpoint_and_stops() -> String {
+    let out = folder();
+    let job = start("long", 2, out.path(), &[]);
+    wait_for_steps(out.path(), 2);
+    send(job.child.id() as i32, libc::SIGUSR1);
+    let done = job.wait(Duration::from_secs(20)).expect("stopping");
+    let said = done
+        .text
+        .lines()
+        .find_map(|line| line.strip_prefix("stopped after "));
+    let step = said.unwrap().split(' ').next().unwrap().to_owned();
+    let checkpoint = out
+        .path()
+        .join("checkpoints")
+        .join(format!("checkpoint-{step}"));
+    assert!(
+        checkpoint.join("checkpoint.json").is_file(),
+        "{}",
+        done.text
+    );
+    let next = (step.parse::<usize>().unwrap() + 1).to_string();
+    let on = [("RESUME", "1"), ("STOP_AT", next.as_str())];
+    run("long", 3, out.path(), &on).expect("going on");
+    format!("2 ranks: USR1 to mpirun, a checkpoint after step {step}, gone on on 3 ranks")
+}
+
+fn a_fault_of_one_rank_ends_all() -> String {
+    let quick = |role: &str, ranks: usize, message: &str| {
+        let out = folder();
+        let done = run(role, ranks, out.path(), &[]).expect_failure(message);
+        assert!(done.seconds < 20.0, "{role}: {} s", done.seconds);
+        let alive: Vec<i32> = pids(out.path(), ranks);
+        assert!(!alive.iter().any(|&pid| lives(pid)), "{role}: an orphan");
+        done
+    };
+    quick("panic", 3, "rank 1 panicked");
+    let done = quick(
+        "callback",
+        3,
+        "rank 0 got: distributed training: rank 1 failed: a test's error",
+    );
+    assert!(
+        done.text.contains("rank 1 got: a test's error"),
+        "{}",
+        done.text
+    );
+    let done = quick("nan", 3, "rank 0 got: the loss became NaN at step 4");
+    assert!(
+        done.text
+            .contains("rank 2 got: the loss became NaN at step 4"),
+        "{}",
+        done.text
+    );
+    let done = quick(
+        "full",
+        2,
+        "rank 1 got: distributed training: rank 0 failed: could not write",
+    );
+    assert!(
+        done.text.contains("rank 0 got: could not write"),
+        "{}",
+        done.text
+    );
+    quick("leave", 2, "rank 1 ended its program while rank 0 was at");
+    quick("data", 2, "rank 1 has other training data");
+    "2 and 3 ranks: a panic, a callback's error, NaN, a full disk, an early end, other data: no hang, all say why".to_owned()
+}
+
+fn a_killed_rank_ends_the_job() -> String {
+    let moments = match std::env::var("CLOZE_TEST_KILLS") {
+        Ok(count) => count.parse().unwrap(),
+        Err(_) => 2,
+    };
+    let seed = std::process::id() as u64;
+    let (mut slowest, mut resumed): (f64, usize) = (0.0, 0);
+    for moment in 0..moments {
+        let out = folder();
+        let ranks = 3;
+        let job = start("long", ranks, out.path(), &[]);
+        wait_for_steps(out.path(), ranks);
+        // Any moment of the next second and a half, any rank.
+        let draw = blake3::hash(&(seed * 1000 + moment).to_le_bytes());
+        let [rank, low, high, ..] = *draw.as_bytes();
+        let wait = u64::from(u16::from_le_bytes([low, high])) * 1500 / 65536;
+        std::thread::sleep(Duration::from_millis(wait));
+        let pids = pids(out.path(), ranks);
+        let killed = Instant::now();
+        send(pids[usize::from(rank) % ranks], libc::SIGKILL);
+        let done = job.wait(Duration::from_secs(10));
+        slowest = slowest.max(killed.elapsed().as_secs_f64());
+        assert!(!done.status.success(), "{}", done.text);
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!pids.iter().any(|&pid| lives(pid)), "an orphan");
+        if out
+            .path()
+            .join("checkpoints")
+            .read_dir()
+            .is_ok_and(|mut all| {
+                all.any(|entry| {
+                    entry
+                        .unwrap()
+                        .file_name()
+                        .to_string_lossy()
+                        .starts_with("checkpoint-")
+                })
+            })
+        {
+            let before = newest(&out.path().join("checkpoints"));
+            let stop = (before + 1).to_string();
+            let on = [("RESUME", "1"), ("STOP_AT", stop.as_str())];
+            let done = run("long", 0, out.path(), &on).expect("going on");
+            assert!(!done.text.contains("damaged"), "{}", done.text);
+            assert!(
+                done.text.contains(&format!("stopped after {stop} steps")),
+                "{}",
+                done.text
+            );
+            resumed += 1;
+        }
+    }
+    format!(
+        "3 ranks: {moments} times one was killed at a random moment, the job ended within {slowest:.1} s with no orphan, and \
+         {resumed} newest checkpoints were whole and went on"
+    )
+}
+
+/// The step of the newest checkpoint.
+fn newest(checkpoints: &Path) -> usize {
+    let entries = checkpoints.read_dir().unwrap().flatten();
+    let step = |entry: std::fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        name.strip_prefix("checkpoint-")?.parse().ok()
+    };
+    entries.filter_map(step).max().unwrap()
+}
+
+fn what_is_exchanged() -> String {
+    let mut said = Vec::new();
+    for ranks in [2, 3, 4] {
+        let out = folder();
+        run("train", ranks, out.path(), &[]).expect("training");
+        let params: usize = crate::rank::model(1)
+            .params()
+            .iter()
+            .map(|p| p.elem_count())
+            .sum();
+        let mut all = 0;
+        for rank in 0..ranks {
+            let lines = lines(out.path(), rank);
+            all += bits(&lines[STEPS - 1], "bytes") - bits(&lines[0], "bytes");
+        }
+        let steps = (STEPS - 1) as f64;
+        let each = all as f64 / steps / ranks as f64;
+        let expected = 2.0 * (ranks - 1) as f64 / ranks as f64 * 4.0 * params as f64;
+        assert!((each / expected - 1.0).abs() < 0.01, "{each} {expected}");
+        said.push(format!("{ranks} ranks {:.1} KB", each / 1e3));
+    }
+    format!(
+        "a step and rank: {}: 2(N-1)/N of the gradients",
+        said.join(", ")
+    )
+}
+
+fn an_exchange_costs_what_its_calls_cost() -> String {
+    let mut said = Vec::new();
+    for ranks in [2, 3] {
+        // Others may be at work on this machine: the best of three counts.
+        let mut best = (f64::INFINITY, 0.0, 0.0);
+        for _ in 0..3 {
+            let out = folder();
+            let done = run("exchange", ranks, out.path(), &[]).expect("exchanging");
+            let line = done
+                .text
+                .lines()
+                .find_map(|line| line.strip_prefix("exchange "));
+            let numbers: Vec<f64> = line
+                .unwrap()
+                .split(' ')
+                .map(|n| n.parse().unwrap())
+                .collect();
+            let ratio = numbers[1] / numbers[2];
+            if ratio < best.0 {
+                best = (ratio, numbers[0], numbers[1]);
+            }
+            if ratio <= 1.15 {
+                break;
+            }
+        }
+        let (ratio, count, seconds) = best;
+        assert!(ratio <= 1.15, "{ranks} ranks: {ratio} times the bare calls");
+        said.push(format!(
+            "{ranks} ranks {:.0} ms for {:.1} MB, {ratio:.2} times the bare calls",
+            1e3 * seconds,
+            4e-6 * count
+        ));
+    }
+    said.join(", ")
+}
+
+/// JSON lines through flatten, tokenize, group and train on 1, 2 and 3 ranks, with a limit for the memory of each.
+fn data_beyond_memory_come_in_one_order() -> String {
+    let bytes: u64 = match std::env::var("CLOZE_TEST_STREAM_MB") {
+        Ok(megabytes) => megabytes.parse::<u64>().unwrap() << 20,
+        Err(_) => 4 << 20,
+    };
+    let (data, cache) = (folder(), folder());
+    let rows = crate::stream::write(&data.path().join("train.jsonl"), bytes);
+    let variables = [
+        ("CLOZE_CACHE", cache.path().to_str().unwrap()),
+        ("DATA", data.path().to_str().unwrap()),
+    ];
+    let mut found: Vec<Vec<Value>> = Vec::new();
+    let mut peak = 0.0f64;
+    let mut seconds = Vec::new();
+    // Three ranks first: they prepare the data, once.
+    for ranks in [3, 2, 0] {
+        let out = folder();
+        let job = start("stream", ranks, out.path(), &variables);
+        let done = job.wait(Duration::from_secs(3600)).expect("streaming");
+        seconds.push(format!("{:.0} s", done.seconds));
+        let mut batches: Vec<Value> = Vec::new();
+        for rank in 0..ranks.max(1) {
+            for line in lines(out.path(), rank) {
+                match line["peak"].as_f64() {
+                    Some(bytes) => peak = peak.max(bytes),
+                    None => batches.push(line),
+                }
+            }
+        }
+        batches.sort_by_key(|line| bits(line, "batch"));
+        batches.dedup();
+        found.push(batches);
+    }
+    assert!(found[0].len() >= 48, "{}", found[0].len());
+    assert!(found.iter().all(|batches| batches == &found[0]));
+    assert!(peak < 1.5e9, "{peak} bytes");
+    format!(
+        "3, 2 and 1 ranks: {:.0} MB of JSON lines ({rows} rows), the same {} batches, at most {:.0} MB a rank ({})",
+        bytes as f64 / 1e6,
+        found[0].len(),
+        peak / 1e6,
+        seconds.join(", ")
+    )
+}
