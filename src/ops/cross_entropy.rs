@@ -26,40 +26,7 @@ pub fn masked_cross_entropy(
     bias: Option<&Param>,
     labels: &Tensor,
 ) -> Result<Tensor> {
-    let (rows, width) = hidden.dims2()?;
-    let (vocab, _) = weight.shape().dims2()?;
-    if labels.dims() != [rows] {
-        return Err(Error::argument(
-            "labels",
-            format!("shape {:?}, but there are {rows} rows", labels.dims()),
-        ));
-    }
-    if weight.shape().dims() != [vocab, width] {
-        return Err(Error::argument(
-            "hidden",
-            format!(
-                "rows of {width}, but {} has shape {:?}",
-                weight.name(),
-                weight.shape()
-            ),
-        ));
-    }
-    if let Some(bias) = bias.filter(|bias| bias.shape().dims() != [vocab]) {
-        return Err(Error::Weights(format!(
-            "{} has shape {:?}, but the vocabulary has {vocab} entries",
-            bias.name(),
-            bias.shape()
-        )));
-    }
-    let targets = labels.to_dtype(DType::U32)?.to_vec1::<u32>()?;
-    if let Some(bad) = targets.iter().find(|&&label| label as usize >= vocab) {
-        return Err(Error::argument(
-            "labels",
-            format!(
-                "{bad} is outside the vocabulary of {vocab}; rows that do not count must be left out before"
-            ),
-        ));
-    }
+    let targets = checked_targets(hidden, weight, bias, labels)?;
     #[cfg(feature = "cuda")]
     if super::cuda::takes(hidden, [weight].into_iter().chain(bias)) {
         return super::cuda::masked_cross_entropy(hidden, weight, bias, targets);
@@ -104,41 +71,99 @@ pub fn masked_cross_entropy(
                 Some(kept) => kept,
                 None => forward(hidden, &weight, bias.as_ref(), &targets)?.1,
             };
-            kept.turn_into_gradient(&targets, vocab, grad.to_scalar::<f32>()?);
-            let gradient = &kept.exps;
-            if let Some(bias) = bias.as_ref().filter(|_| wants_bias) {
-                bias.update_grad(|db, fresh| column_sums(gradient, vocab, db, fresh))?;
-            }
-            if wants_weight {
-                storage::with(hidden, |hidden| {
-                    weight.update_grad(|dw, fresh| {
-                        let into = Accumulate::fresh(fresh);
-                        matmul(
-                            (vocab, rows, width),
-                            into,
-                            dw,
-                            (gradient, true),
-                            (hidden, false),
-                        );
-                    })
-                })??;
-            }
-            if !hidden.track_op() {
-                return Ok(vec![]);
-            }
-            let mut dx = for_overwrite(rows * width);
-            storage::with(weight.var(), |w| {
-                matmul(
-                    (rows, vocab, width),
-                    Accumulate::Overwrite,
-                    &mut dx,
-                    (gradient, false),
-                    (w, false),
-                );
-            })?;
-            Ok(vec![Some(storage::tensor(dx, hidden.shape())?)])
+            kept.turn_into_gradient(
+                &targets,
+                weight.shape().dims2()?.0,
+                grad.to_scalar::<f32>()?,
+            );
+            let bias = bias.as_ref().filter(|_| wants_bias);
+            gradients(hidden, &kept.exps, &weight, bias, wants_weight)
         },
     )
+}
+
+/// Returns the labels as ids of the vocabulary, once everything is known to fit together.
+fn checked_targets(
+    hidden: &Tensor,
+    weight: &Param,
+    bias: Option<&Param>,
+    labels: &Tensor,
+) -> Result<Vec<u32>> {
+    let (rows, width) = hidden.dims2()?;
+    let (vocab, _) = weight.shape().dims2()?;
+    if labels.dims() != [rows] {
+        return Err(Error::argument(
+            "labels",
+            format!("shape {:?}, but there are {rows} rows", labels.dims()),
+        ));
+    }
+    if weight.shape().dims() != [vocab, width] {
+        return Err(Error::argument(
+            "hidden",
+            format!(
+                "rows of {width}, but {} has shape {:?}",
+                weight.name(),
+                weight.shape()
+            ),
+        ));
+    }
+    if let Some(bias) = bias.filter(|bias| bias.shape().dims() != [vocab]) {
+        return Err(Error::Weights(format!(
+            "{} has shape {:?}, but the vocabulary has {vocab} entries",
+            bias.name(),
+            bias.shape()
+        )));
+    }
+    let targets = labels.to_dtype(DType::U32)?.to_vec1::<u32>()?;
+    if let Some(bad) = targets.iter().find(|&&label| label as usize >= vocab) {
+        return Err(Error::argument(
+            "labels",
+            format!(
+                "{bad} is outside the vocabulary of {vocab}; rows that do not count must be left out before"
+            ),
+        ));
+    }
+    Ok(targets)
+}
+
+/// Adds the gradients of the weight and of `bias` to them, and returns that of `hidden` (rows, width) if it is wanted;
+/// `logits` is the gradient of the logits, (rows, vocab).
+fn gradients(
+    hidden: &Tensor,
+    logits: &[f32],
+    weight: &Param,
+    bias: Option<&Param>,
+    wants_weight: bool,
+) -> Result<Vec<Option<Tensor>>> {
+    let (rows, width) = hidden.dims2()?;
+    let (vocab, _) = weight.shape().dims2()?;
+    if let Some(bias) = bias {
+        bias.update_grad(|db, fresh| column_sums(logits, vocab, db, fresh))?;
+    }
+    if wants_weight {
+        let sizes = (vocab, rows, width);
+        storage::with(hidden, |hidden| {
+            weight.update_grad(|dw, fresh| {
+                let into = Accumulate::fresh(fresh);
+                matmul(sizes, into, dw, (logits, true), (hidden, false));
+            })
+        })??;
+    }
+    if !hidden.track_op() {
+        return Ok(vec![]);
+    }
+    let mut dx = for_overwrite(rows * width);
+    storage::with(weight.var(), |w| {
+        let sizes = (rows, vocab, width);
+        matmul(
+            sizes,
+            Accumulate::Overwrite,
+            &mut dx,
+            (logits, false),
+            (w, false),
+        );
+    })?;
+    Ok(vec![Some(storage::tensor(dx, hidden.shape())?)])
 }
 
 /// What the forward pass leaves to the backward pass.

@@ -145,6 +145,35 @@ thread_local! {
     static OWN: RefCell<Blocks> = RefCell::default();
 }
 
+/// How a product is cut into pieces for the caches.
+struct Cut {
+    /// The stretch of the inner dimension between two visits to the result.
+    depth: usize,
+    /// Whether the common operand fits the cache.
+    fits: bool,
+    /// How many panels of its own each task has.
+    chunk: usize,
+}
+
+impl Cut {
+    /// Returns the cut for an inner dimension of `k`, that many panels, and packed blocks of `block` bytes.
+    fn new(k: usize, common_panels: usize, own_panels: usize, block: usize) -> Self {
+        let depth = k.div_ceil(k.div_ceil(DEPTH)).next_multiple_of(SIDE);
+        // Where the common operand fits the cache, own panels are packed few at a time just before they are used; else
+        // many, so that they stay in the cache while the common operand passes by.
+        let fits = common_panels * depth / SIDE * block <= CACHE_BYTES / 2;
+        let most = match fits {
+            true => (CACHE_BYTES / 4 / (depth / SIDE * block)).clamp(1, 8),
+            false => (CACHE_BYTES / 2 / (depth / SIDE * block)).max(1),
+        };
+        let tasks = own_panels
+            .div_ceil(most)
+            .next_multiple_of(rayon::current_num_threads());
+        let chunk = own_panels.div_ceil(tasks);
+        Self { depth, fits, chunk }
+    }
+}
+
 /// `c (m, n) = or (with `add`) += a · b` on all threads of the pool, at the precision of so many parts; `c` is row-major
 /// with rows `stride` apart.
 ///
@@ -167,20 +196,9 @@ pub(super) unsafe fn matmul<const PARTS: usize>(
         true => (b, n, a, m),
         false => (a, m, b, n),
     };
-    let depth = k.div_ceil(k.div_ceil(DEPTH)).next_multiple_of(SIDE);
     let common_panels = common_len.div_ceil(SIDE);
     let own_panels = own_len.div_ceil(SIDE);
-    // Where the common operand fits the cache, own panels are packed few at a time just before they are used; else
-    // many, so that they stay in the cache while the common operand passes by.
-    let fits = common_panels * depth / SIDE * block <= CACHE_BYTES / 2;
-    let most = match fits {
-        true => (CACHE_BYTES / 4 / (depth / SIDE * block)).clamp(1, 8),
-        false => (CACHE_BYTES / 2 / (depth / SIDE * block)).max(1),
-    };
-    let tasks = own_panels
-        .div_ceil(most)
-        .next_multiple_of(rayon::current_num_threads());
-    let chunk = own_panels.div_ceil(tasks);
+    let Cut { depth, fits, chunk } = Cut::new(k, common_panels, own_panels, block);
     let c = Shared(c);
     // Taken out of its place: a thread of the pool may start another product while it waits for this one.
     let mut blocks = COMMON.take();
@@ -194,20 +212,8 @@ pub(super) unsafe fn matmul<const PARTS: usize>(
             inner,
             left: !by_rows,
         };
-        // Pieces that are read in the order of memory.
-        let pieces = if common.from.inner == 1 {
-            common_panels
-        } else {
-            steps
-        };
-        (0..pieces).into_par_iter().for_each(|piece| {
-            let (panels, steps) = match common.from.inner {
-                1 => (piece..piece + 1, 0..steps),
-                _ => (0..common_panels, piece..piece + 1),
-            };
-            // SAFETY: the buffer has room for all panels of `depth`; each task writes its own blocks.
-            unsafe { common.pack::<PARTS>(panels, steps, packed.get()) };
-        });
+        // SAFETY: the buffer has room for all panels of `depth`.
+        unsafe { common.pack_all::<PARTS>(common_panels, steps, packed) };
         let add = add || from > 0;
         (0..own_panels.div_ceil(chunk))
             .into_par_iter()
@@ -321,6 +327,23 @@ struct Panels {
 }
 
 impl Panels {
+    /// Packs all of `panels` panels, on all threads.
+    ///
+    /// # Safety
+    /// As for [`Panels::pack`], for all of them.
+    unsafe fn pack_all<const PARTS: usize>(&self, panels: usize, steps: usize, to: Shared<u8>) {
+        // Pieces that are read in the order of memory.
+        let pieces = if self.from.inner == 1 { panels } else { steps };
+        (0..pieces).into_par_iter().for_each(|piece| {
+            let (panels, steps) = match self.from.inner {
+                1 => (piece..piece + 1, 0..steps),
+                _ => (0..panels, piece..piece + 1),
+            };
+            // SAFETY: for the caller; each task writes its own blocks.
+            unsafe { self.pack::<PARTS>(panels, steps, to.get()) };
+        });
+    }
+
     /// Packs blocks, each to its place among all blocks of these panels.
     ///
     /// In tiles of the left operand a row holds 16 pairs of inner elements of one row; in those of the right operand a

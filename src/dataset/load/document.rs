@@ -16,116 +16,147 @@ pub(super) struct Records {
     pub(super) file_bytes: usize,
 }
 
+/// Reads the records of a JSON document: the elements of its array, the elements of an object's field, or objects that follow
+/// each other, each over several lines.
 pub(super) fn records(path: &Path, options: &Options) -> Result<Vec<Records>> {
     let mut bytes = Vec::new();
     source::open(path, options.encoding)?
         .read_to_end(&mut bytes)
         .map_err(|error| Error::io("read", path, error))?;
-    let start = 0;
-    let mut scanner = Scanner {
+    let document = Document {
+        path,
         bytes: &bytes,
-        at: start,
     };
-    let malformed = |at: usize, message: String| Error::Format {
-        path: path.to_owned(),
-        line: Some(line_of(&bytes, at)),
-        message,
-    };
-    let broken = |at: usize| {
-        // The scanner only looks for ends; serde says what is wrong.
-        match serde_json::from_slice::<serde::de::IgnoredAny>(&special::as_numbers(&bytes)) {
-            Err(error) => Error::Format {
-                path: path.to_owned(),
-                line: Some(error.line()),
-                message: format!("malformed JSON: {error}"),
-            },
-            Ok(_) => malformed(at, "malformed JSON".to_owned()),
-        }
-    };
+    let mut scanner = document.scanner(0);
     scanner.skip_space();
     let elements = match (scanner.peek(), &options.field) {
-        (Some(b'['), None) => scanner.array().ok_or_else(|| broken(start))?,
+        (Some(b'['), None) => scanner.array().ok_or_else(|| document.broken(0))?,
         (Some(b'['), Some(field)) => {
             let message = format!(
                 "the field {field:?} was asked for, but the file is an array and not an object"
             );
-            return Err(malformed(start, message));
+            return Err(document.malformed(0, message));
         }
-        _ => {
-            let object = scanner.at;
-            let fields = scanner.object().ok_or_else(|| broken(object))?;
-            let names = || {
-                fields
-                    .iter()
-                    .map(|(name, _)| name.as_str())
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            };
-            let arrays = |(_, range): &&(String, Range<usize>)| {
-                let inner = bytes[range.clone()]
-                    .strip_prefix(b"[")
-                    .map(<[u8]>::trim_ascii_start);
-                inner.is_some_and(|inner| inner.starts_with(b"{"))
-            };
-            let chosen = match &options.field {
-                Some(field) => Some(fields.iter().find(|(name, _)| name == field).ok_or_else(
-                    || {
-                        malformed(
-                            object,
-                            format!("there is no field {field:?}; the fields are {}", names()),
-                        )
-                    },
-                )?),
-                None => match fields.iter().filter(arrays).collect::<Vec<_>>()[..] {
-                    [] => None,
-                    [only] => Some(only),
-                    _ => {
-                        let message = format!(
-                            "the object has several fields with records ({}); choose one with Loader::field",
-                            fields
-                                .iter()
-                                .filter(arrays)
-                                .map(|(name, _)| name.as_str())
-                                .collect::<Vec<_>>()
-                                .join(", ")
-                        );
-                        return Err(malformed(object, message));
-                    }
-                },
-            };
-            let end = scanner.at;
-            match chosen {
-                // A record written over several lines; more of them may follow.
-                None => {
-                    let mut elements: Vec<_> = std::iter::once(object..end).collect();
-                    scanner.skip_space();
-                    while scanner.peek().is_some() {
-                        let from = scanner.at;
-                        scanner.object().ok_or_else(|| broken(from))?;
-                        elements.push(from..scanner.at);
-                        scanner.skip_space();
-                    }
-                    elements
-                }
-                Some((_, range)) if bytes[range.start] == b'[' => {
-                    let mut inner = Scanner {
-                        bytes: &bytes,
-                        at: range.start,
-                    };
-                    inner.array().ok_or_else(|| broken(range.start))?
-                }
-                Some((_, range)) => Vec::from([range.clone()]),
-            }
-        }
+        _ => document.elements_of_object(&mut scanner, options.field.as_deref())?,
     };
     scanner.skip_space();
     if scanner.peek().is_some() {
-        return Err(malformed(
+        return Err(document.malformed(
             scanner.at,
             "something follows after the end of the JSON document".to_owned(),
         ));
     }
     Ok(pack(&bytes, elements))
+}
+
+/// A document and where it lies.
+struct Document<'a> {
+    path: &'a Path,
+    bytes: &'a [u8],
+}
+
+/// A field of an object: its name, and where its value lies.
+type Field = (String, Range<usize>);
+
+impl Document<'_> {
+    fn scanner(&self, at: usize) -> Scanner<'_> {
+        Scanner {
+            bytes: self.bytes,
+            at,
+        }
+    }
+
+    fn malformed(&self, at: usize, message: String) -> Error {
+        Error::Format {
+            path: self.path.to_owned(),
+            line: Some(line_of(self.bytes, at)),
+            message,
+        }
+    }
+
+    /// Returns the error of a document whose end the scanner did not find: it only looks for ends, and serde says what is
+    /// wrong.
+    fn broken(&self, at: usize) -> Error {
+        match serde_json::from_slice::<serde::de::IgnoredAny>(&special::as_numbers(self.bytes)) {
+            Err(error) => Error::Format {
+                path: self.path.to_owned(),
+                line: Some(error.line()),
+                message: format!("malformed JSON: {error}"),
+            },
+            Ok(_) => self.malformed(at, "malformed JSON".to_owned()),
+        }
+    }
+
+    /// Reads the object at the scanner, and returns the records in its field, or the object and those that follow it where it
+    /// is a record itself.
+    fn elements_of_object(
+        &self,
+        scanner: &mut Scanner,
+        field: Option<&str>,
+    ) -> Result<Vec<Range<usize>>> {
+        let object = scanner.at;
+        let fields = scanner.object().ok_or_else(|| self.broken(object))?;
+        let end = scanner.at;
+        match self.field_with_records(object, &fields, field)? {
+            None => {
+                let mut elements: Vec<_> = std::iter::once(object..end).collect();
+                scanner.skip_space();
+                while scanner.peek().is_some() {
+                    let from = scanner.at;
+                    scanner.object().ok_or_else(|| self.broken(from))?;
+                    elements.push(from..scanner.at);
+                    scanner.skip_space();
+                }
+                Ok(elements)
+            }
+            Some((_, range)) if self.bytes[range.start] == b'[' => {
+                let mut inner = self.scanner(range.start);
+                inner.array().ok_or_else(|| self.broken(range.start))
+            }
+            Some((_, range)) => Ok(Vec::from([range.clone()])),
+        }
+    }
+
+    /// Returns the field that holds the records: the one that was asked for, or the only one with an array of objects; `None`
+    /// where the object, which begins at `object`, is a record itself.
+    fn field_with_records<'a>(
+        &self,
+        object: usize,
+        fields: &'a [Field],
+        asked: Option<&str>,
+    ) -> Result<Option<&'a Field>> {
+        let names = |fields: &[&Field]| {
+            let names: Vec<&str> = fields.iter().map(|(name, _)| name.as_str()).collect();
+            names.join(", ")
+        };
+        if let Some(asked) = asked {
+            let found = fields.iter().find(|(name, _)| name == asked);
+            return found.map(Some).ok_or_else(|| {
+                let all: Vec<&Field> = fields.iter().collect();
+                let message = format!(
+                    "there is no field {asked:?}; the fields are {}",
+                    names(&all)
+                );
+                self.malformed(object, message)
+            });
+        }
+        let holds_objects = |(_, range): &&Field| {
+            let inner = self.bytes[range.clone()].strip_prefix(b"[");
+            inner.is_some_and(|inner| inner.trim_ascii_start().starts_with(b"{"))
+        };
+        let arrays: Vec<&Field> = fields.iter().filter(holds_objects).collect();
+        match arrays[..] {
+            [] => Ok(None),
+            [only] => Ok(Some(only)),
+            _ => {
+                let message = format!(
+                    "the object has several fields with records ({}); choose one with Loader::field",
+                    names(&arrays)
+                );
+                Err(self.malformed(object, message))
+            }
+        }
+    }
 }
 
 /// The elements in chunks; texts become objects with the one field `text`, as in datasets.

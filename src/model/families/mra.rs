@@ -279,7 +279,7 @@ impl TwoResolutions {
 
 impl Mixing for TwoResolutions {
     fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let (batch, n, hidden) = x.dims3()?;
+        let (batch, n, _) = x.dims3()?;
         let (heads, size, blocks) = (self.maps.heads, self.maps.head_size, n / BLOCK);
         let [mut q, mut k, mut v] = self.maps.forward(x)?;
         let text = match &pass.mask {
@@ -350,6 +350,39 @@ impl Mixing for TwoResolutions {
             levels.push(ops::select_rows(&coarse, &of_tokens)?);
         }
 
+        let mixed = self.mixed(&levels, &chosen, &highest, x)?;
+        match text {
+            Some(text) => ops::mul_rows(&mixed, text),
+            None => Ok(mixed),
+        }
+    }
+
+    fn params(&self) -> Vec<Param> {
+        self.maps.params()
+    }
+
+    /// Of the longest texts.
+    fn flops(&self) -> ModelFlops {
+        let pair = 4 * (self.maps.heads * self.maps.head_size) as u64;
+        let seen = (self.choice.pairs.isqrt() * BLOCK) as u64;
+        ModelFlops {
+            per_token: 2 * self.maps.weights() as u64 + pair * seen,
+            ..ModelFlops::default()
+        }
+    }
+}
+
+impl TwoResolutions {
+    /// Returns the levels' results, each by its share of the sums, (batch, n, hidden); the shape is that of `x`.
+    fn mixed(
+        &self,
+        levels: &[Tensor],
+        chosen: &[Chosen],
+        highest: &[Vec<f32>],
+        x: &Tensor,
+    ) -> Result<Tensor> {
+        let (batch, n, hidden) = x.dims3()?;
+        let (heads, size) = (self.maps.heads, self.maps.head_size);
         // The sums of the levels, and the constant, which is relative to the highest score.
         let rows = n * batch * heads;
         let constant = |row: usize| {
@@ -375,24 +408,7 @@ impl Mixing for TwoResolutions {
         let results = ops::narrow(&levels, 2, 0, size)?;
         let mixed = ops::matmul(&shares, &results, false, false)?;
         let mixed = ops::permute(&ops::reshape(&mixed, (n, batch, hidden))?, &[1, 0, 2])?;
-        match text {
-            Some(text) => ops::mul_rows(&mixed, text),
-            None => Ok(mixed),
-        }
-    }
-
-    fn params(&self) -> Vec<Param> {
-        self.maps.params()
-    }
-
-    /// Of the longest texts.
-    fn flops(&self) -> ModelFlops {
-        let pair = 4 * (self.maps.heads * self.maps.head_size) as u64;
-        let seen = (self.choice.pairs.isqrt() * BLOCK) as u64;
-        ModelFlops {
-            per_token: 2 * self.maps.weights() as u64 + pair * seen,
-            ..ModelFlops::default()
-        }
+        Ok(mixed)
     }
 }
 

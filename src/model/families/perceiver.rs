@@ -95,6 +95,44 @@ const DECODER_QUERIES: usize = 8 * 32;
 /// Layers in a row that no model has.
 const MOST_LAYERS: usize = 4096;
 
+/// Returns the sizes of the layer that reads the input into the latents, and of those in which the latents see each other.
+fn sizes(values: &PerceiverConfig) -> Result<(Sizes, Sizes)> {
+    let (width, inner) = (values.d_model, values.d_latents);
+    let shape = match values.cross_attention_shape_for_attention.as_str() {
+        "q" => inner,
+        "kv" => width,
+        other => {
+            return Err(Error::Config(format!(
+                "unknown cross_attention_shape_for_attention {other:?}; known are kv, q"
+            )));
+        }
+    };
+    let cross = Sizes {
+        queries: inner,
+        source: Some(width),
+        qk: values.qk_channels.unwrap_or(shape),
+        values: values.v_channels,
+        heads: values.num_cross_attention_heads,
+        widening: values.cross_attention_widening_factor,
+        residual: values.use_query_residual,
+    };
+    let own = Sizes {
+        source: None,
+        qk: values.qk_channels.unwrap_or(inner),
+        heads: values.num_self_attention_heads,
+        widening: values.self_attention_widening_factor,
+        residual: true,
+        ..cross
+    };
+    if own.values.unwrap_or(own.qk) != inner {
+        return Err(Error::Config(format!(
+            "v_channels {} (or qk_channels, where it is absent) must be d_latents {inner}: what the latents see is added to them",
+            own.values.unwrap_or(own.qk)
+        )));
+    }
+    Ok((cross, own))
+}
+
 fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architecture>> {
     let values: PerceiverConfig = config.parse()?;
     let PerceiverConfig {
@@ -129,38 +167,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     let latents = table(&base.pp("embeddings"), "latents", values.num_latents, inner)?;
 
     let encoder = base.pp("encoder");
-    let shape = match values.cross_attention_shape_for_attention.as_str() {
-        "q" => inner,
-        "kv" => width,
-        other => {
-            return Err(Error::Config(format!(
-                "unknown cross_attention_shape_for_attention {other:?}; known are kv, q"
-            )));
-        }
-    };
-    let cross = Sizes {
-        queries: inner,
-        source: Some(width),
-        qk: values.qk_channels.unwrap_or(shape),
-        values: values.v_channels,
-        heads: values.num_cross_attention_heads,
-        widening: values.cross_attention_widening_factor,
-        residual: values.use_query_residual,
-    };
-    let own = Sizes {
-        source: None,
-        qk: values.qk_channels.unwrap_or(inner),
-        heads: values.num_self_attention_heads,
-        widening: values.self_attention_widening_factor,
-        residual: true,
-        ..cross
-    };
-    if own.values.unwrap_or(own.qk) != inner {
-        return Err(Error::Config(format!(
-            "v_channels {} (or qk_channels, where it is absent) must be d_latents {inner}: what the latents see is added to them",
-            own.values.unwrap_or(own.qk)
-        )));
-    }
+    let (cross, own) = sizes(&values)?;
     let reading = Layer::new(&values, cross, &encoder.pp("cross_attention"))?;
     let attends = encoder.pp("self_attends");
     let layers = places

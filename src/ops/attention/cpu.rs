@@ -596,35 +596,10 @@ impl Attention {
             (probs, &mut scratch.first_scores),
         );
         grads.shape(block.queries, block.width(), self.margin(x));
-        // SAFETY: the tile has that shape, and the block is one of the queries and keys.
-        unsafe {
-            matmul_raw(
-                (block.queries, s.value, block.width()),
-                Accumulate::Overwrite,
-                1.0,
-                (grads.start(), Strides::rows(grads.pitch())),
-                grad.operand(),
-                ends.v.skip(block.lo).transposed(),
-                Parallelism::None,
-            );
-            if let Some(terms) = x.terms {
-                terms.add_value_scores(h, block.place(), grad, grads);
-            }
-        }
+        self.prob_grads(x, (h, block), grad, ends.v, grads);
         self.softmax_grads(up, head, block, (probs, grads));
         if task.wants_scores {
-            for i in 0..block.queries {
-                let row = grads.row(i);
-                // SAFETY: this row of the scores belongs to this query of this head alone.
-                unsafe {
-                    let target = to
-                        .scores
-                        .rows(batch, h, block.first + i)
-                        .start
-                        .add(block.lo);
-                    std::ptr::copy_nonoverlapping(row.as_ptr(), target, row.len());
-                }
-            }
+            Self::copy_scores(grads, to, head, block);
         }
         let dq = match rotary {
             None => to_q,
@@ -678,6 +653,49 @@ impl Attention {
             }
         }
         Self::turn_back(rotary, &mut scratch.dq, s.key, position, to_q);
+    }
+
+    /// Sets the tile to the gradients of a block's probabilities.
+    fn prob_grads(
+        &self,
+        x: &Inputs,
+        (h, block): (usize, Block),
+        grad: Rows,
+        v: Rows,
+        grads: &mut Tile,
+    ) {
+        let s = &self.sizes;
+        // SAFETY: the tile has that shape, and the block is one of the queries and keys.
+        unsafe {
+            matmul_raw(
+                (block.queries, s.value, block.width()),
+                Accumulate::Overwrite,
+                1.0,
+                (grads.start(), Strides::rows(grads.pitch())),
+                grad.operand(),
+                v.skip(block.lo).transposed(),
+                Parallelism::None,
+            );
+            if let Some(terms) = x.terms {
+                terms.add_value_scores(h, block.place(), grad, grads);
+            }
+        }
+    }
+
+    /// Copies the gradients of a block's scores to where those of all scores are wanted.
+    fn copy_scores(grads: &mut Tile, to: &Outputs, head: Head, block: Block) {
+        for i in 0..block.queries {
+            let row = grads.row(i);
+            // SAFETY: this row of the scores belongs to this query of this head alone.
+            unsafe {
+                let target = to
+                    .scores
+                    .rows(head.batch, head.head, block.first + i)
+                    .start
+                    .add(block.lo);
+                std::ptr::copy_nonoverlapping(row.as_ptr(), target, row.len());
+            }
+        }
     }
 
     /// Turns scores into the probabilities that were used, and their gradient into that of the scores.

@@ -464,38 +464,7 @@ impl Sparse {
                 Parallelism::None,
             );
         }
-        for (i, &kept) in rows.iter().enumerate() {
-            let query = block.first + i;
-            let (probs, row) = (probs.row(i), grads.row(i));
-            if kept == BLIND {
-                probs.fill(0.0);
-                row.fill(0.0);
-                continue;
-            }
-            let at = out.view.at(batch, head, query);
-            let (out, up) = (&out.data[at..], &grad.data[at..]);
-            let mut inner = dot(&out[..s.value], &up[..s.value]);
-            if self.sums {
-                inner -= up[s.value];
-            }
-            if self.dropout.is_active() {
-                self.dropped(block, query, |stream, offset, at, n| {
-                    let (probs, row) = (&mut probs[at..at + n], &mut row[at..at + n]);
-                    softmax_backward_dropped(stream, offset, probs, row, kept, inner);
-                });
-            } else {
-                softmax_backward(probs, row, kept, inner);
-            }
-            if let Some((numbers, _)) = &self.own {
-                let numbers = &numbers[batch];
-                let keys = block.runs.iter().cloned().flatten();
-                for (x, key) in row.iter_mut().zip(keys) {
-                    if numbers[key] == numbers[query] {
-                        *x = 0.0;
-                    }
-                }
-            }
-        }
+        self.softmax_grads((out, grad), block, rows, (&mut *probs, &mut *grads));
         scratch.dk.resize(block.width * s.key, 0.0);
         scratch.dv.resize(block.width * s.value, 0.0);
         // SAFETY: as above; the gradients belong to this task alone.
@@ -529,6 +498,50 @@ impl Sparse {
             );
             scatter(&scratch.dk, s.key, block, dk);
             scatter(&scratch.dv, s.value, block, dv);
+        }
+    }
+
+    /// Turns scores into the probabilities that were used, and their gradient into that of the scores.
+    fn softmax_grads(
+        &self,
+        (out, grad): (Heads, Heads),
+        block: &Block,
+        rows: &[Row],
+        (probs, grads): (&mut Tile, &mut Tile),
+    ) {
+        let s = &self.sizes;
+        let (batch, head) = (block.batch, block.head);
+        for (i, &kept) in rows.iter().enumerate() {
+            let query = block.first + i;
+            let (probs, row) = (probs.row(i), grads.row(i));
+            if kept == BLIND {
+                probs.fill(0.0);
+                row.fill(0.0);
+                continue;
+            }
+            let at = out.view.at(batch, head, query);
+            let (out, up) = (&out.data[at..], &grad.data[at..]);
+            let mut inner = dot(&out[..s.value], &up[..s.value]);
+            if self.sums {
+                inner -= up[s.value];
+            }
+            if self.dropout.is_active() {
+                self.dropped(block, query, |stream, offset, at, n| {
+                    let (probs, row) = (&mut probs[at..at + n], &mut row[at..at + n]);
+                    softmax_backward_dropped(stream, offset, probs, row, kept, inner);
+                });
+            } else {
+                softmax_backward(probs, row, kept, inner);
+            }
+            if let Some((numbers, _)) = &self.own {
+                let numbers = &numbers[batch];
+                let keys = block.runs.iter().cloned().flatten();
+                for (x, key) in row.iter_mut().zip(keys) {
+                    if numbers[key] == numbers[query] {
+                        *x = 0.0;
+                    }
+                }
+            }
         }
     }
 }

@@ -74,53 +74,50 @@ pub(in crate::ops) fn masked_cross_entropy(
                     forward(&gpu, hidden, &weight, bias.as_ref(), &targets, again.ptr())?
                 }
             };
-            let (vocab, width) = weight.shape().dims2()?;
+            let (vocab, _) = weight.shape().dims2()?;
             let gradient = kept.into_gradient(&gpu, bias.as_ref(), grad, (rows, vocab))?;
-            let gradient = Matrix::new(gradient.ptr(), dtype, padded(vocab));
-            if let Some(bias) = wanted {
-                super::bias_gradient(&gpu, gradient, (rows, vocab), bias)?;
-            }
-            if wants_weight {
-                let hidden = Matrix::new(pointer(hidden)?, dtype, width);
-                weight.update_grad_tensor(|dw, fresh| {
-                    let dw = Matrix::new(pointer(dw)?, DType::F32, width);
-                    let beta = if fresh { 0.0 } else { 1.0 };
-                    // SAFETY: dw is (vocab, width) of f32, the gradient (rows, vocab) and hidden (rows, width) of that dtype.
-                    unsafe {
-                        gemm(
-                            &gpu,
-                            (vocab, rows, width),
-                            (1.0, beta),
-                            dw,
-                            gradient.t(),
-                            hidden,
-                        )
-                    }
-                })?;
-            }
-            if !hidden.track_op() {
-                return Ok(vec![]);
-            }
-            let dx = gpu.for_overwrite(hidden.shape(), dtype)?;
-            let w = weight.rounded(dtype)?;
-            let (target, w_matrix) = (
-                Matrix::new(dx.ptr(), dtype, width),
-                Matrix::new(pointer(&w)?, dtype, width),
-            );
-            // SAFETY: dx is (rows, width), the gradient (rows, vocab), w (vocab, width), all of that dtype.
-            unsafe {
-                gemm(
-                    &gpu,
-                    (rows, vocab, width),
-                    (1.0, 0.0),
-                    target,
-                    gradient,
-                    w_matrix,
-                )?
-            };
-            Ok(vec![Some(dx.into_tensor())])
+            gradients(&gpu, hidden, &gradient, &weight, wanted, wants_weight)
         },
     )
+}
+
+/// Adds the gradients of the weight and of `bias` to them, and returns that of `hidden` (rows, width) if it is wanted;
+/// `logits` holds the gradient of the logits.
+fn gradients(
+    gpu: &Gpu,
+    hidden: &Tensor,
+    logits: &Fresh,
+    weight: &Param,
+    bias: Option<&Param>,
+    wants_weight: bool,
+) -> Result<Vec<Option<Tensor>>> {
+    let dtype = hidden.dtype();
+    let (rows, _) = hidden.dims2()?;
+    let (vocab, width) = weight.shape().dims2()?;
+    let logits = Matrix::new(logits.ptr(), dtype, padded(vocab));
+    if let Some(bias) = bias {
+        super::bias_gradient(gpu, logits, (rows, vocab), bias)?;
+    }
+    if wants_weight {
+        let hidden = Matrix::new(pointer(hidden)?, dtype, width);
+        weight.update_grad_tensor(|dw, fresh| {
+            let dw = Matrix::new(pointer(dw)?, DType::F32, width);
+            let beta = if fresh { 0.0 } else { 1.0 };
+            let sizes = (vocab, rows, width);
+            // SAFETY: dw is (vocab, width) of f32, the gradient (rows, vocab) and hidden (rows, width) of that dtype.
+            unsafe { gemm(gpu, sizes, (1.0, beta), dw, logits.t(), hidden) }
+        })?;
+    }
+    if !hidden.track_op() {
+        return Ok(vec![]);
+    }
+    let dx = gpu.for_overwrite(hidden.shape(), dtype)?;
+    let w = weight.rounded(dtype)?;
+    let target = Matrix::new(dx.ptr(), dtype, width);
+    let w = Matrix::new(pointer(&w)?, dtype, width);
+    // SAFETY: dx is (rows, width), the gradient (rows, vocab), w (vocab, width), all of that dtype.
+    unsafe { gemm(gpu, (rows, vocab, width), (1.0, 0.0), target, logits, w)? };
+    Ok(vec![Some(dx.into_tensor())])
 }
 
 /// Returns the gradients where there is nothing to learn from: zeros for whom one is wanted.

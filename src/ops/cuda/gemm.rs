@@ -238,6 +238,25 @@ pub(super) unsafe fn gemm_heads(
         }
         return Ok(());
     }
+    // SAFETY: as for this function.
+    unsafe { gemm_table(gpu, (batch, heads), (m, k, n), (alpha, beta), c, a, b) }
+}
+
+/// As [`gemm_heads`] by a table of pointers.
+///
+/// # Safety
+/// As there; `alpha` and `beta` must point to an f32.
+unsafe fn gemm_table(
+    gpu: &Gpu,
+    (batch, heads): (usize, usize),
+    (m, k, n): (usize, usize, usize),
+    (alpha, beta): (*const c_void, *const c_void),
+    c: Heads,
+    a: Heads,
+    b: Heads,
+) -> Result<()> {
+    let count = batch * heads;
+    let blas = gpu.device.cublas_handle();
     // Heads side by side in a row, sequences further apart: cuBLAS is told where each matrix begins.
     let table = gpu.for_overwrite(3 * count, DType::I64)?;
     let bytes = |h: Heads, elements: usize| (elements * h.matrix.dtype.size_in_bytes()) as u64;

@@ -63,37 +63,7 @@ impl Tokenizer {
             .iter()
             .map(|row| row.iter().map(AsRef::as_ref).collect())
             .collect();
-        if let Some(at) = cells.iter().position(|row| row.len() != header.len()) {
-            return Err(Error::argument(
-                "rows",
-                format!(
-                    "row {at} has {} cells, but the header has {}",
-                    cells[at].len(),
-                    header.len()
-                ),
-            ));
-        }
-        let mut lines = cells.len() + 1;
-        if header.len() >= self.limit("max_column_id") {
-            return Err(Error::argument(
-                "header",
-                format!("{} columns are too many", header.len()),
-            ));
-        }
-        let most_rows = self.limit("max_row_id");
-        if cells.len() >= most_rows {
-            if options.max_length.is_none() {
-                return Err(Error::argument(
-                    "rows",
-                    format!(
-                        "{} rows are too many; with truncation the last are left out",
-                        cells.len()
-                    ),
-                ));
-            }
-            lines = most_rows;
-        }
-
+        let most = self.most_lines(&header, &cells, options)?;
         let question_tokens = self.core.engine.encode(question)?;
         let mut tokens = Vec::new();
         let mut longest = 0;
@@ -102,7 +72,7 @@ impl Tokenizer {
                 longest = longest.max(self.tokens_of_cell(cell, column + 1, row, &mut tokens)?);
             }
         }
-        let mut words = longest;
+        let (mut lines, mut words) = (most, longest);
         if let Some(max_length) = options.max_length {
             let room = max_length.saturating_sub(question_tokens.len() + 2);
             (lines, words) = fit(&tokens, lines, longest, room);
@@ -110,41 +80,8 @@ impl Tokenizer {
         let stays = |token: &Token| token.row < lines && token.word_at < words;
         tokens.retain(stays);
 
-        let mut encoding = Encoding::default();
-        let special = options.add_special_tokens;
-        let mut push =
-            |id: u32, span: (usize, usize), word: Option<u32>, kind: u32, special: u32| {
-                encoding.ids.push(id);
-                encoding
-                    .tokens
-                    .push(self.id_to_token(id).unwrap_or_default());
-                encoding.attention_mask.push(1);
-                encoding.type_ids.push(kind);
-                encoding.special_tokens_mask.push(special);
-                encoding.offsets.push(span);
-                encoding.word_ids.push(word);
-            };
-        if special {
-            push(cls, (0, 0), None, 0, 1);
-        }
-        for at in 0..question_tokens.len() {
-            let span = question_tokens.get_offsets()[at];
-            push(
-                question_tokens.get_ids()[at],
-                span,
-                question_tokens.get_word_ids()[at],
-                0,
-                0,
-            );
-        }
-        if special {
-            push(sep, (0, 0), None, 0, 1);
-        }
-        let mut word = 0;
-        for token in &tokens {
-            word += u32::from(token.begins_word);
-            push(token.id, token.span, Some(word), 1, 0);
-        }
+        let around = options.add_special_tokens.then_some((cls, sep));
+        let mut encoding = self.joined(&question_tokens, &tokens, around);
         if let Some(max_length) = options.max_length.filter(|max| encoding.len() > *max) {
             return Err(Error::argument(
                 "truncation",
@@ -172,6 +109,89 @@ impl Tokenizer {
         let column = ExtraColumn::per_token(types, TYPES, 0);
         encoding.extra.insert("token_type_ids".to_owned(), column);
         self.pad_one(encoding, options)
+    }
+
+    /// Returns how many lines of the table, its header among them, may stay.
+    fn most_lines(
+        &self,
+        header: &[&str],
+        cells: &[Vec<&str>],
+        options: &EncodeOptions,
+    ) -> Result<usize> {
+        if let Some(at) = cells.iter().position(|row| row.len() != header.len()) {
+            return Err(Error::argument(
+                "rows",
+                format!(
+                    "row {at} has {} cells, but the header has {}",
+                    cells[at].len(),
+                    header.len()
+                ),
+            ));
+        }
+        if header.len() >= self.limit("max_column_id") {
+            return Err(Error::argument(
+                "header",
+                format!("{} columns are too many", header.len()),
+            ));
+        }
+        let most_rows = self.limit("max_row_id");
+        if cells.len() >= most_rows {
+            if options.max_length.is_none() {
+                return Err(Error::argument(
+                    "rows",
+                    format!(
+                        "{} rows are too many; with truncation the last are left out",
+                        cells.len()
+                    ),
+                ));
+            }
+            return Ok(most_rows);
+        }
+        Ok(cells.len() + 1)
+    }
+
+    /// Returns the question and the table's tokens after each other, between the special tokens if there are to be any.
+    fn joined(
+        &self,
+        question: &tokenizers::Encoding,
+        tokens: &[Token],
+        around: Option<(u32, u32)>,
+    ) -> Encoding {
+        let mut encoding = Encoding::default();
+        let mut push =
+            |id: u32, span: (usize, usize), word: Option<u32>, kind: u32, special: u32| {
+                encoding.ids.push(id);
+                encoding
+                    .tokens
+                    .push(self.id_to_token(id).unwrap_or_default());
+                encoding.attention_mask.push(1);
+                encoding.type_ids.push(kind);
+                encoding.special_tokens_mask.push(special);
+                encoding.offsets.push(span);
+                encoding.word_ids.push(word);
+            };
+        if let Some((cls, _)) = around {
+            push(cls, (0, 0), None, 0, 1);
+        }
+        for at in 0..question.len() {
+            let span = question.get_offsets()[at];
+            push(
+                question.get_ids()[at],
+                span,
+                question.get_word_ids()[at],
+                0,
+                0,
+            );
+        }
+        if let Some((_, sep)) = around {
+            push(sep, (0, 0), None, 0, 1);
+        }
+        let mut word = 0;
+        for token in tokens {
+            word += u32::from(token.begins_word);
+            push(token.id, token.span, Some(word), 1, 0);
+        }
+        encoding
     }
 
     /// Appends a cell's tokens and gives their number.
