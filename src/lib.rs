@@ -15,5 +15,8 @@ pub mod prelude;
 pub mod tokenizer;
 pub mod train;
 
+#[doc = include_str!("../docs/families.md")]
+pub mod families {}
+
 pub use base::error::{Error, Result};
 pub use base::{error, files, interrupt};

@@ -191,6 +191,14 @@ mod tests {
     }
 
     #[test]
+    fn the_page_on_families_names_every_one() {
+        let page = include_str!("../../docs/families.md");
+        let missing = |name: &&&str| !page.contains(&format!("`{name}`"));
+        let missing: Vec<_> = SUPPORTED_MODEL_TYPES.iter().filter(missing).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+
+    #[test]
     fn the_readme_names_every_family() {
         let readme = include_str!("../../README.md");
         let section = readme.split("## Families").nth(1).unwrap();
