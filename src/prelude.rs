@@ -1,8 +1,8 @@
 //! The words that a notebook uses: `use cloze::prelude::*;`
 
 pub use crate::collate::{
-    BatchKey, Batches, Collator, DataLoader, Example, Examples, MaskingCollator, MlmBatch,
-    PaddingCollator,
+    BatchKey, Batches, Collator, DataLoader, DenoisingCollator, Example, Examples, MaskingCollator,
+    MlmBatch, PaddingCollator,
 };
 pub use crate::dataset::{
     Batch, BatchFunction, Dataset, DatasetDict, FileFormat, GroupTexts, Loader, Map, Row, TestSize,

@@ -1,11 +1,12 @@
 //! The masking policies of masked language modelling.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 
 use super::padding::{Padding, check_multiple};
 use super::rng::Stream;
 use super::{BatchKey, Collator, Example, MlmBatch};
-use crate::model::{Masked, Values, known_input};
+use crate::model::{Column, Masked, Values, known_input};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -46,6 +47,8 @@ pub struct MaskingCollator {
     pad_to_multiple_of: Option<usize>,
     whole_word_mask: bool,
     seed: u64,
+    /// What the mask token has in the columns that would tell what it hides; found out when first needed.
+    mask_values: Arc<OnceLock<BTreeMap<String, i64>>>,
 }
 
 impl MaskingCollator {
@@ -60,6 +63,7 @@ impl MaskingCollator {
             pad_to_multiple_of: None,
             whole_word_mask: false,
             seed: 42,
+            mask_values: Arc::default(),
         }
     }
 
@@ -133,14 +137,14 @@ impl MaskingCollator {
             );
             return Err(Error::argument("random_replace_prob", message));
         }
-        self.mask_id()?;
+        self.tokenizer.needed_mask_id()?;
         check_multiple(self.pad_to_multiple_of)
     }
 
     /// Returns the masked batch of `examples`, the first of which stands at `key` in the order of its epoch.
     pub fn collate(&self, examples: &[Example], key: BatchKey) -> Result<MlmBatch> {
         self.validate()?;
-        let mask_id = self.mask_id()?;
+        let mask_id = self.tokenizer.needed_mask_id()?;
         let padding = Padding::of(&self.tokenizer, self.pad_to_multiple_of);
         let mut batch = padding.pad(examples)?;
         batch.labels.fill(super::IGNORED);
@@ -174,22 +178,32 @@ impl MaskingCollator {
         if places.is_empty() || !batch.columns.keys().any(|name| tells(name)) {
             return Ok(());
         }
-        let mask = self.tokenizer.id_to_token(mask_id).unwrap_or_default();
-        let mask = Example::from(self.tokenizer.encode(&mask)?);
-        let at = mask.input_ids.iter().position(|&id| id == mask_id);
-        for (name, column) in &mut batch.columns {
-            if !tells(name) {
-                continue;
+        let values = match self.mask_values.get() {
+            Some(values) => values,
+            None => {
+                let values = self.values_of(mask_id)?;
+                self.mask_values.get_or_init(|| values)
             }
-            let value = at.zip(mask.columns.get(name));
-            let value = value.and_then(|(at, column)| column.as_ids(name).ok()?.get(at).copied());
-            if let Values::Ids(ids) = &mut column.values {
-                for &place in places {
-                    ids[place] = value.unwrap_or(0);
-                }
+        };
+        for (name, column) in &mut batch.columns {
+            if let (true, Values::Ids(ids)) = (tells(name), &mut column.values) {
+                let value = values.get(name).copied().unwrap_or(0);
+                places.iter().for_each(|&place| ids[place] = value);
             }
         }
         Ok(())
+    }
+
+    /// What the mask token has in columns of one number for each token.
+    fn values_of(&self, mask_id: u32) -> Result<BTreeMap<String, i64>> {
+        let mask = self.tokenizer.id_to_token(mask_id).unwrap_or_default();
+        let mask = Example::from(self.tokenizer.encode(&mask)?);
+        let at = mask.input_ids.iter().position(|&id| id == mask_id);
+        let value = |(name, column): (&String, &Column)| {
+            let value = *column.as_ids(name).ok()?.get(at?)?;
+            Some((name.clone(), value))
+        };
+        Ok(mask.columns.iter().filter_map(value).collect())
     }
 
     fn mask_tokens(
@@ -255,16 +269,6 @@ impl MaskingCollator {
             Some(mask) => mask[t] != 0,
             None => self.special.contains(&example.input_ids[t]),
         }
-    }
-
-    fn mask_id(&self) -> Result<u32> {
-        self.tokenizer.mask_token_id().ok_or_else(|| {
-            Error::Tokenizer(format!(
-                "a {} has no mask token, which masked language modelling needs; its special tokens are in \
-                 tokenizer_config.json",
-                self.tokenizer.class_name()
-            ))
-        })
     }
 }
 

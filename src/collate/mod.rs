@@ -2,6 +2,7 @@
 
 mod batch;
 mod columns;
+mod denoising;
 mod example;
 mod loader;
 mod masking;
@@ -10,6 +11,7 @@ mod permutation;
 mod rng;
 
 pub use batch::{IGNORED, MlmBatch};
+pub use denoising::DenoisingCollator;
 pub use example::{Example, Examples};
 pub use loader::{Batches, DataLoader};
 pub use masking::MaskingCollator;

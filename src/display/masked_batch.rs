@@ -40,10 +40,12 @@ impl MlmBatch {
         };
         let place = |i: usize| {
             let id = self.input_ids[i];
-            let label = Some(self.labels[i]).filter(|&label| label != IGNORED);
+            // Labels of another length stand in a column.
+            let label = self.labels.get(i).copied();
+            let label = label.filter(|&label| label != IGNORED);
             let kind = match label {
                 _ if self.attention_mask[i] == 0 => Kind::Padding,
-                Some(_) if Some(id) == mask => Kind::Mask,
+                _ if Some(id) == mask && (label.is_some() || self.labels.is_empty()) => Kind::Mask,
                 Some(label) if label == i64::from(id) => Kind::Kept,
                 Some(_) => Kind::Replaced,
                 None if special.contains(&id) => Kind::Special,
@@ -90,7 +92,9 @@ impl Rich for MlmBatch {
         }
         line(
             "labels",
-            self.labels[first].iter().map(i64::to_string).collect(),
+            (self.label_values().iter().take(NUMBERS))
+                .map(i64::to_string)
+                .collect(),
         );
         let title = heading(
             &format!("batch of {} × {} tokens", self.batch, self.seq),

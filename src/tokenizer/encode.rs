@@ -216,6 +216,17 @@ impl Tokenizer {
         Ok(())
     }
 
+    /// Returns the id of the mask token, which masked language modelling needs.
+    pub(crate) fn needed_mask_id(&self) -> Result<u32> {
+        self.mask_token_id().ok_or_else(|| {
+            Error::Tokenizer(format!(
+                "a {} has no mask token, which masked language modelling needs; its special tokens are in \
+                 tokenizer_config.json",
+                self.class_name()
+            ))
+        })
+    }
+
     pub(crate) fn no_pad_token(&self) -> Error {
         Error::Tokenizer(format!(
             "a {} has no padding token, which rows of different lengths need; choose one with set_pad_token, for \
