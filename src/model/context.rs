@@ -16,6 +16,7 @@ pub struct Context {
     key: Option<u64>,
     site: Arc<AtomicU64>,
     gradient_checkpointing: bool,
+    unpadded: bool,
 }
 
 impl Context {
@@ -25,6 +26,7 @@ impl Context {
             key: None,
             site: Arc::default(),
             gradient_checkpointing: false,
+            unpadded: true,
         }
     }
 
@@ -34,6 +36,7 @@ impl Context {
             key: Some(mix(mix(seed) ^ pass)),
             site: Arc::default(),
             gradient_checkpointing: false,
+            unpadded: true,
         }
     }
 
@@ -48,6 +51,19 @@ impl Context {
     /// Whether [`gradient_checkpointing`](Self::gradient_checkpointing) is on.
     pub fn checkpoints_gradients(&self) -> bool {
         self.gradient_checkpointing
+    }
+
+    /// Whether texts of different lengths lie one behind the other, without padding, where the family allows it and only some
+    /// positions are asked for, as by a loss: the same numbers but for rounding, in less time. Default: yes.
+    #[must_use]
+    pub fn unpadded(mut self, on: bool) -> Self {
+        self.unpadded = on;
+        self
+    }
+
+    /// Whether [`unpadded`](Self::unpadded) is on.
+    pub fn leaves_out_padding(&self) -> bool {
+        self.unpadded
     }
 
     /// Whether this is a training pass.

@@ -39,6 +39,12 @@ pub trait Block: std::fmt::Debug + Send + Sync {
 
     /// Returns the block's arithmetic; nothing is counted for the head.
     fn flops(&self) -> ModelFlops;
+
+    /// Whether several texts may lie one behind the other in one row, [`AttentionMask::Packed`]: whether nothing but plain
+    /// attention looks at other positions.
+    fn takes_packed(&self) -> bool {
+        false
+    }
 }
 
 /// Where a block normalizes.
@@ -166,5 +172,9 @@ impl Block for TransformerBlock {
             per_pair: self.attention.flops_per_pair(),
             per_counted: 0,
         }
+    }
+
+    fn takes_packed(&self) -> bool {
+        self.attention.position_scores.is_none()
     }
 }

@@ -194,4 +194,8 @@ impl Block for GatedBlock {
             per_counted: 0,
         }
     }
+
+    fn takes_packed(&self) -> bool {
+        true
+    }
 }

@@ -1,10 +1,13 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
 use super::{Embed, Encoder, Head, Pass, padding_mask};
 use crate::Result;
+use crate::model::masked_lm::rows_of;
 use crate::model::{Architecture, Context, ModelFlops, ModelInputs};
+use crate::ops::{self, AttentionMask};
 
 /// Makes [`Pass::inputs`] of a batch, for a model on that device.
 pub type Prepare = fn(&ModelInputs, &Device) -> Result<BTreeMap<&'static str, Tensor>>;
@@ -24,15 +27,88 @@ pub struct Transformer {
     pub max_positions: Option<usize>,
 }
 
-impl Architecture for Transformer {
-    fn hidden_states(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
-        let embedded = self.embeddings.forward(inputs, context)?;
+impl Transformer {
+    /// Returns the last hidden states of embedded texts.
+    fn encode(&self, embedded: Tensor, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
         let mask = padding_mask(inputs, embedded.device())?;
         let mut pass = Pass::new(mask, context);
         if let Some(prepare) = self.prepare {
             pass.inputs = prepare(inputs, embedded.device())?;
         }
         self.encoder.forward(embedded, &pass)
+    }
+
+    /// Returns how the batch's texts lie one behind the other, if they may.
+    fn packing(&self, inputs: &ModelInputs, rows: &[u32], context: &Context) -> Option<Packing> {
+        let blocks = &self.encoder.blocks;
+        let may = context.leaves_out_padding()
+            && self.prepare.is_none()
+            && inputs.has_padding()
+            && blocks.iter().all(|block| block.takes_packed());
+        may.then(|| Packing::new(inputs, rows)).flatten()
+    }
+}
+
+/// Texts one behind the other, without padding.
+struct Packing {
+    /// Where the tokens stand in the padded batch.
+    places: Vec<u32>,
+    lengths: Arc<[usize]>,
+    /// Where the rows that are asked for stand among the tokens.
+    rows: Vec<u32>,
+}
+
+impl Packing {
+    /// Returns `None` where a text has gaps, or rows are asked for that are padding.
+    fn new(inputs: &ModelInputs, rows: &[u32]) -> Option<Self> {
+        let seq = inputs.seq.max(1);
+        let mut places = Vec::new();
+        let mut lengths = Vec::with_capacity(inputs.batch);
+        let mut numbers = vec![u32::MAX; inputs.attention_mask.len()];
+        for (row, mask) in inputs.attention_mask.chunks(seq).enumerate() {
+            let first = mask.iter().position(|&m| m != 0)?;
+            let length = mask[first..].iter().take_while(|&&m| m != 0).count();
+            if mask[first + length..].iter().any(|&m| m != 0) {
+                return None;
+            }
+            for place in row * seq + first..row * seq + first + length {
+                numbers[place] = places.len() as u32;
+                places.push(place as u32);
+            }
+            lengths.push(length);
+        }
+        let rows: Vec<u32> = (rows.iter())
+            .map(|&row| numbers.get(row as usize).copied().unwrap_or(u32::MAX))
+            .collect();
+        (!rows.contains(&u32::MAX)).then_some(Self {
+            places,
+            lengths: lengths.into(),
+            rows,
+        })
+    }
+}
+
+impl Architecture for Transformer {
+    fn hidden_states(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
+        let embedded = self.embeddings.forward(inputs, context)?;
+        self.encode(embedded, inputs, context)
+    }
+
+    fn hidden_rows(
+        &self,
+        inputs: &ModelInputs,
+        rows: Vec<u32>,
+        context: &Context,
+    ) -> Result<Tensor> {
+        let embedded = self.embeddings.forward(inputs, context)?;
+        let Some(packing) = self.packing(inputs, &rows, context) else {
+            return rows_of(&self.encode(embedded, inputs, context)?, rows);
+        };
+        let tokens = rows_of(&embedded, packing.places)?;
+        let (count, width) = tokens.dims2()?;
+        let tokens = ops::reshape(&tokens, (1, count, width))?;
+        let pass = Pass::new(AttentionMask::Packed(packing.lengths), context);
+        rows_of(&self.encoder.forward(tokens, &pass)?, packing.rows)
     }
 
     fn head(&self) -> &dyn Head {

@@ -187,6 +187,7 @@ fn joined(
             let closed = closed(&visible, (batch, queries, keys), &scores)?;
             add(&scores, &closed.broadcast_as(shape)?.contiguous()?)?
         }
+        AttentionMask::Packed(_) => return Err(crate::ops::attention::masks::not_packed()),
     };
     Ok(AttentionMask::Additive(sum))
 }

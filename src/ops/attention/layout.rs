@@ -166,6 +166,11 @@ impl Shared {
         }
     }
 
+    /// Returns the same buffer, whose rows lie as `view` says.
+    pub(super) fn seen_as(self, view: View) -> Self {
+        Self { view, ..self }
+    }
+
     /// Returns the rows of one head from `first` on.
     ///
     /// # Safety

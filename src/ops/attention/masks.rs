@@ -33,8 +33,17 @@ pub(super) fn check(mask: &AttentionMask, sizes: &Sizes) -> Result<()> {
                 ),
             ))
         }
+        AttentionMask::Packed(_) => Err(not_packed()),
         _ => Ok(()),
     }
+}
+
+/// Says that sequences without padding are for plain attention.
+pub(in crate::ops) fn not_packed() -> Error {
+    Error::argument(
+        "attention_mask",
+        "sequences that lie one behind the other are for attention without terms, plans and other weights than the softmax",
+    )
 }
 
 /// Checks that a mask of the queries fits the sizes.

@@ -7,6 +7,7 @@ mod index;
 mod layout;
 pub(super) mod masks;
 mod options;
+mod packed;
 mod plan;
 mod pointwise;
 mod relative;
@@ -15,6 +16,8 @@ mod rows;
 mod skew;
 mod sparse;
 mod window;
+
+use std::sync::Arc;
 
 use candle_core::{D, Tensor};
 
@@ -47,6 +50,9 @@ pub enum AttentionMask {
     /// A tensor added to the scores before the softmax; broadcasts to (batch, heads, query, key) and is
     /// differentiable (relative position biases).
     Additive(Tensor),
+    /// What belongs to the same sequence, where sequences of these lengths lie one behind the other in a single row of the
+    /// batch, without padding. Each one's positions begin at 0.
+    Packed(Arc<[usize]>),
 }
 
 /// How attention is computed on a GPU.
@@ -217,6 +223,9 @@ fn attend(
     terms: Option<&RelativeTerms>,
 ) -> Result<Tensor> {
     let [q, k, v] = qkv;
+    if let (AttentionMask::Packed(lengths), None) = (&options.mask, terms) {
+        return packed::attend(&qkv, None, lengths, options);
+    }
     let sizes = Sizes::new(qkv, options)?;
     check(&sizes, options, terms)?;
     #[cfg(feature = "cuda")]
@@ -247,6 +256,9 @@ fn attend_fused(
     options: &AttentionOptions,
     terms: Option<&RelativeTerms>,
 ) -> Result<Tensor> {
+    if let (AttentionMask::Packed(lengths), None) = (&options.mask, terms) {
+        return packed::attend(&[qkv], Some(layout), lengths, options);
+    }
     let sizes = Sizes::fused(qkv, layout, options)?;
     check(&sizes, options, terms)?;
     #[cfg(feature = "cuda")]

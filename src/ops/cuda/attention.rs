@@ -82,6 +82,7 @@ pub(in crate::ops) fn attention(
                 ..Masks::default()
             }
         }
+        AttentionMask::Packed(_) => return Err(crate::ops::attention::masks::not_packed()),
     };
     let attention = Attention {
         gpu,

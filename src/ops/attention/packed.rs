@@ -1,0 +1,365 @@
+//! Attention of sequences that lie one behind the other, without padding between them.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::cpu::{Attention, Inputs, Targets, Upstream};
+use super::layout::{Heads, Shared, View, readable};
+use super::rows::Row;
+use super::{AttentionMask, AttentionOptions, FusedLayout, Sizes, is_fused, with_qkv};
+use crate::ops::parallel::for_overwrite;
+use crate::ops::{Dropout, concat, narrow, storage, tape};
+use crate::{Error, Result};
+
+/// As [`attention_with`](super::attention_with) and [`attention_fused`](super::attention_fused), for sequences of these
+/// lengths in one row of the batch. Each sequence's positions begin at 0, and it sees itself alone.
+pub(super) fn attend(
+    qkv: &[&Tensor],
+    fused: Option<FusedLayout>,
+    lengths: &Arc<[usize]>,
+    options: &AttentionOptions,
+) -> Result<Tensor> {
+    let sizes = match (fused, qkv) {
+        (Some(layout), [all]) => Sizes::fused(all, layout, options)?,
+        (_, &[q, k, v]) => Sizes::new([q, k, v], options)?,
+        _ => unreachable!("attention has one argument for queries, keys and values, or three"),
+    };
+    check(&sizes, lengths, options)?;
+    if sizes.is_empty() || !is_fused(qkv, options, None) {
+        return one_by_one(qkv, fused, lengths, options);
+    }
+    let qkv = qkv
+        .iter()
+        .map(|x| readable(x))
+        .collect::<Result<Vec<_>>>()?;
+    on_cpu(
+        &qkv.iter().collect::<Vec<_>>(),
+        fused,
+        lengths,
+        sizes,
+        options,
+    )
+}
+
+fn check(sizes: &Sizes, lengths: &[usize], options: &AttentionOptions) -> Result<()> {
+    let sum: usize = lengths.iter().sum();
+    if (sizes.batch, sizes.queries, sizes.keys) != (1, sum, sum) {
+        return Err(Error::argument(
+            "attention_mask",
+            format!(
+                "sequences of {sum} positions together lie in one row of as many, but there are {} rows of {} queries and {} keys",
+                sizes.batch, sizes.queries, sizes.keys
+            ),
+        ));
+    }
+    if options.query_mask.is_some() {
+        return Err(Error::argument(
+            "query_mask",
+            "not with packed sequences: leave out the positions that do not count",
+        ));
+    }
+    if let Some(rotary) = &options.rotary {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        rotary.check(longest, sizes.key, sizes.value)?;
+    }
+    Ok(())
+}
+
+/// The options of sequence number `at`, which drops elements of its own.
+fn of_sequence(options: &AttentionOptions, at: usize) -> AttentionOptions {
+    let key = options.dropout.key;
+    AttentionOptions {
+        mask: AttentionMask::None,
+        dropout: Dropout {
+            key: key ^ (at as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15),
+            ..options.dropout
+        },
+        ..options.clone()
+    }
+}
+
+/// On any device: sequence by sequence.
+fn one_by_one(
+    qkv: &[&Tensor],
+    fused: Option<FusedLayout>,
+    lengths: &[usize],
+    options: &AttentionOptions,
+) -> Result<Tensor> {
+    let mut first = 0;
+    let mut parts = Vec::with_capacity(lengths.len());
+    for (at, &len) in lengths.iter().enumerate() {
+        let part = |x: &&Tensor| narrow(x, 1, first, len);
+        let qkv = qkv.iter().map(part).collect::<Result<Vec<_>>>()?;
+        let options = of_sequence(options, at);
+        parts.push(match (fused, &qkv[..]) {
+            (Some(layout), [all]) => super::attention_fused(all, layout, &options)?,
+            (_, [q, k, v]) => super::attention_with(q, k, v, &options)?,
+            _ => unreachable!("as many as there were"),
+        });
+        first += len;
+    }
+    concat(&parts.iter().collect::<Vec<_>>(), 1)
+}
+
+/// One of the sequences.
+struct Sequence {
+    first: usize,
+    attention: Attention,
+}
+
+impl Sequence {
+    /// Where its rows lie, of those that `view` is of.
+    fn view(&self, view: View) -> View {
+        View {
+            start: view.start + self.first * view.row,
+            ..view
+        }
+    }
+
+    fn inputs<'a>(&self, qkv: [Heads<'a>; 3]) -> Inputs<'a> {
+        let [q, k, v] = qkv.map(|Heads { data, view }| Heads {
+            data,
+            view: self.view(view),
+        });
+        Inputs {
+            q,
+            k,
+            v,
+            bias: &[],
+            terms: None,
+        }
+    }
+}
+
+fn on_cpu(
+    qkv: &[&Tensor],
+    fused: Option<FusedLayout>,
+    lengths: &[usize],
+    sizes: Sizes,
+    options: &AttentionOptions,
+) -> Result<Tensor> {
+    let mut sequences = Vec::with_capacity(lengths.len());
+    let mut first = 0;
+    for (at, &len) in lengths.iter().enumerate().filter(|(_, len)| **len > 0) {
+        let sizes = Sizes {
+            queries: len,
+            keys: len,
+            ..sizes
+        };
+        sequences.push(Sequence {
+            first,
+            attention: Attention::new(sizes, &of_sequence(options, at), None)?,
+        });
+        first += len;
+    }
+    let results: Vec<(Vec<f32>, Vec<Row>)> = with_qkv(qkv, fused, &sizes, |qkv| {
+        let forward = |sequence: &Sequence| sequence.attention.forward(&sequence.inputs(qkv));
+        sequences.par_iter().map(forward).collect()
+    })?;
+    let (outs, rows): (Vec<_>, Vec<_>) = results.into_iter().unzip();
+    let shape = (1, sizes.queries, sizes.heads * sizes.value);
+    tape::record(
+        "attention",
+        qkv,
+        outs.concat(),
+        shape,
+        move |qkv, out, grad| {
+            let mut buffers: Vec<Vec<f32>> =
+                qkv.iter().map(|x| for_overwrite(x.elem_count())).collect();
+            let contiguous = |heads, width| View::contiguous(sizes.queries, heads, width);
+            let (views, of) = match fused {
+                Some(layout) => (
+                    layout.split(contiguous(1, sizes.fused_width()), &sizes),
+                    [0; 3],
+                ),
+                None => {
+                    let q = contiguous(sizes.heads, sizes.key);
+                    let k = contiguous(sizes.kv_heads, sizes.key);
+                    let v = contiguous(sizes.kv_heads, sizes.value);
+                    ([q, k, v], [0, 1, 2])
+                }
+            };
+            let starts: Vec<Shared> = (buffers.iter_mut())
+                .map(|buffer| Shared::new(buffer, contiguous(1, 0)))
+                .collect();
+            let view = contiguous(sizes.heads, sizes.value);
+            with_qkv(qkv, fused, &sizes, |qkv| {
+                storage::with2(out, grad, |out, grad| {
+                    sequences
+                        .par_iter()
+                        .zip(&rows)
+                        .for_each(|(sequence, rows)| {
+                            let heads = |data| Heads {
+                                data,
+                                view: sequence.view(view),
+                            };
+                            let up = Upstream {
+                                out: heads(out),
+                                grad: heads(grad),
+                                rows,
+                            };
+                            // No two sequences have a row in common.
+                            let [q, k, v] =
+                                [0, 1, 2].map(|i| starts[of[i]].seen_as(sequence.view(views[i])));
+                            let mut to = Targets {
+                                q,
+                                k,
+                                v,
+                                scores: &mut [],
+                                terms: None,
+                            };
+                            sequence
+                                .attention
+                                .backward(&sequence.inputs(qkv), &up, &mut to);
+                        });
+                })
+            })??;
+            // Each is formed along the way to the others: those that nobody asked for are dropped.
+            let grads = qkv.iter().zip(buffers).map(|(x, buffer)| {
+                let grad = storage::tensor(buffer, x.shape())?;
+                Ok(x.track_op().then_some(grad))
+            });
+            grads.collect()
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::super::{Band, Rotary, RotaryPairs, attention_fused, attention_with};
+    use super::*;
+    use crate::ops::{self, scale};
+
+    const LENGTHS: [usize; 5] = [5, 1, 0, 12, 3];
+
+    fn noise(shape: &[usize], seed: usize) -> Var {
+        let n: usize = shape.iter().product();
+        let values = (0..n).map(|i| (((i * 7919 + seed * 104_729) % 1000) as f32 * 1.7).sin());
+        Var::from_vec(values.collect::<Vec<f32>>(), shape, &Device::Cpu).unwrap()
+    }
+
+    fn options() -> Vec<AttentionOptions> {
+        let plain = AttentionOptions::new(4, 6);
+        let rotary = Rotary::with_theta(16, 6, 100.0, RotaryPairs::Half).unwrap();
+        vec![
+            plain.clone(),
+            AttentionOptions {
+                rotary: Some(rotary),
+                kv_heads: Some(2),
+                ..plain.clone()
+            },
+            AttentionOptions {
+                band: Some(Band::both(2)),
+                ..plain.clone()
+            },
+            AttentionOptions {
+                causal: true,
+                ..plain.clone()
+            },
+            AttentionOptions {
+                dropout: Dropout { p: 0.3, key: 9 },
+                ..plain
+            },
+        ]
+    }
+
+    /// Result and gradients of a weighted sum of it.
+    fn run(leaves: &[Var], f: impl Fn() -> Tensor) -> Vec<Tensor> {
+        let y = f();
+        let weights = noise(y.dims(), 77);
+        let sum = ops::sum_all(&ops::mul(&y, &weights.as_tensor().detach()).unwrap()).unwrap();
+        let grads = scale(&sum, 1.0).unwrap().backward().unwrap();
+        let of = |leaf: &Var| grads.get(leaf).unwrap().clone();
+        [y.detach()]
+            .into_iter()
+            .chain(leaves.iter().map(of))
+            .collect()
+    }
+
+    #[track_caller]
+    fn assert_close(a: &[Tensor], b: &[Tensor]) {
+        for (i, (a, b)) in a.iter().zip(b).enumerate() {
+            let worst = (a - b)
+                .unwrap()
+                .abs()
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .max(0)
+                .unwrap();
+            let worst: f32 = worst.to_scalar().unwrap();
+            assert!(worst < 2e-6, "{i}: {worst}");
+        }
+    }
+
+    #[test]
+    fn each_sequence_is_attended_to_as_by_itself() {
+        let n = LENGTHS.iter().sum();
+        for options in options() {
+            let kv = options.kv_heads();
+            let leaves = [
+                noise(&[1, n, 24], 1),
+                noise(&[1, n, 6 * kv], 2),
+                noise(&[1, n, 6 * kv], 3),
+            ];
+            let [q, k, v] = &leaves;
+            let packed = AttentionOptions {
+                mask: AttentionMask::Packed(LENGTHS.into()),
+                ..options.clone()
+            };
+            let ours = run(&leaves, || attention_with(q, k, v, &packed).unwrap());
+            let lengths: Vec<usize> = LENGTHS.into_iter().filter(|&len| len > 0).collect();
+            // Numbered without the empty one, dropout would differ.
+            if !options.dropout.is_active() {
+                let qkv = [q.as_tensor(), k, v];
+                let each = run(&leaves, || {
+                    one_by_one(&qkv, None, &lengths, &options).unwrap()
+                });
+                assert_close(&ours, &each);
+            } else {
+                let again = run(&leaves, || attention_with(q, k, v, &packed).unwrap());
+                assert_close(&ours, &again);
+            }
+        }
+    }
+
+    #[test]
+    fn a_fused_projection_gives_the_same() {
+        let n: usize = LENGTHS.iter().sum();
+        let all = noise(&[1, n, 72], 4);
+        for (i, options) in options().into_iter().enumerate().filter(|(i, _)| *i != 1) {
+            let packed = AttentionOptions {
+                mask: AttentionMask::Packed(LENGTHS.into()),
+                ..options
+            };
+            let layout = [FusedLayout::Blocks, FusedLayout::PerHead][i % 2];
+            let leaves = std::slice::from_ref(&all);
+            let ours = run(leaves, || attention_fused(&all, layout, &packed).unwrap());
+            let apart = run(leaves, || {
+                let [q, k, v] = crate::ops::reference::split(&all, layout, &packed).unwrap();
+                attention_with(&q, &k, &v, &packed).unwrap()
+            });
+            assert_close(&ours, &apart);
+        }
+    }
+
+    #[test]
+    fn lengths_that_do_not_fit_are_errors() {
+        let x = noise(&[1, 7, 24], 1);
+        let with = |lengths: &[usize]| AttentionOptions {
+            mask: AttentionMask::Packed(lengths.into()),
+            ..AttentionOptions::new(4, 6)
+        };
+        assert!(attention_with(&x, &x, &x, &with(&[3, 3])).is_err());
+        assert!(attention_with(&x, &x, &x, &with(&[3, 4])).is_ok());
+        let two = noise(&[2, 7, 24], 1);
+        assert!(attention_with(&two, &two, &two, &with(&[7, 7])).is_err());
+        let terms =
+            super::super::RelativeTerms::new(super::super::RelativeIndex::clipped(7, 7, -2, 2));
+        assert!(super::super::relative_attention(&x, &x, &x, &terms, &with(&[3, 4])).is_err());
+    }
+}
