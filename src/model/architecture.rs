@@ -68,7 +68,7 @@ pub trait Architecture: std::fmt::Debug + Send + Sync {
 }
 
 /// Rows of (batch, seq, width) hidden states, flattened to (batch · seq, width).
-fn rows_of(hidden: &Tensor, rows: Vec<u32>) -> Result<Tensor> {
+pub(super) fn rows_of(hidden: &Tensor, rows: Vec<u32>) -> Result<Tensor> {
     let count = rows.len();
     let rows = Tensor::from_vec(rows, count, &Device::Cpu)?;
     ops::select_rows(hidden, &rows)

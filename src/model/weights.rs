@@ -69,6 +69,8 @@ struct Registry {
     /// The shapes of parameters that have another on disk.
     stored_shapes: BTreeMap<String, Vec<usize>>,
     report: LoadReport,
+    /// Pairs of names, and whether the checkpoint holds different arrays under them.
+    compared: BTreeMap<(String, String), bool>,
     seed: u64,
     device: Device,
     dtype: DType,
@@ -146,6 +148,7 @@ impl WeightBuilder {
                 aliases: BTreeMap::new(),
                 stored_shapes: BTreeMap::new(),
                 report: LoadReport::default(),
+                compared: BTreeMap::new(),
                 seed,
                 device: device.clone(),
                 dtype: DType::F32,
@@ -248,6 +251,73 @@ impl WeightBuilder {
         Ok(value)
     }
 
+    /// Keeps a map from `inner` to `outer` features that the model has no use for, but that transformers expects in a file:
+    /// saved as it was read, or drawn as it would be there.
+    pub(crate) fn carry_linear(
+        &self,
+        name: &str,
+        inner: usize,
+        outer: usize,
+        std: f64,
+    ) -> Result<()> {
+        let at = self.pp(name);
+        at.carry_drawn("weight", (outer, inner), Init::Normal(std))?;
+        at.carry_drawn("bias", outer, Init::Zeros)
+    }
+
+    /// As [`WeightBuilder::carry`], of a value that is drawn.
+    pub(crate) fn carry_drawn(
+        &self,
+        name: &str,
+        shape: impl Into<Shape>,
+        init: Init,
+    ) -> Result<()> {
+        let full = self.full(name);
+        let shape = shape.into();
+        self.carry(name, |registry| registry.fresh(&full, &shape, init))
+    }
+
+    /// As [`WeightBuilder::carry`], of a value that is known.
+    pub(crate) fn carry_value(&self, name: &str, value: Tensor) -> Result<()> {
+        self.carry(name, |_| Ok(value))
+    }
+
+    /// Keeps what the model has no use for, but transformers expects in a file: what the checkpoint holds, which
+    /// [`Family::carried`] names, or else a value that is made here.
+    fn carry(&self, name: &str, make: impl FnOnce(&mut Registry) -> Result<Tensor>) -> Result<()> {
+        let full = self.full(name);
+        if !self.holds(&full) {
+            let registry = &mut *self.shared.borrow_mut();
+            let value = make(registry)?;
+            registry.constants.insert(full, value);
+        }
+        Ok(())
+    }
+
+    /// Saves `param` under the full name `name` too, for versions of transformers that do not know that the two are one.
+    pub(crate) fn save_also_as(&self, name: &str, param: &Param) {
+        let aliases = &mut self.shared.borrow_mut().aliases;
+        aliases.insert(name.to_owned(), param.clone());
+    }
+
+    /// Returns the table of words `weight` below this builder's prefix, which a checkpoint may hold under the full name
+    /// `decoder` of the product with the vocabulary instead where the two are `tied`.
+    ///
+    /// # Errors
+    /// As [`WeightBuilder::param`].
+    pub(crate) fn word_table(
+        &self,
+        tied: bool,
+        decoder: &str,
+        shape: impl Into<Shape>,
+        init: Init,
+    ) -> Result<Param> {
+        // A checkpoint that holds two different matrices is not tied, whatever its config says.
+        let shared = tied && !self.differ(&self.full("weight"), decoder)?;
+        let aliases: &[&str] = if shared { &[decoder] } else { &[] };
+        self.param_or_alias("weight", aliases, shape, init)
+    }
+
     /// Returns the matrix and the bias of the product with the vocabulary, whose matrix is called `name`.weight.
     ///
     /// Where weights are tied, `word` is the matrix, and the bias has the name `bias`; a checkpoint that holds other values
@@ -285,30 +355,24 @@ impl WeightBuilder {
         } else {
             let param = self.param_or_alias(&own_bias, &[bias], vocab, Init::Zeros)?;
             if bias != own_bias {
-                let aliases = &mut self.shared.borrow_mut().aliases;
-                aliases.insert(bias.to_owned(), param.clone());
+                self.save_also_as(bias, &param);
             }
             param
         };
         Ok((decoder, Some(param)))
     }
 
-    /// Returns whether the checkpoint holds both names (full ones) and they are not the same array.
+    /// Returns whether the checkpoint holds both names (full ones) and they are not the same array. Two names are compared
+    /// once.
     pub(crate) fn differ(&self, a: &str, b: &str) -> Result<bool> {
-        let registry = &*self.shared.borrow();
-        let Some(source) = &registry.source else {
-            return Ok(false);
-        };
-        let (Some(a), Some(b)) = (source.names.get(a), source.names.get(b)) else {
-            return Ok(false);
-        };
-        let read = |name: &str| source.checkpoint.tensor(name, &Device::Cpu);
-        let (a, b) = (read(a)?, read(b)?);
-        if a.shape() != b.shape() {
-            return Ok(true);
+        let registry = &mut *self.shared.borrow_mut();
+        let pair = (a.to_owned(), b.to_owned());
+        if let Some(&known) = registry.compared.get(&pair) {
+            return Ok(known);
         }
-        let unequal = a.to_dtype(DType::F32)?.ne(&b.to_dtype(DType::F32)?)?;
-        Ok(unequal.flatten_all()?.max(0)?.to_scalar::<u8>()? != 0)
+        let differ = registry.differ(a, b)?;
+        registry.compared.insert(pair, differ);
+        Ok(differ)
     }
 
     /// Declares full names that a checkpoint may carry without being reported: aliases of tied weights, old buffers.
@@ -383,6 +447,22 @@ impl WeightBuilder {
 }
 
 impl Registry {
+    fn differ(&self, a: &str, b: &str) -> Result<bool> {
+        let Some(source) = &self.source else {
+            return Ok(false);
+        };
+        let (Some(a), Some(b)) = (source.names.get(a), source.names.get(b)) else {
+            return Ok(false);
+        };
+        let read = |name: &str| source.checkpoint.tensor(name, &Device::Cpu);
+        let (a, b) = (read(a)?, read(b)?);
+        if a.shape() != b.shape() {
+            return Ok(true);
+        }
+        let unequal = a.to_dtype(DType::F32)?.ne(&b.to_dtype(DType::F32)?)?;
+        Ok(unequal.flatten_all()?.max(0)?.to_scalar::<u8>()? != 0)
+    }
+
     /// Takes the value of `full`, or else of the first of `aliases`, from the checkpoint, where it has the shape `stored`;
     /// `None` if the checkpoint has neither.
     fn take(

@@ -29,7 +29,7 @@ const CHOOSING: [&str; 2] = ["mra", "reformer"];
 
 type Tensors = HashMap<String, Tensor>;
 
-fn fixtures() -> PathBuf {
+pub fn fixtures() -> PathBuf {
     std::env::var_os("CLOZE_FIXTURES").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models"),
         PathBuf::from,
@@ -71,7 +71,7 @@ fn drawn(io: &Tensors, batch: usize) -> Vec<(String, Column)> {
     parts.into_iter().map(column).collect()
 }
 
-fn inputs(io: &Tensors) -> ModelInputs {
+pub fn inputs(io: &Tensors) -> ModelInputs {
     let mut inputs = match (io.get("input_ids"), io.get("input_values")) {
         (Some(ids), _) => ModelInputs::new(integers(ids), ids.dims2().unwrap()).unwrap(),
         (None, Some(sound)) => {

@@ -87,6 +87,9 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
             )));
         }
     };
+    let hidden = spec.sizes.hidden;
+    let pooler = weights.pp(spec.base);
+    pooler.carry_linear("pooler", hidden, hidden, spec.std)?;
     let mut embeddings = spec.embeddings(weights)?;
     let head = spec.head(weights, &embeddings.lookups[0].table)?;
     let dropout = std::mem::take(&mut embeddings.dropout);

@@ -119,6 +119,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     };
     spec.check()?;
     let size = spec.sizes.hidden / spec.sizes.heads;
+    carry_idle(&spec, &weights.pp(spec.base), rotary.then_some(rows), size)?;
     let angles = rotary.then(|| Arc::new(Angles::new(THETA, size, RotaryPairs::Half)));
     let block = |place: &String| -> Result<Arc<dyn Block>> {
         let block = spec.block(weights, place)?;
@@ -139,6 +140,33 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         prepare: None,
         max_positions: spec.max_positions(),
     }))
+}
+
+/// Keeps what transformers expects in a file and no masked language model uses: the head that predicts contacts, and, where
+/// positions are rotated, a table of positions of so many rows and each layer's frequencies.
+fn carry_idle(
+    spec: &Spec,
+    weights: &WeightBuilder,
+    rows: Option<usize>,
+    head_size: usize,
+) -> Result<()> {
+    let layers = spec.places.len();
+    let maps = layers.saturating_mul(spec.sizes.heads);
+    weights.carry_linear("contact_head.regression", maps, 1, spec.std)?;
+    let Some(rows) = rows else {
+        return Ok(());
+    };
+    let init = Init::NormalExceptRow(spec.std, spec.pad.unwrap_or(0));
+    let table = weights.pp("embeddings.position_embeddings");
+    table.carry_drawn("weight", (rows, spec.sizes.hidden), init)?;
+    let frequency = |pair: usize| 1.0 / THETA.powf(2.0 * pair as f64 / head_size as f64) as f32;
+    let frequencies: Vec<f32> = (0..head_size / 2).map(frequency).collect();
+    for layer in 0..layers {
+        let attention = weights.pp(format!("encoder.layer.{layer}.attention.self"));
+        let values = Tensor::new(frequencies.as_slice(), &Device::Cpu)?;
+        attention.carry_value("rotary_embeddings.inv_freq", values)?;
+    }
+    Ok(())
 }
 
 /// Residues and their positions.

@@ -137,10 +137,8 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     let padding = Some(values.pad_token_id).filter(|&id| (id as usize) < vocab);
     let init_words = padding.map_or(init, |row| Init::NormalExceptRow(std, row));
     let words = base.pp("embed_tokens");
-    let apart = words.differ(&words.full("weight"), "lm_head.weight")?;
-    let shared = config.tie_word_embeddings() && !apart;
-    let aliases: &[&str] = if shared { &["lm_head.weight"] } else { &[] };
-    let word = words.param_or_alias("weight", aliases, (vocab, hidden), init_words)?;
+    let tied = config.tie_word_embeddings();
+    let word = words.word_table(tied, "lm_head.weight", (vocab, hidden), init_words)?;
     let blocks = numbered(values.num_hidden_layers)?.into_iter().map(block);
     let encoder = Encoder {
         blocks: blocks.collect::<Result<_>>()?,

@@ -51,6 +51,9 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         projection: Some("embeddings.projection"),
         ..spec
     };
+    let hidden = spec.sizes.hidden;
+    let pooler = weights.pp(spec.base);
+    pooler.carry_linear("pooler.dense", hidden, hidden, spec.std)?;
     let embeddings = spec.embeddings(weights)?;
     let head = spec.head(weights, &embeddings.lookups[0].table)?;
     let block = |place: &String| -> Result<Arc<dyn Block>> {

@@ -66,7 +66,11 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
             padding: None,
         });
     }
-    Ok(Box::new(spec.build(weights)?))
+    let hidden = spec.sizes.hidden;
+    let model = spec.build(weights)?;
+    let pooler = weights.pp(spec.base);
+    pooler.carry_linear("pooler.dense", hidden, hidden, spec.std)?;
+    Ok(Box::new(model))
 }
 
 /// One number of a box.

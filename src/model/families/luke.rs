@@ -111,6 +111,13 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     };
     let blocks = spec.places.iter().map(block).collect::<Result<_>>()?;
     let transformer = spec.build_with(weights, blocks)?;
+    let hidden = spec.sizes.hidden;
+    let pooler = weights.pp(spec.base);
+    pooler.carry_linear("pooler.dense", hidden, hidden, spec.std)?;
+    if spec.tied {
+        // transformers 5 has forgotten that LUKE's are tied.
+        weights.save_also_as("lm_head.decoder.weight", &spec.word_table(weights)?);
+    }
     let entities = EntityEmbeddings::new(&values, config, &spec, weights)?;
     let (table, std) = (entities.table.clone(), spec.std);
     let head = weights.pp("entity_predictions");

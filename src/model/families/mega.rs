@@ -177,11 +177,9 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     let tables = base.pp("embedding_layer");
     let pad = values.pad_token_id;
     let words = tables.pp("word_embeddings");
-    let tied = config.tie_word_embeddings()
-        && !weights.differ(&words.full("weight"), "mlm_head.weight")?;
-    let aliases: &[&str] = if tied { &["mlm_head.weight"] } else { &[] };
+    let tied = config.tie_word_embeddings();
     let init = Init::NormalExceptRow(std, pad);
-    let words = words.param_or_alias("weight", aliases, (vocab, hidden), init)?;
+    let words = words.word_table(tied, "mlm_head.weight", (vocab, hidden), init)?;
     let mut lookups = vec![Lookup {
         table: words.clone(),
         ids: Ids::Tokens,
@@ -205,7 +203,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     let dense = values
         .add_lm_hidden_dense_layer
         .then(|| Linear::new(&weights.pp("dense"), hidden, hidden, std));
-    let word = config.tie_word_embeddings().then_some(&words);
+    let word = tied.then_some(&words);
     let (decoder, bias) = weights.decoder(
         "mlm_head",
         Some("mlm_head.bias"),

@@ -154,6 +154,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         ),
         activation: Activation::from_name(&values.hidden_activation)?,
         angles: [angles(local), angles(global)],
+        tied: config.tie_word_embeddings(),
         values: &values,
     };
     let base = weights.pp("model");
@@ -173,8 +174,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     )?;
     let activation = Activation::from_name(&values.classifier_activation)?;
     let transform = Some((dense, activation, parts.norm(&weights.pp("head.norm"))?));
-    let tied = config.tie_word_embeddings();
-    let word = tied.then_some(&embeddings.lookups[0].table);
+    let word = parts.tied.then_some(&embeddings.lookups[0].table);
     let bias = values.decoder_bias.then_some("decoder.bias");
     let shape = (values.vocab_size, hidden);
     let (decoder, bias) =
@@ -195,6 +195,8 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
 /// Makes the parts of a model of these sizes.
 struct Parts<'a> {
     values: &'a ModernBertConfig,
+    /// Whether the product with the vocabulary is by the table of words.
+    tied: bool,
     /// How maps into the inner features begin, and maps out of them.
     inward: Init,
     outward: Init,
@@ -216,13 +218,10 @@ impl Parts<'_> {
         let values = self.values;
         let words = weights.pp("tok_embeddings");
         let shape = (values.vocab_size, values.hidden_size);
-        let word = weights.full("tok_embeddings.weight");
-        let apart = words.differ(&word, "decoder.weight")?;
-        let aliases: &[&str] = if apart { &[] } else { &["decoder.weight"] };
         let padding = Some(values.pad_token_id).filter(|&id| (id as usize) < values.vocab_size);
         Ok(Embeddings {
             lookups: vec![Lookup {
-                table: words.param_or_alias("weight", aliases, shape, self.inward)?,
+                table: words.word_table(self.tied, "decoder.weight", shape, self.inward)?,
                 ids: Ids::Tokens,
                 padding,
             }],

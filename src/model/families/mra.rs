@@ -86,6 +86,9 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         first: values.initial_prior_first_n_blocks,
         diagonal: values.initial_prior_diagonal_n_blocks,
     };
+    let counted = Tensor::arange(2i64, 2 + positions as i64, &Device::Cpu)?.unsqueeze(0)?;
+    let ids = weights.pp("mra.embeddings");
+    ids.carry_value("position_ids", counted)?;
     let block = |place: &String| -> Result<Arc<dyn Block>> {
         let mixing = TwoResolutions {
             maps: Projections::new(&spec, weights, place, "", true)?,

@@ -320,6 +320,9 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     let bias = weights.pp("lm_head");
     let alias = ["lm_head.decoder.bias"];
     let chunks = values.chunks();
+    let bias = bias.param_or_alias("bias", &alias, vocab, Init::Zeros)?;
+    // transformers 5 has forgotten that the two are one.
+    weights.save_also_as(alias[0], &bias);
     Ok(Box::new(Reformer {
         embeddings,
         encoder: Encoder {
@@ -329,7 +332,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         head: PredictionHead {
             transform: None,
             decoder: decoder.param("weight", (vocab, 2 * hidden), Init::Normal(std))?,
-            bias: Some(bias.param_or_alias("bias", &alias, vocab, Init::Zeros)?),
+            bias: Some(bias),
         },
         dropout: values.hidden_dropout_prob,
         pad: values.pad_token_id,

@@ -97,6 +97,9 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         }))
     };
     let blocks = spec.places.iter().map(block).collect::<Result<_>>()?;
+    let hidden = spec.sizes.hidden;
+    let pooler = weights.pp(spec.base);
+    pooler.carry_linear("pooler.dense", hidden, hidden, spec.std)?;
     Ok(Box::new(spec.build_with(weights, blocks)?))
 }
 

@@ -326,9 +326,7 @@ impl Spec {
         };
         let decoder = format!("{}.weight", self.head.decoder);
         let fits = self.sizes.embedding == self.sizes.output;
-        let shared = self.tied && fits && !weights.differ(&weights.full("weight"), &decoder)?;
-        let aliases: &[&str] = if shared { &[&decoder] } else { &[] };
-        weights.param_or_alias("weight", aliases, shape, init)
+        weights.word_table(self.tied && fits, &decoder, shape, init)
     }
 
     /// Returns the block at `place`.

@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 
 use super::{Embed, Encoder, Head, Pass, padding_mask};
 use crate::Result;
-use crate::model::masked_lm::rows_of;
+use crate::model::architecture::rows_of;
 use crate::model::{Architecture, Context, ModelFlops, ModelInputs};
 use crate::ops::{self, AttentionMask};
 

@@ -340,7 +340,7 @@ mod tests {
             let leaves = std::slice::from_ref(&all);
             let ours = run(leaves, || attention_fused(&all, layout, &packed).unwrap());
             let apart = run(leaves, || {
-                let [q, k, v] = crate::ops::reference::split(&all, layout, &packed).unwrap();
+                let [q, k, v] = crate::ops::naive::split(&all, layout, &packed).unwrap();
                 attention_with(&q, &k, &v, &packed).unwrap()
             });
             assert_close(&ours, &apart);
