@@ -8,6 +8,10 @@ use crate::notebook::html::{
 
 /// How many texts of a batch are shown.
 const SHOWN: usize = 20;
+/// How many characters of a sequence are shown on each side of the filled-in word.
+const AROUND: usize = 150;
+/// How wide the bars are.
+const SCALE_WIDTH: &str = "120px";
 
 impl Rich for Predictions {
     fn to_html(&self) -> String {
@@ -51,11 +55,14 @@ fn block(predictions: &Predictions) -> String {
         "<div style=\"margin:2px 0 6px;white-space:pre-wrap\">{}</div>",
         parts.join(&mark)
     );
-    // Where each mask stands, counted in characters.
-    let places: Vec<usize> = predictions
+    // How many characters stand before and after each mask.
+    let places: Vec<(usize, usize)> = predictions
         .text()
         .match_indices(predictions.mask_token())
-        .map(|(at, _)| predictions.text()[..at].chars().count())
+        .map(|(at, mask)| {
+            let (before, rest) = predictions.text().split_at(at);
+            (before.chars().count(), rest[mask.len()..].chars().count())
+        })
         .collect();
     for (number, candidates) in predictions.masks().iter().enumerate() {
         if predictions.masks().len() > 1 {
@@ -65,7 +72,7 @@ fn block(predictions: &Predictions) -> String {
                 predictions.masks().len()
             );
         }
-        out += &table(candidates, places.get(number).copied().unwrap_or(0));
+        out += &table(candidates, places.get(number).copied().unwrap_or((0, 0)));
     }
     for warning in predictions.warnings() {
         out += &note(&escape(warning));
@@ -73,19 +80,18 @@ fn block(predictions: &Predictions) -> String {
     out
 }
 
-fn table(candidates: &[Prediction], place: usize) -> String {
+fn table(candidates: &[Prediction], place: (usize, usize)) -> String {
     let mut table = Table::new([
-        ("score", Align::Right),
-        ("", Align::Left),
-        ("token_str", Align::Left),
-        ("token", Align::Right),
-        ("sequence", Align::Left),
+        ("score".to_owned(), Align::Right),
+        (scale(), Align::Left),
+        ("token_str".to_owned(), Align::Left),
+        ("token".to_owned(), Align::Right),
+        ("sequence".to_owned(), Align::Left),
     ]);
     for candidate in candidates {
         table.row(vec![
             score(candidate.score),
-            // The whole bar is a probability of 1.
-            bar(f64::from(candidate.score), "120px", BLUE),
+            bar(f64::from(candidate.score), SCALE_WIDTH, BLUE),
             format!(
                 "<span style=\"{MONO};white-space:pre;background:rgba(128,128,128,.16);border-radius:4px;padding:1px 4px\">{}</span>",
                 escape(&candidate.token_str)
@@ -109,23 +115,49 @@ fn score(score: f32) -> String {
     }
 }
 
-/// The sequence, with the filled-in word in bold: of all places where the word stands, the one nearest to the mask's.
-/// A tokenizer may have changed the text before it, but not by much.
-fn sequence(sequence: &str, token: &str, place: usize) -> String {
-    let sequence = clip(sequence, 300);
+/// The title of the bars: a probability of 1 fills one.
+fn scale() -> String {
+    format!(
+        "<div style=\"display:flex;justify-content:space-between;width:{SCALE_WIDTH};font-weight:400;{MUTED}\" \
+         title=\"Each bar shows the score: a probability, from 0 to 1.\"><span>0</span><span>1</span></div>"
+    )
+}
+
+/// Returns the sequence with the filled-in word in bold, and of a long one only what stands around that word.
+///
+/// `place` counts the characters of the text before and after the mask. Of all places where the word stands, the word is
+/// the one whose distance from the beginning or from the end is nearest to the mask's: a tokenizer may have changed the
+/// text on one side (lower case, spaces, special tokens), and the other side still tells.
+fn sequence(sequence: &str, token: &str, place: (usize, usize)) -> String {
     let word = token.trim().trim_start_matches("##");
+    let total = sequence.chars().count();
+    let length = word.chars().count();
+    let distance = |at: usize| {
+        let before = sequence[..at].chars().count();
+        let from_start = before.abs_diff(place.0);
+        let from_end = (total - before - length).abs_diff(place.1);
+        (from_start.min(from_end), from_start.max(from_end))
+    };
     let nearest = sequence
         .match_indices(word)
         .map(|(at, _)| at)
-        .min_by_key(|&at| sequence[..at].chars().count().abs_diff(place));
+        .min_by_key(|&at| distance(at));
     match nearest.filter(|_| !word.is_empty()) {
         Some(at) => format!(
             "{}<b>{}</b>{}",
-            escape(&sequence[..at]),
+            escape(&last(&sequence[..at], AROUND)),
             escape(word),
-            escape(&sequence[at + word.len()..])
+            escape(&clip(&sequence[at + word.len()..], AROUND))
         ),
-        None => escape(&sequence),
+        None => escape(&clip(sequence, 2 * AROUND)),
+    }
+}
+
+/// The last `limit` characters of `text`, after an ellipsis if there are more.
+fn last(text: &str, limit: usize) -> String {
+    match text.char_indices().rev().nth(limit) {
+        Some((at, c)) => format!("…{}", text[at + c.len_utf8()..].trim_start()),
+        None => text.to_owned(),
     }
 }
 
@@ -136,14 +168,40 @@ mod tests {
     #[test]
     fn the_word_at_the_mask_is_bold_wherever_else_it_stands() {
         assert_eq!(
-            sequence("The round is round.", " round", 13),
+            sequence("The round is round.", " round", (13, 1)),
             "The round is <b>round</b>."
         );
         assert_eq!(
-            sequence("the round is round.", "round", 4),
+            sequence("the round is round.", "round", (4, 10)),
             "the <b>round</b> is round."
         );
-        assert_eq!(sequence("Way, way, Way", "Way", 99), "Way, way, <b>Way</b>");
-        assert_eq!(sequence("a < b", "zebra", 0), "a &lt; b");
+        assert_eq!(
+            sequence("Way, way, Way", "Way", (10, 0)),
+            "Way, way, <b>Way</b>"
+        );
+        assert_eq!(sequence("a < b", "zebra", (0, 0)), "a &lt; b");
+    }
+
+    #[test]
+    fn the_word_is_found_where_the_tokenizer_has_changed_one_side() {
+        // Twelve spaces before the mask became one, so only the end tells which "is" it is.
+        assert_eq!(
+            sequence("it is as it is now", "is", (23, 4)),
+            "it is as it <b>is</b> now"
+        );
+        // What follows the mask was cut off: only the beginning tells.
+        assert_eq!(
+            sequence("it is as it is now", "is", (3, 400)),
+            "it <b>is</b> as it is now"
+        );
+    }
+
+    #[test]
+    fn a_long_sequence_is_cut_around_the_word() {
+        let long = format!("{}word {}", "before ".repeat(100), "after ".repeat(100));
+        let shown = sequence(&long, "word", (700, 601));
+        assert!(shown.contains("before <b>word</b> after"), "{shown}");
+        assert!(shown.starts_with('…') && shown.ends_with('…'), "{shown}");
+        assert!(shown.chars().count() < 2 * AROUND + 20, "{shown}");
     }
 }

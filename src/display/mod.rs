@@ -9,6 +9,7 @@ mod encoding;
 mod fill_mask;
 mod masked_batch;
 mod model;
+mod tensor;
 mod tokenizer;
 mod training;
 

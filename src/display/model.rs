@@ -88,7 +88,7 @@ fn parts(model: &MaskedLm) -> String {
     let mut table = Table::new([
         ("part", Align::Left),
         ("parameters", Align::Right),
-        ("", Align::Left),
+        ("share of all", Align::Left),
     ]);
     for (name, count, layers) in parts {
         let layers = if layers > 1 {

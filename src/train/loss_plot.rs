@@ -26,7 +26,7 @@ const STROKE: u32 = 2 * SCALE;
 const DOT: i32 = 4 * SCALE as i32;
 /// A curve of more points than this is thinned out.
 const MOST_POINTS: usize = 800;
-/// From this many points on, a curve gets a smooth companion.
+/// A curve that will have so many points at its last step gets a smooth companion.
 const WORTH_SMOOTHING: usize = 60;
 
 /// Middle grey: reads on white and on black.
@@ -177,7 +177,7 @@ impl LossPlot {
             }
         };
         if finite(&self.train).next().is_some() {
-            let smooth = smoothed(&self.train);
+            let smooth = smoothed(&self.train, self.steps().end);
             let faint = if smooth.is_some() { 0.35 } else { 1.0 };
             let width = if smooth.is_some() { SCALE } else { STROKE };
             for run in runs(&self.train) {
@@ -367,37 +367,31 @@ fn thinned(points: Vec<(f64, f64)>, most: usize) -> Vec<(f64, f64)> {
     kept
 }
 
-/// A running mean over about a twentieth of the curve, where the curve is long enough to need one. It runs in both
-/// directions, so that it does not lag behind.
-fn smoothed(points: &Points) -> Option<Points> {
-    if finite(points).count() < WORTH_SMOOTHING {
+/// A running mean of the points so far, where the curve is long enough to need one; older points fade over a
+/// fortieth of all steps.
+///
+/// It looks back only, and how fast it fades follows from the number of steps and not from that of the points: so what
+/// is drawn of a run that goes on does not change any more, and the curve begins where the losses begin.
+fn smoothed(points: &Points, last_step: f64) -> Option<Points> {
+    let finite: Vec<(f64, f64)> = finite(points).collect();
+    let (first, last) = (finite.first()?, finite.last()?);
+    let spacing = (last.0 - first.0) / (finite.len() - 1).max(1) as f64;
+    if finite.len() < 2 || last_step < spacing * WORTH_SMOOTHING as f64 {
         return None;
     }
-    let keep = 1.0 - 1.0 / (points.len() as f64 / 40.0).max(2.0);
-    let forward = sums(points.iter(), keep);
-    let mut backward = sums(points.iter().rev(), keep);
-    backward.reverse();
-    let smooth = points.iter().zip(forward.iter().zip(&backward));
-    let smooth = smooth.map(|(&(step, value), (before, after))| {
-        // The point itself is in both sums.
-        let sum = before.0 + after.0 - value;
-        (step, sum / (before.1 + after.1 - 1.0))
+    let fade = last_step / 40.0;
+    let (mut sum, mut weight, mut before) = (0.0, 0.0, first.0);
+    let smooth = points.iter().map(|&(step, value)| {
+        if !value.is_finite() {
+            return (step, value);
+        }
+        let keep = (-(step as f64 - before).abs() / fade).exp();
+        sum = keep * sum + value;
+        weight = keep * weight + 1.0;
+        before = step as f64;
+        (step, sum / weight)
     });
     Some(smooth.collect())
-}
-
-/// Running sums of the values and of their weights, the older ones fading.
-fn sums<'a>(points: impl Iterator<Item = &'a (usize, f64)>, keep: f64) -> Vec<(f64, f64)> {
-    let (mut sum, mut weight) = (0.0, 0.0);
-    points
-        .map(|&(_, value)| {
-            if value.is_finite() {
-                sum = keep * sum + value;
-                weight = keep * weight + 1.0;
-            }
-            (sum, weight)
-        })
-        .collect()
 }
 
 /// From the lowest to the highest value with some air around.
@@ -435,4 +429,42 @@ fn rate_label(rate: f64) -> String {
         return "0".to_owned();
     }
     format!("{rate:.1e}").replace(".0e", "e")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A loss that falls, with noise that repeats.
+    fn losses(steps: usize) -> Points {
+        let noise = |step: usize| ((step * 7919) % 101) as f64 / 101.0 - 0.5;
+        (1..=steps)
+            .map(|step| (step, 5.0 - 3.0 * step as f64 / 1000.0 + noise(step)))
+            .collect()
+    }
+
+    #[test]
+    fn smoothing_does_not_redraw_what_was_drawn_before() {
+        let whole = smoothed(&losses(1000), 1000.0).expect("a smooth curve");
+        for so_far in [80, 500, 999] {
+            let part = smoothed(&losses(so_far), 1000.0).expect("a smooth curve");
+            assert_eq!(part[..], whole[..so_far]);
+        }
+        // It begins where the losses begin.
+        assert_eq!(whole[0], losses(1)[0]);
+    }
+
+    #[test]
+    fn smoothing_takes_noise_away_and_keeps_gaps() {
+        let mut points = losses(1000);
+        points[500].1 = f64::NAN;
+        let smooth = smoothed(&points, 1000.0).expect("a smooth curve");
+        assert!(smooth[500].1.is_nan());
+        let jump = |points: &Points| {
+            let jumps = points.windows(2).map(|pair| (pair[1].1 - pair[0].1).abs());
+            jumps.filter(|jump| jump.is_finite()).sum::<f64>() / points.len() as f64
+        };
+        assert!(jump(&smooth) < jump(&points) / 10.0);
+        assert_eq!(smoothed(&losses(30), 30.0), None);
+    }
 }
