@@ -7,18 +7,19 @@
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::error::Error;
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_int, c_ulong, c_void};
 use std::fmt::{Debug, Display};
 use std::fs::File;
 use std::io::Write;
+use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
 use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::ThreadId;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Separates the fields of an event; never part of a field.
 const FIELD: char = '\u{1f}';
@@ -28,7 +29,14 @@ const END: char = '\u{1e}';
 /// How often text that has no newline yet is passed on while a cell runs.
 const FLUSH_EVERY: Duration = Duration::from_millis(80);
 
+/// So long what is printed to stdout waits for the kernel to read what came before it over other pipes.
+const SETTLE_FOR: Duration = Duration::from_millis(50);
+
 static EVENTS: AtomicI32 = AtomicI32::new(-1);
+/// The pipe behind stderr, whatever a cell does with descriptor 2.
+static STDERR: AtomicI32 = AtomicI32::new(-1);
+/// Whether the kernel was too slow to wait for it in this cell.
+static KERNEL_IS_SLOW: AtomicBool = AtomicBool::new(false);
 static RUNNING: AtomicBool = AtomicBool::new(false);
 static CELL_THREAD: Mutex<Option<ThreadId>> = Mutex::new(None);
 
@@ -39,6 +47,9 @@ static MARK: OnceLock<String> = OnceLock::new();
 #[unsafe(no_mangle)]
 pub extern "C" fn cloze_cell_start(events: i32) {
     EVENTS.store(events, Ordering::SeqCst);
+    if let Ok(stderr) = std::io::stderr().as_fd().try_clone_to_owned() {
+        STDERR.store(stderr.into_raw_fd(), Ordering::SeqCst);
+    }
     let mark = std::env::var("CLOZE_KERNEL").unwrap_or_default();
     let _ = MARK.set(format!("\u{1}{mark}"));
     std::panic::set_hook(Box::new(|panic| {
@@ -106,6 +117,7 @@ pub extern "C" fn cloze_cell_begin() {
         *thread = Some(std::thread::current().id());
     }
     RUNNING.store(true, Ordering::Relaxed);
+    KERNEL_IS_SLOW.store(false, Ordering::Relaxed);
     event(&["begin"]);
 }
 
@@ -264,6 +276,48 @@ pub fn notice(text: &str) {
     event(&["notice", text]);
 }
 
+/// Waits until the kernel has read what this process has written to its other pipes: of several pipes nobody can tell what
+/// came first. With that, what a library or a thread says on stderr stands before what the cell prints after it.
+fn settle() {
+    let pending = || {
+        [&STDERR, &EVENTS].into_iter().any(|pipe| {
+            let pipe = pipe.load(Ordering::Relaxed);
+            pipe >= 0 && unread(pipe) > 0
+        })
+    };
+    if !pending() || KERNEL_IS_SLOW.load(Ordering::Relaxed) || !RUNNING.load(Ordering::Relaxed) {
+        return;
+    }
+    let start = Instant::now();
+    while pending() {
+        if start.elapsed() > SETTLE_FOR {
+            KERNEL_IS_SLOW.store(true, Ordering::Relaxed);
+            return;
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// How many bytes of a pipe nobody has read yet.
+fn unread(pipe: c_int) -> c_int {
+    unsafe extern "C" {
+        fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
+    }
+    const FIONREAD: c_ulong = if cfg!(target_os = "linux") { 0x541b } else { 0x4004_667f };
+    let mut bytes: c_int = 0;
+    // SAFETY: the request writes one `int`, and nothing where it fails.
+    match unsafe { ioctl(pipe, FIONREAD, &raw mut bytes) } {
+        0 => bytes,
+        _ => 0,
+    }
+}
+
+/// Prints to stdout, after all that was said on stderr before.
+pub fn print(arguments: std::fmt::Arguments) {
+    settle();
+    std::print!("{arguments}");
+}
+
 /// Prints to stderr what comes after all that was printed to stdout before, and before all that is printed after it. The
 /// two are pipes of their own, of which nobody can tell what came first.
 pub fn eprint(arguments: std::fmt::Arguments) {
@@ -272,9 +326,23 @@ pub fn eprint(arguments: std::fmt::Arguments) {
         std::eprint!("{text}");
         return;
     };
+    settle();
     let mut stdout = std::io::stdout().lock();
     let _ = write!(stdout, "{mark}CLOZE_STDERR {}\n{text}", text.len());
     let _ = stdout.flush();
+}
+
+/// As the standard library's, in the place where it stands between what goes to stderr.
+#[macro_export]
+macro_rules! print {
+    ($($text:tt)*) => { $crate::print(::std::format_args!($($text)*)) };
+}
+
+/// As the standard library's, in the place where it stands between what goes to stderr.
+#[macro_export]
+macro_rules! println {
+    () => { $crate::print(::std::format_args!("\n")) };
+    ($($text:tt)*) => { $crate::print(::std::format_args!("{}\n", ::std::format_args!($($text)*))) };
 }
 
 /// As the standard library's, in the place where it stands between what goes to stdout.
@@ -401,7 +469,43 @@ fn gone(name: &str) -> ! {
     panic!("the variable `{name}` has gone missing")
 }
 
-/// How the value of a cell's last expression is shown when its type has no `evcxr_display` of its own: as its `Debug`.
+/// Shows a value of a type that the prelude knows a display for; false if it knows none.
+type Show = unsafe extern "C" fn(*const c_void, *const c_void) -> bool;
+
+static SHOW: OnceLock<Show> = OnceLock::new();
+
+/// Called once, before the first cell, with the prelude's own displays of types that other crates define.
+#[unsafe(no_mangle)]
+pub extern "C" fn cloze_cell_shows(show: Show) {
+    let _ = SHOW.set(show);
+}
+
+/// The number of a type, of which the lifetimes do not count.
+fn type_id<T>() -> TypeId {
+    trait Numbered {
+        fn number(&self) -> TypeId
+        where
+            Self: 'static;
+    }
+    impl<T> Numbered for PhantomData<T> {
+        fn number(&self) -> TypeId
+        where
+            Self: 'static,
+        {
+            TypeId::of::<T>()
+        }
+    }
+    let phantom = PhantomData::<T>;
+    // SAFETY: only the lifetime in the type of a reference changes. The value behind it is of size 0, and the method asks
+    // for nothing that lives for so long.
+    let phantom = unsafe {
+        std::mem::transmute::<&(dyn Numbered + '_), &(dyn Numbered + 'static)>(&phantom)
+    };
+    phantom.number()
+}
+
+/// How the value of a cell's last expression is shown when its type has no `evcxr_display` of its own: as the prelude shows
+/// it, or as its `Debug`.
 ///
 /// An inherent method of the same name wins over this one, so one compilation serves both.
 pub trait ShowValue {
@@ -411,11 +515,22 @@ pub trait ShowValue {
 
 impl<T: Debug> ShowValue for T {
     fn evcxr_display(&self) {
+        let kind = type_id::<T>();
         // A statement's value is not news.
-        if std::any::type_name::<T>() == "()" {
+        if kind == TypeId::of::<()>() || is_shown((&raw const kind).cast(), (&raw const *self).cast()) {
             return;
         }
-        let mark = MARK.get().map_or("", String::as_str);
-        println!("{mark}EVCXR_BEGIN_CONTENT text/plain\n{self:?}\n{mark}EVCXR_END_CONTENT");
+        show_debug(self);
     }
+}
+
+/// Whether the prelude has shown the value.
+fn is_shown(kind: *const c_void, value: *const c_void) -> bool {
+    // SAFETY: the prelude's function, with a type's number and a value of that type.
+    SHOW.get().is_some_and(|show| unsafe { show(kind, value) })
+}
+
+fn show_debug(value: &dyn Debug) {
+    let mark = MARK.get().map_or("", String::as_str);
+    std::println!("{mark}EVCXR_BEGIN_CONTENT text/plain\n{value:?}\n{mark}EVCXR_END_CONTENT");
 }

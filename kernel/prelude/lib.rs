@@ -2,6 +2,9 @@
 //! everything in a session however many cells it has.
 #![warn(missing_docs)]
 
+use std::any::TypeId;
+use std::ffi::c_void;
+
 pub use cloze::*;
 
 /// Asks work that is under way to stop; called in a signal handler.
@@ -20,4 +23,23 @@ pub extern "C" fn cloze_interrupt_clear() {
 #[unsafe(no_mangle)]
 pub extern "C" fn cloze_kernel_connect() {
     cloze::notebook::live::Host::current();
+}
+
+/// Shows a value that ends a cell if its type, which another crate defines, has a display here: a tensor. False if it has
+/// none.
+///
+/// # Safety
+/// `kind` must point to a `TypeId`, and `value` to a value of that type.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cloze_prelude_show(kind: *const c_void, value: *const c_void) -> bool {
+    use cloze::prelude::Tensor;
+    // SAFETY: the caller's promise, above.
+    let kind = unsafe { &*kind.cast::<TypeId>() };
+    if *kind == TypeId::of::<Tensor>() {
+        // SAFETY: a value of this very type, says the type's own number.
+        let tensor = unsafe { &*value.cast::<Tensor>() };
+        cloze::display::show(tensor);
+        return true;
+    }
+    false
 }

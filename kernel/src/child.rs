@@ -148,11 +148,13 @@ struct Hooks {
 
 impl Hooks {
     fn load(libraries: &str) -> Result<Self, libloading::Error> {
+        type Show = unsafe extern "C" fn(*const c_void, *const c_void) -> bool;
         let mut hooks = Self {
             begin: None,
             end: None,
             clear_interrupt: None,
         };
+        let mut shows: Option<Symbol<unsafe extern "C" fn(Show)>> = None;
         for path in libraries.split(':').filter(|path| !path.is_empty()) {
             // SAFETY: libraries that the kernel built, whose functions have the signatures used here; leaked below, so
             // that the symbols stay valid.
@@ -163,6 +165,12 @@ impl Hooks {
                 }
                 if let Ok(connect) = library.get::<Hook>(b"cloze_kernel_connect") {
                     connect();
+                }
+                shows = library.get(b"cloze_cell_shows").ok().or(shows);
+                if let (Some(shows), Ok(show)) =
+                    (&shows, library.get::<Show>(b"cloze_prelude_show"))
+                {
+                    shows(*show);
                 }
                 hooks.begin = library.get(b"cloze_cell_begin").ok().or(hooks.begin);
                 hooks.end = library.get(b"cloze_cell_end").ok().or(hooks.end);

@@ -1,5 +1,6 @@
 //! Cloze's Jupyter kernel, its installer and its headless runner.
 
+mod building;
 mod child;
 mod cli;
 mod code;

@@ -2,11 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::RecvTimeoutError;
 use evcxr::{CommandContext, EvalContext};
 
+use crate::building::{self, Progress};
 use crate::child;
 use crate::code::{self, Cell};
 use crate::commands;
@@ -29,8 +32,11 @@ use crate::{Error, Result};
 /// What is told to be waited for when nothing has to be built.
 pub const STARTING: &str = "starting";
 
-/// After so long a person is told that crates are built.
-const BUILDING: Duration = Duration::from_secs(2);
+/// After so long a person is shown that crates are built.
+const BUILDING: Duration = Duration::from_secs(1);
+
+/// How often it is looked how far they are.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// So long it may take to find out which of the names that may follow are private.
 const VISIBILITY: Duration = Duration::from_millis(400);
@@ -55,6 +61,21 @@ pub struct Session {
     // Dropped last: the others use them.
     _libraries: Libraries,
     _workshop: Arc<Workshop>,
+}
+
+/// The thread that shows how far the crates are; it has said its last when this is dropped.
+struct Telling {
+    end: Option<crossbeam_channel::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        self.end.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 type Captured = Arc<Mutex<Option<Vec<Event>>>>;
@@ -204,19 +225,52 @@ impl Session {
         outcome
     }
 
-    /// Says that crates are built if that takes a while, until what is given back is dropped.
-    fn tell_of_building(&self) -> Arc<()> {
-        let (begun, events, told) = (self.streams.begins(), self.events.clone(), Arc::new(()));
-        let waiting = Arc::downgrade(&told);
-        std::thread::spawn(move || {
-            std::thread::sleep(BUILDING);
-            if waiting.upgrade().is_some() && !begun.load(std::sync::atomic::Ordering::SeqCst) {
-                let text =
-                    "building the crates that this cell adds; the first time this takes a while\n";
-                events(Event::Text(Stream::Stderr, text.into()));
+    /// Shows how far the crates are that a cell adds, if that takes a while, until what is given back is dropped.
+    fn tell_of_building(&self) -> Telling {
+        let (begun, events, folder) = (
+            self.streams.begins(),
+            self.events.clone(),
+            self.folder.clone(),
+        );
+        Progress::forget(&folder);
+        let (end, ended) = crossbeam_channel::bounded::<()>(0);
+        let telling = std::thread::spawn(move || {
+            let start = Instant::now();
+            let id = format!("cloze-building-{}", uuid::Uuid::new_v4().simple());
+            let mut shown: Option<(Progress, u64)> = None;
+            let mut progress = Progress::default();
+            let finished = loop {
+                let wait = if shown.is_some() { LOOK } else { BUILDING };
+                let ended = ended.recv_timeout(wait) != Err(RecvTimeoutError::Timeout);
+                let begun = begun.load(Ordering::SeqCst);
+                if ended || begun {
+                    break begun;
+                }
+                progress = Progress::of(&folder).unwrap_or(progress);
+                let state = (progress.clone(), start.elapsed().as_secs());
+                if shown.as_ref() != Some(&state) {
+                    let what = match shown {
+                        None => building::State::First,
+                        Some(_) => building::State::Working,
+                    };
+                    let bar = building::display(&id, &progress, start.elapsed(), what);
+                    events(Event::Display(bar));
+                    shown = Some(state);
+                }
+            };
+            if shown.is_some() {
+                let state = match finished {
+                    true => building::State::Done,
+                    false => building::State::Failed,
+                };
+                let bar = building::display(&id, &progress, start.elapsed(), state);
+                events(Event::Display(bar));
             }
         });
-        told
+        Telling {
+            end: Some(end),
+            thread: Some(telling),
+        }
     }
 
     fn execute_cell(&mut self, cell: &Arc<Cell>) -> Result<(), Failure> {

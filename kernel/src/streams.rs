@@ -169,6 +169,22 @@ impl Streams {
     }
 }
 
+/// Which pipes beside stdout there is something to read from.
+#[derive(Clone, Copy)]
+struct Ready {
+    stderr: bool,
+    records: bool,
+}
+
+/// How much of a pipe is read.
+#[derive(Clone, Copy)]
+enum Amount {
+    /// At most what it holds.
+    Piece,
+    /// Until it is empty, also what is written meanwhile.
+    All,
+}
+
 struct Listener {
     pipes: Pipes,
     events: Sink,
@@ -191,22 +207,35 @@ impl Listener {
     fn run(&mut self) {
         loop {
             let ready = self.wait();
-            // In this order: a record and an error message are written before the notice on stdout.
-            self.read_records();
-            self.read_stderr();
+            // In this order. A cell prints nothing to stdout while there is something unread in the other two pipes, so
+            // what is in stdout by now came before that; and of the others no more is read than one piece, because
+            // the cell may print as soon as they are empty.
             if self.read_stdout().is_err() {
                 return;
             }
-            if !ready {
-                let mut said = Vec::new();
-                self.reader.flush(&mut said);
-                self.pass_on(said);
+            if ready.is_some_and(|ready| ready.records) {
+                self.read_records();
+            }
+            if ready.is_some_and(|ready| ready.stderr) {
+                // A display came before it, if one still waits.
+                self.flush();
+                self.read_stderr(Amount::Piece);
+            }
+            if ready.is_none() {
+                self.flush();
             }
         }
     }
 
-    /// Waits for anything to read; false when nothing came in a while.
-    fn wait(&self) -> bool {
+    /// Sends the display that waits for another representation of itself.
+    fn flush(&mut self) {
+        let mut said = Vec::new();
+        self.reader.flush(&mut said);
+        self.pass_on(said);
+    }
+
+    /// Waits for anything to read; `None` when nothing came in a while.
+    fn wait(&self) -> Option<Ready> {
         let mut polled = [
             self.pipes.stdout.reader.as_raw_fd(),
             self.pipes.stderr.reader.as_raw_fd(),
@@ -223,7 +252,10 @@ impl Listener {
             -1
         };
         // SAFETY: an array of valid descriptors and its length.
-        unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) > 0 }
+        let found =
+            unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) };
+        let [_, stderr, records] = polled.map(|one| one.revents != 0);
+        (found > 0).then_some(Ready { stderr, records })
     }
 
     fn read_stdout(&mut self) -> io::Result<()> {
@@ -240,8 +272,19 @@ impl Listener {
         }
     }
 
-    fn read_stderr(&mut self) {
-        let Ok(bytes) = drain_nonblocking(&mut self.pipes.stderr.reader) else {
+    fn read_stderr(&mut self, amount: Amount) {
+        let pipe = &mut self.pipes.stderr.reader;
+        let bytes = match amount {
+            Amount::Piece => {
+                let mut bytes = vec![0; 1 << 16];
+                pipe.read(&mut bytes).map(|length| {
+                    bytes.truncate(length);
+                    bytes
+                })
+            }
+            Amount::All => drain_nonblocking(pipe),
+        };
+        let Ok(bytes) = bytes else {
             return;
         };
         self.stderr.extend(bytes);
@@ -309,7 +352,7 @@ impl Listener {
 
     fn end_of_cell(&mut self) {
         self.read_records();
-        self.read_stderr();
+        self.read_stderr(Amount::All);
         if let Some(mut display) = self.reader.take_result() {
             display.is_result =
                 display.display_id.is_none() && self.has_value.load(Ordering::SeqCst);
@@ -327,7 +370,7 @@ impl Listener {
 
     fn hand_over_report(&mut self) {
         self.read_records();
-        self.read_stderr();
+        self.read_stderr(Amount::All);
         let _ = self.reports.send(std::mem::take(&mut self.report));
     }
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::SystemTime;
 
+use crate::building;
 use crate::diagnostics::{Failed, for_evcxr};
 use crate::library::without_hidden_crates;
 use crate::toolchain::pin;
@@ -165,10 +166,21 @@ fn compile_cell(
         rest.extend(flags);
         let mut build = || {
             let mut cargo = Command::new(&recipe.cargo);
-            let output = pin(outside(cargo.args(&rest)), &recipe.sysroot)
-                .stderr(Stdio::inherit())
-                .output()
-                .map_err(Error::file(&recipe.cargo))?;
+            let cargo = pin(outside(cargo.args(&rest)), &recipe.sysroot)
+                .envs(building::TELLING)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+            let mut cargo = cargo.spawn().map_err(Error::file(&recipe.cargo))?;
+            let said = cargo.stderr.take();
+            let output = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    if let Some(said) = said {
+                        building::listen(folder, said, std::io::stderr());
+                    }
+                });
+                cargo.wait_with_output()
+            });
+            let output = output.map_err(Error::file(&recipe.cargo))?;
             Ok((output.status.success(), output.stdout))
         };
         let (built, said) = with_plain_errors(&sources.join("lib.rs"), &source, &mut build)?;
@@ -428,7 +440,7 @@ fn with_cell_library(code: &str) -> String {
         _ => line.to_owned(),
     };
     let out = out.lines().map(told).collect::<Vec<_>>().join("\n");
-    out + "\n#[allow(unused_imports)] use ::cloze_cell::{eprint, eprintln, ShowValue as _};\n"
+    out + "\n#[allow(unused_imports)] use ::cloze_cell::{eprint, eprintln, print, println, ShowValue as _};\n"
 }
 
 /// What rust-analyzer asks to know the crates: those of the standard library, as it is shown here, and those of the cell
