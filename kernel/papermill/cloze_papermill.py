@@ -1,0 +1,84 @@
+"""Teaches papermill to write parameters in Rust.
+
+papermill runs notebooks with any kernel, but writes parameters only in languages that it has a translator for. Importing this
+module adds one for Rust; installed, it is imported whenever papermill starts.
+
+A parameter keeps the type that the cell tagged `parameters` gives it: `-p batch_size 16` stays a `usize` if it was one.
+"""
+import json
+
+from papermill.engines import NBClientEngine
+from papermill.exceptions import PapermillException
+from papermill.translators import Translator, papermill_translators
+
+
+class RustTranslator(Translator):
+    """Writes values as Rust expressions."""
+
+    @classmethod
+    def codify(cls, parameters, comment="Parameters"):
+        lines = [cls.comment(comment)]
+        for name, value in parameters.items():
+            # A second name for the variable's own value decides the type, so the new one must be of it.
+            lines.append(f"let {name} = {{ let mut same = {name}; same = {cls.translate(value)}; same }};")
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def comment(cls, text):
+        return f"// {text}"
+
+    @classmethod
+    def translate_none(cls, value):
+        return "None"
+
+    @classmethod
+    def translate_bool(cls, value):
+        return "true" if value else "false"
+
+    @classmethod
+    def translate_int(cls, value):
+        return str(value)
+
+    @classmethod
+    def translate_float(cls, value):
+        if value != value:
+            return "(0.0 / 0.0)"
+        if value in (float("inf"), float("-inf")):
+            return "(1.0 / 0.0)" if value > 0 else "(-1.0 / 0.0)"
+        # As Python writes it, `1e-05` and `0.5` are Rust, too.
+        return repr(float(value))
+
+    @classmethod
+    def translate_str(cls, value):
+        # Of `&str` as well as of `String`, `PathBuf` and `Option<&str>`.
+        return f"{cls.quote(value)}.into()"
+
+    @classmethod
+    def translate_list(cls, value):
+        return f"vec![{', '.join(cls.translate(item) for item in value)}]"
+
+    @classmethod
+    def translate_dict(cls, value):
+        raise PapermillException("a Rust notebook has no parameters that are dictionaries: give each value a name of its own")
+
+    @staticmethod
+    def quote(text):
+        escaped = json.dumps(str(text), ensure_ascii=False)
+        # JSON's ways to write control characters are not Rust's.
+        pairs = {"\\b": "\\u{8}", "\\f": "\\u{c}"}
+        out, rest = "", escaped
+        while rest:
+            if rest.startswith("\\u"):
+                out, rest = out + "\\u{" + rest[2:6] + "}", rest[6:]
+            elif rest.startswith("\\"):
+                out, rest = out + pairs.get(rest[:2], rest[:2]), rest[2:]
+            else:
+                out, rest = out + rest[0], rest[1:]
+        return out.replace("\x7f", "\\u{7f}")
+
+
+class Engine(NBClientEngine):
+    """papermill's usual engine, under a name that has this module imported."""
+
+
+papermill_translators.register("rust", RustTranslator)
