@@ -202,7 +202,8 @@ impl<T: Into<Box<dyn Error>>> From<T> for EvcxrUserCodeError {
             causes.push(cause.to_string());
             source = cause.source();
         }
-        report_error(short_type_name::<T>(), error.to_string(), causes);
+        let interrupted = IS_INTERRUPT.get().is_some_and(|is_interrupt| is_interrupt(&*error));
+        report_error(short_type_name::<T>(), error.to_string(), interrupted, causes);
         Self
     }
 }
@@ -222,14 +223,28 @@ impl<T: Display + Debug> From<T> for Shown {
                 unnumbered.strip_prefix(": ").unwrap_or(cause).to_owned()
             }));
         }
-        report_error(short_type_name::<T>(), error.to_string(), causes);
+        report_error(short_type_name::<T>(), error.to_string(), false, causes);
         Self
     }
 }
 
+/// Whether an error says that the prelude's own work was interrupted.
+#[allow(improper_ctypes_definitions)] // Both sides are Rust, of one compiler.
+type IsInterrupt = extern "C" fn(&(dyn Error + 'static)) -> bool;
+
+static IS_INTERRUPT: OnceLock<IsInterrupt> = OnceLock::new();
+
+/// Called once, before the first cell, with what the prelude knows of its errors.
+#[unsafe(no_mangle)]
+#[allow(improper_ctypes_definitions)] // Both sides are Rust, of one compiler.
+pub extern "C" fn cloze_cell_knows_interrupts(is_interrupt: IsInterrupt) {
+    let _ = IS_INTERRUPT.set(is_interrupt);
+}
+
 /// Reports the error that `?` returned from a cell.
-fn report_error(kind: String, message: String, causes: Vec<String>) {
-    let mut fields = vec!["error".to_owned(), kind, message];
+fn report_error(kind: String, message: String, interrupted: bool, causes: Vec<String>) {
+    let interrupted = if interrupted { "interrupted" } else { "" };
+    let mut fields = vec!["error".to_owned(), kind, message, interrupted.to_owned()];
     fields.extend(causes);
     event(&fields.iter().map(String::as_str).collect::<Vec<_>>());
     notice("EVCXR_ERROR_OCCURRED");

@@ -43,3 +43,17 @@ pub unsafe extern "C" fn cloze_prelude_show(kind: *const c_void, value: *const c
     }
     false
 }
+
+/// Whether an error, or one that caused it, says that work of this library was interrupted.
+#[unsafe(no_mangle)]
+#[allow(improper_ctypes_definitions)] // The cell library calls it, which is Rust, too, of the same compiler.
+pub extern "C" fn cloze_prelude_is_interrupt(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if matches!(error.downcast_ref(), Some(cloze::Error::Interrupted(_))) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}

@@ -1,40 +1,15 @@
 //! Cloze's Jupyter kernel, its installer and its headless runner.
 
-mod building;
-mod child;
 mod cli;
 mod code;
-mod commands;
-mod completion;
-mod diagnostics;
-mod doctor;
 mod error;
-mod event;
-mod failure;
-mod foreign;
-mod gpu;
-mod install;
+mod evcxr;
 mod jupyter;
-mod kernelspec;
-mod lab;
-mod library;
-mod lines;
-mod notebook;
-mod parameters;
-mod pipes;
-mod places;
-mod prelude;
-mod remote;
-mod retype;
+#[cfg(test)]
+mod layers;
 mod run;
 mod session;
-mod signals;
-mod statics;
-mod stdout;
-mod streams;
 mod toolchain;
-mod tools;
-mod workshop;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -49,20 +24,20 @@ use crate::error::{Error, Result};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    child::run_if_child();
-    if let Some(done) = tools::run_as_tool() {
+    evcxr::child::run_if_child();
+    if let Some(done) = evcxr::stand_in::run_as_tool() {
         return done;
     }
     let command = Cli::parse().command;
     if !matches!(command, Command::Run(_) | Command::Kernel { .. }) {
-        signals::end_with_the_pipe();
+        run::signals::end_with_the_pipe();
     }
     let done = match command {
         Command::Run(arguments) => run::run(&arguments),
-        Command::Install(arguments) => install::install(&arguments),
-        Command::Uninstall(place) => install::uninstall(&place),
-        Command::Lab(arguments) => lab::lab(&arguments),
-        Command::Doctor => doctor::doctor(),
+        Command::Install(arguments) => cli::install::install(&arguments),
+        Command::Uninstall(place) => cli::install::uninstall(&place),
+        Command::Lab(arguments) => cli::lab::lab(&arguments),
+        Command::Doctor => cli::doctor::doctor(),
         Command::Kernel {
             features,
             connection_file,

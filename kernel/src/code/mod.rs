@@ -1,7 +1,6 @@
 //! The code of cells: what is looked at and changed before it is compiled, and the way back from what was compiled.
 
 mod delimiters;
-mod map;
 mod prepare;
 mod tokens;
 
@@ -10,7 +9,6 @@ use std::sync::Arc;
 use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, SyntaxNode, ast};
 
 pub use delimiters::is_too_deep;
-pub use map::{SourceMap, Spot};
 pub use prepare::prepare;
 pub use tokens::{token, tokens};
 

@@ -11,7 +11,7 @@ use zeromq::SocketRecv;
 
 use super::iopub::IoPub;
 use super::{execute, info, request};
-use crate::remote::Remote;
+use crate::session::remote::Remote;
 
 /// Serves until a client asks the kernel to shut down.
 pub async fn serve(mut socket: KernelControlConnection, iopub: IoPub, remote: Remote) {

@@ -15,12 +15,12 @@ use super::iopub::IoPub;
 use super::stdin::Ask;
 use super::waiting::Waiting;
 use super::{complete, execute, inspect};
-use crate::event::{Event, Sink};
-use crate::failure::Failure;
-use crate::prelude::Sources;
-use crate::remote::Remote;
+use crate::evcxr::session_dir::SessionDir;
 use crate::session::Session;
-use crate::workshop::Workshop;
+use crate::session::event::{Event, Sink};
+use crate::session::failure::Failure;
+use crate::session::remote::Remote;
+use crate::toolchain::prelude::Sources;
 
 /// Requests that were on their way when a cell failed arrive within this time.
 const IN_TRANSIT: Duration = Duration::from_millis(100);
@@ -35,7 +35,7 @@ pub struct Evaluator {
     pub count: usize,
     /// What the person should know before anything runs.
     pub warning: Option<String>,
-    workshop: Arc<Workshop>,
+    session_dir: Arc<SessionDir>,
     sources: Option<Sources>,
     events: Sink,
     waiting: Waiting,
@@ -52,7 +52,7 @@ pub struct Parts {
     pub replies: UnboundedSender<JupyterMessage>,
     pub history: Arc<Mutex<History>>,
     pub remote: Remote,
-    pub workshop: Arc<Workshop>,
+    pub session_dir: Arc<SessionDir>,
     pub sources: Option<Sources>,
     pub waiting: Waiting,
     pub ask: Ask,
@@ -93,9 +93,9 @@ pub fn start(parts: Parts) -> std::io::Result<Sender<Arc<JupyterMessage>>> {
         count: 0,
         warning: match parts.sources {
             Some(_) => None,
-            None => Some(format!("{}\n", crate::install::missing_sources())),
+            None => Some(format!("{}\n", Sources::missing())),
         },
-        workshop: parts.workshop,
+        session_dir: parts.session_dir,
         sources: parts.sources,
         events,
         waiting,
@@ -191,7 +191,7 @@ impl Evaluator {
     pub fn session(&mut self) -> Result<&mut Session, Failure> {
         if self.session.is_none() {
             let started = Session::start(
-                self.workshop.clone(),
+                self.session_dir.clone(),
                 self.sources.as_ref(),
                 self.remote.clone(),
                 self.events.clone(),

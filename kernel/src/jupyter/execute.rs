@@ -11,8 +11,8 @@ use jupyter_protocol::{
 
 use super::evaluator::Evaluator;
 use super::iopub::{IoPub, media};
-use crate::event::Stream;
-use crate::failure::Failure;
+use crate::session::event::Stream;
+use crate::session::failure::Failure;
 
 /// How long a cell has to stop after an interrupt before the person is told what else there is to do.
 pub const PATIENCE: Duration = Duration::from_secs(3);

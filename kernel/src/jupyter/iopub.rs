@@ -14,8 +14,8 @@ use jupyter_zmq_client::{KernelIoPubXPubConnection, SubscriptionEvent};
 use serde_json::{Map, Value};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::event::{Display, Event, Stream};
-use crate::failure::Failure;
+use crate::session::event::{Display, Event, Stream};
+use crate::session::failure::Failure;
 
 /// How long the writer looks away from a socket that only reports errors.
 const PAUSE: Duration = Duration::from_millis(2);

@@ -27,9 +27,9 @@ use jupyter_protocol::{ConnectionInfo, ExecutionState};
 use jupyter_zmq_client as wire;
 use tokio::sync::mpsc::unbounded_channel;
 
-use crate::prelude::Sources;
-use crate::remote::Remote;
-use crate::workshop::Workshop;
+use crate::evcxr::session_dir::SessionDir;
+use crate::session::remote::Remote;
+use crate::toolchain::prelude::Sources;
 use crate::{Error, Result};
 
 /// How often the kernel looks whether whoever started it is still there.
@@ -54,14 +54,14 @@ pub fn serve(connection_file: &Path, features: &[String]) -> Result<()> {
         .into());
     }
     let sources = Sources::own().map(|sources| sources.with_features(features));
-    let workshop = Arc::new(Workshop::enter()?);
-    workshop.move_in();
+    let session_dir = Arc::new(SessionDir::enter()?);
+    session_dir.move_in();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(Error::system("starting the kernel's runtime"))?;
-    let served = runtime.block_on(run(&connection, workshop, sources));
+    let served = runtime.block_on(run(&connection, session_dir, sources));
     // The evaluator may be in the midst of a cell.
     runtime.shutdown_background();
     served
@@ -69,7 +69,7 @@ pub fn serve(connection_file: &Path, features: &[String]) -> Result<()> {
 
 async fn run(
     connection: &ConnectionInfo,
-    workshop: Arc<Workshop>,
+    session_dir: Arc<SessionDir>,
     sources: Option<Sources>,
 ) -> Result<()> {
     let session = uuid::Uuid::new_v4().to_string();
@@ -102,7 +102,7 @@ async fn run(
         replies: replies.clone(),
         history: Arc::clone(&history),
         remote: remote.clone(),
-        workshop,
+        session_dir,
         sources,
         waiting: waiting.clone(),
         ask: stdin::start(stdin, iopub.clone(), remote.clone()),

@@ -10,8 +10,8 @@ use zeromq::SocketRecv;
 
 use super::iopub::IoPub;
 use super::request;
-use crate::event::Stream;
-use crate::remote::Remote;
+use crate::session::event::Stream;
+use crate::session::remote::Remote;
 
 /// A question of a cell: the request that runs it, and what it asks.
 struct Question {

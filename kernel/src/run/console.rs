@@ -6,8 +6,8 @@ use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::event::{Display, Event, Stream};
-use crate::failure::Failure;
+use crate::session::event::{Display, Event, Stream};
+use crate::session::failure::Failure;
 
 /// How much of a cell's first line is shown.
 const TITLE: usize = 72;

@@ -1,7 +1,12 @@
 //! `cloze run`: notebooks executed without Jupyter.
 
+mod arguments;
 mod console;
+mod foreign;
+mod notebook;
+pub mod parameters;
 mod place;
+pub mod signals;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,18 +14,16 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
 
+pub use self::arguments::Run;
 use self::console::Console;
+use self::notebook::Notebook;
 use self::place::Place;
-use crate::cli::Run;
-use crate::event::{Event, Sink};
-use crate::failure::Failure;
-use crate::notebook::Notebook;
-use crate::parameters;
-use crate::prelude::Sources;
-use crate::remote::{Input, Remote};
+use crate::evcxr::session_dir::SessionDir;
+use crate::session::event::{Event, Sink};
+use crate::session::failure::Failure;
+use crate::session::remote::{Input, Remote};
 use crate::session::{Session, prelude_dep};
-use crate::signals;
-use crate::workshop::Workshop;
+use crate::toolchain::prelude::Sources;
 use crate::{Error, Result};
 
 /// How often interrupts and the time limit are looked at.
@@ -43,13 +46,13 @@ pub fn run(arguments: &Run) -> Result<()> {
         jobs.push((path, notebook, warnings));
     }
     let places = place::settle(arguments)?;
-    let workshop = Arc::new(Workshop::enter()?);
-    workshop.move_in();
+    let session_dir = Arc::new(SessionDir::enter()?);
+    session_dir.move_in();
     signals::listen();
     for (number, ((path, notebook, warnings), place)) in jobs.into_iter().zip(places).enumerate() {
         let folder = path.parent().unwrap_or(Path::new("/")).to_owned();
         std::env::set_current_dir(&folder).map_err(Error::file(&folder))?;
-        let mut execution = Execution::new(path, notebook, workshop.clone(), arguments, &place);
+        let mut execution = Execution::new(path, notebook, session_dir.clone(), arguments, &place);
         execution
             .console
             .notebook(&execution.path, number + 1, arguments.notebooks.len());
@@ -64,7 +67,7 @@ pub fn run(arguments: &Run) -> Result<()> {
 struct Execution<'a> {
     path: PathBuf,
     notebook: Notebook,
-    workshop: Arc<Workshop>,
+    session_dir: Arc<SessionDir>,
     arguments: &'a Run,
     console: Console,
     remote: Remote,
@@ -76,7 +79,7 @@ impl<'a> Execution<'a> {
     fn new(
         path: PathBuf,
         notebook: Notebook,
-        workshop: Arc<Workshop>,
+        session_dir: Arc<SessionDir>,
         arguments: &'a Run,
         place: &Place,
     ) -> Self {
@@ -84,7 +87,7 @@ impl<'a> Execution<'a> {
         Self {
             path,
             notebook,
-            workshop,
+            session_dir,
             arguments,
             console,
             remote: Remote::default(),
@@ -98,7 +101,7 @@ impl<'a> Execution<'a> {
         let (cells, to_run) = crossbeam_channel::unbounded();
         let (finish, finished) = crossbeam_channel::unbounded();
         let (tell, events) = crossbeam_channel::unbounded();
-        let (workshop, remote) = (self.workshop.clone(), self.remote.clone());
+        let (session_dir, remote) = (self.session_dir.clone(), self.remote.clone());
         // Nobody answers who has no terminal: what a cell reads from its input has an end.
         remote.set_input(if Console::can_ask() {
             Input::Asked
@@ -111,7 +114,7 @@ impl<'a> Execution<'a> {
         let session = std::thread::Builder::new()
             .name("session".into())
             .stack_size(crate::session::STACK)
-            .spawn(move || serve(workshop, sources, remote, sink, &to_run, &finish))
+            .spawn(move || serve(session_dir, sources, remote, sink, &to_run, &finish))
             .map_err(Error::system("starting the session"))?;
         let ran = self.run_cells(&cells, &events, &finished);
         // Also with what there is after a failure; a notebook of which nothing ran stays as it is.
@@ -293,14 +296,14 @@ impl<'a> Execution<'a> {
 
 /// Runs the session on a thread of its own: first it tells that it is ready, then the outcome of each cell.
 fn serve(
-    workshop: Arc<Workshop>,
+    session_dir: Arc<SessionDir>,
     sources: Option<Sources>,
     remote: Remote,
     tell: Sink,
     to_run: &Receiver<(usize, String)>,
     finish: &Sender<Result<Result<(), Failure>>>,
 ) {
-    let mut session = match Session::start(workshop, sources.as_ref(), remote, tell) {
+    let mut session = match Session::start(session_dir, sources.as_ref(), remote, tell) {
         Ok(session) => session,
         Err(error) => {
             let _ = finish.send(Err(error));
@@ -330,7 +333,5 @@ fn prelude_sources(notebook: &Notebook, folder: &Path) -> Result<Option<Sources>
     }
     let named = dep.and_then(|dep| Sources::named_by(dep, folder));
     let sources = named.or_else(Sources::own);
-    sources
-        .map(Some)
-        .ok_or_else(crate::install::missing_sources)
+    sources.map(Some).ok_or_else(Sources::missing)
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use cloze::files::{self, Destination};
 
-use crate::cli::Run;
+use super::Run;
 use crate::{Error, Result};
 
 /// Names that mean standard output.

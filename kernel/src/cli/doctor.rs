@@ -1,0 +1,194 @@
+//! `cloze doctor`: what is there, what is missing, and how to mend it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::finding::Finding::{self, Absent, Bad, Good};
+use super::kernelspec;
+use crate::toolchain::Toolchain;
+use crate::toolchain::environment::cache_folder;
+use crate::toolchain::prelude::Sources;
+use crate::{Error, Result};
+
+/// Free space below which a build may fail.
+const ENOUGH_GIB: f64 = 5.0;
+
+/// Looks at everything; an error if something is missing that notebooks can't do without.
+pub fn doctor() -> Result<()> {
+    let toolchain = Toolchain::find();
+    let looks: [(&str, Finding); 8] = [
+        ("compiler", compiler(&toolchain)),
+        ("standard library's sources", library_sources(&toolchain)),
+        ("linker", linker(&toolchain)),
+        ("sources of Cloze", own_sources()),
+        ("Jupyter", jupyter()),
+        ("kernel", kernel()),
+        ("GPU", gpu()),
+        ("cache", cache()),
+    ];
+    let mut bad = 0;
+    for (what, finding) in &looks {
+        let (mark, text) = match finding {
+            Good(text) => ("ok", text),
+            Absent(text) => ("--", text),
+            Bad(text) => {
+                bad += 1;
+                ("!!", text)
+            }
+        };
+        println!("{mark} {what}: {}", text.replace('\n', "\n   "));
+    }
+    match bad {
+        0 => Ok(()),
+        1 => Err("one thing must be mended before notebooks run".into()),
+        _ => Err(format!("{bad} things must be mended before notebooks run").into()),
+    }
+}
+
+fn compiler(toolchain: &Result<Toolchain>) -> Finding {
+    match toolchain {
+        Ok(toolchain) => Good(format!(
+            "{} in {}",
+            toolchain.name(),
+            toolchain.sysroot.display()
+        )),
+        Err(error) => Bad(error.to_string()),
+    }
+}
+
+fn library_sources(toolchain: &Result<Toolchain>) -> Finding {
+    match toolchain {
+        Ok(toolchain) if toolchain.has_sources() => Good("there".into()),
+        Ok(_) => Bad(
+            "missing, so that no variable's type can be inferred: rustup component add rust-src"
+                .into(),
+        ),
+        Err(_) => Bad("no compiler".into()),
+    }
+}
+
+fn linker(toolchain: &Result<Toolchain>) -> Finding {
+    if !succeeds(Command::new("cc").arg("--version")) {
+        return Bad("`cc` is missing, which links Rust programs: install gcc or clang".into());
+    }
+    if on_path("mold") {
+        return Good("mold".into());
+    }
+    let own = toolchain.as_ref().ok().map(|t| {
+        t.sysroot
+            .join("lib/rustlib")
+            .join(&t.host)
+            .join("bin/gcc-ld/ld.lld")
+    });
+    // The default of this target since 1.90.
+    if own.is_some_and(|linker| linker.exists())
+        && cfg!(all(target_os = "linux", target_arch = "x86_64"))
+    {
+        return Good("rust-lld, the toolchain's own".into());
+    }
+    Absent("the system's, which is slow: install mold for faster cells".into())
+}
+
+fn own_sources() -> Finding {
+    match Sources::own() {
+        Some(sources) => Good(sources.workspace.display().to_string()),
+        None => Bad(Sources::missing().to_string()),
+    }
+}
+
+fn jupyter() -> Finding {
+    match kernelspec::find_jupyter() {
+        Some(path) => Good(format!("JupyterLab, {}", path.display())),
+        None => Absent(
+            "JupyterLab is not on the path (pipx install jupyterlab); `cloze run` works without"
+                .into(),
+        ),
+    }
+}
+
+fn kernel() -> Finding {
+    match kernelspec::find() {
+        Some(folder) => Good(folder.display().to_string()),
+        None => Absent("not installed for Jupyter: cloze install".into()),
+    }
+}
+
+fn gpu() -> Finding {
+    super::gpu::look(kernelspec::find().as_deref())
+}
+
+fn cache() -> Finding {
+    let folder = match cache_folder() {
+        Ok(folder) => folder,
+        Err(error) => return Bad(error.to_string()),
+    };
+    let used = gib(size(&folder));
+    let preludes = preludes(&folder);
+    match free_space(&folder) {
+        Ok(free) if gib(free) < ENOUGH_GIB => Bad(format!(
+            "{}: {used:.1} GiB used, {:.1} GiB free, and a build needs {ENOUGH_GIB:.0}\n{preludes}",
+            folder.display(),
+            gib(free)
+        )),
+        Ok(free) => Good(format!(
+            "{}: {used:.1} GiB used, {:.0} GiB free\n{preludes}",
+            folder.display(),
+            gib(free)
+        )),
+        Err(error) => Bad(error.to_string()),
+    }
+}
+
+/// How many preludes there are; a build removes old ones by itself.
+fn preludes(cache: &Path) -> String {
+    let all = crate::toolchain::prelude::list(cache);
+    let in_use = all.iter().filter(|prelude| prelude.in_use).count();
+    let count = match all.len() {
+        0 => return "no prelude is built: cloze install".into(),
+        1 => "1 prelude".to_owned(),
+        count => format!("{count} preludes"),
+    };
+    format!("{count}, {in_use} in use; old ones are removed when a new one is built")
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
+}
+
+fn size(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => size(&entry.path()),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+fn free_space(folder: &Path) -> Result<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let path =
+        std::ffi::CString::new(folder.as_os_str().as_bytes()).map_err(|error| error.to_string())?;
+    let mut stats = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: a path that ends with a zero, and a structure of the right type to be filled in; zeroes are a valid value.
+    let (done, stats) = unsafe {
+        (
+            libc::statvfs(path.as_ptr(), stats.as_mut_ptr()),
+            stats.assume_init(),
+        )
+    };
+    if done != 0 {
+        return Err(Error::file(folder)(std::io::Error::last_os_error()));
+    }
+    Ok(stats.f_bavail * stats.f_frsize)
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    command.output().is_ok_and(|output| output.status.success())
+}
+
+fn on_path(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder: PathBuf| folder.join(name).is_file())
+}

@@ -1,0 +1,158 @@
+//! `cloze install` and `cloze uninstall`: the kernelspec by which Jupyter finds the kernel.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::{Install, Place};
+use crate::toolchain::Toolchain;
+use crate::toolchain::gpu::CAPABILITY;
+use crate::toolchain::prelude::{Libraries, Sources};
+use crate::{Error, Result};
+
+/// What the front ends show beside notebooks of this kernel.
+const LOGOS: [(&str, &[u8]); 3] = [
+    ("logo-svg.svg", include_bytes!("../../assets/logo.svg")),
+    (
+        "logo-32x32.png",
+        include_bytes!("../../assets/logo-32x32.png"),
+    ),
+    (
+        "logo-64x64.png",
+        include_bytes!("../../assets/logo-64x64.png"),
+    ),
+];
+
+/// Builds the prelude and writes the kernelspec.
+pub fn install(arguments: &Install) -> Result<()> {
+    let toolchain = Toolchain::find()?;
+    println!("compiler: {}", toolchain.name());
+    if !toolchain.has_sources() {
+        println!("adding the sources of Rust's standard library (rustup component add rust-src)");
+        toolchain.add_sources()?;
+    }
+    let sources = Sources::own()
+        .map(|sources| sources.with_features(&arguments.features))
+        .ok_or_else(Sources::missing)?;
+    let mut environment = serde_json::Map::new();
+    if let Some(capability) = &sources.capability {
+        println!("GPU kernels: for compute capability {capability}");
+        // Sessions look for the prelude that was built for it.
+        environment.insert(CAPABILITY.into(), capability.as_str().into());
+    }
+    Libraries::prepare(&toolchain, Some(&sources), &|what| println!("{what}"))?;
+    let folder = arguments.place.folder()?;
+    fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
+    let program = settle(&folder)?;
+    let mut argv = vec![program.to_string_lossy().into_owned(), "kernel".into()];
+    for feature in &arguments.features {
+        argv.extend(["--features".into(), feature.clone()]);
+    }
+    argv.push("{connection_file}".into());
+    let display_name = match arguments.features.as_slice() {
+        [] => "Cloze (Rust)".to_owned(),
+        features => format!("Cloze (Rust, {})", features.join(", ")),
+    };
+    let kernelspec = json!({
+        "argv": argv,
+        "display_name": display_name,
+        "language": "rust",
+        "interrupt_mode": "message",
+        "env": environment,
+        "metadata": { "debugger": false },
+    });
+    write(
+        &folder.join("kernel.json"),
+        format!("{kernelspec:#}\n").as_bytes(),
+    )?;
+    for (name, contents) in LOGOS {
+        write(&folder.join(name), contents)?;
+    }
+    println!(
+        "installed the kernel `{}` in {}",
+        arguments.place.name,
+        folder.display()
+    );
+    Ok(())
+}
+
+/// Removes the kernelspec; what was built stays in the cache.
+pub fn uninstall(place: &Place) -> Result<()> {
+    let folder = place.folder()?;
+    if !folder.join("kernel.json").exists() {
+        return Err(format!(
+            "there is no kernel `{}` in {}",
+            place.name,
+            folder.display()
+        )
+        .into());
+    }
+    fs::remove_dir_all(&folder).map_err(Error::file(&folder))?;
+    println!(
+        "removed {}; what was built is in {}",
+        folder.display(),
+        crate::toolchain::environment::cache_folder()?.display()
+    );
+    Ok(())
+}
+
+impl Place {
+    /// The folder of the kernelspec.
+    pub fn folder(&self) -> Result<PathBuf> {
+        let valid = !self.name.is_empty()
+            && self
+                .name
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        if !valid {
+            return Err(format!(
+                "`{}` can't be a kernel's name: letters, digits, `-`, `_` and `.` can",
+                self.name
+            )
+            .into());
+        }
+        let data = match &self.prefix {
+            Some(prefix) => prefix.join("share/jupyter"),
+            None => user_data()?,
+        };
+        Ok(data.join("kernels").join(&self.name))
+    }
+}
+
+/// Where Jupyter looks for a user's own kernels.
+fn user_data() -> Result<PathBuf> {
+    if let Some(folder) = std::env::var_os("JUPYTER_DATA_DIR") {
+        return Ok(folder.into());
+    }
+    if cfg!(target_os = "macos") {
+        return Ok(dirs::home_dir()
+            .ok_or("there is no home folder")?
+            .join("Library/Jupyter"));
+    }
+    Ok(dirs::data_dir()
+        .ok_or("there is no folder for a user's data: name one with --prefix")?
+        .join("jupyter"))
+}
+
+/// The program that the kernelspec starts: this one, or a copy beside the kernelspec if this one lies in a build folder,
+/// from where the next build would take it away.
+fn settle(folder: &Path) -> Result<PathBuf> {
+    let program = std::env::current_exe().map_err(Error::system("the path of this program"))?;
+    if crate::toolchain::prelude::target_folder().is_none() {
+        return Ok(program);
+    }
+    let copy = folder.join("cloze");
+    // A kernel may run from the old copy: it keeps its file, and the new one takes the name.
+    let new = tempfile::Builder::new()
+        .tempfile_in(folder)
+        .map_err(Error::file(folder))?;
+    fs::copy(&program, new.path()).map_err(Error::file(&program))?;
+    new.persist(&copy)
+        .map_err(|error| Error::file(&copy)(error.error))?;
+    Ok(copy)
+}
+
+fn write(path: &Path, contents: &[u8]) -> Result<()> {
+    fs::write(path, contents).map_err(Error::file(path))
+}

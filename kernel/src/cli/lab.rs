@@ -1,0 +1,40 @@
+//! `cloze lab`: JupyterLab on the notebooks.
+
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::kernelspec::{self, find_jupyter};
+use super::{Install, Lab, install};
+use crate::toolchain::prelude::Sources;
+use crate::{Error, Result};
+
+/// Becomes JupyterLab.
+pub fn lab(arguments: &Lab) -> Result<()> {
+    let Some(jupyter) = find_jupyter() else {
+        return Err("JupyterLab was not found. To get it, one of:\n  \
+                    pipx install jupyterlab\n  \
+                    uv tool install jupyterlab\n  \
+                    python3 -m pip install --user jupyterlab\n\
+                    Notebooks also run without it: cloze run NOTEBOOK"
+            .into());
+    };
+    if kernelspec::find().is_none() {
+        install::install(&Install::default())?;
+    }
+    let folder = arguments
+        .folder
+        .clone()
+        .or_else(notebooks)
+        .unwrap_or_else(|| ".".into());
+    let error = Command::new(&jupyter)
+        .args(&arguments.arguments)
+        .arg(folder)
+        .exec();
+    Err(Error::file(&jupyter)(error))
+}
+
+/// The notebooks that come with Cloze.
+fn notebooks() -> Option<PathBuf> {
+    Some(Sources::own()?.workspace.join("notebooks")).filter(|folder| folder.is_dir())
+}

@@ -1,0 +1,89 @@
+//! The command line.
+
+pub mod doctor;
+mod finding;
+mod gpu;
+pub mod install;
+mod kernelspec;
+pub mod lab;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::run::Run;
+
+/// Rust notebooks for masked language modelling: the Jupyter kernel and what belongs to it.
+#[derive(Debug, Parser)]
+#[command(version, name = "cloze")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Execute notebooks without Jupyter, cell by cell
+    Run(Run),
+    /// Build the prelude, and make the kernel known to Jupyter
+    Install(Install),
+    /// Make Jupyter forget the kernel
+    Uninstall(Place),
+    /// Open JupyterLab on the notebooks
+    Lab(Lab),
+    /// Tell what is there, what is missing and how to mend it
+    Doctor,
+    /// Serve a Jupyter client; the kernelspec says so
+    #[command(hide = true)]
+    Kernel {
+        /// Features of Cloze that the prelude is built with
+        #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
+        features: Vec<String>,
+        /// The file that describes the connection
+        connection_file: PathBuf,
+    },
+}
+
+#[derive(Debug, Default, Args)]
+pub struct Install {
+    #[command(flatten)]
+    pub place: Place,
+    /// Build with these features of Cloze, for instance `cuda`
+    #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
+    pub features: Vec<String>,
+}
+
+/// Where the kernelspec is.
+#[derive(Debug, Args)]
+pub struct Place {
+    /// Among the user's own kernels (the default)
+    #[arg(long, conflicts_with = "prefix")]
+    pub user: bool,
+    /// Among the kernels of this installation, for instance a virtual environment
+    #[arg(long, value_name = "DIR")]
+    pub prefix: Option<PathBuf>,
+    /// The name of the kernel
+    #[arg(long, default_value = KERNEL_NAME)]
+    pub name: String,
+}
+
+const KERNEL_NAME: &str = "cloze";
+
+impl Default for Place {
+    fn default() -> Self {
+        Self {
+            user: true,
+            prefix: None,
+            name: KERNEL_NAME.into(),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Lab {
+    /// The folder to open instead of the notebooks that come with Cloze
+    pub folder: Option<PathBuf>,
+    /// Arguments for JupyterLab
+    #[arg(last = true)]
+    pub arguments: Vec<String>,
+}

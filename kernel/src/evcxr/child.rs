@@ -1,0 +1,230 @@
+//! The process that runs the cells: our own binary, started again by evcxr.
+//!
+//! evcxr speaks to it over pipes that the kernel moved out of the way of stdin and stdout (see [`super::pipes`]), so that
+//! what a cell prints reaches the kernel byte by byte, and what evcxr wants to know is told to it when the cell is done.
+
+use std::ffi::c_void;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::FromRawFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
+
+/// Set by evcxr for the process that runs the cells.
+const IS_CHILD: &str = "EVCXR_IS_RUNTIME";
+/// The libraries to load before the first cell, separated by `:`; the first is the cell library.
+pub const LIBRARIES: &str = "CLOZE_CELL_LIBRARIES";
+/// What only this session knows, and so tells the kernel's own words from what a cell prints by which the session reads what it prints.
+/// The library finds it out before the first cell, and by it that it is in this kernel.
+pub const MARK: &str = "CLOZE_KERNEL";
+/// Variables that evcxr and the kernel change for this process, and under which names it finds the user's own values.
+pub const RESTORED: [(&str, &str); 2] = [
+    ("RUST_BACKTRACE", "CLOZE_ORIGINAL_RUST_BACKTRACE"),
+    ("LD_LIBRARY_PATH", "CLOZE_ORIGINAL_LD_LIBRARY_PATH"),
+];
+
+/// Commands from evcxr, one a line.
+pub const COMMANDS_FD: i32 = 200;
+/// Answers to evcxr, one a line.
+pub const ANSWERS_FD: i32 = 201;
+/// What the kernel says back at the end of a cell.
+pub const REPLIES_FD: i32 = 202;
+/// Panics and errors, told to the kernel.
+pub const EVENTS_FD: i32 = 203;
+
+/// On stdout behind the session's mark, after everything that a cell printed.
+pub const END_OF_CELL: &str = "CLOZE_END_OF_CELL";
+/// Written by the kernel itself, behind the mark, after everything that a dead process printed.
+pub const END_OF_PROCESS: &str = "CLOZE_END_OF_PROCESS";
+
+type CellFunction = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
+type Hook = unsafe extern "C" fn();
+
+static ON_INTERRUPT: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Runs cells until evcxr hangs up, if this process was started for that.
+pub fn run_if_child() {
+    // The second one is gone when cells run, so that a cell can start this program for itself.
+    if std::env::var_os(IS_CHILD).is_none() || std::env::var_os(LIBRARIES).is_none() {
+        return;
+    }
+    // SAFETY: the kernel opened these descriptors for this process before it was started, for nobody else.
+    let (commands, answers, replies) = unsafe {
+        (
+            File::from_raw_fd(COMMANDS_FD),
+            File::from_raw_fd(ANSWERS_FD),
+            File::from_raw_fd(REPLIES_FD),
+        )
+    };
+    if let Err(error) = run(commands, answers, replies) {
+        eprintln!("The process that runs the cells stopped: {error}");
+        std::process::exit(99);
+    }
+    std::process::exit(0);
+}
+
+fn run(
+    commands: File,
+    mut answers: File,
+    mut replies: File,
+) -> Result<(), Box<dyn std::error::Error>> {
+    for fd in [COMMANDS_FD, ANSWERS_FD, REPLIES_FD, EVENTS_FD] {
+        // SAFETY: changes a flag of our own descriptors: programs that a cell starts must not keep them open.
+        unsafe {
+            libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+        }
+    }
+    // SAFETY: handlers that do nothing but what is safe in one (see `on_interrupt` and `on_hang_up`).
+    unsafe {
+        libc::signal(
+            libc::SIGINT,
+            on_interrupt as *const () as libc::sighandler_t,
+        );
+        libc::signal(libc::SIGHUP, on_hang_up as *const () as libc::sighandler_t);
+    }
+    let mark = std::env::var(MARK).unwrap_or_default();
+    let hooks = Hooks::load(&std::env::var(LIBRARIES).unwrap_or_default())?;
+    leave_the_environment_as_it_was();
+    let mut store: *mut c_void = std::ptr::null_mut();
+    // Never unloaded: variables and thread-local destructors live in them.
+    let mut cells = Vec::new();
+    for line in BufReader::new(commands).lines() {
+        let line = line?;
+        let Some((path, function)) = line
+            .strip_prefix("LOAD_AND_RUN ")
+            .and_then(|rest| rest.rsplit_once(' '))
+        else {
+            return Err(format!("unknown command `{line}`").into());
+        };
+        // SAFETY: the library was compiled from a cell by evcxr for this process, against the libraries loaded above.
+        // For all to see: a `static` that lives on is found by the cells that come later (see `super::statics`).
+        let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL)? };
+        hooks.begin();
+        // SAFETY: evcxr generates the function with this signature; `store` is what the previous cell returned.
+        unsafe {
+            let cell: Symbol<CellFunction> = library.get(function.as_bytes())?;
+            store = cell(store);
+        }
+        hooks.end();
+        cells.push(std::mem::ManuallyDrop::new(library));
+        // The kernel answers with what evcxr must hear of, when it has dealt with all that was printed.
+        std::io::stdout().write_all(format!("\u{1}{mark}{END_OF_CELL}\n").as_bytes())?;
+        std::io::stdout().flush()?;
+        let mut length = [0; 4];
+        replies.read_exact(&mut length)?;
+        let mut reply = vec![0; u32::from_le_bytes(length) as usize];
+        replies.read_exact(&mut reply)?;
+        answers.write_all(&reply)?;
+        answers.write_all(b"EVCXR_EXECUTION_COMPLETE\n")?;
+    }
+    Ok(())
+}
+
+/// Takes out of the environment what was meant for this process, so that programs which cells start do not find it.
+fn leave_the_environment_as_it_was() {
+    // SAFETY: the libraries have started threads that do not look at the environment, and no cell has run yet.
+    unsafe {
+        for name in [IS_CHILD, LIBRARIES, MARK] {
+            std::env::remove_var(name);
+        }
+        for (name, original) in RESTORED {
+            match std::env::var_os(original) {
+                Some(value) => std::env::set_var(name, value),
+                None => std::env::remove_var(name),
+            }
+            std::env::remove_var(original);
+        }
+    }
+}
+
+/// The functions of the cell library and the prelude that the process itself calls.
+struct Hooks {
+    begin: Option<Symbol<Hook>>,
+    end: Option<Symbol<Hook>>,
+    clear_interrupt: Option<Symbol<Hook>>,
+}
+
+impl Hooks {
+    fn load(libraries: &str) -> Result<Self, libloading::Error> {
+        let mut hooks = Self {
+            begin: None,
+            end: None,
+            clear_interrupt: None,
+        };
+        // What the prelude tells the cell library, by name: its function, and who is to be told.
+        const TOLD: [(&[u8], &[u8]); 2] = [
+            (b"cloze_prelude_show", b"cloze_cell_shows"),
+            (
+                b"cloze_prelude_is_interrupt",
+                b"cloze_cell_knows_interrupts",
+            ),
+        ];
+        let mut listeners: [Option<Symbol<unsafe extern "C" fn(Hook)>>; 2] = [None, None];
+        for path in libraries.split(':').filter(|path| !path.is_empty()) {
+            // SAFETY: libraries that the kernel built, whose functions have the signatures used here; leaked below, so
+            // that the symbols stay valid.
+            unsafe {
+                let library = Library::open(Some(Path::new(path)), RTLD_NOW | RTLD_GLOBAL)?;
+                if let Ok(start) = library.get::<unsafe extern "C" fn(i32)>(b"cloze_cell_start") {
+                    start(EVENTS_FD);
+                }
+                if let Ok(connect) = library.get::<Hook>(b"cloze_kernel_connect") {
+                    connect();
+                }
+                for (&(function, listener), told) in TOLD.iter().zip(&mut listeners) {
+                    *told = library.get(listener).ok().or(told.take());
+                    if let (Some(told), Ok(function)) = (&told, library.get::<Hook>(function)) {
+                        told(*function);
+                    }
+                }
+                hooks.begin = library.get(b"cloze_cell_begin").ok().or(hooks.begin);
+                hooks.end = library.get(b"cloze_cell_end").ok().or(hooks.end);
+                hooks.clear_interrupt = library
+                    .get(b"cloze_interrupt_clear")
+                    .ok()
+                    .or(hooks.clear_interrupt);
+                if let Ok(request) = library.get::<Hook>(b"cloze_interrupt_request") {
+                    ON_INTERRUPT.store(*request as *mut c_void, Ordering::SeqCst);
+                }
+                std::mem::forget(library);
+            }
+        }
+        Ok(hooks)
+    }
+
+    fn begin(&self) {
+        for hook in [&self.clear_interrupt, &self.begin].into_iter().flatten() {
+            // SAFETY: a function of a loaded library, of this signature.
+            unsafe { hook() }
+        }
+    }
+
+    fn end(&self) {
+        if let Some(hook) = &self.end {
+            // SAFETY: as above.
+            unsafe { hook() }
+        }
+        // SAFETY: flushes every C stream; C code in a cell's libraries may have printed.
+        unsafe {
+            libc::fflush(std::ptr::null_mut());
+        }
+    }
+}
+
+extern "C" fn on_interrupt(_signal: i32) {
+    let request = ON_INTERRUPT.load(Ordering::SeqCst);
+    if !request.is_null() {
+        // SAFETY: only `Hooks::load` stores here: a function of this signature that does nothing but set an atomic.
+        unsafe { std::mem::transmute::<*mut c_void, Hook>(request)() }
+    }
+}
+
+/// The kernel is gone, however it ended: so is this process, and what its cells have started.
+extern "C" fn on_hang_up(_signal: i32) {
+    // SAFETY: sends a signal to this process's own group, which the kernel made for it; safe in a handler.
+    unsafe {
+        libc::kill(0, libc::SIGKILL);
+    }
+}

@@ -1,0 +1,237 @@
+//! Types of variables that evcxr writes down short, where the short name means nothing.
+//!
+//! rust-analyzer, which tells evcxr the types, leaves the traits of `dyn Trait` without their paths, and has `!` for the type
+//! of what never is. Where the compiler does not find such a name, it says which traits are called so; the variable is then
+//! bound once more with the whole path written out, which evcxr keeps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ra_ap_syntax::{AstNode, ast};
+use serde_json::Value;
+
+use super::failed::Failed;
+use super::generated::stored_variable;
+use crate::code::{Cell, Edit};
+
+/// So many ways to write the types are tried.
+const ATTEMPTS: usize = 6;
+
+/// Cells that bind those variables again whose types could not be found, the likeliest first.
+pub fn attempts(failed: &Failed, cell: &Cell) -> Vec<Arc<Cell>> {
+    let lines: Vec<&str> = failed.source.lines().collect();
+    let mut variables: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut paths: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for message in &failed.messages {
+        let code = message["code"]["code"].as_str().unwrap_or_default();
+        if ![
+            "E0405", "E0404", "E0412", "E0425", "E0433", "E0658", "E0782",
+        ]
+        .contains(&code)
+        {
+            continue;
+        }
+        let spans = message["spans"].as_array().into_iter().flatten();
+        let stored: Vec<(&str, &str)> = spans
+            .filter_map(|span| {
+                stored_variable(lines.get(span["line_start"].as_u64()?.checked_sub(1)? as usize)?)
+            })
+            .collect();
+        if stored.is_empty() {
+            continue;
+        }
+        variables.extend(stored);
+        let text = message["message"].as_str().unwrap_or_default();
+        if let Some(name) = text.split('`').nth(1)
+            && code != "E0658"
+        {
+            let found = paths.entry(name.to_owned()).or_default();
+            found.extend(importable(message, name));
+        }
+    }
+    if variables.is_empty() {
+        return Vec::new();
+    }
+    let mut choices: Vec<BTreeMap<&str, &str>> = vec![BTreeMap::new()];
+    for (name, paths) in &mut paths {
+        sort_paths(paths);
+        let longer = choices.iter().flat_map(|choice| {
+            paths.iter().map(|path| {
+                let mut choice = choice.clone();
+                choice.insert(name, path);
+                choice
+            })
+        });
+        let longer: Vec<_> = longer.collect();
+        if !longer.is_empty() {
+            choices = longer;
+        }
+    }
+    let attempts = choices.iter().take(ATTEMPTS).filter_map(|choice| {
+        let bindings: String = variables
+            .iter()
+            .filter_map(|(name, kind)| {
+                let whole = match *kind {
+                    "!" => "()".to_owned(),
+                    kind => with_paths(kind, choice),
+                };
+                let mutable = if is_mutable(&cell.prepared, name) {
+                    "mut "
+                } else {
+                    ""
+                };
+                (whole != *kind).then(|| format!("let {mutable}{name}: {whole} = {name}; "))
+            })
+            .collect();
+        (!bindings.is_empty()).then(|| with_bindings(cell, &bindings))
+    });
+    attempts.collect()
+}
+
+/// The paths that the compiler would import a name from.
+fn importable(message: &Value, name: &str) -> Vec<String> {
+    let children = message["children"].as_array().into_iter().flatten();
+    let spans = children.flat_map(|child| child["spans"].as_array().into_iter().flatten());
+    spans
+        .filter_map(|span| span["suggested_replacement"].as_str())
+        .filter_map(|text| {
+            text.trim()
+                .strip_prefix("use ")?
+                .strip_suffix(';')
+                .map(str::to_owned)
+        })
+        .filter(|path| path.rsplit("::").next() == Some(name))
+        .collect()
+}
+
+/// The standard library's first, each once; what is in `core` is in `std` as well.
+fn sort_paths(paths: &mut Vec<String>) {
+    let all: BTreeSet<String> = paths.drain(..).collect();
+    paths.extend(
+        all.iter()
+            .filter(|path| {
+                let in_std = path
+                    .strip_prefix("core::")
+                    .map(|rest| format!("std::{rest}"));
+                in_std.is_none_or(|path| !all.contains(&path))
+            })
+            .cloned(),
+    );
+    // `std::io::Write` is stored more often than `std::fmt::Write`.
+    paths.sort_by_key(|path| (!path.starts_with("std::"), path.starts_with("std::fmt::")));
+}
+
+/// A type with the names in it that stand alone written as paths.
+fn with_paths(kind: &str, paths: &BTreeMap<&str, &str>) -> String {
+    let mut out = String::new();
+    let mut rest = kind;
+    while let Some(first) = rest.chars().next() {
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        if !is_word(first) {
+            out.push(first);
+            rest = &rest[first.len_utf8()..];
+            continue;
+        }
+        let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        match paths.get(word) {
+            Some(path) if !out.ends_with("::") && !after.starts_with("::") => {
+                out += "::";
+                out += path;
+            }
+            _ => out += word,
+        }
+        rest = after;
+    }
+    out
+}
+
+fn is_mutable(code: &str, name: &str) -> bool {
+    let words: Vec<&str> = crate::code::tokens(code).map(|(_, token)| token).collect();
+    words.windows(2).rev().any(|pair| pair == ["mut", name])
+}
+
+/// The cell with bindings behind its statements, before the value that it ends with.
+fn with_bindings(cell: &Cell, bindings: &str) -> Arc<Cell> {
+    let chunks = cell.chunks();
+    let value = chunks.last().filter(|last| {
+        ast::Expr::can_cast(last.node.kind())
+            && !cell.prepared[last.start..].trim_end().ends_with(';')
+    });
+    let (at, inserted) = match value {
+        Some(value) => (value.range(&value.node).start, bindings.to_owned()),
+        None => (cell.prepared.len(), format!("\n{}", bindings.trim_end())),
+    };
+    cell.changed(vec![Edit {
+        at,
+        removed: 0,
+        inserted,
+    }])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn failed(line: &str, code: &str, message: &str, imports: &[&str]) -> Failed {
+        let spans: Vec<Value> = imports
+            .iter()
+            .map(|path| json!({ "suggested_replacement": format!("use {path};\n") }))
+            .collect();
+        Failed {
+            source: format!("fn x() {{}}\n{line}\n"),
+            messages: vec![
+                json!({ "code": { "code": code }, "message": message, "spans": [{ "line_start": 2 }],
+                                   "children": [{ "spans": spans }] }),
+            ],
+        }
+    }
+
+    #[test]
+    fn traits_are_written_with_their_paths() {
+        let line = "evcxr_variable_store.put_variable::<Result<i32, Box<dyn Any + Send>>>(stringify!(r), r);";
+        let failed = failed(
+            line,
+            "E0405",
+            "cannot find trait `Any` in this scope",
+            &["std::any::Any", "core::any::Any"],
+        );
+        let cell = Cell::new(1, "let mut r = f();\nr.is_ok()", vec![]);
+        let attempts = attempts(&failed, &cell);
+        assert_eq!(attempts.len(), 1);
+        assert_eq!(
+            attempts[0].prepared,
+            "let mut r = f();\nlet mut r: Result<i32, Box<dyn ::std::any::Any + Send>> = r; r.is_ok()"
+        );
+    }
+
+    #[test]
+    fn a_name_of_several_traits_is_tried_with_each() {
+        let line = "evcxr_variable_store.put_variable::<Box<dyn Write>>(stringify!(w), w);";
+        let failed = failed(
+            line,
+            "E0405",
+            "cannot find trait `Write` in this scope",
+            &["std::fmt::Write", "std::io::Write"],
+        );
+        let cell = Cell::new(1, "let w = f(); // note", vec![]);
+        let attempts = attempts(&failed, &cell);
+        assert_eq!(
+            attempts[0].prepared,
+            "let w = f(); // note\nlet w: Box<dyn ::std::io::Write> = w;"
+        );
+        assert!(attempts[1].prepared.contains("std::fmt::Write"));
+    }
+
+    #[test]
+    fn what_never_is_is_nothing() {
+        let line = "evcxr_variable_store.put_variable::<!>(stringify!(n), n);";
+        let failed = failed(line, "E0658", "the `!` type is experimental", &[]);
+        let cell = Cell::new(1, "let n = panic!();", vec![]);
+        assert_eq!(
+            attempts(&failed, &cell)[0].prepared,
+            "let n = panic!();\nlet n: () = n;"
+        );
+    }
+}

@@ -1,0 +1,265 @@
+//! The folder in which one session's cells are compiled, and what is in it.
+//!
+//! Sessions take numbered folders from a pool, each locked while in use, so that several run side by side without
+//! waiting for each other and what one built (crates brought in with `:dep`) is there for the next.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::toolchain::environment::{
+    LIBRARY_VARIABLE, ORIGINAL_CARGO_HOME, ORIGINAL_LIBRARY, ORIGINAL_PATH, SESSION_DIR,
+    cache_folder,
+};
+use crate::{Error, Result};
+
+/// What this program answers to in a session.
+pub const NAMES: [&str; 2] = ["cargo", "rustup"];
+
+const PLAN: &str = "build-plan.json";
+
+/// So many cells that were compiled once for all sessions stay.
+const KNOWN_CELLS: usize = 64;
+
+/// How cells are compiled in a session_dir; the stand-in tools read it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct BuildPlan {
+    pub rustc: PathBuf,
+    pub cargo: PathBuf,
+    pub sysroot: PathBuf,
+    pub host: String,
+    /// What the compiler says of itself.
+    pub version: String,
+    /// The standard library's sources, which rust-analyzer is shown under [`library`].
+    pub library: PathBuf,
+    /// Arguments of rustc that make the prelude and the cell library known.
+    pub flags: Vec<String>,
+    /// The folder whose sources tell the types of the prelude, if there is one.
+    pub analysis: Option<PathBuf>,
+}
+
+/// A session's folder, locked until it is dropped.
+#[derive(Debug)]
+pub struct SessionDir {
+    folder: PathBuf,
+    _lock: File,
+}
+
+impl SessionDir {
+    /// Takes a free folder of the pool, or makes one.
+    pub fn enter() -> Result<Self> {
+        let pool = cache_folder()?.join("sessions");
+        for number in 1.. {
+            let folder = pool.join(number.to_string());
+            fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
+            let lock = folder.join("lock");
+            let lock = File::create(&lock).map_err(Error::file(&lock))?;
+            match lock.try_lock() {
+                Ok(()) => {
+                    let session_dir = Self {
+                        folder,
+                        _lock: lock,
+                    };
+                    session_dir.sweep()?;
+                    session_dir.lay_out_tools()?;
+                    return Ok(session_dir);
+                }
+                Err(fs::TryLockError::WouldBlock) => continue,
+                Err(fs::TryLockError::Error(error)) => return Err(Error::file(&folder)(error)),
+            }
+        }
+        unreachable!("there is always a next number")
+    }
+
+    /// Leaves out the cells of the session that was here before; what cargo built for them stays, and so do the last
+    /// of those that every session begins with.
+    fn sweep(&self) -> Result<()> {
+        let known = fs::read_dir(known_cells(&self.folder));
+        let mut known: Vec<_> = known.into_iter().flatten().flatten().collect();
+        let last_used =
+            |file: &fs::DirEntry| file.metadata().and_then(|about| about.modified()).ok();
+        known.sort_by_cached_key(|file| std::cmp::Reverse(last_used(file)));
+        for old in known.iter().skip(KNOWN_CELLS) {
+            fs::remove_file(old.path()).map_err(Error::file(&old.path()))?;
+        }
+        let Ok(hosts) = fs::read_dir(self.folder.join("target")) else {
+            return Ok(());
+        };
+        for host in hosts.flatten() {
+            let Ok(files) = fs::read_dir(host.path().join("debug")) else {
+                continue;
+            };
+            for file in files
+                .flatten()
+                .filter(|file| file.path().extension().is_some_and(|e| e == "so"))
+            {
+                fs::remove_file(file.path()).map_err(Error::file(&file.path()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// evcxr and rust-analyzer find `cargo` here, which is this program (see [`crate::evcxr::stand_in`]).
+    fn lay_out_tools(&self) -> Result<()> {
+        let program = std::env::current_exe().map_err(Error::system("the path of this program"))?;
+        let bin = self.bin();
+        fs::create_dir_all(&bin).map_err(Error::file(&bin))?;
+        for tool in NAMES {
+            let link = bin.join(tool);
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(&program, &link).map_err(Error::file(&link))?;
+        }
+        Ok(())
+    }
+
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn bin(&self) -> PathBuf {
+        self.folder.join("cargo-home/bin")
+    }
+
+    /// Points evcxr and rust-analyzer at this session_dir, through the environment, the only way that they offer.
+    ///
+    /// Must be called before any other thread is started.
+    pub fn move_in(&self) {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::iter::once(self.bin()).chain(std::env::split_paths(&path));
+        let ours = std::env::join_paths(folders).unwrap_or_else(|_| path.clone());
+        // SAFETY: called while the program has one thread.
+        unsafe {
+            std::env::set_var(ORIGINAL_PATH, &path);
+            if let Some(home) = std::env::var_os("CARGO_HOME") {
+                std::env::set_var(ORIGINAL_CARGO_HOME, home);
+            }
+            std::env::set_var("PATH", ours);
+            std::env::set_var("CARGO_HOME", self.folder.join("cargo-home"));
+            if let Some(library) = std::env::var_os(LIBRARY_VARIABLE) {
+                std::env::set_var(ORIGINAL_LIBRARY, library);
+            }
+            std::env::set_var(LIBRARY_VARIABLE, library(&self.folder));
+            std::env::set_var("EVCXR_TMPDIR", &self.folder);
+            std::env::set_var(SESSION_DIR, &self.folder);
+        }
+    }
+
+    /// Shows rust-analyzer no library at all: what evcxr starts with needs none.
+    pub fn show_nothing(&self) -> Result<()> {
+        let bare = self.folder.join("bare");
+        // There must be something called so for the folder to be taken for a library.
+        let core = bare.join("core");
+        fs::create_dir_all(&core).map_err(Error::file(&core))?;
+        self.show_library(&bare)
+    }
+
+    /// Shows rust-analyzer the standard library in `shown`.
+    pub fn show_library(&self, shown: &Path) -> Result<()> {
+        let link = library(&self.folder);
+        if fs::read_link(&link).is_ok_and(|to| to == shown) {
+            return Ok(());
+        }
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(shown, &link).map_err(Error::file(&link))
+    }
+
+    /// Changes the manifest of the cells as evcxr will after `:opt LEVEL`.
+    pub fn set_opt_level(&self, level: &str) -> Result<()> {
+        let path = self.folder.join("Cargo.toml");
+        let manifest = fs::read_to_string(&path).map_err(Error::file(&path))?;
+        let changed = manifest
+            .lines()
+            .map(|line| match line.starts_with("opt-level = ") {
+                true => format!("opt-level = {level}\n"),
+                false => format!("{line}\n"),
+            });
+        fs::write(&path, changed.collect::<String>()).map_err(Error::file(&path))
+    }
+
+    pub fn write_plan(&self, plan: &BuildPlan) -> Result<()> {
+        let path = self.folder.join(PLAN);
+        let json = serde_json::to_string_pretty(plan).map_err(|error| error.to_string())?;
+        fs::write(&path, json).map_err(Error::file(&path))
+    }
+}
+
+/// Where the libraries of cells are kept that sessions begin with.
+pub fn known_cells(folder: &Path) -> PathBuf {
+    folder.join("known-cells")
+}
+
+/// Where rust-analyzer finds the standard library in a session_dir.
+pub fn library(folder: &Path) -> PathBuf {
+    folder.join("library")
+}
+
+/// Whether rust-analyzer is shown a library in a session_dir by now.
+pub fn shows_library(folder: &Path) -> bool {
+    library(folder).join("Cargo.toml").exists()
+}
+
+/// The compilation of a cell, as seen from outside of it: it can be stopped.
+#[derive(Clone, Debug)]
+pub struct Compilation {
+    folder: PathBuf,
+}
+
+impl Compilation {
+    pub fn of(session_dir: &SessionDir) -> Self {
+        Self {
+            folder: session_dir.folder.clone(),
+        }
+    }
+
+    /// There is no compilation before this, and the next one may begin.
+    pub fn allow(&self) {
+        let _ = fs::remove_file(self.stop_file());
+        let _ = fs::remove_file(self.group_file());
+    }
+
+    /// Stops the compilation that is under way, and any that is about to begin.
+    pub fn stop(&self) {
+        let _ = fs::write(self.stop_file(), "");
+        let group = fs::read_to_string(self.group_file())
+            .ok()
+            .and_then(|text| text.parse().ok());
+        if let Some(group) = group.filter(|group: &libc::pid_t| *group > 1) {
+            // SAFETY: a signal to the process group that a stand-in made for itself and wrote down.
+            unsafe {
+                libc::kill(-group, libc::SIGTERM);
+            }
+        }
+    }
+
+    /// In a stand-in tool: this process and those that it starts are the compilation. False if it must not begin.
+    pub fn begin(folder: &Path) -> bool {
+        let this = Self {
+            folder: folder.to_owned(),
+        };
+        // SAFETY: makes this process the first of a group of its own.
+        unsafe {
+            libc::setpgid(0, 0);
+        }
+        let _ = fs::write(this.group_file(), std::process::id().to_string());
+        !this.stop_file().exists()
+    }
+
+    fn stop_file(&self) -> PathBuf {
+        self.folder.join("stop")
+    }
+
+    fn group_file(&self) -> PathBuf {
+        self.folder.join("compiling")
+    }
+}
+
+impl BuildPlan {
+    /// The plan of the session_dir that the process was started in.
+    pub fn here() -> Option<(PathBuf, Self)> {
+        let folder = PathBuf::from(std::env::var_os(SESSION_DIR)?);
+        let json = fs::read(folder.join(PLAN)).ok()?;
+        Some((folder, serde_json::from_slice(&json).ok()?))
+    }
+}

@@ -1,0 +1,332 @@
+//! `static`s that can change keep what is in them from cell to cell.
+//!
+//! evcxr compiles the items of earlier cells anew into each cell's library, so each would have a counter of its own, at its
+//! beginning. Here the library of the cell that defines such a `static` gives it a name for the dynamic linker, and the
+//! libraries of later cells declare it under that name instead of defining it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, SyntaxNode, ast};
+use serde::{Deserialize, Serialize};
+
+use super::generated::CELL_FUNCTION;
+use crate::code::Cell;
+
+/// What of the process's `static`s is known, in the session's folder.
+const KNOWN: &str = "statics.json";
+/// Those that the library defines which was compiled last.
+const DEFINED: &str = "statics-defined.json";
+
+/// Types in which something can change behind a shared reference begin so.
+const CHANGEABLE: [&str; 9] = [
+    "Atomic",
+    "Mutex",
+    "RwLock",
+    "Once",
+    "Lazy",
+    "Cell",
+    "RefCell",
+    "LocalKey",
+    "UnsafeCell",
+];
+
+/// Names that mean the same in every cell, whatever it defines.
+const STANDARD: [&str; 46] = [
+    "std",
+    "core",
+    "alloc",
+    "sync",
+    "atomic",
+    "collections",
+    "cell",
+    "thread",
+    "Mutex",
+    "RwLock",
+    "OnceLock",
+    "OnceCell",
+    "LazyLock",
+    "LazyCell",
+    "Cell",
+    "RefCell",
+    "UnsafeCell",
+    "LocalKey",
+    "Vec",
+    "String",
+    "HashMap",
+    "HashSet",
+    "BTreeMap",
+    "BTreeSet",
+    "VecDeque",
+    "Option",
+    "Result",
+    "Box",
+    "Arc",
+    "Rc",
+    "str",
+    "bool",
+    "char",
+    "u8",
+    "u16",
+    "u32",
+    "u64",
+    "u128",
+    "usize",
+    "i8",
+    "i16",
+    "i32",
+    "i64",
+    "isize",
+    "f32",
+    "f64",
+];
+
+/// A `static` of a process: the name that it goes by in code, and for the dynamic linker.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+struct Static {
+    name: String,
+    symbol: String,
+}
+
+/// By a key of everything that says what it is.
+type Statics = HashMap<String, Static>;
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+struct Known {
+    /// The number of the cell that is compiled, so that a `static` defined again is another one.
+    generation: usize,
+    statics: Statics,
+}
+
+/// A cell is about to be compiled: what it defines begins anew.
+pub fn begin(folder: &Path, cell: &Cell) {
+    let mut known: Known = read(folder, KNOWN);
+    known.generation += 1;
+    let own: Vec<String> = cell
+        .chunks()
+        .iter()
+        .flat_map(|chunk| {
+            chunk
+                .node
+                .descendants()
+                .filter_map(ast::Static::cast)
+                .collect::<Vec<_>>()
+        })
+        .filter_map(|item| Some(ast::HasName::name(&item)?.text().to_string()))
+        .collect();
+    known.statics.retain(|_, known| !own.contains(&known.name));
+    write(folder, KNOWN, &known);
+    let _ = fs::remove_file(folder.join(DEFINED));
+}
+
+/// The cell has run, so its library is there for the next ones.
+pub fn ran(folder: &Path) {
+    let defined: Statics = read(folder, DEFINED);
+    if !defined.is_empty() {
+        let mut known: Known = read(folder, KNOWN);
+        known.statics.extend(defined);
+        write(folder, KNOWN, &known);
+    }
+}
+
+/// The process is gone, and with it all that was in its `static`s.
+pub fn forget(folder: &Path) {
+    let mut known: Known = read(folder, KNOWN);
+    known.statics.clear();
+    write(folder, KNOWN, &known);
+    let _ = fs::remove_file(folder.join(DEFINED));
+}
+
+/// In a stand-in tool: the code of a cell in which the `static`s are those of the process. Lines stay where they are.
+pub fn shared(folder: &Path, code: &str, dependencies: &str) -> String {
+    if !code.contains("static ") {
+        return code.to_owned();
+    }
+    let known: Known = read(folder, KNOWN);
+    let (code, defined) = rewrite(code, dependencies, &known);
+    write(folder, DEFINED, &defined);
+    code
+}
+
+fn rewrite(code: &str, dependencies: &str, known: &Known) -> (String, Statics) {
+    let parsed = SourceFile::parse(code, Edition::Edition2024);
+    let root = parsed.syntax_node();
+    let types = types(&root);
+    let mut defined = Statics::new();
+    let mut edits: Vec<(usize, usize, String)> = Vec::new();
+    // A function that the cell itself is in comes last, and is compiled once.
+    let items = root.children().filter(|item| {
+        let function = format!("fn {CELL_FUNCTION}");
+        !item.text().to_string().contains(&function)
+    });
+    for item in items {
+        for (number, node) in item.descendants().filter_map(ast::Static::cast).enumerate() {
+            let (Some(name), Some(kind)) = (ast::HasName::name(&node), node.ty()) else {
+                continue;
+            };
+            let kind_text = kind.syntax().text().to_string();
+            let words = words(kind.syntax());
+            let changes = node.mut_token().is_some()
+                || words
+                    .iter()
+                    .any(|word| CHANGEABLE.iter().any(|begin| word.starts_with(begin)));
+            if !changes {
+                continue;
+            }
+            let name = name.text().to_string();
+            let standard = words
+                .iter()
+                .all(|word| STANDARD.contains(&word.as_str()) || word.starts_with("Atomic"));
+            let mut key = blake3::Hasher::new();
+            key.update(item.text().to_string().trim().as_bytes());
+            key.update(&number.to_le_bytes());
+            if !standard {
+                // What else it is made of may have changed under the same name.
+                key.update(types.as_bytes());
+                key.update(dependencies.as_bytes());
+            }
+            let key = key.finalize().to_hex()[..16].to_owned();
+            let range = node.syntax().text_range();
+            let (start, end) = (usize::from(range.start()), usize::from(range.end()));
+            match known.statics.get(&key) {
+                Some(Static { symbol, .. }) => {
+                    let lines = code[start..end].matches('\n').count();
+                    let visibility = ast::HasVisibility::visibility(&node)
+                        .map_or(String::new(), |it| format!("{} ", it.syntax().text()));
+                    let word = if node.mut_token().is_some() {
+                        "static mut"
+                    } else {
+                        "safe static"
+                    };
+                    let kind = kind_text.replace('\n', " ");
+                    let declared = format!(
+                        "unsafe extern \"Rust\" {{ #[link_name = {symbol:?}] {visibility}{word} {name}: {kind}; }}{}",
+                        "\n".repeat(lines)
+                    );
+                    edits.push((start, end, declared));
+                }
+                None => {
+                    let symbol = format!("cloze_static_{key}_{}", known.generation);
+                    let at = first_token(node.syntax()).unwrap_or(start);
+                    edits.push((at, at, format!("#[unsafe(export_name = {symbol:?})] ")));
+                    defined.insert(key, Static { name, symbol });
+                }
+            }
+        }
+    }
+    let mut out = code.to_owned();
+    edits.sort_by_key(|edit| std::cmp::Reverse(edit.0));
+    for (start, end, text) in edits {
+        out.replace_range(start..end, &text);
+    }
+    (out, defined)
+}
+
+/// Where an item begins behind its documentation.
+fn first_token(item: &SyntaxNode) -> Option<usize> {
+    let first = item
+        .children_with_tokens()
+        .find(|part| !matches!(part.kind(), SyntaxKind::COMMENT | SyntaxKind::WHITESPACE))?;
+    Some(first.text_range().start().into())
+}
+
+/// The names in a type.
+fn words(kind: &SyntaxNode) -> Vec<String> {
+    kind.descendants_with_tokens()
+        .filter_map(|part| part.into_token())
+        .filter(|token| token.kind() == SyntaxKind::IDENT)
+        .map(|token| token.text().to_owned())
+        .collect()
+}
+
+/// All that defines types in a code, in an order of its own: evcxr's is another each time.
+fn types(root: &SyntaxNode) -> String {
+    let mut all: Vec<String> = root
+        .children()
+        .filter(|item| {
+            matches!(
+                item.kind(),
+                SyntaxKind::STRUCT
+                    | SyntaxKind::ENUM
+                    | SyntaxKind::UNION
+                    | SyntaxKind::TYPE_ALIAS
+                    | SyntaxKind::USE
+                    | SyntaxKind::TRAIT
+            )
+        })
+        .map(|item| item.text().to_string().trim().to_owned())
+        .filter(|item| !item.contains("cloze_cell"))
+        .collect();
+    all.sort();
+    all.join("\n")
+}
+
+fn read<T: Default + serde::de::DeserializeOwned>(folder: &Path, name: &str) -> T {
+    fs::read(folder.join(name))
+        .ok()
+        .and_then(|json| serde_json::from_slice(&json).ok())
+        .unwrap_or_default()
+}
+
+/// Who can't write here can't compile either, and is told so then.
+fn write(folder: &Path, name: &str, value: &impl Serialize) {
+    let _ = serde_json::to_vec(value).map(|json| fs::write(folder.join(name), json));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COUNTER: &str = "/// Counts.\npub static HITS: AtomicUsize =\n    AtomicUsize::new(0);\n";
+    const RUN: &str = "pub extern \"C\" fn run_user_code_1() { static IN_CELL: AtomicUsize = AtomicUsize::new(0); }\n";
+
+    #[test]
+    fn what_one_cell_defines_the_next_one_declares() {
+        let mut known = Known {
+            generation: 4,
+            statics: Statics::new(),
+        };
+        let code = format!("{COUNTER}{RUN}");
+        let (first, defined) = rewrite(&code, "", &known);
+        assert!(
+            first.contains("#[unsafe(export_name = \"cloze_static_"),
+            "{first}"
+        );
+        assert_eq!(defined.len(), 1);
+        known.statics = defined;
+        known.generation = 5;
+        let (second, defined) = rewrite(&format!("fn more() {{}}\n{code}"), "", &known);
+        assert!(defined.is_empty());
+        assert!(
+            second.contains("pub safe static HITS: AtomicUsize; }"),
+            "{second}"
+        );
+        assert!(!second.contains("AtomicUsize::new(0);\n"), "{second}");
+        assert_eq!(second.lines().count(), code.lines().count() + 1);
+    }
+
+    #[test]
+    fn a_type_that_changed_makes_another_of_it() {
+        let statics = "static ALL: Mutex<Vec<Point>> = Mutex::new(Vec::new());\n";
+        let known = Known::default();
+        let key = |code: &str| rewrite(code, "", &known).1.into_keys().next();
+        let one = key(&format!("struct Point {{ x: f32 }}\n{statics}"));
+        let same = key(&format!(
+            "fn other() {{}}\nstruct Point {{ x: f32 }}\n{statics}"
+        ));
+        let other = key(&format!("struct Point {{ x: f64 }}\n{statics}"));
+        assert!(one.is_some() && one == same && one != other);
+        // A standard type is what it is.
+        assert_eq!(key(COUNTER), key(&format!("struct Point;\n{COUNTER}")));
+    }
+
+    #[test]
+    fn each_in_a_function_is_one_and_what_can_not_change_is_left_alone() {
+        let code = "fn a() { static N: AtomicU8 = AtomicU8::new(0); }\nfn b() { static N: AtomicU8 = AtomicU8::new(0); }\n\
+                    static NAMES: [&str; 1] = [\"static \"];\nstatic mut LAST: u8 = 0;\n";
+        let (code, defined) = rewrite(code, "", &Known::default());
+        assert_eq!(defined.len(), 3, "{code}");
+        assert!(code.contains("\nstatic NAMES"), "{code}");
+    }
+}

@@ -1,0 +1,388 @@
+//! The compiler's errors, told in the lines of the cells.
+//!
+//! evcxr has a report of its own, which puts an error's note in the place of the error and drops what is not in the cell.
+//! What the compiler said is kept by the stand-in for cargo instead ([`Failed`]), and every place in it is led back to the
+//! cell that it stems from.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::failure::{BLUE, CYAN, Failure, Mark, PLAIN, RED, excerpt, in_cell};
+use crate::code::{Cell, Complaint, line_and_column};
+use crate::evcxr::failed::Failed;
+use crate::evcxr::generated::{SHOWS_VALUE, in_words_of_the_cell};
+use crate::evcxr::source_map::{SourceMap, Spot};
+
+/// A place that the compiler speaks of, in a cell.
+struct Place {
+    cell: Arc<Cell>,
+    /// Bytes of the original.
+    start: usize,
+    end: usize,
+    within: Option<String>,
+    label: String,
+    primary: bool,
+    replacement: Option<String>,
+}
+
+/// The failure that these errors are; none if there is no error among them.
+pub fn failure(failed: &Failed, map: &SourceMap, cell: &Arc<Cell>) -> Option<Failure> {
+    let mut errors: Vec<(u8, &Value, Vec<Place>)> = Vec::new();
+    for message in &failed.messages {
+        let text = message["message"].as_str().unwrap_or_default();
+        if text.starts_with("aborting due to") || text.starts_with("could not compile") {
+            continue;
+        }
+        let mut places = places(message, map);
+        let shows = |span: &Value| {
+            span["line_start"].as_u64().is_some_and(|line| {
+                SHOWS_VALUE
+                    .iter()
+                    .any(|word| map.line(line as usize).contains(word))
+            })
+        };
+        if !places.iter().any(|place| place.primary) && spans(message).iter().any(shows) {
+            places.extend(shown_value(cell));
+        }
+        // The cell's own errors first, then those that it causes in others, then what is in no cell at all.
+        let rank = if places
+            .iter()
+            .any(|place| place.primary && Arc::ptr_eq(&place.cell, cell))
+        {
+            0
+        } else if places.iter().any(|place| place.primary) {
+            1
+        } else if !places.is_empty() {
+            2
+        } else {
+            3
+        };
+        errors.push((rank, message, places));
+    }
+    errors.sort_by_key(|(rank, ..)| *rank);
+    let best = errors.first()?.0;
+    // What is wrong in no cell follows from what is wrong in one.
+    errors.retain(|(rank, ..)| *rank < 2 || *rank == best);
+    let mut traceback: Vec<String> = Vec::new();
+    let mut reports: Vec<Vec<String>> = Vec::new();
+    for (_, message, places) in &errors {
+        let report = report(message, places, map, cell);
+        if !reports.contains(&report) {
+            traceback.extend(report.clone());
+            reports.push(report);
+        }
+    }
+    let (_, first, places) = errors.first()?;
+    Some(Failure {
+        name: title(first),
+        value: headline(first, places),
+        traceback,
+    })
+}
+
+/// The failure that a complaint about a cell is.
+pub fn complaint(complaint: &Complaint, code: &str) -> Failure {
+    let (line, column) = line_and_column(code, complaint.at.start);
+    let length = code[complaint.at.start..]
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .count();
+    let marked = code
+        .get(complaint.at.clone())
+        .map_or(1, |text| text.chars().count());
+    let mut traceback = vec![format!("{RED}error{PLAIN}: {}", complaint.message)];
+    traceback.extend(excerpt(
+        code,
+        vec![Mark {
+            line,
+            columns: column..column + marked.min(length).max(1),
+            label: &complaint.label,
+            primary: true,
+        }],
+    ));
+    if let Some(help) = &complaint.help {
+        traceback.push(format!("{CYAN}help{PLAIN}: {help}"));
+    }
+    Failure {
+        name: "error".into(),
+        value: complaint.message.clone(),
+        traceback,
+    }
+}
+
+fn title(message: &Value) -> String {
+    match message["code"]["code"].as_str() {
+        Some(code) => format!("error[{code}]"),
+        None => "error".into(),
+    }
+}
+
+/// The message, in words of the cell.
+fn headline(message: &Value, places: &[Place]) -> String {
+    let text = message["message"].as_str().unwrap_or_default();
+    let found_generated = message["code"].is_null() && places.iter().all(|place| !place.primary);
+    if text.contains("`evcxr_display`") {
+        let kind = text
+            .split('`')
+            .nth(3)
+            .filter(|kind| !kind.contains("evcxr"));
+        let kind = kind.map_or_else(|| "the value".to_owned(), |kind| format!("a `{kind}`"));
+        return format!("{kind} can't be shown: it has no `Debug`");
+    }
+    match text.split_once(", found ") {
+        // What comes behind the cell is none of its business.
+        Some((expected, _)) if found_generated => format!("{expected}, found the end of the cell"),
+        _ => in_words_of_the_cell(text),
+    }
+}
+
+fn report(message: &Value, places: &[Place], map: &SourceMap, cell: &Arc<Cell>) -> Vec<String> {
+    let mut lines = vec![format!(
+        "{RED}{}{PLAIN}: {}",
+        title(message),
+        headline(message, places)
+    )];
+    lines.extend(show(places, cell));
+    if places.is_empty() {
+        let told = spans(message).iter().find_map(|span| {
+            let line = map.line(span["line_start"].as_u64()? as usize).trim();
+            (!line.is_empty() && !line.contains("evcxr") && line.len() > 1).then(|| line.to_owned())
+        });
+        if let Some(line) = told {
+            lines.push(format!("{BLUE}  -->{PLAIN} in {line}"));
+        }
+    }
+    let children = message["children"].as_array().into_iter().flatten();
+    for child in children {
+        let text = in_words_of_the_cell(child["message"].as_str().unwrap_or_default());
+        if text.is_empty() || text.contains("evcxr") {
+            continue;
+        }
+        let level = child["level"].as_str().unwrap_or("note");
+        let about = self::places(child, map);
+        let mut text = text.lines();
+        let first = text.next().unwrap_or_default();
+        lines.push(match level {
+            "help" => format!("{CYAN}help{PLAIN}: {first}"),
+            _ => format!("  {BLUE}={PLAIN} {level}: {first}"),
+        });
+        lines.extend(text.map(|line| format!("      {line}")));
+        let suggested = about.iter().any(|place| place.replacement.is_some());
+        match suggested {
+            true => lines.extend(
+                with_suggestions(&about)
+                    .into_iter()
+                    .map(|line| format!("      {line}")),
+            ),
+            false => lines.extend(show(&about, cell)),
+        }
+    }
+    lines
+}
+
+/// The lines of the cells that are spoken of, those of the running cell first.
+fn show(places: &[Place], cell: &Arc<Cell>) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut shown: Vec<&Arc<Cell>> = Vec::new();
+    for place in places {
+        if !shown.iter().any(|other| Arc::ptr_eq(other, &place.cell)) {
+            shown.push(&place.cell);
+        }
+    }
+    shown.sort_by_key(|other| !Arc::ptr_eq(other, cell));
+    for other in shown {
+        let of_cell = || {
+            places
+                .iter()
+                .filter(|place| Arc::ptr_eq(&place.cell, other))
+        };
+        if !Arc::ptr_eq(other, cell) {
+            let within = of_cell().find_map(|place| place.within.as_deref());
+            lines.push(format!(
+                "{BLUE}  -->{PLAIN} {}",
+                in_cell(within, other.number)
+            ));
+        }
+        let code = &other.original;
+        let marks = of_cell().map(|place| {
+            let (line, column) = line_and_column(code, place.start);
+            let (last, end) = line_and_column(code, place.end);
+            // A span of several lines is marked to the end of its first.
+            let first = code.lines().nth(line - 1).unwrap_or_default();
+            let end = if last == line {
+                end
+            } else {
+                first.chars().count() + 1
+            };
+            Mark {
+                line,
+                columns: column..end.max(column + 1),
+                label: &place.label,
+                primary: place.primary,
+            }
+        });
+        lines.extend(excerpt(code, marks.collect()));
+    }
+    lines
+}
+
+/// The value that a cell ends with: what is wrong with showing it is wrong there.
+fn shown_value(cell: &Arc<Cell>) -> Option<Place> {
+    let chunks = cell.chunks();
+    let last = chunks.last().filter(|last| !last.is_item())?;
+    let range = last.range(&last.node);
+    Some(Place {
+        cell: cell.clone(),
+        start: cell.original_offset(range.start),
+        end: cell.original_offset(range.end),
+        within: None,
+        label: "the value that the cell ends with is shown; `;` behind it would leave that out"
+            .into(),
+        primary: true,
+        replacement: None,
+    })
+}
+
+/// The lines as they would be with all that is suggested.
+fn with_suggestions(places: &[Place]) -> Vec<String> {
+    let Some(first) = places.iter().find(|place| place.replacement.is_some()) else {
+        return Vec::new();
+    };
+    let code = &first.cell.original;
+    let mut changes: Vec<(usize, usize, &str)> = places
+        .iter()
+        .filter(|place| Arc::ptr_eq(&place.cell, &first.cell))
+        .filter_map(|place| Some((place.start, place.end, place.replacement.as_deref()?)))
+        .collect();
+    changes.sort_by_key(|change| change.0);
+    let (Some(from), Some(to)) = (
+        changes
+            .first()
+            .map(|change| code[..change.0].rfind('\n').map_or(0, |at| at + 1)),
+        changes.iter().map(|change| change.1).max(),
+    ) else {
+        return Vec::new();
+    };
+    let to = code[to..].find('\n').map_or(code.len(), |at| to + at);
+    let mut text = String::new();
+    let mut at = from;
+    for (start, end, replacement) in changes {
+        if start >= at {
+            text += &code[at..start];
+            text += replacement;
+            at = end.max(start);
+        }
+    }
+    text += &code[at.min(to)..to];
+    text.lines().map(str::to_owned).collect()
+}
+
+fn spans(message: &Value) -> &[Value] {
+    message["spans"].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn places(message: &Value, map: &SourceMap) -> Vec<Place> {
+    spans(message)
+        .iter()
+        .filter_map(|span| place(span, map))
+        .collect()
+}
+
+/// The place of a span in a cell; where a macro wrote the code, that of the macro's call.
+fn place(span: &Value, map: &SourceMap) -> Option<Place> {
+    let mut at = span;
+    while !at["file_name"].as_str()?.ends_with("lib.rs") || spots(at, map).is_none() {
+        at = at["expansion"].get("span")?;
+    }
+    let (start, end) = spots(at, map)?;
+    Some(Place {
+        start: start.offset,
+        end: end.map_or(start.offset + 1, |end| end.offset),
+        cell: start.cell,
+        within: start.within,
+        label: in_words_of_the_cell(span["label"].as_str().unwrap_or_default()),
+        primary: span["is_primary"] == true,
+        replacement: span["suggested_replacement"].as_str().map(str::to_owned),
+    })
+}
+
+fn spots(span: &Value, map: &SourceMap) -> Option<(Spot, Option<Spot>)> {
+    let number = |name: &str| span[name].as_u64().map(|number| number as usize);
+    let start = map.spot(number("line_start")?, number("column_start")?)?;
+    let end = map.spot(number("line_end")?, number("column_end")?);
+    let end = end.filter(|end| Arc::ptr_eq(&end.cell, &start.cell) && end.offset >= start.offset);
+    Some((start, end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn plain(failure: &Failure) -> String {
+        let text = failure.traceback.join("\n");
+        [RED, BLUE, CYAN, PLAIN]
+            .iter()
+            .fold(text, |text, colour| text.replace(colour, ""))
+    }
+
+    fn span(line: usize, columns: std::ops::Range<usize>, label: &str, primary: bool) -> Value {
+        json!({ "file_name": "cell/lib.rs", "line_start": line, "line_end": line, "column_start": columns.start,
+                "column_end": columns.end, "label": label, "is_primary": primary, "expansion": null })
+    }
+
+    fn told(messages: Vec<Value>) -> String {
+        let earlier = Cell::new(3, "fn area(w: f32) -> f32 { w }", vec![]);
+        let cell = Cell::new(7, "let s = 1;\narea(s)", vec![]);
+        let source = "fn area(w: f32) -> f32 { w }\npub extern \"C\" fn run_user_code_1(\nlet s = 1;\n(\narea(s)\n).evcxr_display();\n}\n";
+        let map = SourceMap::new(source, Some(&cell), &[earlier]);
+        let failed = Failed {
+            source: source.into(),
+            messages,
+        };
+        plain(&failure(&failed, &map, &cell).expect("an error"))
+    }
+
+    #[test]
+    fn a_note_does_not_take_the_place_of_its_error() {
+        let note = json!({ "level": "note", "message": "function defined here", "spans": [span(1, 4..8, "", true)] });
+        let error = json!({ "level": "error", "message": "mismatched types", "code": { "code": "E0308" },
+                            "spans": [span(5, 6..7, "expected `f32`, found integer", true)], "children": [note] });
+        assert_eq!(
+            told(vec![error]),
+            "error[E0308]: mismatched types\n  |\n2 | area(s)\n  |      ^ expected `f32`, found integer\n  = note: function defined here\n  \
+             --> in `area` of cell 3\n  |\n1 | fn area(w: f32) -> f32 { w }\n  |    ^^^^"
+        );
+    }
+
+    #[test]
+    fn an_error_in_an_earlier_cell_is_named() {
+        let error = json!({ "level": "error", "message": "this function takes 1 argument", "code": { "code": "E0061" },
+                            "spans": [span(1, 26..27, "", true)], "children": [] });
+        assert!(told(vec![error]).contains("--> in `area` of cell 3"));
+    }
+
+    #[test]
+    fn generated_code_is_not_spoken_of_where_there_is_an_error_in_a_cell() {
+        let generated = json!({ "level": "error", "message": "cannot find type `X`", "code": { "code": "E0412" },
+                                "spans": [span(2, 1..2, "", true)], "children": [] });
+        let own = json!({ "level": "error", "message": "oh", "code": null, "spans": [span(3, 5..6, "", true)], "children": [] });
+        assert!(!told(vec![generated.clone(), own]).contains("E0412"));
+        assert!(told(vec![generated]).contains("E0412"));
+    }
+
+    #[test]
+    fn all_parts_of_a_suggestion_are_shown_in_the_line() {
+        let part = |columns: std::ops::Range<usize>, text: &str| {
+            let mut span = span(5, columns, "", true);
+            span["suggested_replacement"] = text.into();
+            span
+        };
+        let help = json!({ "level": "help", "message": "try", "spans": [part(6..6, "Some("), part(7..7, ")")] });
+        let error = json!({ "level": "error", "message": "no", "code": null, "spans": [span(5, 6..7, "", true)], "children": [help] });
+        assert!(told(vec![error]).contains("area(Some(s))"));
+    }
+}

@@ -1,0 +1,518 @@
+//! A session: evcxr, the process that runs the cells, and what passes between them.
+
+mod building;
+mod commands;
+mod completion;
+mod diagnostics;
+pub mod event;
+pub mod failure;
+mod lines;
+mod output;
+mod places;
+pub mod remote;
+mod report;
+mod streams;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use self::building::Telling;
+use self::completion::{Candidate, Completions, Context};
+use self::event::{Display, Event, Sink, Stream};
+use self::failure::Failure;
+use self::places::Places;
+use self::remote::Remote;
+use self::report::Report;
+use self::streams::Streams;
+use crate::code::{self, Cell};
+use crate::evcxr::failed::Failed;
+use crate::evcxr::pipes::Pipes;
+use crate::evcxr::session_dir::{BuildPlan, Compilation, SessionDir};
+use crate::evcxr::stand_in::OPT_LEVEL;
+use crate::evcxr::{CompileError, Death, EvalError, Evaluator, child, retype, statics};
+use crate::toolchain::environment::outside;
+use crate::toolchain::prelude::{Libraries, Sources};
+use crate::toolchain::{Toolchain, outline};
+use crate::{Error, Result};
+
+/// What is told to be waited for when nothing has to be built.
+pub const STARTING: &str = "starting";
+
+/// So long it may take to find out which of the names that may follow are private.
+const VISIBILITY: Duration = Duration::from_millis(400);
+
+/// The stack of the thread that a session lives on: parsers call themselves for what is nested, and a cell may be long.
+pub const STACK: usize = 512 << 20;
+
+/// evcxr with everything around it that makes cells start fast and fail honestly.
+pub struct Session {
+    evaluator: Evaluator,
+    streams: Streams,
+    events: Sink,
+    /// Where events go instead while a value is looked up.
+    captured: Captured,
+    remote: Remote,
+    places: Places,
+    folder: PathBuf,
+    /// Whether it was the compiler that the last cell failed by.
+    failed_to_compile: bool,
+    has_prelude: bool,
+    is_warm: bool,
+    // Dropped last: the others use them.
+    _libraries: Libraries,
+    _dir: Arc<SessionDir>,
+}
+
+type Captured = Arc<Mutex<Option<Vec<Event>>>>;
+
+impl Session {
+    /// Starts a session in `session_dir`, which must have been moved into. The thread that calls this must live as long as
+    /// the session: the process that runs the cells ends with it.
+    pub fn start(
+        session_dir: Arc<SessionDir>,
+        sources: Option<&Sources>,
+        remote: Remote,
+        events: Sink,
+    ) -> Result<Self> {
+        let captured = Captured::default();
+        let events: Sink = {
+            let captured = captured.clone();
+            Arc::new(move |event| {
+                match &mut *captured.lock().unwrap_or_else(PoisonError::into_inner) {
+                    Some(captured) => captured.push(event),
+                    None => events(event),
+                }
+            })
+        };
+        let toolchain = Toolchain::find()?;
+        let waiting = |what: String| events(Event::Waiting(what));
+        if !toolchain.has_sources() {
+            waiting(
+                "adding the sources of Rust's standard library (rustup component add rust-src)"
+                    .into(),
+            );
+            toolchain.add_sources()?;
+        }
+        let libraries = Libraries::prepare(&toolchain, sources, &waiting)?;
+        session_dir.write_plan(&BuildPlan {
+            rustc: toolchain.rustc.clone(),
+            cargo: toolchain.cargo.clone(),
+            sysroot: toolchain.sysroot.clone(),
+            host: toolchain.host.clone(),
+            version: toolchain.version.clone(),
+            library: toolchain.library_sources(),
+            flags: libraries.flags.clone(),
+            analysis: libraries.analysis.clone(),
+        })?;
+        let library = outline::shown(&toolchain)?;
+        waiting(STARTING.into());
+        // evcxr begins with a cell of its own, which needs no types. They are loaded with code that does, at one go:
+        // rust-analyzer forgets what it has parsed from one piece of code to the next.
+        session_dir.show_nothing()?;
+        statics::forget(session_dir.folder());
+        let compilation = Compilation::of(&session_dir);
+        compilation.allow();
+        let pipes = Pipes::new().map_err(Error::system("making pipes"))?;
+        let mark = uuid::Uuid::new_v4().simple().to_string();
+        let mut command = cell_process(&toolchain, &libraries, &mark)?;
+        pipes
+            .connect(&mut command)
+            .map_err(Error::system("connecting pipes"))?;
+        let input = pipes
+            .stdin
+            .try_clone()
+            .map_err(Error::system("copying a pipe"))?;
+        let places = Places::new(session_dir.folder(), &toolchain.host);
+        let streams = Streams::listen(pipes, &mark, places.clone(), events.clone())
+            .map_err(Error::system("listening to the cells"))?;
+        let evaluator = Evaluator::start(command)?;
+        streams.unmute();
+        remote.connect(evaluator.process(), input, compilation);
+        // rust-analyzer looks at the library and the crates again because the manifest is another one.
+        session_dir.show_library(&library)?;
+        session_dir.set_opt_level(OPT_LEVEL)?;
+        let mut session = Self {
+            evaluator,
+            streams,
+            events,
+            captured,
+            remote,
+            places,
+            folder: session_dir.folder().to_owned(),
+            failed_to_compile: false,
+            has_prelude: sources.is_some(),
+            is_warm: false,
+            _libraries: libraries,
+            _dir: session_dir,
+        };
+        session.learn();
+        Ok(session)
+    }
+
+    /// Does what the first cells would have to wait for: loads the types of the library and of the prelude, as far as a
+    /// first `let` needs them, and tells evcxr that cells use `?`.
+    fn learn(&mut self) {
+        let typical = self.typical_code();
+        let _ = self.evaluator.documentation(typical);
+        let _ = self.value("std::fs::metadata(\".\")?;");
+    }
+
+    /// Code that ends with a variable.
+    fn typical_code(&self) -> &'static str {
+        match self.has_prelude {
+            true => {
+                "use cloze::prelude::*;\nlet warm = Tensor::zeros((1, 1), DType::F32, &Device::Cpu)?;\nwarm"
+            }
+            false => "let warm = std::fs::metadata(\".\")?;\nwarm",
+        }
+    }
+
+    /// Runs the cell of this number. Its output goes to the session's events, all of it before this returns.
+    pub fn execute(&mut self, number: usize, code: &str) -> Result<(), Failure> {
+        let code = code.strip_prefix('\u{feff}').unwrap_or(code);
+        let code = self.without_prelude_dep(code);
+        let mut kernel = commands::Kernel {
+            evaluator: &self.evaluator,
+            remote: &self.remote,
+            events: &self.events,
+            folder: &self.folder,
+        };
+        let code = commands::run(&code, &mut kernel)?;
+        let cell = code::prepare(number, &code)
+            .map_err(|complaint| diagnostics::complaint(&complaint, &code))?;
+        let _telling = code.lines().any(|line| line.starts_with(":dep")).then(|| {
+            Telling::begin(
+                self.streams.begins(),
+                self.events.clone(),
+                self.folder.clone(),
+            )
+        });
+        let outcome = self.execute_cell(&cell);
+        if outcome.is_ok() || !self.failed_to_compile {
+            return outcome;
+        }
+        // Types that evcxr writes too short are written out, if that is all that is wrong.
+        let attempts = Failed::read(&self.folder).map(|failed| retype::attempts(&failed, &cell));
+        for cell in attempts.into_iter().flatten() {
+            let again = self.execute_cell(&cell);
+            if again.is_ok() || !self.failed_to_compile {
+                return again;
+            }
+        }
+        outcome
+    }
+
+    fn execute_cell(&mut self, cell: &Arc<Cell>) -> Result<(), Failure> {
+        let before: Vec<String> = self
+            .evaluator
+            .variables()
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        let process = self.remote.process();
+        self.streams
+            .expect_value(!cell.prepared.trim_end().ends_with(';'));
+        Failed::forget(&self.folder);
+        statics::begin(&self.folder, cell);
+        self.failed_to_compile = false;
+        self.places.begin(cell);
+        self.remote.begin();
+        let executed = self.evaluator.execute(&cell.prepared);
+        let interrupts = self.remote.end();
+        // What went wrong is led back to the cell while it counts as running.
+        let outcome = match executed {
+            Ok(outputs) => {
+                let report = self.streams.report();
+                statics::ran(&self.folder);
+                if !outputs.is_empty() {
+                    let data = outputs
+                        .into_iter()
+                        .map(|(mime, text)| (mime, text.into()))
+                        .collect();
+                    (self.events)(Event::Display(Display {
+                        data,
+                        metadata: Default::default(),
+                        display_id: None,
+                        update: false,
+                        is_result: true,
+                    }));
+                }
+                let outcome = self.outcome(&report, cell, interrupts);
+                for name in self.places.macros_that_define(cell) {
+                    let text = format!(
+                        "What `{name}!` defines is seen by this cell only: items are kept for later cells where they are written out.\n"
+                    );
+                    (self.events)(Event::Text(Stream::Stderr, text));
+                }
+                self.places.end(true);
+                return outcome;
+            }
+            Err(EvalError::Died(death)) => {
+                let report = self.streams.report_of_dead_process();
+                if let Some(process) = process {
+                    remote::end_group(process);
+                }
+                statics::forget(&self.folder);
+                Err(self.death(&death, &report, &before, interrupts))
+            }
+            Err(_) if interrupts > 0 => Err(Failure::new(
+                "Interrupted",
+                "interrupted before the cell ran; variables are kept",
+            )),
+            Err(EvalError::Compiler(errors)) => {
+                self.failed_to_compile = true;
+                Err(self.compilation(&errors, cell))
+            }
+            Err(EvalError::Other(problem)) => Err(Failure::new("error", problem)),
+        };
+        self.places.end(false);
+        outcome
+    }
+
+    /// The errors of a cell that does not compile.
+    fn compilation(&self, errors: &[CompileError], cell: &Arc<Cell>) -> Failure {
+        // evcxr's own come first.
+        let own: Vec<_> = errors
+            .iter()
+            .filter(|error| error.is_own)
+            .cloned()
+            .collect();
+        if own.is_empty()
+            && let Some(failed) = Failed::read(&self.folder)
+        {
+            let map = self.places.map_of(&failed.source);
+            if let Some(failure) = diagnostics::failure(&failed, &map, cell) {
+                return failure;
+            }
+        }
+        let errors = if own.is_empty() { errors } else { &own };
+        Failure::compilation(errors, &cell.original)
+    }
+
+    /// Does what the first completion of a method would have to wait for, if nobody asks for anything else.
+    pub fn warm_up(&mut self) {
+        if !std::mem::replace(&mut self.is_warm, true) {
+            let code = format!("{}.i", self.typical_code());
+            self.complete(&code, code.len());
+        }
+    }
+
+    /// What an expression is worth, without showing it.
+    pub fn value(&mut self, code: &str) -> Result<Display, Failure> {
+        let captured = self.captured.clone();
+        let replace = |with| {
+            std::mem::replace(
+                &mut *captured.lock().unwrap_or_else(PoisonError::into_inner),
+                with,
+            )
+        };
+        replace(Some(Vec::new()));
+        let outcome = self.execute(0, code);
+        let events = replace(None).unwrap_or_default();
+        outcome?;
+        let mut displays = events.into_iter().rev().filter_map(|event| match event {
+            Event::Display(display) => Some(display),
+            _ => None,
+        });
+        displays
+            .next()
+            .ok_or_else(|| Failure::new("error", "the expression has no value to show"))
+    }
+
+    /// What may be written at a byte of the code, and the bytes that it would replace.
+    pub fn complete(&mut self, code: &str, at: usize) -> Option<Completions> {
+        let code = self.without_prelude_dep(code);
+        let at = at.min(code.len());
+        if code::is_too_deep(&code) {
+            return None;
+        }
+        let found = self.evaluator.offers(&code, at)?;
+        let written = code.get(found.start..at).unwrap_or_default();
+        let before = code.get(..found.start).unwrap_or_default();
+        let context = Context {
+            // After a type, what makes a value of it comes before what needs one.
+            of_type: before.ends_with("::"),
+            of_value: before.ends_with('.'),
+            written,
+        };
+        let mut candidates = completion::candidates(&found.offers, &context);
+        // rust-analyzer takes all crates for one, in which everything may be used: what is private is asked for by name.
+        let start = Instant::now();
+        let doubtful = |candidate: &Candidate| match candidate.is_field {
+            true => context.of_value,
+            false => context.of_type,
+        };
+        candidates.retain(|candidate| {
+            if !doubtful(candidate) || start.elapsed() > VISIBILITY {
+                return true;
+            }
+            let asked = match candidate.is_field {
+                true => format!("{before}{}", candidate.name),
+                false => format!("{before}{}(", candidate.name),
+            };
+            let told = self.evaluator.documentation(&asked);
+            told.is_none_or(|(text, _)| !completion::is_private(&text, &candidate.name))
+        });
+        Some(Completions {
+            start: found.start,
+            end: found.end,
+            candidates,
+        })
+    }
+
+    /// The documentation of the name that ends at a byte of the code, as text and as HTML.
+    pub fn inspect(&mut self, code: &str, at: usize) -> Option<(String, String)> {
+        let code = self.without_prelude_dep(code);
+        if code::is_too_deep(&code) {
+            return None;
+        }
+        let (name, rest) = code.split_at_checked(at)?;
+        if let Some(path) = completion::used_path(name) {
+            // evcxr takes `use` lines apart; the name is known as a type or as a value.
+            let asked = [format!("let _: {path}"), path.clone(), format!("{path}(")];
+            return asked
+                .iter()
+                .find_map(|code| self.evaluator.documentation(code));
+        }
+        // A method is known by its call: without the bracket its name may be that of a field.
+        let call = format!("{name}(");
+        let candidates = match rest.starts_with('(') {
+            true => [call.as_str(), name],
+            false => [name, call.as_str()],
+        };
+        candidates
+            .into_iter()
+            .find_map(|code| self.evaluator.documentation(code))
+    }
+
+    fn outcome(&self, report: &Report, cell: &Cell, interrupts: usize) -> Result<(), Failure> {
+        if report.panicked {
+            // What ended a worker ends the call that waits for it, and is told by the worker only.
+            let panic = report.panics.last().or(report.panics_of_threads.last());
+            return Err(match panic {
+                Some(panic) => Failure::panic(panic, &self.places, cell.number),
+                None => Failure::new("panic", "the cell panicked"),
+            });
+        }
+        if report.returned {
+            return Err(match report.errors.last() {
+                // The work that listens says so in its own words.
+                Some(error) if interrupts > 0 && error.interrupted => Failure::new(
+                    "Interrupted",
+                    format!("{}; variables are kept", error.message),
+                ),
+                Some(error) => Failure::returned(error),
+                None => Failure::new("error", "the cell returned an error"),
+            });
+        }
+        Ok(())
+    }
+
+    fn death(
+        &self,
+        death: &Death,
+        report: &Report,
+        variables: &[String],
+        interrupts: usize,
+    ) -> Failure {
+        const PROCESS: &str = "the process that runs the cells";
+        let status = &death.status;
+        let (name, what) = match death.signal {
+            _ if interrupts > 1 => (
+                "Interrupted",
+                "the cell did not stop at the first interrupt, so its process was ended".to_owned(),
+            ),
+            _ if !report.panics.is_empty() => {
+                let message = report.panics.last().map_or("", |panic| &panic.message);
+                (
+                    "panic",
+                    format!("{message} (in code that can't unwind, so the process aborted)"),
+                )
+            }
+            Some(libc::SIGSEGV | libc::SIGBUS) => {
+                ("SegmentationFault", format!("{PROCESS} crashed ({status})"))
+            }
+            Some(libc::SIGILL) => (
+                "IllegalInstruction",
+                format!(
+                    "{PROCESS} crashed ({status}): unreachable or undefined code, as unsafe code may lead to"
+                ),
+            ),
+            Some(libc::SIGABRT) => ("Aborted", format!("{PROCESS} aborted ({status})")),
+            Some(libc::SIGKILL) => (
+                "Killed",
+                format!("{PROCESS} was killed ({status}): out of memory?"),
+            ),
+            _ if death.exited => (
+                "ProcessExited",
+                format!("the cell ended {PROCESS} ({status})"),
+            ),
+            _ => ("ProcessDied", format!("{PROCESS} died ({status})")),
+        };
+        let lost = match variables.is_empty() {
+            true => String::new(),
+            false => format!(" Lost variables: {}.", variables.join(", ")),
+        };
+        Failure::new(
+            name,
+            format!(
+                "{what}. A new process is ready; functions, types and `use` lines are kept.{lost}"
+            ),
+        )
+    }
+
+    /// A notebook written for the stock kernel brings Cloze in with `:dep`; here it is there already.
+    fn without_prelude_dep(&self, code: &str) -> String {
+        if !self.has_prelude || !code.contains(":dep") {
+            return code.to_owned();
+        }
+        // Blanks instead, so that what a front end says of places stays true.
+        let lines = code.split('\n').map(|line| match prelude_dep(line) {
+            Some(_) => " ".repeat(line.len()),
+            None => line.to_owned(),
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// What follows `:dep` in a line that brings Cloze in.
+pub fn prelude_dep(line: &str) -> Option<&str> {
+    let dep = line.trim_start().strip_prefix(":dep")?.trim_start();
+    let rest = dep.strip_prefix("cloze")?;
+    let ends = rest.is_empty() || rest.starts_with([' ', '=', '\t']);
+    ends.then_some(dep)
+}
+
+/// The command that starts the process that runs the cells.
+fn cell_process(toolchain: &Toolchain, libraries: &Libraries, mark: &str) -> Result<Command> {
+    let program = std::env::current_exe().map_err(Error::system("the path of this program"))?;
+    let mut command = Command::new(program);
+    outside(&mut command);
+    let mut path: Vec<PathBuf> = vec![toolchain.libraries()];
+    path.extend(
+        std::env::var_os("LD_LIBRARY_PATH")
+            .iter()
+            .flat_map(std::env::split_paths),
+    );
+    let load: Vec<&str> = libraries
+        .load
+        .iter()
+        .filter_map(|library: &PathBuf| Path::to_str(library))
+        .collect();
+    command
+        .env(
+            "LD_LIBRARY_PATH",
+            std::env::join_paths(path).unwrap_or_default(),
+        )
+        .env(child::LIBRARIES, load.join(":"))
+        // The library then shows displays while they change, see its `notebook::live`.
+        .env(child::MARK, mark);
+    for (name, original) in child::RESTORED {
+        match std::env::var_os(name) {
+            Some(value) => command.env(original, value),
+            None => command.env_remove(original),
+        };
+    }
+    Ok(command)
+}

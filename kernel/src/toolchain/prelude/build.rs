@@ -1,0 +1,371 @@
+//! Builds the prelude with cargo, in the workspace's own target folder, and keeps a copy that later builds can't change.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use super::{Sources, cache};
+use crate::toolchain::Toolchain;
+use crate::toolchain::environment::{cache_folder, outside};
+use crate::toolchain::gpu::CAPABILITY;
+use crate::{Error, Result};
+
+/// The dynamic library, in the prelude's folder.
+pub const LIBRARY: &str = "libcloze_prelude.so";
+/// The folder of the metadata of all crates that are in the library.
+pub const METADATA: &str = "deps";
+/// The folder of the packages that tell rust-analyzer the types.
+pub const ANALYSIS: &str = "analysis/cloze";
+
+/// The folder of the prelude for this toolchain and these sources, and what keeps it there.
+pub fn find_or_build(
+    toolchain: &Toolchain,
+    sources: &Sources,
+    waiting: &dyn Fn(String),
+) -> Result<(PathBuf, cache::Hold)> {
+    let mut key = blake3::Hasher::new();
+    key.update(toolchain.version.as_bytes());
+    key.update(env!("CARGO_PKG_VERSION").as_bytes());
+    key.update(sources.fingerprint()?.as_bytes());
+    let key = key.finalize().to_hex();
+    let all = cache_folder()?;
+    let folder = all.join(format!("{}{}", cache::PREFIX, &key[..16]));
+    if let Some(hold) = cache::take(&folder)? {
+        return Ok((folder, hold));
+    }
+    let lock = all.join("prelude.lock");
+    let lock = fs::File::create(&lock).map_err(Error::file(&lock))?;
+    if lock.try_lock().is_err() {
+        waiting("another session builds the prelude".into());
+        lock.lock()
+            .map_err(Error::system("locking the prelude's cache"))?;
+        if let Some(hold) = cache::take(&folder)? {
+            return Ok((folder, hold));
+        }
+    }
+    waiting(reason(&all));
+    let unfinished = tempfile::Builder::new()
+        .prefix(cache::UNFINISHED)
+        .tempdir_in(&all)
+        .map_err(Error::file(&all))?;
+    let packages = Packages::of(toolchain, sources)?;
+    let artifacts = compile(toolchain, sources, waiting)?;
+    keep(&artifacts, &packages, unfinished.path())?;
+    packages.write_analysis(&unfinished.path().join("analysis"))?;
+    cache::label(unfinished.path(), &sources.features)?;
+    fs::rename(unfinished.keep(), &folder).map_err(Error::file(&folder))?;
+    let hold = cache::take(&folder)?.ok_or("the prelude went away as soon as it was built")?;
+    cache::prune(&all);
+    Ok((folder, hold))
+}
+
+fn reason(all: &Path) -> String {
+    if !cache::list(all).is_empty() {
+        "building the prelude anew: its sources, the compiler or this kernel changed".into()
+    } else {
+        "building the prelude: once, minutes if nothing of it was compiled yet".into()
+    }
+}
+
+/// A file that cargo made, and the package that it is from.
+struct Artifact {
+    package: String,
+    crate_name: String,
+    files: Vec<PathBuf>,
+    /// Whether a library was compiled for it just now.
+    is_new: bool,
+}
+
+impl Artifact {
+    /// From a line of what cargo says, if it is about an artifact.
+    fn read(line: &str) -> Option<Self> {
+        let message: Value = serde_json::from_str(line).ok()?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let files = message["filenames"].as_array().into_iter().flatten();
+        (message["reason"] == "compiler-artifact").then(|| Self {
+            package: text(&message["package_id"]),
+            crate_name: text(&message["target"]["name"]),
+            files: files.filter_map(Value::as_str).map(Into::into).collect(),
+            is_new: message["fresh"] == false && message["target"]["kind"][0] != "custom-build",
+        })
+    }
+}
+
+/// Has cargo compile the prelude; each crate is told to `waiting`.
+fn compile(
+    toolchain: &Toolchain,
+    sources: &Sources,
+    waiting: &dyn Fn(String),
+) -> Result<Vec<Artifact>> {
+    let mut cargo = cargo(toolchain, sources)
+        .spawn()
+        .map_err(Error::file(&toolchain.cargo))?;
+    let stderr = cargo.stderr.take();
+    let complaints = std::thread::spawn(move || {
+        let mut text = String::new();
+        if let Some(mut stderr) = stderr {
+            let _ = stderr.read_to_string(&mut text);
+        }
+        text
+    });
+    let mut artifacts: Vec<Artifact> = Vec::new();
+    let mut compiled = 0;
+    let said = cargo.stdout.take().map(BufReader::new);
+    for line in said.into_iter().flat_map(BufReader::lines) {
+        let line = line.map_err(Error::system("reading what cargo says"))?;
+        let Some(artifact) = Artifact::read(&line) else {
+            continue;
+        };
+        if artifact.is_new {
+            compiled += 1;
+            waiting(format!(
+                "building the prelude: {compiled} crates compiled, last {}",
+                artifact.crate_name
+            ));
+        }
+        artifacts.push(artifact);
+    }
+    let status = cargo.wait().map_err(Error::system("waiting for cargo"))?;
+    if status.success() {
+        return Ok(artifacts);
+    }
+    let complaints = complaints.join().unwrap_or_default();
+    let complaints: Vec<&str> = complaints
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("Compiling "))
+        .collect();
+    Err(format!(
+        "The prelude could not be built from {}:\n{}",
+        sources.workspace.display(),
+        complaints.join("\n").trim_end()
+    )
+    .into())
+}
+
+/// The call of cargo that compiles the prelude.
+fn cargo(toolchain: &Toolchain, sources: &Sources) -> Command {
+    let mut cargo = Command::new(&toolchain.cargo);
+    let features = sources.features.iter();
+    let target = target_folder().into_iter();
+    // The package that this program is in, so that crates which were compiled for the program serve again.
+    cargo
+        .args(["rustc", "--release", "-p", "cloze-kernel"])
+        .args(["--lib", "--crate-type", "dylib"])
+        .arg("--message-format=json-render-diagnostics")
+        .args(features.flat_map(|feature| ["--features", feature]))
+        .args(target.flat_map(|folder| ["--target-dir".into(), folder]))
+        .args(["--", "-Cprefer-dynamic"])
+        .envs(sources.capability.iter().map(|it| (CAPABILITY, it)))
+        .current_dir(&sources.workspace)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    toolchain.pin(outside(&mut cargo));
+    cargo
+}
+
+/// The target folder that cargo put this program into, if it did: what was compiled for the program serves again.
+pub fn target_folder() -> Option<PathBuf> {
+    let program = std::env::current_exe().ok()?;
+    let profile = program
+        .ancestors()
+        .find(|folder| folder.join(".fingerprint").is_dir())?;
+    Some(profile.parent()?.to_owned())
+}
+
+/// Copies the library and the metadata of the crates in it.
+fn keep(artifacts: &[Artifact], packages: &Packages, folder: &Path) -> Result<()> {
+    let metadata = folder.join(METADATA);
+    fs::create_dir_all(&metadata).map_err(Error::file(&metadata))?;
+    let mut found = false;
+    for artifact in artifacts {
+        let with = |extension: &str| {
+            artifact
+                .files
+                .iter()
+                .find(|file| file.extension().is_some_and(|e| e == extension))
+        };
+        if artifact.crate_name == "cloze_prelude" {
+            if let Some(library) = with("so") {
+                let to = folder.join(LIBRARY);
+                fs::copy(library, &to).map_err(Error::file(&to))?;
+                found = true;
+            }
+        } else if packages.closure.contains(&artifact.package)
+            && let Some(file) = with("rmeta")
+                .or_else(|| with("rlib"))
+                .or_else(|| with("so"))
+        {
+            let to = metadata.join(file.file_name().unwrap_or_default());
+            // Cargo replaces its files, it does not write into them, so a second name for one keeps what is in it.
+            if fs::hard_link(file, &to).is_err() {
+                fs::copy(file, &to).map_err(Error::file(file))?;
+            }
+        }
+    }
+    if found {
+        Ok(())
+    } else {
+        Err("cargo did not say where it put the prelude".into())
+    }
+}
+
+/// The packages that the prelude is made of.
+struct Packages {
+    /// By id.
+    packages: HashMap<String, Value>,
+    /// By id: the features that are on, and the packages that it uses under which names.
+    nodes: HashMap<String, Value>,
+    root: String,
+    /// The ids of all that the library needs.
+    closure: HashSet<String>,
+}
+
+impl Packages {
+    fn of(toolchain: &Toolchain, sources: &Sources) -> Result<Self> {
+        let mut cargo = Command::new(&toolchain.cargo);
+        cargo
+            .args([
+                "metadata",
+                "--format-version=1",
+                "--filter-platform",
+                &toolchain.host,
+            ])
+            .args(
+                sources
+                    .features
+                    .iter()
+                    .flat_map(|feature| ["--features", feature]),
+            )
+            .current_dir(&sources.workspace);
+        let output = toolchain
+            .pin(outside(&mut cargo))
+            .output()
+            .map_err(Error::file(&toolchain.cargo))?;
+        if !output.status.success() {
+            return Err(format!(
+                "`cargo metadata` failed: {}",
+                String::from_utf8_lossy(&output.stderr)
+            )
+            .into());
+        }
+        let metadata: Value =
+            serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
+        let by_id = |list: &Value| -> HashMap<String, Value> {
+            let entries = list.as_array().into_iter().flatten();
+            entries
+                .filter_map(|entry| Some((entry["id"].as_str()?.to_owned(), entry.clone())))
+                .collect()
+        };
+        let packages = by_id(&metadata["packages"]);
+        let nodes = by_id(&metadata["resolve"]["nodes"]);
+        let root = packages
+            .iter()
+            .find(|(_, package)| package["name"] == "cloze" && package["source"].is_null())
+            .map(|(id, _)| id.clone())
+            .ok_or("the workspace has no package `cloze`")?;
+        let mut closure = HashSet::new();
+        let mut next = vec![root.clone()];
+        while let Some(id) = next.pop() {
+            next.extend(
+                normal_dependencies(&nodes[&id])
+                    .map(|(_, id)| id.to_owned())
+                    .filter(|id| !closure.contains(id)),
+            );
+            closure.insert(id);
+        }
+        Ok(Self {
+            packages,
+            nodes,
+            root,
+            closure,
+        })
+    }
+
+    /// Writes manifests that name the same sources but only those dependencies which the prelude's users meet in types:
+    /// rust-analyzer loads a tenth of the crates, and finds the types all the same.
+    fn write_analysis(&self, folder: &Path) -> Result<()> {
+        let mut folders: BTreeMap<&str, String> = BTreeMap::new();
+        for (id, package) in self
+            .packages
+            .iter()
+            .filter(|(id, _)| self.closure.contains(*id))
+        {
+            let name = package["name"].as_str().unwrap_or_default();
+            if *id == self.root {
+                folders.insert(id, "cloze".into());
+            } else if SHOWN.contains(&name) {
+                folders.insert(
+                    id,
+                    format!("{name}-{}", package["version"].as_str().unwrap_or_default()),
+                );
+            }
+        }
+        for (id, name) in &folders {
+            let package = &self.packages[*id];
+            let targets = package["targets"].as_array().into_iter().flatten();
+            let library = targets
+                .clone()
+                .find(|target| target["doctest"] == true || target["kind"][0] == "lib");
+            let library = library.unwrap_or(&package["targets"][0]);
+            let mut manifest = format!(
+                "[package]\nname = {}\nversion = {}\nedition = {}\nautobins = false\nautotests = false\nautobenches = false\nautoexamples = false\n\n\
+                 [lib]\nname = {}\npath = {}\n\n[features]\n",
+                package["name"],
+                package["version"],
+                package["edition"],
+                library["name"],
+                library["src_path"]
+            );
+            let features: Vec<&str> = self.nodes[*id]["features"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect();
+            let others: Vec<&&str> = features
+                .iter()
+                .filter(|feature| **feature != "default")
+                .collect();
+            manifest += &format!("default = {others:?}\n");
+            for feature in others {
+                manifest += &format!("{feature:?} = []\n");
+            }
+            manifest += "\n[dependencies]\n";
+            for (extern_name, dependency) in normal_dependencies(&self.nodes[*id]) {
+                let Some(folder) = folders.get(dependency) else {
+                    continue;
+                };
+                manifest += &format!(
+                    "{extern_name} = {{ path = \"../{folder}\", package = {} }}\n",
+                    self.packages[dependency]["name"]
+                );
+            }
+            let folder = folder.join(name);
+            fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
+            let file = folder.join("Cargo.toml");
+            fs::write(&file, manifest).map_err(Error::file(&file))?;
+        }
+        Ok(())
+    }
+}
+
+/// Crates whose types a notebook meets in the prelude's own.
+const SHOWN: [&str; 3] = ["candle-core", "candle-nn", "half"];
+
+/// The packages that a package uses, and the names that it has for them.
+fn normal_dependencies(node: &Value) -> impl Iterator<Item = (&str, &str)> {
+    node["deps"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|dependency| {
+            let kinds = dependency["dep_kinds"].as_array()?;
+            let normal = kinds.iter().any(|kind| kind["kind"].is_null());
+            normal.then(|| Some((dependency["name"].as_str()?, dependency["pkg"].as_str()?)))?
+        })
+}

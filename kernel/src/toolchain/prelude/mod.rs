@@ -1,0 +1,110 @@
+//! The prebuilt prelude: Cloze as a dynamic library that cells link against, built once and kept.
+
+mod build;
+mod cache;
+mod sources;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+pub use build::target_folder;
+pub use cache::list;
+pub use sources::Sources;
+
+use crate::toolchain::Toolchain;
+use crate::toolchain::environment::{cache_folder, outside};
+use crate::{Error, Result};
+
+/// What the compiler of a cell must be told about, and the process that runs cells must load.
+#[derive(Debug, Default)]
+pub struct Libraries {
+    /// Arguments of rustc.
+    pub flags: Vec<String>,
+    /// To be loaded before the first cell, in this order.
+    pub load: Vec<PathBuf>,
+    /// The folder of the package whose sources tell the types of the prelude.
+    pub analysis: Option<PathBuf>,
+    /// Keeps the prelude in the cache.
+    _hold: Option<cache::Hold>,
+}
+
+impl Libraries {
+    /// Finds or builds the cell library and, given its sources, the prelude. What takes long is told to `waiting`.
+    pub fn prepare(
+        toolchain: &Toolchain,
+        sources: Option<&Sources>,
+        waiting: &dyn Fn(String),
+    ) -> Result<Self> {
+        let mut libraries = Self::default();
+        libraries.add("cloze_cell", &cell_library(toolchain)?);
+        if let Some(sources) = sources {
+            let (prelude, hold) = build::find_or_build(toolchain, sources, waiting)?;
+            libraries._hold = Some(hold);
+            libraries.add("cloze", &prelude.join(build::LIBRARY));
+            let metadata = prelude.join(build::METADATA);
+            libraries
+                .flags
+                .push(format!("-Ldependency={}", metadata.display()));
+            libraries.analysis = Some(prelude.join(build::ANALYSIS));
+        }
+        Ok(libraries)
+    }
+
+    fn add(&mut self, name: &str, library: &Path) {
+        self.flags
+            .push(format!("--extern={name}={}", library.display()));
+        self.load.push(library.to_owned());
+    }
+}
+
+/// The library that is part of every cell, compiled for this toolchain.
+fn cell_library(toolchain: &Toolchain) -> Result<PathBuf> {
+    const SOURCE: &str = include_str!("../../../cell/lib.rs");
+    let key = blake3::hash(format!("{}\n{SOURCE}", toolchain.version).as_bytes()).to_hex();
+    let folder = cache_folder()?.join(format!("cell-{}", &key[..16]));
+    let library = folder.join("libcloze_cell.so");
+    if library.exists() {
+        return Ok(library);
+    }
+    std::fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
+    // Two sessions may get here at once, and a library must not be replaced that a process has loaded.
+    let lock = folder.join("lock");
+    let lock = std::fs::File::create(&lock).map_err(Error::file(&lock))?;
+    lock.lock()
+        .map_err(Error::system("locking the folder of the cell library"))?;
+    if library.exists() {
+        return Ok(library);
+    }
+    let source = folder.join("lib.rs");
+    std::fs::write(&source, SOURCE).map_err(Error::file(&source))?;
+    // Built under a name of its own: what has its name is whole.
+    let unfinished = tempfile::Builder::new()
+        .suffix(".so")
+        .tempfile_in(&folder)
+        .map_err(Error::file(&folder))?;
+    let mut rustc = Command::new(&toolchain.rustc);
+    rustc
+        .args([
+            "--crate-name=cloze_cell",
+            "--edition=2024",
+            "--crate-type=dylib",
+        ])
+        .args(["-Cprefer-dynamic", "-Copt-level=2", "-o"])
+        .arg(unfinished.path())
+        .arg(&source);
+    let output = outside(&mut rustc)
+        .output()
+        .map_err(Error::file(&toolchain.rustc))?;
+    if !output.status.success() {
+        return Err(format!(
+            "The kernel's own part of each cell does not compile with {}:\n{}",
+            toolchain.name(),
+            String::from_utf8_lossy(&output.stderr)
+        )
+        .into());
+    }
+    unfinished
+        .persist(&library)
+        .map_err(|error| Error::file(&library)(error.error))?;
+    Ok(library)
+}
