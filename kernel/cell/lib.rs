@@ -4,6 +4,7 @@
 //! cells, because the panic hook and the buffer of stdout belong to that copy, not to the kernel's own.
 #![warn(missing_docs)]
 
+use std::alloc::Layout;
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::error::Error;
@@ -195,17 +196,21 @@ pub struct EvcxrUserCodeError;
 
 impl<T: Into<Box<dyn Error>>> From<T> for EvcxrUserCodeError {
     fn from(error: T) -> Self {
-        let error = error.into();
-        let mut causes = Vec::new();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            causes.push(cause.to_string());
-            source = cause.source();
-        }
-        let interrupted = IS_INTERRUPT.get().is_some_and(|is_interrupt| is_interrupt(&*error));
-        report_error(short_type_name::<T>(), error.to_string(), interrupted, causes);
+        report_returned(std::any::type_name::<T>(), error.into());
         Self
     }
+}
+
+/// Reports an error with what caused it. Not part of every cell: it is the same for all types.
+fn report_returned(kind: &str, error: Box<dyn Error>) {
+    let mut causes = Vec::new();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        causes.push(cause.to_string());
+        source = cause.source();
+    }
+    let interrupted = IS_INTERRUPT.get().is_some_and(|is_interrupt| is_interrupt(&*error));
+    report_error(kind, error.to_string(), interrupted, causes);
 }
 
 /// The same for what is no error but can be shown; its causes may be known to its `Debug`.
@@ -213,19 +218,24 @@ pub struct Shown;
 
 impl<T: Display + Debug> From<T> for Shown {
     fn from(error: T) -> Self {
-        let debug = format!("{error:?}");
-        let mut causes = Vec::new();
-        if let Some((_, listed)) = debug.split_once("Caused by:\n") {
-            let listed = listed.split("\n\nStack backtrace").next().unwrap_or_default();
-            causes.extend(listed.lines().map(|cause| {
-                let cause = cause.trim();
-                let unnumbered = cause.trim_start_matches(|c: char| c.is_ascii_digit());
-                unnumbered.strip_prefix(": ").unwrap_or(cause).to_owned()
-            }));
-        }
-        report_error(short_type_name::<T>(), error.to_string(), false, causes);
+        report_shown(std::any::type_name::<T>(), &error, &error);
         Self
     }
+}
+
+/// Reports what is no error, with the causes that its `Debug` knows.
+fn report_shown(kind: &str, error: &dyn Display, debug: &dyn Debug) {
+    let debug = format!("{debug:?}");
+    let mut causes = Vec::new();
+    if let Some((_, listed)) = debug.split_once("Caused by:\n") {
+        let listed = listed.split("\n\nStack backtrace").next().unwrap_or_default();
+        causes.extend(listed.lines().map(|cause| {
+            let cause = cause.trim();
+            let unnumbered = cause.trim_start_matches(|c: char| c.is_ascii_digit());
+            unnumbered.strip_prefix(": ").unwrap_or(cause).to_owned()
+        }));
+    }
+    report_error(kind, error.to_string(), false, causes);
 }
 
 /// Whether an error says that the prelude's own work was interrupted.
@@ -242,9 +252,9 @@ pub extern "C" fn cloze_cell_knows_interrupts(is_interrupt: IsInterrupt) {
 }
 
 /// Reports the error that `?` returned from a cell.
-fn report_error(kind: String, message: String, interrupted: bool, causes: Vec<String>) {
+fn report_error(kind: &str, message: String, interrupted: bool, causes: Vec<String>) {
     let interrupted = if interrupted { "interrupted" } else { "" };
-    let mut fields = vec!["error".to_owned(), kind, message, interrupted.to_owned()];
+    let mut fields = vec!["error".to_owned(), short_type_name(kind), message, interrupted.to_owned()];
     fields.extend(causes);
     event(&fields.iter().map(String::as_str).collect::<Vec<_>>());
     notice("EVCXR_ERROR_OCCURRED");
@@ -252,8 +262,7 @@ fn report_error(kind: String, message: String, interrupted: bool, causes: Vec<St
 
 /// `alloc::boxed::Box<dyn core::error::Error>` → `Box<dyn Error>`, but `std::io::error::Error` → `std::io::Error`, because
 /// there are many types called just `Error`.
-fn short_type_name<T>() -> String {
-    let full = std::any::type_name::<T>();
+fn short_type_name(full: &str) -> String {
     if full.ends_with("::Error") && !full.contains('<') {
         return full.replace("::error::Error", "::Error");
     }
@@ -426,10 +435,12 @@ impl VariableStore {
     /// # Panics
     /// If there is none of this name and type, after `check_variable` a fault of the kernel.
     pub fn take_variable<T: 'static>(&mut self, name: &str) -> T {
-        match self.take(name).downcast() {
-            Ok(value) => *value,
-            Err(_) => gone(name),
-        }
+        let value = self.take(name, TypeId::of::<T>());
+        // SAFETY: `take` has seen that the value is of this type, and hands it out but once.
+        let taken = unsafe { value.cast::<T>().read() };
+        // SAFETY: the box that the value was in, which is empty by now.
+        unsafe { free(value, Layout::new::<T>()) };
+        taken
     }
 
     /// A variable that is made when it is first asked for.
@@ -474,8 +485,23 @@ impl VariableStore {
         false
     }
 
-    fn take(&mut self, name: &str) -> Box<dyn Any> {
-        self.variables.remove(name).unwrap_or_else(|| gone(name))
+    /// Hands out a variable of this type: where its box was.
+    fn take(&mut self, name: &str, kind: TypeId) -> *mut u8 {
+        match self.variables.remove(name) {
+            Some(value) if (*value).type_id() == kind => Box::into_raw(value).cast(),
+            _ => gone(name),
+        }
+    }
+}
+
+/// Gives back the memory of a box of this layout that has nothing in it any more.
+///
+/// # Safety
+/// As [`std::alloc::dealloc`] has it.
+unsafe fn free(memory: *mut u8, layout: Layout) {
+    if layout.size() > 0 {
+        // SAFETY: the caller's promise; a box of size 0 has no memory.
+        unsafe { std::alloc::dealloc(memory, layout) };
     }
 }
 

@@ -7,6 +7,9 @@ use std::ffi::c_void;
 
 pub use cloze::*;
 
+#[doc(hidden)]
+pub mod shared;
+
 /// Asks work that is under way to stop; called in a signal handler.
 #[unsafe(no_mangle)]
 pub extern "C" fn cloze_interrupt_request() {

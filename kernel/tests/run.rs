@@ -570,6 +570,19 @@ fn broken_code_is_an_error_at_its_place() {
 }
 
 #[test]
+fn an_expression_without_an_end_is_an_error_at_the_end_of_the_cell() {
+    let cells = executed(&["let a = 1;\na +\n", "[1, 2][1..].len() *"]);
+    for (cell, line) in cells.iter().zip(["2 | a +", "1 | [1, 2][1..].len() *"]) {
+        let told = traceback(cell);
+        assert!(told.contains("found the end of the cell"), "{told}");
+        assert!(
+            told.contains(line) && told.contains("^ the cell ends here"),
+            "{told}"
+        );
+    }
+}
+
+#[test]
 fn statics_that_can_change_go_on_from_cell_to_cell() {
     let cells = executed(&[
         "use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};\nuse std::sync::{LazyLock, Mutex};\n\

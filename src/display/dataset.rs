@@ -147,7 +147,14 @@ fn cell(value: &Value) -> String {
                 escape(&clip(text, CELL))
             )
         }
-        Value::List(items) => short_list(items),
+        Value::List(items) => {
+            let long = |item: &Value| item.as_str().is_some_and(|text| text.chars().count() > 40);
+            let least = if items.iter().any(long) { 200 } else { 0 };
+            format!(
+                "<div style=\"min-width:{least}px;max-width:340px\">{}</div>",
+                short_list(items)
+            )
+        }
         Value::Record(row) => {
             let line = |(name, value): &(String, Value)| {
                 format!(

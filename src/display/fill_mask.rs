@@ -97,7 +97,12 @@ fn table(candidates: &[Prediction], place: (usize, usize)) -> String {
                 escape(&candidate.token_str)
             ),
             format!("<span style=\"{MUTED}\">{}</span>", candidate.token),
-            sequence(&candidate.sequence, &candidate.token_str, place),
+            // Beside it the other columns leave little room on a narrow page, which then scrolls.
+            format!(
+                "<div style=\"min-width:{}px\">{}</div>",
+                if candidate.sequence.chars().count() > 30 { 260 } else { 0 },
+                sequence(&candidate.sequence, &candidate.token_str, place)
+            ),
         ]);
     }
     if candidates.is_empty() {

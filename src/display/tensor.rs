@@ -20,7 +20,7 @@ impl Rich for Tensor {
         };
         let aside = format!("{shape}, {}, {device}", self.dtype().as_str());
         frame(&format!(
-            "{}<pre style=\"margin:0;padding:0;background:none;color:inherit;font-size:12px;line-height:1.35;{MONO}\">{}</pre>",
+            "{}<pre style=\"white-space:pre;margin:0;padding:0;background:none;color:inherit;font-size:12px;line-height:1.35;{MONO}\">{}</pre>",
             heading("tensor", &aside),
             escape(&numbers(self))
         ))

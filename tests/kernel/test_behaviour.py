@@ -134,7 +134,7 @@ class Failures(KernelCase):
             with self.subTest(line):
                 shown = "\n".join(self.fails(code, "panic")["traceback"])
                 self.assertIn(told, shown)
-                self.assertRegex(shown, re.escape(f"\x1b[0m {line}\n") + r".*\|.* \x1b\[31m\^ panicked")
+                self.assertRegex(shown, re.escape(f"\x1b[0m {line}\n") + r".*\|.* \x1b\[31m\^\x1b\[0m panicked")
                 self.assertNotIn("run_user_code", shown)
 
     def test_cells_queued_behind_a_failure_are_aborted(self):

@@ -44,6 +44,16 @@ needs_prelude = unittest.skipUnless(os.environ.get("CLOZE_TEST_PRELUDE"), "needs
 
 
 @needs_prelude
+def private_functions(kind):
+    """The names that an inherent `impl` of this type gives to private functions only."""
+    private, public = set(), set()
+    for path in (Path(__file__).parents[2] / "src").rglob("*.rs"):
+        for block in re.findall(rf"^impl {kind} {{\n(.*?)^}}", path.read_text(), re.M | re.S):
+            for visibility, name in re.findall(r"^    (pub(?:\([a-z]+\))? )?(?:const )?fn (\w+)", block, re.M):
+                (public if visibility == "pub " else private).add(name)
+    return private - public
+
+
 class Work(KernelCase):
     @classmethod
     def setUpClass(cls):
@@ -195,6 +205,17 @@ class Work(KernelCase):
         places = {name: next(at for at, match in enumerate(matches) if match.startswith(name)) for name in ("from_pretrained", "encode", "bos_token")}
         self.assertLess(places["from_pretrained"], places["encode"], matches)
         self.assertLess(places["from_pretrained"], places["bos_token"], matches)
+
+    def test_completion_offers_nothing_private(self):
+        # What `impl Tokenizer` and `impl Trainer` declare for the library's own use.
+        for kind, value in [("Tokenizer", "tokenizer"), ("Trainer", "trainer")]:
+            private = private_functions(kind)
+            self.assertGreater(len(private), 3, private)
+            for code in [f"{value}.", f"{kind}::"]:
+                with self.subTest(code):
+                    matches = self.client.complete(code, reply=True, timeout=TIMEOUT)["content"]["matches"]
+                    self.assertGreater(len(matches), 5)
+                    self.assertEqual(sorted(private & set(matches)), [])
 
     def test_inspection_shows_documentation(self):
         for code, at, told in [

@@ -61,47 +61,26 @@ pub fn is_alone(source: &str) -> bool {
     !outside.iter().any(|sign| source.contains(sign))
 }
 
-/// Whether the code does nothing itself that takes time: it calls what is compiled already, in no loop of its own.
-///
-/// Most cells of a guide are like that, and optimizing them is most of what compiling them costs, because the code that
-/// keeps a session's variables from cell to cell grows with their number.
-pub fn only_calls(code: &str) -> bool {
-    // evcxr's own part: everything up to the function that runs the cell, but for what earlier cells defined.
+/// The items that earlier cells have defined, and the function that runs the cell, without what evcxr writes between them.
+pub fn definitions_and_cell(code: &str) -> (&str, &str) {
     let (definitions, cell) = code
         .split_once("#[unsafe(no_mangle)]")
         .unwrap_or(("", code));
-    let definitions = definitions
-        .split("mod evcxr_internal_runtime {")
-        .next()
-        .unwrap_or_default();
-    let definitions = definitions
-        .split("struct EvcxrUserCodeError")
-        .next()
-        .unwrap_or_default();
-    let cell = [
+    let own = ["mod evcxr_internal_runtime {", "struct EvcxrUserCodeError"];
+    let end = own.iter().filter_map(|own| definitions.find(own)).min();
+    (&definitions[..end.unwrap_or(definitions.len())], cell)
+}
+
+/// The function that runs a cell, without the closures that evcxr wraps its statements in.
+pub fn without_wrapping(cell: &str) -> String {
+    let own = [
+        "pub extern \"C\" fn",
         "AssertUnwindSafe(||{",
         "catch_unwind(||{",
         "(|| -> std::result::Result<(), EvcxrUserCodeError> {",
-    ]
-    .iter()
-    .fold(cell.replace("pub extern \"C\" fn", ""), |cell, own| {
-        cell.replace(own, "")
-    });
-    let works = |text: &str| {
-        [
-            "for ",
-            "while ",
-            "loop",
-            "fn ",
-            "|",
-            "iter",
-            "..",
-            "macro_rules!",
-        ]
-        .iter()
-        .any(|sign| text.contains(sign))
-    };
-    !works(definitions) && !works(&cell)
+    ];
+    own.iter()
+        .fold(cell.to_owned(), |cell, own| cell.replace(own, ""))
 }
 
 /// Puts the cell library in the place of what evcxr writes into every cell: the type by which `?` leaves the cell, which
@@ -139,11 +118,11 @@ pub fn with_cell_library(code: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
     /// As evcxr 0.22 writes it.
-    fn generated(items: &str, cell: &str) -> String {
+    pub fn generated(items: &str, cell: &str) -> String {
         format!(
             "#![allow(unused_imports, unused_mut, dead_code)]\n{items}\n\n            struct EvcxrUserCodeError {{}}\n            \
              impl<T: std::fmt::Display> From<T> for EvcxrUserCodeError {{\n                fn from(error: T) -> Self {{\n                    \
@@ -153,30 +132,6 @@ mod tests {
              match std::panic::catch_unwind(\n  std::panic::AssertUnwindSafe(||{{\n\
              let _ = (|| -> std::result::Result<(), EvcxrUserCodeError> {{\n{cell}\nOk(())}})();\n}})) {{ \n"
         )
-    }
-
-    #[test]
-    fn code_that_only_calls_is_not_optimized() {
-        assert!(only_calls(&generated(
-            "use cloze::prelude::*;",
-            "let t = Tensor::zeros(3)?;\nprintln!(\"{t}\");"
-        )));
-    }
-
-    #[test]
-    fn code_with_loops_closures_or_functions_is() {
-        for cell in [
-            "for i in 0..9 {}",
-            "let v = x.map(|y| y + 1);",
-            "v.iter().sum::<f32>()",
-            "while true {}",
-        ] {
-            assert!(!only_calls(&generated("", cell)), "{cell}");
-        }
-        assert!(!only_calls(&generated(
-            "fn slow(n: u64) -> u64 { n }",
-            "slow(3)"
-        )));
     }
 
     #[test]

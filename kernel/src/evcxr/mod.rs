@@ -7,6 +7,7 @@
 
 pub mod building;
 pub mod child;
+mod effort;
 pub mod failed;
 pub mod generated;
 pub mod pipes;

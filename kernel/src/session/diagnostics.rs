@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::failure::{BLUE, CYAN, Failure, Mark, PLAIN, RED, excerpt, in_cell};
+use super::failure::{BLUE, BOLD, CYAN, Failure, Mark, PLAIN, excerpt, in_cell};
 use crate::code::{Cell, Complaint, line_and_column};
 use crate::evcxr::failed::Failed;
 use crate::evcxr::generated::{SHOWS_VALUE, in_words_of_the_cell};
@@ -24,6 +24,8 @@ struct Place {
     label: String,
     primary: bool,
     replacement: Option<String>,
+    /// Whether the compiler speaks of what comes behind the cell.
+    behind: bool,
 }
 
 /// The failure that these errors are; none if there is no error among them.
@@ -35,6 +37,9 @@ pub fn failure(failed: &Failed, map: &SourceMap, cell: &Arc<Cell>) -> Option<Fai
             continue;
         }
         let mut places = places(message, map);
+        if message["code"].is_null() && is_behind_value(message, map) {
+            places = end_of(cell).into_iter().collect();
+        }
         let shows = |span: &Value| {
             span["line_start"].as_u64().is_some_and(|line| {
                 SHOWS_VALUE
@@ -93,7 +98,7 @@ pub fn complaint(complaint: &Complaint, code: &str) -> Failure {
     let marked = code
         .get(complaint.at.clone())
         .map_or(1, |text| text.chars().count());
-    let mut traceback = vec![format!("{RED}error{PLAIN}: {}", complaint.message)];
+    let mut traceback = vec![format!("{BOLD}error{PLAIN}: {}", complaint.message)];
     traceback.extend(excerpt(
         code,
         vec![Mark {
@@ -123,7 +128,8 @@ fn title(message: &Value) -> String {
 /// The message, in words of the cell.
 fn headline(message: &Value, places: &[Place]) -> String {
     let text = message["message"].as_str().unwrap_or_default();
-    let found_generated = message["code"].is_null() && places.iter().all(|place| !place.primary);
+    let found_generated =
+        message["code"].is_null() && places.iter().all(|place| !place.primary || place.behind);
     if text.contains("`evcxr_display`") {
         let kind = text
             .split('`')
@@ -141,7 +147,7 @@ fn headline(message: &Value, places: &[Place]) -> String {
 
 fn report(message: &Value, places: &[Place], map: &SourceMap, cell: &Arc<Cell>) -> Vec<String> {
     let mut lines = vec![format!(
-        "{RED}{}{PLAIN}: {}",
+        "{BOLD}{}{PLAIN}: {}",
         title(message),
         headline(message, places)
     )];
@@ -243,6 +249,31 @@ fn shown_value(cell: &Arc<Cell>) -> Option<Place> {
             .into(),
         primary: true,
         replacement: None,
+        behind: false,
+    })
+}
+
+/// Whether an error is at what evcxr writes around the value of a cell, as that of an expression without an end is.
+fn is_behind_value(message: &Value, map: &SourceMap) -> bool {
+    spans(message).iter().any(|span| {
+        let line = span["line_start"].as_u64().unwrap_or(0) as usize;
+        span["is_primary"] == true && line > 0 && map.line(line).is_empty()
+    })
+}
+
+/// The last character of a cell.
+fn end_of(cell: &Arc<Cell>) -> Option<Place> {
+    let text = cell.original.trim_end();
+    let start = text.char_indices().last()?.0;
+    Some(Place {
+        cell: cell.clone(),
+        start,
+        end: text.len(),
+        within: None,
+        label: "the cell ends here".into(),
+        primary: true,
+        replacement: None,
+        behind: true,
     })
 }
 
@@ -306,6 +337,7 @@ fn place(span: &Value, map: &SourceMap) -> Option<Place> {
         label: in_words_of_the_cell(span["label"].as_str().unwrap_or_default()),
         primary: span["is_primary"] == true,
         replacement: span["suggested_replacement"].as_str().map(str::to_owned),
+        behind: false,
     })
 }
 
@@ -324,7 +356,7 @@ mod tests {
 
     fn plain(failure: &Failure) -> String {
         let text = failure.traceback.join("\n");
-        [RED, BLUE, CYAN, PLAIN]
+        [BOLD, crate::session::failure::RED, BLUE, CYAN, PLAIN]
             .iter()
             .fold(text, |text, colour| text.replace(colour, ""))
     }

@@ -17,7 +17,9 @@ pub struct Failure {
     pub traceback: Vec<String>,
 }
 
-// Not bold: in JupyterLab bold colours are the dark ones, which can not be read on the dark theme's red.
+// Colours are for signs, and words have the page's own colour: on the red ground of JupyterLab's dark theme the others have
+// little contrast. Never bold and coloured: there those are the dark colours.
+pub const BOLD: &str = "\u{1b}[1m";
 pub const RED: &str = "\u{1b}[31m";
 pub const BLUE: &str = "\u{1b}[34m";
 pub const CYAN: &str = "\u{1b}[36m";
@@ -29,7 +31,7 @@ impl Failure {
         let value = value.into();
         let mut lines = value.lines();
         let mut traceback = vec![format!(
-            "{RED}{name}{PLAIN}: {}",
+            "{BOLD}{name}{PLAIN}: {}",
             lines.next().unwrap_or_default()
         )];
         traceback.extend(lines.map(str::to_owned));
@@ -83,7 +85,7 @@ fn title(error: &CompileError) -> String {
 }
 
 fn compilation_error(error: &CompileError, code: &str) -> Vec<String> {
-    let mut lines = vec![format!("{RED}{}{PLAIN}: {}", title(error), error.message)];
+    let mut lines = vec![format!("{BOLD}{}{PLAIN}: {}", title(error), error.message)];
     let mut marks = Vec::new();
     let mut notes = Vec::new();
     for label in &error.labels {
@@ -167,12 +169,12 @@ pub fn excerpt(code: &str, mut marks: Vec<Mark>) -> Vec<String> {
             };
             let signs = sign.repeat(mark.columns.len().clamp(1, LONG));
             let mut label = mark.label.lines();
-            let first = format!("{signs} {}", label.next().unwrap_or_default());
-            lines.push(format!(
-                "{margin} {indent}{colour}{}{PLAIN}",
-                first.trim_end()
-            ));
-            lines.extend(label.map(|more| format!("{margin} {indent}{colour}{more}{PLAIN}")));
+            let first = format!(
+                "{colour}{signs}{PLAIN} {}",
+                label.next().unwrap_or_default()
+            );
+            lines.push(format!("{margin} {indent}{}", first.trim_end()));
+            lines.extend(label.map(|more| format!("{margin} {indent}{more}")));
         }
     }
     lines

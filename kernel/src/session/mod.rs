@@ -9,20 +9,22 @@ pub mod failure;
 mod lines;
 mod output;
 mod places;
+mod private_names;
 pub mod remote;
 mod report;
 mod streams;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use self::building::Telling;
-use self::completion::{Candidate, Completions, Context};
+use self::completion::{Completions, Context};
 use self::event::{Display, Event, Sink, Stream};
 use self::failure::Failure;
 use self::places::Places;
+use self::private_names::PrivateNames;
 use self::remote::Remote;
 use self::report::Report;
 use self::streams::Streams;
@@ -40,8 +42,8 @@ use crate::{Error, Result};
 /// What is told to be waited for when nothing has to be built.
 pub const STARTING: &str = "starting";
 
-/// So long it may take to find out which of the names that may follow are private.
-const VISIBILITY: Duration = Duration::from_millis(400);
+/// So long it may take to find out which of the names that may follow are private; what is not known by then is left out.
+const VISIBILITY: Duration = Duration::from_millis(800);
 
 /// The stack of the thread that a session lives on: parsers call themselves for what is nested, and a cell may be long.
 pub const STACK: usize = 512 << 20;
@@ -58,6 +60,9 @@ pub struct Session {
     folder: PathBuf,
     /// Whether it was the compiler that the last cell failed by.
     failed_to_compile: bool,
+    /// The folders of the sources that completion has to do with, and what is private in them, once that was asked for.
+    library_sources: Vec<PathBuf>,
+    private_names: OnceLock<PrivateNames>,
     has_prelude: bool,
     is_warm: bool,
     // Dropped last: the others use them.
@@ -142,6 +147,15 @@ impl Session {
             places,
             folder: session_dir.folder().to_owned(),
             failed_to_compile: false,
+            library_sources: sources
+                .map(|sources| sources.workspace.join("src"))
+                .into_iter()
+                .chain(
+                    ["alloc/src", "core/src", "std/src"]
+                        .map(|it| toolchain.library_sources().join(it)),
+                )
+                .collect(),
+            private_names: OnceLock::new(),
             has_prelude: sources.is_some(),
             is_warm: false,
             _libraries: libraries,
@@ -338,14 +352,18 @@ impl Session {
         };
         let mut candidates = completion::candidates(&found.offers, &context);
         // rust-analyzer takes all crates for one, in which everything may be used: what is private is asked for by name.
+        let private_names = self
+            .private_names
+            .get_or_init(|| PrivateNames::read(&self.library_sources));
+        let of_something = context.of_value || context.of_type;
         let start = Instant::now();
-        let doubtful = |candidate: &Candidate| match candidate.is_field {
-            true => context.of_value,
-            false => context.of_type,
-        };
         candidates.retain(|candidate| {
-            if !doubtful(candidate) || start.elapsed() > VISIBILITY {
+            let is_doubtful = candidate.is_field || private_names.contains(&candidate.name);
+            if !of_something || !is_doubtful {
                 return true;
+            }
+            if start.elapsed() > VISIBILITY {
+                return false;
             }
             let asked = match candidate.is_field {
                 true => format!("{before}{}", candidate.name),

@@ -158,7 +158,14 @@ fn cargo(toolchain: &Toolchain, sources: &Sources) -> Command {
         .arg("--message-format=json-render-diagnostics")
         .args(features.flat_map(|feature| ["--features", feature]))
         .args(target.flat_map(|folder| ["--target-dir".into(), folder]))
-        .args(["--", "-Cprefer-dynamic"])
+        // Only the prelude's own crate, of which nothing runs for long, and not the library: what it holds of generic code
+        // serves cells then (see `prelude/shared.rs`).
+        .args([
+            "--",
+            "-Cprefer-dynamic",
+            "-Copt-level=0",
+            "-Cdebug-assertions=off",
+        ])
         .envs(sources.capability.iter().map(|it| (CAPABILITY, it)))
         .current_dir(&sources.workspace)
         .stdin(Stdio::null())

@@ -89,7 +89,8 @@ fn cell_library(toolchain: &Toolchain) -> Result<PathBuf> {
             "--edition=2024",
             "--crate-type=dylib",
         ])
-        .args(["-Cprefer-dynamic", "-Copt-level=2", "-o"])
+        // From 2 on a crate keeps its generic code to itself, and each cell would compile it anew.
+        .args(["-Cprefer-dynamic", "-Copt-level=1", "-o"])
         .arg(unfinished.path())
         .arg(&source);
     let output = outside(&mut rustc)
