@@ -97,7 +97,8 @@ impl DatasetDict {
     }
 
     /// [`Dataset::map`] on every dataset.
-    pub fn map(&self, map: Map) -> Result<Self> {
+    pub fn map(&self, map: impl Into<Map>) -> Result<Self> {
+        let map = map.into();
         self.each(|dataset| dataset.map(map.clone()))
     }
 

@@ -51,6 +51,7 @@ pub struct Map {
     batch_size: usize,
     num_proc: Option<usize>,
     remove_columns: Vec<String>,
+    remove_all: bool,
     fingerprint: Option<String>,
     description: String,
     cache: Cache,
@@ -67,6 +68,7 @@ impl Map {
             batch_size: 1000,
             num_proc: None,
             remove_columns: Vec::new(),
+            remove_all: false,
             fingerprint: None,
             description: "Map".to_owned(),
             cache: Cache::default(),
@@ -97,6 +99,12 @@ impl Map {
     /// so that a new column may take such a name.
     pub fn remove_columns<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.remove_columns = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// As [`remove_columns`](Self::remove_columns), with all columns of the input: only those stay that the function gives.
+    pub fn remove_all_columns(mut self) -> Self {
+        self.remove_all = true;
         self
     }
 
@@ -154,7 +162,11 @@ impl Map {
             .fingerprint
             .clone()
             .or_else(|| self.function.fingerprint())?;
-        let removed = self.remove_columns.join("\0");
+        let removed = match self.remove_all {
+            // No column's name.
+            true => "\0all".to_owned(),
+            false => self.remove_columns.join("\0"),
+        };
         let rows = self.rows_per_call().to_le_bytes();
         Some(input.derive("map", &[function.as_bytes(), &rows, removed.as_bytes()]))
     }
@@ -199,7 +211,7 @@ impl Map {
             Error::Interrupted(doing) => Error::Interrupted(doing),
             error => user_error(&rows, error),
         })?;
-        let removed = |name: &String| self.remove_columns.contains(name);
+        let removed = |name: &String| self.remove_all || self.remove_columns.contains(name);
         let mut result = Batch::new();
         for (name, column) in input.columns().filter(|(name, _)| !removed(name)) {
             result = result.with_column(name, column.clone())?;
@@ -268,8 +280,8 @@ impl Dataset {
     ///
     /// # Errors
     /// What the function returns, with the rows it was called on; a column to remove that is not there.
-    pub fn map(&self, map: Map) -> Result<Self> {
-        Ok(self.mapped(map)?.with_origin(self.origin()))
+    pub fn map(&self, map: impl Into<Map>) -> Result<Self> {
+        Ok(self.mapped(map.into())?.with_origin(self.origin()))
     }
 
     fn mapped(&self, map: Map) -> Result<Self> {

@@ -1,5 +1,6 @@
 //! The guide's `preprocess_function`: a text column to `input_ids` and `attention_mask`.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Int8Array, Int32Array, ListArray, StringArray};
@@ -7,8 +8,8 @@ use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field};
 use rayon::prelude::*;
 
-use super::Tokenizer;
-use crate::dataset::{Batch, BatchFunction, type_name};
+use super::{Padding, Tokenizer};
+use crate::dataset::{Batch, BatchFunction, Map, type_name};
 use crate::{Error, Result};
 
 /// Rows that a thread takes at once.
@@ -21,6 +22,25 @@ pub struct TokenizeColumn {
     tokenizer: Tokenizer,
     column: String,
     special_tokens_mask: bool,
+    max_length: Option<usize>,
+    stride: Option<usize>,
+    padding: Padding,
+    pad_to_multiple_of: Option<usize>,
+    num_proc: Option<usize>,
+    keep_columns: bool,
+}
+
+/// What becomes of a batch of texts.
+#[derive(Default)]
+struct Tokens {
+    /// The ids of all rows, one after the other.
+    ids: Vec<i32>,
+    /// How many each row has.
+    lengths: Vec<usize>,
+    /// 1 for tokens, 0 for padding.
+    attention: Vec<i8>,
+    /// 1 for special tokens around a text, and for padding.
+    around: Vec<i8>,
 }
 
 impl Tokenizer {
@@ -29,7 +49,8 @@ impl Tokenizer {
     ///
     /// The result has the columns `input_ids` (`list<int32>`, with the model's special tokens around each row) and
     /// `attention_mask` (`list<int8>`, all 1), and those that the family's model takes besides (RoCBert's `input_shape_ids`
-    /// and `input_pronunciation_ids`, `list<int32>`). Nothing is truncated: [`group_texts`] or the model's limit come later.
+    /// and `input_pronunciation_ids`, `list<int32>`). Nothing is truncated unless [`TokenizeColumn::truncation`] says so:
+    /// [`group_texts`] or the model's limit come later. Given to `map` as it is, it drops all other columns.
     ///
     /// ```
     /// use cloze::prelude::*;
@@ -37,12 +58,7 @@ impl Tokenizer {
     /// let dataset = Dataset::builder()
     ///     .column("answers.text", vec![vec!["a spiral", "galaxy"], vec!["a staircase"]])
     ///     .build()?;
-    /// let tokenized = dataset.map(
-    ///     Map::new(tokenizer.tokenize_column("answers.text"))
-    ///         .batched()
-    ///         .num_proc(4)
-    ///         .remove_columns(dataset.column_names()),
-    /// )?;
+    /// let tokenized = dataset.map(tokenizer.tokenize_column("answers.text").num_proc(4))?;
     /// assert_eq!(tokenized.column_names(), ["input_ids", "attention_mask"]);
     /// let ids = tokenized.column::<Vec<u32>>("input_ids")?;
     /// assert_eq!(tokenizer.decode(&ids[0], true)?, "a spiral galaxy");
@@ -55,6 +71,27 @@ impl Tokenizer {
             tokenizer: self.clone(),
             column: column.into(),
             special_tokens_mask: false,
+            max_length: None,
+            stride: None,
+            padding: Padding::None,
+            pad_to_multiple_of: None,
+            num_proc: None,
+            keep_columns: false,
+        }
+    }
+}
+
+/// Batches of 1000 rows, of whose columns none but the new ones stay.
+impl From<TokenizeColumn> for Map {
+    fn from(function: TokenizeColumn) -> Self {
+        let (threads, keep) = (function.num_proc, function.keep_columns);
+        let mut map = Map::new(function).batched();
+        if let Some(threads) = threads {
+            map = map.num_proc(threads);
+        }
+        match keep {
+            true => map,
+            false => map.remove_all_columns(),
         }
     }
 }
@@ -66,6 +103,163 @@ impl TokenizeColumn {
     pub fn return_special_tokens_mask(mut self, wanted: bool) -> Self {
         self.special_tokens_mask = wanted;
         self
+    }
+
+    /// Cuts each row to at most `max_length` tokens, special tokens included (default: nothing is cut): a line of text
+    /// becomes one example, as in `run_mlm.py --line_by_line`.
+    ///
+    /// ```
+    /// use cloze::prelude::*;
+    /// let tokenizer = Tokenizer::train_bpe(["a spiral galaxy", "a spiral staircase"], 300)?;
+    /// let lines = Dataset::builder().column("text", vec!["a spiral galaxy of stars", "a staircase"]).build()?;
+    /// let tokenized = lines.map(tokenizer.tokenize_column("text").truncation(6).padding(Padding::MaxLength(6)))?;
+    /// let rows = tokenized.column::<Vec<u32>>("input_ids")?;
+    /// assert!(rows.iter().all(|row| row.len() == 6));
+    /// # Ok::<(), cloze::Error>(())
+    /// ```
+    #[must_use]
+    pub fn truncation(mut self, max_length: usize) -> Self {
+        self.max_length = Some(max_length);
+        self
+    }
+
+    /// The same under the name of the argument in `transformers`.
+    #[must_use]
+    pub fn max_length(self, max_length: usize) -> Self {
+        self.truncation(max_length)
+    }
+
+    /// Keeps what is cut off a row, in further rows that each begin with the last `stride` tokens of the one before:
+    /// `return_overflowing_tokens` of `transformers`. Counts together with [`truncation`](Self::truncation).
+    #[must_use]
+    pub fn stride(mut self, stride: usize) -> Self {
+        self.stride = Some(stride);
+        self
+    }
+
+    /// How rows are padded (default: not; the collator pads each batch to its longest row).
+    #[must_use]
+    pub fn padding(mut self, padding: Padding) -> Self {
+        self.padding = padding;
+        self
+    }
+
+    /// Rounds the padded length up to a multiple of `multiple` tokens. Counts together with [`padding`](Self::padding).
+    #[must_use]
+    pub fn pad_to_multiple_of(mut self, multiple: usize) -> Self {
+        self.pad_to_multiple_of = Some(multiple);
+        self
+    }
+
+    /// The number of threads (default: one per core), for `map` when it is given this as it is.
+    #[must_use]
+    pub fn num_proc(mut self, num_proc: usize) -> Self {
+        self.num_proc = Some(num_proc);
+        self
+    }
+
+    /// Whether the other columns stay, for `map` when it is given this as it is (default: no). The number of rows must not
+    /// change then.
+    #[must_use]
+    pub fn keep_columns(mut self, keep: bool) -> Self {
+        self.keep_columns = keep;
+        self
+    }
+
+    /// Cuts the rows of a batch, pads them, and says what each token is.
+    fn arrange(&self, ids: Vec<i32>, lengths: Vec<usize>) -> Result<Tokens> {
+        let (before, after) = &self.tokenizer.post.around;
+        let added = before.len() + after.len();
+        if self.max_length.is_none() && self.padding == Padding::None {
+            let mut around = vec![0; ids.len()];
+            let mut start = 0;
+            for &length in &lengths {
+                around[start..start + before.len()].fill(1);
+                start += length;
+                around[start - after.len()..start].fill(1);
+            }
+            return Ok(Tokens {
+                attention: vec![1; ids.len()],
+                around,
+                ids,
+                lengths,
+            });
+        }
+        let windows = match self.max_length {
+            Some(most) => Some(Windows::new(most, added, self.stride)?),
+            None => None,
+        };
+        let mut tokens = Tokens::default();
+        let mut start = 0;
+        for length in lengths {
+            let text = start + before.len()..start + length - after.len();
+            start += length;
+            let parts = match &windows {
+                Some(windows) => windows.of(text.len(), self.tokenizer.settings.truncate_left),
+                None => vec![0..text.len()],
+            };
+            for part in parts {
+                let signed = |ids: &[u32]| ids.iter().map(|&id| id as i32).collect::<Vec<_>>();
+                tokens.ids.extend(signed(before));
+                tokens.around.extend(vec![1; before.len()]);
+                tokens
+                    .ids
+                    .extend(&ids[text.start + part.start..text.start + part.end]);
+                tokens.around.extend(vec![0; part.len()]);
+                tokens.ids.extend(signed(after));
+                tokens.around.extend(vec![1; after.len()]);
+                tokens.lengths.push(added + part.len());
+            }
+        }
+        tokens.attention = vec![1; tokens.ids.len()];
+        self.pad(tokens)
+    }
+
+    fn pad(&self, tokens: Tokens) -> Result<Tokens> {
+        let longest = tokens.lengths.iter().copied().max().unwrap_or(0);
+        let length = match self.padding {
+            Padding::None => return Ok(tokens),
+            Padding::Longest => longest,
+            Padding::MaxLength(length) => length,
+        };
+        let length = match self.pad_to_multiple_of {
+            Some(0) => {
+                let message = "0 has no multiples; give 1 or more";
+                return Err(Error::argument("pad_to_multiple_of", message));
+            }
+            Some(multiple) => length.next_multiple_of(multiple),
+            None => length,
+        };
+        if tokens.lengths.iter().all(|&own| own >= length) {
+            return Ok(tokens);
+        }
+        let Some(pad) = self.tokenizer.pad_token_id() else {
+            return Err(self.tokenizer.no_pad_token());
+        };
+        let mut padded = Tokens::default();
+        let mut start = 0;
+        for own in tokens.lengths {
+            let row = start..start + own;
+            start += own;
+            let missing = length.saturating_sub(own);
+            let (left, right) = match self.tokenizer.settings.pad_left {
+                true => (missing, 0),
+                false => (0, missing),
+            };
+            for (many, is_row) in [(left, false), (own, true), (right, false)] {
+                if is_row {
+                    padded.ids.extend(&tokens.ids[row.clone()]);
+                    padded.attention.extend(&tokens.attention[row.clone()]);
+                    padded.around.extend(&tokens.around[row.clone()]);
+                } else {
+                    padded.ids.extend(vec![pad as i32; many]);
+                    padded.attention.extend(vec![0; many]);
+                    padded.around.extend(vec![1; many]);
+                }
+            }
+            padded.lengths.push(own + missing);
+        }
+        Ok(padded)
     }
 
     /// The ids of `rows` texts, one after the other, and how many each row has.
@@ -174,34 +368,35 @@ impl BatchFunction for TokenizeColumn {
             }
             other => return Err(self.unsuitable(type_name(other))),
         };
-        let offsets = OffsetBuffer::from_lengths(lengths.iter().copied());
+        let Tokens {
+            ids,
+            lengths,
+            attention,
+            around,
+        } = self.arrange(ids, lengths)?;
+        let offsets = OffsetBuffer::from_lengths(lengths);
         let lists = |values: ArrayRef| -> ArrayRef {
             let item = Arc::new(Field::new_list_field(values.data_type().clone(), true));
             Arc::new(ListArray::new(item, offsets.clone(), values, None))
         };
-        let tokens = ids.len();
-        // Which tokens stand around a row's text.
-        let (before, after) = &self.tokenizer.post.around;
-        let mut around = vec![0i8; tokens];
-        let mut start = 0;
-        for length in lengths {
-            around[start..start + before.len()].fill(1);
-            start += length;
-            around[start - after.len()..start].fill(1);
-        }
         let mut others = Vec::new();
         for column in self.tokenizer.core.columns.iter() {
-            let number = |(id, around): (&i32, &i8)| {
+            let pad = self.tokenizer.pad_token_id().unwrap_or(0) as i32;
+            let number = |((id, around), attention): ((&i32, &i8), &i8)| {
+                if *attention == 0 {
+                    return pad;
+                }
                 let token = self.tokenizer.id_to_token(*id as u32).unwrap_or_default();
                 column.number(&token, *around == 1) as i32
             };
-            let numbers: Vec<i32> = ids.iter().zip(&around).map(number).collect();
+            let numbers = ids.iter().zip(&around).zip(&attention);
+            let numbers: Vec<i32> = numbers.map(number).collect();
             others.push((column.name(), lists(Arc::new(Int32Array::from(numbers)))));
         }
-        let ones = Int8Array::new(ScalarBuffer::from(vec![1; tokens]), None);
+        let attention = Int8Array::new(ScalarBuffer::from(attention), None);
         let mut result = Batch::new()
             .with_column("input_ids", lists(Arc::new(Int32Array::from(ids))))?
-            .with_column("attention_mask", lists(Arc::new(ones)))?;
+            .with_column("attention_mask", lists(Arc::new(attention)))?;
         for (name, numbers) in others {
             result = result.with_column(name, numbers)?;
         }
@@ -213,11 +408,175 @@ impl BatchFunction for TokenizeColumn {
     }
 
     fn fingerprint(&self) -> Option<String> {
+        let mut settings = format!("special_tokens_mask: {}", self.special_tokens_mask);
+        if let Some(most) = self.max_length {
+            settings += &format!(", max_length: {most}, stride: {:?}", self.stride);
+        }
+        if self.padding != Padding::None {
+            settings += &format!(", {:?} {:?}", self.padding, self.pad_to_multiple_of);
+        }
         Some(format!(
-            "tokenize_column({:?}, special_tokens_mask: {}) with {}",
+            "tokenize_column({:?}, {settings}) with {}",
             self.column,
-            self.special_tokens_mask,
             self.tokenizer.fingerprint()
         ))
+    }
+}
+
+/// How long rows are cut.
+struct Windows {
+    /// How many tokens of a text fit between the special tokens.
+    room: usize,
+    /// From the beginning of one window to the next; `None` where only the first is kept.
+    step: Option<usize>,
+}
+
+impl Windows {
+    fn new(max_length: usize, added: usize, stride: Option<usize>) -> Result<Self> {
+        let room = max_length.checked_sub(added).filter(|&room| room > 0);
+        let room = room.ok_or_else(|| {
+            Error::argument(
+                "truncation",
+                format!("{max_length} tokens leave no room for a text beside {added} special tokens; allow more"),
+            )
+        })?;
+        let step = stride.map(|stride| match room.saturating_sub(stride) {
+            0 => Err(Error::argument(
+                "stride",
+                format!(
+                    "windows of {room} tokens that have {stride} in common never end; give a stride below {room}"
+                ),
+            )),
+            step => Ok(step),
+        });
+        Ok(Self {
+            room,
+            step: step.transpose()?,
+        })
+    }
+
+    /// The windows of a text of so many tokens; from its end where that is what is kept.
+    fn of(&self, length: usize, from_end: bool) -> Vec<Range<usize>> {
+        let mut windows = Vec::new();
+        let mut at = 0;
+        loop {
+            let end = length.min(at + self.room);
+            windows.push(match from_end {
+                true => length - end..length - at,
+                false => at..end,
+            });
+            match self.step {
+                Some(step) if end < length => at += step,
+                _ => return windows,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokenizers::TruncationDirection;
+
+    use super::*;
+    use crate::dataset::Dataset;
+    use crate::tokenizer::EncodeOptions;
+
+    const TEXTS: [&str; 4] = [
+        "a barred spiral galaxy with a bright bar of old stars in its middle",
+        "a spiral staircase",
+        "",
+        "galaxies of stars and stars of galaxies and of gas and dust and more",
+    ];
+
+    fn tokenizer() -> Tokenizer {
+        Tokenizer::train_bpe(TEXTS, 280).unwrap()
+    }
+
+    fn rows(function: TokenizeColumn) -> (Vec<Vec<u32>>, Vec<Vec<u32>>, Vec<Vec<u32>>) {
+        let texts = Dataset::builder()
+            .column("text", TEXTS.to_vec())
+            .build()
+            .unwrap();
+        let function = function.return_special_tokens_mask(true);
+        let rows = texts.map(function).unwrap();
+        let column = |name| rows.column::<Vec<u32>>(name).unwrap();
+        let names = ["input_ids", "attention_mask", "special_tokens_mask"];
+        assert_eq!(rows.column_names(), names);
+        (column(names[0]), column(names[1]), column(names[2]))
+    }
+
+    #[test]
+    fn rows_are_cut_and_padded_as_single_texts_are() {
+        let tokenizer = tokenizer();
+        for padding in [Padding::None, Padding::Longest, Padding::MaxLength(12)] {
+            let function = tokenizer.tokenize_column("text").truncation(9);
+            let (ids, attention, special) = rows(function.padding(padding).pad_to_multiple_of(4));
+            let options = EncodeOptions::new().truncation(9).padding(padding);
+            let options = options.pad_to_multiple_of(4);
+            let expected = tokenizer.encode_batch_with(&TEXTS, &options).unwrap();
+            for (row, expected) in expected.into_iter().enumerate() {
+                assert_eq!(ids[row], expected.ids, "{padding:?}");
+                assert_eq!(attention[row], expected.attention_mask);
+                assert_eq!(special[row], expected.special_tokens_mask);
+            }
+        }
+    }
+
+    /// The windows that the tokenizers crate cuts.
+    #[test]
+    fn windows_overlap_as_those_of_the_tokenizers_crate() {
+        for (length, most, stride) in [
+            (23, 7, 0),
+            (23, 7, 3),
+            (21, 7, 2),
+            (7, 7, 6),
+            (3, 7, 1),
+            (0, 7, 1),
+        ] {
+            for from_end in [false, true] {
+                let ids: Vec<u32> = (0..length).collect();
+                let tokens: Vec<(u32, String)> =
+                    ids.iter().map(|&id| (id, id.to_string())).collect();
+                let mut whole = tokenizers::Encoding::default();
+                for (id, token) in tokens {
+                    let one = tokenizers::Token::new(id, token, (0, 0));
+                    whole.merge_with(tokenizers::Encoding::from_tokens(vec![one], 0), false);
+                }
+                let side = match from_end {
+                    true => TruncationDirection::Left,
+                    false => TruncationDirection::Right,
+                };
+                whole.truncate(most, stride, side);
+                let mut expected = vec![whole.get_ids().to_vec()];
+                let overflowing = whole.get_overflowing().iter();
+                expected.extend(overflowing.map(|part| part.get_ids().to_vec()));
+                let windows = Windows::new(most + 2, 2, Some(stride)).unwrap();
+                let found: Vec<Vec<u32>> = windows
+                    .of(length as usize, from_end)
+                    .into_iter()
+                    .map(|part| ids[part].to_vec())
+                    .collect();
+                assert_eq!(found, expected, "{length} {most} {stride} {from_end}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_comes_in_further_rows() {
+        let tokenizer = tokenizer();
+        let function = tokenizer.tokenize_column("text").max_length(9).stride(2);
+        let (ids, ..) = rows(function);
+        assert!(ids.len() > TEXTS.len() && ids.iter().all(|row| row.len() <= 9));
+        let whole = tokenizer.encode_ids(TEXTS[0]).unwrap();
+        let inner = &whole[1..whole.len() - 1];
+        assert_eq!(ids[0][1..8], inner[..7]);
+        assert_eq!(ids[1][1..8], inner[5..12]);
+        let refused = tokenizer.tokenize_column("text").max_length(9).stride(7);
+        let texts = Dataset::builder()
+            .column("text", TEXTS.to_vec())
+            .build()
+            .unwrap();
+        let error = texts.map(refused).unwrap_err().to_string();
+        assert!(error.contains("stride"), "{error}");
     }
 }

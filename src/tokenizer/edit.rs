@@ -77,6 +77,7 @@ impl Core {
             own_files: Vec::new(),
             hash: Default::default(),
             continues: Default::default(),
+            ends: Default::default(),
         }
     }
 

@@ -78,6 +78,8 @@ struct Core {
     hash: OnceLock<String>,
     /// By id: whether the token continues a word.
     continues: OnceLock<Box<[bool]>>,
+    /// By id: whether the token ends a word, where the vocabulary marks ends.
+    ends: OnceLock<Option<Box<[bool]>>>,
 }
 
 /// Puts the special tokens around a text, after truncation.
@@ -189,6 +191,25 @@ impl Tokenizer {
             .collect()
     }
 
+    /// Returns the places of the mask token in an encoded text, in order.
+    ///
+    /// ```
+    /// use cloze::tokenizer::Tokenizer;
+    /// let tokenizer = Tokenizer::train_bpe(["a spiral galaxy"], 300)?;
+    /// let inputs = tokenizer.encode("a <mask> galaxy")?;
+    /// let positions = tokenizer.mask_positions(&inputs);
+    /// assert_eq!(inputs.tokens[positions[0]], "<mask>");
+    /// # Ok::<(), cloze::Error>(())
+    /// ```
+    pub fn mask_positions(&self, encoding: &Encoding) -> Vec<usize> {
+        let mask = self.mask_token_id();
+        let places = encoding.ids.iter().enumerate();
+        places
+            .filter(|(_, id)| Some(**id) == mask)
+            .map(|(place, _)| place)
+            .collect()
+    }
+
     /// Whether `token_type_ids` are among the inputs of the models that this tokenizer is made for.
     pub fn uses_token_type_ids(&self) -> bool {
         self.settings.type_ids
@@ -268,6 +289,12 @@ impl Tokenizer {
         ];
         hasher.update(&flags.map(u8::from));
         hasher.finalize().to_hex().to_string()
+    }
+}
+
+impl From<&Tokenizer> for Tokenizer {
+    fn from(tokenizer: &Tokenizer) -> Self {
+        tokenizer.clone()
     }
 }
 

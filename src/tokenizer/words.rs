@@ -12,6 +12,28 @@ impl Tokenizer {
         let marks = self.core.continues.get_or_init(|| continuing(&self.core));
         marks.get(id as usize).copied().unwrap_or(false)
     }
+
+    /// Whether the token continues the word of `previous`, the token before it: by its own spelling, or, where the vocabulary
+    /// marks the ends of words (`</w>`) and not their beginnings, by that of `previous`.
+    pub fn continues_after(&self, previous: u32, id: u32) -> bool {
+        match self.core.ends.get_or_init(|| ending(&self.core)) {
+            Some(ends) => !ends.get(previous as usize).copied().unwrap_or(true),
+            None => self.continues_word(id),
+        }
+    }
+}
+
+/// By id: whether the token ends a word, where the vocabulary marks that.
+fn ending(core: &Core) -> Option<Box<[bool]>> {
+    const MARK: &str = "</w>";
+    let rows = core.engine.rows();
+    let token = |id| core.engine.id_to_token(id);
+    let ends: Vec<bool> = (0..rows)
+        .map(|id| token(id).is_some_and(|token| token.ends_with(MARK)))
+        .collect();
+    let marked = ends.iter().filter(|&&ends| ends).count();
+    // A token that happens to be spelled so makes no such vocabulary.
+    (10 * marked >= ends.len() && marked > 0).then(|| ends.into())
 }
 
 fn continuing(core: &Core) -> Box<[bool]> {
