@@ -19,4 +19,6 @@ pub mod train;
 pub mod families {}
 
 pub use base::error::{Error, Result};
-pub use base::{error, files, interrupt};
+pub use base::{error, files, interrupt, number};
+// The crates whose types are in this library's, in the very versions that it is built with.
+pub use {arrow, candle_core, candle_nn};

@@ -46,6 +46,16 @@ impl Examples for Dataset {
         })
     }
 
+    fn tokens(&self, index: usize) -> Result<usize> {
+        let found = cell(self, "input_ids", index, "a list of whole numbers")?;
+        let Some((array, unsuitable)) = found else {
+            return Ok(0);
+        };
+        let lists = array.as_list_opt::<i32>();
+        let lists = lists.ok_or_else(|| unsuitable(type_name(array.data_type())))?;
+        Ok(lists.value_length(0) as usize)
+    }
+
     fn validate(&self) -> Result<()> {
         // Checks that it is there at all; what it holds, the first row tells as well as any.
         self.position("input_ids").map_err(|error| match error {

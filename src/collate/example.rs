@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::MlmBatch;
+use crate::dataset::Dataset;
 use crate::model::{Column, Per, Values, known_input};
 use crate::tokenizer::{Encoding, ExtraColumn};
 use crate::{Error, Result};
@@ -155,6 +156,11 @@ pub trait Examples: Send + Sync {
     /// Returns the example at `index`, which is less than [`len`](Self::len).
     fn get(&self, index: usize) -> Result<Example>;
 
+    /// The number of tokens of the example at `index`.
+    fn tokens(&self, index: usize) -> Result<usize> {
+        Ok(self.get(index)?.input_ids.len())
+    }
+
     /// Whether these are examples at all; asked before the first batch.
     fn validate(&self) -> Result<()> {
         Ok(())
@@ -166,6 +172,40 @@ pub trait Examples: Send + Sync {
     }
 }
 
+/// What becomes examples: whatever [`Examples`] are, and references to datasets and lists of examples, which are copied (a
+/// dataset's copy shares its data).
+pub trait IntoExamples {
+    /// What it becomes.
+    type Examples: Examples + 'static;
+
+    /// Returns the examples.
+    fn into_examples(self) -> Self::Examples;
+}
+
+impl<E: Examples + 'static> IntoExamples for E {
+    type Examples = E;
+
+    fn into_examples(self) -> E {
+        self
+    }
+}
+
+impl IntoExamples for &Dataset {
+    type Examples = Dataset;
+
+    fn into_examples(self) -> Dataset {
+        self.clone()
+    }
+}
+
+impl IntoExamples for &Vec<Example> {
+    type Examples = Vec<Example>;
+
+    fn into_examples(self) -> Vec<Example> {
+        self.clone()
+    }
+}
+
 impl Examples for Vec<Example> {
     fn len(&self) -> usize {
         self.as_slice().len()
@@ -173,6 +213,10 @@ impl Examples for Vec<Example> {
 
     fn get(&self, index: usize) -> Result<Example> {
         Ok(self[index].clone())
+    }
+
+    fn tokens(&self, index: usize) -> Result<usize> {
+        Ok(self[index].input_ids.len())
     }
 }
 
@@ -183,6 +227,10 @@ impl<E: Examples + ?Sized> Examples for Arc<E> {
 
     fn get(&self, index: usize) -> Result<Example> {
         (**self).get(index)
+    }
+
+    fn tokens(&self, index: usize) -> Result<usize> {
+        (**self).tokens(index)
     }
 
     fn validate(&self) -> Result<()> {

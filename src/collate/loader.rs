@@ -8,7 +8,8 @@ use std::thread::JoinHandle;
 
 use super::permutation::Permutation;
 use super::rng::Stream;
-use super::{BatchKey, Collator, Examples, MlmBatch};
+use super::{BatchKey, Collator, Examples, IntoExamples, MlmBatch};
+use crate::base::number::Count;
 use crate::{Error, Result};
 
 /// Keeps the draws of the order apart from those of the masks under the same seed.
@@ -43,6 +44,8 @@ pub struct DataLoader {
     prefetch: usize,
     /// From how many examples on the order is computed place by place.
     many: usize,
+    /// The length of each example, where batches are made of examples of similar lengths.
+    lengths: Option<Arc<[usize]>>,
 }
 
 /// The order of an epoch.
@@ -76,7 +79,7 @@ impl DataLoader {
     /// Returns a loader that goes over `examples` in their order, `batch_size` at a time, the last batch as short as it
     /// comes.
     pub fn new(
-        examples: impl Examples + 'static,
+        examples: impl IntoExamples,
         collator: impl Collator + 'static,
         batch_size: usize,
     ) -> Result<Self> {
@@ -86,6 +89,7 @@ impl DataLoader {
                 "a batch needs at least 1 example",
             ));
         }
+        let examples = examples.into_examples();
         if examples.len() == 0 {
             return Err(Error::Dataset(
                 "the dataset is empty: there is nothing to make batches of".to_owned(),
@@ -101,6 +105,7 @@ impl DataLoader {
             drop_last: false,
             prefetch: 4,
             many: MANY,
+            lengths: None,
         })
     }
 
@@ -109,6 +114,25 @@ impl DataLoader {
     pub fn shuffle(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
+    }
+
+    /// Makes batches of examples of similar lengths, which spares padding: the order of each epoch is still random, but within
+    /// every 50 batches (fewer where there are fewer than 200) the longest come first. The very longest example stands in the
+    /// first batch, so that a lack of memory shows at once. It is `group_by_length` of `transformers`, and counts together
+    /// with [`shuffle`](Self::shuffle) alone.
+    ///
+    /// # Errors
+    /// When an example can't be read.
+    pub fn group_by_length(mut self, group: bool) -> Result<Self> {
+        self.lengths = match group {
+            true => Some(
+                (0..self.examples.len())
+                    .map(|index| self.examples.tokens(index))
+                    .collect::<Result<_>>()?,
+            ),
+            false => None,
+        };
+        Ok(self)
     }
 
     /// Leaves out a last batch that is not full (default: no).
@@ -156,7 +180,7 @@ impl DataLoader {
         let len = self.examples.len();
         match self.seed {
             None => Order::Sorted,
-            Some(seed) if len >= self.many => {
+            Some(seed) if len >= self.many && self.lengths.is_none() => {
                 Order::Keyed(Permutation::new(len as u64, &[seed, ORDER, epoch]))
             }
             Some(_) => Order::Listed(self.shuffled(epoch)),
@@ -171,13 +195,29 @@ impl DataLoader {
                 let other = draws.below(last as u64, last as u64 + 1) as usize;
                 order.swap(last, other);
             }
+            if let Some(lengths) = &self.lengths {
+                self.group(&mut order, lengths);
+            }
         }
         order
     }
 
+    /// Sorts the examples of many batches together by their lengths, as transformers does.
+    fn group(&self, order: &mut [usize], lengths: &[usize]) {
+        let batches = (order.len() / (4 * self.batch_size)).clamp(1, 50);
+        let many = batches * self.batch_size;
+        for part in order.chunks_mut(many) {
+            part.sort_by_key(|&index| std::cmp::Reverse(lengths[index]));
+        }
+        // Each part begins with its longest; the first of the longest of all goes to the front.
+        let firsts = (0..order.len()).step_by(many);
+        let longest = firsts.rev().max_by_key(|&first| lengths[order[first]]);
+        order.swap(0, longest.unwrap_or(0));
+    }
+
     /// Returns the batches of `epoch`, counted from 0.
-    pub fn epoch(&self, epoch: u64) -> Batches {
-        self.epoch_from(epoch, 0)
+    pub fn epoch(&self, epoch: impl Count) -> Batches {
+        self.epoch_from(epoch.count(), 0)
     }
 
     /// Returns the batches of `epoch` from batch number `first` on, exactly as [`epoch`](Self::epoch) gives them: where

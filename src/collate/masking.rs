@@ -46,10 +46,55 @@ pub struct MaskingCollator {
     random_replace_prob: f64,
     pad_to_multiple_of: Option<usize>,
     whole_word_mask: bool,
+    spans: Option<Spans>,
+    schedule: Option<RateSchedule>,
     seed: u64,
     /// What the mask token has in the columns that would tell what it hides; found out when first needed.
     mask_values: Arc<OnceLock<BTreeMap<String, i64>>>,
 }
+
+/// Masks in spans of words.
+#[derive(Clone, Copy, Debug)]
+struct Spans {
+    /// The probability that a span ends with each further word.
+    p: f64,
+    max_words: usize,
+}
+
+/// The rates of masking at a place in the training.
+#[derive(Clone)]
+struct RateSchedule(Arc<dyn Fn(BatchKey) -> MaskingRates + Send + Sync>);
+
+impl std::fmt::Debug for RateSchedule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a closure")
+    }
+}
+
+/// How much is masked, and what becomes of it: what [`MaskingCollator::schedule`] decides for each batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MaskingRates {
+    /// The probability with which each token is chosen.
+    pub mlm_probability: f64,
+    /// The part of the chosen tokens that become the mask token.
+    pub mask_replace_prob: f64,
+    /// The part of the chosen tokens that become a random token.
+    pub random_replace_prob: f64,
+}
+
+impl Default for MaskingRates {
+    /// 0.15, 0.8 and 0.1.
+    fn default() -> Self {
+        Self {
+            mlm_probability: 0.15,
+            mask_replace_prob: 0.8,
+            random_replace_prob: 0.1,
+        }
+    }
+}
+
+/// Keeps the draws of spans apart from those of tokens under the same seed.
+const SPANS: u64 = 0x7370_616e_73;
 
 impl MaskingCollator {
     /// Returns a collator with the defaults and seed 42.
@@ -62,6 +107,8 @@ impl MaskingCollator {
             random_replace_prob: 0.1,
             pad_to_multiple_of: None,
             whole_word_mask: false,
+            spans: None,
+            schedule: None,
             seed: 42,
             mask_values: Arc::default(),
         }
@@ -99,10 +146,41 @@ impl MaskingCollator {
     /// then all its tokens become the mask token, none a random one.
     ///
     /// A word begins where there is a gap in the text before the token, as the examples' offsets tell; without offsets
-    /// the spelling tells (`##` continues a word, `Ġ` and `▁` begin one).
+    /// the spelling tells (`##` continues a word, `Ġ` and `▁` begin one, `</w>` ends one).
     #[must_use]
     pub fn whole_word_mask(mut self, whole_words: bool) -> Self {
         self.whole_word_mask = whole_words;
+        self
+    }
+
+    /// Chooses spans of whole words instead of tokens (default: no), as SpanBERT (Joshi et al. 2020): spans of 1 to `max_words`
+    /// words, whose lengths follow a geometric distribution with success probability `p` (0.2 and 10 in the paper), until
+    /// `mlm_probability` of the tokens are chosen. All tokens of a span become the mask token, or random ones, or stay.
+    #[must_use]
+    pub fn span_mask(mut self, p: f64, max_words: usize) -> Self {
+        self.spans = Some(Spans { p, max_words });
+        self
+    }
+
+    /// Lets the rates of masking follow from where a batch stands in the training: for rates that fall or rise from epoch to
+    /// epoch. They take the place of those that were set; an evaluation has those of epoch 0.
+    ///
+    /// ```
+    /// use cloze::collate::{MaskingCollator, MaskingRates};
+    /// # let tokenizer = cloze::tokenizer::Tokenizer::train_bpe(["a spiral galaxy"], 300)?;
+    /// // From 30 % down to 15 % within five epochs.
+    /// let collator = MaskingCollator::new(&tokenizer).schedule(|key| MaskingRates {
+    ///     mlm_probability: (0.3 - 0.03 * key.epoch as f64).max(0.15),
+    ///     ..MaskingRates::default()
+    /// });
+    /// # Ok::<(), cloze::Error>(())
+    /// ```
+    #[must_use]
+    pub fn schedule(
+        mut self,
+        rates: impl Fn(BatchKey) -> MaskingRates + Send + Sync + 'static,
+    ) -> Self {
+        self.schedule = Some(RateSchedule(Arc::new(rates)));
         self
     }
 
@@ -137,12 +215,31 @@ impl MaskingCollator {
             );
             return Err(Error::argument("random_replace_prob", message));
         }
+        if let Some(Spans { p, max_words }) = self.spans
+            && (!(0.0..=1.0).contains(&p) || max_words == 0)
+        {
+            let message = format!(
+                "spans of up to {max_words} words that end with probability {p} can't be drawn; give a probability from 0 to 1, and at least 1 word"
+            );
+            return Err(Error::argument("span_mask", message));
+        }
         self.tokenizer.needed_mask_id()?;
         check_multiple(self.pad_to_multiple_of)
     }
 
     /// Returns the masked batch of `examples`, the first of which stands at `key` in the order of its epoch.
     pub fn collate(&self, examples: &[Example], key: BatchKey) -> Result<MlmBatch> {
+        if let Some(RateSchedule(rates)) = &self.schedule {
+            let rates = rates(key);
+            let now = Self {
+                mlm_probability: rates.mlm_probability,
+                mask_replace_prob: rates.mask_replace_prob,
+                random_replace_prob: rates.random_replace_prob,
+                schedule: None,
+                ..self.clone()
+            };
+            return now.collate(examples, key);
+        }
         self.validate()?;
         let mask_id = self.tokenizer.needed_mask_id()?;
         let padding = Padding::of(&self.tokenizer, self.pad_to_multiple_of);
@@ -155,7 +252,10 @@ impl MaskingCollator {
             let row = from..from + example.input_ids.len();
             let draws = Stream::new(&[self.seed, key.epoch, key.position + i as u64]);
             let (ids, labels) = (&mut batch.input_ids[row.clone()], &mut batch.labels[row]);
-            if self.whole_word_mask {
+            if let Some(spans) = self.spans {
+                let draws = Stream::new(&[self.seed, SPANS, key.epoch, key.position + i as u64]);
+                self.mask_spans(example, (spans, draws), mask_id, ids, labels);
+            } else if self.whole_word_mask {
                 self.mask_words(example, draws, mask_id, ids, labels);
             } else {
                 self.mask_tokens(example, draws, mask_id, ids, labels);
@@ -240,9 +340,75 @@ impl MaskingCollator {
         ids: &mut [u32],
         labels: &mut [i64],
     ) {
+        for word in self.words(example) {
+            if draws.unit(3 * word.start as u64) < self.mlm_probability {
+                for t in word {
+                    labels[t] = i64::from(ids[t]);
+                    ids[t] = mask_id;
+                }
+            }
+        }
+    }
+
+    fn mask_spans(
+        &self,
+        example: &Example,
+        (spans, draws): (Spans, Stream),
+        mask_id: u32,
+        ids: &mut [u32],
+        labels: &mut [i64],
+    ) {
+        let words = self.words(example);
+        let tokens: usize = words.iter().map(ExactSizeIterator::len).sum();
+        let wanted = (tokens as f64 * self.mlm_probability).round() as usize;
+        let random_below = self.mask_replace_prob + self.random_replace_prob;
+        let vocabulary = self.tokenizer.len() as u64;
+        let (mut chosen, mut counter) = (0, 0);
+        let mut draw = || {
+            counter += 1;
+            counter
+        };
+        // Spans that meet another are drawn again; where little room is left, this ends it.
+        for _ in 0..20 * words.len() {
+            if chosen >= wanted {
+                return;
+            }
+            let first = draws.below(draw(), words.len() as u64) as usize;
+            let mut count = 1;
+            while count < spans.max_words && draws.unit(draw()) >= spans.p {
+                count += 1;
+            }
+            let span = &words[first..words.len().min(first + count)];
+            // Words that do not stand side by side have something between them that is never masked.
+            let together = span.windows(2).all(|pair| pair[0].end == pair[1].start);
+            let length: usize = span.iter().map(ExactSizeIterator::len).sum();
+            let free = span
+                .iter()
+                .cloned()
+                .flatten()
+                .all(|t| labels[t] == super::IGNORED);
+            let fits = chosen + length <= wanted || chosen == 0;
+            if !together || !free || !fits {
+                continue;
+            }
+            let fate = draws.unit(draw());
+            for t in span.iter().cloned().flatten() {
+                labels[t] = i64::from(ids[t]);
+                if fate < self.mask_replace_prob {
+                    ids[t] = mask_id;
+                } else if fate < random_below {
+                    ids[t] = draws.below(draw(), vocabulary) as u32;
+                }
+            }
+            chosen += length;
+        }
+    }
+
+    /// The words of an example, as ranges of its tokens.
+    fn words(&self, example: &Example) -> Vec<std::ops::Range<usize>> {
+        let mut words: Vec<std::ops::Range<usize>> = Vec::new();
         let mut after_special = true;
-        let mut chosen = false;
-        for t in 0..ids.len() {
+        for t in 0..example.input_ids.len() {
             if self.is_exempt(example, t) {
                 after_special = true;
                 continue;
@@ -250,17 +416,18 @@ impl MaskingCollator {
             let begins = after_special
                 || match &example.offsets {
                     Some(offsets) => offsets[t].0 != offsets[t - 1].1,
-                    None => !self.tokenizer.continues_word(example.input_ids[t]),
+                    None => {
+                        let (previous, id) = (example.input_ids[t - 1], example.input_ids[t]);
+                        !self.tokenizer.continues_after(previous, id)
+                    }
                 };
-            if begins {
-                chosen = draws.unit(3 * t as u64) < self.mlm_probability;
-            }
             after_special = false;
-            if chosen {
-                labels[t] = i64::from(ids[t]);
-                ids[t] = mask_id;
+            match words.last_mut() {
+                Some(word) if !begins => word.end = t + 1,
+                _ => words.push(t..t + 1),
             }
         }
+        words
     }
 
     /// Returns whether the token at `t` may not be chosen.
@@ -283,5 +450,95 @@ impl Collator for MaskingCollator {
 
     fn tokenizer(&self) -> Option<&Tokenizer> {
         Some(&self.tokenizer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokenizer() -> Tokenizer {
+        let texts = [
+            "galaxies of stars and stars of galaxies",
+            "a galaxy of barred spirals",
+        ];
+        Tokenizer::train_bpe(texts, 290).unwrap()
+    }
+
+    fn example(tokenizer: &Tokenizer, words: usize) -> Example {
+        let text = "galaxies of quasars and barred spirals and stars ".repeat(words / 8);
+        Example::from(tokenizer.encode_ids(text.trim()).unwrap())
+    }
+
+    #[test]
+    fn spans_are_whole_words_side_by_side_and_as_many_tokens_as_wanted() {
+        let tokenizer = tokenizer();
+        let example = example(&tokenizer, 400);
+        let collator = MaskingCollator::new(&tokenizer).mlm_probability(0.2);
+        let collator = collator.span_mask(0.2, 4);
+        let words = collator.words(&example);
+        let batch = collator
+            .collate(std::slice::from_ref(&example), BatchKey::new(0, 0))
+            .unwrap();
+        let chosen: Vec<bool> = batch.labels.iter().map(|&label| label >= 0).collect();
+        let tokens: usize = words.iter().map(ExactSizeIterator::len).sum();
+        let count = chosen.iter().filter(|&&chosen| chosen).count();
+        let wanted = tokens as f64 * 0.2;
+        assert!(
+            (count as f64 - wanted).abs() <= 0.05 * wanted,
+            "{count} of {wanted}"
+        );
+        let (mut runs, mut run) = (Vec::new(), 0);
+        for word in words {
+            let of_word: Vec<bool> = word.map(|t| chosen[t]).collect();
+            assert!(
+                of_word.iter().all(|&one| one == of_word[0]),
+                "a word is whole"
+            );
+            match of_word[0] {
+                true => run += 1,
+                false => runs.push(std::mem::take(&mut run)),
+            }
+        }
+        let spans: Vec<usize> = runs.into_iter().filter(|&run| run > 0).collect();
+        let mean = spans.iter().sum::<usize>() as f64 / spans.len() as f64;
+        // Lengths of 1 to 4 have a mean of about 3; spans that touch look like one.
+        assert!((2.0..4.5).contains(&mean), "{mean}");
+        let again = collator
+            .collate(std::slice::from_ref(&example), BatchKey::new(0, 0))
+            .unwrap();
+        assert_eq!(again.input_ids, batch.input_ids);
+        let next = collator
+            .collate(std::slice::from_ref(&example), BatchKey::new(1, 0))
+            .unwrap();
+        assert_ne!(next.labels, batch.labels);
+        assert!(collator.span_mask(0.2, 0).validate().is_err());
+    }
+
+    #[test]
+    fn rates_may_follow_the_epoch() {
+        let tokenizer = tokenizer();
+        let examples = vec![example(&tokenizer, 800)];
+        let collator = MaskingCollator::new(&tokenizer).schedule(|key| MaskingRates {
+            mlm_probability: 0.1 + 0.2 * key.epoch as f64,
+            mask_replace_prob: 1.0,
+            random_replace_prob: 0.0,
+        });
+        let part = |epoch| {
+            let batch = collator
+                .collate(&examples, BatchKey::new(epoch, 0))
+                .unwrap();
+            let mask = tokenizer.mask_token_id().unwrap();
+            let masked = batch.input_ids.iter().filter(|&&id| id == mask).count();
+            assert_eq!(
+                masked,
+                batch.labels.iter().filter(|&&label| label >= 0).count()
+            );
+            masked as f64 / batch.input_ids.len() as f64
+        };
+        for (epoch, expected) in [(0, 0.1), (1, 0.3), (4, 0.9)] {
+            assert!((part(epoch) - expected).abs() < 0.04, "{epoch}");
+        }
+        assert!(collator.collate(&examples, BatchKey::new(9, 0)).is_err());
     }
 }

@@ -12,9 +12,9 @@ mod rng;
 
 pub use batch::{IGNORED, MlmBatch};
 pub use denoising::DenoisingCollator;
-pub use example::{Example, Examples};
+pub use example::{Example, Examples, IntoExamples};
 pub use loader::{Batches, DataLoader};
-pub use masking::MaskingCollator;
+pub use masking::{MaskingCollator, MaskingRates};
 pub(crate) use padding::Padding;
 pub use padding::PaddingCollator;
 

@@ -89,15 +89,17 @@ impl<'a> Padding<'a> {
         check_multiple(self.multiple)?;
         examples.iter().try_for_each(Example::validate)?;
         let lengths = examples.iter().map(|example| example.input_ids.len());
-        let Some(longest) = lengths.clone().max().filter(|&longest| longest > 0) else {
+        let Some(longest) = lengths.clone().max() else {
             return Err(Error::Dataset(
-                "there is nothing to make a batch of: no examples, or only empty ones".to_owned(),
+                "there is nothing to make a batch of: no examples".to_owned(),
             ));
         };
-        let seq = longest.next_multiple_of(self.multiple.unwrap_or(1));
+        // Empty examples that meet in a batch are a row of padding each: nothing in them counts, so that training and
+        // evaluation pass over them.
+        let seq = longest.max(1).next_multiple_of(self.multiple.unwrap_or(1));
         let pad_id = match self.tokenizer.pad_token_id() {
             Some(id) => id,
-            None if lengths.clone().all(|length| length == seq) => 0,
+            None if longest == 0 || lengths.clone().all(|length| length == seq) => 0,
             None => return Err(self.tokenizer.no_pad_token()),
         };
         let size = examples.len() * seq;

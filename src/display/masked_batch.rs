@@ -1,10 +1,13 @@
 //! What a masking collator did to a batch.
 
 use super::encoding::{Kind, chips};
-use crate::collate::{IGNORED, MlmBatch};
+use crate::collate::{
+    BatchKey, Collator, Examples, IGNORED, IntoExamples, MaskingCollator, MlmBatch,
+};
 use crate::notebook::Rich;
 use crate::notebook::html::{Align, MONO, MUTED, Table, count, frame, heading, note, thousands};
 use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
 
 /// How many rows are drawn, and how many tokens of each.
 const ROWS: usize = 4;
@@ -26,6 +29,29 @@ struct Place {
     kind: Kind,
     /// What stood here, where it was chosen.
     original: Option<String>,
+}
+
+impl MaskingCollator {
+    /// Masks the first `count` of `examples` as in an epoch, to be looked at.
+    ///
+    /// ```
+    /// use cloze::prelude::*;
+    /// let tokenizer = Tokenizer::train_bpe(["a spiral galaxy"], 300)?;
+    /// let rows = Dataset::builder().column("input_ids", vec![tokenizer.encode_ids("a spiral galaxy")?]).build()?;
+    /// MaskingCollator::new(&tokenizer).preview(&rows, 2)?;
+    /// # Ok::<(), cloze::Error>(())
+    /// ```
+    pub fn preview(&self, examples: impl IntoExamples, count: usize) -> Result<MaskedBatch> {
+        let examples = examples.into_examples();
+        examples.validate()?;
+        let first = (0..examples.len().min(count)).map(|row| examples.get(row));
+        let first = first.collect::<Result<Vec<_>>>()?;
+        let batch = self.collate(&first, BatchKey::default())?;
+        let tokenizer = Collator::tokenizer(self);
+        let tokenizer =
+            tokenizer.ok_or_else(|| Error::argument("collator", "it has no tokenizer"))?;
+        Ok(batch.show(tokenizer))
+    }
 }
 
 impl MlmBatch {
