@@ -12,7 +12,7 @@ use crate::model::MaskedLm;
 use crate::tokenizer::{EncodeOptions, Encoding, Tokenizer};
 use crate::{Error, Result, ops};
 pub use predictions::{Prediction, Predictions, PredictionsBatch};
-pub use top_k::TopK;
+pub use top_k::{Entry, TopK};
 
 /// How many candidates a mask gets unless told otherwise.
 const TOP_K: usize = 5;
@@ -63,10 +63,12 @@ impl FillMask {
     }
 
     /// Fills with a model that is already there, for instance right after training it.
-    pub fn new(model: MaskedLm, tokenizer: Tokenizer) -> Self {
+    ///
+    /// Both may be given as references: clones share their data.
+    pub fn new(model: impl Into<MaskedLm>, tokenizer: impl Into<Tokenizer>) -> Self {
         Self {
-            model,
-            tokenizer,
+            model: model.into(),
+            tokenizer: tokenizer.into(),
             top_k: None,
             targets: None,
             batch_size: BATCH_SIZE,

@@ -25,6 +25,30 @@ pub trait TopK {
     /// # Ok::<(), cloze::Error>(())
     /// ```
     fn top_k(&self, k: usize) -> Result<(Vec<f32>, Vec<u32>)>;
+
+    /// As [`top_k`](Self::top_k), each value with its index.
+    ///
+    /// ```
+    /// use cloze::prelude::*;
+    /// let logits = Tensor::new(&[0.5f32, 3.0, -1.0, 2.0], &Device::Cpu)?;
+    /// let best = logits.largest(2)?;
+    /// assert_eq!((best[0].index, best[0].value), (1, 3.0));
+    /// # Ok::<(), cloze::Error>(())
+    /// ```
+    fn largest(&self, k: usize) -> Result<Vec<Entry>> {
+        let (values, indices) = self.top_k(k)?;
+        let pairs = indices.into_iter().zip(values);
+        Ok(pairs.map(|(index, value)| Entry { index, value }).collect())
+    }
+}
+
+/// An element of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Entry {
+    /// Its place along the last dimension: of logits, the token's id.
+    pub index: u32,
+    /// What it is.
+    pub value: f32,
 }
 
 impl TopK for Tensor {

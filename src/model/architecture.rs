@@ -62,7 +62,11 @@ pub trait Architecture: std::fmt::Debug + Send + Sync {
         let hidden = self.hidden_rows(inputs, rows, context)?;
         // Where the loss reads them.
         let targets = Tensor::from_vec(targets, counted, &Device::Cpu)?;
-        let sum = head.loss(&head.transform(&hidden)?, &targets)?;
+        let transformed = head.transform(&hidden)?;
+        let sum = match context.smooths_labels() {
+            0.0 => head.loss(&transformed, &targets)?,
+            part => ops::smoothed_cross_entropy(&head.logits(&transformed)?, &targets, part)?,
+        };
         Ok(MlmLoss::of_tokens(sum, counted))
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::base::number::Count;
 use crate::ops::Dropout;
 
 /// The mode of one forward pass.
@@ -17,6 +18,7 @@ pub struct Context {
     site: Arc<AtomicU64>,
     gradient_checkpointing: bool,
     unpadded: bool,
+    label_smoothing: f64,
 }
 
 impl Context {
@@ -27,16 +29,19 @@ impl Context {
             site: Arc::default(),
             gradient_checkpointing: false,
             unpadded: true,
+            label_smoothing: 0.0,
         }
     }
 
     /// Training with the dropout masks of `seed` at forward pass number `pass`.
-    pub fn train(seed: u64, pass: u64) -> Self {
+    pub fn train(seed: impl Count, pass: impl Count) -> Self {
+        let (seed, pass) = (seed.count(), pass.count());
         Self {
             key: Some(mix(mix(seed) ^ pass)),
             site: Arc::default(),
             gradient_checkpointing: false,
             unpadded: true,
+            label_smoothing: 0.0,
         }
     }
 
@@ -64,6 +69,18 @@ impl Context {
     /// Whether [`unpadded`](Self::unpadded) is on.
     pub fn leaves_out_padding(&self) -> bool {
         self.unpadded
+    }
+
+    /// Spreads this part of the labels' weight evenly over the vocabulary (Szegedy et al. 2016). Default: 0.
+    #[must_use]
+    pub fn label_smoothing(mut self, part: f64) -> Self {
+        self.label_smoothing = part;
+        self
+    }
+
+    /// Returns what [`label_smoothing`](Self::label_smoothing) has set.
+    pub fn smooths_labels(&self) -> f64 {
+        self.label_smoothing
     }
 
     /// Whether this is a training pass.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use super::checkpoint::Checkpoint;
+use super::resize::Resize;
 use super::weights::Weights;
 use super::{
     Architecture, Config, Context, Family, LoadReport, MlmLoss, ModelFlops, ModelInputs,
@@ -137,6 +138,109 @@ impl MaskedLm {
                 device: device.clone(),
             }),
         })
+    }
+
+    /// Builds the model anew on its own weights, with another length of the vocabulary.
+    pub(super) fn rebuild(&mut self, resize: Resize) -> Result<()> {
+        let inner = &*self.inner;
+        let new = resize.new;
+        let mut config = inner.config.clone().set("vocab_size", new);
+        for &(alias, key) in inner.family.aliases {
+            let other = match (alias, key) {
+                ("vocab_size", other) | (other, "vocab_size") => other,
+                _ => continue,
+            };
+            if other == key || config.get(other).is_some() {
+                config = config.set(other, new);
+            }
+        }
+        let mut tensors = std::collections::BTreeMap::new();
+        for (name, tensor) in self.named_tensors()? {
+            tensors.insert(name.to_owned(), tensor);
+        }
+        let checkpoint = Checkpoint::of_tensors(&inner.name, tensors);
+        let weights = WeightBuilder::from_checkpoint(
+            checkpoint,
+            &inner.family.name_rules(),
+            0,
+            &inner.device,
+        );
+        let weights = weights.resizing(resize);
+        let name = inner.name.clone();
+        let rebuilt = Self::assemble(name, config, &inner.family, weights, &inner.device)?;
+        if rebuilt.vocab_size() != new || !rebuilt.load_report().missing.is_empty() {
+            return Err(Error::argument(
+                "new_num_tokens",
+                format!(
+                    "the vocabulary of {} can't be made larger or smaller",
+                    self.class()
+                ),
+            ));
+        }
+        for param in rebuilt.params() {
+            let trainable = self.param(param.name()).is_none_or(Param::is_trainable);
+            param.set_trainable(trainable);
+        }
+        *self = rebuilt;
+        Ok(())
+    }
+
+    /// All that is saved, by its name and in the shape that it has on disk.
+    fn named_tensors(&self) -> Result<Vec<(&str, Tensor)>> {
+        let weights = &self.inner.weights;
+        let named = weights.params.iter().map(|param| (param.name(), param));
+        let aliases = weights.aliases.iter();
+        let aliases = aliases.map(|(name, param)| (name.as_str(), param));
+        let mut tensors = Vec::new();
+        for (name, param) in named.chain(aliases) {
+            let mut value = param.value();
+            if let Some(shape) = weights.stored_shapes.get(param.name()) {
+                value = value.reshape(shape.as_slice())?;
+            }
+            tensors.push((name, value));
+        }
+        let constants = weights.constants.iter();
+        tensors.extend(constants.map(|(name, value)| (name.as_str(), value.clone())));
+        Ok(tensors)
+    }
+
+    /// Returns all parameters as candle's variables, by their names in the layout of the Hub and by the further names that
+    /// PyTorch has for tied ones. They are the model's own: who changes one changes the model.
+    ///
+    /// ```
+    /// use cloze::model::{Config, MaskedLm};
+    /// let config = Config::new("bert").set("num_hidden_layers", 1).set("vocab_size", 100);
+    /// let model = MaskedLm::from_config(&config, 42)?;
+    /// let variables = model.var_map();
+    /// assert!(variables.data().lock().unwrap().contains_key("cls.predictions.decoder.weight"));
+    /// # Ok::<(), cloze::Error>(())
+    /// ```
+    pub fn var_map(&self) -> candle_nn::VarMap {
+        let map = candle_nn::VarMap::new();
+        if let Ok(mut variables) = map.data().lock() {
+            for (name, param) in self.names() {
+                variables.insert(name.to_owned(), param.var().clone());
+            }
+        }
+        map
+    }
+
+    /// Returns a builder that gives candle-nn's layers and candle-transformers' models this model's weights, under the names of
+    /// [`var_map`](Self::var_map). What the model lacks is an error and not made anew.
+    pub fn var_builder(&self) -> candle_nn::VarBuilder<'static> {
+        let tensor =
+            |(name, param): (&str, &Param)| (name.to_owned(), param.var().as_tensor().clone());
+        let tensors: HashMap<String, Tensor> = self.names().map(tensor).collect();
+        candle_nn::VarBuilder::from_tensors(tensors, DType::F32, self.device())
+    }
+
+    /// All names of all parameters.
+    fn names(&self) -> impl Iterator<Item = (&str, &Param)> {
+        let weights = &self.inner.weights;
+        let further = weights.aliases.iter().chain(&weights.tied);
+        let further = further.map(|(name, param)| (name.as_str(), param));
+        let own = weights.params.iter().map(|param| (param.name(), param));
+        own.chain(further)
     }
 
     fn tell_report(&self) {
@@ -401,24 +505,11 @@ impl MaskedLm {
     }
 
     fn write_weights(&self, path: &Path, dtype: DType) -> Result<()> {
-        let weights = &self.inner.weights;
-        let named = weights.params.iter().map(|param| (param.name(), param));
-        let aliases = weights.aliases.iter();
-        let aliases = aliases.map(|(name, param)| (name.as_str(), param));
-        let mut tensors = Vec::new();
-        for (name, param) in named.chain(aliases) {
-            let mut value = param.value().to_dtype(dtype)?;
-            if let Some(shape) = weights.stored_shapes.get(param.name()) {
-                value = value.reshape(shape.as_slice())?;
+        let mut tensors = self.named_tensors()?;
+        for (_, value) in &mut tensors {
+            if value.dtype().is_float() {
+                *value = value.to_dtype(dtype)?;
             }
-            tensors.push((name, value));
-        }
-        for (name, value) in &weights.constants {
-            let value = match value.dtype().is_float() {
-                true => value.to_dtype(dtype)?,
-                false => value.clone(),
-            };
-            tensors.push((name, value));
         }
         // `transformers` refuses files that do not say which framework's layout they follow.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -464,6 +555,13 @@ impl MaskedLm {
             param.set(value)?;
         }
         Ok(())
+    }
+}
+
+impl From<&MaskedLm> for MaskedLm {
+    /// Shares the weights.
+    fn from(model: &MaskedLm) -> Self {
+        model.clone()
     }
 }
 

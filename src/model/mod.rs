@@ -15,6 +15,7 @@ mod input;
 mod loss;
 mod masked_lm;
 pub mod nn;
+mod resize;
 mod weights;
 
 pub use architecture::Architecture;
@@ -28,4 +29,6 @@ pub use flops::ModelFlops;
 pub use input::{Column, Input, Masked, Per, Values};
 pub use loss::{LossTerm, MlmLoss};
 pub use masked_lm::MaskedLm;
+pub use resize::ResizeEmbeddings;
+pub(crate) use weights::uniform;
 pub use weights::{Init, LoadReport, WeightBuilder};

@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Shape, Tensor, Var};
 
 use super::checkpoint::Checkpoint;
 use super::context::mix;
+use super::resize::Resize;
 use crate::ops::{self, Param};
 use crate::{Error, Result};
 
@@ -66,6 +67,8 @@ struct Registry {
     constants: BTreeMap<String, Tensor>,
     /// Further names under which parameters are saved.
     aliases: BTreeMap<String, Param>,
+    /// Names under which parameters that are tied to others are known to other libraries; they are not saved.
+    tied: BTreeMap<String, Param>,
     /// The shapes of parameters that have another on disk.
     stored_shapes: BTreeMap<String, Vec<usize>>,
     report: LoadReport,
@@ -95,6 +98,8 @@ struct Source {
     used: BTreeSet<String>,
     ignored: &'static [&'static str],
     carried: &'static [&'static str],
+    /// How tables change whose length is that of the vocabulary.
+    resize: Option<Resize>,
 }
 
 /// Everything that a model takes from its [`WeightBuilder`].
@@ -105,6 +110,8 @@ pub(crate) struct Weights {
     pub constants: BTreeMap<String, Tensor>,
     /// Further names of parameters.
     pub aliases: BTreeMap<String, Param>,
+    /// Names of tied parameters that are not saved.
+    pub tied: BTreeMap<String, Param>,
     /// The shapes of parameters that have another on disk.
     pub stored_shapes: BTreeMap<String, Vec<usize>>,
     pub report: LoadReport,
@@ -134,8 +141,17 @@ impl WeightBuilder {
             used: BTreeSet::new(),
             ignored: rules.ignored,
             carried: rules.carried,
+            resize: None,
         };
         Self::with_source(Some(source), seed, device, (most, Limit::Checkpoint))
+    }
+
+    /// Changes the length of tables of the vocabulary as `resize` says.
+    pub(super) fn resizing(self, resize: Resize) -> Self {
+        if let Some(source) = &mut self.shared.borrow_mut().source {
+            source.resize = Some(resize);
+        }
+        self
     }
 
     fn with_source(source: Option<Source>, seed: u64, device: &Device, most: (u64, Limit)) -> Self {
@@ -146,6 +162,7 @@ impl WeightBuilder {
                 params: BTreeMap::new(),
                 constants: BTreeMap::new(),
                 aliases: BTreeMap::new(),
+                tied: BTreeMap::new(),
                 stored_shapes: BTreeMap::new(),
                 report: LoadReport::default(),
                 compared: BTreeMap::new(),
@@ -343,6 +360,8 @@ impl WeightBuilder {
         let decoder = match tied {
             Some(word) => {
                 self.ignore(&[&matrix]);
+                let tied = &mut self.shared.borrow_mut().tied;
+                tied.insert(matrix, word.clone());
                 word.clone()
             }
             None => self.param(&matrix, (vocab, width), Init::Normal(std))?,
@@ -351,7 +370,10 @@ impl WeightBuilder {
             return Ok((decoder, None));
         };
         let param = if tied.is_some() {
-            self.param_or_alias(bias, &[&own_bias], vocab, Init::Zeros)?
+            let param = self.param_or_alias(bias, &[&own_bias], vocab, Init::Zeros)?;
+            let tied = &mut self.shared.borrow_mut().tied;
+            tied.insert(own_bias, param.clone());
+            param
         } else {
             let param = self.param_or_alias(&own_bias, &[bias], vocab, Init::Zeros)?;
             if bias != own_bias {
@@ -440,6 +462,7 @@ impl WeightBuilder {
             params,
             constants,
             aliases: std::mem::take(&mut registry.aliases),
+            tied: std::mem::take(&mut registry.tied),
             stored_shapes: std::mem::take(&mut registry.stored_shapes),
             report,
         })
@@ -484,7 +507,10 @@ impl Registry {
             if value.is_some() {
                 continue;
             }
-            let tensor = source.checkpoint.tensor(&name, &self.device)?;
+            let mut tensor = source.checkpoint.tensor(&name, &self.device)?;
+            if let Some(resize) = &source.resize {
+                tensor = resize.fit(full, tensor, stored)?;
+            }
             if tensor.dims() != stored {
                 return Err(Error::Weights(format!(
                     "{full} has shape {:?} in {} but {stored:?} by config.json: the two do not belong together",
@@ -591,7 +617,7 @@ fn canonical_names<'a>(
     names
 }
 
-fn name_hash(name: &str) -> u64 {
+pub(super) fn name_hash(name: &str) -> u64 {
     let hash = blake3::hash(name.as_bytes());
     u64::from_le_bytes(hash.as_bytes()[..8].try_into().unwrap_or_default())
 }
@@ -678,7 +704,7 @@ fn initial(init: Init, shape: &Shape, seed: u64, device: &Device) -> Result<Tens
 }
 
 /// `count` draws from N(0, std²), a function of `seed` and the index alone.
-fn normal(count: usize, std: f64, seed: u64) -> Vec<f32> {
+pub(super) fn normal(count: usize, std: f64, seed: u64) -> Vec<f32> {
     use rayon::prelude::*;
     let mut values = ops::zeros(count);
     values.par_chunks_mut(2).enumerate().for_each(|(i, pair)| {
@@ -695,7 +721,7 @@ fn normal(count: usize, std: f64, seed: u64) -> Vec<f32> {
 }
 
 /// `count` draws from the numbers between `low` and `high`, a function of `seed` and the index alone.
-fn uniform(count: usize, low: f64, high: f64, seed: u64) -> Vec<f32> {
+pub(crate) fn uniform(count: usize, low: f64, high: f64, seed: u64) -> Vec<f32> {
     use rayon::prelude::*;
     let mut values = ops::zeros(count);
     values.par_iter_mut().enumerate().for_each(|(i, value)| {

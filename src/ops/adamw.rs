@@ -119,7 +119,7 @@ impl GradScale {
     }
 
     /// Returns the product of all factors, for which a GPU is waited for; `None` for no step at all.
-    fn value(&self) -> Result<Option<f64>> {
+    pub(crate) fn value(&self) -> Result<Option<f64>> {
         let Some((norm, most)) = &self.clip else {
             return Ok(Some(self.factor));
         };

@@ -11,6 +11,12 @@ use crate::{Error, Result};
 ///
 /// Where the logits are one product, [`masked_cross_entropy`](super::masked_cross_entropy) does not write them down at all.
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    smoothed_cross_entropy(logits, targets, 0.0)
+}
+
+/// As [`cross_entropy`], with `smoothing` of the weight spread evenly over the vocabulary (Szegedy et al. 2016): 1 - `smoothing`
+/// times the negative log-likelihood of the target, plus `smoothing` times the mean of those of all tokens.
+pub fn smoothed_cross_entropy(logits: &Tensor, targets: &Tensor, smoothing: f64) -> Result<Tensor> {
     let (rows, vocab) = logits.dims2()?;
     let ids = targets
         .to_dtype(DType::U32)?
@@ -26,8 +32,15 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
         let targets = Tensor::from_vec(ids, (rows, 1), logits.device())?;
         let logits = logits.to_dtype(DType::F32)?;
         let picked = logits.gather(&targets, 1)?.squeeze(1)?;
-        return Ok((logits.log_sum_exp(D::Minus1)? - picked)?.sum_all()?);
+        let sums = logits.log_sum_exp(D::Minus1)?;
+        if smoothing == 0.0 {
+            return Ok((sums - picked)?.sum_all()?);
+        }
+        let even = (logits.mean(D::Minus1)? * smoothing)?;
+        let expected = ((picked * (1.0 - smoothing))? + even)?;
+        return Ok((sums - expected)?.sum_all()?);
     }
+    let even = smoothing / vocab as f64;
     let logits = logits.contiguous()?;
     let sums = storage::with(&logits, |logits| {
         let rows = logits.par_chunks(vocab).map(log_sum_exp);
@@ -35,7 +48,14 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     })?;
     let loss = storage::with(&logits, |logits| {
         let losses = sums.iter().zip(&ids).zip(logits.chunks(vocab));
-        let loss = losses.map(|((sum, &id), row)| f64::from(sum - row[id as usize]));
+        let loss = losses.map(|((&sum, &id), row)| {
+            let of_target = sum - row[id as usize];
+            if smoothing == 0.0 {
+                return f64::from(of_target);
+            }
+            let total: f64 = row.iter().map(|&logit| f64::from(logit)).sum();
+            (1.0 - smoothing) * f64::from(of_target) + smoothing * f64::from(sum) - even * total
+        });
         loss.sum::<f64>() as f32
     })?;
     tape::record(
@@ -45,6 +65,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
         (),
         move |args, _, grad| {
             let scale = grad.to_scalar::<f32>()?;
+            let (even, rest) = (even as f32, (1.0 - smoothing) as f32);
             let mut dx = for_overwrite(args[0].elem_count());
             storage::with(args[0], |logits| {
                 dx.par_chunks_mut(vocab)
@@ -52,9 +73,9 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
                     .zip(sums.par_iter().zip(&ids))
                     .for_each(|((dx, row), (sum, &id))| {
                         for (dx, logit) in dx.iter_mut().zip(row) {
-                            *dx = (logit - sum).exp() * scale;
+                            *dx = ((logit - sum).exp() - even) * scale;
                         }
-                        dx[id as usize] -= scale;
+                        dx[id as usize] -= rest * scale;
                     });
             })?;
             Ok(vec![Some(storage::tensor(dx, args[0].shape())?)])
@@ -92,5 +113,37 @@ mod tests {
         let difference = (ours.get(&logits).unwrap() - theirs.get(&logits).unwrap()).unwrap();
         let difference = difference.abs().unwrap().max_all().unwrap();
         assert!(value(&difference) < 1e-6);
+    }
+
+    #[test]
+    fn the_smoothed_loss_and_its_gradient_are_those_of_the_formula() {
+        let values: Vec<f32> = (0..21)
+            .map(|i| ((i * 31) % 17) as f32 / 3.0 - 2.5)
+            .collect();
+        let targets = Tensor::new(&[2u32, 0, 6], &Device::Cpu).unwrap();
+        let formula = |values: &[f32]| -> f64 {
+            let rows = values.chunks(7).zip([2, 0, 6]);
+            let losses = rows.map(|(row, target)| {
+                let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+                let nll: Vec<f64> = row.iter().map(|&x| sum.ln() - f64::from(x)).collect();
+                0.7 * nll[target] + 0.3 * nll.iter().sum::<f64>() / 7.0
+            });
+            losses.sum()
+        };
+        let logits = Var::from_vec(values.clone(), (3, 7), &Device::Cpu).unwrap();
+        let loss = smoothed_cross_entropy(logits.as_tensor(), &targets, 0.3).unwrap();
+        let value = f64::from(loss.to_scalar::<f32>().unwrap());
+        assert!((value - formula(&values)).abs() < 1e-5, "{value}");
+        let gradient = loss.backward().unwrap();
+        let gradient = gradient.get(&logits).unwrap().flatten_all().unwrap();
+        for (i, slope) in gradient.to_vec1::<f32>().unwrap().into_iter().enumerate() {
+            let moved = |by: f32| {
+                let mut values = values.clone();
+                values[i] += by;
+                formula(&values)
+            };
+            let expected = (moved(0.015625) - moved(-0.015625)) / 0.03125;
+            assert!((f64::from(slope) - expected).abs() < 1e-4, "{i}: {slope}");
+        }
     }
 }

@@ -68,6 +68,7 @@ mod standardize;
 mod storage;
 mod sum_all;
 pub(crate) mod tape;
+mod update_elements;
 
 pub mod naive;
 
@@ -92,7 +93,7 @@ pub use checkpointing::{checkpoint, checkpoint_all};
 pub use concat::concat;
 pub use conv1d::{Conv1d, conv1d};
 pub use cross_entropy::{IGNORE_INDEX, masked_cross_entropy};
-pub use cross_entropy_of::cross_entropy;
+pub use cross_entropy_of::{cross_entropy, smoothed_cross_entropy};
 pub use ctc_loss::{CtcTargets, ctc_loss};
 pub use damped_ema::{EmaParams, damped_ema};
 pub use depthwise_conv::depthwise_conv;
@@ -127,3 +128,4 @@ pub use softmax::softmax;
 pub use standardize::{Standardized, standardize};
 pub(crate) use storage::{copied, with_mut as with_values, zeros};
 pub use sum_all::sum_all;
+pub(crate) use update_elements::update_elements;

@@ -89,3 +89,41 @@ fn distilbert_logits_agree() {
     let theirs = model.forward(&ids, &nothing_hidden).unwrap();
     assert_close(&ours(folder.path()), &theirs);
 }
+
+/// A model that was fine-tuned here runs in candle-transformers on its own variables.
+#[test]
+fn a_fine_tuned_model_gives_the_same_logits_in_candle_transformers() {
+    use cloze::model::Context;
+    use cloze::train::AdamW;
+
+    let (folder, config) = with_relu("bert", "hidden_act");
+    let model = MaskedLm::from_pretrained(folder.path().to_string_lossy()).unwrap();
+    let before = ours(folder.path());
+    let mut optimizer = AdamW::new(&model).weight_decay(0.01);
+    for step in 0..5 {
+        let labels = IDS.iter().map(|&id| if id % 3 == 0 { 7 } else { -100 });
+        let batch = ModelInputs::new(IDS.to_vec(), (2, 5)).unwrap();
+        let batch = batch.with_labels(labels.collect()).unwrap();
+        let loss = model.loss(batch, &Context::train(42, step)).unwrap();
+        model.backward(&loss.mean().unwrap()).unwrap();
+        optimizer.step(1e-2).unwrap();
+        optimizer.zero_grad();
+    }
+    let config: bert::Config = serde_json::from_str(&config).unwrap();
+    let theirs = bert::BertForMaskedLM::load(model.var_builder(), &config).unwrap();
+    let ids = Tensor::from_slice(&IDS, (2, 5), &Device::Cpu).unwrap();
+    let types = ids.zeros_like().unwrap();
+    let theirs = theirs.forward(&ids, &types, None).unwrap();
+    let inputs = ModelInputs::new(IDS.to_vec(), (2, 5)).unwrap();
+    let tuned = model.forward(inputs).unwrap();
+    assert_close(&tuned, &theirs);
+    let moved = (&tuned - &before).unwrap().abs().unwrap();
+    let moved: f32 = moved
+        .flatten_all()
+        .unwrap()
+        .max(0)
+        .unwrap()
+        .to_scalar()
+        .unwrap();
+    assert!(moved > 0.1, "the training changed something: {moved}");
+}

@@ -24,6 +24,8 @@ pub(crate) struct Checkpoint {
 enum WeightFile {
     Safetensors(safetensors::File),
     Pytorch(pytorch::File),
+    /// What is in memory already.
+    Tensors(BTreeMap<String, Tensor>),
 }
 
 /// In transformers' order of preference.
@@ -62,6 +64,17 @@ impl Checkpoint {
         Self::from_files(path.to_path_buf(), &[path.to_path_buf()])
     }
 
+    /// The arrays of a model that is open, under the names that it is saved with.
+    pub(crate) fn of_tensors(name: &str, tensors: BTreeMap<String, Tensor>) -> Self {
+        let size = |tensor: &Tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
+        Self {
+            path: PathBuf::from(name),
+            names: tensors.keys().map(|name| (name.clone(), 0)).collect(),
+            bytes: tensors.values().map(size).sum(),
+            files: vec![WeightFile::Tensors(tensors)],
+        }
+    }
+
     fn from_files(path: PathBuf, paths: &[PathBuf]) -> Result<Self> {
         let mut files = Vec::with_capacity(paths.len());
         let mut names = BTreeMap::new();
@@ -78,6 +91,7 @@ impl Checkpoint {
             let found: Vec<String> = match &file {
                 WeightFile::Safetensors(file) => file.names(),
                 WeightFile::Pytorch(file) => file.names(),
+                WeightFile::Tensors(tensors) => tensors.keys().cloned().collect(),
             };
             names.extend(found.into_iter().map(|name| (name, files.len())));
             files.push(file);
@@ -110,6 +124,7 @@ impl Checkpoint {
         match self.names.get(name).map(|&index| &self.files[index]) {
             Some(WeightFile::Safetensors(file)) => file.tensor(name, device),
             Some(WeightFile::Pytorch(file)) => file.tensor(name, device),
+            Some(WeightFile::Tensors(tensors)) => Ok(tensors[name].to_device(device)?),
             None => Err(Error::Weights(format!(
                 "{} holds no {name:?}",
                 self.path.display()
