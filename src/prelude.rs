@@ -1,7 +1,8 @@
 //! The words that a notebook uses: `use cloze::prelude::*;`
 
 pub use crate::collate::{
-    BatchKey, Batches, Collator, DataLoader, DenoisingCollator, Example, Examples, MaskingCollator,
+    BatchKey, Batches, Collator, DataLoader, DenoisingCollator, Example, Examples, IntoExamples,
+    MaskingCollator,
     MlmBatch, PaddingCollator,
 };
 pub use crate::dataset::{
@@ -11,7 +12,7 @@ pub use crate::dataset::{
 pub use crate::fill_mask::{FillMask, Prediction, Predictions, PredictionsBatch, TopK};
 #[cfg(feature = "hub")]
 pub use crate::hub::{self, Hub, ModelCard, PushOptions, notebook_login};
-pub use crate::model::{Config, Context, MaskedLm, ModelInputs};
+pub use crate::model::{Config, Context, MaskedLm, ModelInputs, ResizeEmbeddings};
 pub use crate::notebook::{Rich, input, show};
 pub use crate::ops::{DeviceExt, no_grad};
 pub use crate::tokenizer::{
@@ -21,8 +22,11 @@ pub use crate::tokenizer::{
 #[cfg(feature = "hub")]
 pub use crate::train::PushToHubCallback;
 pub use crate::train::{
-    AdamW, Callback, Control, EvalMetrics, Event, GradScaler, History, IntervalStrategy, LossPlot,
-    Schedule, SchedulerType, Trainer, TrainingArguments, get_scheduler,
+    Adafactor, AdamW, Callback, Control, EvalMetrics, Event, GradScaler, History, IntervalStrategy,
+    Lion, Lora, LossPlot, ParamGroup, PredictionOutput, ReduceLrOnPlateau, Schedule,
+    SchedulerKwargs, SchedulerType, Sgd, Trainer, TrainingArguments, evaluate, get_scheduler,
+    masked_accuracy,
 };
 pub use crate::{Error, Result};
 pub use candle_core::{DType, Device, IndexOp, Tensor};
+pub use {arrow, candle_core, candle_nn};

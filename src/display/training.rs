@@ -36,7 +36,7 @@ impl Rich for History {
 
 impl Rich for EvalMetrics {
     fn to_html(&self) -> String {
-        let rows = [
+        let mut rows = vec![
             ("loss", format!("{:.4} nats per masked token", self.loss)),
             (
                 "perplexity",
@@ -53,6 +53,8 @@ impl Rich for EvalMetrics {
                 ),
             ),
         ];
+        let computed = self.computed.iter();
+        rows.extend(computed.map(|(name, value)| (name.as_str(), format!("{value:.4}"))));
         frame(&(heading("evaluation", "") + &facts(&rows)))
     }
 

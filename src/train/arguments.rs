@@ -1,44 +1,39 @@
-//! Every setting of a training run, with transformers' names and defaults.
+//! Every setting of a training run, with the names and defaults of transformers.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::choice::{self, Problem};
+use super::optimizer_name::OptimizerName;
 use super::schedule::{Schedule, SchedulerKwargs, SchedulerType};
+use super::strategy::IntervalStrategy;
+use crate::base::number::Number;
 use crate::{Error, Result};
 
-/// When something happens during training, as in transformers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum IntervalStrategy {
-    /// Never.
-    #[default]
-    No,
-    /// Every so many optimizer steps.
-    Steps,
-    /// At the end of each epoch.
-    Epoch,
-}
-
-/// Declares the arguments once: the field, its default and the method that sets it.
+/// Declares the arguments once: the field, how it is set where that is not by its own type, and its default.
 macro_rules! arguments {
-    ($($(#[$doc:meta])* $name:ident: $type:ty $(, from $arg:ty)? = $default:expr;)*) => {
+    ($($(#[$doc:meta])* $name:ident: $type:ty $(, $how:ident $(($arg:ty))?)? = $default:expr;)*) => {
         /// The settings of a [`Trainer`](super::Trainer), named and preset as in `transformers`.
         ///
-        /// Every field has a method of the same name that sets it:
+        /// Every field has a method of the same name that sets it. What is one of several, as when to evaluate, is set by
+        /// its type or by the name that transformers has for it:
         ///
         /// ```
-        /// use cloze::train::{IntervalStrategy, TrainingArguments};
+        /// use cloze::train::TrainingArguments;
         ///
         /// let args = TrainingArguments::new("eli5_mlm")
         ///     .learning_rate(2e-5)
         ///     .epochs(3)
         ///     .weight_decay(0.01)
-        ///     .eval_strategy(IntervalStrategy::Epoch);
+        ///     .eval_strategy("epoch")
+        ///     .lr_scheduler_type("cosine");
         /// assert_eq!(args.per_device_train_batch_size, 8);
         /// # args.validate()?;
         /// # Ok::<(), cloze::Error>(())
         /// ```
+        ///
+        /// A name that there is not is told when the arguments are checked, before a run begins.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         #[serde(default)]
         #[non_exhaustive]
@@ -46,11 +41,14 @@ macro_rules! arguments {
             /// The folder that checkpoints are written to, each in its own `checkpoint-STEP`. It is made when needed.
             pub output_dir: PathBuf,
             $($(#[$doc])* pub $name: $type,)*
+            /// What could not be read.
+            #[serde(skip)]
+            problems: Vec<Problem>,
         }
 
         impl Default for TrainingArguments {
             fn default() -> Self {
-                Self { output_dir: PathBuf::new(), $($name: $default,)* }
+                Self { output_dir: PathBuf::new(), $($name: $default,)* problems: Vec::new() }
             }
         }
 
@@ -58,15 +56,32 @@ macro_rules! arguments {
             $(
                 $(#[$doc])*
                 #[must_use]
-                pub fn $name(mut self, $name: arguments!(@arg $type $(, $arg)?)) -> Self {
-                    self.$name = $name.into();
+                pub fn $name(mut self, $name: arguments!(@arg $type $(, $how $(($arg))?)?)) -> Self {
+                    arguments!(@set self, $name $(, $how)?);
                     self
                 }
             )*
+
+            /// The names of all arguments.
+            pub const NAMES: &[&str] = &["output_dir", $(stringify!($name),)*];
         }
     };
     (@arg $type:ty) => { $type };
-    (@arg $type:ty, $arg:ty) => { $arg };
+    (@arg $type:ty, from ($arg:ty)) => { $arg };
+    (@arg $type:ty, some ($arg:ty)) => { $arg };
+    (@arg $type:ty, choice) => { impl TryInto<$type, Error: std::fmt::Display> };
+    (@arg $type:ty, number) => { impl Number };
+    (@set $self:ident, $name:ident) => { $self.$name = $name };
+    (@set $self:ident, $name:ident, from) => { $self.$name = $name.into() };
+    (@set $self:ident, $name:ident, some) => { $self.$name = Some($name.into()) };
+    (@set $self:ident, $name:ident, choice) => {
+        choice::choose(
+            $name,
+            (stringify!($name), &mut $self.$name),
+            &mut $self.problems,
+        )
+    };
+    (@set $self:ident, $name:ident, number) => { $self.$name = $name.number() };
 }
 
 arguments! {
@@ -84,7 +99,7 @@ arguments! {
     /// [`per_device_train_batch_size`](Self::per_device_train_batch_size), and in place of
     /// [`gradient_accumulation_steps`](Self::gradient_accumulation_steps), which is each rank's own. With it a run takes the
     /// same steps on any number of ranks, and goes on on another one. Default: not set.
-    global_batch_size: Option<usize>, from usize = None;
+    global_batch_size: Option<usize>, from (usize) = None;
     /// Whether each of several ranks keeps the optimizer's state of its part of the weights alone (ZeRO-1): the moments then
     /// take 1/N of the memory, for the same exchange. Checkpoints are those of an unsharded run. For f32 weights on the CPU.
     /// Default: no.
@@ -93,7 +108,7 @@ arguments! {
     /// is slower than memory and a core is free for it. Default: no.
     overlap_exchange: bool = false;
     /// How often to go over the training data; fractions end within an epoch. Default: 3.
-    num_train_epochs: f64, from impl Into<f64> = 3.0;
+    num_train_epochs: f64, number = 3.0;
     /// Whether products in training and evaluation take bf16 operands, where the model's device has a unit for it; weights,
     /// gradients, optimizer state and sums stay f32. Elsewhere products stay f32, which is said once. Default: no.
     bf16: bool = false;
@@ -102,15 +117,15 @@ arguments! {
     fp16: bool = false;
     /// Whether products of f32 on a GPU may round their operands to TF32. Default: as [`crate::ops::set_tf32`] has set it, and
     /// otherwise no.
-    tf32: Option<bool>, from bool = None;
+    tf32: Option<bool>, from (bool) = None;
     /// Whether the encoder's blocks keep only their inputs for the backward pass and are run once more in it: the same
     /// numbers with much less memory, for about a third more time. Default: no.
     gradient_checkpointing: bool = false;
     /// The floating-point operations that the model's device can do at best at the run's precision, in 10^12 per second: what
     /// [`History::mfu`](super::History::mfu) compares with. Default: known by the GPU's name.
-    peak_tflops: Option<f64>, from f64 = None;
+    peak_tflops: Option<f64>, from (f64) = None;
     /// The number of optimizer steps, in place of [`num_train_epochs`](Self::num_train_epochs). Default: not set.
-    max_steps: Option<usize>, from usize = None;
+    max_steps: Option<usize>, from (usize) = None;
     /// The decoupled weight decay, on all weights but biases and normalization. Default: 0.
     weight_decay: f64 = 0.0;
     /// The decay rate of AdamW's first moment. Default: 0.9.
@@ -119,54 +134,77 @@ arguments! {
     adam_beta2: f64 = 0.999;
     /// What AdamW adds to the root of the second moment. Default: 1e-8.
     adam_epsilon: f64 = 1e-8;
+    /// What moves the weights: "adamw_torch", "adafactor", "lion_32bit" or "sgd". Default: AdamW.
+    optim: OptimizerName, choice = OptimizerName::AdamW;
+    /// Settings of the optimizer beyond those of AdamW, as "momentum=0.9, nesterov=true" (SGD: momentum, dampening, nesterov;
+    /// Adafactor: `scale_parameter`, `relative_step`, `warmup_init`, `clip_threshold`, `decay_rate`, beta1). Default: none.
+    optim_args: String, from (impl Into<String>) = String::new();
+    /// What the learning rate is multiplied by from each layer to the one below it, as
+    /// [`ParamGroup::layerwise`](super::ParamGroup::layerwise). Default: not set.
+    layerwise_lr_decay: Option<f64>, from (f64) = None;
     /// Gradients whose global norm is larger are scaled down to it; 0 turns clipping off. Default: 1.
     max_grad_norm: f64 = 1.0;
+    /// The part of the labels' weight that is spread evenly over the vocabulary, in training and in evaluation. Default: 0.
+    label_smoothing_factor: f64 = 0.0;
     /// How the learning rate changes from step to step. Default: linear, down to 0.
-    lr_scheduler_type: SchedulerType = SchedulerType::Linear;
+    lr_scheduler_type: SchedulerType, choice = SchedulerType::Linear;
     /// What some schedules need beyond their length.
     lr_scheduler_kwargs: SchedulerKwargs = SchedulerKwargs::default();
-    /// Steps in which the learning rate rises from 0 to its peak; when 0, [`warmup_ratio`](Self::warmup_ratio) decides. Default: 0.
-    warmup_steps: usize = 0;
+    /// Steps in which the learning rate rises from 0 to its peak; a number below 1 is a part of all steps, rounded up. When
+    /// 0, [`warmup_ratio`](Self::warmup_ratio) decides. Default: 0.
+    warmup_steps: f64, number = 0.0;
     /// The same as a part of all steps, rounded up. Default: 0.
     warmup_ratio: f64 = 0.0;
     /// The seed of dropout and, unless [`data_seed`](Self::data_seed) is set, of the data's order. Default: 42.
     seed: u64 = 42;
     /// The seed of the data's order. Default: [`seed`](Self::seed).
-    data_seed: Option<u64>, from u64 = None;
+    data_seed: Option<u64>, from (u64) = None;
+    /// Whether batches of training are made of examples of similar lengths, which spares padding. Default: no.
+    group_by_length: bool = false;
     /// Whether to leave out an epoch's last batch when it is not full. Default: no.
     dataloader_drop_last: bool = false;
     /// When to log the loss. Default: steps.
-    logging_strategy: IntervalStrategy = IntervalStrategy::Steps;
+    logging_strategy: IntervalStrategy, choice = IntervalStrategy::Steps;
     /// Steps between two logs. Default: 500.
     logging_steps: usize = 500;
     /// Whether to log the first step too. Default: no.
     logging_first_step: bool = false;
+    /// Where TensorBoard's event files go. Default: a folder below `runs` in the output folder, called by the time and the
+    /// machine, if the run writes checkpoints.
+    logging_dir: Option<PathBuf>, some (impl Into<PathBuf>) = None;
+    /// Who is reported to beside `history.jsonl` in the output folder: "tensorboard" or "none". Default: TensorBoard.
+    report_to: String, from (impl Into<String>) = "tensorboard".to_owned();
     /// When to evaluate. Default: never.
-    eval_strategy: IntervalStrategy = IntervalStrategy::No;
+    eval_strategy: IntervalStrategy, choice = IntervalStrategy::No;
     /// Steps between two evaluations. Default: [`logging_steps`](Self::logging_steps).
-    eval_steps: Option<usize>, from usize = None;
+    eval_steps: Option<usize>, from (usize) = None;
+    /// Whether to evaluate before the first step too. Default: no.
+    eval_on_start: bool = false;
     /// When to write a checkpoint. Default: steps; the last step is then saved too.
-    save_strategy: IntervalStrategy = IntervalStrategy::Steps;
+    save_strategy: IntervalStrategy, choice = IntervalStrategy::Steps;
     /// Steps between two checkpoints. Default: 500.
     save_steps: usize = 500;
+    /// Whether checkpoints hold the model alone, which halves their size and more: no run can go on from them. Default: no.
+    save_only_model: bool = false;
     /// How many checkpoints to keep; the oldest go first, the best never. Default: all.
-    save_total_limit: Option<usize>, from usize = None;
+    save_total_limit: Option<usize>, from (usize) = None;
     /// Whether the model ends with the weights of its best checkpoint. Default: no.
     load_best_model_at_end: bool = false;
-    /// What the best checkpoint is judged by: "loss" or "perplexity". Default: "loss".
-    metric_for_best_model: String, from impl Into<String> = "loss".to_owned();
-    /// Whether a larger metric is better. Default: no, as befits both metrics.
-    greater_is_better: bool = false;
+    /// What the best checkpoint is judged by: "loss", "perplexity", "accuracy" (of the masked tokens), or a metric that
+    /// [`Trainer::compute_metrics`](super::Trainer::compute_metrics) gives. Default: "loss".
+    metric_for_best_model: String, from (impl Into<String>) = "loss".to_owned();
+    /// Whether a larger metric is better. Default: no for perplexity and names that end with "loss", yes for all others.
+    greater_is_better: Option<bool>, from (bool) = None;
     /// Stops after so many evaluations in a row without improvement. Default: never.
-    early_stopping_patience: Option<usize>, from usize = None;
+    early_stopping_patience: Option<usize>, from (usize) = None;
     /// By how much the metric must change to count as an improvement. Default: 0.
     early_stopping_threshold: f64 = 0.0;
     /// Whether the model goes to the Hub: at every checkpoint, in the background, and at the end. Default: no.
     push_to_hub: bool = false;
     /// The repository for it, `owner/name` or one's own `name`. Default: the name of the output folder.
-    hub_model_id: String, from impl Into<String> = String::new();
+    hub_model_id: String, from (impl Into<String>) = String::new();
     /// Whether a repository that is made for it is private. Default: as the owner's settings say.
-    hub_private_repo: Option<bool>, from bool = None;
+    hub_private_repo: Option<bool>, from (bool) = None;
 }
 
 impl TrainingArguments {
@@ -180,8 +218,24 @@ impl TrainingArguments {
 
     /// Short for [`num_train_epochs`](Self::num_train_epochs).
     #[must_use]
-    pub fn epochs(self, epochs: impl Into<f64>) -> Self {
+    pub fn epochs(self, epochs: impl Number) -> Self {
         self.num_train_epochs(epochs)
+    }
+
+    /// The earlier name of [`eval_strategy`](Self::eval_strategy) in transformers.
+    #[must_use]
+    pub fn evaluation_strategy(
+        self,
+        strategy: impl TryInto<IntervalStrategy, Error: std::fmt::Display>,
+    ) -> Self {
+        self.eval_strategy(strategy)
+    }
+
+    /// Returns whether a larger value of [`metric_for_best_model`](Self::metric_for_best_model) is better.
+    pub fn larger_is_better(&self) -> bool {
+        let name = &self.metric_for_best_model;
+        let falls = name.ends_with("loss") || name.ends_with("perplexity");
+        self.greater_is_better.unwrap_or(!falls)
     }
 
     /// Steps between two evaluations: what was set, or [`logging_steps`](Self::logging_steps).
@@ -227,9 +281,11 @@ impl TrainingArguments {
 
     /// The schedule of a run of `training_steps` steps.
     pub fn schedule(&self, training_steps: usize) -> Result<Schedule> {
+        let part = |ratio: f64| (training_steps as f64 * ratio).ceil() as usize;
         let warmup = match self.warmup_steps {
-            0 => (training_steps as f64 * self.warmup_ratio).ceil() as usize,
-            steps => steps,
+            0.0 => part(self.warmup_ratio),
+            ratio if ratio < 1.0 => part(ratio),
+            steps => steps as usize,
         };
         Schedule::new(
             self.lr_scheduler_type,
@@ -246,6 +302,9 @@ impl TrainingArguments {
     /// # Errors
     /// [`Error::Argument`] with the first that does not, and what to do.
     pub fn validate(&self) -> Result<()> {
+        if let Some(Problem { name, message }) = self.problems.first() {
+            return Err(Error::argument(name, message.clone()));
+        }
         self.validate_numbers()?;
         self.batches_per_step(1)?;
         self.validate_strategies()
@@ -280,6 +339,7 @@ impl TrainingArguments {
         let not_negative = [
             ("learning_rate", self.learning_rate),
             ("weight_decay", self.weight_decay),
+            ("warmup_steps", self.warmup_steps),
             ("max_grad_norm", self.max_grad_norm),
             ("adam_epsilon", self.adam_epsilon),
             ("early_stopping_threshold", self.early_stopping_threshold),
@@ -307,6 +367,12 @@ impl TrainingArguments {
                 )
             },
         )?;
+        let smoothing = self.label_smoothing_factor;
+        check(
+            (0.0..=1.0).contains(&smoothing),
+            "label_smoothing_factor",
+            || format!("{smoothing} is not a part; give a number from 0 to 1"),
+        )?;
         let epochs = self.num_train_epochs;
         check(
             self.max_steps.is_some() || (epochs > 0.0 && epochs.is_finite()),
@@ -317,12 +383,27 @@ impl TrainingArguments {
         check(peak > 0.0 && peak.is_finite(), "peak_tflops", || {
             format!("{peak} is no rate; give a number above 0, or leave it out")
         })?;
+        let decay = self.layerwise_lr_decay.unwrap_or(1.0);
+        check(
+            decay > 0.0 && decay.is_finite(),
+            "layerwise_lr_decay",
+            || format!("{decay} is not allowed; give a number above 0, mostly just below 1"),
+        )?;
+        super::optimizer_name::settings(self)?;
         // Of any length: what can be wrong with a schedule are its rates.
         self.schedule(1).map(drop)
     }
 
     fn validate_strategies(&self) -> Result<()> {
-        use IntervalStrategy::{No, Steps};
+        use IntervalStrategy::{Best, No, Steps};
+        for (name, strategy) in [
+            ("logging_strategy", self.logging_strategy),
+            ("eval_strategy", self.eval_strategy),
+        ] {
+            check(strategy != Best, name, || {
+                "\"best\" is a strategy for checkpoints alone; choose no, steps or epoch".to_owned()
+            })?;
+        }
         check(
             self.save_strategy == No || !self.output_dir.as_os_str().is_empty(),
             "output_dir",
@@ -331,13 +412,30 @@ impl TrainingArguments {
         check(!(self.bf16 && self.fp16), "fp16", || {
             "bf16 and fp16 can't both be; leave one out".to_owned()
         })?;
-        super::metrics::Metric::from_name(&self.metric_for_best_model)?;
-        check(!self.greater_is_better, "greater_is_better", || {
+        let name = self.metric_for_best_model.trim_start_matches("eval_");
+        let worse = ["loss", "perplexity"].contains(&name) && self.larger_is_better();
+        check(!worse, "greater_is_better", || {
+            format!("a larger {name} is worse, so this would keep the worst model; leave it out")
+        })?;
+        let known = ["tensorboard", "none", "all"].contains(&self.report_to.as_str());
+        check(known, "report_to", || {
             format!(
-                "a larger {} is worse, so this would keep the worst model; leave it out",
-                self.metric_for_best_model
+                "{:?} can't be reported to; choose \"tensorboard\" or \"none\"",
+                self.report_to
             )
         })?;
+        if self.lr_scheduler_type == SchedulerType::ReduceLrOnPlateau {
+            check(self.eval_strategy != No, "lr_scheduler_type", || {
+                "reduce_lr_on_plateau watches evaluations; set eval_strategy to Epoch or Steps"
+                    .to_owned()
+            })?;
+        }
+        if self.save_strategy == Best {
+            check(self.eval_strategy != No, "save_strategy", || {
+                "without evaluations no model is the best; set eval_strategy to Epoch or Steps"
+                    .to_owned()
+            })?;
+        }
         if self.early_stopping_patience.is_some() {
             check(self.eval_strategy != No, "early_stopping_patience", || {
                 "early stopping watches evaluations; set eval_strategy to Epoch or Steps".to_owned()
@@ -349,15 +447,20 @@ impl TrainingArguments {
                 "without evaluations no model is the best; set eval_strategy to Epoch or Steps"
                     .to_owned()
             })?;
-            check(self.eval_strategy == self.save_strategy, name, || {
-                format!(
-                    "the best model must have been saved when it was evaluated, but eval_strategy is {:?} and save_strategy {:?}; make them equal",
-                    self.eval_strategy, self.save_strategy
-                )
-            })?;
+            let best = self.save_strategy == Best;
+            check(
+                best || self.save_strategy == self.eval_strategy,
+                name,
+                || {
+                    format!(
+                        "the best model must have been saved when it was evaluated, but eval_strategy is {:?} and save_strategy {:?}; make them equal, or set save_strategy to Best",
+                        self.eval_strategy, self.save_strategy
+                    )
+                },
+            )?;
             let interval = self.eval_interval();
             check(
-                self.eval_strategy != Steps || self.save_steps.is_multiple_of(interval),
+                best || self.eval_strategy != Steps || self.save_steps.is_multiple_of(interval),
                 name,
                 || {
                     format!(

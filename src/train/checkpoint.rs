@@ -114,7 +114,7 @@ pub(super) fn verify(path: &Path) -> Result<()> {
     })?;
     let manifest: Manifest = serde_json::from_slice(&manifest)
         .map_err(|e| refuse(format!("{MANIFEST} is damaged ({e}); {advice}")))?;
-    for name in [WEIGHTS, OPTIMIZER, STATE] {
+    for name in [WEIGHTS, STATE] {
         if !manifest.files.contains_key(name) {
             return Err(refuse(format!("{MANIFEST} does not list {name}; {advice}")));
         }

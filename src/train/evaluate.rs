@@ -1,17 +1,19 @@
 //! Evaluation and prediction.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{D, DType};
 use serde::{Deserialize, Serialize};
 
+use super::metrics::Metric;
 use super::out_of_memory::{self, Use};
 use super::run::Run;
 use super::trainer::Data;
 use super::{EvalMetrics, Evaluation, Event, TrainState, Trainer};
 use crate::base::interrupt;
-use crate::collate::{DataLoader, Examples, MlmBatch};
+use crate::collate::{DataLoader, Examples, IntoExamples, MlmBatch};
 use crate::distributed::Group;
 use crate::model::{Context, MaskedLm};
 use crate::{Error, Result, ops};
@@ -30,6 +32,8 @@ pub struct MaskedPrediction {
     pub predicted: u32,
     /// The negative log-probability of the true token, in nats.
     pub loss: f32,
+    /// How many tokens are more probable than the true one: 0 if it is the most probable.
+    pub rank: u32,
 }
 
 /// What [`Trainer::predict`] returns.
@@ -51,6 +55,21 @@ impl PredictionOutput {
             .filter(|token| token.predicted == token.label);
         right.count() as f64 / self.tokens.len().max(1) as f64
     }
+
+    /// The part of the masked tokens whose true token is among the `k` most probable.
+    pub fn top_k_accuracy(&self, k: usize) -> f64 {
+        let among = self.tokens.iter().filter(|token| (token.rank as usize) < k);
+        among.count() as f64 / self.tokens.len().max(1) as f64
+    }
+}
+
+/// Gives the accuracy at the masked positions under the name "accuracy": for
+/// [`Trainer::compute_metrics`](super::Trainer::compute_metrics).
+///
+/// # Errors
+/// None; the type is that of metrics that may fail.
+pub fn masked_accuracy(predictions: &PredictionOutput) -> Result<[(&'static str, f64); 1]> {
+    Ok([("accuracy", predictions.accuracy())])
 }
 
 impl std::fmt::Debug for PredictionOutput {
@@ -73,8 +92,8 @@ struct Predicted {
     tokens: Vec<PredictedToken>,
 }
 
-/// The example in its batch, the position, the label, the prediction, and the loss's bits.
-type PredictedToken = (usize, usize, u32, u32, u32);
+/// The example in its batch, the position, the label, the prediction, the loss's bits, and the label's rank.
+type PredictedToken = (usize, usize, u32, u32, u32, u32);
 
 impl Trainer {
     /// The loss over the evaluation data, each masked token weighing the same.
@@ -90,7 +109,11 @@ impl Trainer {
             let loader = trainer.eval_loader()?;
             let state = trainer.idle_state();
             let metrics = trainer.evaluate_with(&loader, state)?;
-            trainer.tell(Event::Evaluate { state, metrics })?;
+            let told = metrics.clone();
+            trainer.tell(Event::Evaluate {
+                state,
+                metrics: told,
+            })?;
             Ok(metrics)
         })
     }
@@ -102,9 +125,9 @@ impl Trainer {
     }
 
     /// Masks `examples` with the trainer's collator and lets the model guess.
-    pub fn predict(&mut self, examples: impl Examples + 'static) -> Result<PredictionOutput> {
+    pub fn predict(&mut self, examples: impl IntoExamples) -> Result<PredictionOutput> {
         self.args.validate()?;
-        let examples: Arc<dyn Examples> = Arc::new(examples);
+        let examples: Arc<dyn Examples> = Arc::new(examples.into_examples());
         let loader = self.loader(&examples, self.args.per_device_eval_batch_size)?;
         self.predict_on(&loader)
     }
@@ -116,30 +139,22 @@ impl Trainer {
             let ranks = trainer.ranks()?;
             ranks.vote("a prediction", trainer.predict_here(&ranks, loader))
         })?;
-        // Batch by batch, whichever rank it was dealt to.
-        let mut batches: Vec<Predicted> = found.into_iter().flatten().collect();
-        batches.sort_by_key(|batch| batch.number);
+        let batches: Vec<Predicted> = found.into_iter().flatten().collect();
         let samples = batches.iter().map(|batch| batch.samples).sum();
-        let mut tokens = Vec::with_capacity(batches.iter().map(|batch| batch.tokens.len()).sum());
-        for batch in batches {
-            let first = batch.number * loader.batch_size();
-            let token = |(example, position, label, predicted, loss)| MaskedPrediction {
-                example: first + example,
-                position,
-                label,
-                predicted,
-                loss: f32::from_bits(loss),
-            };
-            tokens.extend(batch.tokens.into_iter().map(token));
-        }
+        let tokens = in_order(batches, loader.batch_size());
         let sum: f64 = tokens.iter().map(|token| f64::from(token.loss)).sum();
         let metrics = EvalMetrics {
             loss: mean(sum, tokens.len())?,
             counted: tokens.len(),
             samples,
             seconds: started.elapsed().as_secs_f64(),
+            computed: BTreeMap::new(),
         };
-        Ok(PredictionOutput { tokens, metrics })
+        let mut output = PredictionOutput { tokens, metrics };
+        if let Some(compute) = &self.compute_metrics {
+            output.metrics.computed = compute(&output)?;
+        }
+        Ok(output)
     }
 
     /// Lets the model guess the masked tokens of the batches that are dealt to this rank.
@@ -151,42 +166,13 @@ impl Trainer {
         let predict = |(number, batch): (usize, Result<MlmBatch>)| {
             interrupt::check("predicting")?;
             let batch = batch?;
-            let tokens =
-                ops::autocast(precision, || self.predict_batch(&batch)).map_err(|error| {
-                    let batches = std::slice::from_ref(&batch);
-                    out_of_memory::explain(error, batches, Use::Evaluation, &self.args)
-                })?;
-            Ok(Predicted {
-                number,
-                samples: batch.batch,
-                tokens,
+            let predicted = ops::autocast(precision, || predict_batch(&self.model, &batch, number));
+            predicted.map_err(|error| {
+                let batches = std::slice::from_ref(&batch);
+                out_of_memory::explain(error, batches, Use::Evaluation, &self.args)
             })
         };
         numbers.zip(batches).map(predict).collect()
-    }
-
-    fn predict_batch(&self, batch: &MlmBatch) -> Result<Vec<PredictedToken>> {
-        let (rows, labels) = batch.counted(self.model.vocab_size())?;
-        if rows.is_empty() {
-            return Ok(Vec::new());
-        }
-        let logits = self
-            .model
-            .logits_at(batch, rows.clone())?
-            .to_dtype(DType::F32)?;
-        let predicted: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
-        let targets = candle_core::Tensor::new(labels.as_slice(), logits.device())?.unsqueeze(1)?;
-        let log_sums = logits.log_sum_exp(D::Minus1)?;
-        let losses: Vec<f32> = (log_sums - logits.gather(&targets, 1)?.squeeze(1)?)?.to_vec1()?;
-        let found = rows
-            .iter()
-            .zip(labels)
-            .zip(predicted.into_iter().zip(losses));
-        let token = |((&row, label), (predicted, loss)): ((&u32, u32), (u32, f32))| {
-            let (example, position) = (row as usize / batch.seq, row as usize % batch.seq);
-            (example, position, label, predicted, loss.to_bits())
-        };
-        Ok(found.map(token).collect())
     }
 
     /// An evaluation within a run.
@@ -194,6 +180,7 @@ impl Trainer {
         let loader = self.eval_loader()?;
         let state = run.state();
         let metrics = self.evaluate_with(&loader, state)?;
+        Metric::of_best(&self.args).of(&metrics)?;
         if !metrics.loss.is_finite() {
             return Err(Error::NonFiniteLoss {
                 step: run.step,
@@ -208,7 +195,7 @@ impl Trainer {
         run.history.evaluations.push(Evaluation {
             step: state.step,
             epoch: state.epoch,
-            metrics,
+            metrics: metrics.clone(),
         });
         self.tell(Event::Evaluate {
             state: run.state(),
@@ -224,19 +211,41 @@ impl Trainer {
             let batches = std::slice::from_ref(batch);
             out_of_memory::explain(error, batches, Use::Evaluation, &args)
         };
+        let metric = Metric::of_best(&self.args);
+        let wanted = self.compute_metrics.is_some() || metric.needs_predictions();
         let ranks = self.ranks()?;
-        let deal = (ranks.rank(), ranks.size());
+        let task = Task {
+            deal: (ranks.rank(), ranks.size()),
+            context: Context::eval().label_smoothing(args.label_smoothing_factor),
+            predicts: wanted,
+        };
         let started = Instant::now();
         let precision = self.precision();
         let here = precision.and_then(|precision| {
             ops::autocast(precision, || {
-                measure(&model, loader, deal, explain, |done| {
+                measure(&model, loader, &task, explain, |done| {
                     self.tell_here(&Event::EvaluateStep { state, done, total })
                 })
             })
         });
-        let everywhere = ranks.vote("an evaluation", here)?;
-        Measured::metrics(everywhere, started)
+        let mut everywhere = ranks.vote("an evaluation", here)?;
+        let predicted = everywhere.iter_mut();
+        let predicted = predicted.flat_map(|of| std::mem::take(&mut of.predicted));
+        let tokens = in_order(predicted.collect(), loader.batch_size());
+        let metrics = Measured::metrics(everywhere, started)?;
+        if !wanted {
+            return Ok(metrics);
+        }
+        let mut output = PredictionOutput { tokens, metrics };
+        if let Some(compute) = &self.compute_metrics {
+            output.metrics.computed = compute(&output)?;
+        }
+        if metric.needs_predictions() {
+            let accuracy = output.accuracy();
+            let computed = &mut output.metrics.computed;
+            computed.entry("accuracy".to_owned()).or_insert(accuracy);
+        }
+        Ok(output.metrics)
     }
 
     fn eval_loader(&self) -> Result<DataLoader> {
@@ -253,6 +262,60 @@ impl Trainer {
     }
 }
 
+/// Lets the model guess the masked tokens of a batch, which has that number.
+fn predict_batch(model: &MaskedLm, batch: &MlmBatch, number: usize) -> Result<Predicted> {
+    let mut predicted = Predicted {
+        number,
+        samples: batch.batch,
+        tokens: Vec::new(),
+    };
+    let (rows, labels) = batch.counted(model.vocab_size())?;
+    if rows.is_empty() {
+        return Ok(predicted);
+    }
+    let logits = model.logits_at(batch, rows.clone())?;
+    let logits = logits.to_dtype(DType::F32)?;
+    let best: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
+    let targets = candle_core::Tensor::new(labels.as_slice(), logits.device())?.unsqueeze(1)?;
+    let log_sums = logits.log_sum_exp(D::Minus1)?;
+    let of_labels = logits.gather(&targets, 1)?;
+    let losses: Vec<f32> = (log_sums - of_labels.squeeze(1)?)?.to_vec1()?;
+    let above = logits.broadcast_gt(&of_labels)?.to_dtype(DType::U32)?;
+    let ranks: Vec<u32> = above.sum(D::Minus1)?.to_vec1()?;
+    for (i, &row) in rows.iter().enumerate() {
+        let (example, position) = (row as usize / batch.seq, row as usize % batch.seq);
+        let token = (
+            example,
+            position,
+            labels[i],
+            best[i],
+            losses[i].to_bits(),
+            ranks[i],
+        );
+        predicted.tokens.push(token);
+    }
+    Ok(predicted)
+}
+
+/// Puts what the ranks' models say in the order of the data, batch by batch, whichever rank it was dealt to.
+fn in_order(mut batches: Vec<Predicted>, batch_size: usize) -> Vec<MaskedPrediction> {
+    batches.sort_by_key(|batch| batch.number);
+    let mut tokens = Vec::with_capacity(batches.iter().map(|batch| batch.tokens.len()).sum());
+    for batch in batches {
+        let first = batch.number * batch_size;
+        let token = |(example, position, label, predicted, loss, rank)| MaskedPrediction {
+            example: first + example,
+            position,
+            label,
+            predicted,
+            loss: f32::from_bits(loss),
+            rank,
+        };
+        tokens.extend(batch.tokens.into_iter().map(token));
+    }
+    tokens
+}
+
 /// The loss of `model` over the batches of `loader`'s epoch 0, each masked token weighing the same: what
 /// [`Trainer::evaluate`] does, for a loop by hand.
 ///
@@ -260,7 +323,12 @@ impl Trainer {
 /// When nothing in the data is masked. [`Error::Interrupted`] when interrupted.
 pub fn evaluate(model: &MaskedLm, loader: &DataLoader) -> Result<EvalMetrics> {
     let started = Instant::now();
-    let measured = measure(model, loader, (0, 1), |error, _| error, |_| Ok(()))?;
+    let task = Task {
+        deal: (0, 1),
+        context: Context::eval(),
+        predicts: false,
+    };
+    let measured = measure(model, loader, &task, |error, _| error, |_| Ok(()))?;
     Measured::metrics(vec![measured], started)
 }
 
@@ -275,6 +343,17 @@ struct Measured {
     batches: Vec<usize>,
     /// For each of them and each term the sum, as bits, and the count.
     terms: Vec<Vec<(u64, usize)>>,
+    /// What the model guesses, where that is wanted.
+    predicted: Vec<Predicted>,
+}
+
+/// Which batches are measured, and how.
+struct Task {
+    /// The rank, and how many there are.
+    deal: (usize, usize),
+    context: Context,
+    /// Whether the model shall guess.
+    predicts: bool,
 }
 
 impl Measured {
@@ -303,6 +382,7 @@ impl Measured {
             counted,
             samples,
             seconds: started.elapsed().as_secs_f64(),
+            computed: BTreeMap::new(),
         })
     }
 }
@@ -312,10 +392,11 @@ impl Measured {
 fn measure(
     model: &MaskedLm,
     loader: &DataLoader,
-    (rank, ranks): (usize, usize),
+    task: &Task,
     explain: impl Fn(Error, &MlmBatch) -> Error,
     mut after: impl FnMut(usize) -> Result<()>,
 ) -> Result<Measured> {
+    let (rank, ranks) = task.deal;
     let mut measured = Measured::default();
     // Read a few at a time, so that a GPU has the next batches to work on meanwhile.
     let mut unread = Vec::with_capacity(AHEAD);
@@ -325,8 +406,13 @@ fn measure(
         interrupt::check("evaluating")?;
         let batch = batch?;
         measured.samples += batch.batch;
+        if task.predicts {
+            let predicted = predict_batch(model, &batch, number);
+            let predicted = predicted.map_err(|error| explain(error, &batch))?;
+            measured.predicted.push(predicted);
+        }
         if model.counts(&batch).iter().any(|&count| count > 0) {
-            let loss = ops::no_grad(|| model.loss(&batch, &Context::eval()))
+            let loss = ops::no_grad(|| model.loss(&batch, &task.context))
                 .map_err(|error| explain(error, &batch))?;
             unread.push(loss);
             measured.batches.push(number);

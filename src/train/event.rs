@@ -126,7 +126,7 @@ impl Event {
             Self::Evaluate { state, metrics } => Some(Evaluation {
                 step: state.step,
                 epoch: state.epoch,
-                metrics: *metrics,
+                metrics: metrics.clone(),
             }),
             _ => None,
         }

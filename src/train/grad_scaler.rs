@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::AdamW;
+use super::Optimizer;
 use crate::{Result, ops};
 
 /// Below this scale it is not the scale that makes gradients overflow.
@@ -106,7 +106,7 @@ impl GradScaler {
     }
 
     /// Lets `optimizer` divide the gradients by the scale: in the next norm, and in the next step.
-    pub fn unscale(&self, optimizer: &mut AdamW) {
+    pub fn unscale(&self, optimizer: &mut (impl Optimizer + ?Sized)) {
         optimizer.unscale(self.scale);
     }
 

@@ -11,7 +11,7 @@ use super::EvalMetrics;
 pub struct StepRecord {
     /// The step, counted from 1.
     pub step: usize,
-    /// The mean loss over all masked tokens of the step's batches, before the update. 0 if nothing was masked.
+    /// The mean loss over all masked tokens of the step's batches, before the update. Not a number if nothing was masked.
     pub loss: f32,
     /// The learning rate of this step's update.
     pub learning_rate: f64,
@@ -66,7 +66,7 @@ pub struct LogRecord {
 }
 
 /// An evaluation during training.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Evaluation {
     /// After which step.
@@ -112,7 +112,7 @@ impl History {
         self.steps.last().map_or(0, |step| step.step)
     }
 
-    /// The loss of every step.
+    /// The loss of every step; not a number where nothing was masked.
     pub fn losses(&self) -> Vec<f32> {
         self.steps.iter().map(|step| step.loss).collect()
     }
@@ -148,31 +148,41 @@ impl History {
 
     /// Logs and evaluations in the order of their steps, in transformers' words (`log_history`).
     pub fn log_history(&self) -> Vec<Value> {
-        let logs = self.logs.iter().map(|log| {
-            let mut entry = json!({
-                "loss": log.loss, "grad_norm": log.grad_norm, "learning_rate": log.learning_rate,
-                "epoch": log.epoch, "step": log.step,
-            });
-            if let Some(scale) = log.loss_scale {
-                entry["loss_scale"] = json!(scale);
-                entry["skipped_steps"] = json!(log.skipped_steps);
-            }
-            (log.step, entry)
-        });
-        let evaluations = self.evaluations.iter().map(|evaluation| {
-            let metrics = &evaluation.metrics;
-            let entry = json!({
-                "eval_loss": metrics.loss, "eval_runtime": metrics.seconds,
-                "eval_samples_per_second": metrics.samples_per_second(),
-                "epoch": evaluation.epoch, "step": evaluation.step,
-            });
-            (evaluation.step, entry)
-        });
+        let logs = self.logs.iter().map(|log| (log.step, log_entry(log)));
+        let evaluations = self.evaluations.iter();
+        let evaluations = evaluations.map(|of| (of.step, evaluation_entry(of)));
         let mut all: Vec<(usize, Value)> = logs.chain(evaluations).collect();
         // Stable: at the same step the log comes first.
         all.sort_by_key(|(step, _)| *step);
         all.into_iter().map(|(_, entry)| entry).collect()
     }
+}
+
+/// A log in transformers' words.
+pub(super) fn log_entry(log: &LogRecord) -> Value {
+    let mut entry = json!({
+        "loss": log.loss, "grad_norm": log.grad_norm, "learning_rate": log.learning_rate,
+        "epoch": log.epoch, "step": log.step,
+    });
+    if let Some(scale) = log.loss_scale {
+        entry["loss_scale"] = json!(scale);
+        entry["skipped_steps"] = json!(log.skipped_steps);
+    }
+    entry
+}
+
+/// An evaluation in transformers' words.
+pub(super) fn evaluation_entry(evaluation: &Evaluation) -> Value {
+    let metrics = &evaluation.metrics;
+    let mut entry = json!({
+        "eval_loss": metrics.loss, "eval_runtime": metrics.seconds,
+        "eval_samples_per_second": metrics.samples_per_second(),
+        "epoch": evaluation.epoch, "step": evaluation.step,
+    });
+    for (name, value) in &metrics.computed {
+        entry[format!("eval_{name}")] = json!(value);
+    }
+    entry
 }
 
 /// Bytes in GiB.
@@ -258,7 +268,8 @@ mod columns {
 
     #[derive(Default, Serialize, Deserialize)]
     struct Columns {
-        loss: Vec<f32>,
+        /// Nothing was masked where there is none.
+        loss: Vec<Option<f32>>,
         learning_rate: Vec<f64>,
         /// JSON has no number for an infinite one.
         grad_norm: Vec<Option<f32>>,
@@ -272,7 +283,10 @@ mod columns {
 
     pub(super) fn serialize<S: Serializer>(steps: &[StepRecord], s: S) -> Result<S::Ok, S::Error> {
         Columns {
-            loss: steps.iter().map(|step| step.loss).collect(),
+            loss: steps
+                .iter()
+                .map(|step| Some(step.loss).filter(|loss| !loss.is_nan()))
+                .collect(),
             learning_rate: steps.iter().map(|step| step.learning_rate).collect(),
             grad_norm: steps
                 .iter()
@@ -307,7 +321,10 @@ mod columns {
         }
         let record = |i: usize| StepRecord {
             step: i + 1,
-            loss: columns.loss[i],
+            loss: match columns.counted[i] {
+                0 => f32::NAN,
+                _ => columns.loss[i].unwrap_or(f32::NAN),
+            },
             learning_rate: columns.learning_rate[i],
             grad_norm: columns.grad_norm[i].unwrap_or(f32::INFINITY),
             counted: columns.counted[i],

@@ -200,6 +200,7 @@ impl Trainer {
         }
         let folder = self.write_for_hub(card.clone().repo(&repo))?;
         let options = self.args.push_options().message("End of training");
+        let options = options.ignore("runs/*").ignore(super::reports::LINES);
         hub.push_folder(&repo, folder, &options)
     }
 
@@ -246,17 +247,20 @@ fn hyperparameters(args: &TrainingArguments) -> Vec<(&'static str, String)> {
         ));
         list.push(("total_train_batch_size", total.to_string()));
     }
+    if args.optim != super::OptimizerName::AdamW {
+        list.push(("optimizer", args.optim.name()));
+    }
     let (beta1, beta2, epsilon) = (args.adam_beta1, args.adam_beta2, args.adam_epsilon);
-    list.push((
-        "optimizer",
-        format!("AdamW with betas ({beta1}, {beta2}) and epsilon {epsilon:e}"),
-    ));
+    let adamw = args.optim == super::OptimizerName::AdamW;
+    list.extend(adamw.then(|| {
+        (
+            "optimizer",
+            format!("AdamW with betas ({beta1}, {beta2}) and epsilon {epsilon:e}"),
+        )
+    }));
     list.push(("weight_decay", args.weight_decay.to_string()));
-    list.push((
-        "lr_scheduler_type",
-        format!("{:?}", args.lr_scheduler_type).to_lowercase(),
-    ));
-    if args.warmup_steps > 0 {
+    list.push(("lr_scheduler_type", args.lr_scheduler_type.name()));
+    if args.warmup_steps > 0.0 {
         list.push(("warmup_steps", args.warmup_steps.to_string()));
     } else if args.warmup_ratio > 0.0 {
         list.push(("warmup_ratio", args.warmup_ratio.to_string()));

@@ -69,6 +69,20 @@ impl LossPlot {
         self
     }
 
+    /// The training loss of every step, from the first.
+    ///
+    /// ```
+    /// use cloze::train::LossPlot;
+    /// let losses: Vec<f32> = vec![4.0, 3.5, 3.2];
+    /// let plot = LossPlot::new().losses(&losses);
+    /// assert_eq!(plot, LossPlot::new().train([(1, 4.0), (2, 3.5), (3, f64::from(3.2f32))]));
+    /// ```
+    #[must_use]
+    pub fn losses<L: Into<f64> + Copy>(self, losses: &[L]) -> Self {
+        let steps = losses.iter().enumerate();
+        self.train(steps.map(|(step, &loss)| (step + 1, loss.into())))
+    }
+
     /// The evaluation loss, drawn with a dot for every evaluation.
     #[must_use]
     pub fn eval(mut self, points: impl IntoIterator<Item = (usize, f64)>) -> Self {

@@ -36,8 +36,10 @@
 //! # }
 //! ```
 
+mod adafactor;
 mod arguments;
 mod checkpoint;
+mod choice;
 mod early_stopping;
 mod evaluate;
 mod event;
@@ -48,27 +50,41 @@ mod grad_scaler;
 mod history;
 #[cfg(feature = "hub")]
 mod hub;
+mod lion;
 mod live_training;
+mod lora;
 mod loss_plot;
 mod metrics;
 mod optimizer;
+mod optimizer_name;
 mod out_of_memory;
 mod overlap;
+mod param_group;
 mod peak_flops;
 mod plan;
+mod plateau;
 mod precision;
 mod progress_bar;
+mod recipe;
 pub(crate) mod report;
+mod reports;
+mod rules;
 mod run;
 mod saving;
 mod schedule;
+mod sgd;
 mod shards;
 mod step;
+mod strategy;
+mod tensorboard;
+#[cfg(test)]
+mod tests;
 mod trainer;
 
-pub use arguments::{IntervalStrategy, TrainingArguments};
+pub use adafactor::{Adafactor, AdafactorRule};
+pub use arguments::TrainingArguments;
 pub use checkpoint::latest_checkpoint;
-pub use evaluate::{MaskedPrediction, PredictionOutput, evaluate};
+pub use evaluate::{MaskedPrediction, PredictionOutput, evaluate, masked_accuracy};
 pub use event::{Callback, Control, Event, TrainState};
 pub use exchange::sum_gradients;
 pub use grad_scaler::GradScaler;
@@ -76,11 +92,20 @@ pub use history::{Evaluation, History, LogRecord, StepRecord};
 pub(crate) use history::{gib, mfu};
 #[cfg(feature = "hub")]
 pub use hub::PushToHubCallback;
+pub use lion::{Lion, LionRule};
 pub(crate) use live_training::stands_above;
 pub use live_training::{LiveTraining, training_display};
+pub use lora::{Adapters, Lora, LoraOptimizer};
 pub use loss_plot::LossPlot;
 pub use metrics::EvalMetrics;
 pub use optimizer::AdamW;
+pub use optimizer_name::OptimizerName;
+pub use param_group::ParamGroup;
 pub use peak_flops::peak_flops;
-pub use schedule::{Schedule, SchedulerKwargs, SchedulerType, get_scheduler};
+pub use plateau::ReduceLrOnPlateau;
+pub use recipe::Recipe;
+pub use rules::{Optimizer, RuleOptimizer, Update, UpdateRule};
+pub use schedule::{Ramp, Schedule, SchedulerKwargs, SchedulerType, ThresholdMode, get_scheduler};
+pub use sgd::{Sgd, SgdRule};
+pub use strategy::{IntervalStrategy, SaveStrategy};
 pub use trainer::Trainer;

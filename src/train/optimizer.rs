@@ -1,4 +1,4 @@
-//! AdamW over a model's parameters, with transformers' rule of what decays.
+//! AdamW over a model's parameters.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -7,6 +7,8 @@ use candle_core::safetensors::Load;
 use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
 
+use super::param_group::{self, ParamGroup, Settings};
+use super::rules::Optimizer;
 use crate::model::MaskedLm;
 use crate::ops::{
     self, AdamWGroup, AdamWOptions, AdamWState, GradNorm, GradScale, MappedFile, Param,
@@ -16,7 +18,7 @@ use crate::{Error, Result};
 /// AdamW (Loshchilov & Hutter 2019) as `torch.optim.AdamW` computes it, for a training loop by hand or a
 /// [`Trainer`](super::Trainer).
 ///
-/// Weight decay is decoupled and spares biases and normalization weights, as in transformers' trainer.
+/// Weight decay is decoupled and spares biases and normalization weights, as in the trainer of transformers.
 ///
 /// ```
 /// use cloze::model::{Config, Context, MaskedLm, ModelInputs};
@@ -48,8 +50,8 @@ use crate::{Error, Result};
 /// ```
 #[derive(Clone)]
 pub struct AdamW {
-    decaying: Group,
-    others: Group,
+    params: Vec<Param>,
+    groups: Vec<Group>,
     options: AdamWOptions,
     /// What the next step multiplies gradients by.
     grad_scale: GradScale,
@@ -59,6 +61,7 @@ pub struct AdamW {
 
 #[derive(Clone)]
 struct Group {
+    settings: Settings,
     params: Vec<Param>,
     /// One per parameter; empty before the first step.
     states: Vec<AdamWState>,
@@ -75,14 +78,9 @@ impl AdamW {
     pub fn from_params(params: &[Param]) -> Self {
         // Where there is an optimizer, the same large buffers are about to come and go, step after step.
         ops::tune_allocator();
-        let (decaying, others) = params.iter().cloned().partition(|p| decays(p.name()));
-        let group = |params| Group {
-            params,
-            states: Vec::new(),
-        };
         Self {
-            decaying: group(decaying),
-            others: group(others),
+            params: params.to_vec(),
+            groups: grouped(params, &[]),
             options: AdamWOptions::default(),
             grad_scale: GradScale::new(1.0),
             loss_scale: 1.0,
@@ -93,6 +91,13 @@ impl AdamW {
     #[must_use]
     pub fn weight_decay(mut self, weight_decay: f64) -> Self {
         self.options.weight_decay = weight_decay;
+        self
+    }
+
+    /// Gives some parameters a learning rate and a weight decay of their own. Moments that there are already are forgotten.
+    #[must_use]
+    pub fn param_groups(mut self, groups: impl AsRef<[ParamGroup]>) -> Self {
+        self.groups = grouped(&self.params, groups.as_ref());
         self
     }
 
@@ -121,8 +126,7 @@ impl AdamW {
     /// As [`clip_grad_norm`](Self::clip_grad_norm), without waiting for a GPU: the norm is formed and used there, and read
     /// when it is asked for. A step whose norm turns out not to be finite changes nothing.
     pub fn clip_grad_norm_later(&mut self, max_norm: f64) -> Result<GradNorm> {
-        let params: Vec<Param> = self.params().cloned().collect();
-        let norm = ops::grad_norm_later(&params)?;
+        let norm = ops::grad_norm_later(&self.params)?;
         let factor = 1.0 / self.loss_scale;
         self.grad_scale = GradScale::new(factor).clipped(norm.clone(), max_norm);
         Ok(norm.times(factor))
@@ -138,7 +142,7 @@ impl AdamW {
 
     /// Returns the state of each parameter that has one, by the parameter's id.
     pub(super) fn states(&self) -> HashMap<usize, AdamWState> {
-        let groups = [&self.decaying, &self.others].into_iter();
+        let groups = self.groups.iter();
         let pairs = groups.flat_map(|group| group.params.iter().zip(&group.states));
         pairs
             .map(|(param, state)| (param.id(), state.clone()))
@@ -148,7 +152,7 @@ impl AdamW {
     /// Replaces the states by these, or by none where there are none.
     pub(super) fn set_states(&mut self, mut states: HashMap<usize, AdamWState>) -> Result<()> {
         let none = states.is_empty();
-        for group in [&mut self.decaying, &mut self.others] {
+        for group in &mut self.groups {
             group.states.clear();
             if !none {
                 let take = |param: &Param| match states.remove(&param.id()) {
@@ -167,22 +171,17 @@ impl AdamW {
         self.grad_scale = GradScale::new(1.0 / loss_scale);
     }
 
-    fn params(&self) -> impl Iterator<Item = &Param> {
-        let groups = [&self.decaying, &self.others];
-        groups.into_iter().flat_map(|group| &group.params)
-    }
-
     /// Updates every parameter that has a gradient, with learning rate `lr`.
     pub fn step(&mut self, lr: f64) -> Result<()> {
         let grad_scale = std::mem::replace(&mut self.grad_scale, GradScale::new(1.0));
         self.loss_scale = 1.0;
-        let decaying = AdamWOptions { lr, ..self.options };
-        let others = AdamWOptions {
-            weight_decay: 0.0,
-            ..decaying
-        };
         let mut groups = Vec::new();
-        for (group, options) in [(&mut self.decaying, decaying), (&mut self.others, others)] {
+        for group in &mut self.groups {
+            let options = AdamWOptions {
+                lr: lr * group.settings.lr_scale,
+                weight_decay: group.settings.weight_decay(self.options.weight_decay),
+                ..self.options
+            };
             if group.states.is_empty() {
                 group.states = group
                     .params
@@ -203,14 +202,14 @@ impl AdamW {
     pub fn zero_grad(&mut self) {
         self.grad_scale = GradScale::new(1.0);
         self.loss_scale = 1.0;
-        self.params().for_each(Param::zero_grad);
+        self.params.iter().for_each(Param::zero_grad);
     }
 
     /// Writes the moments and counters to one safetensors file, under PyTorch's names for them
     /// (`PARAMETER.exp_avg`, `PARAMETER.exp_avg_sq`, `PARAMETER.step`).
     pub fn save(&self, path: &Path) -> Result<()> {
         let mut tensors = Vec::new();
-        for group in [&self.decaying, &self.others] {
+        for group in &self.groups {
             for (param, state) in group.params.iter().zip(&group.states) {
                 let name = param.name();
                 let step = Tensor::new(state.step as i64, &Device::Cpu)?;
@@ -242,8 +241,9 @@ impl AdamW {
         let file = SafeTensors::deserialize(&bytes).map_err(damaged)?;
         if file.is_empty() {
             // Saved before the first step.
-            self.decaying.states.clear();
-            self.others.states.clear();
+            self.groups
+                .iter_mut()
+                .for_each(|group| group.states.clear());
             return Ok(());
         }
         let read = |param: &Param| -> Result<AdamWState> {
@@ -275,14 +275,56 @@ impl AdamW {
                 step: step as u64,
             })
         };
-        let read_all = |params: &[Param]| params.iter().map(read).collect::<Result<Vec<_>>>();
-        let (decaying, others) = (
-            read_all(&self.decaying.params)?,
-            read_all(&self.others.params)?,
-        );
-        self.decaying.states = decaying;
-        self.others.states = others;
+        let states = self.groups.iter().map(|group| {
+            let states = group.params.iter().map(read);
+            states.collect::<Result<Vec<_>>>()
+        });
+        let states = states.collect::<Result<Vec<_>>>()?;
+        for (group, states) in self.groups.iter_mut().zip(states) {
+            group.states = states;
+        }
         Ok(())
+    }
+}
+
+/// The parameters by their settings, without states.
+fn grouped(params: &[Param], groups: &[ParamGroup]) -> Vec<Group> {
+    let parts = param_group::split(params, groups).into_iter();
+    let group = |(settings, params)| Group {
+        settings,
+        params,
+        states: Vec::new(),
+    };
+    parts.map(group).collect()
+}
+
+impl Optimizer for AdamW {
+    fn clip_grad_norm_later(&mut self, max_norm: f64) -> Result<GradNorm> {
+        AdamW::clip_grad_norm_later(self, max_norm)
+    }
+
+    fn unscale(&mut self, loss_scale: f64) {
+        AdamW::unscale(self, loss_scale);
+    }
+
+    fn step(&mut self, lr: f64) -> Result<()> {
+        AdamW::step(self, lr)
+    }
+
+    fn zero_grad(&mut self) {
+        AdamW::zero_grad(self);
+    }
+
+    fn save(&self, path: &Path) -> Result<()> {
+        AdamW::save(self, path)
+    }
+
+    fn load(&mut self, path: &Path) -> Result<()> {
+        AdamW::load(self, path)
+    }
+
+    fn as_adamw(&mut self) -> Option<&mut AdamW> {
+        Some(self)
     }
 }
 
@@ -294,58 +336,13 @@ impl std::fmt::Debug for AdamW {
             weight_decay,
             ..
         } = self.options;
+        let decaying = self.groups.iter().filter(|group| group.settings.decays);
+        let decaying = decaying.map(|group| group.params.len());
         write!(
             f,
             "AdamW(betas {betas:?}, eps {eps:e}, weight_decay {weight_decay} on {} of {} parameters)",
-            self.decaying.params.len(),
-            self.decaying.params.len() + self.others.params.len()
+            decaying.sum::<usize>(),
+            self.params.len()
         )
-    }
-}
-
-/// Whether the parameter of that name takes part in weight decay.
-///
-/// `transformers` spares whatever has "bias" in its name, and normalization layers, which it knows by their class. Names
-/// tell the same: a part that contains "norm", or "ln" as a word of its own.
-fn decays(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    let is_norm = |part: &str| part.contains("norm") || part.split('_').any(|word| word == "ln");
-    !name.contains("bias") && !name.split('.').any(is_norm)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::decays;
-
-    #[test]
-    fn biases_and_normalization_of_all_families_are_spared() {
-        for name in [
-            "roberta.embeddings.LayerNorm.weight",
-            "roberta.encoder.layer.0.attention.self.query.bias",
-            "distilbert.transformer.layer.0.sa_layer_norm.weight",
-            "vocab_layer_norm.weight",
-            "bert.encoder.layer.0.attention.ln.weight",
-            "layer_norm1.0.weight",
-            "transformer.layer_norm_emb.weight",
-            "model.layers.0.input_layernorm.weight",
-            "encoder.emb_layer_norm_after.weight",
-            "model.layers.0.attn_norm.weight",
-            "emb_ln.weight",
-            "norm1.weight",
-            "mpnet.encoder.relative_attention_bias.weight",
-            "lm_head.bias",
-        ] {
-            assert!(!decays(name), "{name}");
-        }
-        for name in [
-            "roberta.embeddings.word_embeddings.weight",
-            "roberta.encoder.layer.0.attention.self.query.weight",
-            "lm_head.dense.weight",
-            "cls.predictions.decoder.weight",
-            "distilbert.transformer.layer.0.ffn.lin1.weight",
-            "transformer.attentions.0.q_lin.weight",
-        ] {
-            assert!(decays(name), "{name}");
-        }
     }
 }

@@ -91,7 +91,8 @@ impl Plan {
     /// Whether something that happens every `interval` steps under `strategy` falls due after `done` steps.
     pub(super) fn is_due(&self, strategy: IntervalStrategy, interval: usize, done: usize) -> bool {
         match strategy {
-            IntervalStrategy::No => false,
+            // Evaluations decide over the best.
+            IntervalStrategy::No | IntervalStrategy::Best => false,
             IntervalStrategy::Steps => done > 0 && done.is_multiple_of(interval),
             IntervalStrategy::Epoch => self.ends_epoch(done),
         }

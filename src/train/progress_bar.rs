@@ -39,9 +39,10 @@ impl ProgressBar {
     }
 
     fn message(&self, epoch: f64) -> String {
-        let loss = self.loss.unwrap_or(0.0);
+        let loss = self.loss.map(|loss| format!("loss {loss:.4}, "));
         format!(
-            "epoch {epoch:.2}, loss {loss:.4}, {:.0} tokens/s",
+            "epoch {epoch:.2}, {}{:.0} tokens/s",
+            loss.unwrap_or_default(),
             self.tokens_per_second
         )
     }
@@ -58,7 +59,10 @@ impl Callback for ProgressBar {
                     Some(_) => smooth(self.tokens_per_second, speed),
                     None => speed,
                 };
-                self.loss = Some(self.loss.map_or(loss, |old| smooth(old, loss)));
+                // A step in which nothing was masked has no loss.
+                if !loss.is_nan() {
+                    self.loss = Some(self.loss.map_or(loss, |old| smooth(old, loss)));
+                }
                 self.bar.set_position(state.step as u64);
                 self.bar.set_message(self.message(state.epoch));
             }

@@ -10,10 +10,9 @@ use super::plan::Plan;
 use super::shards::Shards;
 use super::step::Taken;
 use super::{
-    AdamW, GradScaler, History, IntervalStrategy, LogRecord, Schedule, TrainState,
-    TrainingArguments,
+    Evaluation, GradScaler, History, IntervalStrategy, LogRecord, Optimizer, Schedule, StepRecord,
+    TrainState, TrainingArguments,
 };
-use crate::Result;
 
 /// A run between its first step and its last: all that a checkpoint must hold, the weights aside.
 pub(super) struct Run {
@@ -21,7 +20,7 @@ pub(super) struct Run {
     /// Digest of the first batch: tells whether a checkpoint belongs to the same data.
     pub(super) data: String,
     pub(super) schedule: Schedule,
-    pub(super) optimizer: AdamW,
+    pub(super) optimizer: Box<dyn Optimizer>,
     /// Of several ranks with sharded state, the parts that the optimizer works on.
     pub(super) shards: Option<Shards>,
     /// Of several ranks that exchange gradients during the backward pass.
@@ -48,15 +47,15 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn new(
-        args: &TrainingArguments,
         plan: Plan,
         data: String,
-        optimizer: AdamW,
-    ) -> Result<Self> {
-        Ok(Self {
+        optimizer: Box<dyn Optimizer>,
+        schedule: Schedule,
+    ) -> Self {
+        Self {
             plan,
             data,
-            schedule: args.schedule(plan.max_steps)?,
+            schedule,
             optimizer,
             shards: None,
             overlap: None,
@@ -70,7 +69,7 @@ impl Run {
             saved: Vec::new(),
             started: Instant::now(),
             before: Duration::ZERO,
-        })
+        }
     }
 
     /// Starts the clock where the history's ends.
@@ -96,9 +95,22 @@ impl Run {
         }
     }
 
-    /// The learning rate of the next step.
-    pub(super) fn learning_rate(&self) -> f64 {
-        self.schedule.lr(self.step - self.skipped)
+    /// Returns the learning rate of the next step.
+    pub(super) fn learning_rate(&self, metric: &Metric) -> f64 {
+        let Some(plateau) = self.schedule.plateau() else {
+            return self.schedule.lr(self.step - self.skipped);
+        };
+        let mut plateau = plateau.greater_is_better(metric.greater_is_better());
+        let metrics = self
+            .evaluations()
+            .filter_map(|e| metric.of(&e.metrics).ok());
+        metrics.for_each(|metric| plateau.step(metric));
+        plateau.lr()
+    }
+
+    /// The evaluations that tell how training goes: not the one before the first step.
+    fn evaluations(&self) -> impl DoubleEndedIterator<Item = &Evaluation> {
+        self.history.evaluations.iter().filter(|e| e.step > 0)
     }
 
     /// Brings the history's totals up to date.
@@ -118,7 +130,7 @@ impl Run {
             .plan
             .is_due(args.logging_strategy, args.logging_steps, self.step)
             || (args.logging_first_step && self.step == 1);
-        due && self.history.logs.last().map(|log| log.step) != Some(self.step)
+        due && self.history.logs.last().map(|log| log.step) != Some(self.step) && self.has_loss()
     }
 
     /// Whether the model is to be evaluated after the current step and has not been.
@@ -132,18 +144,30 @@ impl Run {
 
     /// Whether a checkpoint is to be written after the current step and has not been.
     pub(super) fn save_is_due(&self, args: &TrainingArguments, wished: bool) -> bool {
-        let at_end = args.save_strategy == IntervalStrategy::Steps && self.is_complete();
-        let due = self
-            .plan
-            .is_due(args.save_strategy, args.save_steps, self.step)
-            || at_end;
+        let due = match args.save_strategy {
+            IntervalStrategy::Best => self.is_best(&Metric::of_best(args)),
+            IntervalStrategy::Steps if self.is_complete() => true,
+            strategy => self.plan.is_due(strategy, args.save_steps, self.step),
+        };
         (due || wished) && self.saved.last() != Some(&self.step)
+    }
+
+    /// The steps that have not been logged.
+    fn since_log(&self) -> &[StepRecord] {
+        let logged = self.history.logs.last().map_or(0, |log| log.step);
+        self.history.steps.get(logged..).unwrap_or_default()
+    }
+
+    /// Whether anything was masked since the last log, as far as numbers have been read: without, there is no loss to log.
+    fn has_loss(&self) -> bool {
+        let since = self.since_log();
+        let unread = self.history.steps.len() < self.step;
+        unread || since.iter().any(|step| step.counted > 0)
     }
 
     /// What the current step's log says.
     pub(super) fn log(&self) -> Option<LogRecord> {
-        let logged = self.history.logs.last().map_or(0, |log| log.step);
-        let since = self.history.steps.get(logged..)?;
+        let since = self.since_log();
         let last = since.last()?;
         Some(LogRecord {
             step: self.step,
@@ -157,14 +181,23 @@ impl Run {
     }
 
     /// The metric of the evaluation after `step`.
-    pub(super) fn metric(&self, metric: Metric, step: usize) -> Option<f64> {
-        let mut evaluations = self.history.evaluations.iter().rev();
-        let evaluation = evaluations.find(|evaluation| evaluation.step == step)?;
-        Some(metric.of(&evaluation.metrics))
+    pub(super) fn metric(&self, metric: &Metric, step: usize) -> Option<f64> {
+        let evaluation = self.evaluations().rev().find(|e| e.step == step)?;
+        metric.of(&evaluation.metrics).ok()
+    }
+
+    /// Whether the evaluation after the current step is better than all before it.
+    fn is_best(&self, metric: &Metric) -> bool {
+        let Some(now) = self.metric(metric, self.step) else {
+            return false;
+        };
+        let before = self.evaluations().filter(|e| e.step < self.step);
+        let mut before = before.filter_map(|e| metric.of(&e.metrics).ok());
+        !now.is_nan() && before.all(|before| before.is_nan() || metric.is_better(now, before))
     }
 
     /// Makes the current step the best one if it was saved, evaluated and is better.
-    pub(super) fn note_best(&mut self, metric: Metric) {
+    pub(super) fn note_best(&mut self, metric: &Metric) {
         let Some(now) = self.metric(metric, self.step) else {
             return;
         };
@@ -172,22 +205,20 @@ impl Run {
             .history
             .best_step
             .and_then(|step| self.metric(metric, step));
-        if self.saved.contains(&self.step) && best.is_none_or(|best| now < best) {
+        if self.saved.contains(&self.step) && best.is_none_or(|best| metric.is_better(now, best)) {
             self.history.best_step = Some(self.step);
         }
     }
 
     /// Whether the evaluations so far say that going on is of no use.
-    pub(super) fn gives_up(&self, args: &TrainingArguments, metric: Metric) -> bool {
+    pub(super) fn gives_up(&self, args: &TrainingArguments, metric: &Metric) -> bool {
         let Some(patience) = args.early_stopping_patience else {
             return false;
         };
-        let metrics: Vec<f64> = self
-            .history
-            .evaluations
-            .iter()
-            .map(|evaluation| metric.of(&evaluation.metrics))
-            .collect();
+        let metrics = self
+            .evaluations()
+            .filter_map(|e| metric.of(&e.metrics).ok());
+        let metrics: Vec<f64> = metrics.map(|value| metric.cost(value)).collect();
         early_stopping::is_due(&metrics, patience, args.early_stopping_threshold)
     }
 }

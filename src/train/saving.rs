@@ -4,8 +4,9 @@ use std::path::Path;
 
 use super::checkpoint::{self, TrainerState};
 use super::metrics::Metric;
+use super::rules::adamw;
 use super::run::Run;
-use super::{AdamW, Event, History, Trainer};
+use super::{AdamW, Event, History, Optimizer, Trainer};
 use crate::{Error, Result};
 
 impl Trainer {
@@ -61,7 +62,7 @@ impl Trainer {
         self.resume_from_checkpoint(latest)
     }
 
-    pub(super) fn save_checkpoint(&mut self, run: &mut Run, metric: Metric) -> Result<()> {
+    pub(super) fn save_checkpoint(&mut self, run: &mut Run, metric: &Metric) -> Result<()> {
         let (saved, best) = (run.saved.clone(), run.history.best_step);
         run.saved.retain(|&step| step != run.step);
         run.saved.push(run.step);
@@ -81,15 +82,21 @@ impl Trainer {
         let path = self.checkpoint_folder(run.step);
         let kept_state = self.trainer_state(run, &kept, metric);
         let ranks = self.ranks()?;
-        let whole = match &run.shards {
-            Some(shards) => shards.gather(&ranks, &run.optimizer)?,
-            None => None,
+        let whole = match (&run.shards, run.optimizer.as_adamw()) {
+            (Some(shards), Some(optimizer)) => shards.gather(&ranks, optimizer)?,
+            _ => None,
         };
-        let optimizer = whole.as_ref().unwrap_or(&run.optimizer);
+        let optimizer: &dyn Optimizer = match &whole {
+            Some(whole) => whole,
+            None => &*run.optimizer,
+        };
+        let model_only = self.args.save_only_model;
         let write = || {
             checkpoint::write(&path, |folder| {
                 self.write_model(folder)?;
-                optimizer.save(&folder.join(checkpoint::OPTIMIZER))?;
+                if !model_only {
+                    optimizer.save(&folder.join(checkpoint::OPTIMIZER))?;
+                }
                 let json = |name: &str, bytes: Vec<u8>| {
                     crate::base::files::write_atomically(&folder.join(name), &bytes)
                 };
@@ -117,7 +124,7 @@ impl Trainer {
         self.tell(Event::Save { state, path })
     }
 
-    fn trainer_state(&self, run: &Run, saved: &[usize], metric: Metric) -> TrainerState {
+    fn trainer_state(&self, run: &Run, saved: &[usize], metric: &Metric) -> TrainerState {
         let state = run.state();
         let best = run.history.best_step;
         TrainerState {
@@ -145,6 +152,14 @@ impl Trainer {
         }
         let fetched = checkpoint::fetch(&ranks, folder)?;
         let local = fetched.path();
+        if !local.join(checkpoint::OPTIMIZER).exists() {
+            return Err(Error::Checkpoint {
+                path: folder.to_path_buf(),
+                message: "it holds the model alone, as save_only_model asked for, so that no run can go on from it; open it with \
+                          MaskedLm::from_pretrained and start afresh with train()"
+                    .to_owned(),
+            });
+        }
         let state = checkpoint::read_state(local)?;
         let mut run = self.begin()?;
         let refuse = |what: &str, then: String, now: String| Error::Checkpoint {
@@ -198,7 +213,7 @@ impl Trainer {
             Some(shards) => {
                 let mut whole = AdamW::new(&self.model);
                 whole.load(&moments)?;
-                shards.scatter(&whole, &mut run.optimizer)?;
+                shards.scatter(&whole, adamw(&mut *run.optimizer)?)?;
             }
             None => run.optimizer.load(&moments)?,
         }

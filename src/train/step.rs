@@ -12,8 +12,10 @@ use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::exchange::{self, Live};
+use super::metrics::Metric;
 use super::out_of_memory::{self, Use};
 use super::overlap::Exchanged;
+use super::rules::adamw;
 use super::run::Run;
 use super::trainer::check_anything_counted;
 use super::{Event, GradScaler, StepRecord, Trainer, TrainingArguments};
@@ -83,6 +85,10 @@ impl Taken {
 
     fn loss(&self) -> Result<f32> {
         let sums = self.sums()?;
+        if self.totals.iter().all(|&total| total == 0) {
+            // Nothing was masked: there is no loss.
+            return Ok(f32::NAN);
+        }
         let means = (sums.iter().zip(&self.totals)).map(|(sum, &total)| sum / total.max(1) as f64);
         let loss = means.sum::<f64>() as f32;
         match loss.is_finite() {
@@ -150,7 +156,7 @@ impl Trainer {
             record: StepRecord {
                 step: run.step + 1,
                 loss: 0.0,
-                learning_rate: run.learning_rate(),
+                learning_rate: run.learning_rate(&Metric::of_best(&self.args)),
                 grad_norm: 0.0,
                 counted: work.counted,
                 tokens: work.tokens,
@@ -315,7 +321,8 @@ impl Trainer {
                 continue;
             }
             let context = Context::train(self.args.seed, pass)
-                .gradient_checkpointing(self.args.gradient_checkpointing);
+                .gradient_checkpointing(self.args.gradient_checkpointing)
+                .label_smoothing(self.args.label_smoothing_factor);
             let loss = ops::autocast(precision, || -> Result<_> {
                 let loss = self.model.loss(batch, &context)?;
                 if let Some(part) = loss.part_of(totals, scale)? {
@@ -358,12 +365,15 @@ impl Trainer {
     /// Clips the gradients and moves the weights; not where gradients overflowed because of the loss scale, which is lowered
     /// then.
     fn update(&self, run: &mut Run, taken: &mut Taken) -> Result<()> {
-        let (optimizer, max_norm) = (&mut run.optimizer, self.args.max_grad_norm);
+        let (optimizer, max_norm) = (&mut *run.optimizer, self.args.max_grad_norm);
         if let Some(scaler) = &mut run.scaler {
             // The next step's scale hangs on it, so that it is read at once.
             scaler.unscale(optimizer);
             let norm = match &run.shards {
-                Some(shards) => optimizer.clip_with(shards.norm(&*self.ranks()?)?, max_norm),
+                Some(shards) => {
+                    let norm = shards.norm(&*self.ranks()?)?;
+                    adamw(optimizer)?.clip_with(norm, max_norm)
+                }
                 None => optimizer.clip_grad_norm_later(max_norm)?,
             };
             let norm = norm.value()?;
@@ -377,7 +387,10 @@ impl Trainer {
             }
         } else {
             let norm = match &run.shards {
-                Some(shards) => optimizer.clip_with(shards.norm(&*self.ranks()?)?, max_norm),
+                Some(shards) => {
+                    let norm = shards.norm(&*self.ranks()?)?;
+                    adamw(optimizer)?.clip_with(norm, max_norm)
+                }
                 None => optimizer.clip_grad_norm_later(max_norm)?,
             };
             if !self.reads_later {

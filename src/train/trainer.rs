@@ -1,5 +1,6 @@
 //! The training loop.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -11,14 +12,17 @@ use super::metrics::Metric;
 use super::overlap::Overlap;
 use super::plan::{Plan, fingerprint};
 use super::progress_bar::ProgressBar;
+use super::reports::Reports;
 use super::run::Run;
 use super::shards::Shards;
 use super::{
-    AdamW, Callback, Control, Event, GradScaler, History, IntervalStrategy, TrainState,
+    AdamW, Adapters, Callback, Control, Event, GradScaler, History, IntervalStrategy,
+    LoraOptimizer, Optimizer, OptimizerName, ParamGroup, PredictionOutput, Schedule, TrainState,
     TrainingArguments,
 };
 use crate::base::interrupt;
-use crate::collate::{Batches, Collator, DataLoader, Examples};
+use crate::collate::{Batches, Collator, DataLoader, Examples, IntoExamples};
+use crate::dataset::DatasetDict;
 use crate::distributed::{self, Group};
 use crate::model::MaskedLm;
 use crate::ops::{self, Precision};
@@ -67,7 +71,14 @@ pub struct Trainer {
     pub(super) train_data: Data,
     pub(super) eval_data: Option<Data>,
     pub(super) collator: Option<Arc<dyn Collator>>,
+    /// A schedule in place of the arguments'.
+    schedule: Option<Schedule>,
+    /// Makes the optimizer, in place of the arguments'.
+    optimizer: Option<Box<MakeOptimizer>>,
+    param_groups: Vec<ParamGroup>,
+    pub(super) compute_metrics: Option<Box<ComputeMetrics>>,
     callbacks: Vec<Box<dyn Callback>>,
+    reports: Option<Reports>,
     wishes: Wishes,
     /// What the last run recorded.
     #[cfg_attr(not(feature = "hub"), allow(dead_code))]
@@ -84,6 +95,13 @@ pub struct Trainer {
     /// A run that was interrupted or failed: the next [`Trainer::train`] goes on with it.
     pub(super) unfinished: Option<Box<Run>>,
 }
+
+/// Makes an optimizer that has not taken a step.
+type MakeOptimizer = dyn Fn() -> Box<dyn Optimizer> + Send;
+
+/// Metrics of predictions, by name.
+pub(super) type ComputeMetrics =
+    dyn Fn(&PredictionOutput) -> Result<BTreeMap<String, f64>> + Send + Sync;
 
 /// Where batches come from.
 #[derive(Clone)]
@@ -119,17 +137,20 @@ impl Trainer {
     /// order and the same masks every time, so that its results compare.
     ///
     /// Clones of a model share its weights: the one that is given here and kept elsewhere is trained too.
-    pub fn new<E: Examples + 'static>(
-        model: MaskedLm,
+    ///
+    /// The model and the examples may be given as references: `Trainer::new(&model, args, &blocks["train"], &blocks["test"],
+    /// collator)`. For a dictionary of splits there is [`Trainer::of_splits`].
+    pub fn new<E: IntoExamples>(
+        model: impl Into<MaskedLm>,
         args: TrainingArguments,
         train: E,
         eval: impl Into<Option<E>>,
         collator: impl Collator + 'static,
     ) -> Self {
-        let data = |examples: E| Data::Examples(Arc::new(examples));
+        let data = |examples: E| Data::Examples(Arc::new(examples.into_examples()));
         let eval_data = eval.into().map(data);
         Self::assemble(
-            model,
+            model.into(),
             args,
             data(train),
             eval_data,
@@ -137,16 +158,39 @@ impl Trainer {
         )
     }
 
+    /// A trainer of `model` on the split "train" of `splits`, evaluated on "test" or else "validation", if there is one.
+    ///
+    /// ```
+    /// # use cloze::prelude::*;
+    /// # fn f(model: &MaskedLm, blocks: &DatasetDict, collator: MaskingCollator) -> cloze::Result<Trainer> {
+    /// Trainer::of_splits(model, TrainingArguments::new("eli5_mlm"), blocks, collator)
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// When there is no split "train".
+    pub fn of_splits(
+        model: impl Into<MaskedLm>,
+        args: TrainingArguments,
+        splits: &DatasetDict,
+        collator: impl Collator + 'static,
+    ) -> Result<Self> {
+        let train = splits.get("train")?;
+        let eval = splits.get("test").or_else(|_| splits.get("validation"));
+        let eval = eval.ok();
+        Ok(Self::new(model, args, train, eval, collator))
+    }
+
     /// A trainer on the batches of loaders, which have their own order, batch size and collator; the arguments on these
     /// have no effect. Evaluation takes the batches of its loader's epoch 0 every time.
     pub fn from_loaders(
-        model: MaskedLm,
+        model: impl Into<MaskedLm>,
         args: TrainingArguments,
         train: DataLoader,
         eval: impl Into<Option<DataLoader>>,
     ) -> Self {
         let eval_data = eval.into().map(Data::Loader);
-        Self::assemble(model, args, Data::Loader(train), eval_data, None)
+        Self::assemble(model.into(), args, Data::Loader(train), eval_data, None)
     }
 
     fn assemble(
@@ -172,7 +216,12 @@ impl Trainer {
             train_data,
             eval_data,
             collator,
+            schedule: None,
+            optimizer: None,
+            param_groups: Vec::new(),
+            compute_metrics: None,
             callbacks: watcher.into_iter().collect(),
+            reports: None,
             wishes: Wishes::default(),
             history: None,
             #[cfg(feature = "hub")]
@@ -197,6 +246,79 @@ impl Trainer {
     #[must_use]
     pub fn callback(mut self, callback: impl Callback + 'static) -> Self {
         self.callbacks.push(Box::new(callback));
+        self
+    }
+
+    /// Sets what evaluations measure beside the loss, from the predictions at the masked positions: pairs of a name and a
+    /// number. [`masked_accuracy`](super::masked_accuracy) is one such function. `metric_for_best_model` may name what it
+    /// gives.
+    ///
+    /// ```
+    /// # use cloze::prelude::*;
+    /// # fn f(trainer: Trainer) -> Trainer {
+    /// trainer.compute_metrics(|predictions| {
+    ///     Ok([
+    ///         ("accuracy", predictions.accuracy()),
+    ///         ("top_5", predictions.top_k_accuracy(5)),
+    ///     ])
+    /// })
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn compute_metrics<N: Into<String>, M: IntoIterator<Item = (N, f64)>>(
+        mut self,
+        compute: impl Fn(&PredictionOutput) -> Result<M> + Send + Sync + 'static,
+    ) -> Self {
+        self.compute_metrics = Some(Box::new(move |predictions| {
+            let metrics = compute(predictions)?.into_iter();
+            let named = metrics.map(|(name, value)| {
+                let name: String = name.into();
+                let name = name.strip_prefix("eval_").unwrap_or(&name).to_owned();
+                (name, value)
+            });
+            Ok(named.collect())
+        }));
+        self
+    }
+
+    /// Sets a schedule in place of the arguments' `learning_rate` and `lr_scheduler_type`.
+    #[must_use]
+    pub fn schedule(mut self, schedule: Schedule) -> Self {
+        self.schedule = Some(schedule);
+        self
+    }
+
+    /// Sets an optimizer of this model in place of the one that the arguments describe. Every run begins with it as it is here.
+    #[must_use]
+    pub fn optimizer(mut self, optimizer: impl Optimizer + Clone + 'static) -> Self {
+        self.optimizer = Some(Box::new(move || Box::new(optimizer.clone())));
+        self
+    }
+
+    /// Trains adapters that [`Lora::attach`](super::Lora::attach) gave the model, by AdamW as the arguments set it, and nothing
+    /// else.
+    ///
+    /// ```
+    /// # use cloze::prelude::*;
+    /// # use cloze::train::Lora;
+    /// # fn f(model: MaskedLm, trainer: Trainer) -> cloze::Result<()> {
+    /// let adapters = Lora::new(8).targets(["query", "value"]).attach(&model)?;
+    /// let mut trainer = trainer.lora(&adapters);
+    /// trainer.train()?;
+    /// adapters.save_pretrained("adapters")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn lora(self, adapters: &Adapters) -> Self {
+        let optimizer = LoraOptimizer::of(adapters, &self.args);
+        self.optimizer(optimizer)
+    }
+
+    /// Gives some parameters a learning rate and a weight decay of their own, in the optimizer that the arguments describe.
+    #[must_use]
+    pub fn param_groups(mut self, groups: impl IntoIterator<Item = ParamGroup>) -> Self {
+        self.param_groups = groups.into_iter().collect();
         self
     }
 
@@ -249,7 +371,8 @@ impl Trainer {
         self.args.validate()?;
         let ranks = self.ranks()?;
         let precision = self.precision()?;
-        if self.args.eval_strategy != IntervalStrategy::No && self.eval_data.is_none() {
+        let evaluates = self.args.eval_strategy != IntervalStrategy::No || self.args.eval_on_start;
+        if evaluates && self.eval_data.is_none() {
             return Err(Error::argument(
                 "eval_strategy",
                 "there are no examples to evaluate on; give the trainer some, or set eval_strategy to No",
@@ -261,6 +384,18 @@ impl Trainer {
             .epoch_where(0, 0, |number| number == 0)
             .next()
             .transpose()?;
+        if let Some(batch) = &first
+            && self.args.label_smoothing_factor != 0.0
+            && (self.model.counts(batch).len() > 1 || self.model.main_input() != "input_ids")
+        {
+            return Err(Error::argument(
+                "label_smoothing_factor",
+                format!(
+                    "{} has a loss of its own kind, whose labels can't be smoothed; leave it out",
+                    self.model.class()
+                ),
+            ));
+        }
         let data = first.as_ref().map(fingerprint).unwrap_or_default();
         if ranks.size() > 1 {
             let shapes = self.model.params().iter().map(|param| param.shape().dims());
@@ -275,16 +410,32 @@ impl Trainer {
             exchange::check_equal(&ranks, "training arguments", digest(&args))?;
         }
         let several = ranks.size() > 1;
+        let plain = self.args.optim == OptimizerName::AdamW
+            && self.args.layerwise_lr_decay.is_none()
+            && self.param_groups.is_empty()
+            && self.optimizer.is_none();
+        if several && self.args.shard_optimizer && !plain {
+            return Err(Error::argument(
+                "shard_optimizer",
+                "only the state of AdamW with the same settings for all parameters is sharded as yet; leave it out",
+            ));
+        }
         let shards = match several && self.args.shard_optimizer {
             true => Some(Shards::new(&ranks, self.model.params())?),
             false => None,
         };
-        let optimizer = match &shards {
-            Some(shards) => AdamW::from_params(&shards.params()),
-            None => AdamW::new(&self.model),
+        let optimizer: Box<dyn Optimizer> = match (&shards, &self.optimizer) {
+            (Some(shards), _) => Box::new(self.set_up(AdamW::from_params(&shards.params()))),
+            (None, Some(fresh)) => fresh(),
+            (None, None) => {
+                super::optimizer_name::optimizer(&self.args, &self.model, &self.param_groups)?
+            }
         };
-        let optimizer = self.set_up(optimizer);
-        let mut run = Run::new(&self.args, plan, data, optimizer)?;
+        let schedule = match &self.schedule {
+            Some(schedule) => schedule.clone().checked()?,
+            None => self.args.schedule(plan.max_steps)?,
+        };
+        let mut run = Run::new(plan, data, optimizer, schedule);
         run.scaler.clone_from(&self.scaler);
         let overlaps = several && self.args.overlap_exchange && shards.is_none();
         run.overlap = overlaps.then(Overlap::default);
@@ -320,6 +471,7 @@ impl Trainer {
         }
         (run.history.interrupted, run.history.stopped_early) = (false, false);
         run.start_clock();
+        self.reports = self.ranks()?.is_main().then(|| Reports::of(&self.args));
         ops::reset_peak_memory(self.model.device());
         let ranks = self.ranks()?;
         // All ranks tell of the end, whichever of them failed.
@@ -335,6 +487,7 @@ impl Trainer {
             state,
             history: history.clone(),
         });
+        self.reports = None;
         self.history = Some(history.clone());
         // The first error is the one to tell.
         result.and(told)?;
@@ -437,9 +590,12 @@ impl Trainer {
     /// Does what falls due after the current step and has not been done: log, evaluate, save, give up.
     pub(super) fn after_step(&mut self, run: &mut Run) -> Result<()> {
         if run.step == 0 {
+            if self.args.eval_on_start && run.history.evaluations.is_empty() {
+                self.evaluate_in(run)?;
+            }
             return Ok(());
         }
-        let metric = Metric::from_name(&self.args.metric_for_best_model)?;
+        let metric = &Metric::of_best(&self.args);
         if run.log_is_due(&self.args)
             && let Some(log) = run.log()
         {
@@ -466,8 +622,7 @@ impl Trainer {
         interrupt::clear();
         run.history.interrupted = true;
         if self.args.save_strategy != IntervalStrategy::No && run.saved.last() != Some(&run.step) {
-            let metric = Metric::from_name(&self.args.metric_for_best_model)?;
-            self.save_checkpoint(run, metric)?;
+            self.save_checkpoint(run, &Metric::of_best(&self.args))?;
         }
         Ok(())
     }
@@ -501,6 +656,9 @@ impl Trainer {
 
     /// Tells the callbacks of this rank alone, of what the other ranks may not reach or not at the same time.
     pub(super) fn tell_here(&mut self, event: &Event) -> Result<()> {
+        if let Some(reports) = &mut self.reports {
+            reports.note(event);
+        }
         for callback in &mut self.callbacks {
             match callback.on_event(event)? {
                 Control::Continue => {}
@@ -519,7 +677,8 @@ impl Trainer {
                 let loader = self.loader(examples, self.args.per_device_train_batch_size)?;
                 Ok(loader
                     .shuffle(self.args.order_seed())
-                    .drop_last(self.args.dataloader_drop_last))
+                    .drop_last(self.args.dataloader_drop_last)
+                    .group_by_length(self.args.group_by_length)?)
             }
         }
     }

@@ -87,7 +87,11 @@ fn checkpoints(out: &Path) -> Vec<String> {
     let names = std::fs::read_dir(out)
         .unwrap()
         .map(|entry| entry.unwrap().file_name());
-    let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+    let names = names.map(|name| name.into_string().unwrap());
+    // Beside them stand the run's reports.
+    let mut names: Vec<String> = names
+        .filter(|name| !["history.jsonl", "runs"].contains(&name.as_str()))
+        .collect();
     names.sort();
     names
 }

@@ -1,0 +1,55 @@
+//! Settings that are one of several: by their own type, or by the name that transformers has for them.
+
+use std::fmt::Display;
+
+use serde::Serialize;
+
+use crate::{Error, Result};
+
+/// Returns the value of `all` whose name is `name`; `setting` is what it is chosen for.
+pub(super) fn by_name<T: Serialize + Copy>(
+    setting: &'static str,
+    name: &str,
+    all: &[T],
+) -> Result<T> {
+    let found = all.iter().find(|value| name_of(*value) == name);
+    found.copied().ok_or_else(|| {
+        let names: Vec<String> = all.iter().map(name_of).collect();
+        Error::argument(
+            setting,
+            format!("there is no {name:?}; choose one of {}", names.join(", ")),
+        )
+    })
+}
+
+/// Returns the name under which `value` is saved.
+pub(super) fn name_of<T: Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(name)) => name,
+        _ => String::new(),
+    }
+}
+
+/// A choice that could not be read. It is told when the arguments are checked, for the methods that set them give back the
+/// arguments.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Problem {
+    pub(super) name: &'static str,
+    pub(super) message: String,
+}
+
+/// Sets `setting` to a choice, or notes what is wrong with it.
+pub(super) fn choose<T, C: TryInto<T, Error: Display>>(
+    choice: C,
+    setting: (&'static str, &mut T),
+    problems: &mut Vec<Problem>,
+) {
+    let (name, value) = setting;
+    match choice.try_into() {
+        Ok(choice) => *value = choice,
+        Err(error) => problems.push(Problem {
+            name,
+            message: error.to_string(),
+        }),
+    }
+}

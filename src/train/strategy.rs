@@ -1,0 +1,34 @@
+//! When something happens during training.
+
+use serde::{Deserialize, Serialize};
+
+use super::choice;
+use crate::{Error, Result};
+
+/// When something happens during training, as in transformers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IntervalStrategy {
+    /// Never.
+    #[default]
+    No,
+    /// Every so many optimizer steps.
+    Steps,
+    /// At the end of each epoch.
+    Epoch,
+    /// After each evaluation that is better than all before: for checkpoints alone.
+    Best,
+}
+
+/// The name that transformers has for the strategy of checkpoints.
+pub type SaveStrategy = IntervalStrategy;
+
+impl TryFrom<&str> for IntervalStrategy {
+    type Error = Error;
+
+    /// Returns the strategy that transformers calls "no", "steps", "epoch" or "best".
+    fn try_from(name: &str) -> Result<Self> {
+        let all = [Self::No, Self::Steps, Self::Epoch, Self::Best];
+        choice::by_name("strategy", name, &all)
+    }
+}

@@ -1,0 +1,290 @@
+//! What evaluations measure, and what hangs on it.
+
+use super::{AsTheyAre, bits, model, nowhere, rows, rows_of, trainer};
+use crate::model::Context;
+use crate::train::{
+    IntervalStrategy, SchedulerKwargs, Trainer, TrainingArguments, evaluate, masked_accuracy,
+};
+
+/// Returns the highest logit's token at every masked place of the evaluation rows, and the true one's rank.
+fn by_hand(model: &crate::model::MaskedLm) -> (f64, f64, f64) {
+    let (mut right, mut among, mut loss, mut count) = (0, 0, 0.0, 0);
+    for row in rows(9) {
+        let inputs = crate::collate::MlmBatch::new(row.input_ids.clone(), (1, 6)).unwrap();
+        let logits = model.forward(inputs).unwrap();
+        let logits: Vec<Vec<f32>> = logits.squeeze(0).unwrap().to_vec2().unwrap();
+        for (t, label) in row.labels.unwrap().into_iter().enumerate() {
+            if label < 0 {
+                continue;
+            }
+            let of_label = logits[t][label as usize];
+            let rank = logits[t].iter().filter(|&&x| x > of_label).count();
+            let sum: f64 = logits[t].iter().map(|&x| f64::from(x).exp()).sum();
+            right += usize::from(rank == 0);
+            among += usize::from(rank < 5);
+            loss += sum.ln() - f64::from(of_label);
+            count += 1;
+        }
+    }
+    let part = |n: usize| n as f64 / f64::from(count);
+    (part(right), part(among), loss / f64::from(count))
+}
+
+#[test]
+fn metrics_are_computed_from_the_predictions_at_masked_positions() {
+    let trained = model(3);
+    let args = nowhere().eval_strategy("epoch").epochs(20);
+    let mut trainer = trainer(args, &trained).compute_metrics(|predictions| {
+        Ok([
+            ("accuracy", predictions.accuracy()),
+            ("eval_top_5", predictions.top_k_accuracy(5)),
+        ])
+    });
+    let history = trainer.train().unwrap();
+    let (right, among, loss) = by_hand(&trained);
+    assert!(right > 0.2 && among > right, "{right} {among}");
+    let last = &history.evaluations.last().unwrap().metrics;
+    assert_eq!(last.get("accuracy"), Some(right));
+    assert_eq!(last.get("eval_top_5"), Some(among));
+    assert!((last.loss - loss).abs() < 1e-5);
+    let logged = history.log_history().pop().unwrap();
+    assert_eq!(logged["eval_accuracy"], right);
+    let again = trainer.evaluate().unwrap();
+    assert_eq!(again.computed, last.computed);
+    let written = serde_json::to_string(&history).unwrap();
+    let read: crate::train::History = serde_json::from_str(&written).unwrap();
+    assert_eq!(read.evaluations, history.evaluations);
+}
+
+#[test]
+fn the_best_model_may_be_the_one_of_the_highest_accuracy() {
+    let out = tempfile::tempdir().unwrap();
+    let trained = model(3);
+    let args = TrainingArguments::new(out.path())
+        .per_device_train_batch_size(4)
+        .epochs(12)
+        .learning_rate(4e-2)
+        .evaluation_strategy("epoch")
+        .save_strategy("best")
+        .metric_for_best_model("eval_accuracy")
+        .load_best_model_at_end(true);
+    let mut trainer = trainer(args, &trained);
+    let history = trainer.train().unwrap();
+    let of = |e: &crate::train::Evaluation| e.metrics.get("accuracy").unwrap();
+    // Only evaluations that are better than all before have a checkpoint.
+    let mut best = f64::NEG_INFINITY;
+    for evaluation in &history.evaluations {
+        let saved = out.path().join(format!("checkpoint-{}", evaluation.step));
+        assert_eq!(saved.is_dir(), of(evaluation) > best, "{evaluation:?}");
+        best = best.max(of(evaluation));
+    }
+    let step = history.best_step.unwrap();
+    let at = history.evaluations.iter().find(|e| e.step == step).unwrap();
+    assert_eq!(of(at), best);
+    assert_eq!(trainer.evaluate().unwrap().get("accuracy"), Some(best));
+}
+
+#[test]
+fn a_metric_that_there_is_not_is_told_with_those_that_there_are() {
+    let args = nowhere().eval_strategy("epoch").metric_for_best_model("f1");
+    let mut trainer = trainer(args, &model(1)).compute_metrics(masked_accuracy);
+    let error = trainer.train().unwrap_err().to_string();
+    assert!(
+        error.contains("\"f1\"") && error.contains("loss, perplexity, accuracy"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_evaluation_before_the_first_step_counts_for_nothing_but_itself() {
+    let untrained = model(2);
+    let args = nowhere().eval_on_start(true).eval_strategy("epoch");
+    let history = trainer(args.clone(), &untrained).train().unwrap();
+    let steps: Vec<usize> = history.evaluations.iter().map(|e| e.step).collect();
+    assert_eq!(steps, [0, 6, 12]);
+    let fresh = model(2);
+    let before = trainer(args, &fresh).evaluate().unwrap();
+    assert_eq!(history.evaluations[0].metrics.loss, before.loss);
+}
+
+#[test]
+fn the_rate_falls_when_evaluations_stop_improving_and_goes_on_so_when_resumed() {
+    let kwargs = SchedulerKwargs {
+        patience: 1,
+        factor: 0.5,
+        eps: 0.0,
+        ..SchedulerKwargs::default()
+    };
+    let out = tempfile::tempdir().unwrap();
+    // Nothing is learnt without a rate to speak of: no evaluation improves by a ten-thousandth.
+    let args = TrainingArguments::new(out.path())
+        .per_device_train_batch_size(4)
+        .epochs(6)
+        .learning_rate(1e-9)
+        .lr_scheduler_type("reduce_lr_on_plateau")
+        .lr_scheduler_kwargs(kwargs)
+        .eval_strategy("epoch")
+        .save_strategy("epoch");
+    let history = trainer(args.clone(), &model(1)).train().unwrap();
+    let rates: Vec<f64> = history.steps.iter().map(|s| s.learning_rate).collect();
+    let expected = [1.0, 1.0, 1.0, 0.5, 0.5, 0.25];
+    for (epoch, part) in expected.iter().enumerate() {
+        assert_eq!(rates[6 * epoch..6 * epoch + 6], [1e-9 * part; 6], "{epoch}");
+    }
+    let resumed = model(5);
+    let mut again = trainer(args, &resumed);
+    let again = again.resume_from_checkpoint(out.path().join("checkpoint-18"));
+    let again: Vec<f64> = again
+        .unwrap()
+        .steps
+        .iter()
+        .map(|s| s.learning_rate)
+        .collect();
+    assert_eq!(again, rates);
+}
+
+#[test]
+fn steps_in_which_nothing_is_masked_have_no_loss_and_are_not_logged_as_zero() {
+    // Every second batch of four has no label.
+    let data = rows_of(16, |_| 6, |i| if i / 4 % 2 == 0 { 0 } else { 2 });
+    let loader = crate::collate::DataLoader::new(data, AsTheyAre, 4).unwrap();
+    let args = nowhere().logging_steps(1).epochs(1);
+    let mut trainer = Trainer::from_loaders(model(1), args, loader, None);
+    let history = trainer.train().unwrap();
+    let counted: Vec<bool> = history.steps.iter().map(|s| s.counted > 0).collect();
+    assert_eq!(counted, [false, true, false, true]);
+    for step in &history.steps {
+        assert_eq!(step.loss.is_nan(), step.counted == 0);
+    }
+    let logged: Vec<usize> = history.logs.iter().map(|log| log.step).collect();
+    assert_eq!(logged, [2, 4]);
+    assert!(history.logs.iter().all(|log| log.loss > 0.0));
+    assert!(history.train_loss() > 1.0);
+    let written = serde_json::to_string(&history).unwrap();
+    let read: crate::train::History = serde_json::from_str(&written).unwrap();
+    assert_eq!(read.losses()[1], history.losses()[1]);
+    assert!(read.losses()[0].is_nan());
+}
+
+#[test]
+fn a_checkpoint_of_the_model_alone_opens_and_says_that_no_run_goes_on_from_it() {
+    let out = tempfile::tempdir().unwrap();
+    let args = TrainingArguments::new(out.path())
+        .max_steps(3)
+        .save_steps(2)
+        .save_only_model(true);
+    let trained = model(1);
+    let mut trainer = trainer(args, &trained);
+    trainer.train().unwrap();
+    let folder = out.path().join("checkpoint-3");
+    assert!(!folder.join("optimizer.safetensors").exists());
+    let opened = crate::model::MaskedLm::from_pretrained(folder.to_string_lossy()).unwrap();
+    assert_eq!(bits(&opened), bits(&trained));
+    let error = trainer
+        .resume_from_checkpoint(&folder)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("save_only_model"), "{error}");
+}
+
+#[test]
+fn smoothed_labels_count_in_training_and_in_evaluation() {
+    let fresh = model(4);
+    let plain = trainer(nowhere(), &fresh).evaluate().unwrap().loss;
+    let args = nowhere().label_smoothing_factor(0.2);
+    let smoothed = trainer(args.clone(), &fresh).evaluate().unwrap().loss;
+    let (mut even, mut count) = (0.0, 0.0);
+    for row in rows(9) {
+        let inputs = crate::collate::MlmBatch::new(row.input_ids.clone(), (1, 6)).unwrap();
+        let logits = fresh.forward(inputs).unwrap().squeeze(0).unwrap();
+        let log = candle_nn::ops::log_softmax(&logits, 1).unwrap();
+        let means: Vec<f32> = log.mean(1).unwrap().to_vec1().unwrap();
+        for (mean, label) in means.iter().zip(row.labels.unwrap()) {
+            if label >= 0 {
+                (even, count) = (even - f64::from(*mean), count + 1.0);
+            }
+        }
+    }
+    let expected = 0.8 * plain + 0.2 * even / count;
+    assert!((smoothed - expected).abs() < 1e-5, "{smoothed} {expected}");
+    let history = trainer(args, &fresh).train().unwrap();
+    assert!(history.losses()[11] < history.losses()[0]);
+    let refused = trainer(nowhere().label_smoothing_factor(1.5), &fresh).train();
+    assert!(refused.is_err());
+}
+
+#[test]
+fn names_that_there_are_not_are_told_before_the_run() {
+    let args = nowhere().eval_strategy("epochs").lr_scheduler_type("cosin");
+    let error = trainer(args, &model(1)).train().unwrap_err().to_string();
+    assert!(
+        error.contains("\"epochs\"") && error.contains("steps, epoch"),
+        "{error}"
+    );
+    let error = trainer(nowhere().eval_strategy("best"), &model(1)).train();
+    assert!(error.unwrap_err().to_string().contains("checkpoints alone"));
+    let strategy = nowhere().logging_strategy(IntervalStrategy::Epoch);
+    assert_eq!(strategy, nowhere().logging_strategy("epoch"));
+    let part = nowhere().warmup_steps(0.25).schedule(12).unwrap();
+    assert_eq!(part, nowhere().warmup_steps(3usize).schedule(12).unwrap());
+    assert_eq!(part, nowhere().warmup_ratio(0.25).schedule(12).unwrap());
+}
+
+#[test]
+fn empty_rows_are_passed_over_in_training_and_in_evaluation_alike() {
+    use crate::collate::{DataLoader, MaskingCollator};
+    use crate::dataset::Dataset;
+    let tokenizer = crate::tokenizer::Tokenizer::train_bpe(["a spiral galaxy"], 300).unwrap();
+    let column = vec![vec![0u32, 20, 30, 2], vec![], vec![0, 25, 2], vec![]];
+    let rows = Dataset::builder()
+        .column("input_ids", column)
+        .build()
+        .unwrap();
+    let collator = MaskingCollator::new(&tokenizer).mlm_probability(1.0);
+    let config = crate::model::Config::small("roberta").set("vocab_size", 300);
+    let model = crate::model::MaskedLm::from_config(&config, 1).unwrap();
+    for size in [1, 2, 4] {
+        let args = nowhere().per_device_train_batch_size(size).epochs(1);
+        let mut trainer = Trainer::new(
+            model.clone(),
+            args.per_device_eval_batch_size(size),
+            rows.clone(),
+            rows.clone(),
+            collator.clone(),
+        );
+        let history = trainer.train().unwrap();
+        assert_eq!(history.steps.iter().map(|s| s.counted).sum::<usize>(), 3);
+        let metrics = trainer.evaluate().unwrap();
+        assert_eq!((metrics.counted, metrics.samples), (3, 4));
+        let loader = DataLoader::new(rows.clone(), collator.clone(), size).unwrap();
+        let loss = evaluate(&model, &loader).unwrap().loss;
+        assert!((metrics.loss - loss).abs() < 1e-6);
+        let batch = loader.epoch(0).next().unwrap().unwrap();
+        assert!(model.loss(&batch, &Context::eval()).unwrap().counted() > 0);
+    }
+}
+
+#[test]
+fn batches_of_similar_lengths_need_less_padding_and_hold_every_row_once() {
+    use crate::collate::DataLoader;
+    let data = rows_of(101, |i| 2 + (i * 37) % 23, |_| 1);
+    let lengths: Vec<usize> = data.iter().map(|e| e.input_ids.len()).collect();
+    let shuffled = DataLoader::new(data, AsTheyAre, 4).unwrap().shuffle(7);
+    let grouped = shuffled.clone().group_by_length(true).unwrap();
+    let padding = |loader: &DataLoader, epoch| -> usize {
+        let order = loader.order(epoch);
+        let batches = order.chunks(4).map(|batch| {
+            let longest = batch.iter().map(|&i| lengths[i]).max().unwrap();
+            batch.iter().map(|&i| longest - lengths[i]).sum::<usize>()
+        });
+        batches.sum()
+    };
+    for epoch in 0..3 {
+        let mut order = grouped.order(epoch);
+        assert_eq!(lengths[order[0]], 24, "the longest comes first");
+        assert!(4 * padding(&grouped, epoch) < padding(&shuffled, epoch));
+        assert_ne!(grouped.order(epoch), grouped.order(epoch + 1));
+        order.sort_unstable();
+        assert_eq!(order, (0..101).collect::<Vec<_>>());
+    }
+}

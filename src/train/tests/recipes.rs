@@ -1,0 +1,92 @@
+//! Settings from a command line, and what is made of them.
+
+use crate::train::{IntervalStrategy, Recipe};
+
+const LINES: &str =
+    "A galaxy is a system of stars.\nThe Milky Way is a spiral galaxy.\nWater is wet.\n";
+
+#[test]
+fn settings_are_known_by_every_name_and_checked() {
+    let config =
+        serde_json::json!({ "learning_rate": 1e-3, "weight_decay": 0.1, "model": "other" });
+    let config = config.as_object().cloned();
+    let recipe = Recipe::from_args(
+        [
+            "--model",
+            "bundled:tiny_roberta",
+            "--dataset_name=lines.txt",
+            "--output",
+            "7",
+            "--learning-rate",
+            "5e-4",
+            "--evaluation_strategy",
+            "epoch",
+            "--bf16",
+            "--epochs=2",
+            "--warmup-steps",
+            "0.1",
+            "--line-by-line",
+            "--max_steps",
+            "12",
+        ],
+        config,
+    );
+    let recipe = recipe.unwrap();
+    let args = &recipe.arguments;
+    assert_eq!(recipe.model, "bundled:tiny_roberta");
+    assert_eq!(args.output_dir.to_str(), Some("7"));
+    assert_eq!((args.learning_rate, args.weight_decay), (5e-4, 0.1));
+    assert_eq!(args.eval_strategy, IntervalStrategy::Epoch);
+    assert_eq!((args.warmup_steps, args.max_steps), (0.1, Some(12)));
+    assert!(args.bf16 && recipe.line_by_line);
+    let given = ["--model", "m", "--dataset", "d", "--output", "o"];
+    let error = |more: &[&str]| {
+        let all = given.iter().chain(more);
+        Recipe::from_args(all, None).unwrap_err().to_string()
+    };
+    assert!(error(&["--learning_rat", "1"]).contains("learning_rate"));
+    assert!(error(&["--eval-strategy", "epochs"]).contains("eval_strategy"));
+    assert!(error(&["--num-train-epochs", "two"]).contains("two"));
+    assert!(error(&["stray"]).contains("stray"));
+    assert!(error(&["--learning-rate", "-1"]).contains("learning_rate"));
+    let missing = Recipe::from_args(&given[..4], None).unwrap_err();
+    assert!(missing.to_string().contains("--output"), "{missing}");
+}
+
+#[test]
+fn a_recipe_trains_and_saves_what_opens_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("lines.txt");
+    std::fs::write(&data, LINES.repeat(8)).unwrap();
+    let out = folder.path().join("out");
+    for more in [
+        vec!["--line-by-line", "--max-seq-length", "12"],
+        vec!["--max-seq-length", "16"],
+    ] {
+        let (data, out) = (data.to_string_lossy(), out.to_string_lossy());
+        let mut args = vec![
+            "--model",
+            "bundled:tiny_roberta",
+            "--dataset",
+            &data,
+            "--output",
+            &out,
+        ];
+        args.extend([
+            "--max-steps",
+            "2",
+            "--eval-strategy",
+            "steps",
+            "--eval-steps",
+            "2",
+        ]);
+        args.extend(["--validation-split", "0.25", "--save-strategy", "no"]);
+        args.extend(more);
+        let history = Recipe::from_args(args, None).unwrap().run().unwrap();
+        assert_eq!((history.step(), history.evaluations.len()), (2, 1));
+        crate::fill_mask::FillMask::from_pretrained(&out)
+            .unwrap()
+            .fill("The Milky Way is a <mask> galaxy.")
+            .unwrap();
+    }
+}
