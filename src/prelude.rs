@@ -2,8 +2,7 @@
 
 pub use crate::collate::{
     BatchKey, Batches, Collator, DataLoader, DenoisingCollator, Example, Examples, IntoExamples,
-    MaskingCollator,
-    MlmBatch, PaddingCollator,
+    MaskingCollator, MlmBatch, PaddingCollator,
 };
 pub use crate::dataset::{
     Batch, BatchFunction, Dataset, DatasetDict, FileFormat, GroupTexts, Loader, Map, Row, TestSize,
