@@ -88,6 +88,19 @@ impl Metric {
         }
     }
 
+    /// Checks that it is one that evaluations have without further ado.
+    pub(super) fn check_known(&self) -> Result<()> {
+        match self.name.as_str() {
+            "loss" | "perplexity" | "accuracy" => Ok(()),
+            name => Err(Error::argument(
+                "metric_for_best_model",
+                format!(
+                    "there is no metric {name:?}; there are \"loss\", \"perplexity\" and \"accuracy\", and what compute_metrics of the trainer gives"
+                ),
+            )),
+        }
+    }
+
     /// Whether it is made of the predictions at masked positions.
     pub(super) fn needs_predictions(&self) -> bool {
         self.name == "accuracy"

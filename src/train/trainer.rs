@@ -371,6 +371,9 @@ impl Trainer {
         self.args.validate()?;
         let ranks = self.ranks()?;
         let precision = self.precision()?;
+        if self.compute_metrics.is_none() {
+            Metric::of_best(&self.args).check_known()?;
+        }
         let evaluates = self.args.eval_strategy != IntervalStrategy::No || self.args.eval_on_start;
         if evaluates && self.eval_data.is_none() {
             return Err(Error::argument(
