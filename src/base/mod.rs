@@ -3,5 +3,6 @@
 pub mod error;
 pub mod files;
 pub mod interrupt;
+pub(crate) mod misspelling;
 pub mod number;
 pub(crate) mod panics;

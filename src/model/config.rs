@@ -1,10 +1,14 @@
 //! A model's `config.json`: kept whole, read by each family into a type of its own.
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Deserializer, Visitor, value::Error as Stopped};
 use serde_json::{Map, Value};
 
+use super::{Family, config_keys};
+use crate::base::misspelling::meant;
 use crate::{Error, Result};
 
 /// A model configuration in the Hub's format.
@@ -18,9 +22,29 @@ use crate::{Error, Result};
 /// assert_eq!(config.model_type(), "roberta");
 /// assert_eq!(config.get("num_hidden_layers"), Some(&6.into()));
 /// ```
-#[derive(Clone, PartialEq)]
+#[derive(Clone)]
 pub struct Config {
     values: Map<String, Value>,
+    asked: Asked,
+}
+
+/// The keys that a family has asked for, in all clones of a config.
+#[derive(Clone, Default)]
+struct Asked(Arc<Mutex<BTreeSet<String>>>);
+
+impl Asked {
+    fn note(&self, key: &str) {
+        let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !keys.contains(key) {
+            keys.insert(key.to_owned());
+        }
+    }
+}
+
+impl PartialEq for Config {
+    fn eq(&self, other: &Self) -> bool {
+        self.values == other.values
+    }
 }
 
 impl Config {
@@ -28,7 +52,7 @@ impl Config {
     pub fn new(model_type: &str) -> Self {
         let mut values = Map::new();
         values.insert("model_type".to_owned(), model_type.into());
-        Self { values }
+        Self::from(values)
     }
 
     /// Reads `config.json` from `folder`.
@@ -49,7 +73,7 @@ impl Config {
                 "the config has no \"model_type\"; is this really a model's folder?",
             ));
         }
-        Ok(Self { values })
+        Ok(Self::from(values))
     }
 
     /// Sets one key, replacing what was there.
@@ -61,6 +85,7 @@ impl Config {
 
     /// The value of `key` if the config has it.
     pub fn get(&self, key: &str) -> Option<&Value> {
+        self.asked.note(key);
         self.values.get(key)
     }
 
@@ -79,6 +104,8 @@ impl Config {
 
     /// Reads the config into a family's own type, whose fields carry the family's defaults.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T> {
+        // It only tells its fields.
+        let _ = T::deserialize(FieldNames(&self.asked));
         // An explicit null means "the default" in these files.
         let known = self.values.iter().filter(|(_, v)| !v.is_null());
         let known: Map<String, Value> = known.map(|(k, v)| (k.clone(), v.clone())).collect();
@@ -93,11 +120,75 @@ impl Config {
             .unwrap_or(true)
     }
 
+    /// The keys that look like a misspelling of one that the family `asks` for when it is built, each with the one meant.
+    ///
+    /// A key counts as misspelled when nothing reads it, transformers knows none of that name, and the one meant is absent.
+    pub(super) fn misspelled(&self, family: &Family) -> Vec<(String, String)> {
+        let asked = self.asked.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known = |key: &str| {
+            asked.contains(key)
+                || family.aliases.iter().any(|(alias, _)| *alias == key)
+                || config_keys::is_known(self.model_type(), key)
+        };
+        let mut candidates: Vec<&str> = asked.iter().map(String::as_str).collect();
+        let aliases = family.aliases.iter().map(|(alias, _)| *alias);
+        for key in aliases.chain(config_keys::of(self.model_type())) {
+            candidates.push(key);
+        }
+        candidates.retain(|key| !self.values.contains_key(*key));
+        let unknown = self.values.keys().filter(|key| !is_known(key));
+        unknown
+            .filter_map(|key| {
+                Some((
+                    key.clone(),
+                    meant(key, candidates.iter().copied())?.to_owned(),
+                ))
+            })
+            .collect()
+    }
+
     /// The config as pretty JSON, as it is written to `config.json`.
     pub fn to_json(&self) -> Result<String> {
         let mut text = serde_json::to_string_pretty(&self.values)?;
         text.push('\n');
         Ok(text)
+    }
+}
+
+impl From<Map<String, Value>> for Config {
+    fn from(values: Map<String, Value>) -> Self {
+        Self {
+            values,
+            asked: Asked::default(),
+        }
+    }
+}
+
+/// Notes the names of the fields that a type wants to be read from, and reads nothing.
+struct FieldNames<'a>(&'a Asked);
+
+impl<'de> Deserializer<'de> for FieldNames<'_> {
+    type Error = Stopped;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Stopped> {
+        Err(serde::de::Error::custom("there is nothing to read"))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Stopped> {
+        for field in fields {
+            self.0.note(field);
+        }
+        self.deserialize_any(visitor)
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map enum identifier ignored_any
     }
 }
 
@@ -182,5 +273,70 @@ impl Config {
             _ => config,
         };
         (names.into_iter().zip(sizes)).fold(config, |config, (name, size)| config.set(name, size))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::WeightBuilder;
+
+    /// The configs of the small models that the tests have, built, so that they know what was asked for.
+    fn built() -> Vec<(Config, &'static Family)> {
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
+        let mut configs = Vec::new();
+        for folder in std::fs::read_dir(models).unwrap() {
+            let config = Config::from_folder(folder.unwrap().path()).unwrap();
+            let family = Family::find(&config).unwrap();
+            let completed = family.complete(&config).unwrap().into_owned();
+            let weights = WeightBuilder::random(1, &candle_core::Device::Cpu);
+            (family.build)(&completed, &weights).unwrap();
+            configs.push((completed, family));
+        }
+        assert!(configs.len() > 50);
+        configs
+    }
+
+    #[test]
+    fn misspelled_keys_are_told_in_every_family_and_no_others() {
+        let mut renamed = 0;
+        for (config, family) in built() {
+            let name = config.model_type();
+            assert_eq!(config.misspelled(family), [], "{name}");
+            let asked = config.asked.0.lock().unwrap().clone();
+            for key in asked.iter().filter(|key| key.len() > 7) {
+                let Some(value) = config.values.get(key) else {
+                    continue;
+                };
+                let (start, end) = key.split_at(key.len() / 2);
+                for wrong in [
+                    format!("{start}{}", &end[1..]),
+                    format!("{start}x{end}"),
+                    key.replacen('_', "-", 1).to_uppercase(),
+                ] {
+                    // Some families have keys that differ by a letter.
+                    if config_keys::is_known(name, &wrong) || asked.contains(&wrong) {
+                        continue;
+                    }
+                    let mut other = config.clone();
+                    other.values.shift_remove(key);
+                    let other = other.set(&wrong, value.clone());
+                    let told = other.misspelled(family);
+                    assert_eq!(told, [(wrong, key.clone())], "{name}");
+                    renamed += 1;
+                }
+            }
+        }
+        assert!(renamed > 1000, "{renamed}");
+    }
+
+    #[test]
+    fn a_key_is_not_told_when_the_one_that_it_looks_like_is_there_too() {
+        let family = Family::find(&Config::new("bert")).unwrap();
+        let config = Config::small("bert").set("hidden_sizes", 3);
+        assert_eq!(config.misspelled(family), []);
+        let config = Config::new("bert").set("hidden_sizes", 3).set("my_note", 1);
+        let told = ("hidden_sizes".to_owned(), "hidden_size".to_owned());
+        assert_eq!(config.misspelled(family), [told]);
     }
 }

@@ -122,8 +122,16 @@ impl MaskedLm {
         weights: WeightBuilder,
         device: &Device,
     ) -> Result<Self> {
-        let architecture = (family.build)(&*family.complete(&config)?, &weights)?;
-        let weights = weights.finish()?;
+        let completed = family.complete(&config)?;
+        let built = (family.build)(&completed, &weights)
+            .and_then(|architecture| Ok((architecture, weights.finish()?)));
+        // Before an error that may come of it.
+        for (key, meant) in completed.misspelled(family) {
+            eprintln!(
+                "warning: {name}: the config's key {key:?} is not known and has no effect; did you mean {meant:?}?"
+            );
+        }
+        let (architecture, weights) = built?;
         if weights.report.untied.is_some() {
             // Whoever opens what is saved from here shall find both matrices too.
             config = config.set("tie_word_embeddings", false);

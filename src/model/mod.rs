@@ -7,6 +7,7 @@ mod architecture;
 mod batch;
 mod checkpoint;
 mod config;
+mod config_keys;
 mod context;
 mod families;
 mod family;

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::base::misspelling::meant;
 use crate::{Error, Result};
 
 /// No model has more rows of embeddings; a larger id is a damaged file, and some loops go over all ids.
@@ -215,9 +216,8 @@ pub(super) fn misspelled(config: &Map<String, Value>) -> Vec<(&str, &'static str
     let unknown = config.keys().filter(|key| !KNOWN.contains(&key.as_str()));
     unknown
         .filter_map(|key| {
-            let meant = KNOWN.iter().filter(|known| !config.contains_key(**known));
-            let near = meant.map(|known| (distance(key, known), *known)).min()?;
-            (near.0 <= 1 + key.len() / 8).then_some((key.as_str(), near.1))
+            let absent = KNOWN.iter().filter(|known| !config.contains_key(**known));
+            Some((key.as_str(), meant(key, absent.copied())?))
         })
         .collect()
 }
@@ -225,45 +225,11 @@ pub(super) fn misspelled(config: &Map<String, Value>) -> Vec<(&str, &'static str
 /// Tells about keys of `tokenizer_config.json` that look misspelled.
 pub(super) fn tell_misspelled(path: &Path, config: &Map<String, Value>) {
     for (key, meant) in misspelled(config) {
-        tracing::warn!(
-            "{}: the key {key:?} is not known and has no effect; did you mean {meant:?}?",
+        eprintln!(
+            "warning: {}: the key {key:?} is not known and has no effect; did you mean {meant:?}?",
             path.display()
         );
     }
-}
-
-/// How many letters must be added, dropped, changed or swapped with a neighbour; case and `-` for `_` count as nothing.
-fn distance(left: &str, right: &str) -> usize {
-    let plain = |text: &str| -> Vec<char> {
-        let lower = text.to_lowercase();
-        lower
-            .chars()
-            .map(|c| if c == '-' { '_' } else { c })
-            .collect()
-    };
-    let (left, right) = (plain(left), plain(right));
-    let mut rows = vec![vec![0; right.len() + 1]; left.len() + 1];
-    for i in 0..=left.len() {
-        for j in 0..=right.len() {
-            rows[i][j] = if i == 0 || j == 0 {
-                i + j
-            } else {
-                let changed = rows[i - 1][j - 1] + usize::from(left[i - 1] != right[j - 1]);
-                let swapped =
-                    i > 1 && j > 1 && left[i - 1] == right[j - 2] && left[i - 2] == right[j - 1];
-                let swapped = if swapped {
-                    rows[i - 2][j - 2] + 1
-                } else {
-                    usize::MAX
-                };
-                changed
-                    .min(rows[i - 1][j] + 1)
-                    .min(rows[i][j - 1] + 1)
-                    .min(swapped)
-            };
-        }
-    }
-    rows[left.len()][right.len()]
 }
 
 /// An error about one of the files.
