@@ -4,9 +4,13 @@ pub use crate::collate::{
     BatchKey, Batches, Collator, DataLoader, DenoisingCollator, Example, Examples, IntoExamples,
     MaskingCollator, MlmBatch, PaddingCollator,
 };
+#[cfg(feature = "hub")]
+pub use crate::dataset::PushDataset;
 pub use crate::dataset::{
-    Batch, BatchFunction, Dataset, DatasetDict, FileFormat, GroupTexts, Loader, Map, Row, TestSize,
-    TrainTestSplit, Value, concatenate, load_dataset, load_eli5, load_eli5_from, load_from_disk,
+    Batch, BatchFunction, ColumnType, Dataset, DatasetDict, FileFormat, GroupTexts, Interleave,
+    Loader, Map, NullPlacement, Row, SampleBy, Sort, StoppingStrategy, TestSize, TrainTestSplit,
+    Value, concatenate, interleave, load_dataset, load_dataset_split, load_eli5, load_eli5_from,
+    load_from_disk,
 };
 pub use crate::fill_mask::{FillMask, Prediction, Predictions, PredictionsBatch, TopK};
 #[cfg(feature = "hub")]

@@ -6,12 +6,22 @@ use arrow::array::{
     Array, ArrayRef, AsArray, ListArray, NullArray, RecordBatch, RecordBatchOptions, StructArray,
     new_null_array,
 };
+use arrow::buffer::OffsetBuffer;
 use arrow::compute::CastOptions;
 use arrow::datatypes::{DataType, Field, SchemaRef};
 use arrow::error::ArrowError;
 
 /// `array` as `target`. Fields that the array does not have become null; a value that does not fit is an error.
 pub(crate) fn cast_array(array: &ArrayRef, target: &DataType) -> Result<ArrayRef, ArrowError> {
+    cast_leaves(array, target, &strict_cast)
+}
+
+/// As [`cast_array`], with `cast` for everything that is neither a record nor a list.
+pub(crate) fn cast_leaves(
+    array: &ArrayRef,
+    target: &DataType,
+    cast: &dyn Fn(&ArrayRef, &DataType) -> Result<ArrayRef, ArrowError>,
+) -> Result<ArrayRef, ArrowError> {
     if array.data_type() == target {
         return Ok(array.clone());
     }
@@ -22,7 +32,7 @@ pub(crate) fn cast_array(array: &ArrayRef, target: &DataType) -> Result<ArrayRef
             let columns = fields
                 .iter()
                 .map(|field| match array.column_by_name(field.name()) {
-                    Some(column) => cast_array(column, field.data_type()),
+                    Some(column) => cast_leaves(column, field.data_type(), cast),
                     None => Ok(new_null_array(field.data_type(), array.len())),
                 })
                 .collect::<Result<Vec<_>, _>>()?;
@@ -36,10 +46,17 @@ pub(crate) fn cast_array(array: &ArrayRef, target: &DataType) -> Result<ArrayRef
         }
         (DataType::List(_), DataType::List(item)) => {
             let array = array.as_list::<i32>();
-            let values = cast_array(array.values(), item.data_type())?;
+            // A slice has the items of all rows.
+            let offsets = array.offsets();
+            let (first, last) = (offsets[0], offsets[offsets.len() - 1]);
+            let used = array
+                .values()
+                .slice(first as usize, (last - first) as usize);
+            let values = cast_leaves(&used, item.data_type(), cast)?;
+            let offsets = offsets.iter().map(|offset| offset - first).collect();
             Ok(Arc::new(ListArray::try_new(
                 item.clone(),
-                array.offsets().clone(),
+                OffsetBuffer::new(offsets),
                 values,
                 array.nulls().cloned(),
             )?))
@@ -55,13 +72,14 @@ pub(crate) fn cast_array(array: &ArrayRef, target: &DataType) -> Result<ArrayRef
                 item.data_type().clone(),
                 true,
             )));
-            cast_array(&strict_cast(array, &list)?, target)
+            cast_leaves(&strict_cast(array, &list)?, target, cast)
         }
-        _ => strict_cast(array, target),
+        _ => cast(array, target),
     }
 }
 
-fn strict_cast(array: &ArrayRef, target: &DataType) -> Result<ArrayRef, ArrowError> {
+/// A cast in which a value that does not fit is an error.
+pub(crate) fn strict_cast(array: &ArrayRef, target: &DataType) -> Result<ArrayRef, ArrowError> {
     let options = CastOptions {
         safe: false,
         ..CastOptions::default()

@@ -3,8 +3,12 @@
 use std::fmt;
 use std::ops::Index;
 
+use super::column::FromColumn;
+use super::column_type::ColumnType;
 use super::group_texts::GroupTexts;
 use super::map::Map;
+use super::row::Row;
+use super::sort::Sort;
 use super::split;
 use super::table::Dataset;
 use crate::{Error, Result};
@@ -106,6 +110,42 @@ impl DatasetDict {
     pub fn group_texts(&self, group: impl Into<GroupTexts>) -> Result<Self> {
         let group = group.into();
         self.each(|dataset| dataset.group_texts(group.clone()))
+    }
+
+    /// [`Dataset::filter`] on every dataset.
+    pub fn filter(&self, keep: impl Fn(&Row) -> bool + Send + Sync) -> Result<Self> {
+        self.each(|dataset| dataset.filter(&keep))
+    }
+
+    /// [`Dataset::sort`] on every dataset.
+    pub fn sort(&self, by: impl Into<Sort>) -> Result<Self> {
+        let by = by.into();
+        self.each(|dataset| dataset.sort(by.clone()))
+    }
+
+    /// [`Dataset::cast`] on every dataset.
+    pub fn cast<N: AsRef<str>, T: Into<ColumnType>>(
+        &self,
+        features: impl IntoIterator<Item = (N, T)>,
+    ) -> Result<Self> {
+        let features: Vec<(String, ColumnType)> = features
+            .into_iter()
+            .map(|(name, to)| (name.as_ref().to_owned(), to.into()))
+            .collect();
+        self.each(|dataset| dataset.cast(features.clone()))
+    }
+
+    /// [`Dataset::cast_column`] on every dataset.
+    pub fn cast_column(&self, name: &str, to: impl Into<ColumnType>) -> Result<Self> {
+        let to = to.into();
+        self.each(|dataset| dataset.cast_column(name, to.clone()))
+    }
+
+    /// [`Dataset::unique`] on every dataset: the values by split.
+    pub fn unique<T: FromColumn>(&self, column: &str) -> Result<Vec<(String, Vec<T>)>> {
+        self.iter()
+            .map(|(name, dataset)| Ok((name.to_owned(), dataset.unique(column)?)))
+            .collect()
     }
 
     /// [`Dataset::shuffle`] on every dataset.

@@ -51,6 +51,11 @@ pub fn load_eli5(split: impl AsRef<str>) -> Result<Dataset> {
     Ok(sample)
 }
 
+/// Whether `name` is what the dataset was called, and nothing here.
+pub(super) fn is_eli5(name: &str) -> bool {
+    name == ELI5 && !Path::new(name).exists()
+}
+
 /// The part `split` of an ELI5 that lies elsewhere: a file (which is `train_asks`, unless its name begins with that of
 /// another split), a folder with such files, or a name that [`load_dataset`](super::load_dataset) knows. Of a dataset on
 /// the Hub only the files with the rows of `split` are downloaded.
@@ -67,7 +72,7 @@ pub fn load_eli5(split: impl AsRef<str>) -> Result<Dataset> {
 /// ```
 pub fn load_eli5_from(path_or_name: impl AsRef<str>, split: impl AsRef<str>) -> Result<Dataset> {
     let (mut name, split) = (path_or_name.as_ref(), split.as_ref());
-    if name == ELI5 && !Path::new(name).exists() {
+    if is_eli5(name) {
         eprintln!("note: {ELI5:?} is no longer published; {HOME:?} is used in its place");
         name = HOME;
     }

@@ -77,6 +77,25 @@ impl Map {
         }
     }
 
+    /// As [`Map::new`], with a function that is also given the numbers of the batch's rows in the dataset, counted from 0
+    /// (`with_indices=True` in Python).
+    ///
+    /// ```
+    /// use cloze::prelude::*;
+    /// let dataset = Dataset::builder().column("text", vec!["a", "b", "c"]).build()?;
+    /// let numbered = dataset.map(
+    ///     Map::with_indices(|_, indices| Batch::new().with_column("id", indices.map(|i| i as i64).collect::<Vec<_>>()))
+    ///         .batched(),
+    /// )?;
+    /// assert_eq!(numbered.column::<i64>("id")?, [0, 1, 2]);
+    /// # Ok::<(), cloze::Error>(())
+    /// ```
+    pub fn with_indices(
+        function: impl Fn(&Batch, Range<usize>) -> Result<Batch> + Send + Sync + 'static,
+    ) -> Self {
+        Self::new(move |batch: &Batch| function(batch, batch.rows()))
+    }
+
     /// Calls the function on batches of [`Map::batch_size`] rows. It may then give another number of rows than it got.
     pub fn batched(mut self) -> Self {
         self.batched = true;

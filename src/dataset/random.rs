@@ -52,6 +52,11 @@ impl NumpyGenerator {
         folded.rotate_right((self.state >> 122) as u32)
     }
 
+    /// A number from 0 up to, but not including, 1.
+    pub(crate) fn next_f64(&mut self) -> f64 {
+        (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
     fn next_u32(&mut self) -> u32 {
         if let Some(half) = self.half.take() {
             return half;

@@ -50,19 +50,36 @@ impl Map {
     /// # Ok::<(), cloze::Error>(())
     /// ```
     pub fn rows(function: impl Fn(&Row) -> Result<Row> + Send + Sync + 'static) -> Self {
+        Self::rows_with_indices(move |row, _| function(row))
+    }
+
+    /// As [`Map::rows`], with a function that is also given the number of the row in the dataset, counted from 0
+    /// (`with_indices=True` in Python).
+    ///
+    /// ```
+    /// use cloze::prelude::*;
+    /// let dataset = Dataset::builder().column("text", vec!["a", "b"]).build()?;
+    /// let numbered = dataset.map(Map::rows_with_indices(|_, index| Ok(Row::new().with("id", index as i64))))?;
+    /// assert_eq!(numbered.column::<i64>("id")?, [0, 1]);
+    /// # Ok::<(), cloze::Error>(())
+    /// ```
+    pub fn rows_with_indices(
+        function: impl Fn(&Row, usize) -> Result<Row> + Send + Sync + 'static,
+    ) -> Self {
         Self::new(RowFunction(function)).batched()
     }
 }
 
 struct RowFunction<F>(F);
 
-impl<F: Fn(&Row) -> Result<Row> + Send + Sync> BatchFunction for RowFunction<F> {
+impl<F: Fn(&Row, usize) -> Result<Row> + Send + Sync> BatchFunction for RowFunction<F> {
     fn call(&self, batch: &Batch) -> Result<Batch> {
         let columns = batch.to_record_batch()?;
         let rows = (0..batch.len())
             .map(|row| {
-                (self.0)(&Row::of_batch(&columns, row)).map_err(|error| Error::User {
-                    context: format!("row {}", batch.rows().start + row),
+                let index = batch.rows().start + row;
+                (self.0)(&Row::of_batch(&columns, row), index).map_err(|error| Error::User {
+                    context: format!("row {index}"),
                     source: Box::new(error),
                 })
             })

@@ -10,8 +10,6 @@ use std::path::Path;
 use arrow::array::RecordBatch;
 use arrow::error::ArrowError;
 use arrow::ipc::writer::StreamWriter;
-use arrow::json::WriterBuilder;
-use arrow::json::writer::LineDelimited;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::errors::ParquetError;
@@ -144,24 +142,9 @@ impl Dataset {
         }
     }
 
-    /// Writes one JSON object per row; nulls are written out.
+    /// Writes one JSON object per row; nulls are written out. The same as [`Dataset::to_json`].
     pub fn to_json_lines(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        self.write_file(path, |file| {
-            let mut writer = WriterBuilder::new()
-                .with_explicit_nulls(true)
-                .build::<_, LineDelimited>(file);
-            for range in self.chunks(ROWS) {
-                writer
-                    .write(&self.gather(range)?)
-                    .map_err(|error| failed(path, error))?;
-            }
-            writer.finish().map_err(|error| failed(path, error))?;
-            writer
-                .into_inner()
-                .flush()
-                .map_err(|error| Error::io("write", path, error))
-        })
+        self.to_json(path)
     }
 
     /// Writes a Parquet file, compressed with Snappy.
@@ -187,7 +170,7 @@ impl Dataset {
         })
     }
 
-    fn write_file(
+    pub(super) fn write_file(
         &self,
         path: &Path,
         write: impl FnOnce(BufWriter<File>) -> Result<()>,

@@ -62,6 +62,23 @@ impl Dataset {
 
     /// The rows for which `keep` is true, in their order. Rows are asked on all cores.
     pub fn filter(&self, keep: impl Fn(&Row) -> bool + Send + Sync) -> Result<Self> {
+        self.filter_with_indices(|row, _| keep(row))
+    }
+
+    /// As [`Dataset::filter`], with a condition that is also given the number of each row in this dataset, counted from 0
+    /// (`with_indices=True` in Python).
+    ///
+    /// ```
+    /// use cloze::prelude::*;
+    /// let dataset = Dataset::builder().column("n", vec![5, 6, 7, 8]).build()?;
+    /// let even = dataset.filter_with_indices(|_, index| index % 2 == 0)?;
+    /// assert_eq!(even.column::<i64>("n")?, [5, 7]);
+    /// # Ok::<(), cloze::Error>(())
+    /// ```
+    pub fn filter_with_indices(
+        &self,
+        keep: impl Fn(&Row, usize) -> bool + Send + Sync,
+    ) -> Result<Self> {
         let kept = self
             .chunks(1000)
             .collect::<Vec<_>>()
@@ -72,7 +89,7 @@ impl Dataset {
                 let batch = self.gather(range)?;
                 let rows = 0..batch.num_rows();
                 Ok(rows
-                    .filter(|&row| keep(&Row::of_batch(&batch, row)))
+                    .filter(|&row| keep(&Row::of_batch(&batch, row), start + row))
                     .map(|row| start + row)
                     .collect::<Vec<_>>())
             })

@@ -55,11 +55,15 @@ mod login;
 #[cfg(feature = "hub")]
 mod proxy;
 #[cfg(feature = "hub")]
+mod published;
+#[cfg(feature = "hub")]
 mod push;
 #[cfg(feature = "hub")]
 pub(crate) mod remote;
 #[cfg(feature = "hub")]
 pub(crate) mod snapshot;
+#[cfg(feature = "hub")]
+mod url;
 #[cfg(feature = "hub")]
 mod verbs;
 #[cfg(feature = "hub")]
@@ -85,6 +89,8 @@ pub use name::{Repo, RepoKind};
 pub use push::{PushOptions, Pushed};
 pub use settings::{Settings, cache_dir};
 pub use token::Token;
+#[cfg(feature = "hub")]
+pub use url::is_url;
 #[cfg(feature = "hub")]
 pub use verbs::{login, logout, notebook_login, push_folder, whoami};
 

@@ -96,6 +96,31 @@ fn push(client: &Client, name: &str, folder: &Path, options: &PushOptions) -> Re
     if client.settings().offline {
         return Err(offline("push"));
     }
+    let repo = make_repo(client, RepoKind::Model, name, options)?;
+    push_files(client, &repo, folder, &[], options)
+}
+
+/// The repository `name` of that kind, one's own if it names no owner; it is made unless it exists.
+pub(super) fn make_repo(client: &Client, kind: RepoKind, name: &str, options: &PushOptions) -> Result<Repo> {
+    let id = if name.contains('/') {
+        name.to_owned()
+    } else {
+        format!("{}/{name}", whoami(client)?.name)
+    };
+    let repo = Repo::parse(kind, &id)
+        .map_err(|reason| Error::argument("repo", format!("{id:?} {reason}")))?;
+    create_repo(client, &repo, options.private)?;
+    Ok(repo)
+}
+
+/// Pushes the files of `folder` and removes `deleted` in one commit.
+pub(super) fn push_files(
+    client: &Client,
+    repo: &Repo,
+    folder: &Path,
+    deleted: &[String],
+    options: &PushOptions,
+) -> Result<Pushed> {
     let files = files_of(folder, &options.ignore)?;
     if files.is_empty() {
         return Err(Error::argument(
@@ -103,14 +128,6 @@ fn push(client: &Client, name: &str, folder: &Path, options: &PushOptions) -> Re
             format!("{} holds no files to push", folder.display()),
         ));
     }
-    let id = if name.contains('/') {
-        name.to_owned()
-    } else {
-        format!("{}/{name}", whoami(client)?.name)
-    };
-    let repo = Repo::parse(RepoKind::Model, &id)
-        .map_err(|reason| Error::argument("repo", format!("{id:?} {reason}")))?;
-    create_repo(client, &repo, options.private)?;
     let references: Vec<&(PathBuf, String)> = files.iter().collect();
     let uploads = in_parallel(&references, |(local, path)| {
         Ok(Upload {
@@ -124,7 +141,7 @@ fn push(client: &Client, name: &str, folder: &Path, options: &PushOptions) -> Re
     loop {
         // Anew from the question what has changed: a commit whose answer was lost is found done, large files that
         // arrived are not sent again, and addresses that expired are replaced.
-        match push_once(client, &repo, &uploads, options) {
+        match push_once(client, repo, &uploads, deleted, options) {
             Ok(pushed) => return Ok(pushed),
             Err(failure) => pauses.after(failure)?,
         }
@@ -234,8 +251,20 @@ fn push_once(
     client: &Client,
     repo: &Repo,
     uploads: &[Upload],
+    deleted: &[String],
     options: &PushOptions,
 ) -> Result<Pushed, Failure> {
+    // An attempt whose answer was lost may have removed them.
+    let deleted: Vec<&String> = match deleted {
+        [] => Vec::new(),
+        deleted => {
+            let there = client.info(repo)?.files;
+            deleted
+                .iter()
+                .filter(|path| there.contains(*path))
+                .collect()
+        }
+    };
     let (mut large, mut regular, mut unchanged) = (Vec::new(), Vec::new(), 0);
     for chunk in uploads.chunks(256) {
         for (mode, upload) in modes(client, repo, chunk)?.into_iter().zip(chunk) {
@@ -259,15 +288,18 @@ fn push_once(
         }
     }
     let changed = large.len() + regular.len();
-    let commit = if changed == 0 {
+    let commit = if changed + deleted.len() == 0 {
         client.info(repo)?.commit
     } else {
         lfs::upload(client, repo, &large)?;
-        commit(client, repo, &large, &regular, options)?
+        commit(client, repo, &large, &regular, &deleted, options)?
     };
     Ok(Pushed {
         repo: repo.id().to_owned(),
-        url: client.url(repo.id()),
+        url: client.url(&match repo.kind() {
+            RepoKind::Model => repo.id().to_owned(),
+            RepoKind::Dataset => format!("datasets/{}", repo.id()),
+        }),
         commit,
         changed,
         unchanged,
@@ -311,6 +343,7 @@ fn commit(
     repo: &Repo,
     large: &[&Upload],
     regular: &[&Upload],
+    deleted: &[&String],
     options: &PushOptions,
 ) -> Result<String, Failure> {
     let name = repo.id().rsplit('/').next().unwrap_or_default();
@@ -332,6 +365,9 @@ fn commit(
         let FileDigest { sha256, size, .. } = &upload.digest;
         let value = json!({"path": upload.path, "algo": "sha256", "oid": sha256, "size": size});
         lines.push(json!({"key": "lfsFile", "value": value}));
+    }
+    for path in deleted {
+        lines.push(json!({"key": "deletedFile", "value": {"path": path}}));
     }
     let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
     let url = format!("{}/commit/{}", client.api(repo), encode(repo.revision()));

@@ -40,6 +40,18 @@ def main(task, *arguments):
         card = ModelCard.load(arguments[0])
         results = [(r.metric_type, r.metric_value) for r in card.data.eval_results or []]
         return {"data": card.data.to_dict(), "results": results}
+    if task == "dataset":
+        import datasets
+
+        datasets.disable_progress_bars()
+        loaded = datasets.load_dataset(*arguments)
+        train = loaded["train"]
+        card = datasets.load_dataset_builder(*arguments).info.splits
+        return {
+            "splits": {name: split.num_rows for name, split in loaded.items()},
+            "card": {name: split.num_examples for name, split in card.items()},
+            "first": train[0],
+        }
     if task == "logits":
         import torch
         from transformers import AutoModelForMaskedLM

@@ -54,7 +54,7 @@ fn the_task_of_a_child() {
             assert_eq!(numbers(&dict["test"]), [1000]);
         }
         "first" => {
-            let part = Loader::new("tester/data").part("train[:50]").unwrap();
+            let part = load_dataset_split("tester/data", "train[:50]").unwrap();
             assert_eq!(numbers(&part), (0..50).collect::<Vec<_>>());
         }
         "middle" => {
@@ -88,7 +88,7 @@ fn the_task_of_a_child() {
             assert_eq!(numbers(&part), (105..110).collect::<Vec<_>>());
         }
         "old name" => {
-            let eli5 = load_eli5_from("eli5", "train_asks[:2]").unwrap();
+            let eli5 = load_dataset_split("eli5", "train_asks[:2]").unwrap();
             assert_eq!(eli5.schema(), &cloze::dataset::eli5_schema());
             assert_eq!(eli5.origin(), Some("dany0407/eli5_category"));
             let blocks = eli5.flatten().unwrap().slice(0..1);
@@ -124,6 +124,41 @@ fn the_task_of_a_child() {
             );
             let flat = eli5.flatten().unwrap();
             assert!(flat.column_names().contains(&"answers_urls.url".to_owned()));
+        }
+        "pushed" => {
+            let dict = load_dataset("tester/words").unwrap();
+            assert_eq!(dict.names(), ["train", "test"]);
+            assert_eq!(numbers(&dict["train"]), (0..25).collect::<Vec<_>>());
+            assert_eq!(numbers(&dict["test"]), [100]);
+            let other = Loader::new("tester/words").config("en").load().unwrap();
+            assert_eq!(other.names(), ["train"]);
+            assert_eq!(other["train"].column_names(), ["text"]);
+        }
+        "addresses" => {
+            let at = |path: &str| {
+                let hub = std::env::var("HF_ENDPOINT").unwrap();
+                format!("{hub}/datasets/tester/own/resolve/main/{path}")
+            };
+            let dict = load_dataset(at("data/a.jsonl.gz?download=true")).unwrap();
+            assert_eq!(numbers(&dict["train"]), [1, 2]);
+            let dict = Loader::new("")
+                .data_files("train", [at("data/a.jsonl.gz"), at("data/b.jsonl")])
+                .data_files("test", [at("data/b.jsonl")])
+                .load()
+                .unwrap();
+            assert_eq!(numbers(&dict["train"]), [1, 2, 3]);
+            assert_eq!(numbers(&dict["test"]), [3]);
+            let part = load_dataset_split(at("data/b.jsonl"), "train[:1]").unwrap();
+            assert_eq!(numbers(&part), [3]);
+            let text = load_dataset(at("data/c.jsonl")).unwrap_err().to_string();
+            assert!(text.contains("data/c.jsonl"), "{text}");
+        }
+        "address" => {
+            let hub = std::env::var("HF_ENDPOINT").unwrap();
+            let dict = load_dataset(format!(
+                "{hub}/datasets/tester/own/resolve/main/data/b.jsonl"
+            ));
+            println!("numbers {:?}", numbers(&dict.unwrap()["train"]));
         }
         _ => panic!("no such task: {task}"),
     }
@@ -416,4 +451,167 @@ fn the_sample_needs_no_network_and_says_when_it_is_too_small() {
         "{text}"
     );
     assert!(bench.server.take_log().is_empty());
+}
+
+fn dataset(range: std::ops::Range<i64>) -> Dataset {
+    let numbers: Vec<i64> = range.collect();
+    Dataset::builder().column("n", numbers).build().unwrap()
+}
+
+/// The paths of a dataset on the stand-in.
+fn paths(bench: &Bench, id: &str) -> Vec<String> {
+    let state = bench.server.state();
+    let repo = &state.repos[&("datasets".to_owned(), id.to_owned())];
+    repo.files("main").unwrap().keys().cloned().collect()
+}
+
+#[test]
+fn pushed_datasets_are_loaded_with_their_splits_and_configurations() {
+    let bench = Bench::new();
+    let hub = bench.with_token();
+    let pushed = dataset(0..100)
+        .push_to(&hub, "words", &PushDataset::new().num_shards(3))
+        .unwrap();
+    assert_eq!(pushed.repo, "tester/words");
+    assert!(
+        pushed.url.ends_with("/datasets/tester/words"),
+        "{}",
+        pushed.url
+    );
+    assert_eq!(pushed.changed, 4);
+    let shards = |count: usize| -> Vec<String> {
+        (0..count)
+            .map(|i| format!("data/train-{i:05}-of-{count:05}.parquet"))
+            .collect()
+    };
+    assert_eq!(paths(&bench, "tester/words")[2..], shards(3));
+
+    // What the split had before goes, other splits and configurations stay.
+    let options = PushDataset::new().max_shard_size(120);
+    dataset(0..25)
+        .push_to(&hub, "tester/words", &options)
+        .unwrap();
+    dataset(100..101)
+        .push_to(&hub, "tester/words", &PushDataset::new().split("test"))
+        .unwrap();
+    let texts = Dataset::builder()
+        .column("text", vec!["a", "b"])
+        .build()
+        .unwrap();
+    texts
+        .push_to(&hub, "tester/words", &PushDataset::new().config_name("en"))
+        .unwrap();
+    let expected = [
+        vec![
+            ".gitattributes".to_owned(),
+            "README.md".to_owned(),
+            "data/test-00000-of-00001.parquet".to_owned(),
+        ],
+        shards(2),
+        vec!["en/train-00000-of-00001.parquet".to_owned()],
+    ];
+    assert_eq!(paths(&bench, "tester/words"), expected.concat());
+    in_a_process(&bench, "pushed", &[]);
+    let card = bench
+        .server
+        .state()
+        .file("datasets", "tester/words", "README.md")
+        .unwrap();
+    let card = String::from_utf8(card.to_vec()).unwrap();
+    assert!(
+        card.contains("  - name: train\n    num_bytes: 200\n    num_examples: 25\n"),
+        "{card}"
+    );
+    assert!(
+        card.contains("  - name: test\n    num_bytes: 8\n    num_examples: 1\n"),
+        "{card}"
+    );
+
+    // Nothing has changed: no commit.
+    let again = texts
+        .push_to(&hub, "tester/words", &PushDataset::new().config_name("en"))
+        .unwrap();
+    assert_eq!((again.changed, again.unchanged), (0, 2));
+    // All splits at once replace what the configuration had.
+    let dict = DatasetDict::from_iter([("validation", dataset(0..3))]);
+    dict.push_to(&hub, "tester/words", &PushDataset::new())
+        .unwrap();
+    assert_eq!(
+        paths(&bench, "tester/words")[2..],
+        [
+            "data/validation-00000-of-00001.parquet",
+            "en/train-00000-of-00001.parquet"
+        ]
+    );
+}
+
+#[test]
+fn what_can_not_be_pushed_is_refused_before_anything_is_sent() {
+    let bench = Bench::new();
+    let hub = bench.with_token();
+    let refused = |dict: &DatasetDict, options: PushDataset, told: &str| {
+        let error = dict
+            .push_to(&hub, "tester/no", &options)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(told), "{error}");
+    };
+    let mixed = DatasetDict::from_iter([
+        ("train", dataset(0..2)),
+        ("test", dataset(0..2).rename_column("n", "m").unwrap()),
+    ]);
+    refused(&mixed, PushDataset::new(), "different columns");
+    let dict = DatasetDict::from_iter([("train", dataset(0..2))]);
+    refused(
+        &dict,
+        PushDataset::new().config_name("data"),
+        "configuration",
+    );
+    refused(
+        &dict,
+        PushDataset::new().num_shards(1).max_shard_size(9),
+        "not both",
+    );
+    refused(&dict, PushDataset::new().split("x"), "names already");
+    refused(&DatasetDict::new(), PushDataset::new(), "no split");
+    let odd = DatasetDict::from_iter([("a-b", dataset(0..2))]);
+    refused(&odd, PushDataset::new(), "\"a-b\"");
+    assert!(bench.server.take_log().is_empty());
+    assert!(
+        dataset(0..1)
+            .push_to(&bench.hub(), "tester/no", &PushDataset::new())
+            .is_err()
+    );
+}
+
+#[test]
+fn files_are_loaded_by_their_addresses_and_fetched_again_only_when_they_changed() {
+    let bench = Bench::new();
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut packed, &lines(1..3)).unwrap();
+    let files = vec![
+        ("data/a.jsonl.gz", packed.finish().unwrap()),
+        ("data/b.jsonl", lines(3..4)),
+    ];
+    commit_to(&bench, "tester/own", "main", files);
+    in_a_process(&bench, "addresses", &[]);
+    bench.server.take_log();
+    let address = |variables: &[(&str, &str)]| in_a_process(&bench, "address", variables);
+    assert!(address(&[]).contains("numbers [3]"));
+    let methods: Vec<String> = bench
+        .server
+        .take_log()
+        .into_iter()
+        .map(|r| r.method)
+        .collect();
+    assert_eq!(methods, ["HEAD"]);
+    assert!(address(&[("HF_HUB_OFFLINE", "1")]).contains("numbers [3]"));
+    assert!(bench.server.take_log().is_empty());
+    commit_to(
+        &bench,
+        "tester/own",
+        "main",
+        vec![("data/b.jsonl", lines(7..9))],
+    );
+    assert!(address(&[]).contains("numbers [7, 8]"));
 }

@@ -296,3 +296,69 @@ fn how_fast_a_large_file_travels() {
         );
     }
 }
+
+#[test]
+fn python_loads_the_datasets_that_are_pushed() {
+    let Some(python) = python() else { return };
+    let has_datasets = Command::new(&python)
+        .args(["-c", "import datasets"])
+        .output();
+    if !has_datasets.is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIPPED: this Python has no library datasets");
+        return;
+    }
+    use cloze::prelude::{Dataset, DatasetDict, PushDataset, Row};
+    let bench = Bench::new();
+    let row = |n: i64| {
+        let answers = Row::new()
+            .with("text", vec!["a", "b"])
+            .with("score", vec![n, 2]);
+        Row::new()
+            .with("n", n)
+            .with("t", format!("text {n}"))
+            .with("answers", answers)
+            .with("x", 0.5)
+    };
+    let rows = |from, to| Dataset::from_rows((from..to).map(row)).unwrap();
+    let dict = DatasetDict::from_iter([("train", rows(0, 10)), ("test", rows(10, 12))]);
+    dict.push_to(
+        &bench.with_token(),
+        "tester/rows",
+        &PushDataset::new().num_shards(2),
+    )
+    .unwrap();
+    let more = PushDataset::new().split("validation");
+    rows(20, 23)
+        .push_to(&bench.with_token(), "tester/rows", &more)
+        .unwrap();
+    let other = Dataset::builder()
+        .column("only", vec![1i64])
+        .build()
+        .unwrap();
+    other
+        .push_to(
+            &bench.with_token(),
+            "tester/rows",
+            &PushDataset::new().config_name("other"),
+        )
+        .unwrap();
+
+    let loaded = run(&python, &bench, &[], &["dataset", "tester/rows"]).unwrap();
+    let splits = loaded["splits"].as_object().unwrap();
+    let lengths: Vec<(&String, u64)> = splits
+        .iter()
+        .map(|(name, n)| (name, n.as_u64().unwrap()))
+        .collect();
+    let expected = [("train", 10), ("test", 2), ("validation", 3)];
+    assert_eq!(lengths.len(), 3);
+    for (name, rows) in expected {
+        assert_eq!(loaded["splits"][name], rows, "{loaded}");
+        assert_eq!(loaded["card"][name], rows, "{loaded}");
+    }
+    assert_eq!(
+        loaded["first"],
+        serde_json::json!({"n": 0, "t": "text 0", "answers": {"text": ["a", "b"], "score": [0, 2]}, "x": 0.5})
+    );
+    let other = run(&python, &bench, &[], &["dataset", "tester/rows", "other"]).unwrap();
+    assert_eq!(other["first"], serde_json::json!({"only": 1}));
+}

@@ -120,6 +120,18 @@ fn data_files(node: &Node) -> Result<Vec<(String, Vec<String>)>, String> {
     Ok(splits)
 }
 
+/// The header of a card, without its lines of dashes, and what follows; a card without one is all the latter.
+#[cfg(feature = "hub")]
+pub(crate) fn split(text: &str) -> (&str, &str) {
+    let Some(header) = header(text) else {
+        return ("", text);
+    };
+    let end = header.as_ptr() as usize - text.as_ptr() as usize + header.len();
+    let rest = &text[end..];
+    let line = rest.find('\n').map_or(rest.len(), |at| at + 1);
+    (header, &rest[line..])
+}
+
 /// The YAML between two lines of three dashes at the beginning.
 fn header(text: &str) -> Option<&str> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text).trim_start();
@@ -137,7 +149,7 @@ fn header(text: &str) -> Option<&str> {
 
 /// A part of a YAML document; numbers and truth values as they are written.
 #[derive(Clone, Debug, PartialEq)]
-enum Node {
+pub(crate) enum Node {
     Null,
     Text(String),
     List(Vec<Node>),
@@ -171,7 +183,7 @@ struct Open {
     items: Vec<Node>,
 }
 
-fn parse(yaml: &str) -> Result<Node, String> {
+pub(crate) fn parse(yaml: &str) -> Result<Node, String> {
     if yaml.len() > MOST_BYTES {
         return Err("its header is too long".to_owned());
     }

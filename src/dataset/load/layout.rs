@@ -6,7 +6,7 @@ use glob::{MatchOptions, Pattern};
 
 use super::card::{self, Argument, CardConfig};
 use super::source::COMPRESSED;
-use super::{FileFormat, Options};
+use super::{FileFormat, Options, SampleBy};
 use crate::{Error, Result};
 
 /// What was asked for beside the name.
@@ -219,6 +219,13 @@ fn options(config: &CardConfig) -> Result<Options> {
             }
             ("names" | "column_names", Argument::Several(names)) => {
                 options.column_names = Some(names.clone());
+            }
+            ("sample_by", Argument::One(kind)) => {
+                options.sample_by = match kind.as_str() {
+                    "paragraph" => SampleBy::Paragraph,
+                    "document" => SampleBy::Document,
+                    _ => SampleBy::Line,
+                };
             }
             ("encoding", Argument::One(label)) => options.set_encoding(label)?,
             ("field", Argument::One(field)) => options.field = Some(field.clone()),

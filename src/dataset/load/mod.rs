@@ -1,7 +1,7 @@
 //! Loading datasets from files.
 
 mod arrow;
-mod card;
+pub(super) mod card;
 mod chunks;
 mod csv;
 mod document;
@@ -22,6 +22,7 @@ mod text;
 pub(crate) use layout::Selection;
 #[cfg(feature = "hub")]
 pub(crate) use layout::{Layout, default_config, plan};
+pub use options::SampleBy;
 pub(crate) use options::Options;
 #[cfg(feature = "hub")]
 pub(super) use remote::on_hub;
@@ -64,7 +65,7 @@ pub enum FileFormat {
 
 /// Loads a dataset with all its splits: see [`Loader`], whose defaults this uses.
 ///
-/// `path_or_name` is a file, a folder, a pattern such as `data/*.jsonl`, a name that starts with `bundled:`, or
+/// `path_or_name` is a file, its address (`https://...`; it is fetched once, and again when the server has another), a folder, a pattern such as `data/*.jsonl`, a name that starts with `bundled:`, or
 /// `owner/name` on the Hub, whose files are downloaded unless the cache has them. Of a dataset on the Hub its Parquet
 /// form is taken, or else its own files; [`Loader::config`] chooses a configuration, [`Loader::part`] a part of it.
 ///
@@ -102,6 +103,7 @@ pub struct Loader {
     delimiter: Option<char>,
     column_names: Option<Vec<String>>,
     encoding: Option<String>,
+    sample_by: Option<SampleBy>,
     cache: Cache,
     memory_limit: usize,
 }
@@ -116,6 +118,7 @@ impl Loader {
             delimiter: None,
             column_names: None,
             encoding: None,
+            sample_by: None,
             cache: Cache::default(),
             memory_limit: MEMORY_LIMIT,
         }
@@ -176,6 +179,12 @@ impl Loader {
         self
     }
 
+    /// What a row of a text file is (default: [`SampleBy::Line`]).
+    pub fn sample_by(mut self, sample_by: SampleBy) -> Self {
+        self.sample_by = Some(sample_by);
+        self
+    }
+
     /// The files' format, where their names don't tell.
     pub fn format(mut self, format: FileFormat) -> Self {
         self.request.format = Some(format);
@@ -219,6 +228,10 @@ impl Loader {
     /// Nothing found under the name; a malformed file, with its line where there is one; files whose columns don't
     /// agree; no rows at all.
     pub fn load(&self) -> Result<DatasetDict> {
+        #[cfg(feature = "hub")]
+        if let Some(fetched) = self.with_fetched_files()? {
+            return fetched.load();
+        }
         if let Some(found) = files::named(&self.name, &self.request) {
             return self.load_files(&found?);
         }
@@ -255,6 +268,7 @@ impl Loader {
         if let Some(encoding) = &self.encoding {
             options.set_encoding(encoding)?;
         }
+        options.sample_by = self.sample_by.unwrap_or(options.sample_by);
         options.field = self.field.clone().or(options.field);
         options.column_names = self.column_names.clone().or(options.column_names);
         Ok(options)

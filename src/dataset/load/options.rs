@@ -5,6 +5,19 @@ use encoding_rs::Encoding;
 use super::source;
 use crate::{Error, Result};
 
+/// What a row of a text file is. Mirrors `sample_by` of `datasets`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SampleBy {
+    /// A line, without its end.
+    #[default]
+    Line,
+    /// What stands between empty lines; line ends in it stay.
+    Paragraph,
+    /// All of a file.
+    Document,
+}
+
 /// Options of reading, each for the formats that it makes sense for.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
@@ -14,6 +27,8 @@ pub(crate) struct Options {
     pub(crate) delimiter: Option<u8>,
     /// The names of the columns of CSV files that have no header.
     pub(crate) column_names: Option<Vec<String>>,
+    /// What a row of a text file is.
+    pub(crate) sample_by: SampleBy,
     /// The encoding of text, where it is not UTF-8.
     pub(crate) encoding: Option<&'static Encoding>,
 }

@@ -7,7 +7,7 @@ use super::{FileFormat, Loader, Selection, files};
 use crate::dataset::concatenate::concatenate;
 use crate::dataset::split::{self, Term};
 use crate::dataset::{Dataset, DatasetDict};
-use crate::hub;
+use crate::hub::{self, Hub};
 use crate::{Error, Result};
 
 /// The dataset on the Hub that `name` means, if it means one: no pattern, nothing bundled, no file and no folder.
@@ -24,6 +24,27 @@ pub(in crate::dataset) fn on_hub(name: &str, request: &Selection) -> Result<Opti
 }
 
 impl Loader {
+    /// This loader with the addresses among its files fetched; `None` where there are none.
+    pub(super) fn with_fetched_files(&self) -> Result<Option<Self>> {
+        let files = self.request.data_files.iter().flat_map(|(_, files)| files);
+        if !files.chain([&self.name]).any(|name| hub::is_url(name)) {
+            return Ok(None);
+        }
+        let client = Hub::from_env()?;
+        let local = |name: &mut String| -> Result<()> {
+            if hub::is_url(name) {
+                *name = client.fetch(name)?.to_string_lossy().into_owned();
+            }
+            Ok(())
+        };
+        let mut fetched = self.clone();
+        local(&mut fetched.name)?;
+        for (_, files) in &mut fetched.request.data_files {
+            files.iter_mut().try_for_each(local)?;
+        }
+        Ok(Some(fetched))
+    }
+
     /// Loads the part `split` (`train[:10%]`; see [`DatasetDict::split`]) alone. Of a dataset on the Hub only the files
     /// with its rows are downloaded, as far as they can be told: those of the splits that it names, and of Parquet files,
     /// or of a slice that counts rows from the beginning, only those that the slice reaches into.

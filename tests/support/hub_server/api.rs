@@ -232,6 +232,7 @@ fn commit(
     let text = std::str::from_utf8(&ask.body).unwrap();
     let mut contents = BTreeMap::new();
     let mut message = String::new();
+    let mut deleted = Vec::new();
     for line in text.lines() {
         let json: Value = serde_json::from_str(line).unwrap();
         let value = &json["value"];
@@ -255,10 +256,17 @@ fn commit(
                     Content::Large(oid),
                 );
             }
+            "deletedFile" => deleted.push(value["path"].as_str().unwrap().to_owned()),
             other => return error(400, "", &format!("unknown operation {other}")),
         }
     }
-    let commit = state.commit_contents(kind, id, revision, contents, &message);
+    let there = state.repos[&(kind.to_owned(), id.to_owned())]
+        .files(revision)
+        .unwrap();
+    if let Some(path) = deleted.iter().find(|path| !there.contains_key(*path)) {
+        return error(400, "", &format!("a deleted file does not exist: {path}"));
+    }
+    let commit = state.commit_contents(kind, id, revision, contents, &deleted, &message);
     json_answer(&json!({
         "success": true, "commitOid": commit, "commitUrl": format!("http://{}/{id}/commit/{commit}", shared.hub),
         "hookOutput": "",

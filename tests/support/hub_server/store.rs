@@ -62,7 +62,7 @@ impl State {
             };
             contents.insert(path, content);
         }
-        self.commit_contents(kind, id, branch, contents, "by hand")
+        self.commit_contents(kind, id, branch, contents, &[], "by hand")
     }
 
     pub fn commit_contents(
@@ -71,6 +71,7 @@ impl State {
         id: &str,
         branch: &str,
         contents: BTreeMap<String, Content>,
+        deleted: &[String],
         message: &str,
     ) -> String {
         self.commits += 1;
@@ -83,6 +84,7 @@ impl State {
             .entry((kind.to_owned(), id.to_owned()))
             .or_default();
         let mut files = repo.files(branch).cloned().unwrap_or_default();
+        files.retain(|path, _| !deleted.contains(path));
         files.extend(contents);
         repo.commits.insert(commit.clone(), files);
         repo.refs.insert(branch.to_owned(), commit.clone());
