@@ -1,14 +1,15 @@
 //! Whatever stands in a file, reading it ends in data or in an error: no panic, no hang, no memory beyond reason.
 //!
 //! Every file of `tests/corpus` is read, and so are some thousand damaged copies of each, which are the same in every run.
-//! `tests/README.md` says how to let this run for longer, with other damage.
+//! The corpus holds a sound file of each kind, and what fuzzers have found. `tests/README.md` says how to let this run for
+//! longer, with other damage, and how to let the fuzzers run.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cloze::dataset::{Dataset, DatasetDict, FileFormat, Loader};
-use cloze::model::{Config, MaskedLm};
+#[path = "support/untrusted.rs"]
+mod untrusted;
 
 /// Numbers that files are damaged by.
 struct Random(u64);
@@ -62,15 +63,18 @@ fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
     }
 }
 
-/// Reads the files of a part of the corpus, as they are and damaged.
-fn replay(part: &str, read: impl Fn(&Path, &[u8])) {
-    let seconds = std::env::var("CLOZE_FUZZ_SECONDS")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let seed = std::env::var("CLOZE_FUZZ_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let until = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+fn from_environment<T: std::str::FromStr>(name: &str) -> Option<T> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Reads the files of a part of the corpus as they are, and `copies` damaged copies of each.
+fn replay(part: &str, copies: usize) {
+    let (_, read) = untrusted::READERS
+        .iter()
+        .find(|(name, _)| *name == part)
+        .expect("a kind of files");
+    let until = from_environment("CLOZE_FUZZ_SECONDS")
+        .map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/corpus")
         .join(part);
@@ -81,13 +85,13 @@ fn replay(part: &str, read: impl Fn(&Path, &[u8])) {
     files.sort();
     assert!(!files.is_empty());
     let folder = tempfile::tempdir().unwrap();
-    let mut random = Random(seed.unwrap_or(7));
+    let mut random = Random(from_environment("CLOZE_FUZZ_SEED").unwrap_or(7));
     let mut executions = 0u64;
     let mut round = 0;
     loop {
         for file in &files {
             let whole = std::fs::read(file).unwrap();
-            for copy in 0..if round == 0 { 200 } else { 1000 } {
+            for copy in 0..1 + copies {
                 let mut bytes = whole.clone();
                 if copy + round > 0 {
                     damage(&mut bytes, &mut random);
@@ -100,7 +104,7 @@ fn replay(part: &str, read: impl Fn(&Path, &[u8])) {
                     let kept = std::env::temp_dir().join(format!("cloze-damaged-{part}"));
                     std::fs::write(&kept, &bytes).unwrap();
                     panic!(
-                        "a damaged copy of {} panicked or took {took:?}; it is kept as {}",
+                        "{} or a damaged copy of it panicked or took {took:?}; it is kept as {}",
                         file.display(),
                         kept.display()
                     );
@@ -115,131 +119,36 @@ fn replay(part: &str, read: impl Fn(&Path, &[u8])) {
     }
 }
 
-/// What is loaded is also looked at and written, as people do it.
-fn load(folder: &Path, name: &str, bytes: &[u8], format: FileFormat) {
-    let path = folder.join(name);
-    std::fs::write(&path, bytes).unwrap();
-    let loaded = Loader::new(path.to_str().unwrap())
-        .cache(false)
-        .format(format)
-        .load();
-    let Ok(dict) = loaded else {
-        return;
-    };
-    let dataset = &dict["train"];
-    assert!(dataset.len() < 50_000_000);
-    let _ = dataset.row(0).map(|row| row.to_string());
-    let _ = dataset.shuffle(1);
-    if dataset.len() < 10_000 {
-        let _ = dataset.to_parquet(folder.join("out.parquet"));
-        let _ = dataset.to_json_lines(folder.join("out.jsonl"));
-    }
-}
+/// A test for each kind of files: how many damaged copies it reads of each file.
+macro_rules! replays {
+    ($($part:ident: $copies:literal,)*) => {
+        $(#[test]
+        fn $part() {
+            replay(stringify!($part), $copies);
+        })*
 
-#[test]
-fn json() {
-    replay("json", |folder, bytes| {
-        load(folder, "a.json", bytes, FileFormat::Json)
-    });
-}
-
-#[test]
-fn csv() {
-    replay("csv", |folder, bytes| {
-        load(folder, "a.csv", bytes, FileFormat::Csv)
-    });
-}
-
-#[test]
-fn text() {
-    replay("text", |folder, bytes| {
-        load(folder, "a.txt", bytes, FileFormat::Text)
-    });
-}
-
-#[test]
-fn arrow() {
-    replay("arrow", |folder, bytes| {
-        load(folder, "a.arrow", bytes, FileFormat::Arrow)
-    });
-}
-
-/// Parquet files are made here: they change with the library that writes them.
-#[test]
-fn parquet() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("whole.parquet");
-    let dataset = Dataset::builder()
-        .column("t", vec![Some("a"), None, Some("a longer text")])
-        .column("n", vec![vec![1i64, 2], vec![], vec![3]])
-        .build()
-        .unwrap();
-    dataset.to_parquet(&path).unwrap();
-    let whole = std::fs::read(path).unwrap();
-    let mut random = Random(11);
-    for _ in 0..1000 {
-        let mut bytes = whole.clone();
-        damage(&mut bytes, &mut random);
-        load(folder.path(), "a.parquet", &bytes, FileFormat::Parquet);
-    }
-}
-
-#[test]
-fn splits() {
-    let dataset = Dataset::builder()
-        .column("n", (0..10i64).collect::<Vec<_>>())
-        .build()
-        .unwrap();
-    let dict = DatasetDict::from_iter([("train", dataset.clone()), ("test", dataset)]);
-    replay("split", |_, bytes| {
-        let _ = dict.split(String::from_utf8_lossy(bytes).as_ref());
-    });
-}
-
-#[test]
-fn cards() {
-    replay("card", |folder, bytes| {
-        std::fs::write(folder.join("a.csv"), "x;y\n1;2\n").unwrap();
-        std::fs::write(folder.join("b.csv"), "x;y\n1;2\n").unwrap();
-        std::fs::write(folder.join("README.md"), bytes).unwrap();
-        let _ = Loader::new(folder.to_str().unwrap()).cache(false).load();
-    });
-}
-
-fn open_model(folder: &Path) {
-    let config = Config::new("roberta")
-        .set("vocab_size", 8)
-        .set("hidden_size", 4)
-        .set("num_hidden_layers", 1)
-        .set("num_attention_heads", 1)
-        .set("intermediate_size", 4)
-        .set("max_position_embeddings", 8);
-    std::fs::write(folder.join("config.json"), config.to_json().unwrap()).unwrap();
-    let _ = MaskedLm::from_pretrained(folder.to_str().unwrap());
-}
-
-#[test]
-fn weights() {
-    replay("weights", |folder, bytes| {
-        let names = ["model.safetensors", "pytorch_model.bin"];
-        // What begins with the length of a header is a safetensors file; the rest are pickles.
-        let is_pickle = bytes.starts_with(b"PK") || bytes.starts_with(b"\x80");
-        for (name, is_it) in names.into_iter().zip([!is_pickle, is_pickle]) {
-            let path = folder.join(name);
-            match is_it {
-                true => std::fs::write(path, bytes).unwrap(),
-                false => drop(std::fs::remove_file(path)),
-            }
+        #[test]
+        fn every_kind_has_its_test() {
+            let tested = [$(stringify!($part)),*];
+            let known: Vec<&str> = untrusted::READERS.iter().map(|(name, _)| *name).collect();
+            assert_eq!(tested[..], known[..]);
         }
-        open_model(folder);
-    });
+    };
 }
 
-#[test]
-fn weight_indexes() {
-    replay("index", |folder, bytes| {
-        std::fs::write(folder.join("model.safetensors.index.json"), bytes).unwrap();
-        std::fs::write(folder.join("model-00001-of-00001.safetensors"), b"x").unwrap();
-        open_model(folder);
-    });
+replays! {
+    arrow: 200,
+    card: 200,
+    config: 200,
+    csv: 100,
+    index: 200,
+    json: 100,
+    legacy_tokenizer: 20,
+    parquet: 200,
+    pickle: 100,
+    safetensors: 100,
+    split: 1000,
+    text: 200,
+    tokenizer: 50,
+    trainer_state: 20,
 }
