@@ -1,9 +1,9 @@
 //! Keys that nothing reads and that look like a misspelling of one that counts.
 
-/// The one of `known` that `key` looks like, if it looks like one: a few letters added, dropped, changed or swapped, or the
+/// Returns the one of `known` that `key` looks like, if it looks like one: a few letters added, dropped, changed or swapped, or the
 /// same words in another order. Case, `-` and missing underscores count as nothing.
 pub(crate) fn meant<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let most = 1 + key.len() / 8;
+    let most = (1 + key.len() / 8).min(2);
     known
         .map(|known| (distance(key, known), known))
         .filter(|(distance, _)| *distance <= most)
@@ -11,7 +11,7 @@ pub(crate) fn meant<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Opti
         .map(|(_, known)| known)
 }
 
-/// How many letters must be added, dropped, changed or swapped with a neighbour.
+/// Counts how many letters must be added, dropped, changed or swapped with a neighbour.
 fn distance(left: &str, right: &str) -> usize {
     let words = |text: &str| {
         let mut words: Vec<String> = text

@@ -17,7 +17,7 @@ use super::table::Dataset;
 use crate::{Error, Result};
 
 impl Dataset {
-    /// The dataset with the column `name` in another type: `dataset.cast_column("label", "int32")?`. Mirrors
+    /// Casts the column `name` to another type: `dataset.cast_column("label", "int32")?`. Mirrors
     /// `datasets.Dataset.cast_column`.
     ///
     /// ```
@@ -36,7 +36,7 @@ impl Dataset {
         self.cast_columns(vec![(name.to_owned(), to.into())])
     }
 
-    /// The dataset with all columns in the types that are given for them: `dataset.cast([("id", "int32"), ("text",
+    /// Casts all columns to the types that are given for them: `dataset.cast([("id", "int32"), ("text",
     /// "string")])?`. Mirrors `datasets.Dataset.cast`, which wants them all named, too.
     ///
     /// # Errors
@@ -94,6 +94,7 @@ impl Dataset {
         let map = Map::new(work)
             .batched()
             .description("Casting")
+            .cache(false)
             .fingerprint(format!("cast\0{}", named.join("\0")));
         self.map(map).map_err(|error| match error {
             // The row says more than the rows that were cast together.
@@ -106,7 +107,7 @@ impl Dataset {
     }
 }
 
-/// Whether records have the same fields on both sides.
+/// Returns whether records have the same fields on both sides.
 fn same_fields(from: &DataType, to: &DataType) -> bool {
     match (from, to) {
         (DataType::List(from), DataType::List(to)) => same_fields(from.data_type(), to.data_type()),
@@ -155,7 +156,7 @@ fn convert(name: &str, column: &ArrayRef, to: &DataType, start: usize) -> Result
     })
 }
 
-/// A cast of single values after which none has changed.
+/// Casts single values; one that would change is an error.
 fn exact(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowError> {
     let from = array.data_type();
     match to {
@@ -201,6 +202,13 @@ fn exact(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowError> {
             let texts: StringArray = values.iter().map(|value| value.map(text)).collect();
             return Ok(Arc::new(texts));
         }
+        to if to.is_numeric() && *from == DataType::Utf8 => {
+            let mut values = array.as_string::<i32>().iter().flatten();
+            if let Some(value) = values.find(|value| value.trim() != *value) {
+                let message = format!("{value:?} begins or ends with white space");
+                return Err(ArrowError::CastError(message));
+            }
+        }
         DataType::Boolean if *from == DataType::Utf8 => {
             let truth = |text: &str| match text {
                 "1" => Ok(true),
@@ -220,7 +228,7 @@ fn exact(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowError> {
     strict_cast(array, to)
 }
 
-/// A number as pyarrow writes it: `scientific` is its shortest form with an exponent.
+/// Writes a number as pyarrow does: `scientific` is its shortest form with an exponent.
 fn float_text(scientific: &str, value: f64) -> String {
     if !value.is_finite() {
         return match value {

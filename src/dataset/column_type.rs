@@ -37,7 +37,7 @@ impl From<String> for ColumnType {
 }
 
 impl ColumnType {
-    /// The type in the form that columns are kept in.
+    /// Returns the type in the form that columns are kept in.
     pub(crate) fn resolve(&self) -> Result<DataType> {
         match &self.0 {
             Given::Type(data_type) => Ok(plain(data_type)),
@@ -124,7 +124,7 @@ fn parse(name: &str, depth: usize) -> Option<DataType> {
     })
 }
 
-/// The parts between the commas that are in no brackets.
+/// Splits at the commas that are in no brackets.
 fn at_commas(text: &str) -> Vec<&str> {
     let (mut parts, mut from, mut depth) = (Vec::new(), 0, 0);
     for (at, c) in text.char_indices() {

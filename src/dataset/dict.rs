@@ -180,7 +180,16 @@ impl DatasetDict {
 impl Index<&str> for DatasetDict {
     type Output = Dataset;
 
-    /// The dataset `name`.
+    /// Returns the dataset `name`. It is cheap to clone where more than a look at it is wanted:
+    ///
+    /// ```
+    /// use cloze::prelude::*;
+    /// let numbers = Dataset::builder().column("n", vec![1, 2]).build()?;
+    /// let dict = DatasetDict::from_iter([("train", numbers)]);
+    /// let train = dict["train"].clone();
+    /// assert_eq!(train.len(), 2);
+    /// # Ok::<(), cloze::Error>(())
+    /// ```
     ///
     /// # Panics
     /// If there is none of that name; [`DatasetDict::get`] gives an error instead.

@@ -44,20 +44,20 @@ impl Interleave {
         self
     }
 
-    /// What the draws are determined by: the order is that of `datasets` with the same seed. Without one every call draws
+    /// Sets what the draws are determined by: the order is that of `datasets` with the same seed. Without one every call draws
     /// anew.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
     }
 
-    /// When it ends (default: [`StoppingStrategy::FirstExhausted`]).
+    /// Sets when it ends (default: [`StoppingStrategy::FirstExhausted`]).
     pub fn stopping_strategy(mut self, strategy: StoppingStrategy) -> Self {
         self.stopping = strategy;
         self
     }
 
-    /// The dataset. Columns are brought together as [`concatenate`] does.
+    /// Builds the dataset. Columns are brought together as [`concatenate`] does.
     ///
     /// # Errors
     /// No dataset; columns that don't fit together; probabilities that are not one for each dataset or don't sum to 1; a
@@ -85,7 +85,7 @@ impl Interleave {
     }
 }
 
-/// The rows of all `datasets` in turn, a row of each, until one of them is through; see [`Interleave`] for other ways.
+/// Takes the rows of all `datasets` in turn, a row of each, until one of them is through; see [`Interleave`] for other ways.
 ///
 /// ```
 /// use cloze::prelude::*;
@@ -107,7 +107,7 @@ pub fn interleave(datasets: &[Dataset]) -> Result<Dataset> {
     Interleave::new(datasets.iter().cloned()).build()
 }
 
-/// Dataset and row, as they come in turn.
+/// Returns dataset and row, as they come in turn.
 fn in_turn(lengths: &[usize], stopping: StoppingStrategy) -> Vec<(usize, usize)> {
     let rounds = match stopping {
         StoppingStrategy::FirstExhausted => lengths.iter().min(),
@@ -127,6 +127,7 @@ fn in_turn(lengths: &[usize], stopping: StoppingStrategy) -> Vec<(usize, usize)>
     order
 }
 
+/// Checks that each dataset has a probability, that these make sense and that the end can be reached.
 fn check(probabilities: &[f64], lengths: &[usize], stopping: StoppingStrategy) -> Result<()> {
     let refuse = |message: String| Err(Error::argument("probabilities", message));
     if probabilities.len() != lengths.len() {
@@ -157,7 +158,7 @@ fn check(probabilities: &[f64], lengths: &[usize], stopping: StoppingStrategy) -
     Ok(())
 }
 
-/// Dataset and row, as they are drawn.
+/// Draws dataset and row.
 fn drawn(
     lengths: &[usize],
     probabilities: &[f64],

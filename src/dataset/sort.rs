@@ -39,18 +39,18 @@ impl Sort {
         }
     }
 
-    /// Whether larger values come first (default: no), in all columns.
+    /// Sets whether larger values come first (default: no), in all columns.
     pub fn reverse(self, reverse: bool) -> Self {
         self.reverse_each([reverse])
     }
 
-    /// Whether larger values come first, for each column.
+    /// Sets for each column whether larger values come first.
     pub fn reverse_each(mut self, reverse: impl IntoIterator<Item = bool>) -> Self {
         self.reverse = reverse.into_iter().collect();
         self
     }
 
-    /// Where rows without a value go (default: the end).
+    /// Sets where rows without a value go (default: the end).
     pub fn null_placement(mut self, placement: NullPlacement) -> Self {
         self.nulls = placement;
         self
@@ -82,7 +82,7 @@ impl<S: Into<String>> From<Vec<S>> for Sort {
 }
 
 impl Dataset {
-    /// The rows in the order of the values of one or several columns, which hold numbers, text, truth values or times.
+    /// Returns the rows in the order of the values of one or several columns, which hold numbers, text, truth values or times.
     /// Rows with equal values keep their order. Mirrors `datasets.Dataset.sort`.
     ///
     /// ```
@@ -145,7 +145,7 @@ impl Dataset {
 
 type Order = Box<dyn Fn(usize, usize) -> Ordering>;
 
-/// How two rows of a column compare.
+/// Returns how two rows of a column compare.
 fn order(name: &str, values: &ArrayRef, reverse: bool, nulls: NullPlacement) -> Result<Order> {
     let data_type = values.data_type();
     if data_type.is_nested() {

@@ -80,7 +80,7 @@ impl Dataset {
     }
 }
 
-/// The rows as JSON, a line each.
+/// Writes the rows as JSON, a line each.
 fn json_lines(batch: &RecordBatch) -> Result<Vec<u8>, ArrowError> {
     let mut writer = WriterBuilder::new()
         .with_explicit_nulls(true)
@@ -110,7 +110,7 @@ fn push_cell(line: &mut String, column: usize, cell: &str, only: bool) {
     line.push('"');
 }
 
-/// The values of a column as they stand in a CSV file.
+/// Returns the values of a column as they stand in a CSV file.
 fn cells(name: &str, column: &ArrayRef) -> Result<Vec<String>> {
     let rows = 0..column.len();
     let data_type = column.data_type();
@@ -193,7 +193,7 @@ fn cells(name: &str, column: &ArrayRef) -> Result<Vec<String>> {
     })
 }
 
-/// A number as Python writes it: `scientific` is its shortest form with an exponent. What is no number is no value.
+/// Writes a number as Python does: `scientific` is its shortest form with an exponent. What is no number is no value.
 fn python_float(scientific: &str, value: f64) -> String {
     if value.is_nan() {
         return String::new();
@@ -214,7 +214,7 @@ fn python_float(scientific: &str, value: f64) -> String {
     }
 }
 
-/// `digits` (one before the point) times ten to the `exponent`, without an exponent.
+/// Writes `digits` (one before the point) times ten to the `exponent`, without an exponent.
 pub(super) fn positional(digits: &str, exponent: i32) -> String {
     let (sign, digits) = match digits.strip_prefix('-') {
         Some(digits) => ("-", digits),

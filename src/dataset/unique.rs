@@ -9,7 +9,7 @@ use super::table::Dataset;
 use crate::Result;
 
 impl Dataset {
-    /// The different values of a column, in the order in which they first come: `dataset.unique::<String>("label")?`. A
+    /// Returns the different values of a column, in the order in which they first come: `dataset.unique::<String>("label")?`. A
     /// column with nulls is read as `Option`s, null being a value of its own. Mirrors `datasets.Dataset.unique`.
     ///
     /// ```

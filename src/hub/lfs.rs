@@ -10,7 +10,7 @@ use ureq::http::Method;
 use super::digest::FileDigest;
 use super::failure::{Failure, FailureKind};
 use super::http::{Body, Client, Request, encode_path};
-use super::name::Repo;
+use super::name::{Repo, RepoKind};
 use super::remote::text;
 use super::snapshot::in_parallel;
 use crate::notebook::progress::Progress;
@@ -103,8 +103,12 @@ fn batch(client: &Client, repo: &Repo, files: &[&Upload]) -> Result<Vec<Object>,
         "ref": {"name": repo.revision()},
     })
     .to_string();
+    let folder = match repo.kind() {
+        RepoKind::Model => "",
+        RepoKind::Dataset => "datasets/",
+    };
     let url = client.url(&format!(
-        "{}.git/info/lfs/objects/batch",
+        "{folder}{}.git/info/lfs/objects/batch",
         encode_path(repo.id())
     ));
     let request = Request::new(

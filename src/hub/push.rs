@@ -101,7 +101,12 @@ fn push(client: &Client, name: &str, folder: &Path, options: &PushOptions) -> Re
 }
 
 /// The repository `name` of that kind, one's own if it names no owner; it is made unless it exists.
-pub(super) fn make_repo(client: &Client, kind: RepoKind, name: &str, options: &PushOptions) -> Result<Repo> {
+pub(super) fn make_repo(
+    client: &Client,
+    kind: RepoKind,
+    name: &str,
+    options: &PushOptions,
+) -> Result<Repo> {
     let id = if name.contains('/') {
         name.to_owned()
     } else {

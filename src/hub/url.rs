@@ -11,14 +11,14 @@ use super::Hub;
 use super::failure::{Failure, FailureKind};
 use super::http::{Pauses, Request, place};
 use super::remote::text;
-use crate::progress::Progress;
+use crate::notebook::progress::Progress;
 use crate::{Error, Result, interrupt};
 
 const BUFFER: usize = 256 << 10;
 /// The file beside a fetched one that says which state of it was fetched.
 const STATE: &str = ".state.json";
 
-/// Whether `name` is the address of a file.
+/// Returns whether `name` is the address of a file.
 pub fn is_url(name: &str) -> bool {
     let starts = |scheme: &str| {
         let start = name.get(..scheme.len());
@@ -45,14 +45,14 @@ impl State {
         }
     }
 
-    /// Whether a file of this state need not be fetched for one of `other`.
+    /// Returns whether a file of this state need not be fetched for one of `other`.
     fn is_same(&self, other: &Self) -> bool {
         self == other && (self.etag.is_some() || self.modified.is_some())
     }
 }
 
 impl Hub {
-    /// The file at the address `url`, in the cache. It is fetched if it is not there or the server has another; without a
+    /// Returns the file at the address `url`, in the cache. It is fetched if it is not there or the server has another; without a
     /// network the one from the cache serves, and a note says so. The token goes to no host but the Hub's.
     ///
     /// # Errors
@@ -97,7 +97,7 @@ impl Hub {
         }
     }
 
-    /// One attempt, after which the file is there whole.
+    /// Makes one attempt, after which the file is there whole.
     fn fetch_once(&self, request: &Request, folder: &Path, path: &Path) -> Result<(), Failure> {
         let mut response = self.client.send(request)?;
         let state = State::of(response.headers());
@@ -144,7 +144,7 @@ impl Hub {
     }
 }
 
-/// The name that the file at an address has, of which its ending tells the format.
+/// Returns the name that the file at an address has, of which its ending tells the format.
 fn file_name(url: &str) -> String {
     let path = url.split(['?', '#']).next().unwrap_or_default();
     let after_host = path.splitn(4, '/').nth(3).unwrap_or_default();
@@ -167,7 +167,7 @@ fn file_name(url: &str) -> String {
     }
 }
 
-/// An address without what may be a secret in it.
+/// Returns an address without what may be a secret in it.
 fn shown(url: &str) -> String {
     let path = url.split(['?', '#']).next().unwrap_or_default();
     let after_host = path.splitn(4, '/').nth(3).unwrap_or_default();

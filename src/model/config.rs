@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::de::{DeserializeOwned, Deserializer, Visitor, value::Error as Stopped};
 use serde_json::{Map, Value};
 
-use super::{Family, config_keys};
+use super::config_keys;
 use crate::base::misspelling::meant;
 use crate::{Error, Result};
 
@@ -62,7 +62,9 @@ impl Config {
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join("config.json");
         let text = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
-        let value: Value = serde_json::from_slice(&text)
+        // Some editors begin a file with a byte order mark.
+        let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
+        let value: Value = serde_json::from_slice(text)
             .map_err(|e| Error::format(&path, format!("not valid JSON: {e}")))?;
         let Value::Object(values) = value else {
             return Err(Error::format(&path, "a model config must be a JSON object"));
@@ -113,6 +115,28 @@ impl Config {
             .map_err(|e| Error::Config(format!("{} config: {e}", self.model_type())))
     }
 
+    /// Checks that probabilities of dropout are some and that what is added to variances is above 0.
+    pub(super) fn check_numbers(&self) -> Result<()> {
+        for (key, value) in self.entries() {
+            let Some(number) = value.as_f64() else {
+                continue;
+            };
+            let is_probability = key.contains("dropout") || key.contains("layerdrop");
+            if is_probability && !(0.0..=1.0).contains(&number) {
+                return Err(Error::Config(format!(
+                    "{key} is {number}, but a probability lies between 0 and 1"
+                )));
+            }
+            let is_epsilon = key.ends_with("_eps") || key.ends_with("_epsilon");
+            if is_epsilon && number <= 0.0 {
+                return Err(Error::Config(format!(
+                    "{key} is {number}, but what keeps a division from 0 must be above it"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the output projection shares the embedding matrix (default: yes).
     pub fn tie_word_embeddings(&self) -> bool {
         self.get("tie_word_embeddings")
@@ -120,19 +144,19 @@ impl Config {
             .unwrap_or(true)
     }
 
-    /// The keys that look like a misspelling of one that the family `asks` for when it is built, each with the one meant.
+    /// Returns the keys that look like a misspelling of one that a family asked for when it was built, each with the one meant.
     ///
     /// A key counts as misspelled when nothing reads it, transformers knows none of that name, and the one meant is absent.
-    pub(super) fn misspelled(&self, family: &Family) -> Vec<(String, String)> {
+    pub(super) fn misspelled(&self, aliases: &[(&str, &str)]) -> Vec<(String, String)> {
         let asked = self.asked.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_known = |key: &str| {
             asked.contains(key)
-                || family.aliases.iter().any(|(alias, _)| *alias == key)
+                || aliases.iter().any(|(alias, _)| *alias == key)
                 || config_keys::is_known(self.model_type(), key)
         };
         let mut candidates: Vec<&str> = asked.iter().map(String::as_str).collect();
-        let aliases = family.aliases.iter().map(|(alias, _)| *alias);
-        for key in aliases.chain(config_keys::of(self.model_type())) {
+        candidates.extend(aliases.iter().map(|(alias, _)| *alias));
+        for key in config_keys::of(self.model_type()) {
             candidates.push(key);
         }
         candidates.retain(|key| !self.values.contains_key(*key));
@@ -279,7 +303,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::WeightBuilder;
+    use crate::model::{Family, WeightBuilder};
 
     /// The configs of the small models that the tests have, built, so that they know what was asked for.
     fn built() -> Vec<(Config, &'static Family)> {
@@ -302,7 +326,7 @@ mod tests {
         let mut renamed = 0;
         for (config, family) in built() {
             let name = config.model_type();
-            assert_eq!(config.misspelled(family), [], "{name}");
+            assert_eq!(config.misspelled(family.aliases), [], "{name}");
             let asked = config.asked.0.lock().unwrap().clone();
             for key in asked.iter().filter(|key| key.len() > 7) {
                 let Some(value) = config.values.get(key) else {
@@ -321,7 +345,7 @@ mod tests {
                     let mut other = config.clone();
                     other.values.shift_remove(key);
                     let other = other.set(&wrong, value.clone());
-                    let told = other.misspelled(family);
+                    let told = other.misspelled(family.aliases);
                     assert_eq!(told, [(wrong, key.clone())], "{name}");
                     renamed += 1;
                 }
@@ -331,12 +355,31 @@ mod tests {
     }
 
     #[test]
+    fn numbers_that_no_model_can_have_are_refused() {
+        for (key, value) in [
+            ("hidden_dropout_prob", 2.5),
+            ("attention_dropout", -0.1),
+            ("layer_norm_eps", -1.0),
+            ("norm_eps", 0.0),
+        ] {
+            let error = Config::new("bert")
+                .set(key, value)
+                .check_numbers()
+                .unwrap_err();
+            assert!(error.to_string().contains(key), "{error}");
+        }
+        for (config, _) in built() {
+            config.check_numbers().unwrap();
+        }
+    }
+
+    #[test]
     fn a_key_is_not_told_when_the_one_that_it_looks_like_is_there_too() {
         let family = Family::find(&Config::new("bert")).unwrap();
         let config = Config::small("bert").set("hidden_sizes", 3);
-        assert_eq!(config.misspelled(family), []);
+        assert_eq!(config.misspelled(family.aliases), []);
         let config = Config::new("bert").set("hidden_sizes", 3).set("my_note", 1);
         let told = ("hidden_sizes".to_owned(), "hidden_size".to_owned());
-        assert_eq!(config.misspelled(family), [told]);
+        assert_eq!(config.misspelled(family.aliases), [told]);
     }
 }

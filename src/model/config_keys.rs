@@ -3,12 +3,12 @@
 /// A line for each `model_type`; the first is for all of them. From transformers 4.35.2 and 5.24.0.
 const KEYS: &str = include_str!("config_keys.txt");
 
-/// The keys that configs of `model_type` have beside those that all have.
+/// Returns the keys that configs of `model_type` have beside those that all have.
 pub(super) fn of(model_type: &str) -> impl Iterator<Item = &'static str> {
     line(model_type)
 }
 
-/// Whether transformers knows `key` in configs of `model_type`.
+/// Returns whether transformers knows `key` in configs of `model_type`.
 pub(super) fn is_known(model_type: &str, key: &str) -> bool {
     // What begins so is for the library's own use.
     key.starts_with('_') || line("").chain(line(model_type)).any(|known| known == key)

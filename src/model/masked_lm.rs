@@ -123,10 +123,11 @@ impl MaskedLm {
         device: &Device,
     ) -> Result<Self> {
         let completed = family.complete(&config)?;
+        completed.check_numbers()?;
         let built = (family.build)(&completed, &weights)
             .and_then(|architecture| Ok((architecture, weights.finish()?)));
         // Before an error that may come of it.
-        for (key, meant) in completed.misspelled(family) {
+        for (key, meant) in completed.misspelled(family.aliases) {
             eprintln!(
                 "warning: {name}: the config's key {key:?} is not known and has no effect; did you mean {meant:?}?"
             );

@@ -106,7 +106,8 @@ fn read_object(path: &Path) -> Result<Map<String, Value>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Map::new()),
         Err(error) => return Err(Error::io("read", path, error)),
     };
-    serde_json::from_str(&text).map_err(|error| {
+    // Some editors begin a file with a byte order mark.
+    serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|error| {
         Error::format(path, format!("not a JSON object that can be read: {error}"))
     })
 }

@@ -40,7 +40,11 @@ fn from_tokenizer_json(
     file: &Path,
     family: Option<&'static Family>,
 ) -> Result<Tokenizer> {
-    let bytes = std::fs::read(file).map_err(|error| Error::io("read", file, error))?;
+    let mut bytes = std::fs::read(file).map_err(|error| Error::io("read", file, error))?;
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        // A byte order mark, with which some editors begin a file.
+        bytes.drain(..3);
+    }
     let unreadable = |error: String| {
         let what = format!(
             "not a tokenizer that can be read: {error}; is the file complete, and not an LFS pointer?"

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-#[path = "support/untrusted.rs"]
+#[path = "../support/untrusted.rs"]
 mod untrusted;
 
 /// Numbers that files are damaged by.

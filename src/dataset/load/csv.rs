@@ -22,7 +22,8 @@ use crate::dataset::parallel;
 use crate::{Error, Result};
 
 /// Columns are whole or decimal numbers or truth values where all values of all rows are; text otherwise. An empty
-/// value is null, and so are those that a short row lacks.
+/// value is null, and so are those that a short row lacks. Among numbers and truth values the words for a missing one ("NA",
+/// "null", ...) are null too; among texts they are texts.
 pub(super) fn load(
     paths: &[PathBuf],
     delimiter: u8,
@@ -72,11 +73,35 @@ struct Table<'a> {
     kinds: Vec<Kind>,
 }
 
+/// Returns whether a value is one of the words that pandas takes for a missing one. "NaN" is a number here.
+fn is_missing(value: &[u8]) -> bool {
+    const WORDS: [&[u8]; 15] = [
+        b"NA",
+        b"N/A",
+        b"n/a",
+        b"null",
+        b"NULL",
+        b"None",
+        b"<NA>",
+        b"#N/A",
+        b"#NA",
+        b"#N/A N/A",
+        b"1.#IND",
+        b"-1.#IND",
+        b"1.#QNAN",
+        b"-1.#QNAN",
+        b"-NaN",
+    ];
+    WORDS.contains(&value)
+}
+
 /// What all values of a column so far are.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 enum Kind {
     #[default]
     Null,
+    /// Words for a missing value, and nothing else.
+    Missing,
     Bool,
     Int,
     Float,
@@ -101,6 +126,9 @@ impl Kind {
             let fits = whole < 19
                 || std::str::from_utf8(value).is_ok_and(|text| text.parse::<i64>().is_ok());
             return if fits { Self::Int } else { Self::Text };
+        }
+        if is_missing(value) {
+            return Self::Missing;
         }
         if value.eq_ignore_ascii_case(b"true") || value.eq_ignore_ascii_case(b"false") {
             return Self::Bool;
@@ -134,6 +162,7 @@ impl Kind {
         match (self, other) {
             (kind, Self::Null) | (Self::Null, kind) => kind,
             (kind, other) if kind == other => kind,
+            (kind, Self::Missing) | (Self::Missing, kind) => kind,
             (Self::Int | Self::Float, Self::Int | Self::Float) => Self::Float,
             _ => Self::Text,
         }
@@ -145,7 +174,7 @@ impl Kind {
             Self::Bool => DataType::Boolean,
             Self::Int => DataType::Int64,
             Self::Float => DataType::Float64,
-            Self::Text => DataType::Utf8,
+            Self::Text | Self::Missing => DataType::Utf8,
         }
     }
 }
@@ -393,6 +422,15 @@ impl Builder {
         }
     }
 
+    fn len(&self) -> usize {
+        match self {
+            Self::Bool(builder) => arrow::array::ArrayBuilder::len(builder),
+            Self::Int(builder) => arrow::array::ArrayBuilder::len(builder),
+            Self::Float(builder) => arrow::array::ArrayBuilder::len(builder),
+            Self::Text(builder) => arrow::array::ArrayBuilder::len(builder),
+        }
+    }
+
     /// Fills up with nulls to `rows` rows.
     fn pad(&mut self, rows: usize) {
         match self {
@@ -415,6 +453,11 @@ impl Builder {
 
     fn push(&mut self, value: &[u8]) -> Option<()> {
         let text = std::str::from_utf8(value).ok()?;
+        if is_missing(value) && !matches!(self, Self::Text(_)) {
+            let rows = self.len();
+            self.pad(rows + 1);
+            return Some(());
+        }
         match self {
             Self::Bool(builder) => {
                 let yes = text.eq_ignore_ascii_case("true");

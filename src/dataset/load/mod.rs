@@ -22,8 +22,8 @@ mod text;
 pub(crate) use layout::Selection;
 #[cfg(feature = "hub")]
 pub(crate) use layout::{Layout, default_config, plan};
-pub use options::SampleBy;
 pub(crate) use options::Options;
+pub use options::SampleBy;
 #[cfg(feature = "hub")]
 pub(super) use remote::on_hub;
 

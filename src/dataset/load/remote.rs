@@ -53,6 +53,9 @@ impl Loader {
     /// As [`Loader::load`] and [`DatasetDict::split`].
     pub fn part(&self, split: impl AsRef<str>) -> Result<Dataset> {
         let split = split.as_ref();
+        if let Some(fetched) = self.with_fetched_files()? {
+            return fetched.part(split);
+        }
         if files::named(&self.name, &self.request).is_some() {
             return self.load()?.split(split);
         }

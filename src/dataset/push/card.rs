@@ -381,7 +381,7 @@ fn scalar(text: &str) -> String {
         && text
             .chars()
             .all(|c| c.is_alphanumeric() || "_-./[]*()".contains(c))
-        && !["null", "true", "false", "yes", "no", "on", "off", "y", "n"]
+        && !["null", "true", "false", "yes", "no", "on", "off"]
             .contains(&text.to_lowercase().as_str());
     if is_plain {
         return text.to_owned();

@@ -46,55 +46,55 @@ impl PushDataset {
         Self::default()
     }
 
-    /// The configuration that the rows become (default: `default`). Others of the repository stay.
+    /// Sets the configuration that the rows become (default: `default`). Others of the repository stay.
     pub fn config_name(mut self, name: impl Into<String>) -> Self {
         self.config_name = name.into();
         self
     }
 
-    /// Whether this configuration is the one that is loaded when none is named.
+    /// Sets whether this configuration is the one that is loaded when none is named.
     pub fn set_default(mut self, is_default: bool) -> Self {
         self.set_default = Some(is_default);
         self
     }
 
-    /// The split that a single dataset becomes (default: `train`). Others of the configuration stay.
+    /// Sets the split that a single dataset becomes (default: `train`). Others of the configuration stay.
     pub fn split(mut self, name: impl Into<String>) -> Self {
         self.split = Some(name.into());
         self
     }
 
-    /// The folder of the files (default: `data`, or the configuration's name).
+    /// Sets the folder of the files (default: `data`, or the configuration's name).
     pub fn data_dir(mut self, folder: impl Into<String>) -> Self {
         self.data_dir = Some(folder.into());
         self
     }
 
-    /// The most bytes of rows, as they lie in memory, that a file gets (default: 500 MB).
+    /// Sets the most bytes of rows, as they lie in memory, that a file gets (default: 500 MB).
     pub fn max_shard_size(mut self, bytes: usize) -> Self {
         self.max_shard_size = Some(bytes);
         self
     }
 
-    /// The number of files of each split.
+    /// Sets the number of files of each split.
     pub fn num_shards(mut self, shards: usize) -> Self {
         self.num_shards = Some(shards);
         self
     }
 
-    /// Whether a repository that is made for this push is private. One that exists stays as it is.
+    /// Sets whether a repository that is made for this push is private. One that exists stays as it is.
     pub fn private(mut self, private: bool) -> Self {
         self.push = self.push.private(private);
         self
     }
 
-    /// The first line of the commit's message (default: `Upload dataset`).
+    /// Sets the first line of the commit's message (default: `Upload dataset`).
     pub fn commit_message(mut self, message: impl Into<String>) -> Self {
         self.push = self.push.message(message);
         self
     }
 
-    /// The rest of the commit's message.
+    /// Sets the rest of the commit's message.
     pub fn commit_description(mut self, description: impl Into<String>) -> Self {
         self.push = self.push.description(description);
         self
@@ -149,13 +149,14 @@ impl DatasetDict {
     }
 }
 
-/// Letters, digits and underscores, in parts with points between them.
+/// Returns whether a name is made of letters, digits and underscores, in parts with points between them.
 fn is_name(name: &str) -> bool {
     let is_word =
         |part: &str| !part.is_empty() && part.chars().all(|c| c.is_alphanumeric() || c == '_');
     name.split('.').all(is_word)
 }
 
+/// Checks names, columns and options before anything is sent.
 fn check(splits: &[(&str, &Dataset)], options: &PushDataset) -> Result<()> {
     let Some((_, first)) = splits.first() else {
         return Err(Error::argument("splits", "there is no split to push"));
