@@ -6,9 +6,10 @@ module adds one for Rust; installed, it is imported whenever papermill starts.
 A parameter keeps the type that the cell tagged `parameters` gives it: `-p batch_size 16` stays a `usize` if it was one.
 """
 import json
+import re
 
-from papermill.engines import NBClientEngine
 from papermill.exceptions import PapermillException
+from papermill.models import Parameter
 from papermill.translators import Translator, papermill_translators
 
 
@@ -61,6 +62,13 @@ class RustTranslator(Translator):
     def translate_dict(cls, value):
         raise PapermillException("a Rust notebook has no parameters that are dictionaries: give each value a name of its own")
 
+    @classmethod
+    def inspect(cls, parameters_cell):
+        """The variables of the cell tagged `parameters`, for papermill's list of them and its check of names."""
+        found = re.findall(r"^\s*let\s+(?:mut\s+)?(\w+)\s*(?::\s*([^=]+?))?\s*=\s*(.*?);\s*(?://\s*(.*))?$",
+                           parameters_cell["source"], re.M)
+        return [Parameter(name, kind or "None", value, note) for name, kind, value, note in found]
+
     @staticmethod
     def quote(text):
         escaped = json.dumps(str(text), ensure_ascii=False)
@@ -75,10 +83,6 @@ class RustTranslator(Translator):
             else:
                 out, rest = out + rest[0], rest[1:]
         return out.replace("\x7f", "\\u{7f}")
-
-
-class Engine(NBClientEngine):
-    """papermill's usual engine, under a name that has this module imported."""
 
 
 papermill_translators.register("rust", RustTranslator)

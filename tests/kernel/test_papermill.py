@@ -60,5 +60,15 @@ class Quotes(unittest.TestCase):
             self.assertEqual(RustTranslator.quote(text), rust)
 
 
+    @unittest.skipUnless(importlib.util.find_spec("papermill"), "papermill is not installed")
+    def test_the_parameters_of_a_cell_are_found(self):
+        sys.path.insert(0, str(PACKAGE))
+        self.addCleanup(sys.path.remove, str(PACKAGE))
+        from cloze_papermill import RustTranslator
+        source = 'let epochs = 3.0;\nlet mut size: usize = 8; // a batch\nlet text = "a = b;";\nprintln!("{epochs}");'
+        found = [tuple(parameter) for parameter in RustTranslator.inspect({"source": source})]
+        self.assertEqual(found, [("epochs", "None", "3.0", ""), ("size", "usize", "8", "a batch"), ("text", "None", '"a = b;"', "")])
+
+
 if __name__ == "__main__":
     unittest.main()
