@@ -42,7 +42,8 @@ use crate::{Error, Result};
 /// What is told to be waited for when nothing has to be built.
 pub const STARTING: &str = "starting";
 
-/// So long it may take to find out which of the names that may follow are private; what is not known by then is left out.
+/// So long it may take to find out which of the names that may follow are private; then those are left out
+/// that no public function has.
 const VISIBILITY: Duration = Duration::from_millis(800);
 
 /// The stack of the thread that a session lives on: parsers call themselves for what is nested, and a cell may be long.
@@ -363,7 +364,7 @@ impl Session {
                 return true;
             }
             if start.elapsed() > VISIBILITY {
-                return false;
+                return private_names.is_public_elsewhere(&candidate.name);
             }
             let asked = match candidate.is_field {
                 true => format!("{before}{}", candidate.name),

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 /// What functions are called that are private somewhere.
 #[derive(Debug, Default)]
 pub struct PrivateNames {
-    names: HashSet<String>,
+    private: HashSet<String>,
+    /// Those of public functions, and of traits.
+    public: HashSet<String>,
 }
 
 impl PrivateNames {
@@ -26,7 +28,12 @@ impl PrivateNames {
 
     /// Whether a private function is called so.
     pub fn contains(&self, name: &str) -> bool {
-        self.names.contains(name)
+        self.private.contains(name)
+    }
+
+    /// Whether a public function is called so, too.
+    pub fn is_public_elsewhere(&self, name: &str) -> bool {
+        self.public.contains(name)
     }
 
     fn add_folder(&mut self, folder: &Path) {
@@ -59,10 +66,13 @@ impl PrivateNames {
                 blocks.retain(|(outer, _)| *outer < indent);
                 head = code.to_owned();
                 head_indent = indent;
-            } else if let Some(name) = private_function(code) {
+            } else if let Some((name, is_public)) = function(code) {
                 blocks.retain(|(outer, _)| *outer < indent);
-                if blocks.last().is_some_and(|(_, private)| *private) {
-                    self.names.insert(name.to_owned());
+                if let Some((_, may_be_private)) = blocks.last() {
+                    match is_public || !may_be_private {
+                        true => self.public.insert(name.to_owned()),
+                        false => self.private.insert(name.to_owned()),
+                    };
                 }
             }
             if head.contains(['{', ';']) {
@@ -96,11 +106,9 @@ fn without_visibility(code: &str) -> Option<&str> {
     }
 }
 
-/// The name of the function that a line declares, if it is not public.
-fn private_function(code: &str) -> Option<&str> {
-    if code.starts_with("pub ") {
-        return None;
-    }
+/// The name of the function that a line declares, and whether it says that it is public.
+fn function(code: &str) -> Option<(&str, bool)> {
+    let is_public = code.starts_with("pub ");
     let mut code = without_visibility(code).unwrap_or(code);
     for word in ["default ", "const ", "async ", "unsafe "] {
         code = code.strip_prefix(word).unwrap_or(code);
@@ -113,7 +121,7 @@ fn private_function(code: &str) -> Option<&str> {
     }
     let name = code.strip_prefix("fn ")?;
     let end = name.find(|c: char| !(c.is_alphanumeric() || c == '_'));
-    Some(&name[..end.unwrap_or(name.len())])
+    Some((&name[..end.unwrap_or(name.len())], is_public))
 }
 
 #[cfg(test)]
@@ -130,8 +138,12 @@ mod tests {
              impl<T> Clone\n    for Box<T>\n{\n    fn clone(&self) -> Self {}\n}\n\
              fn free() {}\nmod inner {\n    impl<T, A> Vec<T, A>\n    where\n        A: Allocator,\n    {\n        fn append_elements(&mut self) {}\n    }\n}\n",
         );
-        let mut found: Vec<&str> = names.names.iter().map(String::as_str).collect();
+        let mut found: Vec<&str> = names.private.iter().map(String::as_str).collect();
         found.sort_unstable();
         assert_eq!(found, ["append_elements", "grow", "inside", "made"]);
+        for name in ["encode", "len", "clone"] {
+            assert!(names.is_public_elsewhere(name), "{name}");
+        }
+        assert!(!names.is_public_elsewhere("made"));
     }
 }
