@@ -38,6 +38,8 @@ fn main() -> ExitCode {
         Command::Uninstall(place) => cli::install::uninstall(&place),
         Command::Lab(arguments) => cli::lab::lab(&arguments),
         Command::Doctor => cli::doctor::doctor(),
+        Command::Train { arguments } => cli::train::train(&arguments),
+        Command::Fill { model, text, top_k } => cli::train::fill(&model, &text, top_k),
         Command::Kernel {
             features,
             connection_file,

@@ -6,6 +6,7 @@ mod gpu;
 pub mod install;
 mod kernelspec;
 pub mod lab;
+pub mod train;
 
 use std::path::PathBuf;
 
@@ -33,6 +34,27 @@ pub enum Command {
     Lab(Lab),
     /// Tell what is there, what is missing and how to mend it
     Doctor,
+    /// Train a model without a notebook: --model NAME --dataset NAME --output FOLDER, and any argument of the training
+    #[command(disable_help_flag = true)]
+    Train {
+        /// Settings, as --name value; a file of them after --config
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "SETTINGS"
+        )]
+        arguments: Vec<String>,
+    },
+    /// Fill the masks of a text
+    Fill {
+        /// The model: a folder, a name on the Hub, or bundled:NAME
+        model: String,
+        /// The text, with the model's mask token, <mask> or [MASK] for what is to be filled
+        text: String,
+        /// How many candidates each mask gets
+        #[arg(long, default_value_t = 5)]
+        top_k: usize,
+    },
     /// Serve a Jupyter client; the kernelspec says so
     #[command(hide = true)]
     Kernel {
