@@ -33,6 +33,7 @@ mod device;
 mod dropout;
 mod dynamic_conv;
 mod embedding;
+mod fake_quantize;
 mod fourier_mix;
 mod gated;
 #[cfg(target_arch = "x86_64")]
@@ -102,6 +103,7 @@ pub use device::{DeviceExt, DeviceMemory, device_memory, reset_peak_memory};
 pub use dropout::{Dropout, dropout};
 pub use dynamic_conv::dynamic_conv;
 pub use embedding::{embedding, embedding_sum, select_rows};
+pub use fake_quantize::{QuantRange, fake_quantize};
 pub use fourier_mix::fourier_mix;
 pub use gated::{Gate, gated};
 pub use layer_norm::{add_layer_norm, layer_norm};
