@@ -48,6 +48,7 @@ pub struct MaskingCollator {
     whole_word_mask: bool,
     spans: Option<Spans>,
     schedule: Option<RateSchedule>,
+    entity_mask_probability: Option<f64>,
     seed: u64,
     /// What the mask token has in the columns that would tell what it hides; found out when first needed.
     mask_values: Arc<OnceLock<BTreeMap<String, i64>>>,
@@ -96,6 +97,12 @@ impl Default for MaskingRates {
 /// Keeps the draws of spans apart from those of tokens under the same seed.
 const SPANS: u64 = 0x7370_616e_73;
 
+/// The column of what masked entities were.
+const LABELS: &str = "entity_labels";
+
+/// Keeps the draws of entities apart from those of tokens under the same seed.
+const ENTITIES: u64 = 0x656e_7469_7479;
+
 impl MaskingCollator {
     /// Returns a collator with the defaults and seed 42.
     pub fn new(tokenizer: &Tokenizer) -> Self {
@@ -109,6 +116,7 @@ impl MaskingCollator {
             whole_word_mask: false,
             spans: None,
             schedule: None,
+            entity_mask_probability: None,
             seed: 42,
             mask_values: Arc::default(),
         }
@@ -184,6 +192,15 @@ impl MaskingCollator {
         self
     }
 
+    /// Sets the probability with which each entity of LUKE's is chosen (default: `mlm_probability`). A chosen entity becomes
+    /// the mask, and its label in `entity_labels` is its own id; entities that are masks already, or unknown, are left alone.
+    /// It has no effect on examples without entities, or with `entity_labels` of their own.
+    #[must_use]
+    pub fn entity_mask_probability(mut self, probability: f64) -> Self {
+        self.entity_mask_probability = Some(probability);
+        self
+    }
+
     /// Sets the seed of all that is random (default 42).
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
@@ -198,6 +215,10 @@ impl MaskingCollator {
             ("mlm_probability", self.mlm_probability),
             ("mask_replace_prob", self.mask_replace_prob),
             ("random_replace_prob", self.random_replace_prob),
+            (
+                "entity_mask_probability",
+                self.entity_mask_probability.unwrap_or(0.0),
+            ),
         ];
         for (name, probability) in probabilities {
             if !(0.0..=1.0).contains(&probability) {
@@ -267,7 +288,53 @@ impl MaskingCollator {
             }
         }
         self.hide(&mut batch, &changed, mask_id)?;
+        self.mask_entities(&mut batch, key)?;
         Ok(batch)
+    }
+
+    /// Chooses entities, where the batch has any and the tokenizer knows what an entity's mask is.
+    fn mask_entities(&self, batch: &mut MlmBatch, key: BatchKey) -> Result<()> {
+        let Some(special) = self.tokenizer.special_entities() else {
+            return Ok(());
+        };
+        if batch.columns.contains_key(LABELS) {
+            return Ok(());
+        }
+        let seen = match batch.columns.get("entity_attention_mask") {
+            Some(column) => Some(column.as_ids("entity_attention_mask")?.to_vec()),
+            None => None,
+        };
+        let Some(column) = batch.columns.get_mut("entity_ids") else {
+            return Ok(());
+        };
+        let shape = column.shape.clone();
+        let most = shape.get(1).copied().unwrap_or(0);
+        let Values::Ids(ids) = &mut column.values else {
+            return Ok(());
+        };
+        let probability = self.entity_mask_probability.unwrap_or(self.mlm_probability);
+        let mut labels = vec![super::IGNORED; ids.len()];
+        for (place, (id, label)) in ids.iter_mut().zip(&mut labels).enumerate() {
+            let (example, entity) = (place / most.max(1), place % most.max(1));
+            let draws = Stream::new(&[
+                self.seed,
+                ENTITIES,
+                key.epoch,
+                key.position + example as u64,
+            ]);
+            let is_padding = seen.as_ref().is_some_and(|seen| seen[place] == 0);
+            let is_special = [special.padding, special.unknown, special.mask]
+                .into_iter()
+                .any(|other| i64::from(other) == *id);
+            if is_padding || is_special || draws.unit(entity as u64) >= probability {
+                continue;
+            }
+            *label = *id;
+            *id = i64::from(special.mask);
+        }
+        let labels = Column::ids(labels, shape)?;
+        batch.columns.insert(LABELS.to_owned(), labels);
+        Ok(())
     }
 
     /// Gives the places at which another token stands now the values that the mask token has, in the columns that would tell

@@ -29,6 +29,14 @@ pub(super) struct Entities {
     max_mention: usize,
 }
 
+/// The ids of entities that play a part, and are none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SpecialEntities {
+    pub(crate) unknown: u32,
+    pub(crate) padding: u32,
+    pub(crate) mask: u32,
+}
+
 const FILE: &str = "entity_vocab.json";
 /// More tokens than any model takes; a larger limit in a file is damage.
 const MOST: u64 = 1 << 20;
@@ -112,6 +120,16 @@ impl Tokenizer {
     /// Whether texts may come with entities (LUKE and mLUKE with an entity vocabulary).
     pub fn has_entities(&self) -> bool {
         self.core.entities.is_some()
+    }
+
+    /// The ids of the entities that are none, where texts may come with entities.
+    pub(crate) fn special_entities(&self) -> Option<SpecialEntities> {
+        let entities = self.core.entities.as_ref()?;
+        Some(SpecialEntities {
+            unknown: entities.unknown,
+            padding: entities.padding,
+            mask: entities.mask,
+        })
     }
 
     /// The id of an entity by its title, `None` when the vocabulary has no such title, or there is none.

@@ -573,6 +573,20 @@ static FAMILIES: &[Family] = &[
         ..BERT
     },
     Family {
+        stem: "Reformer",
+        model_types: &["reformer"],
+        tokens: ["", "</s>", "<unk>", "", "", "", ""],
+        type_ids: false,
+        layout: Layout::SentencePiece(Pieces {
+            cleans: None,
+            lowercase: None,
+            joining: Joining::TightUnknown,
+            ..ALBERT_PIECES
+        }),
+        template: BARE,
+        ..BERT
+    },
+    Family {
         stem: "Wav2Vec2CTC",
         model_types: &["wav2vec2"],
         tokens: ["<s>", "</s>", "<unk>", "", "<pad>", "", ""],
@@ -596,6 +610,12 @@ impl Family {
         FAMILIES
             .iter()
             .find(|family| family.model_types.contains(&model_type))
+    }
+
+    /// Whether the class has a mask token unless told otherwise.
+    #[cfg(test)]
+    pub(crate) fn has_mask(&self) -> bool {
+        !self.tokens[Role::Mask as usize].is_empty()
     }
 
     /// What the folder's own files say: `tokenizer_class`, else the model's type.

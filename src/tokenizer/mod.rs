@@ -1,5 +1,6 @@
 //! Text to token ids and back, from every layout in which pretrained tokenizers lie on disk.
 
+mod boxes;
 mod byte_words;
 mod checks;
 mod column;
@@ -10,6 +11,7 @@ mod encode;
 mod encoding;
 mod engine;
 mod entities;
+mod entity_columns;
 mod family;
 mod folder;
 mod guard;
@@ -17,6 +19,8 @@ mod languages;
 mod legacy;
 mod load;
 mod options;
+#[cfg(test)]
+mod reformer;
 mod rules;
 mod save;
 mod special;
@@ -32,9 +36,11 @@ use std::sync::{Arc, OnceLock};
 use serde_json::{Map, Value};
 use tokenizers::PostProcessorWrapper;
 
+pub use boxes::{TokenizeBoxes, WordBox, normalize_box};
 pub use column::TokenizeColumn;
 pub use encoding::{Encoding, ExtraColumn};
 pub use entities::Mentions;
+pub use entity_columns::TokenizeEntities;
 pub use options::{EncodeOptions, Padding, TruncationStrategy};
 pub use speech::Spoken;
 
@@ -296,6 +302,12 @@ impl From<&Tokenizer> for Tokenizer {
     fn from(tokenizer: &Tokenizer) -> Self {
         tokenizer.clone()
     }
+}
+
+/// Whether the tokenizers of models of that type have a mask token. ModernBERT's and EuroBERT's are files alone, which do.
+#[cfg(test)]
+pub(crate) fn has_mask(model_type: &str) -> bool {
+    family::Family::of_model_type(model_type).is_none_or(family::Family::has_mask)
 }
 
 impl fmt::Debug for Tokenizer {
