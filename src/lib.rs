@@ -1,6 +1,7 @@
 //! Masked language modelling for Rust notebooks.
 #![warn(missing_docs)]
 
+pub mod audio;
 mod base;
 pub mod collate;
 pub mod dataset;
@@ -12,6 +13,7 @@ pub mod model;
 pub mod notebook;
 pub mod ops;
 pub mod prelude;
+pub mod speech;
 pub mod tokenizer;
 pub mod train;
 

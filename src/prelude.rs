@@ -1,7 +1,9 @@
 //! The words that a notebook uses: `use cloze::prelude::*;`
 
+pub use crate::audio::{Audio, FeatureExtractor, SpeechProcessor};
 pub use crate::collate::{
-    BatchKey, Batches, Collator, DataLoader, DenoisingCollator, Example, Examples, IntoExamples,
+    BatchKey, Batches, Collator, CtcCollator, DataLoader, DenoisingCollator, Example, Examples,
+    IntoExamples,
     MaskingCollator, MlmBatch, PaddingCollator,
 };
 #[cfg(feature = "hub")]
@@ -18,9 +20,12 @@ pub use crate::hub::{self, Hub, ModelCard, PushOptions, notebook_login};
 pub use crate::model::{Config, Context, MaskedLm, ModelInputs, ResizeEmbeddings};
 pub use crate::notebook::{Rich, input, show};
 pub use crate::ops::{DeviceExt, no_grad};
+pub use crate::speech::{
+    ErrorRates, SpeechRecognizer, Transcription, character_error_rate, word_error_rate,
+};
 pub use crate::tokenizer::{
-    EncodeOptions, Encoding, ExtraColumn, Mentions, Padding, Spoken, TokenizeColumn, Tokenizer,
-    TruncationStrategy,
+    EncodeOptions, Encoding, ExtraColumn, Mentions, Padding, Spoken, TokenizeBoxes, TokenizeColumn,
+    TokenizeEntities, Tokenizer, TruncationStrategy, normalize_box,
 };
 #[cfg(feature = "hub")]
 pub use crate::train::PushToHubCallback;

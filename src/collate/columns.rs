@@ -10,10 +10,10 @@ use arrow::datatypes::{
 
 use super::{Example, Examples};
 use crate::dataset::{Dataset, type_name};
-use crate::model::{Column, Input, Per, known_input};
+use crate::model::{Column, INPUT_VALUES, Input, Per, known_input};
 use crate::{Error, Result};
 
-/// The list columns `input_ids` (which must be there), `attention_mask`, `token_type_ids`, `special_tokens_mask` and
+/// The list columns `input_ids` (which must be there, or `input_values` in its place), `attention_mask`, `token_type_ids`, `special_tokens_mask` and
 /// `labels`, of whatever kind of whole numbers, and the inputs that some families declare; other columns are left alone.
 impl Examples for Dataset {
     fn len(&self) -> usize {
@@ -58,7 +58,8 @@ impl Examples for Dataset {
 
     fn validate(&self) -> Result<()> {
         // Checks that it is there at all; what it holds, the first row tells as well as any.
-        self.position("input_ids").map_err(|error| match error {
+        let sound = self.position(INPUT_VALUES);
+        self.position("input_ids").or(sound).map_err(|error| match error {
             Error::MissingColumn { name, available } => Error::Dataset(format!(
                 "there is no column {name:?} to make batches of; the columns are {}: tokenize a text column first \
                  (Map::new(tokenizer.tokenize_column(..)))",

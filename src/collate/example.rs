@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use super::MlmBatch;
 use crate::dataset::Dataset;
-use crate::model::{Column, Per, Values, known_input};
+use crate::model::{Column, INPUT_VALUES, Per, Values, known_input};
 use crate::tokenizer::{Encoding, ExtraColumn};
 use crate::{Error, Result};
 
-/// A tokenized text. Only `input_ids` must be there; the other columns are as long, where there are any.
+/// A tokenized text. Only `input_ids` must be there; the other columns are as long, where there are any. Of a recording it is
+/// the column `input_values` that must be there, and `labels` are as many as there are letters.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
     /// The token ids.
@@ -30,8 +31,16 @@ pub struct Example {
 }
 
 impl Example {
+    /// Whether this is a waveform, which has no tokens and labels of a length of their own.
+    fn is_sound(&self) -> bool {
+        self.input_ids.is_empty() && self.columns.contains_key(INPUT_VALUES)
+    }
+
     /// Checks that the columns are equally long.
     pub(crate) fn validate(&self) -> Result<()> {
+        if self.is_sound() {
+            return Ok(());
+        }
         let lengths = [
             ("attention_mask", self.attention_mask.as_ref().map(Vec::len)),
             ("token_type_ids", self.token_type_ids.as_ref().map(Vec::len)),

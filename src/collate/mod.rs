@@ -2,6 +2,7 @@
 
 mod batch;
 mod columns;
+mod ctc;
 mod denoising;
 mod example;
 mod loader;
@@ -9,8 +10,11 @@ mod masking;
 mod padding;
 mod permutation;
 mod rng;
+#[cfg(test)]
+mod special_inputs;
 
 pub use batch::{IGNORED, MlmBatch};
+pub use ctc::CtcCollator;
 pub use denoising::DenoisingCollator;
 pub use example::{Example, Examples, IntoExamples};
 pub use loader::{Batches, DataLoader};
@@ -18,6 +22,7 @@ pub use masking::{MaskingCollator, MaskingRates};
 pub(crate) use padding::Padding;
 pub use padding::PaddingCollator;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::Result;
@@ -54,6 +59,14 @@ pub trait Collator: Send + Sync {
     fn tokenizer(&self) -> Option<&Tokenizer> {
         None
     }
+
+    /// Writes into `folder` what must lie beside a model that is trained on these batches: the tokenizer, where there is one.
+    fn save_pretrained(&self, folder: &Path) -> Result<()> {
+        match self.tokenizer() {
+            Some(tokenizer) => tokenizer.save_pretrained(folder),
+            None => Ok(()),
+        }
+    }
 }
 
 impl<C: Collator + ?Sized> Collator for Arc<C> {
@@ -67,5 +80,9 @@ impl<C: Collator + ?Sized> Collator for Arc<C> {
 
     fn tokenizer(&self) -> Option<&Tokenizer> {
         (**self).tokenizer()
+    }
+
+    fn save_pretrained(&self, folder: &Path) -> Result<()> {
+        (**self).save_pretrained(folder)
     }
 }

@@ -268,6 +268,9 @@ impl<T: Into<Value>> From<Option<T>> for Value {
     }
 }
 
+/// Binary values up to this length are shown in full, as hexadecimal digits.
+const SHOWN_BYTES: usize = 64;
+
 fn value_at(array: &dyn Array, row: usize) -> Value {
     if array.is_null(row) {
         return Value::Null;
@@ -311,6 +314,11 @@ fn value_at(array: &dyn Array, row: usize) -> Value {
                 .map(|(field, column)| (field.name().clone(), value_at(column, row)))
                 .collect();
             Value::Record(Row { fields })
+        }
+        // A file's content, which no one reads.
+        DataType::Binary if array.as_binary::<i32>().value(row).len() > SHOWN_BYTES => {
+            let bytes = array.as_binary::<i32>().value(row).len();
+            Value::String(format!("({bytes} bytes)"))
         }
         _ => match ArrayFormatter::try_new(array, &FormatOptions::default()) {
             Ok(formatter) => Value::String(formatter.value(row).to_string()),

@@ -83,7 +83,13 @@ impl MlmBatch {
                 original: label.and_then(|id| u32::try_from(id).ok()).map(name),
             }
         };
-        let rows = (0..self.batch).map(|row| {
+        // Of waveforms there are no tokens to show.
+        let rows = if self.input_ids.is_empty() {
+            0
+        } else {
+            self.batch
+        };
+        let rows = (0..rows).map(|row| {
             let start = row * self.seq;
             (start..start + self.seq).map(place).collect()
         });
@@ -122,8 +128,17 @@ impl Rich for MlmBatch {
                 .map(i64::to_string)
                 .collect(),
         );
+        let further = self.columns.iter().filter(|(name, _)| *name != "labels");
+        for (name, column) in further {
+            line(name, vec![format!("of the shape {:?}", column.shape)]);
+        }
+        let what = if self.input_ids.is_empty() {
+            "samples"
+        } else {
+            "tokens"
+        };
         let title = heading(
-            &format!("batch of {} × {} tokens", self.batch, self.seq),
+            &format!("batch of {} × {} {what}", self.batch, self.seq),
             &format!("{} asked for", thousands(self.counted_tokens())),
         );
         let hint = note("batch.show(&amp;tokenizer) shows the tokens, masked ones in colour");
@@ -209,5 +224,26 @@ impl std::fmt::Debug for MaskedBatch {
             write!(f, "\n  ... and {} more rows", self.rows.len() - ROWS)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Column;
+
+    #[test]
+    fn a_batch_of_waveforms_shows_its_columns_and_has_no_tokens() {
+        let batch = MlmBatch::from_waveforms(vec![0.0; 6], (2, 3)).unwrap();
+        let labels = Column::ids(vec![5, 6], [2, 1]).unwrap();
+        let batch = batch.with_column("labels", labels);
+        let html = batch.to_html();
+        for words in ["2 × 3 samples", "input_values", "[2, 3]", "2 asked for"] {
+            assert!(html.contains(words), "{words}: {html}");
+        }
+        let tokenizer = Tokenizer::train_letters(["ab"]).unwrap();
+        assert!(batch.show(&tokenizer).rows.is_empty());
+        let unlabelled = MlmBatch::new(vec![5, 6], (1, 2)).unwrap();
+        assert_eq!(unlabelled.show(&tokenizer).rows.len(), 1);
     }
 }

@@ -41,11 +41,12 @@ pub(super) const VOCABULARIES: [&str; 9] = [
 
 /// What else belongs to a tokenizer.
 #[cfg(feature = "hub")]
-const TOKENIZER_EXTRAS: [&str; 11] = [
+const TOKENIZER_EXTRAS: [&str; 12] = [
     CONFIG,
     TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
+    "preprocessor_config.json",
     "merges.txt",
     "bpe.codes",
     "entity_vocab.json",

@@ -12,7 +12,7 @@ use crate::{Error, Result};
 const LABELS: &str = "labels";
 
 /// The column of waveforms, of models that read sound in place of tokens.
-pub(super) const INPUT_VALUES: &str = "input_values";
+pub(crate) const INPUT_VALUES: &str = "input_values";
 
 /// A batch of examples side by side: token ids, what belongs to them, and the inputs that only some families know.
 ///

@@ -426,6 +426,21 @@ impl MaskedLm {
         named.len()
     }
 
+    /// Keeps the convolutions of a speech model as they are, which is how one is mostly fine-tuned: [`freeze`](Self::freeze)
+    /// of all that stands before its transformer. Returns how many parameters there are.
+    ///
+    /// # Errors
+    /// When this is no speech model.
+    pub fn freeze_feature_encoder(&self) -> Result<usize> {
+        match self.freeze(&format!("{}.feature_extractor.", self.inner.family.base)) {
+            0 => Err(Error::Config(format!(
+                "{} has no feature encoder to freeze; freeze takes the beginning of any parameters' names",
+                self.class()
+            ))),
+            frozen => Ok(frozen),
+        }
+    }
+
     /// Forgets all gradients.
     pub fn zero_grad(&self) {
         self.params().iter().for_each(Param::zero_grad);

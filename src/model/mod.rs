@@ -20,10 +20,12 @@ mod resize;
 mod weights;
 
 pub use architecture::Architecture;
-use batch::INPUT_VALUES;
+pub(crate) use batch::INPUT_VALUES;
 pub use batch::ModelInputs;
 pub use config::Config;
 pub use context::Context;
+#[cfg(test)]
+pub(crate) use family::family_of;
 pub use family::{Family, SUPPORTED_MODEL_TYPES};
 pub(crate) use family::{known_input, padding_is_neutral};
 pub use flops::ModelFlops;

@@ -135,6 +135,15 @@ impl Trainer {
     /// Lets the model guess the masked tokens of `loader`'s batches.
     pub fn predict_on(&mut self, loader: &DataLoader) -> Result<PredictionOutput> {
         let started = Instant::now();
+        if self.model.main_input() != "input_ids" {
+            return Err(Error::argument(
+                "loader",
+                format!(
+                    "{} reads no tokens, so that there are no masked ones to guess; SpeechRecognizer writes down what it hears",
+                    self.model.class()
+                ),
+            ));
+        }
         let found = self.together(|trainer| {
             let ranks = trainer.ranks()?;
             ranks.vote("a prediction", trainer.predict_here(&ranks, loader))

@@ -74,6 +74,8 @@ mod saving;
 mod schedule;
 mod sgd;
 mod shards;
+#[cfg(test)]
+mod speech;
 mod step;
 mod strategy;
 mod tensorboard;

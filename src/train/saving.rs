@@ -24,12 +24,8 @@ impl Trainer {
     fn write_model(&self, folder: &Path) -> Result<()> {
         crate::base::files::replace_files(folder, |folder| {
             self.model.save_pretrained(folder)?;
-            match self
-                .collator
-                .as_ref()
-                .and_then(|collator| collator.tokenizer())
-            {
-                Some(tokenizer) => tokenizer.save_pretrained(folder),
+            match &self.collator {
+                Some(collator) => collator.save_pretrained(folder),
                 None => Ok(()),
             }
         })

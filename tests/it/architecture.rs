@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 
 /// The rooms of the library, from the ground up.
-const ROOMS: [&str; 13] = [
+const ROOMS: [&str; 15] = [
     "base",
     "distributed",
     "notebook",
@@ -18,8 +18,10 @@ const ROOMS: [&str; 13] = [
     "dataset",
     "model",
     "tokenizer",
+    "audio",
     "collate",
     "fill_mask",
+    "speech",
     "train",
     "display",
     "prelude",

@@ -54,6 +54,7 @@ fn reader_called(name: &str) -> Option<FileFormat> {
         "text" => FileFormat::Text,
         "parquet" => FileFormat::Parquet,
         "arrow" => FileFormat::Arrow,
+        "audiofolder" => FileFormat::Audio,
         _ => return None,
     };
     (!Path::new(name).exists()).then_some(format)

@@ -66,18 +66,22 @@ const KEYWORDS: [(&str, &[&str]); 3] = [
 ];
 
 /// The endings of data files, the formats first that are preferred where there are as many of one as of another.
-const FORMATS: [(FileFormat, &[&str]); 6] = [
+const FORMATS: [(FileFormat, &[&str]); 7] = [
     (FileFormat::Parquet, &["parquet"]),
     (FileFormat::Json, &["jsonl", "ndjson", "json"]),
     (FileFormat::Csv, &["csv"]),
     (FileFormat::Arrow, &["arrow", "feather", "ipc"]),
     (FileFormat::Tsv, &["tsv"]),
     (FileFormat::Text, &["txt"]),
+    (FileFormat::Audio, &["wav", "flac"]),
 ];
 
+/// The files that say what the recordings of their folder are.
+const METADATA: [&str; 2] = ["metadata.csv", "metadata.jsonl"];
+
 /// The endings in words.
-pub(super) const KNOWN: &str = ".jsonl, .ndjson, .json, .parquet, .arrow, .csv, .tsv, .txt, also with .gz, .bz2, .xz, .zst or .lz4 behind it; see \
-     Loader::format";
+pub(super) const KNOWN: &str = ".jsonl, .ndjson, .json, .parquet, .arrow, .csv, .tsv, .txt, also with .gz, .bz2, .xz, .zst or .lz4 behind it, \
+     .wav, .flac; see Loader::format";
 
 /// The format that a file's name tells.
 pub(super) fn format_of(path: &str) -> Option<FileFormat> {
@@ -349,7 +353,21 @@ fn by_names(
             message: format!("no file in {place} has a known format ({KNOWN}); {holds}"),
         });
     }
-    let layout = by_format(name, split_by_names(base, &data), format, options)?;
+    let (metadata, others): (Vec<_>, Vec<_>) = data.iter().cloned().partition(|p| is_metadata(p));
+    let sound = match format {
+        Some(format) => format == FileFormat::Audio,
+        None => most_frequent(&others) == Some(FileFormat::Audio),
+    };
+    if sound {
+        data = others;
+    }
+    let mut layout = by_format(name, split_by_names(base, &data), format, options)?;
+    if sound {
+        // They may lie above the folders of all splits.
+        for (_, paths) in &mut layout.splits {
+            paths.extend(metadata.iter().cloned());
+        }
+    }
     let used: Vec<&String> = layout.splits.iter().flat_map(|(_, paths)| paths).collect();
     let left: Vec<&str> = data
         .iter()
@@ -378,6 +396,11 @@ pub(super) fn by_format(
     options: Options,
 ) -> Result<Layout> {
     if let Some(format) = format {
+        if format == FileFormat::Audio {
+            for (_, paths) in &mut splits {
+                paths.retain(|path| is_metadata(path) || format_of(path) == Some(format));
+            }
+        }
         return Ok(Layout {
             format,
             splits,
@@ -410,7 +433,8 @@ pub(super) fn by_format(
     }
     let (format, _) = chosen.ok_or_else(|| not_found("no files were named".to_owned()))?;
     for (_, paths) in &mut splits {
-        paths.retain(|path| format_of(path) == Some(format));
+        let describes = |path: &str| format == FileFormat::Audio && is_metadata(path);
+        paths.retain(|path| format_of(path) == Some(format) || describes(path));
     }
     Ok(Layout {
         format,
@@ -421,9 +445,12 @@ pub(super) fn by_format(
 
 /// The format that most files have; of equally many the one that is named first.
 fn most_frequent(paths: &[String]) -> Option<FileFormat> {
+    let sound = |path: &String| format_of(path) == Some(FileFormat::Audio);
+    // What describes recordings is none of the others' data.
+    let describes = |path: &String| is_metadata(path) && paths.iter().any(sound);
     let count = |format: FileFormat| {
         let of_it = paths.iter().filter(|path| format_of(path) == Some(format));
-        of_it.count()
+        of_it.filter(|path| !describes(path)).count()
     };
     // The last of equals is taken, so the preferred ones come last.
     FORMATS
@@ -433,6 +460,11 @@ fn most_frequent(paths: &[String]) -> Option<FileFormat> {
         .filter(|(count, _)| *count > 0)
         .max_by_key(|(count, _)| *count)
         .map(|(_, format)| format)
+}
+
+/// Whether a file says what the recordings of its folder are.
+pub(super) fn is_metadata(path: &str) -> bool {
+    METADATA.contains(&path.rsplit('/').next().unwrap_or_default())
 }
 
 /// Whether a file is hidden, private or a description.

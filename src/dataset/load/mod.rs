@@ -1,6 +1,7 @@
 //! Loading datasets from files.
 
 mod arrow;
+mod audio;
 pub(super) mod card;
 mod chunks;
 mod csv;
@@ -61,6 +62,8 @@ pub enum FileFormat {
     Tsv,
     /// Plain text: every line is a row of the column `text`.
     Text,
+    /// WAV and FLAC recordings, by their names, with what `metadata.csv` or `metadata.jsonl` says of them: `audiofolder`.
+    Audio,
 }
 
 /// Loads a dataset with all its splits: see [`Loader`], whose defaults this uses.
@@ -276,7 +279,7 @@ impl Loader {
 
     fn load_split(&self, format: FileFormat, paths: &[PathBuf], card: &Options) -> Result<Dataset> {
         let options = self.options(card)?;
-        let (key, bytes) = key(format, paths, &options)?;
+        let (content, bytes) = key(format, paths, &options)?;
         let unpacked = match format {
             FileFormat::Parquet | FileFormat::Arrow => self.unpack(paths)?,
             _ => Vec::new(),
@@ -292,17 +295,23 @@ impl Loader {
             .collect();
         let paths = if whole.is_empty() { paths } else { &whole };
         if format == FileFormat::Arrow {
-            let known = (bytes > self.memory_limit).then_some(key);
+            let known = (bytes > self.memory_limit).then_some(content);
             return arrow::load(paths, known);
         }
-        let key = (bytes >= self.memory_limit / 4 && self.cache.is_enabled()).then_some(key);
+        let large = bytes >= self.memory_limit / 4 && format != FileFormat::Audio;
+        let key = (large && self.cache.is_enabled()).then_some(content);
         let _turn = key.and_then(|key| self.cache.one_rank_at_a_time(key));
         if let Some(found) = key.and_then(|key| Sink::cached(&self.cache, key)) {
             return Ok(found);
         }
+        // Recordings are known by their names, and may become others under these.
+        let of_files = match format {
+            FileFormat::Audio => Some(content),
+            _ => key,
+        };
         let mut rows = Rows {
             sink: Sink::new(self.cache.clone(), key, self.memory_limit),
-            pieces: key.is_none().then(Vec::new),
+            pieces: of_files.is_none().then(Vec::new),
             progress: Progress::new("Loading", bytes as u64, "bytes"),
         };
         let schema = match format {
@@ -321,10 +330,11 @@ impl Loader {
                 &mut rows,
             )?,
             FileFormat::Text => text::load(paths, &options, &mut rows)?,
+            FileFormat::Audio => audio::load(paths, &mut rows)?,
             FileFormat::Arrow => unreachable!("Arrow files are opened as they are"),
         };
         rows.progress.finish();
-        let fingerprint = key.unwrap_or_else(|| of_pieces(&rows.pieces.unwrap_or_default()));
+        let fingerprint = of_files.unwrap_or_else(|| of_pieces(&rows.pieces.unwrap_or_default()));
         let dataset = rows.sink.finish(&schema, fingerprint)?;
         refuse_empty(&dataset, paths)?;
         Ok(dataset)

@@ -108,6 +108,10 @@ impl Loader {
             return dataset.first(name, usize::MAX);
         };
         let format = self.request.format.unwrap_or(dataset.format());
+        if format == FileFormat::Audio {
+            // Metadata files stand for no rows.
+            return dataset.first(name, usize::MAX);
+        }
         let mut rows = 0;
         for shards in 1..count {
             let paths = dataset.first(name, shards)?;
