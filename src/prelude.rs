@@ -3,8 +3,7 @@
 pub use crate::audio::{Audio, FeatureExtractor, SpeechProcessor};
 pub use crate::collate::{
     BatchKey, Batches, Collator, CtcCollator, DataLoader, DenoisingCollator, Example, Examples,
-    IntoExamples,
-    MaskingCollator, MlmBatch, PaddingCollator,
+    IntoExamples, MaskingCollator, MlmBatch, PaddingCollator,
 };
 #[cfg(feature = "hub")]
 pub use crate::dataset::PushDataset;

@@ -1,5 +1,7 @@
 //! Filling blanks: a model and its tokenizer behind one call, as transformers' `fill-mask` pipeline.
 
+#[cfg(test)]
+mod families;
 mod groups;
 mod predictions;
 mod targets;
