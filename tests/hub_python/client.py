@@ -44,12 +44,17 @@ def main(task, *arguments):
         import datasets
 
         datasets.disable_progress_bars()
-        loaded = datasets.load_dataset(*arguments)
+        # The stand-in lists no folders, which the library would look through: the repository is fetched whole.
+        repo, *config = arguments
+        folder = hub.snapshot_download(repo, repo_type="dataset")
+        loaded = datasets.load_dataset(folder, *config)
         train = loaded["train"]
-        card = datasets.load_dataset_builder(*arguments).info.splits
+        card = hub.DatasetCard.load(f"{folder}/README.md").data.to_dict()["dataset_info"]
+        infos = {info["config_name"]: info for info in (card if isinstance(card, list) else [card])}
+        card = {split["name"]: split["num_examples"] for split in infos[config[0] if config else "default"]["splits"]}
         return {
             "splits": {name: split.num_rows for name, split in loaded.items()},
-            "card": {name: split.num_examples for name, split in card.items()},
+            "card": card,
             "first": train[0],
         }
     if task == "logits":
