@@ -12,6 +12,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::mpi::Mpi;
+#[cfg(feature = "cuda")]
+use super::nccl::Nccl;
 use super::{Communicator, environment::environment, environment::foreign, signal};
 use crate::{Error, Result};
 
@@ -26,6 +28,9 @@ pub struct Group {
     /// Nanoseconds of exchanging gradients and weights.
     busy: AtomicU64,
     votes: AtomicU64,
+    /// What carries data between GPUs, once it has been looked for.
+    #[cfg(feature = "cuda")]
+    nccl: OnceLock<Option<Nccl>>,
 }
 
 /// What a rank says in a vote.
@@ -98,7 +103,20 @@ impl Group {
             received: AtomicU64::new(0),
             busy: AtomicU64::new(0),
             votes: AtomicU64::new(0),
+            #[cfg(feature = "cuda")]
+            nccl: OnceLock::new(),
         }
+    }
+
+    /// Returns NCCL's communicator of the ranks, which is joined at the first call; `None` where NCCL can't be had. This
+    /// rank's GPU must be the current one on this thread.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn nccl(&self) -> Result<Option<&Nccl>> {
+        if self.nccl.get().is_none() {
+            let joined = Nccl::join(self)?;
+            let _ = self.nccl.set(joined);
+        }
+        Ok(self.nccl.get().and_then(Option::as_ref))
     }
 
     /// Returns this process's number, from 0.

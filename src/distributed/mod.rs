@@ -12,6 +12,8 @@ mod environment;
 mod group;
 mod launch;
 mod mpi;
+#[cfg(any(feature = "cuda", test))]
+mod nccl;
 mod signal;
 #[cfg(test)]
 mod threads;

@@ -9,7 +9,7 @@ use crate::Result;
 /// Choosing a [`Device`] in one word.
 pub trait DeviceExt: Sized {
     /// Returns the first GPU, or the CPU where there is none; a build with GPU support says then on stderr what it
-    /// found missing.
+    /// found missing. Of several ranks on a machine each gets the next GPU.
     ///
     /// ```
     /// use cloze::prelude::*;
@@ -33,7 +33,10 @@ impl DeviceExt for Device {
     fn best() -> Result<Self> {
         use std::sync::Once;
         static TOLD: Once = Once::new();
-        Ok(Self::gpu(0).unwrap_or_else(|reason| {
+        // The ranks of a machine share its GPUs out.
+        let rank = crate::distributed::environment().local_rank;
+        let ordinal = rank % cuda::device::count().max(1);
+        Ok(Self::gpu(ordinal).unwrap_or_else(|reason| {
             TOLD.call_once(|| eprintln!("note: computing on the CPU: {reason}"));
             Self::Cpu
         }))

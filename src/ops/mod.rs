@@ -26,7 +26,7 @@ mod cross_entropy;
 mod cross_entropy_of;
 mod ctc_loss;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(crate) mod cuda;
 mod damped_ema;
 mod depthwise_conv;
 mod device;

@@ -184,10 +184,44 @@ pub fn sum_gradients(ranks: &Group, params: &[Param]) -> Result<()> {
 
 /// Replaces the gradients of the parameters that are `live` anywhere by their sums over all ranks.
 pub(super) fn add_up(ranks: &Group, params: &[Param], live: &Live) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if add_up_on_gpus(ranks, params, live)? {
+        return Ok(());
+    }
     for unit in units(params).iter().filter(|unit| unit.is_live(live)) {
         unit.with_gradients(params, live, |values| all_reduce(ranks, values))?;
     }
     Ok(())
+}
+
+/// Adds up gradients that are on GPUs where they are; whether that was done.
+#[cfg(feature = "cuda")]
+fn add_up_on_gpus(ranks: &Group, params: &[Param], live: &Live) -> Result<bool> {
+    use crate::ops::cuda;
+    let Some(first) = params.first().filter(|param| param.device().is_cuda()) else {
+        return Ok(false);
+    };
+    cuda::make_current(&first.value())?;
+    let Some(nccl) = ranks.nccl()? else {
+        return Ok(false);
+    };
+    for (_, param) in params
+        .iter()
+        .enumerate()
+        .filter(|(number, _)| live.has(*number))
+    {
+        param.update_grad_tensor(|grad, fresh| {
+            if fresh {
+                grad.zero_set()?;
+            }
+            cuda::with_pointer(grad, |data, stream| {
+                // SAFETY: the gradient is this parameter's own, f32 and contiguous, and all that touches it is in its stream;
+                // all ranks have the same parameters.
+                unsafe { nccl.all_reduce(data, grad.elem_count(), stream) }
+            })
+        })?;
+    }
+    Ok(true)
 }
 
 /// Replaces `values` by their sums over all ranks.

@@ -1,6 +1,8 @@
 //! The cases: each starts ranks, looks at what they left, and says what it saw.
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -35,6 +37,20 @@ pub const ALL: &[(&str, Case)] = &[
 
 fn folder() -> TempDir {
     tempfile::tempdir().unwrap()
+}
+
+/// What the ranks of a plain run wrote; it is run once.
+fn plain(ranks: usize) -> Vec<Vec<Value>> {
+    static RUNS: LazyLock<Mutex<HashMap<usize, Vec<Vec<Value>>>>> = LazyLock::new(Mutex::default);
+    let mut runs = RUNS.lock().unwrap();
+    let run = runs.entry(ranks).or_insert_with(|| {
+        let out = folder();
+        run("train", ranks, out.path(), &[]).expect("training");
+        (0..ranks.max(1))
+            .map(|rank| lines(out.path(), rank))
+            .collect()
+    });
+    run.clone()
 }
 
 fn bits(line: &Value, name: &str) -> u64 {
@@ -84,10 +100,7 @@ fn refuse() -> String {
 }
 
 fn one_rank_is_no_group() -> String {
-    let (plain, alone) = (folder(), folder());
-    run("train", 0, plain.path(), &[]).expect("one process");
-    run("train", 1, alone.path(), &[]).expect("one rank");
-    let (plain, alone) = (lines(plain.path(), 0), lines(alone.path(), 0));
+    let (plain, alone) = (plain(0).swap_remove(0), plain(1).swap_remove(0));
     assert_eq!(plain.len(), STEPS);
     assert_eq!(plain, alone);
     format!("1 rank: {STEPS} steps bit for bit as without mpirun")
@@ -95,22 +108,19 @@ fn one_rank_is_no_group() -> String {
 
 /// Losses within 1e-6, equal counts, the same weights on all ranks after every step.
 fn many_ranks_train_as_one() -> String {
-    let one = folder();
-    run("train", 0, one.path(), &[]).expect("one process");
-    let one = lines(one.path(), 0);
+    let one = plain(0).swap_remove(0);
     let counted = |lines: &[Value]| -> Vec<_> {
         let counts = |line: &Value| (bits(line, "counted"), bits(line, "tokens"));
         lines.iter().map(counts).collect()
     };
     let mut most: f64 = 0.0;
     for ranks in [2, 3, 4] {
-        let out = folder();
-        run("train", ranks, out.path(), &[]).expect("training");
-        let first = lines(out.path(), 0);
+        let all = plain(ranks);
+        let first = &all[0];
         assert_eq!(first.len(), STEPS);
-        assert_eq!(counted(&first), counted(&one), "{ranks} ranks");
-        for rank in 1..ranks {
-            for (own, first) in lines(out.path(), rank).iter().zip(&first) {
+        assert_eq!(counted(first), counted(&one), "{ranks} ranks");
+        for (rank, lines) in all.iter().enumerate() {
+            for (own, first) in lines.iter().zip(first) {
                 for name in ["step", "bits", "norm", "weights"] {
                     assert_eq!(
                         own[name], first[name],
@@ -119,11 +129,11 @@ fn many_ranks_train_as_one() -> String {
                 }
             }
         }
-        most = most.max(furthest(&first, &one));
-        let again = folder();
-        run("train", ranks, again.path(), &[]).expect("training again");
-        assert_eq!(lines(again.path(), 0), first, "{ranks} ranks, again");
+        most = most.max(furthest(first, &one));
     }
+    let again = folder();
+    run("train", 3, again.path(), &[]).expect("training again");
+    assert_eq!(lines(again.path(), 0), plain(3)[0], "3 ranks, again");
     format!(
         "2, 3 and 4 ranks: {STEPS} steps of {PER_STEP} batches, losses within {most:.1e} of one process, equal weights after \
          every step, the same bits again"
@@ -145,13 +155,12 @@ fn furthest(run: &[Value], expected: &[Value]) -> f64 {
 }
 
 fn a_run_goes_on_on_another_number_of_ranks() -> String {
-    let (one, out) = (folder(), folder());
-    run("train", 0, one.path(), &[]).expect("one process");
+    let out = folder();
     run("train", 2, out.path(), &[("STOP_AT", "7")]).expect("two ranks");
     let on = [("RESUME", "1"), ("STOP_AT", "13")];
     run("train", 3, out.path(), &on).expect("three ranks");
     run("train", 0, out.path(), &[("RESUME", "1")]).expect("one process");
-    let (whole, parts) = (lines(one.path(), 0), lines(out.path(), 0));
+    let (whole, parts) = (plain(0).swap_remove(0), lines(out.path(), 0));
     let most = furthest(&parts, &whole);
     for (part, whole) in parts.iter().zip(&whole) {
         assert_eq!(
@@ -165,9 +174,7 @@ fn a_run_goes_on_on_another_number_of_ranks() -> String {
 }
 
 fn sharded_state_is_the_same_training() -> String {
-    let one = folder();
-    run("train", 0, one.path(), &[]).expect("one process");
-    let one = lines(one.path(), 0);
+    let one = plain(0).swap_remove(0);
     let shard = ("SHARD", "1");
     let mut most: f64 = 0.0;
     for ranks in [2, 3] {
@@ -194,25 +201,18 @@ fn sharded_state_is_the_same_training() -> String {
 }
 
 fn exchange_during_the_backward_pass_is_the_same_training() -> String {
-    let mut times = Vec::new();
     for ranks in [2, 3] {
-        let (plain, overlapped) = (folder(), folder());
-        run("train", ranks, plain.path(), &[]).expect("training");
-        let done = run("train", ranks, overlapped.path(), &[("OVERLAP", "1")]);
-        times.push(done.expect("training with overlap").seconds);
+        let out = folder();
+        run("train", ranks, out.path(), &[("OVERLAP", "1")]).expect("training with overlap");
         // Byte counts aside: units without a gradient are exchanged too.
-        let steps = |out: &Path| -> Vec<Value> {
-            let mut lines = lines(out, 0);
+        let steps = |mut lines: Vec<Value>| {
             lines
                 .iter_mut()
                 .for_each(|line| line["bytes"] = Value::Null);
             lines
         };
-        assert_eq!(
-            steps(overlapped.path()),
-            steps(plain.path()),
-            "{ranks} ranks"
-        );
+        let plain = plain(ranks).swap_remove(0);
+        assert_eq!(steps(lines(out.path(), 0)), steps(plain), "{ranks} ranks");
     }
     "2 and 3 ranks: the same bits as without".to_owned()
 }
@@ -443,16 +443,13 @@ fn newest(checkpoints: &Path) -> usize {
 fn what_is_exchanged() -> String {
     let mut said = Vec::new();
     for ranks in [2, 3, 4] {
-        let out = folder();
-        run("train", ranks, out.path(), &[]).expect("training");
         let params: usize = crate::rank::model(1)
             .params()
             .iter()
             .map(|p| p.elem_count())
             .sum();
         let mut all = 0;
-        for rank in 0..ranks {
-            let lines = lines(out.path(), rank);
+        for lines in plain(ranks) {
             all += bits(&lines[STEPS - 1], "bytes") - bits(&lines[0], "bytes");
         }
         let steps = (STEPS - 1) as f64;

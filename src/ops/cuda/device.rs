@@ -30,6 +30,11 @@ pub(in crate::ops) fn open(ordinal: usize) -> Result<Device> {
     Ok(device)
 }
 
+/// Returns how many GPUs the driver sees.
+pub(in crate::ops) fn count() -> usize {
+    CudaContext::device_count().map_or(0, |count| count as usize)
+}
+
 /// Whether there is such a GPU, and one that the kernels were compiled for.
 fn check(ordinal: usize) -> Result<()> {
     let failed = |error: DriverError| Error::Device(explain(&error));

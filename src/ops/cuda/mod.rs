@@ -457,6 +457,22 @@ fn pointer_or_null(tensor: Option<&Tensor>) -> Result<u64> {
     tensor.map_or(Ok(0), pointer)
 }
 
+/// Makes the device of `tensor` the current one on this thread.
+pub(crate) fn make_current(tensor: &Tensor) -> Result<()> {
+    let stream = tensor.device().as_cuda_device()?.cuda_stream();
+    stream.context().bind_to_thread().w()?;
+    Ok(())
+}
+
+/// Gives `work` where the elements of a contiguous tensor begin, and the stream that orders what is done with them.
+pub(crate) fn with_pointer(
+    tensor: &Tensor,
+    work: impl FnOnce(*mut f32, *mut std::ffi::c_void) -> Result<()>,
+) -> Result<()> {
+    let stream = tensor.device().as_cuda_device()?.cuda_stream();
+    work(pointer(tensor)? as *mut f32, stream.cu_stream().cast())
+}
+
 /// Returns where a buffer of numbers begins.
 fn slice_pointer<T>(slice: &CudaSlice<T>) -> u64 {
     slice.device_ptr(slice.stream()).0
