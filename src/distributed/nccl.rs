@@ -87,6 +87,7 @@ impl Nccl {
     ///
     /// # Errors
     /// Where a vote fails.
+    #[cfg(feature = "cuda")]
     pub(crate) fn join(group: &Group) -> Result<Option<Self>> {
         let file = std::env::var(CHOICE).ok().filter(|file| !file.is_empty());
         Self::join_with(group, file.as_deref().unwrap_or("libnccl.so.2"))

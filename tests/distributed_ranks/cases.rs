@@ -226,7 +226,7 @@ fn ranks_map_their_rows() -> String {
         .collect();
     let called: Vec<u64> = found.iter().map(|line| bits(line, "called")).collect();
     assert_eq!(called.iter().sum::<u64>(), 10_007);
-    assert!(called.iter().all(|&rows| rows > 3000), "{called:?}");
+    assert!(called.iter().all(|&rows| rows >= 3000), "{called:?}");
     // One process finds the parts again.
     run("map", 0, one.path(), &variables).expect("finding");
     let one = lines(one.path(), 0).swap_remove(0);
