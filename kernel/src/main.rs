@@ -34,6 +34,7 @@ fn main() -> ExitCode {
     }
     let done = match command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Launch(arguments) => cli::launch::launch(&arguments),
         Command::Install(arguments) => cli::install::install(&arguments),
         Command::Uninstall(place) => cli::install::uninstall(&place),
         Command::Lab(arguments) => cli::lab::lab(&arguments),

@@ -16,6 +16,7 @@ type Case = fn() -> String;
 /// All cases, in order.
 pub const ALL: &[(&str, Case)] = &[
     ("join", join),
+    ("launch", a_program_starts_ranks),
     ("refuse", refuse),
     ("one", one_rank_is_no_group),
     ("equal", many_ranks_train_as_one),
@@ -71,6 +72,23 @@ fn join() -> String {
     }
     let by = done.text.split("of 3, ").nth(1).unwrap();
     format!("3 ranks: {}", by.split(')').next().unwrap())
+}
+
+fn a_program_starts_ranks() -> String {
+    let out = folder();
+    let done = run("launch", 0, out.path(), &[]).expect("launching");
+    for fact in [
+        "Group(rank 0 of 2",
+        "Group(rank 1 of 2",
+        "exit status: 0; distributed training: /nowhere/program on 2 ranks ended with",
+    ] {
+        assert!(
+            done.text.contains(fact),
+            "{fact:?} is not in:\n{}",
+            done.text
+        );
+    }
+    "2 ranks, started by a program that is none".to_owned()
 }
 
 /// A group that can't be joined is refused, with the reason.

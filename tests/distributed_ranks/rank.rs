@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use cloze::collate::{BatchKey, Collator, Example, MlmBatch};
-use cloze::distributed::Group;
+use cloze::distributed::{Group, Launch};
 use cloze::model::{Config, MaskedLm};
 use cloze::train::{Callback, Control, Event, IntervalStrategy, Trainer, TrainingArguments};
 use cloze::{Error, Result};
@@ -111,6 +111,15 @@ fn act(role: &str, out: &Path) -> Result<()> {
             Ok(())
         }
         "exchange" => exchange(&group),
+        // As from a cell: a program that is no rank starts two.
+        "launch" => {
+            let me = std::env::current_exe().unwrap();
+            let mut command = Launch::new(2, me).command()?;
+            let status = command.env(ROLE, "facts").status().unwrap();
+            let missing = Launch::new(2, "/nowhere/program").run().unwrap_err();
+            println!("{status}; {missing}");
+            Ok(())
+        }
         "map" => map(out, &group),
         // Faults, of which one rank alone knows.
         "panic" | "nan" | "callback" | "leave" | "full" | "data" => fault(role, out, &group),

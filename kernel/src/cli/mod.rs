@@ -6,6 +6,7 @@ mod gpu;
 pub mod install;
 mod kernelspec;
 pub mod lab;
+pub mod launch;
 pub mod train;
 
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ pub struct Cli {
 pub enum Command {
     /// Execute notebooks without Jupyter, cell by cell
     Run(Run),
+    /// Train on several ranks: start a program or a notebook N times
+    Launch(launch::Launch),
     /// Build the prelude, and make the kernel known to Jupyter
     Install(Install),
     /// Make Jupyter forget the kernel
