@@ -157,3 +157,22 @@ pub(super) fn spec(config: &Config) -> Result<Spec> {
         tied: config.tie_word_embeddings(),
     })
 }
+
+/// A model of this kind that normalizes before its layers instead of behind them and behind the embeddings, with the names
+/// of the norms of attention and feed-forward layers, and of the one behind the last block.
+pub(super) fn normalized_first(
+    spec: Spec,
+    [attention_norm, output_norm, last]: [&'static str; 3],
+) -> Spec {
+    Spec {
+        embedding_norm: None,
+        layers: LayerNames {
+            attention_norm,
+            output_norm,
+            ..spec.layers
+        },
+        order: Order::PreNorm,
+        final_norm: Some(last),
+        ..spec
+    }
+}

@@ -2,7 +2,6 @@
 
 use super::bert;
 use crate::Result;
-use crate::model::nn::{LayerNames, Order, Spec};
 use crate::model::{Architecture, Config, Family, WeightBuilder};
 
 /// `MegatronBertForMaskedLM`.
@@ -17,19 +16,12 @@ pub(super) const FAMILY: Family = Family {
     ..bert::FAMILY
 };
 
-const LAYERS: LayerNames = LayerNames {
-    attention_norm: "encoder.layer.{}.attention.ln",
-    output_norm: "encoder.layer.{}.ln",
-    ..bert::LAYERS
-};
-
 fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architecture>> {
-    let spec = Spec {
-        embedding_norm: None,
-        layers: LAYERS,
-        order: Order::PreNorm,
-        final_norm: Some("encoder.ln"),
-        ..bert::spec(config)?
-    };
+    let norms = [
+        "encoder.layer.{}.attention.ln",
+        "encoder.layer.{}.ln",
+        "encoder.ln",
+    ];
+    let spec = bert::normalized_first(bert::spec(config)?, norms);
     Ok(Box::new(spec.build(weights)?))
 }

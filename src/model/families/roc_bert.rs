@@ -106,14 +106,19 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         )?);
     }
     let words = spec.embeddings(weights)?;
-    let map = match senses.concat_input {
+    let joined = match senses.concat_input {
         true => {
             let widths = tables
                 .iter()
                 .map(|sense: &Sense| sense.table.shape().dims()[1]);
             let input = spec.sizes.hidden + widths.sum::<usize>();
             let weights = weights.pp(spec.base).pp("embeddings.map_inputs_layer");
-            Some(Linear::new(&weights, input, spec.sizes.hidden, spec.std)?)
+            let (words, others) = words.split_first();
+            Some(Joined {
+                map: Linear::new(&weights, input, spec.sizes.hidden, spec.std)?,
+                words,
+                others,
+            })
         }
         false => None,
     };
@@ -121,7 +126,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         embeddings: Box::new(SensedEmbeddings {
             words,
             senses: tables,
-            map,
+            joined,
         }),
         ..model
     }))
@@ -154,13 +159,22 @@ impl Sense {
 struct SensedEmbeddings {
     words: Embeddings,
     senses: Vec<Sense>,
-    /// The map from all of it side by side; without it, the mean is taken.
-    map: Option<Linear>,
+    /// How all of it is mapped side by side; without that, the mean is taken.
+    joined: Option<Joined>,
+}
+
+/// The map from words and senses side by side.
+#[derive(Debug)]
+struct Joined {
+    map: Linear,
+    /// Words alone, and what is added behind the map.
+    words: Embeddings,
+    others: Embeddings,
 }
 
 impl Embed for SensedEmbeddings {
     fn forward(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
-        let Some(map) = &self.map else {
+        let Some(Joined { map, words, others }) = &self.joined else {
             let mut sum = self.words.forward(inputs, context)?;
             let mut count = 1.0;
             for sense in &self.senses {
@@ -171,7 +185,6 @@ impl Embed for SensedEmbeddings {
             }
             return ops::scale(&sum, 1.0 / count);
         };
-        let (words, others) = self.words.split_first();
         let mut parts = vec![words.sum(inputs)?];
         for sense in &self.senses {
             parts.push(match sense.look_up(inputs)? {

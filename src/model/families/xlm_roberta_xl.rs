@@ -3,7 +3,6 @@
 
 use super::{bert, roberta};
 use crate::Result;
-use crate::model::nn::{LayerNames, Order, Spec};
 use crate::model::{Architecture, Config, Family, WeightBuilder};
 
 /// `XLMRobertaXLForMaskedLM`.
@@ -18,19 +17,12 @@ pub(super) const FAMILY: Family = Family {
     ..roberta::FAMILY
 };
 
-const LAYERS: LayerNames = LayerNames {
-    attention_norm: "encoder.layer.{}.attention.self_attn_layer_norm",
-    output_norm: "encoder.layer.{}.LayerNorm",
-    ..bert::LAYERS
-};
-
 fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architecture>> {
-    let spec = Spec {
-        embedding_norm: None,
-        layers: LAYERS,
-        order: Order::PreNorm,
-        final_norm: Some("encoder.LayerNorm"),
-        ..roberta::spec(config)?
-    };
+    let norms = [
+        "encoder.layer.{}.attention.self_attn_layer_norm",
+        "encoder.layer.{}.LayerNorm",
+        "encoder.LayerNorm",
+    ];
+    let spec = bert::normalized_first(roberta::spec(config)?, norms);
     Ok(Box::new(spec.build(weights)?))
 }

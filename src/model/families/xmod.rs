@@ -237,24 +237,9 @@ impl Block for XmodBlock {
             Some(languages) => languages.to_vec1::<u32>()?,
             None => vec![0; x.dim(0)?],
         };
-        let attended = if pre {
-            let weights = context.dropout(block.attention.dropout);
-            let normed = block.attention_norm.forward(x)?;
-            let attended = block.attention.forward(&normed, &pass.mask, weights)?;
-            let attended = block.attention_output.forward(&attended)?;
-            ops::add(
-                &ops::dropout(&attended, context.dropout(block.attention_dropout))?,
-                x,
-            )?
-        } else {
-            let weights = context.dropout(block.attention.dropout);
-            let attended = block.attention.forward(x, &pass.mask, weights)?;
-            let attended = block.attention_output.forward(&attended)?;
-            let dropout = context.dropout(block.attention_dropout);
-            block
-                .attention_norm
-                .forward_residual(&attended, x, dropout)?
-        };
+        let attended = block.attended(x, context, |x, dropout| {
+            block.attention.forward(x, &pass.mask, dropout)
+        })?;
         let fed = if pre {
             block.output_norm.forward(&attended)?
         } else {

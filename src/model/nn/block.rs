@@ -119,27 +119,45 @@ impl TransformerBlock {
         context: &Context,
         attend: impl Fn(&Tensor, Dropout) -> Result<Tensor>,
     ) -> Result<Tensor> {
+        let x = self.attended(x, context, attend)?;
+        match self.order {
+            Order::PostNorm => {
+                let fed = self.feed_forward.forward(&x, context)?;
+                let dropout = context.dropout(self.feed_forward.dropout);
+                self.output_norm.forward_residual(&fed, &x, dropout)
+            }
+            Order::PreNorm => {
+                let normed = self.output_norm.forward(&x)?;
+                let fed = self.feed_forward.forward(&normed, context)?;
+                let dropout = context.dropout(self.feed_forward.dropout);
+                ops::add(&ops::dropout(&fed, dropout)?, &x)
+            }
+        }
+    }
+
+    /// Returns the block's first half: attention as in [`TransformerBlock::forward_with`], with its residual connection and
+    /// its normalization.
+    pub fn attended(
+        &self,
+        x: &Tensor,
+        context: &Context,
+        attend: impl Fn(&Tensor, Dropout) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let attend = |x: &Tensor| -> Result<Tensor> {
             let attended = attend(x, context.dropout(self.attention.dropout))?;
             self.attention_output.forward(&attended)
         };
-        let (attention, output) = (&self.attention_norm, &self.output_norm);
+        let norm = &self.attention_norm;
         match self.order {
             Order::PostNorm => {
                 let attended = attend(x)?;
                 let dropout = context.dropout(self.attention_dropout);
-                let x = attention.forward_residual(&attended, x, dropout)?;
-                let fed = self.feed_forward.forward(&x, context)?;
-                let dropout = context.dropout(self.feed_forward.dropout);
-                output.forward_residual(&fed, &x, dropout)
+                norm.forward_residual(&attended, x, dropout)
             }
             Order::PreNorm => {
-                let attended = attend(&attention.forward(x)?)?;
+                let attended = attend(&norm.forward(x)?)?;
                 let dropout = context.dropout(self.attention_dropout);
-                let x = ops::add(&ops::dropout(&attended, dropout)?, x)?;
-                let fed = self.feed_forward.forward(&output.forward(&x)?, context)?;
-                let dropout = context.dropout(self.feed_forward.dropout);
-                ops::add(&ops::dropout(&fed, dropout)?, &x)
+                ops::add(&ops::dropout(&attended, dropout)?, x)
             }
         }
     }
