@@ -33,9 +33,9 @@ def compare(folder, fixture):
         meta = json.load(file)
     io = load_file(os.path.join(fixture, "io.safetensors"))
     ours = load_file(os.path.join(folder, "ours.safetensors"))["logits"]
-    with open(os.path.join(fixture, "config.json")) as file:
+    with open(os.path.join(folder, "config.json")) as file:
         config = json.load(file)
-    name = AS.get(config["model_type"]) or meta.get("class") or config["architectures"][0]
+    name = AS.get(config["model_type"]) or config["architectures"][0]
     found = {"class": name, "transformers": transformers.__version__}
     model, info = open_model(name, folder)
     if model is None:
