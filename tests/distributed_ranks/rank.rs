@@ -152,10 +152,18 @@ fn exchange(group: &Group) -> Result<()> {
         ours.push(started.elapsed().as_secs_f64());
         group.vote("a start", Ok(()))?;
         let started = Instant::now();
-        for piece in flat.chunks_mut(1 << 22) {
-            group.reduce_scatter(piece)?;
-            group.all_gather(piece)?;
+        // The same calls: each large parameter by itself, all small ones together.
+        let mut rest = flat.as_mut_slice();
+        for len in params.iter().map(|param| param.elem_count()) {
+            if len >= 1 << 16 {
+                let (piece, others) = rest.split_at_mut(len);
+                group.reduce_scatter(piece)?;
+                group.all_gather(piece)?;
+                rest = others;
+            }
         }
+        group.reduce_scatter(rest)?;
+        group.all_gather(rest)?;
         bare.push(started.elapsed().as_secs_f64());
     }
     let median = |times: &mut Vec<f64>| {
