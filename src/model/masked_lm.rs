@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use super::checkpoint::Checkpoint;
-use super::resize::Resize;
+use super::vocabulary::Resize;
 use super::weights::Weights;
 use super::{
     Architecture, Config, Context, Family, LoadReport, MlmLoss, ModelFlops, ModelInputs,

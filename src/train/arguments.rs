@@ -389,7 +389,7 @@ impl TrainingArguments {
             "layerwise_lr_decay",
             || format!("{decay} is not allowed; give a number above 0, mostly just below 1"),
         )?;
-        super::optimizer_name::settings(self)?;
+        super::optimizer_name::settings(self.optim, &self.optim_args)?;
         // Of any length: what can be wrong with a schedule are its rates.
         self.schedule(1).map(drop)
     }

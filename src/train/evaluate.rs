@@ -7,10 +7,10 @@ use std::time::Instant;
 use candle_core::{D, DType};
 use serde::{Deserialize, Serialize};
 
+use super::data::Data;
 use super::metrics::Metric;
 use super::out_of_memory::{self, Use};
 use super::run::Run;
-use super::trainer::Data;
 use super::{EvalMetrics, Evaluation, Event, TrainState, Trainer};
 use crate::base::interrupt;
 use crate::collate::{DataLoader, Examples, IntoExamples, MlmBatch};

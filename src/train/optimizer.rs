@@ -1,5 +1,6 @@
 //! AdamW over a model's parameters.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -322,10 +323,22 @@ impl Optimizer for AdamW {
     fn load(&mut self, path: &Path) -> Result<()> {
         AdamW::load(self, path)
     }
+}
 
-    fn as_adamw(&mut self) -> Option<&mut AdamW> {
-        Some(self)
-    }
+/// Returns the optimizer as AdamW, if it is that.
+pub(super) fn as_adamw(optimizer: &mut dyn Optimizer) -> Option<&mut AdamW> {
+    let any: &mut dyn Any = optimizer;
+    any.downcast_mut()
+}
+
+/// Returns an optimizer whose state is sharded as what it is.
+pub(super) fn adamw(optimizer: &mut dyn Optimizer) -> Result<&mut AdamW> {
+    as_adamw(optimizer).ok_or_else(|| {
+        Error::argument(
+            "shard_optimizer",
+            "only the state of AdamW is sharded as yet; leave it out, or choose optim adamw_torch",
+        )
+    })
 }
 
 impl std::fmt::Debug for AdamW {

@@ -1,6 +1,6 @@
 //! A learning rate that falls when a metric has stopped improving.
 
-use super::{SchedulerKwargs, ThresholdMode};
+use super::{Schedule, SchedulerKwargs, SchedulerType, ThresholdMode};
 
 /// Reduces the learning rate when the metric of evaluations has stopped improving, as PyTorch's `ReduceLROnPlateau` does.
 ///
@@ -106,6 +106,14 @@ impl ReduceLrOnPlateau {
             (true, ThresholdMode::Rel) => metric > best * (1.0 + threshold),
             (true, ThresholdMode::Abs) => metric > best + threshold,
         }
+    }
+}
+
+impl Schedule {
+    /// Returns what reduces the rate where the metrics of evaluations decide over it.
+    pub(super) fn plateau(&self) -> Option<ReduceLrOnPlateau> {
+        let decides = self.own.is_none() && self.kind == SchedulerType::ReduceLrOnPlateau;
+        decides.then(|| ReduceLrOnPlateau::new(self.learning_rate).kwargs(self.kwargs))
     }
 }
 

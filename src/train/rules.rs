@@ -1,5 +1,6 @@
 //! Optimizers that are a rule for one parameter: how its gradient moves it.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::path::Path;
@@ -8,14 +9,13 @@ use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 
-use super::AdamW;
 use super::param_group::{self, ParamGroup, Settings};
 use crate::ops::{self, GradNorm, GradScale, MappedFile, Param};
 use crate::{Error, Result};
 
 /// What moves the weights: [`AdamW`](super::AdamW), [`Lion`](super::Lion), [`Adafactor`](super::Adafactor),
 /// [`Sgd`](super::Sgd), or [`RuleOptimizer`] with a rule of one's own.
-pub trait Optimizer: Debug + Send {
+pub trait Optimizer: Any + Debug + Send {
     /// Forms the global L2 norm of all gradients, and makes the next [`step`](Self::step) scale them down to `max_norm` if it is
     /// larger (0 for any). A step whose norm turns out not to be finite changes nothing.
     fn clip_grad_norm_later(&mut self, max_norm: f64) -> Result<GradNorm>;
@@ -39,21 +39,6 @@ pub trait Optimizer: Debug + Send {
 
     /// Reads back what [`save`](Self::save) wrote for the same parameters.
     fn load(&mut self, path: &Path) -> Result<()>;
-
-    /// Returns itself if it is AdamW, whose state can be sharded.
-    fn as_adamw(&mut self) -> Option<&mut AdamW> {
-        None
-    }
-}
-
-/// Returns an optimizer whose state is sharded as what it is.
-pub(super) fn adamw(optimizer: &mut dyn Optimizer) -> Result<&mut AdamW> {
-    optimizer.as_adamw().ok_or_else(|| {
-        Error::argument(
-            "shard_optimizer",
-            "only the state of AdamW is sharded as yet; leave it out, or choose optim adamw_torch",
-        )
-    })
 }
 
 /// The numbers of one update of one parameter.
@@ -98,7 +83,7 @@ pub struct Update {
 /// # let _ = optimizer;
 /// # Ok::<(), cloze::Error>(())
 /// ```
-pub trait UpdateRule: Clone + Debug + Send + Sync {
+pub trait UpdateRule: Clone + Debug + Send + Sync + 'static {
     /// The rule's name, which is kept in checkpoints.
     fn name(&self) -> &'static str;
 

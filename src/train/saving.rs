@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::checkpoint::{self, TrainerState};
 use super::metrics::Metric;
-use super::rules::adamw;
+use super::optimizer::{adamw, as_adamw};
 use super::run::Run;
 use super::{AdamW, Event, History, Optimizer, Trainer};
 use crate::{Error, Result};
@@ -78,7 +78,7 @@ impl Trainer {
         let path = self.checkpoint_folder(run.step);
         let kept_state = self.trainer_state(run, &kept, metric);
         let ranks = self.ranks()?;
-        let whole = match (&run.shards, run.optimizer.as_adamw()) {
+        let whole = match (&run.shards, as_adamw(run.optimizer.as_mut())) {
             (Some(shards), Some(optimizer)) => shards.gather(&ranks, optimizer)?,
             _ => None,
         };

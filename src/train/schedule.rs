@@ -204,13 +204,13 @@ type Factor = dyn Fn(usize) -> f64 + Send + Sync;
 /// ```
 #[derive(Clone)]
 pub struct Schedule {
-    kind: SchedulerType,
+    pub(super) kind: SchedulerType,
     /// One's own factors of the learning rate, in place of those of the kind.
-    own: Option<Arc<Factor>>,
-    learning_rate: f64,
+    pub(super) own: Option<Arc<Factor>>,
+    pub(super) learning_rate: f64,
     warmup_steps: usize,
     training_steps: usize,
-    kwargs: SchedulerKwargs,
+    pub(super) kwargs: SchedulerKwargs,
 }
 
 /// Returns the schedule that transformers calls `name`, from a peak `learning_rate`, in steps of the optimizer.
@@ -357,12 +357,6 @@ impl Schedule {
     /// Returns the learning rate at the peak.
     pub fn learning_rate(&self) -> f64 {
         self.learning_rate
-    }
-
-    /// Returns what reduces the rate where the metrics of evaluations decide over it.
-    pub(super) fn plateau(&self) -> Option<super::ReduceLrOnPlateau> {
-        let decides = self.own.is_none() && self.kind == SchedulerType::ReduceLrOnPlateau;
-        decides.then(|| super::ReduceLrOnPlateau::new(self.learning_rate).kwargs(self.kwargs))
     }
 
     /// The learning rate of the step after `done` steps: `lr(0)` belongs to the first step.

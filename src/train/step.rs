@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::exchange::{self, Live};
 use super::metrics::Metric;
+use super::optimizer::adamw;
 use super::out_of_memory::{self, Use};
 use super::overlap::Exchanged;
-use super::rules::adamw;
 use super::run::Run;
 use super::trainer::check_anything_counted;
 use super::{Event, GradScaler, StepRecord, Trainer, TrainingArguments};

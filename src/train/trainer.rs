@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::data::Data;
 use super::exchange;
 use super::metrics::Metric;
 use super::overlap::Overlap;
@@ -79,7 +80,7 @@ pub struct Trainer {
     pub(super) compute_metrics: Option<Box<ComputeMetrics>>,
     callbacks: Vec<Box<dyn Callback>>,
     reports: Option<Reports>,
-    wishes: Wishes,
+    requests: Requests,
     /// What the last run recorded.
     #[cfg_attr(not(feature = "hub"), allow(dead_code))]
     pub(super) history: Option<History>,
@@ -103,27 +104,9 @@ type MakeOptimizer = dyn Fn() -> Box<dyn Optimizer> + Send;
 pub(super) type ComputeMetrics =
     dyn Fn(&PredictionOutput) -> Result<BTreeMap<String, f64>> + Send + Sync;
 
-/// Where batches come from.
-#[derive(Clone)]
-pub(super) enum Data {
-    Examples(Arc<dyn Examples>),
-    Loader(DataLoader),
-}
-
-#[cfg(feature = "hub")]
-impl Data {
-    /// The name on the Hub of the dataset that the examples were made from, if it is known.
-    pub(super) fn origin(&self) -> Option<&str> {
-        match self {
-            Self::Examples(examples) => examples.origin(),
-            Self::Loader(loader) => loader.origin(),
-        }
-    }
-}
-
 /// What callbacks asked for since the last step.
 #[derive(Clone, Copy, Default, Serialize, Deserialize)]
-struct Wishes {
+struct Requests {
     evaluate: bool,
     save: bool,
     stop: bool,
@@ -222,7 +205,7 @@ impl Trainer {
             compute_metrics: None,
             callbacks: watcher.into_iter().collect(),
             reports: None,
-            wishes: Wishes::default(),
+            requests: Requests::default(),
             history: None,
             #[cfg(feature = "hub")]
             pushes: false,
@@ -431,7 +414,7 @@ impl Trainer {
             (Some(shards), _) => Box::new(self.set_up(AdamW::from_params(&shards.params()))),
             (None, Some(fresh)) => fresh(),
             (None, None) => {
-                super::optimizer_name::optimizer(&self.args, &self.model, &self.param_groups)?
+                super::make_optimizer::optimizer(&self.args, &self.model, &self.param_groups)?
             }
         };
         let schedule = match &self.schedule {
@@ -463,7 +446,7 @@ impl Trainer {
 
     /// Brings a run to its end, or keeps it for later.
     pub(super) fn drive(&mut self, mut run: Box<Run>) -> Result<History> {
-        self.wishes = Wishes::default();
+        self.requests = Requests::default();
         let begun = match self.ranks()?.is_main() {
             true => self.begin_pushing(),
             false => Ok(()),
@@ -606,16 +589,16 @@ impl Trainer {
             let state = run.state();
             self.tell(Event::Log { state, log })?;
         }
-        if run.evaluation_is_due(&self.args, self.wishes.evaluate) {
+        if run.evaluation_is_due(&self.args, self.requests.evaluate) {
             self.evaluate_in(run)?;
             run.note_best(metric);
         }
-        if run.save_is_due(&self.args, self.wishes.save) {
+        if run.save_is_due(&self.args, self.requests.save) {
             self.save_checkpoint(run, metric)?;
         }
         run.history.stopped_early =
-            !run.is_complete() && (self.wishes.stop || run.gives_up(&self.args, metric));
-        self.wishes = Wishes::default();
+            !run.is_complete() && (self.requests.stop || run.gives_up(&self.args, metric));
+        self.requests = Requests::default();
         Ok(())
     }
 
@@ -648,11 +631,11 @@ impl Trainer {
         if ranks.size() == 1 {
             return told;
         }
-        let wishes = self.wishes;
-        for wishes in ranks.vote(event.name(), told.map(|()| wishes))? {
-            self.wishes.evaluate |= wishes.evaluate;
-            self.wishes.save |= wishes.save;
-            self.wishes.stop |= wishes.stop;
+        let requests = self.requests;
+        for requests in ranks.vote(event.name(), told.map(|()| requests))? {
+            self.requests.evaluate |= requests.evaluate;
+            self.requests.save |= requests.save;
+            self.requests.stop |= requests.stop;
         }
         Ok(())
     }
@@ -665,9 +648,9 @@ impl Trainer {
         for callback in &mut self.callbacks {
             match callback.on_event(event)? {
                 Control::Continue => {}
-                Control::Evaluate => self.wishes.evaluate = true,
-                Control::Save => self.wishes.save = true,
-                Control::Stop => self.wishes.stop = true,
+                Control::Evaluate => self.requests.evaluate = true,
+                Control::Save => self.requests.save = true,
+                Control::Stop => self.requests.stop = true,
             }
         }
         Ok(())
