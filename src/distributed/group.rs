@@ -4,6 +4,8 @@
 //! Every exchange of data is announced by a vote, so that a rank which failed, or which is about to exit, meets the others
 //! in their next vote: they end with an error that names it, instead of waiting for ever.
 
+#[cfg(feature = "cuda")]
+use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,8 +14,6 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::mpi::Mpi;
-#[cfg(feature = "cuda")]
-use super::nccl::Nccl;
 use super::{Communicator, environment::environment, environment::foreign, signal};
 use crate::{Error, Result};
 
@@ -30,7 +30,7 @@ pub struct Group {
     votes: AtomicU64,
     /// What carries data between GPUs, once it has been looked for.
     #[cfg(feature = "cuda")]
-    nccl: OnceLock<Option<Nccl>>,
+    pub(super) further: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
 /// What a rank says in a vote.
@@ -104,19 +104,8 @@ impl Group {
             busy: AtomicU64::new(0),
             votes: AtomicU64::new(0),
             #[cfg(feature = "cuda")]
-            nccl: OnceLock::new(),
+            further: OnceLock::new(),
         }
-    }
-
-    /// Returns NCCL's communicator of the ranks, which is joined at the first call; `None` where NCCL can't be had. This
-    /// rank's GPU must be the current one on this thread.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn nccl(&self) -> Result<Option<&Nccl>> {
-        if self.nccl.get().is_none() {
-            let joined = Nccl::join(self)?;
-            let _ = self.nccl.set(joined);
-        }
-        Ok(self.nccl.get().and_then(Option::as_ref))
     }
 
     /// Returns this process's number, from 0.

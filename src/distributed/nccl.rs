@@ -245,6 +245,23 @@ impl Drop for Nccl {
     }
 }
 
+#[cfg(feature = "cuda")]
+impl Group {
+    /// Returns NCCL's communicator of the ranks, which is joined at the first call; `None` where NCCL can't be had. This
+    /// rank's GPU must be the current one on this thread.
+    pub(crate) fn nccl(&self) -> Result<Option<&Nccl>> {
+        if self.further.get().is_none() {
+            let joined: Option<Nccl> = Nccl::join(self)?;
+            let _ = self.further.set(Box::new(joined));
+        }
+        let joined = self
+            .further
+            .get()
+            .and_then(|any| any.downcast_ref::<Option<Nccl>>());
+        Ok(joined.and_then(Option::as_ref))
+    }
+}
+
 /// Returns what each rank has, or nothing where one of them has not: that is told of once.
 fn agree<T>(group: &Group, place: &str, mine: Result<T, String>) -> Result<Option<T>> {
     let failure = mine.as_ref().err().cloned();

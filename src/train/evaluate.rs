@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::data::Data;
 use super::metrics::Metric;
 use super::out_of_memory::{self, Use};
+use super::prediction::{MaskedPrediction, PredictionOutput};
 use super::run::Run;
 use super::{EvalMetrics, Evaluation, Event, TrainState, Trainer};
 use crate::base::interrupt;
@@ -17,72 +18,6 @@ use crate::collate::{DataLoader, Examples, IntoExamples, MlmBatch};
 use crate::distributed::Group;
 use crate::model::{Context, MaskedLm};
 use crate::{Error, Result, ops};
-
-/// What the model says about one masked token.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct MaskedPrediction {
-    /// The example, in the order of the data.
-    pub example: usize,
-    /// The position in the padded example.
-    pub position: usize,
-    /// The true token.
-    pub label: u32,
-    /// The most probable token.
-    pub predicted: u32,
-    /// The negative log-probability of the true token, in nats.
-    pub loss: f32,
-    /// How many tokens are more probable than the true one: 0 if it is the most probable.
-    pub rank: u32,
-}
-
-/// What [`Trainer::predict`] returns.
-#[derive(Clone)]
-#[non_exhaustive]
-pub struct PredictionOutput {
-    /// The masked tokens, in order.
-    pub tokens: Vec<MaskedPrediction>,
-    /// The loss over them.
-    pub metrics: EvalMetrics,
-}
-
-impl PredictionOutput {
-    /// The part of the masked tokens whose most probable token is the true one.
-    pub fn accuracy(&self) -> f64 {
-        let right = self
-            .tokens
-            .iter()
-            .filter(|token| token.predicted == token.label);
-        right.count() as f64 / self.tokens.len().max(1) as f64
-    }
-
-    /// The part of the masked tokens whose true token is among the `k` most probable.
-    pub fn top_k_accuracy(&self, k: usize) -> f64 {
-        let among = self.tokens.iter().filter(|token| (token.rank as usize) < k);
-        among.count() as f64 / self.tokens.len().max(1) as f64
-    }
-}
-
-/// Gives the accuracy at the masked positions under the name "accuracy": for
-/// [`Trainer::compute_metrics`](super::Trainer::compute_metrics).
-///
-/// # Errors
-/// None; the type is that of metrics that may fail.
-pub fn masked_accuracy(predictions: &PredictionOutput) -> Result<[(&'static str, f64); 1]> {
-    Ok([("accuracy", predictions.accuracy())])
-}
-
-impl std::fmt::Debug for PredictionOutput {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "PredictionOutput({} masked tokens, {:.1}% right, perplexity {:.2})",
-            self.tokens.len(),
-            100.0 * self.accuracy(),
-            self.metrics.perplexity()
-        )
-    }
-}
 
 /// What the model says about a batch, as ranks tell each other.
 #[derive(Serialize, Deserialize)]

@@ -71,9 +71,10 @@ impl Packing {
             if mask[first + length..].iter().any(|&m| m != 0) {
                 return None;
             }
-            for place in row * seq + first..row * seq + first + length {
-                numbers[place] = places.len() as u32;
-                places.push(place as u32);
+            let begins = row * seq + first;
+            for (at, number) in numbers[begins..begins + length].iter_mut().enumerate() {
+                *number = places.len() as u32;
+                places.push((begins + at) as u32);
             }
             lengths.push(length);
         }
