@@ -249,7 +249,7 @@ mod tests {
 
     #[test]
     fn other_files_and_senseless_numbers_are_refused_in_words() {
-        let error = Audio::decode(b"OggS....".to_vec(), "a.ogg").unwrap_err();
+        let error = Audio::decode(b"OggS....", "a.ogg").unwrap_err();
         assert!(
             error.to_string().contains("neither a WAV nor a FLAC"),
             "{error}"

@@ -58,8 +58,9 @@ impl Examples for Dataset {
 
     fn validate(&self) -> Result<()> {
         // Checks that it is there at all; what it holds, the first row tells as well as any.
-        let sound = self.position(INPUT_VALUES);
-        self.position("input_ids").or(sound).map_err(|error| match error {
+        let tokens = self.position("input_ids");
+        let found = tokens.or_else(|missing| self.position(INPUT_VALUES).map_err(|_| missing));
+        found.map_err(|error| match error {
             Error::MissingColumn { name, available } => Error::Dataset(format!(
                 "there is no column {name:?} to make batches of; the columns are {}: tokenize a text column first \
                  (Map::new(tokenizer.tokenize_column(..)))",

@@ -95,7 +95,7 @@ impl Default for MaskingRates {
 }
 
 /// Keeps the draws of spans apart from those of tokens under the same seed.
-const SPANS: u64 = 0x7370_616e_73;
+const SPANS: u64 = 0x0073_7061_6e73;
 
 /// The column of what masked entities were.
 const LABELS: &str = "entity_labels";

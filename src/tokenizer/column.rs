@@ -196,7 +196,7 @@ impl TokenizeColumn {
             start += length;
             let parts = match &windows {
                 Some(windows) => windows.of(text.len(), self.tokenizer.settings.truncate_left),
-                None => vec![0..text.len()],
+                None => std::iter::once(0..text.len()).collect(),
             };
             for part in parts {
                 let signed = |ids: &[u32]| ids.iter().map(|&id| id as i32).collect::<Vec<_>>();
@@ -492,7 +492,10 @@ mod tests {
         Tokenizer::train_bpe(TEXTS, 280).unwrap()
     }
 
-    fn rows(function: TokenizeColumn) -> (Vec<Vec<u32>>, Vec<Vec<u32>>, Vec<Vec<u32>>) {
+    /// A list of numbers for each row.
+    type Lists = Vec<Vec<u32>>;
+
+    fn rows(function: TokenizeColumn) -> (Lists, Lists, Lists) {
         let texts = Dataset::builder()
             .column("text", TEXTS.to_vec())
             .build()

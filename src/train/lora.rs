@@ -354,8 +354,8 @@ impl LoraOptimizer<AdamW> {
 impl<O: Optimizer> LoraOptimizer<O> {
     fn pull(&mut self) -> Result<()> {
         if !std::mem::replace(&mut self.pulled, true) {
-            let parts = self.adapters.parts.iter();
-            parts.map(Adapter::pull_gradient).collect::<Result<()>>()?;
+            let mut parts = self.adapters.parts.iter();
+            parts.try_for_each(Adapter::pull_gradient)?;
         }
         Ok(())
     }

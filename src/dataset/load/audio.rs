@@ -237,7 +237,7 @@ mod tests {
             let path = row["audio"]["path"].as_str().unwrap().to_owned();
             path.rsplit('/').next().unwrap().to_owned()
         };
-        dataset.iter().map(|row| name(row)).collect()
+        dataset.iter().map(name).collect()
     }
 
     #[test]
