@@ -107,28 +107,34 @@ impl Dataset {
     }
 }
 
-/// Returns whether records have the same fields on both sides.
-fn same_fields(from: &DataType, to: &DataType) -> bool {
+/// Returns whether values are nested alike on both sides: lists of lists, records of the same fields.
+fn same_nesting(from: &DataType, to: &DataType) -> bool {
     match (from, to) {
-        (DataType::List(from), DataType::List(to)) => same_fields(from.data_type(), to.data_type()),
+        (DataType::List(from), DataType::List(to)) => {
+            same_nesting(from.data_type(), to.data_type())
+        }
         (DataType::Struct(from), DataType::Struct(to)) => {
             from.len() == to.len()
                 && from.iter().all(|field| {
                     let other = to.find(field.name());
-                    other
-                        .is_some_and(|(_, other)| same_fields(field.data_type(), other.data_type()))
+                    other.is_some_and(|(_, other)| {
+                        same_nesting(field.data_type(), other.data_type())
+                    })
                 })
         }
-        _ => true,
+        // A column of nothing but nulls may become anything.
+        (from, to) => from.is_null() || from.is_nested() == to.is_nested(),
     }
 }
 
 fn convert(name: &str, column: &ArrayRef, to: &DataType, start: usize) -> Result<ArrayRef> {
-    if !same_fields(column.data_type(), to) {
+    if !same_nesting(column.data_type(), to) {
         return Err(Error::ColumnType {
             name: name.to_owned(),
             operation: format!("casting to {}", type_name(to)),
-            expected: "records of the same fields".to_owned(),
+            expected:
+                "values that are nested in the same way: lists of lists, records of the same fields"
+                    .to_owned(),
             found: type_name(column.data_type()),
         });
     }

@@ -190,6 +190,13 @@ fn a_saved_model_opens_with_the_same_logits_and_the_references_file_layout() {
     }
 }
 
+/// The tied copies that transformers 5 asks a file for and that those of 4.35 did not hold, by the beginning of the fixture's
+/// name.
+const ALSO_SAVED: [(&str, &str); 2] = [
+    ("luke", "lm_head.decoder.weight"),
+    ("reformer", "lm_head.decoder.bias"),
+];
+
 /// What transformers wrote is written again as it was: the same names, shapes and numbers, those that the model has no use for
 /// among them.
 #[test]
@@ -215,6 +222,12 @@ fn a_saved_model_of_every_family_holds_what_transformers_wrote() {
         names.dedup();
         for tensor in names {
             let (Some(a), Some(b)) = (ours.get(tensor), theirs.get(tensor)) else {
+                if ALSO_SAVED
+                    .iter()
+                    .any(|(family, also)| name.starts_with(family) && tensor == also)
+                {
+                    continue;
+                }
                 let whose = if ours.contains_key(tensor) {
                     "ours"
                 } else {
