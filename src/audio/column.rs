@@ -23,8 +23,8 @@ enum Source<'a> {
 }
 
 impl<'a> Recordings<'a> {
-    /// The column `name` of `batch`: text (paths), binary (files' bytes), or records of `bytes` and `path` as datasets on the
-    /// Hub have.
+    /// Returns the column `name` of `batch`: text (paths), binary (files' bytes), or records of `bytes` and `path` as
+    /// datasets on the Hub have.
     pub(super) fn new(batch: &'a Batch, name: &'a str) -> Result<Self> {
         let array = batch.array(name)?;
         let fits = match array.data_type() {

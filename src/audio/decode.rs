@@ -22,7 +22,7 @@ pub struct Audio {
 }
 
 impl Audio {
-    /// A waveform from its samples.
+    /// Returns a waveform from its samples.
     ///
     /// # Errors
     /// When `sampling_rate` is 0, or a sample is not a finite number.
@@ -68,8 +68,8 @@ impl Audio {
         decode(bytes.as_ref()).map_err(|message| Error::format(name, message))
     }
 
-    /// The same sound with `sampling_rate` samples a second; of `n` there become `n * sampling_rate / self.sampling_rate`,
-    /// rounded up. What the lower of both rates can't carry is filtered out.
+    /// Returns the same sound with `sampling_rate` samples a second; of `n` there become `n * sampling_rate /
+    /// self.sampling_rate`, rounded up. What the lower of both rates can't carry is filtered out.
     ///
     /// # Errors
     /// When `sampling_rate` is 0, or the result would be longer than 150 million samples.
@@ -86,7 +86,7 @@ impl Audio {
         })
     }
 
-    /// How long it takes, in seconds.
+    /// Returns how long it takes, in seconds.
     pub fn seconds(&self) -> f64 {
         self.samples.len() as f64 / f64::from(self.sampling_rate.max(1))
     }
@@ -114,7 +114,7 @@ fn check_rate(rate: u32) -> Result<(), String> {
     }
 }
 
-/// What a file's bytes sound like, or what is wrong with them in words.
+/// Returns what a file's bytes sound like, or what is wrong with them in words.
 fn decode(bytes: &[u8]) -> Result<Audio, String> {
     // Decoders are written not to panic; what people give them is still damaged in ways that nobody thought of.
     let samples = match bytes {
@@ -153,7 +153,7 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/audio")
     }
 
-    /// The recordings, and what `soundfile` reads in them, several channels by their mean.
+    /// Returns the recordings, and what `soundfile` reads in them, several channels by their mean.
     fn recordings() -> Vec<(PathBuf, Audio)> {
         let text = std::fs::read_to_string(fixtures().join("expected.json")).unwrap();
         let expected: serde_json::Map<String, Value> = serde_json::from_str(&text).unwrap();

@@ -5,12 +5,12 @@ use std::fmt;
 /// The most samples of one recording: two hours and a half at 16 kHz.
 pub(super) const MOST_SAMPLES: usize = 150_000_000;
 
-/// What is said of longer ones.
+/// Returns what is said of longer ones.
 pub(super) fn too_long() -> String {
     format!("it has more than {MOST_SAMPLES} samples; cut long recordings into pieces")
 }
 
-/// What is said of a file that is not whole.
+/// Returns what is said of a file that is not whole.
 pub(super) fn damaged(error: &dyn fmt::Display) -> String {
     format!("the recording can't be read ({error}); it may be cut short or damaged: get it again")
 }

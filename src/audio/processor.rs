@@ -33,7 +33,7 @@ pub struct SpeechProcessor {
 }
 
 impl SpeechProcessor {
-    /// A processor of its two parts.
+    /// Returns a processor of its two parts.
     pub fn new(extractor: FeatureExtractor, tokenizer: Tokenizer) -> Self {
         Self {
             extractor,
@@ -60,12 +60,12 @@ impl SpeechProcessor {
         self.extractor.save_pretrained(folder)
     }
 
-    /// The feature extractor.
+    /// Returns the feature extractor.
     pub fn extractor(&self) -> &FeatureExtractor {
         &self.extractor
     }
 
-    /// The tokenizer.
+    /// Returns the tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }

@@ -63,7 +63,7 @@ impl Filter {
         2 * self.reach
     }
 
-    /// The weights of the old samples round a new one, which is `phase / to` behind the one in the middle.
+    /// Returns the weights of the old samples round a new one, which is `phase / to` behind the one in the middle.
     fn weights(&self, phase: u64) -> Vec<f64> {
         let behind = phase as f64 / self.to;
         let reach = self.reach as f64;
@@ -77,7 +77,7 @@ impl Filter {
         (0..self.width()).map(weight).collect()
     }
 
-    /// The sum of the old samples round `place`; there is silence before and behind them.
+    /// Returns the sum of the old samples round `place`; there is silence before and behind them.
     fn sum(&self, samples: &[f32], place: u64, weights: &[f64]) -> f32 {
         let first = place as i64 - self.reach as i64 + 1;
         let skipped = (-first).max(0) as usize;
@@ -89,7 +89,7 @@ impl Filter {
     }
 }
 
-/// The modified Bessel function of the first kind of order 0, by its series.
+/// Returns the modified Bessel function of the first kind of order 0, by its series.
 fn bessel(x: f64) -> f64 {
     let (mut term, mut sum, mut k) = (1.0, 1.0, 1.0);
     while term > 1e-16 * sum {
@@ -113,7 +113,7 @@ mod tests {
         (0..count).map(|i| (0.5 * phase(i).sin()) as f32).collect()
     }
 
-    /// The largest difference, the ends aside, where a filter sees past the sound.
+    /// Returns the largest difference, the ends aside, where a filter sees past the sound.
     fn difference(a: &[f32], b: &[f32]) -> f32 {
         let edge = a.len() / 10;
         let inner = edge..a.len() - edge;

@@ -94,7 +94,7 @@ impl Format {
         })
     }
 
-    /// One sample as a number from -1 to 1.
+    /// Returns one sample as a number from -1 to 1.
     fn sample(&self, bytes: &[u8]) -> f32 {
         match (self.encoding, bytes) {
             (Encoding::Whole, &[a]) => (f32::from(a) - 128.0) / 128.0,
@@ -137,7 +137,7 @@ fn a_law(byte: u8) -> f32 {
     level as f32 / 32_768.0
 }
 
-/// The samples of the chunk "data", of which `length` bytes are announced.
+/// Returns the samples of the chunk "data", of which `length` bytes are announced.
 fn samples(body: &[u8], length: usize, format: Format) -> Result<(Vec<f32>, u32), String> {
     let frame = format.bytes * format.channels;
     let held = match length {

@@ -42,7 +42,7 @@ pub struct CtcCollator {
 }
 
 impl CtcCollator {
-    /// A collator that pads as `processor`'s feature extractor says.
+    /// Returns a collator that pads as `processor`'s feature extractor says.
     pub fn new(processor: &SpeechProcessor) -> Self {
         Self {
             processor: processor.clone(),
@@ -57,7 +57,7 @@ impl CtcCollator {
         self
     }
 
-    /// The letters of all examples, side by side; `None` where there are none.
+    /// Returns the letters of all examples, side by side; `None` where there are none.
     fn labels(examples: &[Example]) -> Result<Option<Column>> {
         let rows: Vec<Option<&Vec<i64>>> = examples.iter().map(|e| e.labels.as_ref()).collect();
         if rows.iter().all(Option::is_none) {

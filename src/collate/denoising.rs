@@ -54,7 +54,7 @@ pub struct DenoisingCollator {
 }
 
 impl DenoisingCollator {
-    /// A collator with the defaults and seed 42.
+    /// Returns a collator with the defaults and seed 42.
     pub fn new(tokenizer: &Tokenizer) -> Self {
         let ends = |id| {
             let token = tokenizer.id_to_token(id as u32);
@@ -72,21 +72,21 @@ impl DenoisingCollator {
         }
     }
 
-    /// The part of the tokens that disappears behind mask tokens (default 0.3).
+    /// Sets the part of the tokens that disappears behind mask tokens (default 0.3).
     #[must_use]
     pub fn mask_ratio(mut self, ratio: f64) -> Self {
         self.mask_ratio = ratio;
         self
     }
 
-    /// The mean length of a span, in tokens, from 0.1 to 100 (default 3).
+    /// Sets the mean length of a span, in tokens, from 0.1 to 100 (default 3).
     #[must_use]
     pub fn poisson_lambda(mut self, mean: f64) -> Self {
         self.poisson_lambda = mean;
         self
     }
 
-    /// The part of a text's sentences that change places (default 1).
+    /// Sets the part of a text's sentences that change places (default 1).
     #[must_use]
     pub fn permute_sentence_ratio(mut self, ratio: f64) -> Self {
         self.permute_sentence_ratio = ratio;
@@ -100,7 +100,7 @@ impl DenoisingCollator {
         self
     }
 
-    /// The seed of all that is random (default 42).
+    /// Sets the seed of all that is random (default 42).
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
@@ -131,7 +131,7 @@ impl DenoisingCollator {
         check_multiple(self.pad_to_multiple_of)
     }
 
-    /// The damaged batch of `examples`, the first of which stands at `key` in the order of its epoch.
+    /// Returns the damaged batch of `examples`, the first of which stands at `key` in the order of its epoch.
     pub fn collate(&self, examples: &[Example], key: BatchKey) -> Result<MlmBatch> {
         self.validate()?;
         examples.iter().try_for_each(Example::validate)?;
@@ -157,7 +157,7 @@ impl DenoisingCollator {
         Ok(batch.with_column("labels", Column::ids(labels, [whole.len(), longest])?))
     }
 
-    /// The example's tokens, padding left out.
+    /// Returns the example's tokens, padding left out.
     fn text_of(&self, example: &Example) -> Vec<Token> {
         let is_text = |t: &usize| {
             example
@@ -179,7 +179,7 @@ impl DenoisingCollator {
             .collect()
     }
 
-    /// The text with some of its sentences in each other's places.
+    /// Returns the text with some of its sentences in each other's places.
     fn permute_sentences(&self, text: &[Token], draws: &mut Draws) -> Vec<Token> {
         let ends = |token: &Token| self.ends.get(token.id as usize).copied().unwrap_or(false);
         // A run of special tokens is a piece of its own, which stays.
@@ -208,7 +208,7 @@ impl DenoisingCollator {
             .collect()
     }
 
-    /// The text's ids with one mask token in the place of each drawn span.
+    /// Returns the text's ids with one mask token in the place of each drawn span.
     fn infill(&self, text: &[Token], mask_id: u32, draws: &mut Draws) -> Vec<u32> {
         let words = text.iter().filter(|token| !token.fixed).count();
         let hidden = ((words as f64 * self.mask_ratio).ceil() as usize).min(words);
@@ -355,7 +355,7 @@ mod tests {
         .unwrap()
     }
 
-    /// `<s>`, `count` ordinary tokens, `</s>`.
+    /// Returns `<s>`, `count` ordinary tokens, `</s>`.
     fn example(tokenizer: &Tokenizer, count: usize) -> Example {
         let letters = tokenizer.encode("a b c d e f g h").unwrap();
         let letters: Vec<u32> = (letters.ids.iter().copied())

@@ -31,7 +31,7 @@ pub struct Example {
 }
 
 impl Example {
-    /// Whether this is a waveform, which has no tokens and labels of a length of their own.
+    /// Returns whether this is a waveform, which has no tokens and labels of a length of their own.
     fn is_sound(&self) -> bool {
         self.input_ids.is_empty() && self.columns.contains_key(INPUT_VALUES)
     }
@@ -165,7 +165,7 @@ pub trait Examples: Send + Sync {
     /// Returns the example at `index`, which is less than [`len`](Self::len).
     fn get(&self, index: usize) -> Result<Example>;
 
-    /// The number of tokens of the example at `index`.
+    /// Returns the number of tokens of the example at `index`.
     fn tokens(&self, index: usize) -> Result<usize> {
         Ok(self.get(index)?.input_ids.len())
     }

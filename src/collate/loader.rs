@@ -174,8 +174,8 @@ impl DataLoader {
             .collect()
     }
 
-    /// The order of `epoch`: a list where the examples are few, and computed place by place where a list of each rank would
-    /// take memory.
+    /// Returns the order of `epoch`: a list where the examples are few, and computed place by place where a list of
+    /// each rank would take memory.
     fn places(&self, epoch: u64) -> Order {
         let len = self.examples.len();
         match self.seed {
@@ -226,7 +226,8 @@ impl DataLoader {
         self.epoch_where(epoch, first, |_| true)
     }
 
-    /// The batches of `epoch` from batch number `first` on whose numbers `wanted` picks: the others are not made at all.
+    /// Returns the batches of `epoch` from batch number `first` on whose numbers `wanted` picks: the others are not
+    /// made at all.
     pub(crate) fn epoch_where(
         &self,
         epoch: u64,

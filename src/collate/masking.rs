@@ -361,7 +361,7 @@ impl MaskingCollator {
         Ok(())
     }
 
-    /// What the mask token has in columns of one number for each token.
+    /// Returns what the mask token has in columns of one number for each token.
     fn values_of(&self, mask_id: u32) -> Result<BTreeMap<String, i64>> {
         let mask = self.tokenizer.id_to_token(mask_id).unwrap_or_default();
         let mask = Example::from(self.tokenizer.encode(&mask)?);
@@ -471,7 +471,7 @@ impl MaskingCollator {
         }
     }
 
-    /// The words of an example, as ranges of its tokens.
+    /// Returns the words of an example, as ranges of its tokens.
     fn words(&self, example: &Example) -> Vec<std::ops::Range<usize>> {
         let mut words: Vec<std::ops::Range<usize>> = Vec::new();
         let mut after_special = true;

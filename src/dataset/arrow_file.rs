@@ -37,7 +37,7 @@ pub(crate) struct Table {
     pub(crate) metadata: HashMap<String, String>,
 }
 
-/// The table in the Arrow file at `path`, in the file or the stream format.
+/// Returns the table in the Arrow file at `path`, in the file or the stream format.
 ///
 /// Large files are mapped: their pages come and go as the system sees fit. They must not be changed in place while the
 /// table is in use; replacing them by another file is fine.
@@ -162,8 +162,8 @@ fn take_from(left: &mut u64, claimed: u64, what: &str) -> Result<(), ArrowError>
     Ok(())
 }
 
-/// The bytes that an array takes in its plain form, as far as that is more than what it takes now: texts that are told by
-/// number or place may be one text many times.
+/// Returns the bytes that an array takes in its plain form, as far as that is more than what it takes now: texts that
+/// are told by number or place may be one text many times.
 fn plain_size(array: &ArrayRef) -> u64 {
     let of_values = |array: &ArrayRef, count: u64| {
         let each = plain_size(array) / (array.len() as u64).max(1) + 1;
@@ -305,7 +305,7 @@ fn decode_stream(mut buffer: Buffer, claims: &mut Claims) -> Result<Decoded, Arr
     Ok((schema, batches, HashMap::new()))
 }
 
-/// The first message of a stream, its body, and what comes after.
+/// Returns the first message of a stream, its body, and what comes after.
 fn next_message(stream: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let stream = stream.strip_prefix(&CONTINUATION).unwrap_or(stream);
     let (length, rest) = stream.split_first_chunk::<4>()?;
@@ -322,7 +322,7 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// A file that will be at `path`, or nowhere.
+    /// Returns a file that will be at `path`, or nowhere.
     pub(crate) fn create(path: &Path, schema: &SchemaRef) -> Result<Self> {
         let folder = path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, error))?;

@@ -23,7 +23,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// A batch without columns, to be filled by [`Batch::with_column`].
+    /// Returns a batch without columns, to be filled by [`Batch::with_column`].
     pub fn new() -> Self {
         Self::default()
     }
@@ -38,7 +38,7 @@ impl Batch {
         }
     }
 
-    /// The columns as an Arrow record batch.
+    /// Returns the columns as an Arrow record batch.
     pub fn to_record_batch(&self) -> Result<RecordBatch> {
         let fields: Vec<Field> = self
             .names
@@ -54,32 +54,32 @@ impl Batch {
         )?)
     }
 
-    /// The number of rows.
+    /// Returns the number of rows.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are no rows.
+    /// Returns whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Which rows of the dataset these are (for a batch that a function was given).
+    /// Returns which rows of the dataset these are (for a batch that a function was given).
     pub fn rows(&self) -> Range<usize> {
         self.start..self.start + self.len
     }
 
-    /// The columns' names, in order.
+    /// Returns the columns' names, in order.
     pub fn column_names(&self) -> &[String] {
         &self.names
     }
 
-    /// Whether there is a column `name`.
+    /// Returns whether there is a column `name`.
     pub fn has_column(&self, name: &str) -> bool {
         self.names.iter().any(|column| column == name)
     }
 
-    /// The column `name` as an Arrow array, without copying.
+    /// Returns the column `name` as an Arrow array, without copying.
     pub fn array(&self, name: &str) -> Result<&ArrayRef> {
         let position = self.names.iter().position(|column| column == name);
         position
@@ -90,12 +90,12 @@ impl Batch {
             })
     }
 
-    /// The values of the column `name`: `batch.column::<Vec<String>>("answers.text")?`.
+    /// Returns the values of the column `name`: `batch.column::<Vec<String>>("answers.text")?`.
     pub fn column<T: FromColumn>(&self, name: &str) -> Result<Vec<T>> {
         read_column(name, self.array(name)?, self.start)
     }
 
-    /// The texts of the string column `name`, without copying.
+    /// Returns the texts of the string column `name`, without copying.
     pub fn strings(&self, name: &str) -> Result<Vec<&str>> {
         let array = self.array(name)?;
         read_str(array).map_err(|error| self.string_error(name, error))

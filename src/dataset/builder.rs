@@ -24,7 +24,7 @@ impl DatasetBuilder {
         self
     }
 
-    /// The dataset, or the first column's error.
+    /// Returns the dataset, or the first column's error.
     pub fn build(self) -> Result<Dataset> {
         if let Some(error) = self.error {
             return Err(error);

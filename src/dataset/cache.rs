@@ -8,7 +8,7 @@ use super::fingerprint::Fingerprint;
 use crate::distributed::environment;
 use crate::{Error, Result};
 
-/// The folder of results that may be reused: `CLOZE_CACHE` if set, else `cloze` in the user's cache folder
+/// Returns the folder of results that may be reused: `CLOZE_CACHE` if set, else `cloze` in the user's cache folder
 /// (`XDG_CACHE_HOME`, or `~/.cache`). With `CLOZE_NO_CACHE=1` nothing is looked up or kept there.
 pub fn cache_dir() -> PathBuf {
     if let Some(folder) = std::env::var_os("CLOZE_CACHE").filter(|value| !value.is_empty()) {
@@ -66,7 +66,7 @@ impl Cache {
         !self.off && !forbidden
     }
 
-    /// The folder for results and for what does not fit memory.
+    /// Returns the folder for results and for what does not fit memory.
     pub(crate) fn folder(&self) -> PathBuf {
         self.folder
             .clone()
@@ -74,7 +74,7 @@ impl Cache {
             .join("datasets")
     }
 
-    /// The file for the result known as `key`.
+    /// Returns the file for the result known as `key`.
     pub(crate) fn path(&self, key: Fingerprint) -> PathBuf {
         self.folder().join(format!("{}.arrow", key.to_hex()))
     }
@@ -94,7 +94,7 @@ impl Cache {
         Some(file)
     }
 
-    /// The result known as `key`, if there is one. A damaged file counts as none.
+    /// Returns the result known as `key`, if there is one. A damaged file counts as none.
     pub(crate) fn find(&self, key: Fingerprint) -> Option<Table> {
         let path = self.path(key);
         if !self.is_enabled() || !path.exists() {

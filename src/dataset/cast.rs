@@ -11,7 +11,7 @@ use arrow::compute::CastOptions;
 use arrow::datatypes::{DataType, Field, SchemaRef};
 use arrow::error::ArrowError;
 
-/// `array` as `target`. Fields that the array does not have become null; a value that does not fit is an error.
+/// Returns `array` as `target`. Fields that the array does not have become null; a value that does not fit is an error.
 pub(crate) fn cast_array(array: &ArrayRef, target: &DataType) -> Result<ArrayRef, ArrowError> {
     cast_leaves(array, target, &strict_cast)
 }
@@ -78,7 +78,7 @@ pub(crate) fn cast_leaves(
     }
 }
 
-/// A cast in which a value that does not fit is an error.
+/// Returns a cast in which a value that does not fit is an error.
 pub(crate) fn strict_cast(array: &ArrayRef, target: &DataType) -> Result<ArrayRef, ArrowError> {
     let options = CastOptions {
         safe: false,
@@ -87,7 +87,7 @@ pub(crate) fn strict_cast(array: &ArrayRef, target: &DataType) -> Result<ArrayRe
     arrow::compute::cast_with_options(array, target, &options)
 }
 
-/// `batch` with the columns of `schema`, in that order; columns that the batch does not have become null.
+/// Returns `batch` with the columns of `schema`, in that order; columns that the batch does not have become null.
 pub(crate) fn cast_batch(
     batch: &RecordBatch,
     schema: &SchemaRef,

@@ -17,10 +17,10 @@ use crate::{Error, Result};
 
 /// A Rust type that a column can be read as: text, numbers, truth values, and lists and options of them.
 pub trait FromColumn: Sized {
-    /// The words for the type in an error.
+    /// Returns the words for the type in an error.
     fn expected() -> String;
 
-    /// All values of `array`.
+    /// Returns all values of `array`.
     fn read(array: &dyn Array) -> Result<Vec<Self>, ReadError>;
 }
 
@@ -45,7 +45,7 @@ impl ReadError {
     }
 }
 
-/// The values of the column `name`, whose first row is row `first` of the dataset.
+/// Returns the values of the column `name`, whose first row is row `first` of the dataset.
 pub(crate) fn read_column<T: FromColumn>(
     name: &str,
     array: &ArrayRef,
@@ -69,7 +69,7 @@ pub(crate) fn read_column<T: FromColumn>(
     })
 }
 
-/// The row of the first null, where there is one.
+/// Returns the row of the first null, where there is one.
 fn refuse_nulls(array: &dyn Array) -> Result<(), ReadError> {
     if array.logical_null_count() == 0 {
         return Ok(());
@@ -89,7 +89,7 @@ impl FromColumn for String {
     }
 }
 
-/// The texts of a string array, where they lie.
+/// Returns the texts of a string array, where they lie.
 pub(crate) fn read_str(array: &dyn Array) -> Result<Vec<&str>, ReadError> {
     refuse_nulls(array)?;
     match array.data_type() {
@@ -117,7 +117,7 @@ impl FromColumn for bool {
     }
 }
 
-/// The values of a primitive array, converted one by one.
+/// Returns the values of a primitive array, converted one by one.
 fn convert<P: ArrowPrimitiveType, T>(
     array: &dyn Array,
     convert: impl Fn(P::Native) -> Option<T>,
@@ -238,7 +238,7 @@ pub trait ColumnItem {
     /// What collects the values.
     type Builder: ArrayBuilder;
 
-    /// An empty builder.
+    /// Returns an empty builder.
     fn builder() -> Self::Builder;
 
     /// Adds this value.
@@ -349,7 +349,7 @@ impl<T: ColumnItem> ColumnItem for Vec<T> {
 
 /// What a column can be made of: a `Vec` of [`ColumnItem`]s, or an Arrow array.
 pub trait IntoColumn {
-    /// The column.
+    /// Returns the column.
     fn into_column(self) -> ArrayRef;
 }
 

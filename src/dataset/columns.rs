@@ -8,7 +8,7 @@ use super::table::{Dataset, check_unique};
 use crate::Result;
 
 impl Dataset {
-    /// The dataset without the columns `names`.
+    /// Returns the dataset without the columns `names`.
     pub fn remove_columns<S: AsRef<str>>(
         &self,
         names: impl IntoIterator<Item = S>,
@@ -21,7 +21,7 @@ impl Dataset {
         Ok(self.keep(&kept))
     }
 
-    /// The dataset with only the columns `names`, in that order.
+    /// Returns the dataset with only the columns `names`, in that order.
     pub fn select_columns<S: AsRef<str>>(
         &self,
         names: impl IntoIterator<Item = S>,
@@ -42,12 +42,12 @@ impl Dataset {
         kept.with_content(content)
     }
 
-    /// The dataset with the column `old` named `new`.
+    /// Returns the dataset with the column `old` named `new`.
     pub fn rename_column(&self, old: &str, new: &str) -> Result<Self> {
         self.rename_columns([(old, new)])
     }
 
-    /// The dataset with the columns renamed from the first to the second name of each pair.
+    /// Returns the dataset with the columns renamed from the first to the second name of each pair.
     pub fn rename_columns<A: AsRef<str>, B: Into<String>>(
         &self,
         names: impl IntoIterator<Item = (A, B)>,

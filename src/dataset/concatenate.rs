@@ -11,7 +11,7 @@ use super::fingerprint::Hashing;
 use super::table::Dataset;
 use crate::{Error, Result};
 
-/// The rows of all `datasets`, one dataset after the other, without copying them.
+/// Returns the rows of all `datasets`, one dataset after the other, without copying them.
 ///
 /// The columns are those of all datasets, in the order in which they first come; where a dataset lacks one, its rows have
 /// nulls there, as with `concatenate_datasets`. A column of nulls takes the type that the others have for it, and whole

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 
-/// A column type in the field's words: `string`, `int64`, `list<int32>`, `struct<text: list<string>>`.
+/// Returns a column type in the field's words: `string`, `int64`, `list<int32>`, `struct<text: list<string>>`.
 pub fn type_name(data_type: &DataType) -> String {
     match data_type {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => "string".to_owned(),
@@ -27,13 +27,13 @@ pub fn type_name(data_type: &DataType) -> String {
     }
 }
 
-/// A list of `item`, in the one form that this crate uses.
+/// Returns a list of `item`, in the one form that this crate uses.
 pub(crate) fn list_of(item: DataType) -> DataType {
     DataType::List(Arc::new(Field::new_list_field(item, true)))
 }
 
-/// The form in which this crate keeps a type: large, view and dictionary kinds become the plain ones, and every field
-/// may be null. Tables from different writers then agree with each other.
+/// Returns the form in which this crate keeps a type: large, view and dictionary kinds become the plain ones, and every
+/// field may be null. Tables from different writers then agree with each other.
 pub(crate) fn plain(data_type: &DataType) -> DataType {
     match data_type {
         DataType::LargeUtf8 | DataType::Utf8View => DataType::Utf8,
@@ -56,13 +56,13 @@ fn plain_fields(fields: &Fields) -> Fields {
         .collect()
 }
 
-/// `schema` with every type in its [`plain`] form, and without the writers' metadata.
+/// Returns `schema` with every type in its [`plain`] form, and without the writers' metadata.
 pub(crate) fn plain_schema(schema: &Schema) -> SchemaRef {
     Arc::new(Schema::new(plain_fields(schema.fields())))
 }
 
-/// The type that holds the values of both, if there is one: a column of nulls takes the other's type, whole numbers go
-/// with decimal ones, narrow numbers with wide ones, and records have the fields of both.
+/// Returns the type that holds the values of both, if there is one: a column of nulls takes the other's type, whole
+/// numbers go with decimal ones, narrow numbers with wide ones, and records have the fields of both.
 pub(crate) fn common(left: &DataType, right: &DataType) -> Option<DataType> {
     match (left, right) {
         (left, right) if left == right => Some(left.clone()),

@@ -22,7 +22,7 @@ pub struct DatasetDict {
 }
 
 impl DatasetDict {
-    /// A dict without datasets.
+    /// Returns a dict without datasets.
     pub fn new() -> Self {
         Self::default()
     }
@@ -36,7 +36,7 @@ impl DatasetDict {
         }
     }
 
-    /// The dataset `name`; an error that lists the names if there is none.
+    /// Returns the dataset `name`; an error that lists the names if there is none.
     pub fn get(&self, name: &str) -> Result<&Dataset> {
         self.find(name).ok_or_else(|| Error::Split {
             split: name.to_owned(),
@@ -54,8 +54,9 @@ impl DatasetDict {
             .map(|(_, dataset)| dataset)
     }
 
-    /// The part that `split` means in the split grammar of `datasets`: `train`, `train[:5000]`, `train[10%:20%]`,
-    /// `train[-5:]`, `train[:10]+test[50%:]`, each with an optional rounding as `train[:10%](pct1_dropremainder)`.
+    /// Returns the part that `split` means in the split grammar of `datasets`: `train`, `train[:5000]`,
+    /// `train[10%:20%]`, `train[-5:]`, `train[:10]+test[50%:]`, each with an optional rounding as
+    /// `train[:10%](pct1_dropremainder)`.
     ///
     /// Percentages go to the closest row, halves to the even one; boundaries past the end are the end. A split without
     /// rows in it is an error.
@@ -63,29 +64,29 @@ impl DatasetDict {
         split::resolve(self, split.as_ref())
     }
 
-    /// The names, in order.
+    /// Returns the names, in order.
     pub fn names(&self) -> Vec<String> {
         self.splits.iter().map(|(name, _)| name.clone()).collect()
     }
 
-    /// The names with their datasets, in order.
+    /// Returns the names with their datasets, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Dataset)> {
         self.splits
             .iter()
             .map(|(name, dataset)| (name.as_str(), dataset))
     }
 
-    /// The number of datasets.
+    /// Returns the number of datasets.
     pub fn len(&self) -> usize {
         self.splits.len()
     }
 
-    /// Whether there are no datasets.
+    /// Returns whether there are no datasets.
     pub fn is_empty(&self) -> bool {
         self.splits.is_empty()
     }
 
-    /// What `change` makes of every dataset.
+    /// Returns what `change` makes of every dataset.
     pub fn each(&self, mut change: impl FnMut(&Dataset) -> Result<Dataset>) -> Result<Self> {
         let splits = self
             .splits

@@ -23,10 +23,10 @@ const HOME: &str = "dany0407/eli5_category";
 /// The splits of r/askscience in the original; the sample has the first.
 const SPLITS: [&str; 3] = ["train_asks", "validation_asks", "test_asks"];
 
-/// The part `split` (`train_asks[:5000]`; see [`DatasetDict::split`]) of the ELI5 sample that ships with this crate, in
-/// the exact schema of the original. The sample has the split `train_asks` and some hundreds of questions; boundaries
-/// past its end are its end, and a note says so. It makes no request, with a network or without one: for the whole ELI5
-/// give a name to [`load_eli5_from`].
+/// Returns the part `split` (`train_asks[:5000]`; see [`DatasetDict::split`]) of the ELI5 sample that ships with this
+/// crate, in the exact schema of the original. The sample has the split `train_asks` and some hundreds of questions;
+/// boundaries past its end are its end, and a note says so. It makes no request, with a network or without one: for the
+/// whole ELI5 give a name to [`load_eli5_from`].
 ///
 /// ```no_run
 /// use cloze::prelude::*;
@@ -51,14 +51,14 @@ pub fn load_eli5(split: impl AsRef<str>) -> Result<Dataset> {
     Ok(sample)
 }
 
-/// Whether `name` is what the dataset was called, and nothing here.
+/// Returns whether `name` is what the dataset was called, and nothing here.
 pub(super) fn is_eli5(name: &str) -> bool {
     name == ELI5 && !Path::new(name).exists()
 }
 
-/// The part `split` of an ELI5 that lies elsewhere: a file (which is `train_asks`, unless its name begins with that of
-/// another split), a folder with such files, or a name that [`load_dataset`](super::load_dataset) knows. Of a dataset on
-/// the Hub only the files with the rows of `split` are downloaded.
+/// Returns the part `split` of an ELI5 that lies elsewhere: a file (which is `train_asks`, unless its name begins with
+/// that of another split), a folder with such files, or a name that [`load_dataset`](super::load_dataset) knows. Of a
+/// dataset on the Hub only the files with the rows of `split` are downloaded.
 ///
 /// `eli5`, the name in older guides, stands for `dany0407/eli5_category`, where the data lives since the original was
 /// withdrawn. There and in mirrors the splits of r/askscience have plainer names (`train` for `train_asks`): both will
@@ -125,7 +125,7 @@ fn load_eli5_files(name: &str, path: &Path, split: &str) -> Result<Dataset> {
     dict.split(split)
 }
 
-/// A folder whose files have other names than the splits of the original.
+/// Returns a folder whose files have other names than the splits of the original.
 fn load_mirror(name: &str, path: &Path, split: &str) -> Result<Dataset> {
     let mut dict = Loader::new(path.to_string_lossy()).load()?;
     let names = dict.names();
@@ -138,7 +138,7 @@ fn load_mirror(name: &str, path: &Path, split: &str) -> Result<Dataset> {
     to_schema(&to_original(&dict.split(split)?, name)?, path)
 }
 
-/// The files by split. A Hub name or a folder has one per split, named after it.
+/// Returns the files by split. A Hub name or a folder has one per split, named after it.
 fn eli5_files(path: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
     if path.is_file() {
         return Ok(vec![(
@@ -169,7 +169,7 @@ fn eli5_files(path: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
     Ok(files)
 }
 
-/// The split of the original that a file is named after.
+/// Returns the split of the original that a file is named after.
 fn original_split(path: &Path) -> Option<&'static str> {
     let name = path.file_name()?.to_str()?;
     SPLITS.into_iter().find(|split| name.starts_with(split))

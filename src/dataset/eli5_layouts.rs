@@ -21,7 +21,7 @@ const SPLITS: [(&str, &[&str]); 3] = [
 /// The columns, or beginnings of columns, that no layout is without.
 const NEEDED: [&str; 4] = ["q_id", "title", "subreddit", "answers"];
 
-/// What a dataset with the splits `available` calls the split that the original calls `asked`.
+/// Returns what a dataset with the splits `available` calls the split that the original calls `asked`.
 pub(super) fn split_of(asked: &str, available: &[&str]) -> Option<&'static str> {
     if available.contains(&asked) {
         return None;
@@ -31,7 +31,7 @@ pub(super) fn split_of(asked: &str, available: &[&str]) -> Option<&'static str> 
     known.find(|name| available.contains(name))
 }
 
-/// The rows of `dataset`, loaded as `name`, with the columns of the original; what was not as there is said.
+/// Returns the rows of `dataset`, loaded as `name`, with the columns of the original; what was not as there is said.
 pub(super) fn to_original(dataset: &Dataset, name: &str) -> Result<Dataset> {
     let names = dataset.column_names();
     let is_original = eli5_schema().fields().iter().all(|wanted| {
@@ -101,7 +101,7 @@ pub(super) fn to_original(dataset: &Dataset, name: &str) -> Result<Dataset> {
     Ok(made.with_origin(dataset.origin()))
 }
 
-/// The columns of the original, as far as there is something to make them from.
+/// Returns the columns of the original, as far as there is something to make them from.
 fn original_columns(batch: &RecordBatch) -> Result<RecordBatch> {
     let mut columns: Vec<(&str, ArrayRef)> = Vec::new();
     for name in ["q_id", "title", "selftext", "document", "subreddit"] {
@@ -133,7 +133,8 @@ fn original_columns(batch: &RecordBatch) -> Result<RecordBatch> {
     )?)
 }
 
-/// The column `name` as a record of lists: as it is, from columns called `name.field`, or from a list of records.
+/// Returns the column `name` as a record of lists: as it is, from columns called `name.field`, or from a list of
+/// records.
 fn record(batch: &RecordBatch, name: &str) -> Result<Option<ArrayRef>> {
     if let Some(column) = batch.column_by_name(name) {
         return of_lists(column).map(Some);
@@ -153,7 +154,7 @@ fn record(batch: &RecordBatch, name: &str) -> Result<Option<ArrayRef>> {
     Ok(Some(Arc::new(record)))
 }
 
-/// A list of records as the record of lists that the original has; anything else as it is.
+/// Returns a list of records as the record of lists that the original has; anything else as it is.
 fn of_lists(column: &ArrayRef) -> Result<ArrayRef> {
     let Some(list) = column.as_list_opt::<i32>() else {
         return Ok(column.clone());
@@ -180,7 +181,7 @@ fn of_lists(column: &ArrayRef) -> Result<ArrayRef> {
     )?))
 }
 
-/// The URLs of the answers where they stand beside the answers' texts, as lists of lists.
+/// Returns the URLs of the answers where they stand beside the answers' texts, as lists of lists.
 fn answer_urls(batch: &RecordBatch) -> Option<ArrayRef> {
     let answers = record(batch, "answers").ok()??;
     answers
@@ -189,7 +190,7 @@ fn answer_urls(batch: &RecordBatch) -> Option<ArrayRef> {
         .cloned()
 }
 
-/// A list as the record with the one field `url` that the original has.
+/// Returns a list as the record with the one field `url` that the original has.
 fn as_urls(column: ArrayRef) -> Result<ArrayRef> {
     if matches!(column.data_type(), DataType::Struct(_)) {
         return Ok(column);

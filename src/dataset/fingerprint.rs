@@ -14,7 +14,7 @@ use crate::Result;
 pub(crate) struct Fingerprint(blake3::Hash);
 
 impl Fingerprint {
-    /// The fingerprint of rows as they are.
+    /// Returns the fingerprint of rows as they are.
     pub(crate) fn of_batches(schema: &Arc<Schema>, batches: &[RecordBatch]) -> Result<Self> {
         let mut hasher = Hashing::new("rows");
         let mut writer = StreamWriter::try_new(&mut hasher, schema)?;
@@ -26,7 +26,7 @@ impl Fingerprint {
         Ok(hasher.finish())
     }
 
-    /// The fingerprint of a dataset that came out of `operation` on this one.
+    /// Returns the fingerprint of a dataset that came out of `operation` on this one.
     pub(crate) fn derive(&self, operation: &str, arguments: &[&[u8]]) -> Self {
         let mut hasher = Hashing::new(operation);
         hasher.part(self.0.as_bytes());

@@ -10,8 +10,8 @@ use super::table::{Dataset, check_unique};
 use crate::Result;
 
 impl Dataset {
-    /// Every nested record becomes a column per field, named with a dot: `answers` with the field `text` becomes
-    /// `answers.text`, at the place where `answers` was; records within records too. Lists stay as they are.
+    /// Returns every nested record becomes a column per field, named with a dot: `answers` with the field `text`
+    /// becomes `answers.text`, at the place where `answers` was; records within records too. Lists stay as they are.
     pub fn flatten(&self) -> Result<Self> {
         let mut fields = Vec::new();
         flat_fields(self.schema().fields(), "", &mut fields);

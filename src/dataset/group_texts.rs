@@ -42,7 +42,7 @@ impl GroupTexts {
         }
     }
 
-    /// The rows whose texts are joined (default 1000). What is left over at the end of a batch is dropped.
+    /// Sets the rows whose texts are joined (default 1000). What is left over at the end of a batch is dropped.
     pub fn batch_size(mut self, batch_size: usize) -> Self {
         self.batch_size = batch_size;
         self
@@ -62,25 +62,25 @@ impl GroupTexts {
         self
     }
 
-    /// The longest sequence that the model takes; a larger block size is an error.
+    /// Sets the longest sequence that the model takes; a larger block size is an error.
     pub fn max_length(mut self, tokens: usize) -> Self {
         self.max_length = Some(tokens);
         self
     }
 
-    /// The number of threads (default: one per core). The result does not depend on it.
+    /// Sets the number of threads (default: one per core). The result does not depend on it.
     pub fn num_proc(mut self, num_proc: usize) -> Self {
         self.num_proc = Some(num_proc);
         self
     }
 
-    /// Whether the result may come from the cache and go there (default: yes).
+    /// Sets whether the result may come from the cache and go there (default: yes).
     pub fn cache(mut self, enabled: bool) -> Self {
         self.cache.set_enabled(enabled);
         self
     }
 
-    /// The cache's folder (default [`cache_dir`](super::cache_dir)).
+    /// Sets the cache's folder (default [`cache_dir`](super::cache_dir)).
     pub fn cache_dir(mut self, folder: impl Into<PathBuf>) -> Self {
         self.cache.set_folder(folder.into());
         self
@@ -135,8 +135,8 @@ impl From<usize> for GroupTexts {
 }
 
 impl Dataset {
-    /// The texts joined, and cut into blocks of `block_size` tokens, in all columns (which must be lists: `input_ids`,
-    /// `attention_mask`, ...).
+    /// Returns the texts joined, and cut into blocks of `block_size` tokens, in all columns (which must be lists:
+    /// `input_ids`, `attention_mask`, ...).
     ///
     /// As in the Python guide, texts are joined within batches of 1000 rows, the tokens left over at a batch's end are
     /// dropped, and a batch that has less than one block stays as one short block; [`GroupTexts`] has other choices.
@@ -195,7 +195,7 @@ impl Dataset {
         Ok(blocks)
     }
 
-    /// The number of items in all lists of the first column.
+    /// Returns the number of items in all lists of the first column.
     fn tokens(&self) -> usize {
         let lengths = |batch: &RecordBatch| batch.column(0).as_list::<i32>().clone();
         let lists: Vec<ListArray> = self.batches().iter().map(lengths).collect();
@@ -315,7 +315,7 @@ impl BatchFunction for GroupBatch {
     }
 }
 
-/// All lists of a column as one, without copying where no list is null.
+/// Returns all lists of a column as one, without copying where no list is null.
 fn joined(column: &ArrayRef) -> Result<ArrayRef> {
     let lists = column.as_list::<i32>();
     if lists.null_count() > 0 {
@@ -330,7 +330,7 @@ fn joined(column: &ArrayRef) -> Result<ArrayRef> {
         .slice(first as usize, (last - first) as usize))
 }
 
-/// `values` as lists of `block_size` of them; the last one may be shorter.
+/// Returns `values` as lists of `block_size` of them; the last one may be shorter.
 fn cut(values: &ArrayRef, block_size: usize) -> ArrayRef {
     let lengths = (0..values.len())
         .step_by(block_size)
@@ -344,7 +344,7 @@ fn cut(values: &ArrayRef, block_size: usize) -> ArrayRef {
     ))
 }
 
-/// The number of tokens, which must be the same in all columns.
+/// Returns the number of tokens, which must be the same in all columns.
 fn equal_length(columns: &[(String, ArrayRef)], start: usize) -> Result<usize> {
     let Some((first, column)) = columns.first() else {
         return Ok(0);

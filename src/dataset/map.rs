@@ -28,7 +28,7 @@ const DOING: &str = "mapping a dataset";
 /// Closures `|batch: &Batch| -> Result<Batch>` are such functions. A type whose work is determined by its content (a
 /// tokenizer, say) gives a fingerprint of that content, so that results can be found again in the cache.
 pub trait BatchFunction: Send + Sync {
-    /// The columns that `batch` gives: new ones, and replacements of those of the same name.
+    /// Returns the columns that `batch` gives: new ones, and replacements of those of the same name.
     fn call(&self, batch: &Batch) -> Result<Batch>;
 
     /// Text that differs whenever the function would give other results. `None`: unknown, so nothing is cached.
@@ -102,13 +102,13 @@ impl Map {
         self
     }
 
-    /// The number of rows in a batch (default 1000; the last batch may be smaller).
+    /// Sets the number of rows in a batch (default 1000; the last batch may be smaller).
     pub fn batch_size(mut self, batch_size: usize) -> Self {
         self.batch_size = batch_size;
         self
     }
 
-    /// The number of threads (default: one per core). The result does not depend on it.
+    /// Sets the number of threads (default: one per core). The result does not depend on it.
     pub fn num_proc(mut self, num_proc: usize) -> Self {
         self.num_proc = Some(num_proc);
         self
@@ -134,25 +134,25 @@ impl Map {
         self
     }
 
-    /// The label of the progress bar (default "Map").
+    /// Sets the label of the progress bar (default "Map").
     pub fn description(mut self, description: impl Into<String>) -> Self {
         self.description = description.into();
         self
     }
 
-    /// Whether a result may come from the cache and go there (default: yes, where the function has a fingerprint).
+    /// Sets whether a result may come from the cache and go there (default: yes, where the function has a fingerprint).
     pub fn cache(mut self, enabled: bool) -> Self {
         self.cache.set_enabled(enabled);
         self
     }
 
-    /// The cache's folder (default [`cache_dir`](super::cache_dir)).
+    /// Sets the cache's folder (default [`cache_dir`](super::cache_dir)).
     pub fn cache_dir(mut self, folder: impl Into<PathBuf>) -> Self {
         self.cache.set_folder(folder.into());
         self
     }
 
-    /// The size in bytes beyond which a result lies in a memory-mapped file and not in memory (default 256 MiB).
+    /// Sets the size in bytes beyond which a result lies in a memory-mapped file and not in memory (default 256 MiB).
     pub fn memory_limit(mut self, bytes: usize) -> Self {
         self.memory_limit = bytes;
         self
@@ -190,8 +190,8 @@ impl Map {
         Some(input.derive("map", &[function.as_bytes(), &rows, removed.as_bytes()]))
     }
 
-    /// What becomes of the rows of `batch`, which start at row `start` of the dataset. After each call of the function
-    /// `done` is told how many rows it took.
+    /// Returns what becomes of the rows of `batch`, which start at row `start` of the dataset. After each call of the
+    /// function `done` is told how many rows it took.
     fn apply(
         &self,
         batch: &RecordBatch,
@@ -290,7 +290,8 @@ impl fmt::Debug for Map {
 }
 
 impl Dataset {
-    /// The dataset with the columns that a function makes of its rows, batch by batch, in order, on several threads.
+    /// Returns the dataset with the columns that a function makes of its rows, batch by batch, in order, on several
+    /// threads.
     ///
     /// Columns of the input stay unless [`Map::remove_columns`] names them or the function gives new ones of the same
     /// name. The result is the same for any number of threads. Where the function has a fingerprint, the result is kept
@@ -332,7 +333,7 @@ impl Dataset {
         self.mapped_rows(&map, key, 0, 1)
     }
 
-    /// The rows of one rank of several, known as `key`.
+    /// Returns the rows of one rank of several, known as `key`.
     fn mapped_rows(
         &self,
         map: &Map,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::{Error, Result};
 
-/// The number of threads when none is asked for: one for each core.
+/// Returns the number of threads when none is asked for: one for each core.
 pub(crate) fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get())
 }

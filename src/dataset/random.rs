@@ -30,7 +30,7 @@ impl NumpyGenerator {
         generator
     }
 
-    /// The numbers below `len` in a random order.
+    /// Returns the numbers below `len` in a random order.
     pub(crate) fn permutation(&mut self, len: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..len).collect();
         for last in (1..len).rev() {
@@ -52,7 +52,7 @@ impl NumpyGenerator {
         folded.rotate_right((self.state >> 122) as u32)
     }
 
-    /// A number from 0 up to, but not including, 1.
+    /// Returns a number from 0 up to, but not including, 1.
     pub(crate) fn next_f64(&mut self) -> f64 {
         (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
@@ -66,7 +66,7 @@ impl NumpyGenerator {
         next as u32
     }
 
-    /// A number from 0 to `max`, both included: bits are drawn until they make one.
+    /// Returns a number from 0 to `max`, both included: bits are drawn until they make one.
     fn up_to(&mut self, max: u64) -> u64 {
         let mask = u64::MAX >> max.leading_zeros();
         loop {

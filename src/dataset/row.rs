@@ -41,7 +41,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// A record without fields, to be filled by [`Row::with`].
+    /// Returns a record without fields, to be filled by [`Row::with`].
     pub fn new() -> Self {
         Self::default()
     }
@@ -67,7 +67,7 @@ impl Row {
         Self { fields }
     }
 
-    /// The field `name`; an error that lists the fields if there is none of that name.
+    /// Returns the field `name`; an error that lists the fields if there is none of that name.
     pub fn get(&self, name: &str) -> Result<&Value> {
         self.find(name).ok_or_else(|| Error::MissingColumn {
             name: name.to_owned(),
@@ -82,22 +82,22 @@ impl Row {
             .map(|(_, value)| value)
     }
 
-    /// The fields' names, in order.
+    /// Returns the fields' names, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.fields.iter().map(|(name, _)| name.as_str())
     }
 
-    /// The fields, in order.
+    /// Returns the fields, in order.
     pub fn fields(&self) -> &[(String, Value)] {
         &self.fields
     }
 
-    /// The number of fields.
+    /// Returns the number of fields.
     pub fn len(&self) -> usize {
         self.fields.len()
     }
 
-    /// Whether there are no fields.
+    /// Returns whether there are no fields.
     pub fn is_empty(&self) -> bool {
         self.fields.is_empty()
     }
@@ -106,7 +106,7 @@ impl Row {
 impl Index<&str> for Row {
     type Output = Value;
 
-    /// The field `name`.
+    /// Returns the field `name`.
     ///
     /// # Panics
     /// If there is no such field; [`Row::get`] gives an error instead.
@@ -116,12 +116,12 @@ impl Index<&str> for Row {
 }
 
 impl Value {
-    /// Whether there is no value.
+    /// Returns whether there is no value.
     pub fn is_null(&self) -> bool {
         matches!(self, Self::Null)
     }
 
-    /// The text, if it is text.
+    /// Returns the text, if it is text.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Self::String(text) => Some(text),
@@ -129,7 +129,7 @@ impl Value {
         }
     }
 
-    /// The whole number, if it is one.
+    /// Returns the whole number, if it is one.
     pub fn as_i64(&self) -> Option<i64> {
         match self {
             Self::Int(number) => Some(*number),
@@ -137,7 +137,7 @@ impl Value {
         }
     }
 
-    /// The number, if it is one.
+    /// Returns the number, if it is one.
     pub fn as_f64(&self) -> Option<f64> {
         match self {
             Self::Int(number) => Some(*number as f64),
@@ -146,7 +146,7 @@ impl Value {
         }
     }
 
-    /// `true` or `false`, if it is one of them.
+    /// Returns `true` or `false`, if it is one of them.
     pub fn as_bool(&self) -> Option<bool> {
         match self {
             Self::Bool(value) => Some(*value),
@@ -154,7 +154,7 @@ impl Value {
         }
     }
 
-    /// The items, if it is a list.
+    /// Returns the items, if it is a list.
     pub fn as_list(&self) -> Option<&[Value]> {
         match self {
             Self::List(items) => Some(items),
@@ -162,7 +162,7 @@ impl Value {
         }
     }
 
-    /// The nested record, if it is one.
+    /// Returns the nested record, if it is one.
     pub fn as_record(&self) -> Option<&Row> {
         match self {
             Self::Record(row) => Some(row),
@@ -170,7 +170,7 @@ impl Value {
         }
     }
 
-    /// The field `name` of a nested record: `row.get("answers")?.get("text")?`.
+    /// Returns the field `name` of a nested record: `row.get("answers")?.get("text")?`.
     pub fn get(&self, name: &str) -> Result<&Value> {
         match self {
             Self::Record(row) => row.get(name),
@@ -197,7 +197,7 @@ impl Value {
 impl Index<&str> for Value {
     type Output = Value;
 
-    /// The field `name` of a nested record.
+    /// Returns the field `name` of a nested record.
     ///
     /// # Panics
     /// If this is no record, or has no such field; [`Value::get`] gives an error instead.

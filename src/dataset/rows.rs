@@ -18,8 +18,8 @@ use super::table::Dataset;
 use crate::{Error, Result};
 
 impl Dataset {
-    /// A dataset of records. A field that a record does not have is null there; whole numbers become `int64`, decimal
-    /// ones `float64`.
+    /// Returns a dataset of records. A field that a record does not have is null there; whole numbers become `int64`,
+    /// decimal ones `float64`.
     ///
     /// ```
     /// use cloze::prelude::*;
@@ -88,7 +88,7 @@ impl<F: Fn(&Row, usize) -> Result<Row> + Send + Sync> BatchFunction for RowFunct
     }
 }
 
-/// The records as columns. A column that `like` has too keeps its type, if its values fit.
+/// Returns the records as columns. A column that `like` has too keeps its type, if its values fit.
 fn columns_of(rows: &[Row], like: Option<&Batch>) -> Result<Batch> {
     let mut names: Vec<&str> = Vec::new();
     for row in rows {
@@ -146,7 +146,7 @@ fn type_of(name: &str, values: &[&Value]) -> Result<DataType> {
     Ok(all)
 }
 
-/// The values as an array of `data_type`, which is that of [`type_of`] them.
+/// Returns the values as an array of `data_type`, which is that of [`type_of`] them.
 fn build(values: &[&Value], data_type: &DataType) -> ArrayRef {
     match data_type {
         DataType::Boolean => Arc::new(

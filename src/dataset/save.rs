@@ -44,7 +44,7 @@ pub fn load_from_disk(folder: impl AsRef<Path>) -> Result<DatasetDict> {
     })
 }
 
-/// The dataset saved in `folder`, if there is one.
+/// Returns the dataset saved in `folder`, if there is one.
 pub(super) fn saved(folder: &Path) -> Result<Option<DatasetDict>> {
     let list = folder.join(SPLITS);
     if list.is_file() {

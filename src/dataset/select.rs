@@ -12,7 +12,7 @@ use super::table::Dataset;
 use crate::{Error, Result};
 
 impl Dataset {
-    /// The rows at `indices`, in that order and as often as they are named.
+    /// Returns the rows at `indices`, in that order and as often as they are named.
     pub fn select(&self, indices: &[usize]) -> Result<Self> {
         let len = self.len();
         if let Some(index) = indices.iter().find(|&&index| index >= len) {
@@ -24,7 +24,7 @@ impl Dataset {
         Ok(self.at(indices))
     }
 
-    /// The rows of `range`, which may reach past the end: `dataset.slice(0..100)` gives at most 100 rows.
+    /// Returns the rows of `range`, which may reach past the end: `dataset.slice(0..100)` gives at most 100 rows.
     pub fn slice(&self, range: Range<usize>) -> Self {
         let end = range.end.min(self.len());
         let start = range.start.min(end);
@@ -49,7 +49,7 @@ impl Dataset {
         Self::from_parts(self.schema().clone(), kept, content).with_origin(self.origin())
     }
 
-    /// The rows in a random order that `seed` determines: the order that `datasets` gives for the same seed
+    /// Returns the rows in a random order that `seed` determines: the order that `datasets` gives for the same seed
     /// (numpy's `default_rng(seed).permutation`).
     pub fn shuffle(&self, seed: u64) -> Result<Self> {
         if self.is_empty() {
@@ -60,7 +60,7 @@ impl Dataset {
         Ok(self.at(&order).with_content(content))
     }
 
-    /// The rows for which `keep` is true, in their order. Rows are asked on all cores.
+    /// Returns the rows for which `keep` is true, in their order. Rows are asked on all cores.
     pub fn filter(&self, keep: impl Fn(&Row) -> bool + Send + Sync) -> Result<Self> {
         self.filter_with_indices(|row, _| keep(row))
     }
@@ -97,7 +97,7 @@ impl Dataset {
         Ok(self.at(&kept.concat()))
     }
 
-    /// The rows at `indices`, which lie within the dataset.
+    /// Returns the rows at `indices`, which lie within the dataset.
     pub(crate) fn at(&self, indices: &[usize]) -> Self {
         let mut hashing = Hashing::new("select");
         hashing.part(self.content().as_bytes());

@@ -50,7 +50,7 @@ impl Sink {
         }
     }
 
-    /// The dataset known as `key` in the cache, if there is one.
+    /// Returns the dataset known as `key` in the cache, if there is one.
     pub(crate) fn cached(cache: &Cache, key: Fingerprint) -> Option<Dataset> {
         let table = cache.find(key)?;
         let fingerprint = Fingerprint::from_hex(table.metadata.get(FINGERPRINT)?)?;
@@ -98,7 +98,7 @@ impl Sink {
         Ok(())
     }
 
-    /// The schema for all batches so far and `batch`.
+    /// Returns the schema for all batches so far and `batch`.
     fn fit(&mut self, batch: &RecordBatch) -> Result<SchemaRef> {
         let Some(schema) = self.schema.clone() else {
             self.schema = Some(batch.schema());
@@ -186,7 +186,7 @@ impl Sink {
         }
     }
 
-    /// The dataset of all batches, known by `fingerprint`; `schema` is for the case that there were none.
+    /// Returns the dataset of all batches, known by `fingerprint`; `schema` is for the case that there were none.
     pub(crate) fn finish(
         mut self,
         schema: &SchemaRef,
@@ -229,7 +229,7 @@ fn different(name: &str, expected: String, found: String) -> Error {
     }
 }
 
-/// The fingerprint of a dataset made of pieces with these fingerprints.
+/// Returns the fingerprint of a dataset made of pieces with these fingerprints.
 pub(crate) fn of_pieces(pieces: &[Fingerprint]) -> Fingerprint {
     let mut hashing = Hashing::new("pieces");
     for piece in pieces {

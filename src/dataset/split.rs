@@ -23,7 +23,7 @@ enum Rounding {
     Pct1DropRemainder,
 }
 
-/// The terms of `split`, which is one of a dataset's splits, a part of it, or a sum of such.
+/// Returns the terms of `split`, which is one of a dataset's splits, a part of it, or a sum of such.
 pub(crate) fn parse(split: &str) -> Result<Vec<Term>> {
     let terms = split
         .split('+')
@@ -115,7 +115,7 @@ fn parse_term(split: &str, term: &str) -> Result<Term> {
     })
 }
 
-/// A boundary, and whether it has a per cent sign; `None` if it is no whole number.
+/// Returns a boundary, and whether it has a per cent sign; `None` if it is no whole number.
 fn parse_boundary(text: &str) -> Option<(Option<i64>, bool)> {
     if text.is_empty() {
         return Some((None, false));
@@ -143,7 +143,7 @@ fn parse_boundary(text: &str) -> Option<(Option<i64>, bool)> {
 }
 
 impl Term {
-    /// The rows that the term means, where they do not depend on how many there are; they may lie past the end.
+    /// Returns the rows that the term means, where they do not depend on how many there are; they may lie past the end.
     pub(crate) fn fixed(&self) -> Option<std::ops::Range<usize>> {
         if self.rounding.is_some() {
             return None;
@@ -153,7 +153,7 @@ impl Term {
         Some(from..to.max(from))
     }
 
-    /// The rows that the term means of a split of `rows` rows.
+    /// Returns the rows that the term means of a split of `rows` rows.
     pub(crate) fn range(&self, split: &str, rows: usize) -> Result<std::ops::Range<usize>> {
         let absolute = |boundary: Option<i64>, default: usize| -> Result<usize> {
             let Some(boundary) = boundary else {
@@ -186,7 +186,7 @@ impl Term {
     }
 }
 
-/// The part of `dict` that `split` means.
+/// Returns the part of `dict` that `split` means.
 pub(crate) fn resolve(dict: &DatasetDict, split: &str) -> Result<Dataset> {
     let mut parts = Vec::new();
     let mut asked_for_rows = false;

@@ -34,7 +34,7 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// A builder that takes columns one by one.
+    /// Returns a builder that takes columns one by one.
     ///
     /// ```
     /// use cloze::prelude::*;
@@ -49,7 +49,7 @@ impl Dataset {
         DatasetBuilder::default()
     }
 
-    /// A dataset of Arrow record batches, which must all fit `schema`.
+    /// Returns a dataset of Arrow record batches, which must all fit `schema`.
     ///
     /// Large, view and dictionary types become their plain forms (`LargeUtf8` → `Utf8`); schema metadata is dropped.
     pub fn from_batches(schema: &Schema, batches: Vec<RecordBatch>) -> Result<Self> {
@@ -88,19 +88,19 @@ impl Dataset {
         }
     }
 
-    /// The name on the Hub of the dataset that these rows were made from; `None` for data of one's own. It survives what
-    /// is done to the dataset in memory, and a model card names it.
+    /// Returns the name on the Hub of the dataset that these rows were made from; `None` for data of one's own. It
+    /// survives what is done to the dataset in memory, and a model card names it.
     pub fn origin(&self) -> Option<&str> {
         self.origin.as_deref()
     }
 
-    /// The same rows, known to come from `origin`.
+    /// Returns the same rows, known to come from `origin`.
     pub(crate) fn with_origin(mut self, origin: Option<&str>) -> Self {
         self.origin = origin.map(Arc::from);
         self
     }
 
-    /// The number of rows.
+    /// Returns the number of rows.
     pub fn len(&self) -> usize {
         match &self.indices {
             Some(indices) => indices.len(),
@@ -108,12 +108,12 @@ impl Dataset {
         }
     }
 
-    /// Whether there are no rows.
+    /// Returns whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The columns' names, in order.
+    /// Returns the columns' names, in order.
     pub fn column_names(&self) -> Vec<String> {
         self.schema
             .fields()
@@ -122,7 +122,7 @@ impl Dataset {
             .collect()
     }
 
-    /// The columns' names and types (see [`type_name`]), in order.
+    /// Returns the columns' names and types (see [`type_name`]), in order.
     pub fn features(&self) -> Vec<(String, String)> {
         self.schema
             .fields()
@@ -131,7 +131,7 @@ impl Dataset {
             .collect()
     }
 
-    /// The Arrow schema.
+    /// Returns the Arrow schema.
     pub fn schema(&self) -> &SchemaRef {
         &self.schema
     }
@@ -155,7 +155,7 @@ impl Dataset {
         Ok(Row::of_batch(&self.batches[batch], row))
     }
 
-    /// The rows one after the other, as nested records.
+    /// Returns the rows one after the other, as nested records.
     pub fn iter(&self) -> Rows {
         Rows {
             rows: 0..self.len(),
@@ -163,7 +163,7 @@ impl Dataset {
         }
     }
 
-    /// All values of a column: `dataset.column::<String>("title")?`, `column::<Vec<u32>>("input_ids")`.
+    /// Returns all values of a column: `dataset.column::<String>("title")?`, `column::<Vec<u32>>("input_ids")`.
     ///
     /// Numbers convert to any type that holds them. A null is an error unless the type is an `Option`.
     pub fn column<T: FromColumn>(&self, name: &str) -> Result<Vec<T>> {
@@ -182,7 +182,7 @@ impl Dataset {
         Ok(values)
     }
 
-    /// The rows of `range` as one batch of columns; without copying where they lie together.
+    /// Returns the rows of `range` as one batch of columns; without copying where they lie together.
     pub fn batch(&self, range: Range<usize>) -> Result<Batch> {
         let len = self.len();
         if range.start > range.end || range.end > len {
@@ -195,13 +195,13 @@ impl Dataset {
         Ok(Batch::from_record_batch(&self.gather(range)?, start))
     }
 
-    /// The rows at `indices`, in that order and as often as they are named, as one batch of columns.
+    /// Returns the rows at `indices`, in that order and as often as they are named, as one batch of columns.
     pub fn take(&self, indices: &[usize]) -> Result<Batch> {
         let selected = self.select(indices)?;
         selected.batch(0..selected.len())
     }
 
-    /// The rows as Arrow record batches of at most `size` rows.
+    /// Returns the rows as Arrow record batches of at most `size` rows.
     pub fn record_batches(&self, size: usize) -> Result<Vec<RecordBatch>> {
         if size == 0 {
             return Err(Error::argument("size", "must be at least 1"));
@@ -209,12 +209,12 @@ impl Dataset {
         self.chunks(size).map(|range| self.gather(range)).collect()
     }
 
-    /// All batches, those too of which no row counts.
+    /// Returns all batches, those too of which no row counts.
     pub(crate) fn batches(&self) -> &[RecordBatch] {
         &self.batches
     }
 
-    /// The rows of [`Dataset::batches`] that count, if not all of them do.
+    /// Returns the rows of [`Dataset::batches`] that count, if not all of them do.
     pub(crate) fn indices(&self) -> Option<&[usize]> {
         self.indices.as_deref()
     }
@@ -228,7 +228,7 @@ impl Dataset {
         self
     }
 
-    /// The position of the column `name`.
+    /// Returns the position of the column `name`.
     pub(crate) fn position(&self, name: &str) -> Result<usize> {
         self.schema
             .fields()
@@ -240,7 +240,7 @@ impl Dataset {
             })
     }
 
-    /// The columns at `positions`; the fingerprint is the caller's business.
+    /// Returns the columns at `positions`; the fingerprint is the caller's business.
     pub(crate) fn project(&self, positions: &[usize]) -> Self {
         let fields = positions
             .iter()
@@ -255,7 +255,7 @@ impl Dataset {
         })
     }
 
-    /// The same rows with other columns, made batch by batch without changing the number of rows.
+    /// Returns the same rows with other columns, made batch by batch without changing the number of rows.
     pub(crate) fn with_columns(
         &self,
         schema: SchemaRef,
@@ -277,7 +277,7 @@ impl Dataset {
         }
     }
 
-    /// The same batches, of which only the rows `indices` (of the batches, not of this view) count.
+    /// Returns the same batches, of which only the rows `indices` (of the batches, not of this view) count.
     pub(crate) fn with_indices(&self, indices: Arc<[usize]>, fingerprint: Fingerprint) -> Self {
         Self {
             indices: Some(indices),
@@ -286,7 +286,7 @@ impl Dataset {
         }
     }
 
-    /// The batch that holds a row, and the row's place in it.
+    /// Returns the batch that holds a row, and the row's place in it.
     pub(crate) fn locate(&self, row: usize) -> (usize, usize) {
         let batch = self.starts.partition_point(|&start| start <= row) - 1;
         (batch, row - self.starts[batch])
@@ -312,7 +312,7 @@ impl Dataset {
         }
     }
 
-    /// The rows of `range`, which lies within the dataset.
+    /// Returns the rows of `range`, which lies within the dataset.
     pub(crate) fn gather(&self, range: Range<usize>) -> Result<RecordBatch> {
         if range.is_empty() {
             return Ok(RecordBatch::new_empty(self.schema.clone()));

@@ -37,7 +37,7 @@ pub struct TrainTestSplit {
 }
 
 impl TrainTestSplit {
-    /// A test part of `test_size`; the rest is for training. Rows are shuffled with the seed 42.
+    /// Returns a test part of `test_size`; the rest is for training. Rows are shuffled with the seed 42.
     pub fn new(test_size: impl Into<TestSize>) -> Self {
         Self {
             test_size: test_size.into(),
@@ -47,26 +47,26 @@ impl TrainTestSplit {
         }
     }
 
-    /// The size of the training part, if it shall not be all the rest.
+    /// Sets the size of the training part, if it shall not be all the rest.
     pub fn train_size(mut self, train_size: impl Into<TestSize>) -> Self {
         self.train_size = Some(train_size.into());
         self
     }
 
-    /// The seed of the shuffle (default 42, so that a notebook gives the same split every time). The same seed gives
-    /// the same parts as in `datasets`.
+    /// Sets the seed of the shuffle (default 42, so that a notebook gives the same split every time). The same seed
+    /// gives the same parts as in `datasets`.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// Whether to shuffle the rows first (default); otherwise the test part is cut from the end.
+    /// Sets whether to shuffle the rows first (default); otherwise the test part is cut from the end.
     pub fn shuffle(mut self, shuffle: bool) -> Self {
         self.shuffle = shuffle;
         self
     }
 
-    /// The numbers of rows for training and for testing, out of `rows`.
+    /// Returns the numbers of rows for training and for testing, out of `rows`.
     fn sizes(&self, rows: usize) -> Result<(usize, usize)> {
         let check = |name: &'static str, size: TestSize| match size {
             TestSize::Fraction(fraction) if !(fraction > 0.0 && fraction < 1.0) => {
@@ -121,8 +121,8 @@ impl<S: Into<TestSize>> From<S> for TrainTestSplit {
 }
 
 impl Dataset {
-    /// The rows divided at random into `"train"` and `"test"`: by a fraction for testing (rounded up), a number of
-    /// rows, or a [`TrainTestSplit`] with more to say.
+    /// Returns the rows divided at random into `"train"` and `"test"`: by a fraction for testing (rounded up), a number
+    /// of rows, or a [`TrainTestSplit`] with more to say.
     ///
     /// ```
     /// use cloze::prelude::*;

@@ -41,7 +41,7 @@ impl Rich for TrainingArguments {
     }
 }
 
-/// The names and values of all arguments, as their `Debug` has them, in its order.
+/// Returns the names and values of all arguments, as their `Debug` has them, in its order.
 fn fields(arguments: &TrainingArguments) -> Vec<(String, String)> {
     let text = format!("{arguments:#?}");
     let mut fields: Vec<(String, String)> = Vec::new();

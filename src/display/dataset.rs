@@ -114,7 +114,7 @@ impl Rich for Value {
     }
 }
 
-/// A column's name over its type, which may be long.
+/// Returns a column's name over its type, which may be long.
 fn column_title(name: &str, kind: &str) -> String {
     format!(
         "{}<br><span style=\"font-weight:400;font-size:11px;{MUTED}\" title=\"{}\">{}</span>",
@@ -128,7 +128,7 @@ fn faint(text: &str) -> String {
     format!("<span style=\"{MUTED}\">{text}</span>")
 }
 
-/// What is neither text nor made of parts.
+/// Returns what is neither text nor made of parts.
 fn scalar(value: &Value) -> String {
     match value {
         Value::Null => faint("None"),
@@ -136,7 +136,7 @@ fn scalar(value: &Value) -> String {
     }
 }
 
-/// A value as it fits into a cell of a table.
+/// Returns a value as it fits into a cell of a table.
 fn cell(value: &Value) -> String {
     match value {
         Value::String(text) => {
@@ -169,7 +169,7 @@ fn cell(value: &Value) -> String {
     }
 }
 
-/// A value as a part of a cell.
+/// Returns a value as a part of a cell.
 fn short(value: &Value) -> String {
     match value {
         Value::String(text) => escape(&clip(text, CELL / 2)),
@@ -195,7 +195,7 @@ fn short_list(items: &[Value]) -> String {
     format!("[{}]", parts.join(", "))
 }
 
-/// A record in full: a line for each field, records in it indented.
+/// Returns a record in full: a line for each field, records in it indented.
 fn record(row: &Row) -> String {
     let mut table = Table::new([("", Align::Left), ("", Align::Left)]);
     for (name, value) in row.fields() {
@@ -207,7 +207,7 @@ fn record(row: &Row) -> String {
     table.to_html()
 }
 
-/// A value with room for itself.
+/// Returns a value with room for itself.
 fn whole(value: &Value) -> String {
     match value {
         Value::String(text) => format!(

@@ -55,7 +55,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// How it is drawn.
+    /// Returns how it is drawn.
     pub(super) fn style(self) -> String {
         match self {
             Self::Plain => "border:1px solid rgba(128,128,128,.35)".to_owned(),
@@ -89,7 +89,7 @@ pub(super) fn chips<'a>(tokens: impl Iterator<Item = (&'a str, Kind, String)>) -
     out
 }
 
-/// A token in a box, with something small below it.
+/// Returns a token in a box, with something small below it.
 pub(super) fn chip(token: &str, kind: Kind, below: &str) -> String {
     format!(
         "<span style=\"display:inline-block;vertical-align:top;margin:2px;padding:1px 5px 0;border-radius:5px;text-align:center;\
@@ -100,7 +100,7 @@ pub(super) fn chip(token: &str, kind: Kind, below: &str) -> String {
     )
 }
 
-/// A token as the vocabulary spells it, its sign for a space made faint.
+/// Returns a token as the vocabulary spells it, its sign for a space made faint.
 pub(super) fn spelled(token: &str) -> String {
     let faint = |sign: &str| format!("<span style=\"opacity:.45\">{sign}</span>");
     for sign in ["Ġ", "▁", "##"] {

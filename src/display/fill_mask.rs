@@ -120,7 +120,7 @@ fn score(score: f32) -> String {
     }
 }
 
-/// The title of the bars: a probability of 1 fills one.
+/// Returns the title of the bars: a probability of 1 fills one.
 fn scale() -> String {
     format!(
         "<div style=\"display:flex;justify-content:space-between;width:{SCALE_WIDTH};font-weight:400;{MUTED}\" \
@@ -158,7 +158,7 @@ fn sequence(sequence: &str, token: &str, place: (usize, usize)) -> String {
     }
 }
 
-/// The last `limit` characters of `text`, after an ellipsis if there are more.
+/// Returns the last `limit` characters of `text`, after an ellipsis if there are more.
 fn last(text: &str, limit: usize) -> String {
     match text.char_indices().rev().nth(limit) {
         Some((at, c)) => format!("…{}", text[at + c.len_utf8()..].trim_start()),

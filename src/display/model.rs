@@ -64,7 +64,7 @@ impl Rich for MaskedLm {
     }
 }
 
-/// Where the parameters are: a line for each part of the network, layers of one stack together.
+/// Returns where the parameters are: a line for each part of the network, layers of one stack together.
 fn parts(model: &MaskedLm) -> String {
     let mut parts: Vec<(String, usize, usize)> = Vec::new();
     for param in model.params() {
@@ -105,8 +105,8 @@ fn parts(model: &MaskedLm) -> String {
     format!("<div style=\"margin-top:8px\">{}</div>", table.to_html())
 }
 
-/// The part of the network that a parameter belongs to, and the number of its layer: `roberta.encoder.layer` and 3 for
-/// `roberta.encoder.layer.3.output.dense.bias`.
+/// Returns the part of the network that a parameter belongs to, and the number of its layer: `roberta.encoder.layer`
+/// and 3 for `roberta.encoder.layer.3.output.dense.bias`.
 fn part_of(name: &str) -> (String, usize) {
     let words: Vec<&str> = name.split('.').collect();
     if let Some(place) = words.iter().position(|word| word.parse::<usize>().is_ok()) {

@@ -6,7 +6,8 @@ use crate::notebook::Rich;
 use crate::notebook::html::{MONO, escape, frame, heading, thousands};
 
 impl Rich for Tensor {
-    /// The numbers as PyTorch prints them, those in the middle of a large tensor left out, below shape, type and device.
+    /// Returns the numbers as PyTorch prints them, those in the middle of a large tensor left out, below shape, type
+    /// and device.
     fn to_html(&self) -> String {
         let shape: Vec<String> = self.dims().iter().map(|&dim| thousands(dim)).collect();
         let shape = match shape.is_empty() {
@@ -31,7 +32,7 @@ impl Rich for Tensor {
     }
 }
 
-/// The numbers alone: what candle prints, without its last line, which names type and shape.
+/// Returns the numbers alone: what candle prints, without its last line, which names type and shape.
 fn numbers(tensor: &Tensor) -> String {
     let text = format!("{tensor}");
     match text.rsplit_once("\nTensor[") {

@@ -48,7 +48,7 @@ pub fn environment() -> Environment {
     read(|name| std::env::var(name).ok())
 }
 
-/// Whether this process is the only one or the first of its group: the one that shows, logs and writes.
+/// Returns whether this process is the only one or the first of its group: the one that shows, logs and writes.
 pub(crate) fn is_main() -> bool {
     environment().rank == 0
 }

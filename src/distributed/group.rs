@@ -123,7 +123,7 @@ impl Group {
         self.communicator.as_ref().map_or(0, |c| c.local_rank())
     }
 
-    /// Whether this rank is the one that shows, logs and writes.
+    /// Returns whether this rank is the one that shows, logs and writes.
     pub fn is_main(&self) -> bool {
         self.rank() == 0
     }

@@ -96,14 +96,15 @@ impl ModelInputs {
         Ok(self)
     }
 
-    /// The true ids of the masked positions, [`IGNORE_INDEX`](crate::ops::IGNORE_INDEX) (-100) elsewhere.
+    /// Sets the true ids of the masked positions, [`IGNORE_INDEX`](crate::ops::IGNORE_INDEX) (-100) elsewhere.
     pub fn with_labels(mut self, labels: Vec<i64>) -> Result<Self> {
         check_len("labels", labels.len(), self.batch, self.seq)?;
         self.labels = labels;
         Ok(self)
     }
 
-    /// A further input that only some families know (`bbox`, `lang_ids`, ...), of a shape that begins with `batch`.
+    /// Adds a further input that only some families know (`bbox`, `lang_ids`, ...), of a shape that begins with
+    /// `batch`.
     #[must_use]
     pub fn with_column(mut self, name: &str, column: Column) -> Self {
         self.columns.insert(name.to_owned(), column);
@@ -173,7 +174,7 @@ impl ModelInputs {
         (self.batch, self.seq)
     }
 
-    /// The further input `name` as whole numbers, if it was given.
+    /// Returns the further input `name` as whole numbers, if it was given.
     ///
     /// # Errors
     /// When its shape is not `shape`, or its numbers are not whole.
@@ -190,7 +191,7 @@ impl ModelInputs {
         column.as_ids(name).map(Some)
     }
 
-    /// The further input `name` as numbers with a fraction.
+    /// Returns the further input `name` as numbers with a fraction.
     ///
     /// # Errors
     /// When it was not given, its shape is not `shape`, or its numbers are whole.
@@ -208,7 +209,7 @@ impl ModelInputs {
         }
     }
 
-    /// The further input `name` as indices into a table of `rows` rows, if it was given.
+    /// Returns the further input `name` as indices into a table of `rows` rows, if it was given.
     ///
     /// # Errors
     /// As [`ModelInputs::ids_of`], and when a number is not an index of the table.
@@ -231,8 +232,8 @@ impl ModelInputs {
             .map(Some)
     }
 
-    /// The labels, row after row: those of the tokens, or the column `labels` (batch, m) where what a model writes has a
-    /// length of its own. Empty where the model is asked for none.
+    /// Returns the labels, row after row: those of the tokens, or the column `labels` (batch, m) where what a model
+    /// writes has a length of its own. Empty where the model is asked for none.
     pub fn label_values(&self) -> &[i64] {
         match self.columns.get(LABELS).map(|column| &column.values) {
             Some(Values::Ids(labels)) => labels,
@@ -240,13 +241,13 @@ impl ModelInputs {
         }
     }
 
-    /// How many labels count.
+    /// Returns how many labels count.
     pub fn counted_tokens(&self) -> usize {
         let counts = |label: &&i64| **label != ops::IGNORE_INDEX;
         self.label_values().iter().filter(counts).count()
     }
 
-    /// The token ids as a (batch, seq) tensor on `device`.
+    /// Returns the token ids as a (batch, seq) tensor on `device`.
     pub fn input_ids_tensor(&self, device: &Device) -> Result<Tensor> {
         self.tensor_of(&self.input_ids, device)
     }
@@ -256,7 +257,7 @@ impl ModelInputs {
         ops::upload(values, (self.batch, self.seq), device)
     }
 
-    /// Whether any position is padding.
+    /// Returns whether any position is padding.
     pub fn has_padding(&self) -> bool {
         self.attention_mask.contains(&0)
     }
@@ -320,7 +321,7 @@ impl From<&ModelInputs> for ModelInputs {
     }
 }
 
-/// The integers of a tensor of any integer dtype, row by row.
+/// Returns the integers of a tensor of any integer dtype, row by row.
 pub(crate) fn integers(tensor: &Tensor) -> Result<Vec<u32>> {
     let flat = tensor.flatten_all()?;
     match flat.dtype() {

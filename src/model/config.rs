@@ -48,7 +48,7 @@ impl PartialEq for Config {
 }
 
 impl Config {
-    /// The default configuration of `model_type` ("roberta", "bert", "distilbert", ...).
+    /// Returns the default configuration of `model_type` ("roberta", "bert", "distilbert", ...).
     pub fn new(model_type: &str) -> Self {
         let mut values = Map::new();
         values.insert("model_type".to_owned(), model_type.into());
@@ -85,18 +85,18 @@ impl Config {
         self
     }
 
-    /// The value of `key` if the config has it.
+    /// Returns the value of `key` if the config has it.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.asked.note(key);
         self.values.get(key)
     }
 
-    /// All keys and their values, in the file's order.
+    /// Returns all keys and their values, in the file's order.
     pub fn entries(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.values.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// The architecture family's name.
+    /// Returns the architecture family's name.
     pub fn model_type(&self) -> &str {
         self.values
             .get("model_type")
@@ -137,7 +137,7 @@ impl Config {
         Ok(())
     }
 
-    /// Whether the output projection shares the embedding matrix (default: yes).
+    /// Returns whether the output projection shares the embedding matrix (default: yes).
     pub fn tie_word_embeddings(&self) -> bool {
         self.get("tie_word_embeddings")
             .and_then(Value::as_bool)
@@ -171,7 +171,7 @@ impl Config {
             .collect()
     }
 
-    /// The config as pretty JSON, as it is written to `config.json`.
+    /// Returns the config as pretty JSON, as it is written to `config.json`.
     pub fn to_json(&self) -> Result<String> {
         let mut text = serde_json::to_string_pretty(&self.values)?;
         text.push('\n');
@@ -225,7 +225,7 @@ impl std::fmt::Debug for Config {
 
 #[cfg(test)]
 impl Config {
-    /// A small model of the family: all sizes different, so that a mixed-up one shows.
+    /// Returns a small model of the family: all sizes different, so that a mixed-up one shows.
     pub(crate) fn small(model_type: &str) -> Config {
         let names: [&str; 4] = match model_type {
             "distilbert" => ["dim", "n_layers", "n_heads", "hidden_dim"],
@@ -305,7 +305,7 @@ mod tests {
     use super::*;
     use crate::model::{Family, WeightBuilder};
 
-    /// The configs of the small models that the tests have, built, so that they know what was asked for.
+    /// Returns the configs of the small models that the tests have, built, so that they know what was asked for.
     fn built() -> Vec<(Config, &'static Family)> {
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
         let mut configs = Vec::new();

@@ -45,28 +45,29 @@ impl Context {
         }
     }
 
-    /// Whether the blocks of the encoder keep only their inputs and are run once more in the backward pass: less memory for
-    /// a forward pass more, and the same numbers. Default: no.
+    /// Sets whether the blocks of the encoder keep only their inputs and are run once more in the backward pass: less
+    /// memory for a forward pass more, and the same numbers. Default: no.
     #[must_use]
     pub fn gradient_checkpointing(mut self, on: bool) -> Self {
         self.gradient_checkpointing = on;
         self
     }
 
-    /// Whether [`gradient_checkpointing`](Self::gradient_checkpointing) is on.
+    /// Returns whether [`gradient_checkpointing`](Self::gradient_checkpointing) is on.
     pub fn checkpoints_gradients(&self) -> bool {
         self.gradient_checkpointing
     }
 
-    /// Whether texts of different lengths lie one behind the other, without padding, where the family allows it and only some
-    /// positions are asked for, as by a loss: the same numbers but for rounding, in less time. Default: yes.
+    /// Sets whether texts of different lengths lie one behind the other, without padding, where the family allows it
+    /// and only some positions are asked for, as by a loss: the same numbers but for rounding, in less time. Default:
+    /// yes.
     #[must_use]
     pub fn unpadded(mut self, on: bool) -> Self {
         self.unpadded = on;
         self
     }
 
-    /// Whether [`unpadded`](Self::unpadded) is on.
+    /// Returns whether [`unpadded`](Self::unpadded) is on.
     pub fn leaves_out_padding(&self) -> bool {
         self.unpadded
     }
@@ -83,7 +84,7 @@ impl Context {
         self.label_smoothing
     }
 
-    /// Whether this is a training pass.
+    /// Returns whether this is a training pass.
     pub fn is_training(&self) -> bool {
         self.key.is_some()
     }

@@ -9,7 +9,7 @@ pub(super) fn name_hash(name: &str) -> u64 {
     u64::from_le_bytes(hash.as_bytes()[..8].try_into().unwrap_or_default())
 }
 
-/// `count` draws from N(0, std²), a function of `seed` and the index alone.
+/// Returns `count` draws from N(0, std²), a function of `seed` and the index alone.
 pub(super) fn normal(count: usize, std: f64, seed: u64) -> Vec<f32> {
     use rayon::prelude::*;
     let mut values = ops::zeros(count);
@@ -26,7 +26,7 @@ pub(super) fn normal(count: usize, std: f64, seed: u64) -> Vec<f32> {
     values
 }
 
-/// `count` draws from the numbers between `low` and `high`, a function of `seed` and the index alone.
+/// Returns `count` draws from the numbers between `low` and `high`, a function of `seed` and the index alone.
 pub(crate) fn uniform(count: usize, low: f64, high: f64, seed: u64) -> Vec<f32> {
     use rayon::prelude::*;
     let mut values = ops::zeros(count);

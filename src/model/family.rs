@@ -80,7 +80,7 @@ impl Family {
         }
     }
 
-    /// The known family of that `model_type`, as a starting point for another.
+    /// Returns the known family of that `model_type`, as a starting point for another.
     ///
     /// # Panics
     /// When there is none. In a constant, as it is meant to be used, that is an error when compiling.
@@ -95,7 +95,7 @@ impl Family {
         panic!("there is no family of this model_type")
     }
 
-    /// The family that `config` names.
+    /// Returns the family that `config` names.
     pub(super) fn find(config: &Config) -> Result<&'static Self> {
         let model_type = config.model_type();
         let found = FAMILIES
@@ -109,7 +109,7 @@ impl Family {
         })
     }
 
-    /// `config` with the family's defaults in the places of keys that are absent or null.
+    /// Returns `config` with the family's defaults in the places of keys that are absent or null.
     pub(super) fn complete<'a>(&self, config: &'a Config) -> Result<Cow<'a, Config>> {
         let defaults: Value = serde_json::from_str(self.defaults)?;
         let mut completed = Cow::Borrowed(config);
@@ -152,21 +152,21 @@ pub const SUPPORTED_MODEL_TYPES: &[&str] = &{
     names
 };
 
-/// Whether texts of several lengths may share a batch of a model of this `model_type`: padding leaves the logits of the
-/// text's own positions as they are.
+/// Returns whether texts of several lengths may share a batch of a model of this `model_type`: padding leaves the
+/// logits of the text's own positions as they are.
 pub(crate) fn padding_is_neutral(model_type: &str) -> bool {
     let mut families = FAMILIES.iter();
     !families.any(|family| family.model_type == model_type && family.padding_sensitive)
 }
 
-/// The family of that `model_type`.
+/// Returns the family of that `model_type`.
 #[cfg(test)]
 pub(crate) fn family_of(model_type: &str) -> Option<&'static Family> {
     let mut families = FAMILIES.iter().copied();
     families.find(|family| family.model_type == model_type)
 }
 
-/// What the families say about the input `name`; `None` where none of them knows it.
+/// Returns what the families say about the input `name`; `None` where none of them knows it.
 pub(crate) fn known_input(name: &str) -> Option<&'static Input> {
     let mut inputs = FAMILIES.iter().flat_map(|family| family.inputs);
     inputs.find(|input| input.name == name)

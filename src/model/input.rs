@@ -40,7 +40,7 @@ pub enum Masked {
 }
 
 impl Input {
-    /// One number for each token, 0 for padding, kept where the token is masked.
+    /// Returns one number for each token, 0 for padding, kept where the token is masked.
     pub const fn per_token(name: &'static str) -> Self {
         Self {
             name,
@@ -102,7 +102,7 @@ impl Column {
         ))
     }
 
-    /// The number of values.
+    /// Returns the number of values.
     pub fn len(&self) -> usize {
         match &self.values {
             Values::Ids(values) => values.len(),
@@ -110,12 +110,12 @@ impl Column {
         }
     }
 
-    /// Whether there are none.
+    /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The column `name` as whole numbers.
+    /// Returns the column `name` as whole numbers.
     ///
     /// # Errors
     /// When they are not whole.
@@ -128,7 +128,7 @@ impl Column {
         }
     }
 
-    /// The column `name` as numbers of any kind.
+    /// Returns the column `name` as numbers of any kind.
     ///
     /// # Errors
     /// When they are whole.
@@ -141,7 +141,7 @@ impl Column {
         }
     }
 
-    /// A tensor's values on the host: those of integer dtypes as ids.
+    /// Returns a tensor's values on the host: those of integer dtypes as ids.
     ///
     /// # Errors
     /// When they can't be read from their device.

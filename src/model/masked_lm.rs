@@ -194,7 +194,7 @@ impl MaskedLm {
         Ok(())
     }
 
-    /// All that is saved, by its name and in the shape that it has on disk.
+    /// Returns all that is saved, by its name and in the shape that it has on disk.
     fn named_tensors(&self) -> Result<Vec<(&str, Tensor)>> {
         let weights = &self.inner.weights;
         let named = weights.params.iter().map(|param| (param.name(), param));
@@ -243,7 +243,7 @@ impl MaskedLm {
         candle_nn::VarBuilder::from_tensors(tensors, DType::F32, self.device())
     }
 
-    /// All names of all parameters.
+    /// Returns all names of all parameters.
     fn names(&self) -> impl Iterator<Item = (&str, &Param)> {
         let weights = &self.inner.weights;
         let further = weights.aliases.iter().chain(&weights.tied);
@@ -284,19 +284,19 @@ impl MaskedLm {
         }
     }
 
-    /// The logits of every position, (batch, seq, vocab), without dropout and without a graph.
+    /// Returns the logits of every position, (batch, seq, vocab), without dropout and without a graph.
     pub fn forward(&self, inputs: impl Into<ModelInputs>) -> Result<Tensor> {
         let inputs = inputs.into();
         ops::no_grad(|| self.logits(&inputs, &Context::eval()))
     }
 
-    /// The logits of every position, (batch, seq, vocab), differentiable.
+    /// Returns the logits of every position, (batch, seq, vocab), differentiable.
     pub fn logits(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
         self.check(inputs)?;
         self.inner.architecture.logits(inputs, context)
     }
 
-    /// The logits of the positions `rows` (flat indices into the batch) alone, (rows, vocab), without a graph.
+    /// Returns the logits of the positions `rows` (flat indices into the batch) alone, (rows, vocab), without a graph.
     pub fn logits_at(&self, inputs: &ModelInputs, rows: Vec<u32>) -> Result<Tensor> {
         self.check(inputs)?;
         let architecture = &self.inner.architecture;
@@ -339,7 +339,7 @@ impl MaskedLm {
         Ok(sums.broadcast_div(&mask.sum(1)?.clamp(1f32, f32::MAX)?)?)
     }
 
-    /// The loss of `inputs`, which must carry labels, differentiable.
+    /// Returns the loss of `inputs`, which must carry labels, differentiable.
     pub fn loss(&self, inputs: impl Into<ModelInputs>, context: &Context) -> Result<MlmLoss> {
         let inputs = &inputs.into();
         self.check(inputs)?;
@@ -393,18 +393,18 @@ impl MaskedLm {
         }
     }
 
-    /// All parameters, in the order of their names, tied ones once.
+    /// Returns all parameters, in the order of their names, tied ones once.
     pub fn params(&self) -> &[Param] {
         &self.inner.weights.params
     }
 
-    /// The parameter called `name`, or saved under that name too.
+    /// Returns the parameter called `name`, or saved under that name too.
     pub fn param(&self, name: &str) -> Option<&Param> {
         let named = self.params().iter().find(|param| param.name() == name);
         named.or_else(|| self.inner.weights.aliases.get(name))
     }
 
-    /// The number of weights, tied ones counted once.
+    /// Returns the number of weights, tied ones counted once.
     pub fn num_parameters(&self) -> usize {
         self.params().iter().map(Param::elem_count).sum()
     }
@@ -446,32 +446,32 @@ impl MaskedLm {
         self.params().iter().for_each(Param::zero_grad);
     }
 
-    /// The name that the model was opened by, or its type if it was made from a config.
+    /// Returns the name that the model was opened by, or its type if it was made from a config.
     pub fn name(&self) -> &str {
         &self.inner.name
     }
 
-    /// `transformers`' class, "RobertaForMaskedLM" for instance.
+    /// Returns `transformers`' class, "RobertaForMaskedLM" for instance.
     pub fn class(&self) -> &'static str {
         self.inner.family.class
     }
 
-    /// The configuration.
+    /// Returns the configuration.
     pub fn config(&self) -> &Config {
         &self.inner.config
     }
 
-    /// The device that holds the weights.
+    /// Returns the device that holds the weights.
     pub fn device(&self) -> &Device {
         &self.inner.device
     }
 
-    /// What loading the checkpoint found; empty for a model made from a config.
+    /// Returns what loading the checkpoint found; empty for a model made from a config.
     pub fn load_report(&self) -> &LoadReport {
         &self.inner.weights.report
     }
 
-    /// The number of tokens in the output vocabulary.
+    /// Returns the number of tokens in the output vocabulary.
     pub fn vocab_size(&self) -> usize {
         self.inner.architecture.head().vocab_size()
     }
@@ -481,12 +481,12 @@ impl MaskedLm {
         self.inner.architecture.main_input()
     }
 
-    /// The longest sequence the model can take, in tokens.
+    /// Returns the longest sequence the model can take, in tokens.
     pub fn max_positions(&self) -> Option<usize> {
         self.inner.architecture.max_positions()
     }
 
-    /// The arithmetic that a pass asks for; `None` where the family does not say.
+    /// Returns the arithmetic that a pass asks for; `None` where the family does not say.
     pub fn flops(&self) -> Option<ModelFlops> {
         self.inner.architecture.flops()
     }
@@ -589,7 +589,7 @@ impl From<&MaskedLm> for MaskedLm {
     }
 }
 
-/// The name, the folder and the config of the model called `name`.
+/// Returns the name, the folder and the config of the model called `name`.
 fn open(name: &str) -> Result<(String, PathBuf, Config)> {
     let folder = crate::hub::resolve("model", name)?;
     let config = Config::from_folder(&folder)?;

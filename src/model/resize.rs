@@ -18,7 +18,7 @@ pub struct ResizeEmbeddings {
 }
 
 impl ResizeEmbeddings {
-    /// A vocabulary of so many tokens: the tokenizer's `len()`, mostly.
+    /// Returns a vocabulary of so many tokens: the tokenizer's `len()`, mostly.
     pub fn new(tokens: usize) -> Self {
         Self {
             tokens,
@@ -113,7 +113,7 @@ mod tests {
     use crate::model::vocabulary::around_the_mean;
     use crate::model::{Config, ModelInputs, SUPPORTED_MODEL_TYPES};
 
-    /// The logits of a few tokens, of the first `vocab` of the vocabulary.
+    /// Returns the logits of a few tokens, of the first `vocab` of the vocabulary.
     fn logits(model: &MaskedLm, vocab: usize) -> Vec<f32> {
         let inputs = ModelInputs::new((0..6).map(|i| 5 + i).collect(), (1, 6)).unwrap();
         let logits = model.forward(inputs).unwrap();

@@ -409,7 +409,7 @@ impl WeightBuilder {
         }
     }
 
-    /// Whether the checkpoint holds the full name `name`; no without a checkpoint.
+    /// Returns whether the checkpoint holds the full name `name`; no without a checkpoint.
     pub fn holds(&self, name: &str) -> bool {
         let registry = &*self.shared.borrow();
         let source = registry.source.as_ref();
@@ -558,7 +558,7 @@ impl Registry {
     }
 }
 
-/// The bytes of memory that this machine has, where the system says it.
+/// Returns the bytes of memory that this machine has, where the system says it.
 fn physical_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;

@@ -43,7 +43,7 @@ pub fn normalize_box(bbox: WordBox, (width, height): (i64, i64)) -> Result<WordB
     ])
 }
 
-/// Whether a box lies on a page of that width and height; in words if not.
+/// Returns whether a box lies on a page of that width and height; in words if not.
 fn check(bbox: WordBox, (width, height): (i64, i64)) -> Result<(), String> {
     let [x0, y0, x1, y1] = bbox;
     if 0 <= x0 && x0 <= x1 && x1 <= width && 0 <= y0 && y0 <= y1 && y1 <= height {
@@ -173,8 +173,8 @@ pub struct TokenizeBoxes {
 }
 
 impl TokenizeBoxes {
-    /// The columns with the width and height of each row's page, whose units its boxes are in (default: boxes are in
-    /// thousandths of the page already).
+    /// Sets the columns with the width and height of each row's page, whose units its boxes are in (default: boxes are
+    /// in thousandths of the page already).
     #[must_use]
     pub fn page(mut self, width: impl Into<String>, height: impl Into<String>) -> Self {
         self.page = Some((width.into(), height.into()));
@@ -188,7 +188,7 @@ impl TokenizeBoxes {
         self
     }
 
-    /// The boxes of a row, in thousandths of its page.
+    /// Returns the boxes of a row, in thousandths of its page.
     fn boxes_of(&self, row: &[Vec<i64>], page: Option<(i64, i64)>) -> Result<Vec<WordBox>> {
         let bbox = |numbers: &Vec<i64>| {
             let bbox = WordBox::try_from(numbers.as_slice()).map_err(|_| {

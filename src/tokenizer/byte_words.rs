@@ -42,7 +42,7 @@ thread_local! {
 }
 
 impl ByteWords {
-    /// `None` unless the tokenizer is byte-level BPE with nothing before and no chance in it.
+    /// Returns `None` unless the tokenizer is byte-level BPE with nothing before and no chance in it.
     pub(super) fn new(engine: &Engine) -> Option<Self> {
         let Engine::Library(tokenizer) = engine else {
             return None;
@@ -157,7 +157,7 @@ static KINDS: LazyLock<Box<[Kind]>> = LazyLock::new(|| {
     kinds
 });
 
-/// The length in bytes of the first match of GPT-2's pattern, which always matches at the start of a text:
+/// Returns the length in bytes of the first match of GPT-2's pattern, which always matches at the start of a text:
 /// `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`.
 fn word_length(text: &str) -> usize {
     let kinds = &**KINDS;
@@ -210,7 +210,7 @@ mod tests {
         words
     }
 
-    /// The library's own splits of a text.
+    /// Returns the library's own splits of a text.
     fn expected(text: &str) -> Vec<String> {
         let mut pieces = PreTokenizedString::from(text);
         let bytes = ByteLevel::default().add_prefix_space(false);

@@ -78,7 +78,7 @@ pub(super) fn charsmap(head: &[u8], bytes: usize) -> Result<(), String> {
     }
 }
 
-/// The first bytes of what `text` encodes.
+/// Returns the first bytes of what `text` encodes.
 fn base64_head(text: &str) -> Vec<u8> {
     let digit = |byte: u8| match byte {
         b'A'..=b'Z' => Some(u32::from(byte - b'A')),
@@ -211,7 +211,7 @@ const KNOWN: &[&str] = &[
     "word_delimiter_token",
 ];
 
-/// The unknown keys of `config` that look like a known one, each with the one meant.
+/// Returns the unknown keys of `config` that look like a known one, each with the one meant.
 pub(super) fn misspelled(config: &Map<String, Value>) -> Vec<(&str, &'static str)> {
     let unknown = config.keys().filter(|key| !KNOWN.contains(&key.as_str()));
     unknown
@@ -232,7 +232,7 @@ pub(super) fn tell_misspelled(path: &Path, config: &Map<String, Value>) {
     }
 }
 
-/// An error about one of the files.
+/// Returns an error about one of the files.
 pub(super) fn damaged(file: &Path, what: impl Into<String>) -> Error {
     Error::format(file, what.into())
 }

@@ -44,8 +44,8 @@ struct Tokens {
 }
 
 impl Tokenizer {
-    /// The function for [`Dataset::map`](crate::dataset::Dataset::map) that tokenizes `column`, which holds one text per
-    /// row, or a list of them that is joined with spaces (as `answers.text` of ELI5 is).
+    /// Returns the function for [`Dataset::map`](crate::dataset::Dataset::map) that tokenizes `column`, which holds one
+    /// text per row, or a list of them that is joined with spaces (as `answers.text` of ELI5 is).
     ///
     /// The result has the columns `input_ids` (`list<int32>`, with the model's special tokens around each row) and
     /// `attention_mask` (`list<int8>`, all 1), and those that the family's model takes besides (RoCBert's `input_shape_ids`
@@ -97,8 +97,8 @@ impl From<TokenizeColumn> for Map {
 }
 
 impl TokenizeColumn {
-    /// Whether there is a third column `special_tokens_mask` (`list<int8>`), 1 for the special tokens around each row
-    /// (default: no). With it the masking collator spares just these; without it, every special id.
+    /// Sets whether there is a third column `special_tokens_mask` (`list<int8>`), 1 for the special tokens around each
+    /// row (default: no). With it the masking collator spares just these; without it, every special id.
     #[must_use]
     pub fn return_special_tokens_mask(mut self, wanted: bool) -> Self {
         self.special_tokens_mask = wanted;
@@ -123,7 +123,7 @@ impl TokenizeColumn {
         self
     }
 
-    /// The same under the name of the argument in `transformers`.
+    /// Returns the same under the name of the argument in `transformers`.
     #[must_use]
     pub fn max_length(self, max_length: usize) -> Self {
         self.truncation(max_length)
@@ -137,7 +137,7 @@ impl TokenizeColumn {
         self
     }
 
-    /// How rows are padded (default: not; the collator pads each batch to its longest row).
+    /// Sets how rows are padded (default: not; the collator pads each batch to its longest row).
     #[must_use]
     pub fn padding(mut self, padding: Padding) -> Self {
         self.padding = padding;
@@ -151,15 +151,15 @@ impl TokenizeColumn {
         self
     }
 
-    /// The number of threads (default: one per core), for `map` when it is given this as it is.
+    /// Sets the number of threads (default: one per core), for `map` when it is given this as it is.
     #[must_use]
     pub fn num_proc(mut self, num_proc: usize) -> Self {
         self.num_proc = Some(num_proc);
         self
     }
 
-    /// Whether the other columns stay, for `map` when it is given this as it is (default: no). The number of rows must not
-    /// change then.
+    /// Sets whether the other columns stay, for `map` when it is given this as it is (default: no). The number of rows
+    /// must not change then.
     #[must_use]
     pub fn keep_columns(mut self, keep: bool) -> Self {
         self.keep_columns = keep;
@@ -262,7 +262,7 @@ impl TokenizeColumn {
         Ok(padded)
     }
 
-    /// The ids of `rows` texts, one after the other, and how many each row has.
+    /// Returns the ids of `rows` texts, one after the other, and how many each row has.
     fn encode(
         &self,
         rows: usize,
@@ -298,7 +298,7 @@ impl TokenizeColumn {
         Ok((ids, lengths))
     }
 
-    /// The texts of a string column.
+    /// Returns the texts of a string column.
     fn of_texts(&self, texts: &StringArray, first: usize) -> Result<(Vec<i32>, Vec<usize>)> {
         self.encode(texts.len(), |row, text| {
             if texts.is_null(row) {
@@ -309,7 +309,7 @@ impl TokenizeColumn {
         })
     }
 
-    /// The texts of a column of lists, those of each row joined.
+    /// Returns the texts of a column of lists, those of each row joined.
     fn of_lists(
         &self,
         lists: &ListArray,
@@ -455,7 +455,7 @@ impl Windows {
         })
     }
 
-    /// The windows of a text of so many tokens; from its end where that is what is kept.
+    /// Returns the windows of a text of so many tokens; from its end where that is what is kept.
     fn of(&self, length: usize, from_end: bool) -> Vec<Range<usize>> {
         let mut windows = Vec::new();
         let mut at = 0;

@@ -48,12 +48,12 @@ impl Ids {
         })
     }
 
-    /// The column's name, as the model's input is called.
+    /// Returns the column's name, as the model's input is called.
     pub(super) fn name(&self) -> &'static str {
         self.name
     }
 
-    /// The number of a token, or of a special token that stands around a text.
+    /// Returns the number of a token, or of a special token that stands around a text.
     pub(super) fn number(&self, token: &str, around: bool) -> u32 {
         let own = (!around).then(|| self.by_token.get(token)).flatten();
         own.copied().unwrap_or(self.unknown)

@@ -4,7 +4,7 @@ use super::Tokenizer;
 use crate::Result;
 
 impl Tokenizer {
-    /// The text of `ids`, with or without the special tokens in it.
+    /// Returns the text of `ids`, with or without the special tokens in it.
     ///
     /// Spaces before punctuation and inside English contractions are cleaned up unless the tokenizer's
     /// `clean_up_tokenization_spaces` is off (it is on by default, as in transformers);
@@ -31,7 +31,7 @@ impl Tokenizer {
 }
 
 impl Tokenizer {
-    /// The text of `ids` before it is cleaned up.
+    /// Returns the text of `ids` before it is cleaned up.
     fn join(&self, ids: &[u32], skip: bool) -> Result<String> {
         let special = self.all_special_ids();
         let engine = &self.core.engine;

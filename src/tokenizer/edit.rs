@@ -81,7 +81,7 @@ impl Core {
         }
     }
 
-    /// The same with another engine.
+    /// Returns the same with another engine.
     fn with_engine(&self, engine: Engine) -> Self {
         Self {
             columns: Arc::clone(&self.columns),

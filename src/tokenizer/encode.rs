@@ -71,7 +71,7 @@ impl Tokenizer {
         Ok(encodings)
     }
 
-    /// The tokens of `text` as the vocabulary spells them, without special tokens around them.
+    /// Returns the tokens of `text` as the vocabulary spells them, without special tokens around them.
     pub fn tokenize(&self, text: &str) -> Result<Vec<String>> {
         let options = EncodeOptions::new().add_special_tokens(false);
         Ok(self.encode_with(text, &options)?.tokens)
@@ -236,7 +236,7 @@ impl Tokenizer {
     }
 }
 
-/// How many tokens of each text stay when both together may have `room`.
+/// Returns how many tokens of each text stay when both together may have `room`.
 ///
 /// `transformers`' two kinds of tokenizers differ here, and so do we: where both texts of a pair must give way, the
 /// fast ones leave the odd token to the longer text, the slow ones (`legacy`) to the first; and where one text alone can't
@@ -276,7 +276,7 @@ pub(super) fn kept(
     }
 }
 
-/// How many tokens stay of each text when the longer one gives way first, together more than `room`.
+/// Returns how many tokens stay of each text when the longer one gives way first, together more than `room`.
 fn longest_first(first: usize, second: usize, room: usize, legacy: bool) -> (usize, usize) {
     let short = first.min(second);
     if 2 * short <= room {

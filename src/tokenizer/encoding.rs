@@ -43,7 +43,7 @@ pub struct ExtraColumn {
 }
 
 impl ExtraColumn {
-    /// A column with an entry of `width` numbers for each token.
+    /// Returns a column with an entry of `width` numbers for each token.
     pub fn per_token(values: Vec<i64>, width: usize, padding: i64) -> Self {
         Self {
             values,
@@ -53,7 +53,7 @@ impl ExtraColumn {
         }
     }
 
-    /// A column with an entry of `width` numbers for each entity.
+    /// Returns a column with an entry of `width` numbers for each entity.
     pub fn per_entity(values: Vec<i64>, width: usize, padding: i64) -> Self {
         Self {
             per_token: false,
@@ -61,12 +61,12 @@ impl ExtraColumn {
         }
     }
 
-    /// The number of entries.
+    /// Returns the number of entries.
     pub fn len(&self) -> usize {
         self.values.len() / self.width.max(1)
     }
 
-    /// Whether there are no entries.
+    /// Returns whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
     }
@@ -84,12 +84,12 @@ impl ExtraColumn {
 const SHOWN: usize = 64;
 
 impl Encoding {
-    /// The number of tokens, padding included.
+    /// Returns the number of tokens, padding included.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether there are no tokens at all.
+    /// Returns whether there are no tokens at all.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }

@@ -32,7 +32,7 @@ impl Engine {
         Engine::Rules(Box::new(rules))
     }
 
-    /// The tokens of `text` with offsets in characters.
+    /// Returns the tokens of `text` with offsets in characters.
     pub(super) fn encode(&self, text: &str) -> Result<tokenizers::Encoding> {
         guarded("encoding", || match self {
             Engine::Library(library) => library.encode_char_offsets(text, false).map_err(failed),
@@ -56,8 +56,8 @@ impl Engine {
         })
     }
 
-    /// The text of `ids`; `special` are the ids of the special tokens, and those that are `alone` stand for themselves, with
-    /// spaces around.
+    /// Returns the text of `ids`; `special` are the ids of the special tokens, and those that are `alone` stand for
+    /// themselves, with spaces around.
     pub(super) fn decode(
         &self,
         ids: &[u32],
@@ -102,7 +102,7 @@ impl Engine {
         }
     }
 
-    /// The number of tokens, with or without the added ones.
+    /// Returns the number of tokens, with or without the added ones.
     pub(super) fn vocab_size(&self, with_added: bool) -> usize {
         match self {
             Engine::Library(library) => library.get_vocab_size(with_added),
@@ -110,7 +110,7 @@ impl Engine {
         }
     }
 
-    /// The added tokens with their ids, in the order of these.
+    /// Returns the added tokens with their ids, in the order of these.
     pub(super) fn added_tokens(&self) -> Vec<(u32, AddedToken)> {
         let mut tokens: Vec<(u32, AddedToken)> = match self {
             Engine::Library(library) => library.get_added_tokens_decoder().into_iter().collect(),
@@ -136,7 +136,7 @@ impl Engine {
         }
     }
 
-    /// All tokens and their ids.
+    /// Returns all tokens and their ids.
     pub(super) fn vocabulary(&self) -> HashMap<String, u32> {
         match self {
             Engine::Library(library) => library.get_vocab(true),
@@ -147,7 +147,7 @@ impl Engine {
         }
     }
 
-    /// The largest id and one more: how many rows an embedding needs at least.
+    /// Returns the largest id and one more: how many rows an embedding needs at least.
     pub(super) fn rows(&self) -> u32 {
         match self {
             Engine::Library(_) => self.vocabulary().values().max().map_or(0, |id| id + 1),
@@ -155,7 +155,7 @@ impl Engine {
         }
     }
 
-    /// Whether all ids are within bounds and none is there twice.
+    /// Returns whether all ids are within bounds and none is there twice.
     pub(super) fn check_ids(&self) -> Result<(), String> {
         let vocabulary = self.vocabulary();
         checks::ids(vocabulary.iter().map(|(token, id)| (token.as_str(), *id)))

@@ -85,7 +85,7 @@ impl Entities {
         }))
     }
 
-    /// The ids of the entities.
+    /// Returns the ids of the entities.
     fn ids(&self, mentions: Mentions<'_>) -> Result<Vec<u32>> {
         let Some(titles) = mentions.titles else {
             return Ok(vec![self.mask; mentions.spans.len()]);
@@ -105,7 +105,8 @@ impl Entities {
     }
 }
 
-/// A JSON object of titles and ids, or the older lines of title, a tab and a number, whose ids are their places.
+/// Returns a JSON object of titles and ids, or the older lines of title, a tab and a number, whose ids are their
+/// places.
 fn parse(path: &Path, text: &str) -> Result<HashMap<String, u32>> {
     let ids: HashMap<String, u32> = serde_json::from_str(text).map_err(|error| {
         checks::damaged(
@@ -117,12 +118,12 @@ fn parse(path: &Path, text: &str) -> Result<HashMap<String, u32>> {
 }
 
 impl Tokenizer {
-    /// Whether texts may come with entities (LUKE and mLUKE with an entity vocabulary).
+    /// Returns whether texts may come with entities (LUKE and mLUKE with an entity vocabulary).
     pub fn has_entities(&self) -> bool {
         self.core.entities.is_some()
     }
 
-    /// The ids of the entities that are none, where texts may come with entities.
+    /// Returns the ids of the entities that are none, where texts may come with entities.
     pub(crate) fn special_entities(&self) -> Option<SpecialEntities> {
         let entities = self.core.entities.as_ref()?;
         Some(SpecialEntities {
@@ -132,7 +133,7 @@ impl Tokenizer {
         })
     }
 
-    /// The id of an entity by its title, `None` when the vocabulary has no such title, or there is none.
+    /// Returns the id of an entity by its title, `None` when the vocabulary has no such title, or there is none.
     pub fn entity_id(&self, title: &str) -> Option<u32> {
         self.core.entities.as_ref()?.ids.get(title).copied()
     }
@@ -223,8 +224,8 @@ impl Tokenizer {
         self.pad_one(encoding, options)
     }
 
-    /// The tokens of a text that is cut where mentions begin and end, and the tokens of each mention. A space before a
-    /// mention is the first token's own.
+    /// Returns the tokens of a text that is cut where mentions begin and end, and the tokens of each mention. A space
+    /// before a mention is the first token's own.
     fn around_mentions(
         &self,
         text: &str,

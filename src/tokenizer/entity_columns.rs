@@ -40,7 +40,7 @@ pub struct TokenizeEntities {
 }
 
 impl TokenizeEntities {
-    /// The column (`list<string>`) with the title of each mention's entity.
+    /// Sets the column (`list<string>`) with the title of each mention's entity.
     #[must_use]
     pub fn titles(mut self, column: impl Into<String>) -> Self {
         self.titles = Some(column.into());

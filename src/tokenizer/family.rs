@@ -598,27 +598,27 @@ static FAMILIES: &[Family] = &[
 ];
 
 impl Family {
-    /// The family of a tokenizer class such as `RobertaTokenizerFast`.
+    /// Returns the family of a tokenizer class such as `RobertaTokenizerFast`.
     pub(crate) fn of_class(class: &str) -> Option<&'static Family> {
         let stem = class.strip_suffix("Fast").unwrap_or(class);
         let stem = stem.strip_suffix("Tokenizer").unwrap_or(stem);
         FAMILIES.iter().find(|family| family.stem == stem)
     }
 
-    /// The family whose tokenizer a model of that `model_type` uses.
+    /// Returns the family whose tokenizer a model of that `model_type` uses.
     pub(crate) fn of_model_type(model_type: &str) -> Option<&'static Family> {
         FAMILIES
             .iter()
             .find(|family| family.model_types.contains(&model_type))
     }
 
-    /// Whether the class has a mask token unless told otherwise.
+    /// Returns whether the class has a mask token unless told otherwise.
     #[cfg(test)]
     pub(crate) fn has_mask(&self) -> bool {
         !self.tokens[Role::Mask as usize].is_empty()
     }
 
-    /// What the folder's own files say: `tokenizer_class`, else the model's type.
+    /// Returns what the folder's own files say: `tokenizer_class`, else the model's type.
     pub(crate) fn of_folder(
         tokenizer_config: &Map<String, Value>,
         model_config: &Map<String, Value>,
@@ -634,7 +634,7 @@ impl Family {
             })
     }
 
-    /// The first family all of whose special tokens are in the vocabulary.
+    /// Returns the first family all of whose special tokens are in the vocabulary.
     pub(crate) fn of_vocabulary(has: impl Fn(&str) -> bool) -> Option<&'static Family> {
         FAMILIES.iter().find(|family| {
             family
@@ -644,7 +644,7 @@ impl Family {
         })
     }
 
-    /// The special tokens that the class has unless told otherwise.
+    /// Returns the special tokens that the class has unless told otherwise.
     pub(crate) fn special_tokens(&self) -> SpecialTokens {
         let mut special = SpecialTokens::default();
         for role in Role::ALL {
@@ -660,7 +660,7 @@ impl Family {
         special
     }
 
-    /// The codes of the languages whose tokens go around texts, none for most families.
+    /// Returns the codes of the languages whose tokens go around texts, none for most families.
     pub(crate) fn language_codes(&self) -> impl Iterator<Item = &'static str> {
         self.languages.iter().copied().flatten().copied()
     }

@@ -41,17 +41,17 @@ impl Folder {
         })
     }
 
-    /// The file of that name, if it is there.
+    /// Returns the file of that name, if it is there.
     pub(super) fn file(&self, name: &str) -> Option<PathBuf> {
         Some(self.path.join(name)).filter(|file| file.is_file())
     }
 
-    /// A yes or no from `tokenizer_config.json`.
+    /// Returns a yes or no from `tokenizer_config.json`.
     pub(super) fn flag(&self, key: &str) -> Option<bool> {
         self.config.get(key).and_then(Value::as_bool)
     }
 
-    /// The special tokens: what the two files say, over `defaults`.
+    /// Returns the special tokens: what the two files say, over `defaults`.
     pub(super) fn special_tokens(&self, defaults: SpecialTokens) -> Result<SpecialTokens> {
         let mut special = defaults.clone();
         special.update_from(&self.config, &defaults, &self.path.join(CONFIG))?;
@@ -59,7 +59,7 @@ impl Folder {
         Ok(special)
     }
 
-    /// The tokens that the files add to the vocabulary, in the order of the ids that they want.
+    /// Returns the tokens that the files add to the vocabulary, in the order of the ids that they want.
     pub(super) fn added_tokens(&self) -> Result<Vec<(Option<u32>, AddedToken)>> {
         let mut tokens: Vec<(u32, AddedToken)> = Vec::new();
         for (content, id) in &self.added {
@@ -112,7 +112,7 @@ fn read_object(path: &Path) -> Result<Map<String, Value>> {
     })
 }
 
-/// The post-processor with the ids that it puts around a single text.
+/// Returns the post-processor with the ids that it puts around a single text.
 pub(super) fn post(processor: PostProcessorWrapper) -> Result<Post> {
     Ok(Post {
         around: around(&processor)?,
@@ -120,7 +120,7 @@ pub(super) fn post(processor: PostProcessorWrapper) -> Result<Post> {
     })
 }
 
-/// The special ids that the post-processor puts before and after a single text.
+/// Returns the special ids that the post-processor puts before and after a single text.
 fn around(post: &PostProcessorWrapper) -> Result<(Vec<u32>, Vec<u32>)> {
     const TEXT: u32 = u32::MAX;
     let token = tokenizers::Token::new(TEXT, "x".to_owned(), (0, 1));

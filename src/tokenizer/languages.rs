@@ -15,13 +15,14 @@ pub(super) struct Languages {
 }
 
 impl Tokenizer {
-    /// The language whose token goes beside texts (`en_XX`), for a tokenizer of several languages; `None` for all others.
+    /// Returns the language whose token goes beside texts (`en_XX`), for a tokenizer of several languages; `None` for
+    /// all others.
     pub fn source_language(&self) -> Option<&str> {
         let languages = self.languages.as_ref()?;
         Some(&languages.source)
     }
 
-    /// The language of [`encode_target`](Self::encode_target), where one is set.
+    /// Returns the language of [`encode_target`](Self::encode_target), where one is set.
     pub fn target_language(&self) -> Option<&str> {
         self.languages.as_ref()?.target.as_deref()
     }
@@ -70,7 +71,7 @@ impl Tokenizer {
         other.encode(text)
     }
 
-    /// The special tokens around a text of that language.
+    /// Returns the special tokens around a text of that language.
     fn post_of_language(&self, code: &str) -> Result<super::Post> {
         let family = Family::of_class(&self.class_name());
         let codes: Vec<&str> = family.iter().flat_map(|f| f.language_codes()).collect();

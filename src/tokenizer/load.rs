@@ -247,7 +247,7 @@ fn assemble(
 }
 
 impl Tokenizer {
-    /// A tokenizer made here rather than read.
+    /// Returns a tokenizer made here rather than read.
     pub(super) fn made(
         core: tokenizers::Tokenizer,
         family: &'static Family,
@@ -308,7 +308,7 @@ fn apply_config(
     Ok(())
 }
 
-/// A length; transformers writes 1e30 for "no limit".
+/// Returns a length; transformers writes 1e30 for "no limit".
 fn length(value: &Value) -> Option<usize> {
     let length = value
         .as_u64()

@@ -162,33 +162,33 @@ impl Tokenizer {
         load::from_path(path.as_ref())
     }
 
-    /// The size of the vocabulary that the model was built with; added tokens come on top ([`len`](Self::len)).
+    /// Returns the size of the vocabulary that the model was built with; added tokens come on top ([`len`](Self::len)).
     pub fn vocab_size(&self) -> usize {
         self.core.engine.vocab_size(false)
     }
 
-    /// The number of tokens, added ones included: what the model's embedding must hold at least.
+    /// Returns the number of tokens, added ones included: what the model's embedding must hold at least.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.core.engine.vocab_size(true)
     }
 
-    /// The id of a token as the vocabulary spells it (`Ġgalaxy`); `None` if there is none.
+    /// Returns the id of a token as the vocabulary spells it (`Ġgalaxy`); `None` if there is none.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.core.engine.token_to_id(token)
     }
 
-    /// The token of an id as the vocabulary spells it; `None` if there is none.
+    /// Returns the token of an id as the vocabulary spells it; `None` if there is none.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.core.engine.id_to_token(id)
     }
 
-    /// The longest input that the model was made for, special tokens included; `None` when the files don't say.
+    /// Returns the longest input that the model was made for, special tokens included; `None` when the files don't say.
     pub fn model_max_length(&self) -> Option<usize> {
         self.settings.model_max_length
     }
 
-    /// The ids of all special tokens, each once, in transformers' order.
+    /// Returns the ids of all special tokens, each once, in transformers' order.
     pub fn all_special_ids(&self) -> Vec<u32> {
         self.special
             .all()
@@ -216,22 +216,23 @@ impl Tokenizer {
             .collect()
     }
 
-    /// Whether `token_type_ids` are among the inputs of the models that this tokenizer is made for.
+    /// Returns whether `token_type_ids` are among the inputs of the models that this tokenizer is made for.
     pub fn uses_token_type_ids(&self) -> bool {
         self.settings.type_ids
     }
 
-    /// Whether `attention_mask` is among the inputs of the models that this tokenizer is made for (FNet's take none).
+    /// Returns whether `attention_mask` is among the inputs of the models that this tokenizer is made for (FNet's take
+    /// none).
     pub fn uses_attention_mask(&self) -> bool {
         self.settings.attention_mask
     }
 
-    /// Whether rows are padded on the left instead of the right.
+    /// Returns whether rows are padded on the left instead of the right.
     pub fn pads_left(&self) -> bool {
         self.settings.pad_left
     }
 
-    /// The name of transformers' class for this tokenizer, such as `RobertaTokenizer`.
+    /// Returns the name of transformers' class for this tokenizer, such as `RobertaTokenizer`.
     pub fn class_name(&self) -> String {
         match self.settings.class.as_str() {
             "PreTrained" => "PreTrainedTokenizerFast".to_owned(),
@@ -268,7 +269,7 @@ impl Tokenizer {
         self.set_pad_token(&eos)
     }
 
-    /// A hash of everything that decides what texts become: equal for equal tokenizers, wherever they lie.
+    /// Returns a hash of everything that decides what texts become: equal for equal tokenizers, wherever they lie.
     pub fn fingerprint(&self) -> String {
         let core = self.core.hash.get_or_init(|| {
             let mut hasher = blake3::Hasher::new();
@@ -304,7 +305,8 @@ impl From<&Tokenizer> for Tokenizer {
     }
 }
 
-/// Whether the tokenizers of models of that type have a mask token. ModernBERT's and EuroBERT's are files alone, which do.
+/// Returns whether the tokenizers of models of that type have a mask token. ModernBERT's and EuroBERT's are files
+/// alone, which do.
 #[cfg(test)]
 pub(crate) fn has_mask(model_type: &str) -> bool {
     family::Family::of_model_type(model_type).is_none_or(family::Family::has_mask)

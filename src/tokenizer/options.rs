@@ -47,7 +47,7 @@ impl Default for EncodeOptions {
 }
 
 impl EncodeOptions {
-    /// The defaults.
+    /// Returns the defaults.
     pub fn new() -> Self {
         Self {
             add_special_tokens: true,
@@ -58,7 +58,7 @@ impl EncodeOptions {
         }
     }
 
-    /// Whether the model's special tokens go around the text (default: yes).
+    /// Sets whether the model's special tokens go around the text (default: yes).
     #[must_use]
     pub fn add_special_tokens(mut self, add: bool) -> Self {
         self.add_special_tokens = add;
@@ -73,14 +73,14 @@ impl EncodeOptions {
         self
     }
 
-    /// Which text of a pair is cut (default: the longer one first).
+    /// Sets which text of a pair is cut (default: the longer one first).
     #[must_use]
     pub fn truncation_strategy(mut self, strategy: TruncationStrategy) -> Self {
         self.strategy = strategy;
         self
     }
 
-    /// How rows are padded (default: not).
+    /// Sets how rows are padded (default: not).
     #[must_use]
     pub fn padding(mut self, padding: Padding) -> Self {
         self.padding = padding;

@@ -90,7 +90,7 @@ const TOKENIZER_JSON: &str = "tokenizer.json";
 /// Files by name.
 pub(super) type Files = Vec<(&'static str, Arc<[u8]>)>;
 
-/// The files that hold vocabulary and rules, by name.
+/// Returns the files that hold vocabulary and rules, by name.
 pub(super) fn files(engine: &Engine, post: Option<&PostProcessorWrapper>) -> Result<Files> {
     let library = match engine {
         Engine::Library(library) => library,

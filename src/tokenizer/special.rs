@@ -30,7 +30,7 @@ impl Role {
         Role::Mask,
     ];
 
-    /// The key in `tokenizer_config.json` and `special_tokens_map.json`.
+    /// Returns the key in `tokenizer_config.json` and `special_tokens_map.json`.
     pub(crate) fn key(self) -> &'static str {
         match self {
             Role::Bos => "bos_token",
@@ -60,7 +60,7 @@ impl SpecialTokens {
         self.roles[role as usize] = token;
     }
 
-    /// All of them in transformers' order, each once.
+    /// Returns all of them in transformers' order, each once.
     pub(crate) fn all(&self) -> Vec<&AddedToken> {
         let mut tokens: Vec<&AddedToken> = Vec::new();
         for token in self.roles.iter().flatten().chain(&self.additional) {
@@ -125,7 +125,7 @@ impl SpecialTokens {
         Ok(())
     }
 
-    /// The content of `special_tokens_map.json`.
+    /// Returns the content of `special_tokens_map.json`.
     pub(crate) fn to_json(&self) -> Map<String, Value> {
         let mut object = Map::new();
         for role in Role::ALL {
@@ -141,12 +141,12 @@ impl SpecialTokens {
     }
 }
 
-/// A special token with the flags that almost all have: matched as it stands, no spaces eaten.
+/// Returns a special token with the flags that almost all have: matched as it stands, no spaces eaten.
 pub(crate) fn plain(content: &str) -> AddedToken {
     AddedToken::from(content, true)
 }
 
-/// The token that `value` describes: `None` when it is malformed, `Some(None)` for an explicit `null`.
+/// Returns the token that `value` describes: `None` when it is malformed, `Some(None)` for an explicit `null`.
 fn token_from_json(value: &Value, default: Option<&AddedToken>) -> Option<Option<AddedToken>> {
     let flag = |name| match value.get(name) {
         None | Some(Value::Null) => Some(false),

@@ -82,8 +82,8 @@ impl Tokenizer {
         Self::from_path(folder.path())
     }
 
-    /// The text of `ids` as they are, equal ones in a row each by itself, for ids that come from a text rather than from a
-    /// speech model; [`decode`](Self::decode) folds them. The same for tokenizers that are not for speech.
+    /// Returns the text of `ids` as they are, equal ones in a row each by itself, for ids that come from a text rather
+    /// than from a speech model; [`decode`](Self::decode) folds them. The same for tokenizers that are not for speech.
     pub fn decode_unfolded(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
         let Ok(letters) = self.letters() else {
             return self.decode(ids, skip_special_tokens);
@@ -93,7 +93,7 @@ impl Tokenizer {
         Ok(letters.text(&letters.read(&tokens, false)))
     }
 
-    /// The letters that a speech model said and when, one id a step.
+    /// Returns the letters that a speech model said and when, one id a step.
     ///
     /// # Errors
     ///
@@ -106,7 +106,7 @@ impl Tokenizer {
         Ok(said.into_iter().map(Spoken::from).collect())
     }
 
-    /// The words that a speech model said and when, one id a step.
+    /// Returns the words that a speech model said and when, one id a step.
     ///
     /// # Errors
     ///

@@ -6,15 +6,15 @@ use super::engine::Engine;
 use super::{Core, Tokenizer};
 
 impl Tokenizer {
-    /// Whether the token continues the word of the token before it, by its spelling: `##ing` does, and so does whatever
-    /// lacks the mark of a beginning (`Ġ`, `▁`) where the vocabulary has such marks.
+    /// Returns whether the token continues the word of the token before it, by its spelling: `##ing` does, and so does
+    /// whatever lacks the mark of a beginning (`Ġ`, `▁`) where the vocabulary has such marks.
     pub fn continues_word(&self, id: u32) -> bool {
         let marks = self.core.continues.get_or_init(|| continuing(&self.core));
         marks.get(id as usize).copied().unwrap_or(false)
     }
 
-    /// Whether the token continues the word of `previous`, the token before it: by its own spelling, or, where the vocabulary
-    /// marks the ends of words (`</w>`) and not their beginnings, by that of `previous`.
+    /// Returns whether the token continues the word of `previous`, the token before it: by its own spelling, or, where
+    /// the vocabulary marks the ends of words (`</w>`) and not their beginnings, by that of `previous`.
     pub fn continues_after(&self, previous: u32, id: u32) -> bool {
         match self.core.ends.get_or_init(|| ending(&self.core)) {
             Some(ends) => !ends.get(previous as usize).copied().unwrap_or(true),

@@ -38,7 +38,7 @@ pub struct AdafactorRule {
 }
 
 impl RuleOptimizer<AdafactorRule> {
-    /// An optimizer of all parameters of `model`, with the defaults of transformers.
+    /// Returns an optimizer of all parameters of `model`, with the defaults of transformers.
     pub fn new(model: &MaskedLm) -> Self {
         Self::from_params(model.params())
     }
@@ -108,7 +108,7 @@ impl RuleOptimizer<AdafactorRule> {
     }
 }
 
-/// The root mean square of all elements.
+/// Returns the root mean square of all elements.
 fn rms(tensor: &Tensor) -> Result<f64> {
     let squares = tensor.to_dtype(DType::F64)?.sqr()?.sum_all()?;
     let squares = squares.to_scalar::<f64>()?;

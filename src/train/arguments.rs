@@ -208,7 +208,7 @@ arguments! {
 }
 
 impl TrainingArguments {
-    /// The defaults, with checkpoints in `output_dir`.
+    /// Returns the defaults, with checkpoints in `output_dir`.
     pub fn new(output_dir: impl Into<PathBuf>) -> Self {
         Self {
             output_dir: output_dir.into(),
@@ -222,7 +222,7 @@ impl TrainingArguments {
         self.num_train_epochs(epochs)
     }
 
-    /// The earlier name of [`eval_strategy`](Self::eval_strategy) in transformers.
+    /// Returns the earlier name of [`eval_strategy`](Self::eval_strategy) in transformers.
     #[must_use]
     pub fn evaluation_strategy(
         self,
@@ -274,12 +274,12 @@ impl TrainingArguments {
         Ok(global / batch)
     }
 
-    /// The seed of the data's order.
+    /// Returns the seed of the data's order.
     pub fn order_seed(&self) -> u64 {
         self.data_seed.unwrap_or(self.seed)
     }
 
-    /// The schedule of a run of `training_steps` steps.
+    /// Returns the schedule of a run of `training_steps` steps.
     pub fn schedule(&self, training_steps: usize) -> Result<Schedule> {
         let part = |ratio: f64| (training_steps as f64 * ratio).ceil() as usize;
         let warmup = match self.warmup_steps {

@@ -57,7 +57,7 @@ struct Digest {
     blake3: String,
 }
 
-/// The folder of the checkpoint after `step`.
+/// Returns the folder of the checkpoint after `step`.
 pub(super) fn folder(output_dir: &Path, step: usize) -> PathBuf {
     output_dir.join(format!("{PREFIX}{step}"))
 }
@@ -245,7 +245,8 @@ pub(super) fn read_state(path: &Path) -> Result<TrainerState> {
     Ok(state)
 }
 
-/// The newest complete checkpoint in `output_dir`, by its step; damaged ones are told of on stderr and passed over.
+/// Returns the newest complete checkpoint in `output_dir`, by its step; damaged ones are told of on stderr and passed
+/// over.
 ///
 /// # Errors
 /// When there is none.
@@ -287,7 +288,7 @@ pub fn latest_checkpoint(output_dir: impl AsRef<Path>) -> Result<PathBuf> {
     })
 }
 
-/// The digests of all files in `folder`.
+/// Returns the digests of all files in `folder`.
 fn digests(folder: &Path) -> Result<BTreeMap<String, Digest>> {
     let io = |e| Error::io("read", folder, e);
     let mut files = BTreeMap::new();

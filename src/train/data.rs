@@ -13,7 +13,7 @@ pub(super) enum Data {
 
 #[cfg(feature = "hub")]
 impl Data {
-    /// The name on the Hub of the dataset that the examples were made from, if it is known.
+    /// Returns the name on the Hub of the dataset that the examples were made from, if it is known.
     pub(super) fn origin(&self) -> Option<&str> {
         match self {
             Self::Examples(examples) => examples.origin(),

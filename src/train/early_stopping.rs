@@ -1,7 +1,7 @@
 //! When to give up because evaluations no longer improve.
 
-/// Whether the last `patience` of `metrics` (smaller is better, in the order of the evaluations) were all no better than
-/// the best before them by more than `threshold`: the rule of transformers' `EarlyStoppingCallback`.
+/// Returns whether the last `patience` of `metrics` (smaller is better, in the order of the evaluations) were all no
+/// better than the best before them by more than `threshold`: the rule of transformers' `EarlyStoppingCallback`.
 pub(super) fn is_due(metrics: &[f64], patience: usize, threshold: f64) -> bool {
     let mut best: Option<f64> = None;
     let mut without = 0;

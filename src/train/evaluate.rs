@@ -31,7 +31,7 @@ struct Predicted {
 type PredictedToken = (usize, usize, u32, u32, u32, u32);
 
 impl Trainer {
-    /// The loss over the evaluation data, each masked token weighing the same.
+    /// Returns the loss over the evaluation data, each masked token weighing the same.
     ///
     /// The masks are those of the collator's seed and the same every time, so that results before, during and after
     /// training compare.
@@ -53,7 +53,7 @@ impl Trainer {
         })
     }
 
-    /// The loss over the batches of `loader`.
+    /// Returns the loss over the batches of `loader`.
     pub fn evaluate_on(&mut self, loader: &DataLoader) -> Result<EvalMetrics> {
         let state = self.idle_state();
         self.together(|trainer| trainer.evaluate_with(loader, state))
@@ -260,7 +260,7 @@ fn in_order(mut batches: Vec<Predicted>, batch_size: usize) -> Vec<MaskedPredict
     tokens
 }
 
-/// The loss of `model` over the batches of `loader`'s epoch 0, each masked token weighing the same: what
+/// Returns the loss of `model` over the batches of `loader`'s epoch 0, each masked token weighing the same: what
 /// [`Trainer::evaluate`] does, for a loop by hand.
 ///
 /// # Errors

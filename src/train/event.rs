@@ -106,7 +106,7 @@ impl Event {
 }
 
 impl Event {
-    /// How far the run was at the event.
+    /// Returns how far the run was at the event.
     pub fn state(&self) -> &TrainState {
         match self {
             Self::TrainBegin { state, .. }
@@ -120,7 +120,7 @@ impl Event {
         }
     }
 
-    /// The evaluation, if the event is one.
+    /// Returns the evaluation, if the event is one.
     pub fn evaluation(&self) -> Option<Evaluation> {
         match self {
             Self::Evaluate { state, metrics } => Some(Evaluation {

@@ -20,7 +20,7 @@ fn blocks(tokenizer: &Tokenizer, texts: &[String]) -> Vec<Example> {
     blocks.map(|block| Example::from(block.to_vec())).collect()
 }
 
-/// A tokenizer and blocks of the shipped sample's titles.
+/// Returns a tokenizer and blocks of the shipped sample's titles.
 fn data() -> (Tokenizer, Vec<Example>) {
     let eli5 = load_eli5("train_asks").unwrap();
     let texts: Vec<String> = (0..150)

@@ -62,12 +62,12 @@ impl Unit {
         (0..self.len).step_by(PIECE).map(piece).collect()
     }
 
-    /// Whether any of its parameters has a gradient somewhere.
+    /// Returns whether any of its parameters has a gradient somewhere.
     pub(super) fn is_live(&self, live: &Live) -> bool {
         self.params.iter().any(|(param, _)| live.has(*param))
     }
 
-    /// The one parameter that it is, if it is no pack.
+    /// Returns the one parameter that it is, if it is no pack.
     pub(super) fn alone<'a>(&self, params: &'a [Param]) -> Option<&'a Param> {
         match &self.params[..] {
             [(number, _)] => params.get(*number),

@@ -62,7 +62,7 @@ impl Default for GradScaler {
 }
 
 impl GradScaler {
-    /// A scaler with PyTorch's defaults.
+    /// Returns a scaler with PyTorch's defaults.
     pub fn new() -> Self {
         Self::default()
     }
@@ -95,12 +95,12 @@ impl GradScaler {
         self
     }
 
-    /// The scale.
+    /// Returns the scale.
     pub fn get_scale(&self) -> f64 {
         self.scale
     }
 
-    /// `loss` times the scale: what to begin the backward pass with.
+    /// Returns `loss` times the scale: what to begin the backward pass with.
     pub fn scale(&self, loss: &Tensor) -> Result<Tensor> {
         ops::scale(loss, self.scale)
     }
@@ -130,7 +130,7 @@ impl GradScaler {
         true
     }
 
-    /// Whether the scale is so small that no smaller one would help.
+    /// Returns whether the scale is so small that no smaller one would help.
     pub(super) fn is_exhausted(&self) -> bool {
         self.scale < LEAST
     }

@@ -36,7 +36,7 @@ impl StepRecord {
         self.tokens as f64 / self.seconds.max(f64::MIN_POSITIVE)
     }
 
-    /// Whether the weights were left as they were, because the gradients overflowed in fp16.
+    /// Returns whether the weights were left as they were, because the gradients overflowed in fp16.
     pub fn is_skipped(&self) -> bool {
         !self.grad_norm.is_finite()
     }
@@ -107,17 +107,17 @@ pub struct History {
 }
 
 impl History {
-    /// The number of optimizer steps taken.
+    /// Returns the number of optimizer steps taken.
     pub fn step(&self) -> usize {
         self.steps.last().map_or(0, |step| step.step)
     }
 
-    /// The loss of every step; not a number where nothing was masked.
+    /// Returns the loss of every step; not a number where nothing was masked.
     pub fn losses(&self) -> Vec<f32> {
         self.steps.iter().map(|step| step.loss).collect()
     }
 
-    /// The mean loss over all steps, as transformers reports it at the end of training.
+    /// Returns the mean loss over all steps, as transformers reports it at the end of training.
     pub fn train_loss(&self) -> f32 {
         mean_loss(&self.steps)
     }
@@ -136,12 +136,12 @@ impl History {
         mfu(&self.steps, self.peak_flops)
     }
 
-    /// How many steps were left out because their gradients overflowed in fp16.
+    /// Returns how many steps were left out because their gradients overflowed in fp16.
     pub fn skipped_steps(&self) -> usize {
         self.steps.iter().filter(|step| step.is_skipped()).count()
     }
 
-    /// The last evaluation.
+    /// Returns the last evaluation.
     pub fn last_evaluation(&self) -> Option<&Evaluation> {
         self.evaluations.last()
     }
@@ -158,7 +158,7 @@ impl History {
     }
 }
 
-/// A log in transformers' words.
+/// Returns a log in transformers' words.
 pub(super) fn log_entry(log: &LogRecord) -> Value {
     let mut entry = json!({
         "loss": log.loss, "grad_norm": log.grad_norm, "learning_rate": log.learning_rate,
@@ -171,7 +171,7 @@ pub(super) fn log_entry(log: &LogRecord) -> Value {
     entry
 }
 
-/// An evaluation in transformers' words.
+/// Returns an evaluation in transformers' words.
 pub(super) fn evaluation_entry(evaluation: &Evaluation) -> Value {
     let metrics = &evaluation.metrics;
     let mut entry = json!({
@@ -198,7 +198,7 @@ pub(crate) fn mfu(steps: &[StepRecord], peak: Option<f64>) -> Option<f64> {
     (flops > 0.0 && seconds > 0.0).then_some(mfu)
 }
 
-/// The mean loss of the steps in which anything was masked.
+/// Returns the mean loss of the steps in which anything was masked.
 pub(super) fn mean_loss(steps: &[StepRecord]) -> f32 {
     let counted = steps.iter().filter(|step| step.counted > 0);
     let sum: f64 = counted.clone().map(|step| f64::from(step.loss)).sum();

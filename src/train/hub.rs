@@ -103,7 +103,7 @@ impl Callback for PushToHubCallback {
 }
 
 impl TrainingArguments {
-    /// The repository that the model is pushed to: `hub_model_id`, else the name of the output folder.
+    /// Returns the repository that the model is pushed to: `hub_model_id`, else the name of the output folder.
     pub(super) fn repo(&self) -> Result<String> {
         if !self.hub_model_id.is_empty() {
             return Ok(self.hub_model_id.clone());
@@ -126,7 +126,7 @@ impl TrainingArguments {
         }
     }
 
-    /// The callback that pushes checkpoints.
+    /// Returns the callback that pushes checkpoints.
     pub(super) fn push_callback(&self) -> Result<PushToHubCallback> {
         PushToHubCallback::with_options(
             self.repo()?,
@@ -136,8 +136,8 @@ impl TrainingArguments {
 }
 
 impl Trainer {
-    /// The model's card as [`Trainer::push_to_hub`] writes it, to add to or to correct: the base model, the dataset where
-    /// it came from the Hub, texts to try, the hyperparameters, and the results of the evaluations.
+    /// Returns the model's card as [`Trainer::push_to_hub`] writes it, to add to or to correct: the base model, the
+    /// dataset where it came from the Hub, texts to try, the hyperparameters, and the results of the evaluations.
     pub fn model_card(&self) -> ModelCard {
         let repo = self.args.repo().unwrap_or_else(|_| "model".to_owned());
         let name = repo.rsplit('/').next().unwrap_or_default().to_owned();
@@ -225,7 +225,7 @@ impl Trainer {
     }
 }
 
-/// The settings that decide over a run, as the card lists them.
+/// Returns the settings that decide over a run, as the card lists them.
 fn hyperparameters(args: &TrainingArguments) -> Vec<(&'static str, String)> {
     let total = args.per_device_train_batch_size * args.gradient_accumulation_steps;
     let mut list = vec![
@@ -295,7 +295,7 @@ fn plot(history: &History) -> LossPlot {
         )
 }
 
-/// The evaluations, each with the mean loss of the training steps since the one before.
+/// Returns the evaluations, each with the mean loss of the training steps since the one before.
 fn results(history: &History) -> Vec<CardResult> {
     let mut before = 0;
     let evaluations = history.evaluations.iter();

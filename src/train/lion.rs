@@ -28,7 +28,7 @@ pub struct LionRule {
 }
 
 impl RuleOptimizer<LionRule> {
-    /// An optimizer of all parameters of `model`, with the paper's betas 0.9 and 0.99 and no weight decay.
+    /// Returns an optimizer of all parameters of `model`, with the paper's betas 0.9 and 0.99 and no weight decay.
     pub fn new(model: &MaskedLm) -> Self {
         Self::from_params(model.params())
     }

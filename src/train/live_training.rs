@@ -17,8 +17,8 @@ use crate::notebook::progress::Progress;
 /// take tens of milliseconds.
 const REST: u32 = 50;
 
-/// The callback that shows a run in a notebook; `None` where there is none. [`Trainer`](super::Trainer) takes it
-/// by itself.
+/// Returns the callback that shows a run in a notebook; `None` where there is none. [`Trainer`](super::Trainer) takes
+/// it by itself.
 pub fn training_display() -> Option<LiveTraining> {
     (Host::current() != Host::Plain).then(LiveTraining::new)
 }
@@ -100,7 +100,7 @@ impl LiveTraining {
         }
     }
 
-    /// Whether the last drawing cost little beside the training since then: the thread that trains draws.
+    /// Returns whether the last drawing cost little beside the training since then: the thread that trains draws.
     fn rested(&self) -> bool {
         self.drawn
             .is_none_or(|(when, cost)| when.elapsed() >= REST * cost)
@@ -119,7 +119,7 @@ impl LiveTraining {
         }
     }
 
-    /// The last few steps, whose speed is the present one.
+    /// Returns the last few steps, whose speed is the present one.
     fn recent(&self) -> &[StepRecord] {
         &self.steps[self.steps.len().saturating_sub(20)..]
     }
@@ -133,7 +133,7 @@ impl LiveTraining {
         (recent.len() as f64 / seconds, tokens as f64 / seconds)
     }
 
-    /// The time that the rest will take if it goes on as since the beginning, evaluations included.
+    /// Returns the time that the rest will take if it goes on as since the beginning, evaluations included.
     fn time_left(&self, state: &TrainState) -> Option<f64> {
         let done = state
             .step
@@ -250,8 +250,8 @@ impl Callback for LiveTraining {
 /// The run that was shown last, and when: its number of steps and its seconds.
 static LAST_SHOWN: Mutex<Option<(Instant, usize, f64)>> = Mutex::new(None);
 
-/// Whether the display of this very run was completed a moment ago, so that it stands right above whatever comes now: a
-/// cell that ends in `trainer.train()?` need not show everything twice.
+/// Returns whether the display of this very run was completed a moment ago, so that it stands right above whatever
+/// comes now: a cell that ends in `trainer.train()?` need not show everything twice.
 pub(crate) fn stands_above(history: &History) -> bool {
     LAST_SHOWN.lock().is_ok_and(|last| {
         last.is_some_and(|(when, step, seconds)| {

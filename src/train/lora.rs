@@ -319,7 +319,7 @@ impl Adapters {
         self.parts.iter().try_for_each(Adapter::merge)
     }
 
-    /// What the base matrices are, in a few letters.
+    /// Returns what the base matrices are, in a few letters.
     fn fingerprint(&self) -> Result<String> {
         let mut hasher = blake3::Hasher::new();
         for part in &self.parts {
@@ -343,7 +343,7 @@ pub struct LoraOptimizer<O> {
 }
 
 impl LoraOptimizer<AdamW> {
-    /// The adapters of the model, moved by AdamW as the arguments set it.
+    /// Returns the adapters of the model, moved by AdamW as the arguments set it.
     pub(super) fn of(adapters: &Adapters, args: &TrainingArguments) -> Self {
         let adamw = AdamW::from_params(&adapters.params());
         let adamw = adamw.betas(args.adam_beta1, args.adam_beta2);

@@ -57,19 +57,19 @@ pub struct LossPlot {
 }
 
 impl LossPlot {
-    /// A plot without curves.
+    /// Returns a plot without curves.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The training loss: steps, counted from 1, and mean losses in nats.
+    /// Sets the training loss: steps, counted from 1, and mean losses in nats.
     #[must_use]
     pub fn train(mut self, points: impl IntoIterator<Item = (usize, f64)>) -> Self {
         self.train = points.into_iter().collect();
         self
     }
 
-    /// The training loss of every step, from the first.
+    /// Returns the training loss of every step, from the first.
     ///
     /// ```
     /// use cloze::train::LossPlot;
@@ -83,14 +83,14 @@ impl LossPlot {
         self.train(steps.map(|(step, &loss)| (step + 1, loss.into())))
     }
 
-    /// The evaluation loss, drawn with a dot for every evaluation.
+    /// Sets the evaluation loss, drawn with a dot for every evaluation.
     #[must_use]
     pub fn eval(mut self, points: impl IntoIterator<Item = (usize, f64)>) -> Self {
         self.eval = points.into_iter().collect();
         self
     }
 
-    /// The learning rate, drawn in a panel of its own.
+    /// Sets the learning rate, drawn in a panel of its own.
     #[must_use]
     pub fn learning_rate(mut self, points: impl IntoIterator<Item = (usize, f64)>) -> Self {
         self.learning_rate = points.into_iter().collect();
@@ -104,7 +104,7 @@ impl LossPlot {
         self
     }
 
-    /// The plot as an SVG document on a transparent ground, in colours for light and for dark pages.
+    /// Returns the plot as an SVG document on a transparent ground, in colours for light and for dark pages.
     pub fn to_svg(&self) -> String {
         let with_rate = finite(&self.learning_rate).next().is_some();
         let height = LOSS_HEIGHT + if with_rate { RATE_HEIGHT } else { 0 };
@@ -277,7 +277,7 @@ impl LossPlot {
         Ok(())
     }
 
-    /// The plot as an HTML element.
+    /// Returns the plot as an HTML element.
     pub(crate) fn image(&self) -> String {
         let last = |points: &Points| finite(points).last().map(|point| point.1);
         let mut description = "Loss over training steps".to_owned();
@@ -327,13 +327,13 @@ fn label(size: u32) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&INK)
 }
 
-/// The points that can be drawn.
+/// Returns the points that can be drawn.
 fn finite(points: &Points) -> impl Iterator<Item = (f64, f64)> {
     let points = points.iter().map(|&(step, value)| (step as f64, value));
     points.filter(|(_, value)| value.is_finite())
 }
 
-/// The stretches between gaps, thinned out together to what the eye can tell apart.
+/// Returns the stretches between gaps, thinned out together to what the eye can tell apart.
 fn runs(points: &Points) -> Vec<Vec<(f64, f64)>> {
     let stretches = points.split(|(_, value)| !value.is_finite());
     stretches
@@ -381,7 +381,7 @@ fn thinned(points: Vec<(f64, f64)>, most: usize) -> Vec<(f64, f64)> {
     kept
 }
 
-/// A running mean of the points so far, where the curve is long enough to need one; older points fade over a
+/// Returns a running mean of the points so far, where the curve is long enough to need one; older points fade over a
 /// fortieth of all steps.
 ///
 /// It looks back only, and how fast it fades follows from the number of steps and not from that of the points: so what
@@ -423,7 +423,7 @@ fn padded(values: impl Iterator<Item = f64>) -> Option<Range<f64>> {
     Some(low - air..high + air)
 }
 
-/// How many digits after the point tell the labels of an axis apart.
+/// Returns how many digits after the point tell the labels of an axis apart.
 fn decimals(range: &Range<f64>) -> usize {
     let spread = range.end - range.start;
     (1.0 - spread.log10().floor()).clamp(0.0, 8.0) as usize
@@ -449,7 +449,7 @@ fn rate_label(rate: f64) -> String {
 mod tests {
     use super::*;
 
-    /// A loss that falls, with noise that repeats.
+    /// Returns a loss that falls, with noise that repeats.
     fn losses(steps: usize) -> Points {
         let noise = |step: usize| ((step * 7919) % 101) as f64 / 101.0 - 0.5;
         (1..=steps)

@@ -44,7 +44,7 @@ impl EvalMetrics {
         }
     }
 
-    /// The names of all metrics.
+    /// Returns the names of all metrics.
     fn names(&self) -> String {
         let names = self.computed.keys().map(String::as_str);
         let names: Vec<&str> = ["loss", "perplexity"].into_iter().chain(names).collect();
@@ -79,7 +79,7 @@ pub(super) struct Metric {
 }
 
 impl Metric {
-    /// The metric that the arguments name.
+    /// Returns the metric that the arguments name.
     pub(super) fn of_best(args: &TrainingArguments) -> Self {
         let name = &args.metric_for_best_model;
         Self {
@@ -101,7 +101,7 @@ impl Metric {
         }
     }
 
-    /// Whether it is made of the predictions at masked positions.
+    /// Returns whether it is made of the predictions at masked positions.
     pub(super) fn needs_predictions(&self) -> bool {
         self.name == "accuracy"
     }
@@ -123,7 +123,7 @@ impl Metric {
         })
     }
 
-    /// Whether `now` is better than `before`.
+    /// Returns whether `now` is better than `before`.
     pub(super) fn is_better(&self, now: f64, before: f64) -> bool {
         match self.greater_is_better {
             true => now > before,

@@ -69,13 +69,13 @@ struct Group {
 }
 
 impl AdamW {
-    /// An optimizer of all parameters of `model`, with PyTorch's defaults (betas 0.9 and 0.999, epsilon 1e-8) but no
-    /// weight decay.
+    /// Returns an optimizer of all parameters of `model`, with PyTorch's defaults (betas 0.9 and 0.999, epsilon 1e-8)
+    /// but no weight decay.
     pub fn new(model: &MaskedLm) -> Self {
         Self::from_params(model.params())
     }
 
-    /// An optimizer of `params`, each of which must be there once.
+    /// Returns an optimizer of `params`, each of which must be there once.
     pub fn from_params(params: &[Param]) -> Self {
         // Where there is an optimizer, the same large buffers are about to come and go, step after step.
         ops::tune_allocator();
@@ -116,8 +116,8 @@ impl AdamW {
         self
     }
 
-    /// The global L2 norm of all gradients; makes the next [`step`](Self::step) scale them down to `max_norm` if it is
-    /// larger. With 0 nothing is scaled.
+    /// Returns the global L2 norm of all gradients; makes the next [`step`](Self::step) scale them down to `max_norm`
+    /// if it is larger. With 0 nothing is scaled.
     ///
     /// The gradients themselves stay as they are, which spares a pass over them.
     pub fn clip_grad_norm(&mut self, max_norm: f64) -> Result<f64> {
@@ -288,7 +288,7 @@ impl AdamW {
     }
 }
 
-/// The parameters by their settings, without states.
+/// Returns the parameters by their settings, without states.
 fn grouped(params: &[Param], groups: &[ParamGroup]) -> Vec<Group> {
     let parts = param_group::split(params, groups).into_iter();
     let group = |(settings, params)| Group {

@@ -30,7 +30,7 @@ impl OptimizerName {
         choice::name_of(&self)
     }
 
-    /// The settings that `optim_args` may give it.
+    /// Returns the settings that `optim_args` may give it.
     pub(super) fn settings(self) -> &'static [&'static str] {
         match self {
             Self::AdamW | Self::Lion => &[],

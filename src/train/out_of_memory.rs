@@ -11,7 +11,8 @@ pub(super) enum Use {
     Evaluation,
 }
 
-/// The same error, or, if it is the device's memory that has come to an end, one that says with which settings it lasts.
+/// Returns the same error, or, if it is the device's memory that has come to an end, one that says with which settings
+/// it lasts.
 pub(super) fn explain(
     error: Error,
     batches: &[MlmBatch],

@@ -37,7 +37,7 @@ pub(super) struct Exchanged {
 }
 
 impl Overlap {
-    /// Whether the first step has been taken, and all ranks have the same order.
+    /// Returns whether the first step has been taken, and all ranks have the same order.
     pub(super) fn is_agreed(&self) -> bool {
         self.agreed
     }

@@ -20,7 +20,7 @@ pub struct ParamGroup {
 }
 
 impl ParamGroup {
-    /// The parameters whose names begin with `prefix`, as yet with the settings that all have.
+    /// Returns the parameters whose names begin with `prefix`, as yet with the settings that all have.
     pub fn new(prefix: impl Into<String>) -> Self {
         Self {
             prefix: prefix.into(),
@@ -63,7 +63,7 @@ impl ParamGroup {
     }
 }
 
-/// The first number among the parts of a name.
+/// Returns the first number among the parts of a name.
 fn layer(name: &str) -> Option<usize> {
     name.split('.').find_map(|part| part.parse().ok())
 }
@@ -114,7 +114,7 @@ pub(super) fn split(params: &[Param], groups: &[ParamGroup]) -> Vec<(Settings, V
     parts
 }
 
-/// Whether the parameter of that name takes part in weight decay.
+/// Returns whether the parameter of that name takes part in weight decay.
 ///
 /// transformers spares whatever has "bias" in its name, and normalization layers, which it knows by their class. Names tell
 /// the same: a part that contains "norm", or "ln" as a word of its own.

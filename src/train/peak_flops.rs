@@ -47,8 +47,8 @@ const KNOWN: [Rates; 19] = [
     rates("T4", 8.1, 0.0, 0.0, 65.0),
 ];
 
-/// The floating-point operations per second that `device` can do at best in products at `precision`, by its vendor's data
-/// sheet and without sparsity; `None` for a device that is not known. What
+/// Returns the floating-point operations per second that `device` can do at best in products at `precision`, by its
+/// vendor's data sheet and without sparsity; `None` for a device that is not known. What
 /// [`History::mfu`](super::History::mfu) compares with.
 pub fn peak_flops(device: &Device, precision: Precision) -> Option<f64> {
     by_name(&name(device)?, precision, ops::tf32())
@@ -65,7 +65,8 @@ fn by_name(name: &str, precision: Precision, tf32: bool) -> Option<f64> {
     (tera > 0.0).then_some(tera * 1e12)
 }
 
-/// Whether `name` contains `part` as words of their own: "NVIDIA A100-SXM4-40GB" has "A100", but neither "A10" nor "A1".
+/// Returns whether `name` contains `part` as words of their own: "NVIDIA A100-SXM4-40GB" has "A100", but neither "A10"
+/// nor "A1".
 fn has_word(name: &str, part: &str) -> bool {
     let is_word = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
     name.match_indices(part).any(|(at, _)| {
@@ -73,7 +74,7 @@ fn has_word(name: &str, part: &str) -> bool {
     })
 }
 
-/// The name that the driver gives the device.
+/// Returns the name that the driver gives the device.
 #[cfg(feature = "cuda")]
 fn name(device: &Device) -> Option<String> {
     let device = device.as_cuda_device().ok()?;

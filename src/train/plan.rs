@@ -55,7 +55,7 @@ impl Plan {
         self.batches_per_epoch.div_ceil(self.accumulation)
     }
 
-    /// Where the batches of the step after `done` steps begin.
+    /// Returns where the batches of the step after `done` steps begin.
     pub(super) fn position(&self, done: usize) -> Position {
         let epoch = done / self.steps_per_epoch();
         let batch = done % self.steps_per_epoch() * self.accumulation;
@@ -72,13 +72,13 @@ impl Plan {
         left.min(self.accumulation)
     }
 
-    /// Whether the batch of that number within its epoch is `rank`'s: a step's batches are dealt out in turn, from the first
-    /// rank on.
+    /// Returns whether the batch of that number within its epoch is `rank`'s: a step's batches are dealt out in turn,
+    /// from the first rank on.
     pub(super) fn is_dealt_to(&self, batch: usize, rank: usize, ranks: usize) -> bool {
         batch % self.accumulation % ranks == rank
     }
 
-    /// The epochs that `done` steps are, the last one in part.
+    /// Returns the epochs that `done` steps are, the last one in part.
     pub(super) fn epoch(&self, done: usize) -> f64 {
         let at = self.position(done);
         at.epoch as f64 + at.batch as f64 / self.batches_per_epoch as f64
@@ -88,7 +88,7 @@ impl Plan {
         done > 0 && (done.is_multiple_of(self.steps_per_epoch()) || done == self.max_steps)
     }
 
-    /// Whether something that happens every `interval` steps under `strategy` falls due after `done` steps.
+    /// Returns whether something that happens every `interval` steps under `strategy` falls due after `done` steps.
     pub(super) fn is_due(&self, strategy: IntervalStrategy, interval: usize, done: usize) -> bool {
         match strategy {
             // Evaluations decide over the best.
@@ -99,7 +99,7 @@ impl Plan {
     }
 }
 
-/// A digest of a batch: the same data, tokenizer, order, masks and batch size give the same.
+/// Returns a digest of a batch: the same data, tokenizer, order, masks and batch size give the same.
 pub(super) fn fingerprint(batch: &MlmBatch) -> String {
     let mut hasher = blake3::Hasher::new();
     let mut add = |number: i64| {

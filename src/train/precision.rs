@@ -8,7 +8,7 @@ use super::TrainingArguments;
 use crate::ops::{self, Precision};
 use crate::{Error, Result};
 
-/// The precision of products for these arguments on `device`; sets the switch for TF32 on the way.
+/// Returns the precision of products for these arguments on `device`; sets the switch for TF32 on the way.
 ///
 /// # Errors
 /// For fp16 on a device without it. bf16 and TF32 are f32 there, which is said on stderr, once.

@@ -32,7 +32,7 @@ pub struct PredictionOutput {
 }
 
 impl PredictionOutput {
-    /// The part of the masked tokens whose most probable token is the true one.
+    /// Returns the part of the masked tokens whose most probable token is the true one.
     pub fn accuracy(&self) -> f64 {
         let right = self
             .tokens
@@ -41,7 +41,7 @@ impl PredictionOutput {
         right.count() as f64 / self.tokens.len().max(1) as f64
     }
 
-    /// The part of the masked tokens whose true token is among the `k` most probable.
+    /// Returns the part of the masked tokens whose true token is among the `k` most probable.
     pub fn top_k_accuracy(&self, k: usize) -> f64 {
         let among = self.tokens.iter().filter(|token| (token.rank as usize) < k);
         among.count() as f64 / self.tokens.len().max(1) as f64

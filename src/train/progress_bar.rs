@@ -16,7 +16,7 @@ pub(super) struct ProgressBar {
 }
 
 impl ProgressBar {
-    /// A bar on stderr, if that is a terminal.
+    /// Returns a bar on stderr, if that is a terminal.
     pub(super) fn for_terminal() -> Option<Self> {
         std::io::stderr().is_terminal().then(|| Self {
             bar: Bar::hidden(),

@@ -195,7 +195,7 @@ impl Recipe {
         Ok(history)
     }
 
-    /// The examples: "train", and "test" if evaluations are wanted.
+    /// Returns the examples: "train", and "test" if evaluations are wanted.
     fn examples(&self, tokenizer: &Tokenizer) -> Result<DatasetDict> {
         let splits = load_dataset(&self.dataset)?;
         let train = splits.split(&self.split)?;
@@ -226,7 +226,7 @@ impl Recipe {
     }
 }
 
-/// The name of a setting, by whatever name it was given.
+/// Returns the name of a setting, by whatever name it was given.
 fn known(name: &str) -> Result<&'static str> {
     let name = name.trim_start_matches("--").replace('-', "_");
     let alias = ALIASES.iter().find(|(alias, _)| *alias == name);
@@ -246,7 +246,7 @@ fn known(name: &str) -> Result<&'static str> {
     })
 }
 
-/// Whether two names share most of their words.
+/// Returns whether two names share most of their words.
 fn alike(a: &str, b: &str) -> bool {
     let words = |text: &str| text.split('_').map(str::to_owned).collect::<Vec<_>>();
     let (a, b) = (words(a), words(b));
@@ -254,7 +254,7 @@ fn alike(a: &str, b: &str) -> bool {
     2 * common >= a.len().max(b.len()) && common > 0
 }
 
-/// A value as JSON has it, or as text.
+/// Returns a value as JSON has it, or as text.
 fn read(text: &str) -> Value {
     match text {
         "True" => Value::Bool(true),

@@ -4,13 +4,13 @@ use super::{Evaluation, History, LossPlot, StepRecord, gib};
 use crate::notebook::html::{Align, MONO, ORANGE, Table, escape, thousands};
 
 impl History {
-    /// The run's curves: the loss and the learning rate of every step, and the evaluations.
+    /// Returns the run's curves: the loss and the learning rate of every step, and the evaluations.
     pub fn plot(&self) -> LossPlot {
         curves(&self.steps, &self.evaluations)
     }
 }
 
-/// The curves of a run, or of as much of it as there is.
+/// Returns the curves of a run, or of as much of it as there is.
 pub(crate) fn curves(steps: &[StepRecord], evaluations: &[Evaluation]) -> LossPlot {
     let loss = |step: &StepRecord| {
         // Nothing was masked in such a step: it has no loss.
@@ -80,8 +80,8 @@ pub(crate) fn rate(per_second: f64) -> String {
     }
 }
 
-/// How well the device is used: model FLOPs utilisation and the most memory, each after `separator`; nothing where
-/// neither is known.
+/// Returns how well the device is used: model FLOPs utilisation and the most memory, each after `separator`; nothing
+/// where neither is known.
 pub(crate) fn device_use(mfu: Option<f64>, memory: Option<u64>, separator: &str) -> String {
     let mfu = mfu.map(|mfu| format!("{separator}{:.1}% MFU", 100.0 * mfu));
     let memory = memory.map(|bytes| format!("{separator}{:.1} GiB", gib(bytes)));
@@ -103,7 +103,7 @@ pub(crate) fn perplexity(value: f64) -> String {
     }
 }
 
-/// What stopped the run before its end, as a mark beside its title.
+/// Returns what stopped the run before its end, as a mark beside its title.
 pub(crate) fn mark(history: &History) -> String {
     let words = match (history.interrupted, history.stopped_early) {
         (true, _) => "interrupted",
@@ -115,7 +115,7 @@ pub(crate) fn mark(history: &History) -> String {
     )
 }
 
-/// A file or folder, as text.
+/// Returns a file or folder, as text.
 pub(crate) fn path(path: &std::path::Path) -> String {
     format!(
         "<span style=\"{MONO}\">{}</span>",

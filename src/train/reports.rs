@@ -23,7 +23,7 @@ pub(super) struct Reports {
 }
 
 impl Reports {
-    /// What the arguments ask for: nothing of a run that leaves no checkpoints either, unless it is told where.
+    /// Returns what the arguments ask for: nothing of a run that leaves no checkpoints either, unless it is told where.
     pub(super) fn of(args: &TrainingArguments) -> Self {
         let writes = args.save_strategy != IntervalStrategy::No;
         let folder =

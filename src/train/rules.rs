@@ -84,7 +84,7 @@ pub struct Update {
 /// # Ok::<(), cloze::Error>(())
 /// ```
 pub trait UpdateRule: Clone + Debug + Send + Sync + 'static {
-    /// The rule's name, which is kept in checkpoints.
+    /// Returns the rule's name, which is kept in checkpoints.
     fn name(&self) -> &'static str;
 
     /// Returns what is remembered of `param` between steps, before the first, each with a name. Default: nothing.

@@ -83,7 +83,7 @@ impl Run {
         self.state_after(self.step)
     }
 
-    /// How far the run was, or is, after `step` steps.
+    /// Returns how far the run was, or is, after `step` steps.
     pub(super) fn state_after(&self, step: usize) -> TrainState {
         TrainState {
             step,
@@ -108,7 +108,7 @@ impl Run {
         plateau.lr()
     }
 
-    /// The evaluations that tell how training goes: not the one before the first step.
+    /// Returns the evaluations that tell how training goes: not the one before the first step.
     fn evaluations(&self) -> impl DoubleEndedIterator<Item = &Evaluation> {
         self.history.evaluations.iter().filter(|e| e.step > 0)
     }
@@ -124,7 +124,7 @@ impl Run {
         self.step >= self.plan.max_steps
     }
 
-    /// Whether the current step is to be logged and has not been.
+    /// Returns whether the current step is to be logged and has not been.
     pub(super) fn log_is_due(&self, args: &TrainingArguments) -> bool {
         let due = self
             .plan
@@ -133,7 +133,7 @@ impl Run {
         due && self.history.logs.last().map(|log| log.step) != Some(self.step) && self.has_loss()
     }
 
-    /// Whether the model is to be evaluated after the current step and has not been.
+    /// Returns whether the model is to be evaluated after the current step and has not been.
     pub(super) fn evaluation_is_due(&self, args: &TrainingArguments, wished: bool) -> bool {
         let due = self
             .plan
@@ -142,7 +142,7 @@ impl Run {
         (due || wished) && last != Some(self.step)
     }
 
-    /// Whether a checkpoint is to be written after the current step and has not been.
+    /// Returns whether a checkpoint is to be written after the current step and has not been.
     pub(super) fn save_is_due(&self, args: &TrainingArguments, wished: bool) -> bool {
         let due = match args.save_strategy {
             IntervalStrategy::Best => self.is_best(&Metric::of_best(args)),
@@ -152,20 +152,21 @@ impl Run {
         (due || wished) && self.saved.last() != Some(&self.step)
     }
 
-    /// The steps that have not been logged.
+    /// Returns the steps that have not been logged.
     fn since_log(&self) -> &[StepRecord] {
         let logged = self.history.logs.last().map_or(0, |log| log.step);
         self.history.steps.get(logged..).unwrap_or_default()
     }
 
-    /// Whether anything was masked since the last log, as far as numbers have been read: without, there is no loss to log.
+    /// Returns whether anything was masked since the last log, as far as numbers have been read: without, there is no
+    /// loss to log.
     fn has_loss(&self) -> bool {
         let since = self.since_log();
         let unread = self.history.steps.len() < self.step;
         unread || since.iter().any(|step| step.counted > 0)
     }
 
-    /// What the current step's log says.
+    /// Returns what the current step's log says.
     pub(super) fn log(&self) -> Option<LogRecord> {
         let since = self.since_log();
         let last = since.last()?;
@@ -180,13 +181,13 @@ impl Run {
         })
     }
 
-    /// The metric of the evaluation after `step`.
+    /// Returns the metric of the evaluation after `step`.
     pub(super) fn metric(&self, metric: &Metric, step: usize) -> Option<f64> {
         let evaluation = self.evaluations().rev().find(|e| e.step == step)?;
         metric.of(&evaluation.metrics).ok()
     }
 
-    /// Whether the evaluation after the current step is better than all before it.
+    /// Returns whether the evaluation after the current step is better than all before it.
     fn is_best(&self, metric: &Metric) -> bool {
         let Some(now) = self.metric(metric, self.step) else {
             return false;
@@ -210,7 +211,7 @@ impl Run {
         }
     }
 
-    /// Whether the evaluations so far say that going on is of no use.
+    /// Returns whether the evaluations so far say that going on is of no use.
     pub(super) fn gives_up(&self, args: &TrainingArguments, metric: &Metric) -> bool {
         let Some(patience) = args.early_stopping_patience else {
             return false;

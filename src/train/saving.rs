@@ -140,7 +140,7 @@ impl Trainer {
         }
     }
 
-    /// The run that wrote the checkpoint, as it was then; the model gets its weights.
+    /// Returns the run that wrote the checkpoint, as it was then; the model gets its weights.
     fn restore(&mut self, folder: &Path) -> Result<Run> {
         let ranks = self.ranks()?;
         if ranks.is_main() {
@@ -245,8 +245,8 @@ impl Trainer {
     }
 }
 
-/// The steps of `saved` (oldest first) whose checkpoints must go for `limit` to hold: the oldest, but never the best or
-/// the newest.
+/// Returns the steps of `saved` (oldest first) whose checkpoints must go for `limit` to hold: the oldest, but never the
+/// best or the newest.
 fn surplus(saved: &[usize], best: Option<usize>, limit: Option<usize>) -> Vec<usize> {
     let excess = limit.map_or(0, |limit| saved.len().saturating_sub(limit));
     let candidates = saved.iter().copied().take(saved.len().saturating_sub(1));

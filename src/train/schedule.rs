@@ -227,7 +227,7 @@ pub fn get_scheduler(
 }
 
 impl Schedule {
-    /// A schedule that rises to `learning_rate` within `warmup_steps` and ends after `training_steps`.
+    /// Returns a schedule that rises to `learning_rate` within `warmup_steps` and ends after `training_steps`.
     pub fn new(
         kind: SchedulerType,
         learning_rate: f64,
@@ -244,7 +244,7 @@ impl Schedule {
         }
     }
 
-    /// The default of transformers: up within `warmup_steps`, then straight down to 0.
+    /// Returns the default of transformers: up within `warmup_steps`, then straight down to 0.
     pub fn linear(learning_rate: f64, warmup_steps: usize, training_steps: usize) -> Self {
         Self::new(
             SchedulerType::Linear,
@@ -264,8 +264,8 @@ impl Schedule {
         )
     }
 
-    /// A schedule of one's own: `learning_rate` times what `factor` gives for the number of steps done, as PyTorch's
-    /// `LambdaLR`. The same number must always give the same factor, so that a resumed run goes on exactly.
+    /// Returns a schedule of one's own: `learning_rate` times what `factor` gives for the number of steps done, as
+    /// PyTorch's `LambdaLR`. The same number must always give the same factor, so that a resumed run goes on exactly.
     ///
     /// ```
     /// use cloze::train::Schedule;
@@ -283,7 +283,7 @@ impl Schedule {
         }
     }
 
-    /// The same learning rate for ever.
+    /// Returns the same learning rate for ever.
     pub fn constant(learning_rate: f64) -> Self {
         Self::new(SchedulerType::Constant, learning_rate, 0, 0)
     }
@@ -359,7 +359,7 @@ impl Schedule {
         self.learning_rate
     }
 
-    /// The learning rate of the step after `done` steps: `lr(0)` belongs to the first step.
+    /// Returns the learning rate of the step after `done` steps: `lr(0)` belongs to the first step.
     pub fn lr(&self, done: usize) -> f64 {
         self.learning_rate * self.factor(done)
     }

@@ -30,7 +30,7 @@ pub struct SgdRule {
 }
 
 impl RuleOptimizer<SgdRule> {
-    /// An optimizer of all parameters of `model`, without momentum and weight decay.
+    /// Returns an optimizer of all parameters of `model`, without momentum and weight decay.
     pub fn new(model: &MaskedLm) -> Self {
         Self::from_params(model.params())
     }

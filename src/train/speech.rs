@@ -12,7 +12,7 @@ use crate::train::{IntervalStrategy, SchedulerType, Trainer, TrainingArguments};
 
 const RATE: u32 = 8_000;
 
-/// A WAV file of a tone for each letter, the higher the later in the alphabet, with silence between them.
+/// Returns a WAV file of a tone for each letter, the higher the later in the alphabet, with silence between them.
 fn spoken(text: &str, loudness: f64) -> Vec<u8> {
     let mut samples: Vec<i16> = Vec::new();
     for letter in text.bytes() {

@@ -101,7 +101,7 @@ impl Taken {
         }
     }
 
-    /// The error for a norm that is not finite.
+    /// Returns the error for a norm that is not finite.
     fn not_finite(&self, norm: f64) -> Error {
         Error::NonFiniteGradient {
             step: self.record.step,
@@ -410,7 +410,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Whether something needs the numbers of the steps that were taken.
+    /// Returns whether something needs the numbers of the steps that were taken.
     pub(super) fn must_read(&self, run: &Run) -> bool {
         let args: &TrainingArguments = &self.args;
         !self.reads_later
@@ -478,7 +478,7 @@ struct Work {
     reads: bool,
 }
 
-/// The sums as whole numbers, which pass through JSON even where they are not finite.
+/// Returns the sums as whole numbers, which pass through JSON even where they are not finite.
 fn bits(sums: Vec<f64>) -> Vec<u64> {
     sums.into_iter().map(f64::to_bits).collect()
 }
@@ -496,7 +496,7 @@ fn sum_bits<'a>(ranks: impl Iterator<Item = &'a Vec<u64>>) -> Vec<f64> {
     sums
 }
 
-/// The tokens of a batch, padding not counted.
+/// Returns the tokens of a batch, padding not counted.
 fn tokens(batch: &MlmBatch) -> usize {
     let mask = batch.attention_mask.iter();
     mask.filter(|&&mask| mask != 0).count()
@@ -581,7 +581,7 @@ mod tests {
         model.params().iter().map(values).map(bits).collect()
     }
 
-    /// All of the steps that a machine's speed does not change.
+    /// Returns all of the steps that a machine's speed does not change.
     fn numbers(history: &History) -> Vec<(usize, u32, u32, u64, usize, usize)> {
         let step = |s: &StepRecord| {
             let bits = (
@@ -666,7 +666,7 @@ mod tests {
         }
     }
 
-    /// A scale at which gradients overflow even in f32, until it was halved a few times.
+    /// Returns a scale at which gradients overflow even in f32, until it was halved a few times.
     fn too_large() -> GradScaler {
         GradScaler::new().init_scale(2f64.powi(134))
     }
@@ -791,7 +791,7 @@ mod tests {
         assert_eq!(bits(&frugal), bits(&plain));
     }
 
-    /// What is told, in order.
+    /// Returns what is told, in order.
     fn listening(trainer: Trainer) -> (Trainer, Arc<Mutex<Vec<String>>>) {
         let told = Arc::new(Mutex::new(Vec::new()));
         let list = Arc::clone(&told);

@@ -102,7 +102,7 @@ fn now() -> f64 {
     since.map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// The machine's name, as far as it can be part of a file's.
+/// Returns the machine's name, as far as it can be part of a file's.
 pub(super) fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name: String = name
@@ -116,7 +116,8 @@ pub(super) fn host() -> String {
     }
 }
 
-/// The current date and time (UTC) and the machine, as transformers names the folder of a run: `Nov28_14-05-23_host`.
+/// Returns the current date and time (UTC) and the machine, as transformers names the folder of a run:
+/// `Nov28_14-05-23_host`.
 pub(super) fn run_name() -> String {
     const MONTHS: [&str; 12] = [
         "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
@@ -134,7 +135,7 @@ pub(super) fn run_name() -> String {
     )
 }
 
-/// The month (from 0) and the day (from 1) of the day so many days after 1 January 1970.
+/// Returns the month (from 0) and the day (from 1) of the day so many days after 1 January 1970.
 fn month_and_day(mut days: u64) -> (usize, u64) {
     let is_leap = |year: u64| {
         year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
@@ -155,7 +156,7 @@ fn month_and_day(mut days: u64) -> (usize, u64) {
     (11, 31)
 }
 
-/// A record: the length and its checksum, the data and its checksum.
+/// Returns a record: the length and its checksum, the data and its checksum.
 fn record(data: &[u8]) -> Vec<u8> {
     let length = (data.len() as u64).to_le_bytes();
     let mut record = Vec::with_capacity(data.len() + 16);
@@ -166,7 +167,7 @@ fn record(data: &[u8]) -> Vec<u8> {
     record
 }
 
-/// The checksum as records hold it: turned and moved, so that checksums of checksums are not special.
+/// Returns the checksum as records hold it: turned and moved, so that checksums of checksums are not special.
 fn masked_crc(data: &[u8]) -> u32 {
     crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
 }

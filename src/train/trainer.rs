@@ -113,8 +113,8 @@ struct Requests {
 }
 
 impl Trainer {
-    /// A trainer of `model` on the examples of `train`, evaluated on those of `eval` (`None` for no evaluations), both
-    /// made into batches by `collator`.
+    /// Returns a trainer of `model` on the examples of `train`, evaluated on those of `eval` (`None` for no
+    /// evaluations), both made into batches by `collator`.
     ///
     /// The training examples come in a new order each epoch, as `args.order_seed()` decides. Evaluation has the same
     /// order and the same masks every time, so that its results compare.
@@ -141,7 +141,8 @@ impl Trainer {
         )
     }
 
-    /// A trainer of `model` on the split "train" of `splits`, evaluated on "test" or else "validation", if there is one.
+    /// Returns a trainer of `model` on the split "train" of `splits`, evaluated on "test" or else "validation", if
+    /// there is one.
     ///
     /// ```
     /// # use cloze::prelude::*;
@@ -164,8 +165,8 @@ impl Trainer {
         Ok(Self::new(model, args, train, eval, collator))
     }
 
-    /// A trainer on the batches of loaders, which have their own order, batch size and collator; the arguments on these
-    /// have no effect. Evaluation takes the batches of its loader's epoch 0 every time.
+    /// Returns a trainer on the batches of loaders, which have their own order, batch size and collator; the arguments
+    /// on these have no effect. Evaluation takes the batches of its loader's epoch 0 every time.
     pub fn from_loaders(
         model: impl Into<MaskedLm>,
         args: TrainingArguments,
@@ -214,7 +215,7 @@ impl Trainer {
         }
     }
 
-    /// The processes that train together: this one alone, unless a launcher started several.
+    /// Returns the processes that train together: this one alone, unless a launcher started several.
     pub(super) fn ranks(&self) -> Result<Arc<Group>> {
         match self.ranks.get() {
             Some(ranks) => Ok(Arc::clone(ranks)),
@@ -305,12 +306,12 @@ impl Trainer {
         self
     }
 
-    /// The model that is trained.
+    /// Returns the model that is trained.
     pub fn model(&self) -> &MaskedLm {
         &self.model
     }
 
-    /// The arguments.
+    /// Returns the arguments.
     pub fn args(&self) -> &TrainingArguments {
         &self.args
     }
@@ -349,7 +350,7 @@ impl Trainer {
         ranks.settle(result)
     }
 
-    /// A run before its first step.
+    /// Returns a run before its first step.
     pub(super) fn begin(&self) -> Result<Run> {
         self.args.validate()?;
         let ranks = self.ranks()?;
@@ -568,7 +569,7 @@ impl Trainer {
         }
     }
 
-    /// The precision that the arguments ask for, on the model's device.
+    /// Returns the precision that the arguments ask for, on the model's device.
     pub(super) fn precision(&self) -> Result<Precision> {
         super::precision::choose(&self.args, self.model.device())
     }
@@ -669,7 +670,7 @@ impl Trainer {
         }
     }
 
-    /// A loader of `examples` in their order.
+    /// Returns a loader of `examples` in their order.
     pub(super) fn loader(
         &self,
         examples: &Arc<dyn Examples>,
@@ -684,7 +685,7 @@ impl Trainer {
         DataLoader::new(Arc::clone(examples), collator, batch_size)
     }
 
-    /// Where the trainer stands when it is not training.
+    /// Returns where the trainer stands when it is not training.
     pub(super) fn idle_state(&self) -> TrainState {
         match &self.unfinished {
             Some(run) => run.state(),
@@ -692,7 +693,7 @@ impl Trainer {
         }
     }
 
-    /// The folder of the checkpoint after `step`.
+    /// Returns the folder of the checkpoint after `step`.
     pub(super) fn checkpoint_folder(&self, step: usize) -> PathBuf {
         super::checkpoint::folder(&self.args.output_dir, step)
     }

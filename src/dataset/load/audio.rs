@@ -39,7 +39,7 @@ pub(super) fn load(paths: &[PathBuf], rows: &mut Rows) -> Result<SchemaRef> {
     Ok(schema)
 }
 
-/// The recordings alone, with the names of their folders where these differ.
+/// Returns the recordings alone, with the names of their folders where these differ.
 fn bare(recordings: &[PathBuf]) -> Result<Dataset> {
     let folder = |path: &PathBuf| {
         let name = path.parent().and_then(Path::file_name).unwrap_or_default();
@@ -53,7 +53,7 @@ fn bare(recordings: &[PathBuf]) -> Result<Dataset> {
     table(columns)
 }
 
-/// The recordings with what the metadata files say of them.
+/// Returns the recordings with what the metadata files say of them.
 fn described(recordings: &[PathBuf], metadata: &[PathBuf]) -> Result<Dataset> {
     let mut tables: BTreeMap<&Path, Described> = BTreeMap::new();
     for path in metadata {
@@ -169,7 +169,7 @@ impl Described {
     }
 }
 
-/// A path without "." and "..", as far as names tell.
+/// Returns a path without "." and "..", as far as names tell.
 fn clean(path: &Path) -> PathBuf {
     let mut cleaned = PathBuf::new();
     for part in path.components() {
@@ -186,7 +186,7 @@ fn clean(path: &Path) -> PathBuf {
     cleaned
 }
 
-/// The column of the recordings at `paths`.
+/// Returns the column of the recordings at `paths`.
 fn column(paths: &[PathBuf]) -> ArrayRef {
     let fields = Fields::from(vec![
         Field::new("bytes", DataType::Binary, true),

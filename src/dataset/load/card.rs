@@ -25,7 +25,7 @@ pub(crate) enum Argument {
     Several(Vec<String>),
 }
 
-/// The configurations that the card `text` declares, in its order; none if it has no such field.
+/// Returns the configurations that the card `text` declares, in its order; none if it has no such field.
 ///
 /// # Errors
 /// What is wrong with the YAML or the field, as the end of a sentence about the card.
@@ -120,7 +120,7 @@ fn data_files(node: &Node) -> Result<Vec<(String, Vec<String>)>, String> {
     Ok(splits)
 }
 
-/// The header of a card, without its lines of dashes, and what follows; a card without one is all the latter.
+/// Returns the header of a card, without its lines of dashes, and what follows; a card without one is all the latter.
 #[cfg(feature = "hub")]
 pub(crate) fn split(text: &str) -> (&str, &str) {
     let Some(header) = header(text) else {
@@ -132,7 +132,7 @@ pub(crate) fn split(text: &str) -> (&str, &str) {
     (header, &rest[line..])
 }
 
-/// The YAML between two lines of three dashes at the beginning.
+/// Returns the YAML between two lines of three dashes at the beginning.
 fn header(text: &str) -> Option<&str> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text).trim_start();
     let rest = text.strip_prefix("---")?;

@@ -243,7 +243,7 @@ impl<'a> Table<'a> {
         })
     }
 
-    /// The chunks without the header.
+    /// Returns the chunks without the header.
     fn chunks(&self) -> Result<impl Iterator<Item = Result<Chunk>> + use<'a>> {
         let (mut has_header, delimiter) = (self.has_header, self.delimiter);
         Ok(self.all_chunks()?.map(move |chunk| {
@@ -259,7 +259,8 @@ impl<'a> Table<'a> {
         }))
     }
 
-    /// The names in the first record: those that are missing or stand twice are made up as pandas makes them up.
+    /// Returns the names in the first record: those that are missing or stand twice are made up as pandas makes them
+    /// up.
     fn header(&self) -> Result<Vec<String>> {
         for chunk in self.all_chunks()? {
             let chunk = chunk?;
@@ -620,7 +621,7 @@ impl Chunks<'_> {
     }
 }
 
-/// The number of lines that end in `bytes`, whichever way.
+/// Returns the number of lines that end in `bytes`, whichever way.
 fn line_ends(bytes: &[u8]) -> usize {
     let mut ends = memchr::memchr_iter(b'\n', bytes).count();
     for at in memchr::memchr_iter(b'\r', bytes) {
@@ -649,7 +650,7 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// The line of the next record and its values; empty lines are none.
+    /// Returns the line of the next record and its values; empty lines are none.
     fn next(&mut self) -> Option<(usize, &[Cow<'a, [u8]>])> {
         while self.end_line() {}
         if self.at == self.bytes.len() {
@@ -685,7 +686,7 @@ impl<'a> Records<'a> {
         true
     }
 
-    /// The bytes up to the end of a value without quotes.
+    /// Returns the bytes up to the end of a value without quotes.
     fn plain(&mut self) -> &'a [u8] {
         let rest = &self.bytes[self.at..];
         let end = memchr::memchr3(self.delimiter, b'\n', b'\r', rest).unwrap_or(rest.len());
@@ -693,8 +694,8 @@ impl<'a> Records<'a> {
         &rest[..end]
     }
 
-    /// The value in quotes that begins here, with two quotes in it as one. What follows behind the last quote belongs to
-    /// it as it is.
+    /// Returns the value in quotes that begins here, with two quotes in it as one. What follows behind the last quote
+    /// belongs to it as it is.
     fn quoted(&mut self) -> Cow<'a, [u8]> {
         let from = self.at;
         let mut value = Cow::Borrowed(&[][..]);

@@ -159,7 +159,7 @@ impl Document<'_> {
     }
 }
 
-/// The elements in chunks; texts become objects with the one field `text`, as in datasets.
+/// Returns the elements in chunks; texts become objects with the one field `text`, as in datasets.
 fn pack(bytes: &[u8], elements: Vec<Range<usize>>) -> Vec<Records> {
     let mut chunks: Vec<Records> = Vec::new();
     let (mut line, mut counted) = (1, 0);
@@ -273,7 +273,7 @@ impl Scanner<'_> {
         }
     }
 
-    /// The elements of the array that starts here.
+    /// Returns the elements of the array that starts here.
     fn array(&mut self) -> Option<Vec<Range<usize>>> {
         self.take(b'[')?;
         let mut elements = Vec::new();
@@ -289,7 +289,7 @@ impl Scanner<'_> {
         }
     }
 
-    /// The fields of the object that starts here.
+    /// Returns the fields of the object that starts here.
     fn object(&mut self) -> Option<Vec<(String, Range<usize>)>> {
         self.take(b'{')?;
         let mut fields = Vec::new();

@@ -33,7 +33,7 @@ impl From<Layout> for Found {
 /// No card that people write is longer.
 const LONGEST_CARD: u64 = 16 << 20;
 
-/// The file or folder that `name` means; a pattern stays as it is.
+/// Returns the file or folder that `name` means; a pattern stays as it is.
 pub(super) fn locate(name: &str) -> Result<PathBuf> {
     if is_pattern(name) {
         return Ok(PathBuf::from(name));
@@ -45,7 +45,8 @@ pub(super) fn is_pattern(name: &str) -> bool {
     name.contains(['*', '?', '[']) && !Path::new(name).exists()
 }
 
-/// The format that a name means where files are named beside it, as in Python's `load_dataset("json", data_files=...)`.
+/// Returns the format that a name means where files are named beside it, as in Python's `load_dataset("json",
+/// data_files=...)`.
 fn reader_called(name: &str) -> Option<FileFormat> {
     let format = match name {
         "json" => FileFormat::Json,
@@ -60,7 +61,8 @@ fn reader_called(name: &str) -> Option<FileFormat> {
     (!Path::new(name).exists()).then_some(format)
 }
 
-/// The files that were named beside an empty name or that of a format: no folder or repository is looked for then.
+/// Returns the files that were named beside an empty name or that of a format: no folder or repository is looked for
+/// then.
 pub(super) fn named(name: &str, request: &Selection) -> Option<Result<Found>> {
     if request.data_files.is_empty() {
         return None;
@@ -75,7 +77,7 @@ pub(super) fn named(name: &str, request: &Selection) -> Option<Result<Found>> {
     })
 }
 
-/// The files under `path`, which [`locate`] gave for `name`.
+/// Returns the files under `path`, which [`locate`] gave for `name`.
 pub(super) fn find(name: &str, path: &Path, request: &Selection) -> Result<Found> {
     let not_found = |message: String| Error::NotFound {
         kind: "dataset",
@@ -122,7 +124,7 @@ pub(super) fn find(name: &str, path: &Path, request: &Selection) -> Result<Found
     Ok(found)
 }
 
-/// The files that were named by split, seen from `base`.
+/// Returns the files that were named by split, seen from `base`.
 fn find_named(name: &str, base: &Path, request: &Selection) -> Result<Found> {
     let base = match &request.data_dir {
         Some(folder) => base.join(folder),
@@ -162,7 +164,7 @@ fn of_splits(name: &str, splits: Splits, format: Option<FileFormat>) -> Result<F
     Ok(layout::by_format(name, splits, format, Options::default())?.into())
 }
 
-/// The file called `pattern`, the files of that folder, or those that match the pattern, in order.
+/// Returns the file called `pattern`, the files of that folder, or those that match the pattern, in order.
 fn expand(pattern: &str) -> Result<Vec<String>, String> {
     let path = Path::new(pattern);
     if path.is_file() {
@@ -206,7 +208,7 @@ fn expand(pattern: &str) -> Result<Vec<String>, String> {
     Ok(found)
 }
 
-/// The card's text, if there is one.
+/// Returns the card's text, if there is one.
 fn card(path: &Path) -> Result<Option<String>> {
     let Ok(file) = std::fs::File::open(path) else {
         return Ok(None);
@@ -218,7 +220,7 @@ fn card(path: &Path) -> Result<Option<String>> {
     Ok(Some(String::from_utf8_lossy(&text).into_owned()))
 }
 
-/// The format of a file by its first bytes.
+/// Returns the format of a file by its first bytes.
 fn sniff(path: &Path) -> Result<FileFormat> {
     let start = source::beginning(path, 512)?;
     match start.trim_ascii_start().first() {

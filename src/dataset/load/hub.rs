@@ -87,7 +87,7 @@ impl HubDataset {
         Ok(dataset)
     }
 
-    /// The repository as it is, without splits yet, the paths of its files and the text of its card.
+    /// Returns the repository as it is, without splits yet, the paths of its files and the text of its card.
     fn own(client: Client, repo: &Repo) -> Result<(Self, Vec<String>, Option<String>)> {
         let info = list(&client, repo)
             .map_err(|failure| explain(repo, failure))?
@@ -104,7 +104,7 @@ impl HubDataset {
         Ok((dataset, info.files.into_iter().collect(), card))
     }
 
-    /// The text of the repository's card, if it has one.
+    /// Returns the text of the repository's card, if it has one.
     fn card(&self, files: &BTreeSet<String>) -> Result<Option<String>> {
         const CARD: &str = "README.md";
         let is_cached = || self.cache().snapshot(&self.commit).join(CARD).is_file();
@@ -116,7 +116,7 @@ impl HubDataset {
         Ok(Some(String::from_utf8_lossy(&text).into_owned()))
     }
 
-    /// What the card says about reading the files.
+    /// Returns what the card says about reading the files.
     pub(crate) fn options(&self) -> &Options {
         &self.options
     }
@@ -125,17 +125,17 @@ impl HubDataset {
         RepoCache::new(&self.client.settings().cache_dir, &self.repo)
     }
 
-    /// `owner/name`.
+    /// Returns `owner/name`.
     pub(crate) fn name(&self) -> &str {
         self.repo.id()
     }
 
-    /// The format of the files.
+    /// Returns the format of the files.
     pub(crate) fn format(&self) -> FileFormat {
         self.format
     }
 
-    /// The names of the splits.
+    /// Returns the names of the splits.
     pub(crate) fn splits(&self) -> Vec<&str> {
         self.splits.iter().map(|(name, _)| name.as_str()).collect()
     }
@@ -157,12 +157,12 @@ impl HubDataset {
         self
     }
 
-    /// The number of files that a split consists of.
+    /// Returns the number of files that a split consists of.
     pub(crate) fn shard_count(&self, split: &str) -> Result<usize> {
         Ok(self.shards(split)?.len())
     }
 
-    /// The first `count` files of a split.
+    /// Returns the first `count` files of a split.
     pub(crate) fn first(&self, split: &str, count: usize) -> Result<Vec<PathBuf>> {
         let shards = self.shards(split)?;
         let shards = &shards[..count.min(shards.len())];
@@ -170,8 +170,8 @@ impl HubDataset {
         Ok(shards.iter().map(|path| snapshot.join(path)).collect())
     }
 
-    /// The Parquet files with the rows `rows(total)` of a split of `total` rows, and the number of rows in the files before
-    /// them.
+    /// Returns the Parquet files with the rows `rows(total)` of a split of `total` rows, and the number of rows in the
+    /// files before them.
     pub(crate) fn part(
         &self,
         split: &str,
@@ -228,7 +228,8 @@ impl HubDataset {
         Ok(snapshot)
     }
 
-    /// The numbers of rows in Parquet files. What was asked once is noted: the same slice needs no question again.
+    /// Returns the numbers of rows in Parquet files. What was asked once is noted: the same slice needs no question
+    /// again.
     fn row_counts(&self, shards: &[String]) -> Result<Vec<usize>> {
         let path = self
             .cache()
@@ -251,7 +252,7 @@ impl HubDataset {
         Ok(shards.iter().map(|shard| known[shard]).collect())
     }
 
-    /// The number of rows in a Parquet file, read from its end, which is all that is fetched of it.
+    /// Returns the number of rows in a Parquet file, read from its end, which is all that is fetched of it.
     fn rows_in(&self, path: &str) -> Result<usize, Failure> {
         let local = self.cache().snapshot(&self.commit).join(path);
         let damaged = |e: ParquetError| {
@@ -289,7 +290,7 @@ impl HubDataset {
         }
     }
 
-    /// The bytes of a file from `start` up to its `end`.
+    /// Returns the bytes of a file from `start` up to its `end`.
     fn range(&self, path: &str, start: u64, end: u64) -> Result<Bytes, Failure> {
         let url = self.client.file_url(&self.repo, &self.commit, path);
         let purpose = format!("look into {path} of {:?}", self.repo.id());
@@ -315,8 +316,8 @@ fn rows(metadata: &ParquetMetaData) -> usize {
     usize::try_from(metadata.file_metadata().num_rows()).unwrap_or(0)
 }
 
-/// The files, by their numbers of rows, that `range` reaches into, and the rows before the first of them. At least one:
-/// an empty range still has columns.
+/// Returns the files, by their numbers of rows, that `range` reaches into, and the rows before the first of them. At
+/// least one: an empty range still has columns.
 fn overlapping(counts: &[usize], range: &Range<usize>) -> (Range<usize>, usize) {
     let (mut first, mut before, mut start) = (None, 0, 0);
     let mut last = 0;
@@ -336,8 +337,8 @@ fn overlapping(counts: &[usize], range: &Range<usize>) -> (Range<usize>, usize) 
     }
 }
 
-/// The commit and files of a repository: from the Hub, or from what was noted when it was last asked. `None` if there is
-/// no such branch.
+/// Returns the commit and files of a repository: from the Hub, or from what was noted when it was last asked. `None` if
+/// there is no such branch.
 fn list(client: &Client, repo: &Repo) -> Result<Option<RepoInfo>, Failure> {
     let cache = RepoCache::new(&client.settings().cache_dir, repo);
     if client.settings().offline {
@@ -367,7 +368,8 @@ fn list(client: &Client, repo: &Repo) -> Result<Option<RepoInfo>, Failure> {
     }
 }
 
-/// Where the names of a commit's files are kept: of a large dataset the cache may hold a few, and must know of the rest.
+/// Returns where the names of a commit's files are kept: of a large dataset the cache may hold a few, and must know of
+/// the rest.
 fn listing(cache: &RepoCache, commit: &str) -> PathBuf {
     cache.own_folder().join(format!("{commit}.json"))
 }
@@ -422,7 +424,7 @@ fn missing(client: &Client, repo: &Repo) -> Error {
     }
 }
 
-/// Whether the branch of Parquet files holds several configurations and none that is called `default`.
+/// Returns whether the branch of Parquet files holds several configurations and none that is called `default`.
 fn has_no_default(files: &BTreeSet<String>) -> bool {
     let configs: BTreeSet<&str> = files
         .iter()
@@ -432,7 +434,8 @@ fn has_no_default(files: &BTreeSet<String>) -> bool {
     configs.len() > 1 && !configs.contains("default")
 }
 
-/// The splits of one configuration in the branch of Parquet files; `None` if that branch does not hold all of them.
+/// Returns the splits of one configuration in the branch of Parquet files; `None` if that branch does not hold all of
+/// them.
 fn converted_splits(
     files: &BTreeSet<String>,
     config: Option<&str>,
@@ -498,7 +501,7 @@ fn in_usual_order(mut splits: Splits) -> Splits {
     splits
 }
 
-/// Where the dataset called `name` lies.
+/// Returns where the dataset called `name` lies.
 pub(crate) fn open(name: &str, request: &Selection) -> Result<HubDataset> {
     Hub {
         client: Client::new(Arc::new(Settings::from_env()?)),

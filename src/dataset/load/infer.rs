@@ -39,7 +39,7 @@ pub(crate) struct Known {
 const FEW: usize = 16;
 
 impl Known {
-    /// The position of the field `name`, which is added if it is new.
+    /// Returns the position of the field `name`, which is added if it is new.
     fn position(&mut self, name: &str) -> usize {
         let found = match self.index.is_empty() {
             true => self.list.iter().position(|(field, _)| field == name),
@@ -61,7 +61,7 @@ impl Known {
 }
 
 impl Inferred {
-    /// The Arrow type: whole numbers are `int64`, decimal ones `float64`, what is always null is `null`.
+    /// Returns the Arrow type: whole numbers are `int64`, decimal ones `float64`, what is always null is `null`.
     pub(crate) fn data_type(&self) -> DataType {
         match self {
             Self::Null => DataType::Null,
@@ -74,7 +74,7 @@ impl Inferred {
         }
     }
 
-    /// The fields, if these are records.
+    /// Returns the fields, if these are records.
     pub(crate) fn fields(&self) -> Fields {
         match self {
             Self::Record(known) => known
@@ -86,7 +86,7 @@ impl Inferred {
         }
     }
 
-    /// The fields that were there, of those that are known.
+    /// Returns the fields that were there, of those that are known.
     pub(crate) fn seen(&self) -> impl Iterator<Item = &str> {
         let known = match self {
             Self::Record(known) => Some(known),
@@ -100,7 +100,7 @@ impl Inferred {
             .map(|((name, _), _)| name.as_str())
     }
 
-    /// The cells of a table with these values in `rows` rows, nulls counted.
+    /// Returns the cells of a table with these values in `rows` rows, nulls counted.
     pub(crate) fn cells(&self, rows: u64) -> u64 {
         match self {
             Self::Null => 0,
@@ -112,7 +112,7 @@ impl Inferred {
         }
     }
 
-    /// The same types, with nothing counted.
+    /// Returns the same types, with nothing counted.
     pub(crate) fn without_counts(&self) -> Self {
         match self {
             Self::List(item, _) => Self::List(Box::new(item.without_counts()), 0),
@@ -163,7 +163,7 @@ impl Inferred {
         Ok(())
     }
 
-    /// The type for a scalar of another kind, or the words for why there is none.
+    /// Returns the type for a scalar of another kind, or the words for why there is none.
     fn scalar<E: serde::de::Error>(&mut self, found: Self, path: &Path) -> Result<(), E> {
         let kind = self.kind();
         let name = found.kind();

@@ -193,7 +193,7 @@ fn decode(path: &Path, schema: &SchemaRef, records: &Records) -> Result<Option<R
     decoder.flush().map_err(|error| failed(error.to_string()))
 }
 
-/// The records of a file: streamed if they are lines, from memory if the file is one JSON document.
+/// Returns the records of a file: streamed if they are lines, from memory if the file is one JSON document.
 fn records(path: &Path, options: &Options) -> Result<Box<dyn Iterator<Item = Result<Records>>>> {
     let start = match LineChunks::open(path, options.encoding)?
         .next()

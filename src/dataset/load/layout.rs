@@ -83,7 +83,7 @@ const METADATA: [&str; 2] = ["metadata.csv", "metadata.jsonl"];
 pub(super) const KNOWN: &str = ".jsonl, .ndjson, .json, .parquet, .arrow, .csv, .tsv, .txt, also with .gz, .bz2, .xz, .zst or .lz4 behind it, \
      .wav, .flac; see Loader::format";
 
-/// The format that a file's name tells.
+/// Returns the format that a file's name tells.
 pub(super) fn format_of(path: &str) -> Option<FileFormat> {
     let name = path
         .rsplit('/')
@@ -103,7 +103,7 @@ pub(super) fn format_of(path: &str) -> Option<FileFormat> {
         .map(|(format, _)| *format)
 }
 
-/// What of `files`, the paths in the folder or repository `name`, is to be loaded as what.
+/// Returns what of `files`, the paths in the folder or repository `name`, is to be loaded as what.
 ///
 /// # Errors
 /// What is wrong with the card or the request, and that no file fits.
@@ -169,7 +169,7 @@ pub(crate) fn plan(
     by_format(name, splits, request.format, options)
 }
 
-/// The configuration that was asked for, or the one that is meant when none was.
+/// Returns the configuration that was asked for, or the one that is meant when none was.
 fn choose<'a>(
     name: &str,
     configs: &'a [CardConfig],
@@ -202,7 +202,7 @@ fn choose<'a>(
     }
 }
 
-/// The name of the configuration that a card marks as the one that is meant when none is asked for.
+/// Returns the name of the configuration that a card marks as the one that is meant when none is asked for.
 #[cfg(feature = "hub")]
 pub(crate) fn default_config(card: &str) -> Option<String> {
     let configs = card::configs(card).ok()?;
@@ -210,7 +210,7 @@ pub(crate) fn default_config(card: &str) -> Option<String> {
     marked.next().map(|config| config.name)
 }
 
-/// What the configuration's arguments say about reading its files; those for other readers are left alone.
+/// Returns what the configuration's arguments say about reading its files; those for other readers are left alone.
 fn options(config: &CardConfig) -> Result<Options> {
     let mut options = Options::default();
     for (key, argument) in &config.arguments {
@@ -239,7 +239,7 @@ fn options(config: &CardConfig) -> Result<Options> {
     Ok(options)
 }
 
-/// A folder as the beginning of the paths in it.
+/// Returns a folder as the beginning of the paths in it.
 fn folder(name: Option<&str>) -> String {
     let name = name.unwrap_or_default().trim_matches('/');
     let name = name.strip_prefix("./").unwrap_or(name);
@@ -249,7 +249,7 @@ fn folder(name: Option<&str>) -> String {
     }
 }
 
-/// The files that patterns mean, by split; they are sorted, and each stands once.
+/// Returns the files that patterns mean, by split; they are sorted, and each stands once.
 ///
 /// # Errors
 /// The pattern that means none, in words.
@@ -281,7 +281,7 @@ fn expand(
     Ok(expanded)
 }
 
-/// The files under `base` that a pattern means: as they are named, all of a folder, or those that match.
+/// Returns the files under `base` that a pattern means: as they are named, all of a folder, or those that match.
 fn matching(files: &[String], base: &str, pattern: &str) -> Result<Vec<String>, String> {
     let pattern = pattern.strip_prefix("./").unwrap_or(pattern);
     let exact = format!("{base}{pattern}");
@@ -310,7 +310,7 @@ fn matching(files: &[String], base: &str, pattern: &str) -> Result<Vec<String>, 
     Ok(files.iter().filter(fits).cloned().collect())
 }
 
-/// The splits that the names of the files under `base` tell.
+/// Returns the splits that the names of the files under `base` tell.
 fn by_names(
     name: &str,
     files: &[String],
@@ -443,7 +443,7 @@ pub(super) fn by_format(
     })
 }
 
-/// The format that most files have; of equally many the one that is named first.
+/// Returns the format that most files have; of equally many the one that is named first.
 fn most_frequent(paths: &[String]) -> Option<FileFormat> {
     let sound = |path: &String| format_of(path) == Some(FileFormat::Audio);
     // What describes recordings is none of the others' data.
@@ -462,12 +462,12 @@ fn most_frequent(paths: &[String]) -> Option<FileFormat> {
         .map(|(_, format)| format)
 }
 
-/// Whether a file says what the recordings of its folder are.
+/// Returns whether a file says what the recordings of its folder are.
 pub(super) fn is_metadata(path: &str) -> bool {
     METADATA.contains(&path.rsplit('/').next().unwrap_or_default())
 }
 
-/// Whether a file is hidden, private or a description.
+/// Returns whether a file is hidden, private or a description.
 pub(super) fn is_ignored(path: &str) -> bool {
     let mut parts = path.split('/').rev();
     let name = parts.next().unwrap_or_default();
@@ -477,7 +477,7 @@ pub(super) fn is_ignored(path: &str) -> bool {
         || parts.any(|part| hidden(part) || part.starts_with("__"))
 }
 
-/// Whether a text file lies beside the data by custom: a licence, a list of requirements.
+/// Returns whether a text file lies beside the data by custom: a licence, a list of requirements.
 fn is_side_file(path: &str) -> bool {
     let name = path
         .rsplit('/')
@@ -515,7 +515,7 @@ fn split_by_names(base: &str, paths: &[String]) -> Splits {
     vec![("train".to_owned(), paths.to_vec())]
 }
 
-/// `data/NAME-00000-of-00003...`
+/// Returns `data/NAME-00000-of-00003...`
 fn shard_split(path: &str) -> Option<String> {
     let name = path
         .strip_prefix("data/")
@@ -537,7 +537,7 @@ fn file_split(path: &str) -> Option<String> {
     keyword_split(path.rsplit('/').next()?, false)
 }
 
-/// The split whose word stands in `name` between separators; at its end only if `whole_end`.
+/// Returns the split whose word stands in `name` between separators; at its end only if `whole_end`.
 fn keyword_split(name: &str, whole_end: bool) -> Option<String> {
     let separator = |byte: u8| b"-._ ".contains(&byte) || byte.is_ascii_digit();
     let bytes = name.as_bytes();

@@ -158,68 +158,68 @@ impl Loader {
         self
     }
 
-    /// The folder, inside of what is loaded, that files are looked for in.
+    /// Sets the folder, inside of what is loaded, that files are looked for in.
     pub fn data_dir(mut self, folder: impl Into<String>) -> Self {
         self.request.data_dir = Some(folder.into());
         self
     }
 
-    /// What stands between the values of CSV files (default: a comma, or a tab in .tsv files).
+    /// Sets what stands between the values of CSV files (default: a comma, or a tab in .tsv files).
     pub fn delimiter(mut self, delimiter: char) -> Self {
         self.delimiter = Some(delimiter);
         self
     }
 
-    /// The names of the columns of CSV files without a header line: their first line is a row then.
+    /// Sets the names of the columns of CSV files without a header line: their first line is a row then.
     pub fn column_names<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.column_names = Some(names.into_iter().map(Into::into).collect());
         self
     }
 
-    /// The encoding of text, CSV and JSON files ("latin-1", "cp1252", "utf-16", ...; default UTF-8).
+    /// Sets the encoding of text, CSV and JSON files ("latin-1", "cp1252", "utf-16", ...; default UTF-8).
     pub fn encoding(mut self, name: impl Into<String>) -> Self {
         self.encoding = Some(name.into());
         self
     }
 
-    /// What a row of a text file is (default: [`SampleBy::Line`]).
+    /// Sets what a row of a text file is (default: [`SampleBy::Line`]).
     pub fn sample_by(mut self, sample_by: SampleBy) -> Self {
         self.sample_by = Some(sample_by);
         self
     }
 
-    /// The files' format, where their names don't tell.
+    /// Sets the files' format, where their names don't tell.
     pub fn format(mut self, format: FileFormat) -> Self {
         self.request.format = Some(format);
         self
     }
 
-    /// The field of a JSON document that holds the records, where it has several.
+    /// Sets the field of a JSON document that holds the records, where it has several.
     pub fn field(mut self, name: impl Into<String>) -> Self {
         self.field = Some(name.into());
         self
     }
 
-    /// The configuration of a dataset that has several, by its card or by its folders.
+    /// Sets the configuration of a dataset that has several, by its card or by its folders.
     pub fn config(mut self, name: impl Into<String>) -> Self {
         self.request.config = Some(name.into());
         self
     }
 
-    /// Whether large files are kept in the cache in a form that opens at once (default: yes).
+    /// Sets whether large files are kept in the cache in a form that opens at once (default: yes).
     pub fn cache(mut self, enabled: bool) -> Self {
         self.cache.set_enabled(enabled);
         self
     }
 
-    /// The cache's folder (default [`cache_dir`](super::cache_dir)).
+    /// Sets the cache's folder (default [`cache_dir`](super::cache_dir)).
     pub fn cache_dir(mut self, folder: impl Into<PathBuf>) -> Self {
         self.cache.set_folder(folder.into());
         self
     }
 
-    /// The size in bytes beyond which rows lie in a memory-mapped file and not in memory (default 256 MiB). Files of a
-    /// quarter of that and more are cached.
+    /// Sets the size in bytes beyond which rows lie in a memory-mapped file and not in memory (default 256 MiB). Files
+    /// of a quarter of that and more are cached.
     pub fn memory_limit(mut self, bytes: usize) -> Self {
         self.memory_limit = bytes;
         self
@@ -262,7 +262,7 @@ impl Loader {
             .map(DatasetDict::from_iter)
     }
 
-    /// What was asked for, and where nothing was, what the card says.
+    /// Returns what was asked for, and where nothing was, what the card says.
     fn options(&self, card: &Options) -> Result<Options> {
         let mut options = card.clone();
         if let Some(delimiter) = self.delimiter {
@@ -359,9 +359,9 @@ impl Loader {
     }
 }
 
-/// What the files' present content is known by, and their size. Reading large files to know them would cost as much as a
-/// good part of loading them: their path, size and times of change must do. The time of change that nobody can set tells
-/// a file that another one has replaced under the same name, size and date.
+/// Returns what the files' present content is known by, and their size. Reading large files to know them would cost as
+/// much as a good part of loading them: their path, size and times of change must do. The time of change that nobody
+/// can set tells a file that another one has replaced under the same name, size and date.
 fn key(format: FileFormat, paths: &[PathBuf], options: &Options) -> Result<(Fingerprint, usize)> {
     let mut hashing = Hashing::new("files");
     hashing.part(format!("{format:?} {options:?}").as_bytes());
@@ -450,8 +450,8 @@ fn refuse_empty(dataset: &Dataset, paths: &[PathBuf]) -> Result<()> {
     }
 }
 
-/// The schema for files with these schemas: the columns of the first one, which all must have, in types that hold all
-/// their values.
+/// Returns the schema for files with these schemas: the columns of the first one, which all must have, in types that
+/// hold all their values.
 fn agree(schemas: &[(&Path, SchemaRef)]) -> Result<SchemaRef> {
     let Some(((first_path, first), rest)) = schemas.split_first() else {
         return Ok(Arc::new(Schema::empty()));

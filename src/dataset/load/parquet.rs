@@ -70,7 +70,7 @@ pub(super) fn load(paths: &[PathBuf], rows: &mut Rows) -> Result<SchemaRef> {
     Ok(schema)
 }
 
-/// What a file of `bytes` bytes may unfold into: long runs of one value take next to nothing.
+/// Returns what a file of `bytes` bytes may unfold into: long runs of one value take next to nothing.
 fn limit(bytes: u64) -> u64 {
     bytes.saturating_mul(1100).max(256 << 20)
 }

@@ -10,7 +10,8 @@ use crate::dataset::{Dataset, DatasetDict};
 use crate::hub::{self, Hub};
 use crate::{Error, Result};
 
-/// The dataset on the Hub that `name` means, if it means one: no pattern, nothing bundled, no file and no folder.
+/// Returns the dataset on the Hub that `name` means, if it means one: no pattern, nothing bundled, no file and no
+/// folder.
 pub(in crate::dataset) fn on_hub(name: &str, request: &Selection) -> Result<Option<HubDataset>> {
     let is_local = files::is_pattern(name)
         || name.starts_with(hub::BUNDLED)
@@ -65,7 +66,7 @@ impl Loader {
         }
     }
 
-    /// The part `split` of a dataset on the Hub; `rename` says what its splits are called there.
+    /// Returns the part `split` of a dataset on the Hub; `rename` says what its splits are called there.
     pub(in crate::dataset) fn part_of(
         &self,
         dataset: &HubDataset,
@@ -101,8 +102,8 @@ impl Loader {
         Ok(concatenate(&parts)?.with_origin(Some(dataset.name())))
     }
 
-    /// The files with the rows of `term`, where only reading a file tells how many rows it has: as many from the first
-    /// on as it takes, or all.
+    /// Returns the files with the rows of `term`, where only reading a file tells how many rows it has: as many from
+    /// the first on as it takes, or all.
     fn files_of_rows(&self, dataset: &HubDataset, name: &str, term: &Term) -> Result<Vec<PathBuf>> {
         let (Some(wanted), count) = (term.fixed(), dataset.shard_count(name)?) else {
             return dataset.first(name, usize::MAX);

@@ -77,7 +77,7 @@ impl Packing {
     }
 }
 
-/// The name of a kind of packed file that is not read, by its first bytes.
+/// Returns the name of a kind of packed file that is not read, by its first bytes.
 fn archive(start: &[u8]) -> Option<&'static str> {
     match start {
         [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => Some("a ZIP archive"),
@@ -123,7 +123,7 @@ pub(super) fn open(path: &Path, encoding: Option<&'static Encoding>) -> Result<S
     }))
 }
 
-/// The file's bytes, unpacked, and whether they were packed.
+/// Returns the file's bytes, unpacked, and whether they were packed.
 pub(super) fn unpacked(path: &Path) -> Result<(Source, bool)> {
     let io = |error| Error::io("read", path, error);
     crate::base::files::refuse_lfs_pointer(path)?;
@@ -166,8 +166,8 @@ pub(super) fn unpacked(path: &Path) -> Result<(Source, bool)> {
     Ok((Box::new(Cursor::new(start).chain(source)), true))
 }
 
-/// Whether a file ends with the mark that ends lz4 data, and perhaps a checksum: its unpacker does not ask for that. The file
-/// is at `at` before and after.
+/// Returns whether a file ends with the mark that ends lz4 data, and perhaps a checksum: its unpacker does not ask for
+/// that. The file is at `at` before and after.
 fn ends_as_lz4(file: &mut File, at: u64) -> std::io::Result<bool> {
     let mut end = [0; 8];
     let length = file.metadata()?.len();
@@ -180,7 +180,7 @@ fn ends_as_lz4(file: &mut File, at: u64) -> std::io::Result<bool> {
     Ok(end[4..] == [0; 4] || end[..4] == [0; 4])
 }
 
-/// The first bytes of a file, unpacked.
+/// Returns the first bytes of a file, unpacked.
 pub(super) fn beginning(path: &Path, length: usize) -> Result<Vec<u8>> {
     let mut source = open(path, None)?;
     start_of(&mut source, length).map_err(|error| Error::io("read", path, error))
@@ -270,7 +270,7 @@ impl Read for Decoded {
     }
 }
 
-/// The encoding that people call `label`: "latin-1", "utf-16", "cp1252", ...
+/// Returns the encoding that people call `label`: "latin-1", "utf-16", "cp1252", ...
 pub(super) fn encoding(label: &str) -> Result<&'static Encoding> {
     // Python's names for what the web calls otherwise.
     let plain = label.trim().to_ascii_lowercase().replace('_', "-");

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-/// `json` with NaN and the infinities as decimal numbers of the same length, for whom only the types count.
+/// Returns `json` with NaN and the infinities as decimal numbers of the same length, for whom only the types count.
 pub(super) fn as_numbers(json: &[u8]) -> Cow<'_, [u8]> {
     replaced(json, |word| match word {
         b"NaN" => b"0.5",
@@ -11,7 +11,8 @@ pub(super) fn as_numbers(json: &[u8]) -> Cow<'_, [u8]> {
     })
 }
 
-/// `json` with NaN and the infinities as texts, which the reader of a decimal column takes for the numbers they name.
+/// Returns `json` with NaN and the infinities as texts, which the reader of a decimal column takes for the numbers they
+/// name.
 pub(super) fn as_strings(json: &[u8]) -> Cow<'_, [u8]> {
     replaced(json, |word| match word {
         b"NaN" => b"\"NaN\"",

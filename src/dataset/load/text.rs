@@ -11,7 +11,7 @@ use super::chunks::{Chunk, LineChunks};
 use super::{Options, Rows, SampleBy};
 use crate::{Error, Result};
 
-/// The rows in the column `text`. Lines may be empty, paragraphs may not.
+/// Returns the rows in the column `text`. Lines may be empty, paragraphs may not.
 pub(super) fn load(paths: &[PathBuf], options: &Options, rows: &mut Rows) -> Result<SchemaRef> {
     let schema = Arc::new(Schema::new(vec![Field::new("text", DataType::Utf8, true)]));
     for path in paths {
@@ -53,8 +53,8 @@ pub(super) fn load(paths: &[PathBuf], options: &Options, rows: &mut Rows) -> Res
     Ok(schema)
 }
 
-/// Where the last paragraph that has an end ends: behind an even number of the line ends that follow each other, as they
-/// are counted off in pairs from the first. `searched` bytes are known to have no such place.
+/// Returns where the last paragraph that has an end ends: behind an even number of the line ends that follow each
+/// other, as they are counted off in pairs from the first. `searched` bytes are known to have no such place.
 fn paragraphs_end(bytes: &[u8], searched: usize) -> Option<usize> {
     // A pair may have begun with the last byte.
     let from = searched.saturating_sub(1);

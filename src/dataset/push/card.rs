@@ -31,8 +31,8 @@ pub(super) struct Published<'a> {
 }
 
 impl Published<'_> {
-    /// The card `readme` with this configuration added or replaced. `size` is asked for the bytes of the files that a pattern
-    /// of an earlier split means.
+    /// Returns the card `readme` with this configuration added or replaced. `size` is asked for the bytes of the files
+    /// that a pattern of an earlier split means.
     ///
     /// # Errors
     /// A card that can't be read; other columns than the splits have that stay.
@@ -208,7 +208,7 @@ impl Item {
         }
     }
 
-    /// The entry with a dash before it.
+    /// Returns the entry with a dash before it.
     fn as_list_item(&self) -> String {
         match self.is_list_item {
             true => self.text.clone(),
@@ -217,7 +217,7 @@ impl Item {
     }
 }
 
-/// The entries of a field: those of its list, or the field itself where it is one entry of `default`.
+/// Returns the entries of a field: those of its list, or the field itself where it is one entry of `default`.
 fn items(block: &str) -> Vec<Item> {
     let Some((_, content)) = block.split_once('\n') else {
         return Vec::new();
@@ -268,7 +268,7 @@ fn items(block: &str) -> Vec<Item> {
     entries.into_iter().map(item).collect()
 }
 
-/// The fields of a card's header with their text, in order.
+/// Returns the fields of a card's header with their text, in order.
 fn blocks(header: &str) -> Vec<(&str, &str)> {
     let mut starts: Vec<usize> = Vec::new();
     let mut at = 0;
@@ -355,7 +355,7 @@ fn feature(text: &mut String, key: &str, data_type: &DataType, depth: usize) {
     };
 }
 
-/// The name that `datasets` has for a plain type.
+/// Returns the name that `datasets` has for a plain type.
 fn dtype(data_type: &DataType) -> String {
     let unit = |unit: &TimeUnit| match unit {
         TimeUnit::Second => "s",
@@ -375,7 +375,7 @@ fn dtype(data_type: &DataType) -> String {
     }
 }
 
-/// A text as YAML reads it back as a text.
+/// Returns a text as YAML reads it back as a text.
 fn scalar(text: &str) -> String {
     let is_plain = text.starts_with(|c: char| c.is_ascii_alphabetic())
         && text

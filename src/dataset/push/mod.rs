@@ -41,7 +41,7 @@ impl Default for PushDataset {
 }
 
 impl PushDataset {
-    /// The configuration `default`; of a single dataset the split `train`; files of at most 500 MB.
+    /// Returns the configuration `default`; of a single dataset the split `train`; files of at most 500 MB.
     pub fn new() -> Self {
         Self::default()
     }

@@ -64,7 +64,7 @@ impl Checkpoint {
         Self::from_files(path.to_path_buf(), &[path.to_path_buf()])
     }
 
-    /// The arrays of a model that is open, under the names that it is saved with.
+    /// Returns the arrays of a model that is open, under the names that it is saved with.
     pub(crate) fn of_tensors(name: &str, tensors: BTreeMap<String, Tensor>) -> Self {
         let size = |tensor: &Tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
         Self {
@@ -104,22 +104,22 @@ impl Checkpoint {
         })
     }
 
-    /// The file that was opened (the index file of a sharded checkpoint).
+    /// Returns the file that was opened (the index file of a sharded checkpoint).
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The size of all files together.
+    /// Returns the size of all files together.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// All names in the checkpoint.
+    /// Returns all names in the checkpoint.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.names.keys().map(String::as_str)
     }
 
-    /// The array called `name`, which must be one of [`Checkpoint::names`], on `device` in its stored dtype.
+    /// Returns the array called `name`, which must be one of [`Checkpoint::names`], on `device` in its stored dtype.
     pub(crate) fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
         match self.names.get(name).map(|&index| &self.files[index]) {
             Some(WeightFile::Safetensors(file)) => file.tensor(name, device),
@@ -133,7 +133,7 @@ impl Checkpoint {
     }
 }
 
-/// The shard files that an index names, each once.
+/// Returns the shard files that an index names, each once.
 fn shards(index: &Path) -> Result<Vec<PathBuf>> {
     let text = std::fs::read(index).map_err(|e| Error::io("read", index, e))?;
     let json: Value = serde_json::from_slice(&text)

@@ -186,7 +186,7 @@ impl File {
     }
 }
 
-/// One tensor of a legacy file, whose storage of `count` elements starts at byte `start`.
+/// Returns one tensor of a legacy file, whose storage of `count` elements starts at byte `start`.
 fn read_legacy(
     path: &Path,
     info: &TensorInfo,
@@ -241,7 +241,7 @@ fn check_extent(path: &Path, info: &TensorInfo, bytes: u64) -> Result<()> {
     }
 }
 
-/// The entries of a state dict, whether a plain dict or one with attributes attached.
+/// Returns the entries of a state dict, whether a plain dict or one with attributes attached.
 fn entries(object: Object) -> Vec<(Object, Object)> {
     match object {
         Object::Dict(entries) => entries,
@@ -273,7 +273,7 @@ mod tests {
 
     use super::*;
 
-    /// An archive as PyTorch writes it: `pickle`, and `data` as the storage "0".
+    /// Returns an archive as PyTorch writes it: `pickle`, and `data` as the storage "0".
     fn archive(pickle: &[u8], data: &[u8]) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pytorch_model.bin");
@@ -288,7 +288,7 @@ mod tests {
         (folder, path)
     }
 
-    /// A state dict with one array "w" of `rows` (an instruction that pushes a number) by 1.
+    /// Returns a state dict with one array "w" of `rows` (an instruction that pushes a number) by 1.
     fn state_dict(rows: &[u8], arguments: usize) -> Vec<u8> {
         let text = |text: &str| {
             let mut bytes = vec![b'X'];

@@ -97,7 +97,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     Ok(Box::new(spec.build(weights)?))
 }
 
-/// The group and the place in it that each application of a block takes its weights from.
+/// Returns the group and the place in it that each application of a block takes its weights from.
 fn places(sharing: &Sharing) -> Result<Vec<String>> {
     let Sharing {
         num_hidden_layers: layers,

@@ -158,8 +158,8 @@ pub(super) fn spec(config: &Config) -> Result<Spec> {
     })
 }
 
-/// A model of this kind that normalizes before its layers instead of behind them and behind the embeddings, with the names
-/// of the norms of attention and feed-forward layers, and of the one behind the last block.
+/// Returns a model of this kind that normalizes before its layers instead of behind them and behind the embeddings,
+/// with the names of the norms of attention and feed-forward layers, and of the one behind the last block.
 pub(super) fn normalized_first(
     spec: Spec,
     [attention_norm, output_norm, last]: [&'static str; 3],

@@ -177,7 +177,7 @@ impl Blocks {
         })
     }
 
-    /// Whether texts of that length are long enough for it.
+    /// Returns whether texts of that length are long enough for it.
     fn serve(&self, seq: usize) -> bool {
         let least = self.random.saturating_mul(2).saturating_add(5);
         seq > least.saturating_mul(self.size)

@@ -629,7 +629,7 @@ impl Looks<'_> {
         })
     }
 
-    /// Whether a token takes part in what is left out for a separate first one.
+    /// Returns whether a token takes part in what is left out for a separate first one.
     fn counts(&self, at: usize) -> bool {
         at > 0 || !self.shape.separate_first
     }

@@ -76,7 +76,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
 /// One number of a box.
 type Place = fn(&[i64]) -> i64;
 
-/// One number of each token's box; without boxes all are [0, 0, 0, 0].
+/// Returns one number of each token's box; without boxes all are [0, 0, 0, 0].
 fn of_boxes(inputs: &ModelInputs, rows: usize, place: Place) -> Result<Vec<u32>> {
     let (batch, seq) = inputs.shape();
     let Some(boxes) = inputs.ids_of("bbox", &[batch, seq, 4])? else {

@@ -152,14 +152,14 @@ impl MegaConfig {
         Ok(())
     }
 
-    /// The size of chunks, where attention is cut into them.
+    /// Returns the size of chunks, where attention is cut into them.
     fn chunk(&self) -> Option<usize> {
         usize::try_from(self.chunk_size)
             .ok()
             .filter(|_| self.use_chunking)
     }
 
-    /// The longest stretch that a table of distances serves.
+    /// Returns the longest stretch that a table of distances serves.
     fn reach(&self) -> usize {
         usize::try_from(self.chunk_size).unwrap_or(self.max_positions)
     }

@@ -123,7 +123,7 @@ struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    /// The width of the layers.
+    /// Returns the width of the layers.
     fn width(&self) -> usize {
         match self.values.use_bottleneck {
             true => self.values.intra_bottleneck_size,

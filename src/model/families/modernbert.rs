@@ -90,7 +90,7 @@ impl Default for ModernBertConfig {
 const LOCAL_THETA: f64 = 10_000.0;
 
 impl ModernBertConfig {
-    /// Whether each layer sees everything.
+    /// Returns whether each layer sees everything.
     fn is_global(&self) -> Result<Vec<bool>> {
         let layers = numbered(self.num_hidden_layers)?.len();
         let Some(types) = &self.layer_types else {

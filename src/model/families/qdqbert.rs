@@ -82,12 +82,12 @@ struct QuantizedBlock {
     block: TransformerBlock,
 }
 
-/// What 8-bit integers see of `x`.
+/// Returns what 8-bit integers see of `x`.
 fn quantize(x: &Tensor) -> Result<Tensor> {
     ops::fake_quantize(x, &QuantRange::Dynamic, BITS)
 }
 
-/// The map `map` of `x` (batch, seq, in), both rounded.
+/// Returns the map `map` of `x` (batch, seq, in), both rounded.
 fn linear(map: &Linear, x: &Tensor) -> Result<Tensor> {
     let (batch, seq, width) = x.dims3()?;
     let params = map.params();
@@ -103,7 +103,7 @@ fn linear(map: &Linear, x: &Tensor) -> Result<Tensor> {
 }
 
 impl QuantizedBlock {
-    /// The context vectors of `x` (batch, seq, hidden), up to the output projection.
+    /// Returns the context vectors of `x` (batch, seq, hidden), up to the output projection.
     fn attend(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let attention = &self.block.attention;
         let (batch, seq, _) = x.dims3()?;
@@ -135,7 +135,7 @@ impl QuantizedBlock {
         ops::reshape(&attended, (batch, seq, heads * size))
     }
 
-    /// The sum of two rounded sides.
+    /// Returns the sum of two rounded sides.
     fn residual(x: &Tensor, residual: &Tensor, pass: &Pass, dropout: f64) -> Result<Tensor> {
         let x = ops::dropout(x, pass.context.dropout(dropout))?;
         ops::add(&quantize(&x)?, &quantize(residual)?)

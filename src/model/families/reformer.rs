@@ -209,7 +209,7 @@ impl ReformerConfig {
         Ok(())
     }
 
-    /// The number of positions there are embeddings for.
+    /// Returns the number of positions there are embeddings for.
     fn positions(&self) -> usize {
         let axial = self.axial_pos_shape.iter();
         let axial = axial.fold(1usize, |n, &size| n.saturating_mul(size));
@@ -264,7 +264,7 @@ impl Chunks {
         }
     }
 
-    /// The longest text whose padded length is no more than `positions`.
+    /// Returns the longest text whose padded length is no more than `positions`.
     fn longest(self, positions: usize) -> usize {
         let whole = positions / self.multiple * self.multiple;
         whole.max(self.least.min(positions))
@@ -590,7 +590,7 @@ struct Heads {
 }
 
 impl Heads {
-    /// How many keys a query sees.
+    /// Returns how many keys a query sees.
     fn seen(&self) -> usize {
         self.chunk * (1 + self.before + self.after)
     }
@@ -697,7 +697,7 @@ impl Local {
     }
 }
 
-/// What is added to each key's score, by a mask of the text.
+/// Returns what is added to each key's score, by a mask of the text.
 fn hidden_keys(text: &Tensor) -> Result<Vec<f32>> {
     let text = text.flatten_all()?.to_vec1::<u32>()?;
     let added = |text| if text == 0 { HIDDEN } else { 0.0 };
@@ -942,7 +942,7 @@ impl Hashed {
     }
 }
 
-/// The bucket of a rotated vector: of each factor the number of the largest of its numbers and their opposites.
+/// Returns the bucket of a rotated vector: of each factor the number of the largest of its numbers and their opposites.
 fn bucket(rotated: &[f32], factors: &[usize]) -> usize {
     let (mut start, mut step, mut bucket) = (0, 1, 0);
     for &factor in factors {
@@ -961,7 +961,8 @@ fn bucket(rotated: &[f32], factors: &[usize]) -> usize {
     bucket
 }
 
-/// What `torch.randn` gives for 16 numbers or more after `torch.manual_seed(seed)` on a CPU, to the last digits.
+/// Returns what `torch.randn` gives for 16 numbers or more after `torch.manual_seed(seed)` on a CPU, to the last
+/// digits.
 fn normal_of_seed(seed: u64, count: usize) -> Vec<f32> {
     // It works in groups of 16, the last of which is drawn once more where it is not whole.
     let mut twister = Twister::new(seed as u32);

@@ -85,7 +85,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     Ok(Box::new(spec.build(weights)?))
 }
 
-/// The seven types of all tokens, if there are any.
+/// Returns the seven types of all tokens, if there are any.
 fn all_types(inputs: &ModelInputs) -> Result<Option<&[i64]>> {
     if inputs.token_type_ids.is_some() {
         return Err(Error::Dataset(format!(
@@ -113,7 +113,7 @@ fn types(inputs: &ModelInputs, which: usize, rows: usize) -> Result<Vec<u32>> {
     all.chunks(TYPES).enumerate().map(index).collect()
 }
 
-/// The tokens' positions, counted from the first token of the same cell in the same example.
+/// Returns the tokens' positions, counted from the first token of the same cell in the same example.
 fn positions_in_cells(inputs: &ModelInputs, rows: usize) -> Result<Vec<u32>> {
     let seq = inputs.seq;
     let all = all_types(inputs)?;

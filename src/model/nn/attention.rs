@@ -29,7 +29,7 @@ pub struct SelfAttention {
 }
 
 impl SelfAttention {
-    /// The context vectors of `x` (batch, seq, hidden): the same shape. `dropout` is of the attention weights.
+    /// Returns the context vectors of `x` (batch, seq, hidden): the same shape. `dropout` is of the attention weights.
     pub fn forward(&self, x: &Tensor, mask: &AttentionMask, dropout: Dropout) -> Result<Tensor> {
         self.forward_of(x, x, mask, dropout)
     }

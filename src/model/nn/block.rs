@@ -40,8 +40,8 @@ pub trait Block: std::fmt::Debug + Send + Sync {
     /// Returns the block's arithmetic; nothing is counted for the head.
     fn flops(&self) -> ModelFlops;
 
-    /// Whether several texts may lie one behind the other in one row, [`AttentionMask::Packed`]: whether nothing but plain
-    /// attention looks at other positions.
+    /// Returns whether several texts may lie one behind the other in one row, [`AttentionMask::Packed`]: whether
+    /// nothing but plain attention looks at other positions.
     fn takes_packed(&self) -> bool {
         false
     }

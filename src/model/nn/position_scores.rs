@@ -35,7 +35,7 @@ pub enum PositionScores {
 const BUCKETS: (u32, u32) = (32, 128);
 
 impl PositionScores {
-    /// The scores that a config's `position_embedding_type` asks for; `None` for absolute positions.
+    /// Returns the scores that a config's `position_embedding_type` asks for; `None` for absolute positions.
     pub fn new(
         weights: &WeightBuilder,
         kind: &str,

@@ -47,7 +47,7 @@ pub(super) fn build(folder: &Folder, unk: &str) -> Result<tokenizers::Tokenizer>
     Ok(core)
 }
 
-/// `token` as a regular expression that matches it alone.
+/// Returns `token` as a regular expression that matches it alone.
 fn escaped(token: &str) -> String {
     let mut pattern = String::new();
     for c in token.chars() {

@@ -27,7 +27,7 @@ use super::rules::sentence_piece::{Cleaning, SentencePiece};
 use super::special::{Role, SpecialTokens};
 use crate::{Error, Result};
 
-/// The family that the file names alone suggest.
+/// Returns the family that the file names alone suggest.
 pub(super) fn guess(folder: &Folder) -> Result<&'static Family> {
     let class = if folder.file("vocab.txt").is_some() {
         "BertTokenizer"
@@ -74,7 +74,7 @@ pub(super) fn build(folder: &Folder, family: &Family, special: &SpecialTokens) -
     Ok(Engine::library(library).0)
 }
 
-/// A tokenizer from a `SentencePiece` model.
+/// Returns a tokenizer from a `SentencePiece` model.
 fn sentence_piece(folder: &Folder, pieces: &Pieces) -> Result<Rules> {
     const OTHERS: [&str; 5] = [
         "spm.model",
@@ -111,7 +111,7 @@ fn sentence_piece(folder: &Folder, pieces: &Pieces) -> Result<Rules> {
     Ok(rules.lowercase(lowercase == Some(true)))
 }
 
-/// A tokenizer of bytes, whose special tokens have the ids before them.
+/// Returns a tokenizer of bytes, whose special tokens have the ids before them.
 fn bytes(special: &SpecialTokens) -> Result<Rules> {
     const ROLES: [Role; 6] = [
         Role::Pad,
@@ -186,20 +186,20 @@ pub(super) fn post_processor(
         .into())
 }
 
-/// A text file that must be there.
+/// Returns a text file that must be there.
 fn read(folder: &Folder, name: &str) -> Result<String> {
     let path = folder.file(name).ok_or_else(|| missing(folder, name))?;
     std::fs::read_to_string(&path).map_err(|error| Error::io("read", path, error))
 }
 
-/// A file that must be there, as it is.
+/// Returns a file that must be there, as it is.
 fn read_bytes(folder: &Folder, name: &'static str) -> Result<(&'static str, Arc<[u8]>)> {
     let path = folder.file(name).ok_or_else(|| missing(folder, name))?;
     let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
     Ok((name, bytes.into()))
 }
 
-/// The tokens and ids of `vocab.json`.
+/// Returns the tokens and ids of `vocab.json`.
 fn read_json_vocabulary(folder: &Folder) -> Result<HashMap<String, u32>> {
     serde_json::from_str(&read(folder, "vocab.json")?).map_err(|error| {
         let message = format!("not a JSON object of tokens and ids: {error}");
@@ -207,7 +207,7 @@ fn read_json_vocabulary(folder: &Folder) -> Result<HashMap<String, u32>> {
     })
 }
 
-/// A vocabulary with one token a line; a token's id is the number of its (last) line, from 0.
+/// Returns a vocabulary with one token a line; a token's id is the number of its (last) line, from 0.
 fn read_lines(folder: &Folder, name: &str) -> Result<Vocab> {
     let text = read(folder, name)?;
     let lines = text.strip_suffix('\n').unwrap_or(&text).split('\n');
@@ -215,7 +215,7 @@ fn read_lines(folder: &Folder, name: &str) -> Result<Vocab> {
     Ok(lines.zip(0..).collect())
 }
 
-/// Which line of `vocab.txt` repeats an earlier one, in words.
+/// Returns which line of `vocab.txt` repeats an earlier one, in words.
 pub(super) fn repeated_line(folder: &Folder) -> Option<String> {
     let path = folder.file("vocab.txt")?;
     let text = std::fs::read_to_string(path).ok()?;

@@ -54,7 +54,7 @@ pub(super) fn build(folder: &Folder, moses: Moses, unk: Option<&str>) -> Result<
     Ok(Rules::new(words, vocabulary, files).lowercase(lowercase))
 }
 
-/// The file in which a folder may hold the Moses list of its language.
+/// Returns the file in which a folder may hold the Moses list of its language.
 fn prefix_file(language: &str) -> &'static str {
     match language {
         "fr" => "nonbreaking_prefix.fr",

@@ -64,7 +64,7 @@ impl Added {
         self.by_id.iter().map(|(id, token)| (*id, token))
     }
 
-    /// The longest token that stands at the beginning of `text`.
+    /// Returns the longest token that stands at the beginning of `text`.
     pub(crate) fn at_start(&self, text: &str) -> Option<(u32, usize)> {
         let list = self.by_first.get(&text.chars().next()?)?;
         let found = list
@@ -115,7 +115,8 @@ impl Added {
         parts
     }
 
-    /// Whether the token at `at` counts there: one that must be a word of its own has spaces beside it, or nothing.
+    /// Returns whether the token at `at` counts there: one that must be a word of its own has spaces beside it, or
+    /// nothing.
     fn stands_alone(&self, id: u32, text: &str, at: usize) -> bool {
         let token = &self.by_id[&id];
         if !token.single_word {

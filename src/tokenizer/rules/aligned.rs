@@ -13,7 +13,7 @@ pub(crate) struct Aligned {
 }
 
 impl Aligned {
-    /// The original itself, each character standing for itself.
+    /// Returns the original itself, each character standing for itself.
     pub(crate) fn new(original: &str) -> Self {
         let mut aligned = Self::with_capacity(original.len());
         for (at, c) in (0..).zip(original.chars()) {
@@ -65,14 +65,14 @@ impl Aligned {
         self.spans.truncate(bytes);
     }
 
-    /// A part of the text, in bytes.
+    /// Returns a part of the text, in bytes.
     pub(crate) fn slice(&self, range: Range<usize>) -> Aligned {
         let mut part = Self::with_capacity(range.len());
         part.push_from(self, range);
         part
     }
 
-    /// What a byte stands for; behind the end, the empty span there.
+    /// Returns what a byte stands for; behind the end, the empty span there.
     pub(crate) fn span_at(&self, byte: usize) -> (u32, u32) {
         match self.spans.get(byte) {
             Some(span) => *span,
@@ -80,7 +80,7 @@ impl Aligned {
         }
     }
 
-    /// What a range of bytes stands for.
+    /// Returns what a range of bytes stands for.
     pub(crate) fn span(&self, range: Range<usize>) -> (usize, usize) {
         if range.is_empty() {
             let at = self.span_at(range.start).0 as usize;
@@ -90,13 +90,13 @@ impl Aligned {
         (start as usize, end.max(start) as usize)
     }
 
-    /// Each character with its range of bytes.
+    /// Returns each character with its range of bytes.
     pub(crate) fn chars(&self) -> impl Iterator<Item = (Range<usize>, char)> {
         let chars = self.text.char_indices();
         chars.map(|(at, c)| (at..at + c.len_utf8(), c))
     }
 
-    /// Every character replaced by those that `rewrite` gives for it.
+    /// Returns every character replaced by those that `rewrite` gives for it.
     pub(crate) fn map<I: IntoIterator<Item = char>>(
         &self,
         mut rewrite: impl FnMut(char) -> I,
@@ -111,12 +111,12 @@ impl Aligned {
         new
     }
 
-    /// The text without the characters for which `keep` is false.
+    /// Returns the text without the characters for which `keep` is false.
     pub(crate) fn filter(&self, keep: impl Fn(char) -> bool) -> Aligned {
         self.map(|c| keep(c).then_some(c))
     }
 
-    /// The text with characters that stand for nothing where `empty` is true.
+    /// Returns the text with characters that stand for nothing where `empty` is true.
     pub(crate) fn with_empty_spans(&self, empty: impl Fn(char) -> bool) -> Aligned {
         let mut new = Self::with_capacity(self.len());
         for (range, c) in self.chars() {
@@ -126,7 +126,7 @@ impl Aligned {
         new
     }
 
-    /// Every `from` replaced by `to`, which stands for its last character, as in the library.
+    /// Returns every `from` replaced by `to`, which stands for its last character, as in the library.
     pub(crate) fn replace(&self, from: &str, to: &str) -> Aligned {
         if !self.text.contains(from) {
             return self.clone();
@@ -142,7 +142,7 @@ impl Aligned {
         new
     }
 
-    /// The part between leading and trailing characters for which `space` is true.
+    /// Returns the part between leading and trailing characters for which `space` is true.
     pub(crate) fn trim(&self, space: impl Fn(char) -> bool + Copy) -> Aligned {
         let rest = self.text.trim_start_matches(space);
         let start = self.len() - rest.len();
@@ -150,7 +150,7 @@ impl Aligned {
         self.slice(start..end)
     }
 
-    /// The text after a step of the library's normalizers.
+    /// Returns the text after a step of the library's normalizers.
     pub(crate) fn through(&self, step: impl FnOnce(&mut NormalizedString)) -> Aligned {
         let mut normalized = NormalizedString::from(self.text.as_str());
         step(&mut normalized);

@@ -13,7 +13,7 @@ pub(crate) struct Bytes;
 const SPECIAL: u32 = 6;
 
 impl Bytes {
-    /// The bytes as the characters U+0000 to U+00FF.
+    /// Returns the bytes as the characters U+0000 to U+00FF.
     pub(crate) fn vocabulary() -> Vocabulary {
         let bytes = (0..=255u8).map(|byte| (char::from(byte).to_string(), byte));
         Vocabulary::new(bytes.map(|(token, byte)| (token, u32::from(byte) + SPECIAL)))

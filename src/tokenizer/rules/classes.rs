@@ -7,7 +7,7 @@ use regex_syntax::hir::{Class, HirKind};
 pub(crate) struct CharClass(Box<[(char, char)]>);
 
 impl CharClass {
-    /// The characters of a class in the syntax of regular expressions, such as `[\p{Mn}\s]`.
+    /// Returns the characters of a class in the syntax of regular expressions, such as `[\p{Mn}\s]`.
     ///
     /// # Panics
     ///

@@ -31,7 +31,7 @@ pub(crate) struct Said {
 }
 
 impl Letterwise {
-    /// What tokens in a row say: with `folded`, equal ones are one; blanks say nothing.
+    /// Returns what tokens in a row say: with `folded`, equal ones are one; blanks say nothing.
     pub(crate) fn read(&self, tokens: &[&str], folded: bool) -> Vec<Said> {
         let mut said = Vec::new();
         let mut start = 0;
@@ -51,7 +51,7 @@ impl Letterwise {
         said
     }
 
-    /// The text of what was said.
+    /// Returns the text of what was said.
     pub(crate) fn text(&self, said: &[Said]) -> String {
         let text: String = said.iter().map(|said| said.text.as_str()).collect();
         let text = text.trim_matches(is_space);
@@ -62,7 +62,7 @@ impl Letterwise {
         }
     }
 
-    /// The words of what was said.
+    /// Returns the words of what was said.
     pub(crate) fn words(&self, said: &[Said]) -> Vec<Said> {
         let words = said.split(|said| said.text == self.space);
         words

@@ -26,7 +26,7 @@ use added::{Added, Part};
 use aligned::Aligned;
 use vocabulary::Vocabulary;
 
-/// Whether Python takes `c` for a space.
+/// Returns whether Python takes `c` for a space.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
@@ -63,18 +63,18 @@ pub(super) trait Segmenter: Send + Sync + fmt::Debug {
         pieces: &mut Vec<Piece>,
     ) -> Result<()>;
 
-    /// The text of tokens in a row.
+    /// Returns the text of tokens in a row.
     fn join(&self, tokens: &[Spelled<'_>]) -> String;
 
-    /// How [`join`](Self::join) is called on all tokens of a sequence.
+    /// Returns how [`join`](Self::join) is called on all tokens of a sequence.
     fn stretches(&self) -> Stretches {
         Stretches::Spaced
     }
 
-    /// Whether a token continues the word of the one before it, by its spelling.
+    /// Returns whether a token continues the word of the one before it, by its spelling.
     fn continues_word(&self, token: &str) -> bool;
 
-    /// The text of `ids`, where the family does not go by its tokens.
+    /// Returns the text of `ids`, where the family does not go by its tokens.
     fn decode(&self, _ids: &[u32], _skip_special_tokens: bool) -> Option<Result<String>> {
         None
     }
@@ -84,7 +84,7 @@ pub(super) trait Segmenter: Send + Sync + fmt::Debug {
         None
     }
 
-    /// What is done to the whole text when it is joined.
+    /// Returns what is done to the whole text when it is joined.
     fn finish(&self, text: String) -> String {
         text
     }
@@ -135,7 +135,7 @@ impl Rules {
         self
     }
 
-    /// The files that the family's tokenizer is opened from, by name.
+    /// Returns the files that the family's tokenizer is opened from, by name.
     pub(super) fn files(&self) -> &[(&'static str, Arc<[u8]>)] {
         &self.files
     }
@@ -146,7 +146,7 @@ impl Rules {
         self.vocabulary.len() + if with_added { beyond.count() } else { 0 }
     }
 
-    /// One more than the largest id.
+    /// Returns one more than the largest id.
     pub(super) fn rows(&self) -> u32 {
         let added = self.added.iter().map(|(id, _)| id + 1).max();
         self.vocabulary.rows().max(added.unwrap_or(0))
@@ -224,7 +224,7 @@ impl Rules {
         Ok(())
     }
 
-    /// The pieces of `text`, added tokens among them.
+    /// Returns the pieces of `text`, added tokens among them.
     pub(super) fn pieces(&self, text: &str) -> Result<Vec<Piece>> {
         let mut aligned = Aligned::new(text);
         if self.lowercase {
@@ -275,7 +275,7 @@ impl Rules {
         ))
     }
 
-    /// The text with everything lowercased but special tokens and tokens that are matched as they are written.
+    /// Returns the text with everything lowercased but special tokens and tokens that are matched as they are written.
     fn lowercased(&self, text: &Aligned) -> Aligned {
         let mut new = Aligned::with_capacity(text.len());
         let mut skip = 0;
@@ -301,7 +301,7 @@ impl Rules {
         new
     }
 
-    /// The text of `ids`; ids without a token are left out. Those that are `alone` stand for themselves.
+    /// Returns the text of `ids`; ids without a token are left out. Those that are `alone` stand for themselves.
     pub(super) fn decode(
         &self,
         ids: &[u32],
@@ -349,7 +349,7 @@ impl Rules {
         Ok(self.segmenter.finish(texts.join(between)))
     }
 
-    /// The letters and what they say, of a tokenizer for speech.
+    /// Returns the letters and what they say, of a tokenizer for speech.
     pub(super) fn letterwise(&self) -> Option<&letterwise::Letterwise> {
         self.segmenter.letterwise()
     }

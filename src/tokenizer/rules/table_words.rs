@@ -44,7 +44,7 @@ impl Segmenter for TableWords {
     }
 }
 
-/// Whether a text is a way to leave a cell empty, or has no letter and no digit.
+/// Returns whether a text is a way to leave a cell empty, or has no letter and no digit.
 fn says_nothing(text: &str) -> bool {
     static WORDS: LazyLock<CharClass> = LazyLock::new(|| CharClass::new(r"[\p{L}\p{N}]"));
     let lower = text.to_lowercase();

@@ -37,7 +37,7 @@ impl Vocabulary {
         self.ids.len()
     }
 
-    /// One more than the largest id.
+    /// Returns one more than the largest id.
     pub(crate) fn rows(&self) -> u32 {
         self.tokens.last_key_value().map_or(0, |(id, _)| id + 1)
     }

@@ -26,7 +26,7 @@ pub(super) fn cut(
     Ok(())
 }
 
-/// The words of pieces, with spaces between.
+/// Returns the words of pieces, with spaces between.
 pub(super) fn join(tokens: &[Spelled<'_>]) -> String {
     let tokens: Vec<&str> = tokens.iter().map(|token| token.text).collect();
     let text = tokens.join(" ").replace(" ##", "");

@@ -238,8 +238,8 @@ impl Tokenizer {
     }
 }
 
-/// How many lines of the table, the header's among them, and how many pieces up to the last word of a cell, fit into `room`
-/// tokens.
+/// Returns how many lines of the table, the header's among them, and how many pieces up to the last word of a cell, fit
+/// into `room` tokens.
 fn fit(tokens: &[Token], lines: usize, longest: usize, room: usize) -> (usize, usize) {
     let cost = |lines: usize, words: usize| {
         let kept = tokens

@@ -79,7 +79,7 @@ const DATES: &[(&str, [bool; 3])] = &[
     ("A, B d", [false, true, true]),
 ];
 
-/// The values in a text, in their order.
+/// Returns the values in a text, in their order.
 pub(super) fn values(text: &str) -> Vec<Value> {
     static NUMBER: LazyLock<Regex> = LazyLock::new(|| {
         let pattern = r"((^|\s)[+-])?((\.\d+)|(\d+(,\d\d\d)*(\.\d*)?))";
@@ -137,7 +137,7 @@ pub(super) fn values(text: &str) -> Vec<Value> {
     kept.into_iter().flat_map(|(_, values)| values).collect()
 }
 
-/// All stretches of up to `most` words, by where they end.
+/// Returns all stretches of up to `most` words, by where they end.
 fn spans(text: &str, most: usize) -> Vec<(usize, usize)> {
     static WORDS: LazyLock<CharClass> = LazyLock::new(|| CharClass::new(r"[\p{L}\p{N}]"));
     let mut spans = Vec::new();
@@ -158,7 +158,7 @@ fn spans(text: &str, most: usize) -> Vec<(usize, usize)> {
     spans
 }
 
-/// The number that a text is, with thousands set off by commas, or an ordinal.
+/// Returns the number that a text is, with thousands set off by commas, or an ordinal.
 fn number(text: &str) -> Option<f64> {
     let ending = ["st", "nd", "rd", "th"]
         .iter()
@@ -168,7 +168,7 @@ fn number(text: &str) -> Option<f64> {
     (!value.is_nan() && value != f64::INFINITY).then_some(value)
 }
 
-/// The date that a text is, from 1700 to 2016.
+/// Returns the date that a text is, from 1700 to 2016.
 fn date(text: &str) -> Option<Value> {
     DATES.iter().find_map(|(pattern, says)| {
         let mut parts = [None; 3];
@@ -243,7 +243,7 @@ fn field<'a>(text: &'a str, part: char, parts: &mut [Option<u16>; 3]) -> Option<
     }
 }
 
-/// How many days a month has.
+/// Returns how many days a month has.
 fn days(year: u16, month: u16) -> u16 {
     match month {
         2 if year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400)) => {
@@ -255,7 +255,8 @@ fn days(year: u16, month: u16) -> u16 {
     }
 }
 
-/// The value of each cell of a column: of the kind that most cells have values of, where these are most of all cells.
+/// Returns the value of each cell of a column: of the kind that most cells have values of, where these are most of all
+/// cells.
 pub(super) fn column(cells: &[&str]) -> Vec<Option<Value>> {
     let all: Vec<Vec<Value>> = cells.iter().map(|cell| values(cell)).collect();
     let is_date = |value: &Value| matches!(value, Value::Date(_));

@@ -124,7 +124,7 @@ fn forget_vocabulary(json: &mut Value) -> Option<String> {
     unk
 }
 
-/// The model's own trainer.
+/// Returns the model's own trainer.
 fn trainer(
     model: &ModelWrapper,
     vocab_size: usize,

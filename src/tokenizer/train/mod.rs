@@ -21,7 +21,7 @@ use tokenizers::{
 use super::guard::{failed, guarded};
 use crate::{Error, Result};
 
-/// A pipeline with the vocabulary that `trainer` finds in `texts`.
+/// Returns a pipeline with the vocabulary that `trainer` finds in `texts`.
 fn trained<I>(
     mut core: tokenizers::Tokenizer,
     mut trainer: TrainerWrapper,
@@ -75,7 +75,7 @@ where
     })
 }
 
-/// How often each word stands in the texts.
+/// Returns how often each word stands in the texts.
 fn words<I>(core: &tokenizers::Tokenizer, texts: I) -> Result<BTreeMap<String, u64>>
 where
     I: Iterator + Send,
@@ -152,7 +152,7 @@ fn word_piece(
     Ok((model.map_err(failed)?, special))
 }
 
-/// The same pieces in an order that is always the same.
+/// Returns the same pieces in an order that is always the same.
 ///
 /// The trainer gives letters that did not earn a place the least score and up, a step each, in the order of a hash map; here
 /// they get those scores in their own order.

@@ -140,13 +140,13 @@ impl Tokenizer {
     }
 }
 
-/// A family's row and its special tokens.
+/// Returns a family's row and its special tokens.
 fn layout(class: &str) -> (&'static Family, SpecialTokens) {
     let family = Family::of_class(class).expect("a class of the table");
     (family, family.special_tokens())
 }
 
-/// The special tokens to be trained with, the mask as the family has it.
+/// Returns the special tokens to be trained with, the mask as the family has it.
 fn tokens(contents: &[&str], special: &SpecialTokens) -> Vec<AddedToken> {
     let token = |content: &&str| {
         let mask = special
@@ -157,7 +157,7 @@ fn tokens(contents: &[&str], special: &SpecialTokens) -> Vec<AddedToken> {
     contents.iter().map(token).collect()
 }
 
-/// The tokenizer with the family's special tokens around texts.
+/// Returns the tokenizer with the family's special tokens around texts.
 fn made(
     mut core: tokenizers::Tokenizer,
     family: &'static Family,

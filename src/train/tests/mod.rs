@@ -86,7 +86,7 @@ pub(super) fn trainer(args: TrainingArguments, model: &MaskedLm) -> Trainer {
     Trainer::new(model.clone(), args, rows(24), rows(9), AsTheyAre)
 }
 
-/// All weights, bit by bit.
+/// Returns all weights, bit by bit.
 pub(super) fn bits(model: &MaskedLm) -> Vec<Vec<u32>> {
     let values =
         |param: &Param| -> Vec<f32> { param.value().flatten_all().unwrap().to_vec1().unwrap() };

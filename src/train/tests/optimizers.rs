@@ -8,7 +8,7 @@ use crate::train::{
     Adafactor, AdamW, Lion, Optimizer, ParamGroup, Schedule, Sgd, TrainingArguments,
 };
 
-/// A matrix and a bias, as the figures below begin with.
+/// Returns a matrix and a bias, as the figures below begin with.
 fn params() -> [Param; 2] {
     let weight: Vec<f32> = (0..12)
         .map(|i| ((i / 4 * 7 + i % 4 * 3) % 11) as f32 / 10.0 - 0.5)

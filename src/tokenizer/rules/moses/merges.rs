@@ -40,7 +40,7 @@ impl Merges {
         Ok(Self(merges))
     }
 
-    /// The pieces of a word.
+    /// Returns the pieces of a word.
     pub(super) fn cut(&self, word: &str) -> Vec<Range<usize>> {
         let chars = word.char_indices();
         let mut pieces: Vec<Range<usize>> = chars.map(|(at, c)| at..at + c.len_utf8()).collect();

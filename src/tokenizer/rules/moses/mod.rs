@@ -43,7 +43,7 @@ pub(crate) struct MosesBpe {
 }
 
 impl MosesBpe {
-    /// A tokenizer for texts in `language`, two letters such as `en`.
+    /// Returns a tokenizer for texts in `language`, two letters such as `en`.
     pub(crate) fn new(
         language: &str,
         letters: Letters,
@@ -62,7 +62,7 @@ impl MosesBpe {
         }
     }
 
-    /// The words of a text.
+    /// Returns the words of a text.
     fn words(&self, text: &Aligned) -> Vec<Aligned> {
         let mut text = text.clone();
         if let Letters::Composed { lowercase } = self.letters {
@@ -123,13 +123,13 @@ impl Segmenter for MosesBpe {
     }
 }
 
-/// Whether `c` is a control, format, private or unassigned character.
+/// Returns whether `c` is a control, format, private or unassigned character.
 fn is_unprintable(c: char) -> bool {
     static CLASS: LazyLock<CharClass> = LazyLock::new(|| CharClass::new(r"\p{C}"));
     CLASS.contains(c)
 }
 
-/// Whether `c` is a mark over or under another character.
+/// Returns whether `c` is a mark over or under another character.
 fn is_mark(c: char) -> bool {
     static CLASS: LazyLock<CharClass> = LazyLock::new(|| CharClass::new(r"\p{Mn}"));
     CLASS.contains(c)

@@ -26,7 +26,7 @@ const FRENCH: &str = "MM av art chap cf fig hab p pp vol éd etc tél";
 const NUMERIC_ONLY: &str = "#NUMERIC_ONLY#";
 
 impl Prefixes {
-    /// Those known for a language; where there are none, the English ones.
+    /// Returns those known for a language; where there are none, the English ones.
     pub(crate) fn of(language: &str) -> Self {
         let capitals = ('A'..='Z').map(|letter| letter.to_string());
         let mut prefixes: HashMap<String, Prefix> =

@@ -45,8 +45,8 @@ impl Rule {
         }
     }
 
-    /// All that the pattern matches replaced, from left to right. A new character stands for its like in what was matched, or for
-    /// all of it.
+    /// Returns all that the pattern matches replaced, from left to right. A new character stands for its like in what
+    /// was matched, or for all of it.
     pub(super) fn apply(&self, text: &Aligned) -> Aligned {
         if !self.pattern.is_match(text.as_str()) {
             return text.clone();
@@ -90,7 +90,7 @@ impl Rule {
     }
 }
 
-/// A table of ranges of code points as the inside of a class in a pattern.
+/// Returns a table of ranges of code points as the inside of a class in a pattern.
 pub(super) fn class(ranges: &[(u32, u32)]) -> String {
     let ranges = ranges.iter();
     ranges

@@ -68,7 +68,7 @@ impl Words {
         }
     }
 
-    /// The words and signs of a text.
+    /// Returns the words and signs of a text.
     pub(super) fn cut(&self, text: &Aligned) -> Vec<Aligned> {
         let common = &*COMMON;
         let text = common.spaces.apply(text).filter(|c| c > '\u{1f}');
@@ -83,7 +83,7 @@ impl Words {
         split(&show_dots(&text))
     }
 
-    /// The words joined with spaces, the dots at their ends cut off but where they belong to the word.
+    /// Returns the words joined with spaces, the dots at their ends cut off but where they belong to the word.
     fn cut_last_dots(&self, words: &[Aligned]) -> Aligned {
         let mut new = Aligned::default();
         for (at, word) in words.iter().enumerate() {
@@ -108,7 +108,7 @@ impl Words {
         new
     }
 
-    /// Whether the dot behind `word` is a part of it.
+    /// Returns whether the dot behind `word` is a part of it.
     fn keeps_dot(&self, word: &str, next: Option<&str>) -> bool {
         let first = next.and_then(|next| next.chars().next());
         word.contains('.') && word.chars().any(|c| holds(ALPHABETIC, c))
@@ -119,13 +119,13 @@ impl Words {
     }
 }
 
-/// Whether `c` is in one of the sorted ranges.
+/// Returns whether `c` is in one of the sorted ranges.
 fn holds(ranges: &[(u32, u32)], c: char) -> bool {
     let after = ranges.partition_point(|(first, _)| *first <= c as u32);
     after > 0 && c as u32 <= ranges[after - 1].1
 }
 
-/// The parts of a text between spaces.
+/// Returns the parts of a text between spaces.
 fn split(text: &Aligned) -> Vec<Aligned> {
     let mut parts = Vec::new();
     let mut open = None;
@@ -170,7 +170,7 @@ fn hide_dots(text: &Aligned) -> Aligned {
     new
 }
 
-/// The dots that [`hide_dots`] hid.
+/// Returns the dots that [`hide_dots`] hid.
 fn show_dots(text: &Aligned) -> Aligned {
     if !text.as_str().contains(DOTS_END) {
         return text.clone();

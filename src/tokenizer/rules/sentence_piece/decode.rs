@@ -5,8 +5,8 @@ use super::proto::Kind;
 use super::{SPACE, SentencePiece};
 
 impl SentencePiece {
-    /// The text of pieces in a row: the space before the first is the model's own, control pieces say nothing, bytes in a
-    /// row are put together, and those that are no UTF-8 become replacement characters.
+    /// Returns the text of pieces in a row: the space before the first is the model's own, control pieces say nothing,
+    /// bytes in a row are put together, and those that are no UTF-8 become replacement characters.
     pub(super) fn decode<'a>(&self, pieces: impl Iterator<Item = &'a str>) -> String {
         let mut text = String::new();
         let mut bytes: Vec<u8> = Vec::new();
@@ -44,7 +44,7 @@ impl SentencePiece {
     }
 }
 
-/// `bytes` as text, a replacement character for each byte that is not UTF-8.
+/// Returns `bytes` as text, a replacement character for each byte that is not UTF-8.
 fn utf8(bytes: &[u8]) -> String {
     let mut text = String::new();
     for chunk in bytes.utf8_chunks() {

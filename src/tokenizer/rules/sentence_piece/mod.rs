@@ -155,7 +155,7 @@ impl SentencePiece {
         Ok((model, vocabulary))
     }
 
-    /// The id of the piece at `place` of the file.
+    /// Returns the id of the piece at `place` of the file.
     fn id(&self, place: usize) -> u32 {
         if place == self.proto.unk {
             return self.unk_id;
@@ -163,7 +163,7 @@ impl SentencePiece {
         u32::try_from(place as i64 + self.shift).unwrap_or(self.unk_id)
     }
 
-    /// The pieces of `text`, each with its text.
+    /// Returns the pieces of `text`, each with its text.
     fn cut(&self, text: &Aligned, before: Option<(u32, u32)>) -> Vec<Found> {
         let normalized = self.normalizer.apply(text, before);
         let unk = self.proto.unk;
@@ -198,7 +198,7 @@ impl SentencePiece {
         found
     }
 
-    /// The pieces of a text that is clean, with commas behind digits cut off.
+    /// Returns the pieces of a text that is clean, with commas behind digits cut off.
     fn cut_commas(&self, text: &Aligned, before: Option<(u32, u32)>) -> Vec<Found> {
         let mut new = Vec::new();
         for piece in self.cut(text, before) {
@@ -234,12 +234,12 @@ impl SentencePiece {
         new
     }
 
-    /// The place of the piece that is spelled so, or of the unknown one.
+    /// Returns the place of the piece that is spelled so, or of the unknown one.
     fn place(&self, text: &str) -> usize {
         self.places.get(text).copied().unwrap_or(self.proto.unk)
     }
 
-    /// The text after what the family does before the model.
+    /// Returns the text after what the family does before the model.
     fn clean(&self, text: &Aligned) -> Aligned {
         let cleaning = self.cleaning;
         let mut text = text.clone();
@@ -353,7 +353,7 @@ impl Segmenter for SentencePiece {
     }
 }
 
-/// What the last space before a text stands for that is not the first of all.
+/// Returns what the last space before a text stands for that is not the first of all.
 fn space_before(text: &Aligned) -> Option<(u32, u32)> {
     let spaces = text.len() - text.as_str().trim_start_matches(is_space).len();
     let within = spaces > 0 && text.span_at(0).0 > 0 && text.len() > spaces;
@@ -400,19 +400,19 @@ fn by_punctuation(text: &Aligned) -> Vec<Aligned> {
     parts
 }
 
-/// Whether BERT's classes take `c` for punctuation: that of Unicode, and every ASCII sign.
+/// Returns whether BERT's classes take `c` for punctuation: that of Unicode, and every ASCII sign.
 fn is_punctuation(c: char) -> bool {
     static MARKS: LazyLock<CharClass> = LazyLock::new(|| CharClass::new(r"\p{P}"));
     c.is_ascii_punctuation() || MARKS.contains(c)
 }
 
-/// Whether `c` is a mark that goes with another character.
+/// Returns whether `c` is a mark that goes with another character.
 fn is_mark(c: char) -> bool {
     static MARKS: LazyLock<CharClass> = LazyLock::new(|| CharClass::new(r"\p{M}"));
     MARKS.contains(c)
 }
 
-/// Whether Python takes `c` for a digit.
+/// Returns whether Python takes `c` for a digit.
 fn is_digit(c: char) -> bool {
     static DIGITS: LazyLock<CharClass> = LazyLock::new(|| {
         CharClass::new(

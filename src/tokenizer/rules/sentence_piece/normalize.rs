@@ -28,7 +28,7 @@ impl Normalizer {
         }
     }
 
-    /// What stands for the beginning of `text`, and how many bytes of it that replaces.
+    /// Returns what stands for the beginning of `text`, and how many bytes of it that replaces.
     fn prefix<'a>(&'a self, text: &'a str) -> (&'a str, usize) {
         if let Some((length, _)) = self.symbols.prefixes(text.as_bytes()).last() {
             return (&text[..length], length);
@@ -40,7 +40,7 @@ impl Normalizer {
         })
     }
 
-    /// The text as the model sees it; `before` is what a space that was dropped at its beginning stood for.
+    /// Returns the text as the model sees it; `before` is what a space that was dropped at its beginning stood for.
     pub(super) fn apply(&self, input: &Aligned, before: Option<(u32, u32)>) -> Aligned {
         let text = input.as_str();
         let mut at = 0;
@@ -105,7 +105,7 @@ impl Normalizer {
     }
 }
 
-/// The place of the last space before `end`; a line's end of two characters is one at its first.
+/// Returns the place of the last space before `end`; a line's end of two characters is one at its first.
 pub(super) fn last_space(input: &Aligned, end: usize) -> usize {
     let before = &input.as_str()[..end];
     let last = before.chars().next_back().map_or(0, char::len_utf8);
@@ -135,7 +135,7 @@ impl CharsMap {
         }
     }
 
-    /// The replacement for the longest beginning of `text` that has one, and the bytes that it replaces.
+    /// Returns the replacement for the longest beginning of `text` that has one, and the bytes that it replaces.
     fn longest(&self, text: &str) -> Option<(&str, usize)> {
         let mut found = None;
         let mut at = offset(*self.units.first()?);
@@ -161,13 +161,13 @@ impl CharsMap {
     }
 }
 
-/// Where a unit's children begin, relative to its own place.
+/// Returns where a unit's children begin, relative to its own place.
 fn offset(unit: u32) -> u32 {
     (unit >> 10) << ((unit & 1 << 9) >> 6)
 }
 
 impl Normalizer {
-    /// Whether spaces before a text are the model's own work, so that decoding takes them away.
+    /// Returns whether spaces before a text are the model's own work, so that decoding takes them away.
     pub(super) fn owns_first_space(&self) -> bool {
         self.add_dummy_prefix || self.remove_extra_whitespaces
     }
@@ -177,7 +177,7 @@ impl Normalizer {
     }
 }
 
-/// The mark of a space at the beginning of a piece, taken off.
+/// Returns the mark of a space at the beginning of a piece, taken off.
 pub(super) fn without_space(piece: &str) -> Option<&str> {
     piece.strip_prefix(SPACE_STR)
 }

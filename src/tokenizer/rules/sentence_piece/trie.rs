@@ -57,7 +57,7 @@ impl Trie {
         trie
     }
 
-    /// The keys at the beginning of `text`: length and number of each, the shortest first.
+    /// Returns the keys at the beginning of `text`: length and number of each, the shortest first.
     pub(super) fn prefixes(&self, text: &[u8]) -> impl Iterator<Item = (usize, u32)> {
         let mut at = 0;
         text.iter()

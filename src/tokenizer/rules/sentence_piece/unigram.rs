@@ -51,7 +51,7 @@ impl Unigram {
         }
     }
 
-    /// The pieces of `text`: bytes and id of each, `unk` for single characters that no piece fits.
+    /// Returns the pieces of `text`: bytes and id of each, `unk` for single characters that no piece fits.
     pub(super) fn cut(&self, text: &str, unk: usize) -> Vec<(Range<usize>, usize)> {
         let none = Node {
             start: usize::MAX,
