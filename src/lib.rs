@@ -17,10 +17,14 @@ pub mod speech;
 pub mod tokenizer;
 pub mod train;
 
+// Of the room `base`; here, because messages of the compiler and of cells name the type by this path.
+#[path = "base/error.rs"]
+pub mod error;
+
 #[doc = include_str!("../docs/families.md")]
 pub mod families {}
 
-pub use base::error::{Error, Result};
-pub use base::{error, files, interrupt, number};
+pub use base::{files, interrupt, number};
+pub use error::{Error, Result};
 // The crates whose types are in this library's, in the very versions that it is built with.
 pub use {arrow, candle_core, candle_nn};

@@ -1,6 +1,6 @@
-//! What every room stands on: errors, files that are written whole, interrupts, and panics of libraries turned into errors.
+//! What every room stands on: files that are written whole, interrupts, and panics of libraries turned into errors. The errors
+//! themselves are `error.rs`, a module of the crate.
 
-pub mod error;
 pub mod files;
 pub mod interrupt;
 pub(crate) mod misspelling;
