@@ -118,7 +118,7 @@ class Walk(unittest.TestCase):
         page.locator('[data-command="notebook:interrupt-kernel"], [title^="Interrupt the kernel"]').first.click()
         self.until(lambda: self.ended(training))
         expect(training.locator(".jp-OutputArea").first).to_contain_text("interrupted")
-        last = self.cell("let inputs = tokenizer.encode(text)?;")
+        last = self.cell("let inputs = tokenizer.encode(&text)?;")
         self.until(lambda: self.ended(last))
         expect(last.locator(".jp-OutputArea").first).to_contain_text("The Milky Way is a")
         self.assertEqual(page.locator(ERROR).count(), 0)
