@@ -40,8 +40,11 @@ pub fn train(arguments: &[String]) -> Result<()> {
     }
     let recipe = Recipe::from_args(rest, config).map_err(told)?;
     let history = recipe.run().map_err(told)?;
-    println!("{history:?}");
-    println!("saved {}", recipe.arguments.output_dir.display());
+    // Of several ranks the first one speaks.
+    if cloze::distributed::environment().rank == 0 {
+        println!("{history:?}");
+        println!("saved {}", recipe.arguments.output_dir.display());
+    }
     Ok(())
 }
 
