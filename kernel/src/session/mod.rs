@@ -42,9 +42,9 @@ use crate::{Error, Result};
 /// What is told to be waited for when nothing has to be built.
 pub const STARTING: &str = "starting";
 
-/// So long it may take to find out which of the names that may follow are private; then those are left out
-/// that no public function has.
-const VISIBILITY: Duration = Duration::from_millis(800);
+/// So long it may take to find out which of the names that may follow are private; then those are left out that no public
+/// function has. JupyterLab forgets completions that take longer than a second, rust-analyzer's part included.
+const VISIBILITY: Duration = Duration::from_millis(250);
 
 /// The stack of the thread that a session lives on: parsers call themselves for what is nested, and a cell may be long.
 pub const STACK: usize = 512 << 20;
@@ -63,7 +63,7 @@ pub struct Session {
     failed_to_compile: bool,
     /// The folders of the sources that completion has to do with, and what is private in them, once that was asked for.
     library_sources: Vec<PathBuf>,
-    private_names: OnceLock<PrivateNames>,
+    private_names: Arc<OnceLock<PrivateNames>>,
     has_prelude: bool,
     is_warm: bool,
     // Dropped last: the others use them.
@@ -156,12 +156,22 @@ impl Session {
                         .map(|it| toolchain.library_sources().join(it)),
                 )
                 .collect(),
-            private_names: OnceLock::new(),
+            private_names: Arc::default(),
             has_prelude: sources.is_some(),
             is_warm: false,
             _libraries: libraries,
             _dir: session_dir,
         };
+        // Reading all sources takes a while, which the first completion should not have to wait for.
+        let (names, folders) = (
+            session.private_names.clone(),
+            session.library_sources.clone(),
+        );
+        std::thread::spawn(move || {
+            names
+                .get_or_init(|| PrivateNames::read(&folders))
+                .contains("")
+        });
         session.learn();
         Ok(session)
     }
