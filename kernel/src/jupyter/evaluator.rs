@@ -197,8 +197,10 @@ impl Evaluator {
                 self.events.clone(),
             );
             self.waiting.over();
-            self.session =
-                Some(started.map_err(|error| Failure::new("KernelError", error.to_string()))?);
+            let started =
+                started.map_err(|error| Failure::new("KernelError", error.to_string()))?;
+            started.expect_completions();
+            self.session = Some(started);
         }
         self.session
             .as_mut()

@@ -162,18 +162,16 @@ impl Session {
             _libraries: libraries,
             _dir: session_dir,
         };
-        // Reading all sources takes a while, which the first completion should not have to wait for.
-        let (names, folders) = (
-            session.private_names.clone(),
-            session.library_sources.clone(),
-        );
-        std::thread::spawn(move || {
-            names
-                .get_or_init(|| PrivateNames::read(&folders))
-                .contains("")
-        });
         session.learn();
         Ok(session)
+    }
+
+    /// Begins to read what the first completion would have to wait for. A session that nobody types into has no use for it.
+    pub fn expect_completions(&self) {
+        let (names, folders) = (self.private_names.clone(), self.library_sources.clone());
+        std::thread::spawn(move || {
+            names.get_or_init(|| PrivateNames::read(&folders));
+        });
     }
 
     /// Does what the first cells would have to wait for: loads the types of the library and of the prelude, as far as a
