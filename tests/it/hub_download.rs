@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::small_disk::SmallDisk;
 use crate::support::bench::{Bench, files_under, noise, read};
 use crate::support::hub_server::store::{git_oid, sha256};
 use crate::support::hub_server::{Fault, TOKEN};
@@ -770,24 +771,16 @@ fn a_full_disk_is_said_and_the_part_stays() {
         NAME,
         &[("config.json", b"{}"), ("model.safetensors", &weights)],
     );
-    let disk = bench.folder.path().join("disk");
-    std::fs::create_dir(&disk).unwrap();
-    let mount = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
-        .arg(&disk)
-        .output();
-    if !mount.is_ok_and(|output| output.status.success()) {
-        eprintln!("SKIPPED: a small disk can't be mounted here, so a full one is not tested");
+    let Some(disk) = SmallDisk::mount(1 << 10) else {
         return;
-    }
+    };
     let mut settings = bench.settings();
-    settings.cache_dir = disk.clone();
+    settings.cache_dir = disk.path().to_owned();
     let result = Hub::new(settings).resolve("model", NAME);
-    let sizes: Vec<u64> = files_under(&disk)
+    let sizes: Vec<u64> = files_under(disk.path())
         .into_iter()
         .map(|path| path.metadata().unwrap().len())
         .collect();
-    let _ = std::process::Command::new("umount").arg(&disk).status();
     let text = result.unwrap_err().to_string();
     assert!(text.contains("the disk is full"), "{text}");
     assert!(

@@ -27,6 +27,8 @@ mod live_training;
 mod mixed_precision;
 mod models;
 mod ops;
+#[path = "../support/small_disk.rs"]
+mod small_disk;
 #[cfg(feature = "hub")]
 #[path = "../support/mod.rs"]
 mod support;

@@ -14,6 +14,8 @@ use cloze::train::{
 use cloze::{Error, Result};
 use tempfile::TempDir;
 
+use crate::small_disk::SmallDisk;
+
 const VOCAB: u32 = 300;
 
 fn tokenizer() -> Tokenizer {
@@ -616,32 +618,6 @@ fn a_resumed_run_may_be_longer() {
     assert_eq!(history.steps.len(), 9);
 }
 
-/// A small memory disk, gone when dropped; `None` where mounting is not permitted.
-struct SmallDisk(TempDir);
-
-impl SmallDisk {
-    fn mount(kilobytes: usize) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={kilobytes}k"), "tmpfs"])
-            .arg(folder.path())
-            .output();
-        match mounted {
-            Ok(output) if output.status.success() => Some(Self(folder)),
-            _ => {
-                println!("skipped: a small disk can't be mounted here");
-                None
-            }
-        }
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).output();
-    }
-}
-
 #[test]
 fn a_full_disk_is_told_and_costs_neither_older_checkpoints_nor_the_run() {
     let whole_out = tempfile::tempdir().unwrap();
@@ -654,20 +630,20 @@ fn a_full_disk_is_told_and_costs_neither_older_checkpoints_nor_the_run() {
     let Some(disk) = SmallDisk::mount(size as usize * 5 / 2 / 1024) else {
         return;
     };
-    let mut trainer = trainer(args(disk.0.path()), model(1));
+    let mut trainer = trainer(args(disk.path()), model(1));
     let error = trainer.train().unwrap_err();
     assert!(error.to_string().contains("the disk is full"), "{error}");
-    assert_eq!(checkpoints(disk.0.path()), ["checkpoint-1", "checkpoint-2"]);
+    assert_eq!(checkpoints(disk.path()), ["checkpoint-1", "checkpoint-2"]);
     assert_eq!(
-        latest_checkpoint(disk.0.path()).unwrap(),
-        disk.0.path().join("checkpoint-2")
+        latest_checkpoint(disk.path()).unwrap(),
+        disk.path().join("checkpoint-2")
     );
-    std::fs::remove_dir_all(disk.0.path().join("checkpoint-1")).unwrap();
+    std::fs::remove_dir_all(disk.path().join("checkpoint-1")).unwrap();
     let error = trainer.train().unwrap_err();
     assert!(error.to_string().contains("the disk is full"), "{error}");
     let grown = Command::new("mount")
         .args(["-o", "remount,size=64m"])
-        .arg(disk.0.path())
+        .arg(disk.path())
         .status();
     assert!(grown.unwrap().success());
     let history = trainer.train().unwrap();

@@ -10,6 +10,7 @@ use cloze::Error;
 use cloze::prelude::*;
 
 use crate::alone;
+use crate::small_disk::SmallDisk;
 
 /// Writes ELI5-like records until the file has `megabytes`; returns how many.
 fn write_records(path: &Path, megabytes: usize) -> usize {
@@ -221,39 +222,13 @@ fn the_environment_moves_the_cache_and_turns_it_off() {
     assert_eq!(kept_in(&usual.join("cloze")), 1);
 }
 
-/// A file system of a few megabytes, where that is allowed.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount(megabytes: usize) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"])
-            .arg(folder.path())
-            .output();
-        match mounted {
-            Ok(output) if output.status.success() => Some(Self(folder)),
-            _ => {
-                println!("skipped: a small disk can't be mounted here");
-                None
-            }
-        }
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).output();
-    }
-}
-
 #[test]
 fn a_full_disk_loses_nothing() {
     let _alone = alone();
-    let Some(disk) = SmallDisk::mount(4) else {
+    let Some(disk) = SmallDisk::mount(4 << 10) else {
         return;
     };
-    let disk = disk.0.path();
+    let disk = disk.path();
     // Text that no format can pack.
     let texts: Vec<String> = (0..200_000u32)
         .map(|n| blake3::hash(&n.to_le_bytes()).to_string())

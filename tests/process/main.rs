@@ -8,6 +8,8 @@ mod fill_mask_interrupt;
 #[cfg(all(feature = "hub", unix))]
 mod hub_processes;
 mod hub_waits;
+#[path = "../support/small_disk.rs"]
+mod small_disk;
 #[cfg(feature = "hub")]
 #[path = "../support/mod.rs"]
 mod support;
