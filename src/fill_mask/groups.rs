@@ -30,6 +30,15 @@ pub(super) fn by_length(lengths: &[usize], size: usize, paddable: bool) -> Resul
     Ok(groups)
 }
 
+/// Groups of neighbours in the order that they came in, as the reference's pipeline makes them: every `size` of `count`.
+pub(super) fn in_order(count: usize, size: usize) -> Result<Vec<Vec<usize>>> {
+    if size == 0 {
+        return Err(Error::argument("batch_size", "must be at least 1"));
+    }
+    let indices: Vec<usize> = (0..count).collect();
+    Ok(indices.chunks(size).map(<[usize]>::to_vec).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,6 +55,12 @@ mod tests {
             [vec![1, 3], vec![2], vec![4], vec![0]]
         );
         assert!(by_length(&lengths, 0, true).is_err());
+    }
+
+    #[test]
+    fn groups_in_order_leave_the_rest_to_the_last() {
+        assert_eq!(in_order(5, 2).unwrap(), [vec![0, 1], vec![2, 3], vec![4]]);
+        assert!(in_order(5, 0).is_err());
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub struct FillMask {
     tokenizer: Tokenizer,
     top_k: Option<usize>,
     targets: Option<Vec<String>>,
-    batch_size: usize,
+    batch_size: Option<usize>,
     max_length: Option<usize>,
 }
 
@@ -73,7 +73,7 @@ impl FillMask {
             tokenizer: tokenizer.into(),
             top_k: None,
             targets: None,
-            batch_size: BATCH_SIZE,
+            batch_size: None,
             max_length: None,
         }
     }
@@ -95,10 +95,15 @@ impl FillMask {
         self
     }
 
-    /// Sets how many texts run through the model together (default: 32). The results do not depend on it.
+    /// Sets how many texts run through the model together (default: up to 32 that fit each other).
+    ///
+    /// The results do not depend on it, but for the families whose models see the padding of a batch (FNet, ConvBERT,
+    /// MobileBERT and a few more). Those fill texts of one length together by default, so that nothing is padded; where
+    /// a size is set, they pad the texts in the order given, and score them as the `fill-mask` pipeline of `transformers`
+    /// does with the same `batch_size`.
     #[must_use]
     pub fn batch_size(mut self, batch_size: usize) -> Self {
-        self.batch_size = batch_size;
+        self.batch_size = Some(batch_size);
         self
     }
 
@@ -175,9 +180,7 @@ impl FillMask {
         });
         let mut results: Vec<Option<Predictions>> = vec![None; texts.len()];
         let lengths: Vec<usize> = encodings.iter().map(Encoding::len).collect();
-        let paddable = self.tokenizer.pad_token_id().is_some()
-            && crate::model::padding_is_neutral(self.model.config().model_type());
-        for group in groups::by_length(&lengths, self.batch_size, paddable)? {
+        for group in self.groups(&lengths)? {
             crate::base::interrupt::check("filling masks")?;
             let scored =
                 ops::in_pool(|| self.score(&group, &encodings, &mask, targets.as_deref(), top_k))?;
@@ -200,6 +203,19 @@ impl FillMask {
             bar.finish();
         }
         Ok(results.into_iter().flatten().collect())
+    }
+
+    /// Returns which texts run through the model together.
+    fn groups(&self, lengths: &[usize]) -> Result<Vec<Vec<usize>>> {
+        let has_padding = self.tokenizer.pad_token_id().is_some();
+        let is_neutral = crate::model::padding_is_neutral(self.model.config().model_type());
+        match self.batch_size {
+            Some(size) if has_padding && !is_neutral => groups::in_order(lengths.len(), size),
+            size => {
+                let size = size.unwrap_or(BATCH_SIZE);
+                groups::by_length(lengths, size, has_padding && is_neutral)
+            }
+        }
     }
 
     /// Encodes the texts and makes sure that each can be worked on.
