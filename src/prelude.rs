@@ -9,9 +9,9 @@ pub use crate::collate::{
 pub use crate::dataset::PushDataset;
 pub use crate::dataset::{
     Batch, BatchFunction, ColumnType, Dataset, DatasetDict, FileFormat, GroupTexts, Interleave,
-    Loader, Map, NullPlacement, Row, SampleBy, Sort, StoppingStrategy, TestSize, TrainTestSplit,
-    Value, concatenate, interleave, load_dataset, load_dataset_split, load_eli5, load_eli5_from,
-    load_from_disk,
+    IterableDataset, Loader, Map, NullPlacement, Row, SampleBy, Sort, StoppingStrategy, TestSize,
+    TrainTestSplit, Value, concatenate, interleave, load_dataset, load_dataset_split,
+    load_dataset_streaming, load_eli5, load_eli5_from, load_from_disk,
 };
 pub use crate::fill_mask::{FillMask, Prediction, Predictions, PredictionsBatch, TopK};
 #[cfg(feature = "hub")]

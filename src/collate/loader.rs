@@ -1,11 +1,9 @@
 //! Batches of an epoch, in a seeded order, made ahead on another thread.
 
-use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::thread::JoinHandle;
 
+use super::batches::{Batches, Made};
 use super::permutation::Permutation;
 use super::rng::Stream;
 use super::{BatchKey, Collator, Examples, IntoExamples, MlmBatch};
@@ -238,34 +236,17 @@ impl DataLoader {
         let batches = first..self.len().max(first);
         let left = batches.clone().filter(|&number| wanted(number)).count();
         let batches = batches.filter(move |&number| wanted(number));
-        let (sender, receiver) = sync_channel(self.prefetch);
-        let work = move || {
+        Batches::start(self.prefetch, left, move |sender| {
             let order = loader.places(epoch);
             for number in batches {
                 let batch = loader.batch(&order, epoch, number);
                 let failed = batch.is_err();
                 // Nobody listens any more when the receiver was dropped.
-                if sender.send(batch).is_err() || failed {
+                if sender.send(batch.map(Made::from)).is_err() || failed {
                     return;
                 }
             }
-        };
-        let thread = std::thread::Builder::new()
-            .name("cloze-batches".to_owned())
-            .spawn(work);
-        let (thread, failure) = match thread {
-            Ok(thread) => (Some(thread), None),
-            Err(error) => (
-                None,
-                Some(Error::io("start", "a thread for batches", error)),
-            ),
-        };
-        Batches {
-            receiver: Some(receiver),
-            thread,
-            failure,
-            left,
-        }
+        })
     }
 
     fn batch(&self, order: &Order, epoch: u64, number: usize) -> Result<MlmBatch> {
@@ -291,70 +272,6 @@ impl fmt::Debug for DataLoader {
             f,
             "DataLoader: {batches} batches of up to {size} of {examples} examples, {order}"
         )
-    }
-}
-
-/// The batches of an epoch; made by [`DataLoader::epoch`]. Dropping it ends its thread.
-pub struct Batches {
-    receiver: Option<Receiver<Result<MlmBatch>>>,
-    thread: Option<JoinHandle<()>>,
-    failure: Option<Error>,
-    left: usize,
-}
-
-impl Batches {
-    /// Ends the thread; what it panicked with, if it did.
-    fn join(&mut self) -> Option<Box<dyn Any + Send>> {
-        // A thread that waits to hand over a batch wakes up when the receiver goes.
-        self.receiver = None;
-        self.thread.take().and_then(|thread| thread.join().err())
-    }
-}
-
-impl Iterator for Batches {
-    type Item = Result<MlmBatch>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if let Some(error) = self.failure.take() {
-            self.left = 0;
-            return Some(Err(error));
-        }
-        if self.left == 0 {
-            self.join();
-            return None;
-        }
-        if let Some(Ok(batch)) = self.receiver.as_ref().map(Receiver::recv) {
-            self.left = if batch.is_ok() { self.left - 1 } else { 0 };
-            return Some(batch);
-        }
-        self.left = 0;
-        let panic = self.join();
-        let text = panic.as_ref().and_then(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            text.or_else(|| panic.downcast_ref::<&str>().copied())
-        });
-        let text = text.unwrap_or("no reason given");
-        Some(Err(Error::Dataset(format!(
-            "the thread that makes batches panicked: {text}"
-        ))))
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.left, Some(self.left))
-    }
-}
-
-impl ExactSizeIterator for Batches {}
-
-impl Drop for Batches {
-    fn drop(&mut self) {
-        self.join();
-    }
-}
-
-impl fmt::Debug for Batches {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Batches: {} to come", self.left)
     }
 }
 

@@ -1,6 +1,7 @@
 //! From tokenized examples to batches: dynamic padding, the masking policies, and a loader that works ahead.
 
 mod batch;
+mod batches;
 mod columns;
 mod ctc;
 mod denoising;
@@ -12,15 +13,19 @@ mod permutation;
 mod rng;
 #[cfg(test)]
 mod special_inputs;
+mod stream_loader;
 
 pub use batch::{IGNORED, MlmBatch};
+pub use batches::Batches;
+pub(crate) use batches::Lanes;
 pub use ctc::CtcCollator;
 pub use denoising::DenoisingCollator;
 pub use example::{Example, Examples, IntoExamples};
-pub use loader::{Batches, DataLoader};
+pub use loader::DataLoader;
 pub use masking::{MaskingCollator, MaskingRates};
 pub(crate) use padding::Padding;
 pub use padding::PaddingCollator;
+pub(crate) use stream_loader::StreamLoader;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -87,6 +87,17 @@ impl GroupTexts {
     }
 
     fn check(&self, dataset: &Dataset) -> Result<()> {
+        self.check_sizes()?;
+        if dataset.is_empty() {
+            return Err(Error::Dataset(
+                "group_texts: the dataset is empty, there is no text to group".to_owned(),
+            ));
+        }
+        self.check_columns(dataset)
+    }
+
+    /// Checks what can be told without any text.
+    pub(super) fn check_sizes(&self) -> Result<()> {
         let block_size = |message: String| Err(Error::argument("block_size", message));
         if self.block_size == 0 {
             return block_size("must be at least 1".to_owned());
@@ -97,14 +108,14 @@ impl GroupTexts {
                 self.block_size
             ));
         }
-        if self.batch_size == 0 {
-            return Err(Error::argument("batch_size", "must be at least 1"));
+        match self.batch_size {
+            0 => Err(Error::argument("batch_size", "must be at least 1")),
+            _ => Ok(()),
         }
-        if dataset.is_empty() {
-            return Err(Error::Dataset(
-                "group_texts: the dataset is empty, there is no text to group".to_owned(),
-            ));
-        }
+    }
+
+    /// Checks that all columns hold lists.
+    pub(super) fn check_columns(&self, dataset: &Dataset) -> Result<()> {
         let fields = dataset.schema().fields();
         if fields.is_empty() {
             return Err(Error::Dataset(
@@ -125,6 +136,25 @@ impl GroupTexts {
             }),
             None => Ok(()),
         }
+    }
+
+    /// Returns what is done to each batch of texts.
+    fn function(&self) -> GroupBatch {
+        GroupBatch {
+            block_size: self.block_size,
+            drop_short_blocks: self.drop_short_blocks,
+        }
+    }
+
+    /// Returns what a stream does to its rows; of a whole dataset it has what is in memory at once.
+    pub(super) fn for_stream(&self) -> Map {
+        Map::new(self.function())
+            .batched()
+            .batch_size(match self.whole_dataset {
+                true => usize::MAX,
+                false => self.batch_size,
+            })
+            .remove_all_columns()
     }
 }
 
@@ -169,11 +199,7 @@ impl Dataset {
         if group.whole_dataset {
             return self.pack(&group);
         }
-        let function = GroupBatch {
-            block_size: group.block_size,
-            drop_short_blocks: group.drop_short_blocks,
-        };
-        let mut map = Map::new(function)
+        let mut map = Map::new(group.function())
             .batched()
             .batch_size(group.batch_size)
             .remove_columns(self.column_names())

@@ -172,11 +172,11 @@ impl Map {
     }
 
     /// Rows per call of the function.
-    fn rows_per_call(&self) -> usize {
+    pub(super) fn rows_per_call(&self) -> usize {
         if self.batched { self.batch_size } else { 1 }
     }
 
-    fn key(&self, input: Fingerprint) -> Option<Fingerprint> {
+    pub(super) fn key(&self, input: Fingerprint) -> Option<Fingerprint> {
         let function = self
             .fingerprint
             .clone()
@@ -192,7 +192,7 @@ impl Map {
 
     /// Returns what becomes of the rows of `batch`, which start at row `start` of the dataset. After each call of the
     /// function `done` is told how many rows it took.
-    fn apply(
+    pub(super) fn apply(
         &self,
         batch: &RecordBatch,
         start: usize,

@@ -52,6 +52,7 @@ mod select;
 mod sink;
 mod sort;
 mod split;
+mod stream;
 mod table;
 mod text_file;
 mod train_test_split;
@@ -71,7 +72,7 @@ pub use group_texts::GroupTexts;
 pub use interleave::{Interleave, StoppingStrategy, interleave};
 #[cfg(feature = "hub")]
 pub(crate) use load::Selection;
-pub use load::{FileFormat, Loader, SampleBy, load_dataset};
+pub use load::{FileFormat, Loader, SampleBy, load_dataset, load_dataset_streaming};
 pub use load_split::load_dataset_split;
 pub use map::{BatchFunction, Map};
 #[cfg(feature = "hub")]
@@ -79,5 +80,7 @@ pub use push::PushDataset;
 pub use row::{Row, Value};
 pub use save::load_from_disk;
 pub use sort::{NullPlacement, Sort};
+pub use stream::{IterableDataset, StreamRows};
+pub(crate) use stream::{Lane, Position};
 pub use table::{Dataset, Rows};
 pub use train_test_split::{TestSize, TrainTestSplit};

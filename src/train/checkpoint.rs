@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::plan::Plan;
 use super::{GradScaler, History};
+use crate::collate::Lanes;
 use crate::distributed::Group;
 use crate::ops::MappedFile;
 use crate::{Error, Result};
@@ -40,6 +41,9 @@ pub(super) struct TrainerState {
     pub(super) data: String,
     /// The steps of the checkpoints that the run keeps.
     pub(super) saved: Vec<usize>,
+    /// Of a stream, where its lanes stand.
+    #[serde(default, skip_serializing_if = "Lanes::is_empty")]
+    pub(super) lanes: Lanes,
     /// Of fp16 training.
     #[serde(default)]
     pub(super) scaler: Option<GradScaler>,
@@ -365,6 +369,7 @@ mod tests {
                 seed: 1,
                 data: String::new(),
                 saved: Vec::new(),
+                lanes: Lanes::new(),
                 scaler: None,
                 history,
             };

@@ -198,6 +198,10 @@ impl Trainer {
             Some(Data::Examples(examples)) => {
                 self.loader(examples, self.args.per_device_eval_batch_size)
             }
+            Some(Data::Stream(stream)) => {
+                let examples: Arc<dyn Examples> = Arc::new(stream.to_dataset()?);
+                self.loader(&examples, self.args.per_device_eval_batch_size)
+            }
             None => Err(Error::argument(
                 "eval",
                 "there are no examples to evaluate on; give the trainer some when you make it",

@@ -27,12 +27,24 @@ pub(super) struct Position {
 }
 
 impl Plan {
-    /// Returns the plan of a run on `ranks` ranks.
+    /// Returns the plan of a run on `ranks` ranks, where an epoch has so many batches. Of a stream, whose epochs have no known
+    /// length, all of the run counts as one.
     pub(super) fn new(
         args: &TrainingArguments,
-        batches_per_epoch: usize,
+        batches_per_epoch: Option<usize>,
         ranks: usize,
     ) -> Result<Self> {
+        let accumulation = args.batches_per_step(ranks)?;
+        let batches_per_epoch = match (batches_per_epoch, args.max_steps) {
+            (Some(batches), _) => batches,
+            (None, Some(steps)) => steps.saturating_mul(accumulation).max(1),
+            (None, None) => {
+                return Err(Error::argument(
+                    "max_steps",
+                    "nobody knows how many batches a stream has: say how many steps to take",
+                ));
+            }
+        };
         if batches_per_epoch == 0 {
             return Err(Error::Dataset(
                 "an epoch has no batches: with dataloader_drop_last the training data must fill at least one".to_owned(),
@@ -40,7 +52,7 @@ impl Plan {
         }
         let mut plan = Self {
             batches_per_epoch,
-            accumulation: args.batches_per_step(ranks)?,
+            accumulation,
             max_steps: 0,
         };
         plan.max_steps = args.max_steps.unwrap_or_else(|| {
@@ -131,7 +143,7 @@ mod tests {
         let args = TrainingArguments::new("out")
             .gradient_accumulation_steps(accumulation)
             .epochs(epochs);
-        Plan::new(&args, batches, 1).unwrap()
+        Plan::new(&args, Some(batches), 1).unwrap()
     }
 
     #[test]
@@ -154,7 +166,7 @@ mod tests {
             .per_device_train_batch_size(2)
             .global_batch_size(10);
         for ranks in 1..=4 {
-            let plan = Plan::new(&args, 13, ranks).unwrap();
+            let plan = Plan::new(&args, Some(13), ranks).unwrap();
             assert_eq!(plan.accumulation, 5);
             assert_eq!(
                 [plan.batches(0), plan.batches(2), plan.batches(3)],
@@ -167,7 +179,7 @@ mod tests {
         }
         // Each rank has its accumulation.
         let args = TrainingArguments::new("out").gradient_accumulation_steps(3);
-        assert_eq!(Plan::new(&args, 13, 4).unwrap().accumulation, 12);
+        assert_eq!(Plan::new(&args, Some(13), 4).unwrap().accumulation, 12);
     }
 
     #[test]

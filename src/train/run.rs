@@ -13,6 +13,7 @@ use super::{
     Evaluation, GradScaler, History, IntervalStrategy, LogRecord, Optimizer, Schedule, StepRecord,
     TrainState, TrainingArguments,
 };
+use crate::collate::Lanes;
 
 /// A run between its first step and its last: all that a checkpoint must hold, the weights aside.
 pub(super) struct Run {
@@ -25,6 +26,8 @@ pub(super) struct Run {
     pub(super) shards: Option<Shards>,
     /// Of several ranks that exchange gradients during the backward pass.
     pub(super) overlap: Option<Overlap>,
+    /// Of a stream, where the lanes that are read here stand behind the last step.
+    pub(super) lanes: Lanes,
     /// In fp16 training.
     pub(super) scaler: Option<GradScaler>,
     pub(super) history: History,
@@ -59,6 +62,7 @@ impl Run {
             optimizer,
             shards: None,
             overlap: None,
+            lanes: Lanes::new(),
             scaler: None,
             history: History::default(),
             step: 0,

@@ -3,10 +3,13 @@
 use std::path::Path;
 
 use super::checkpoint::{self, TrainerState};
+use super::data::Data;
 use super::metrics::Metric;
 use super::optimizer::{adamw, as_adamw};
 use super::run::Run;
 use super::{AdamW, Event, History, Optimizer, Trainer};
+use crate::collate::Lanes;
+use crate::distributed::Group;
 use crate::{Error, Result};
 
 impl Trainer {
@@ -76,8 +79,11 @@ impl Trainer {
             .filter(|step| !surplus.contains(step))
             .collect();
         let path = self.checkpoint_folder(run.step);
-        let kept_state = self.trainer_state(run, &kept, metric);
         let ranks = self.ranks()?;
+        let mut kept_state = self.trainer_state(run, &kept, metric);
+        if matches!(self.train_data, Data::Stream(_)) {
+            kept_state.lanes = gather_lanes(&ranks, &run.lanes)?;
+        }
         let whole = match (&run.shards, as_adamw(run.optimizer.as_mut())) {
             (Some(shards), Some(optimizer)) => shards.gather(&ranks, optimizer)?,
             _ => None,
@@ -135,6 +141,7 @@ impl Trainer {
             seed: self.args.seed,
             data: run.data.clone(),
             saved: saved.to_vec(),
+            lanes: run.lanes.clone(),
             scaler: run.scaler.clone(),
             history: run.history.clone(),
         }
@@ -174,11 +181,14 @@ impl Trainer {
             _ => "batches in a step of all ranks (global_batch_size / per_device_train_batch_size)",
         };
         same(batches, plan.accumulation, run.plan.accumulation)?;
-        same(
-            "batches per epoch",
-            plan.batches_per_epoch,
-            run.plan.batches_per_epoch,
-        )?;
+        // Of a stream the run is the epoch, and may go on for longer.
+        if state.lanes.is_empty() {
+            same(
+                "batches per epoch",
+                plan.batches_per_epoch,
+                run.plan.batches_per_epoch,
+            )?;
+        }
         if state.seed != self.args.seed {
             return Err(refuse(
                 "seed",
@@ -215,6 +225,7 @@ impl Trainer {
         }
         self.model.load_weights(&local.join(checkpoint::WEIGHTS))?;
         run.step = state.global_step;
+        run.lanes = state.lanes;
         run.skipped = state.history.skipped_steps();
         // A run that begins to scale its loss here, or no longer does, does as its arguments say.
         run.scaler = run.scaler.map(|new| state.scaler.unwrap_or(new));
@@ -243,6 +254,20 @@ impl Trainer {
         self.model
             .load_weights(&fetched.path().join(checkpoint::WEIGHTS))
     }
+}
+
+/// Returns where all lanes of a stream stand, each as the rank knows it that read it furthest.
+fn gather_lanes(ranks: &Group, mine: &Lanes) -> Result<Lanes> {
+    let mut all = Lanes::new();
+    for lanes in ranks.vote("the position in a stream", Ok(mine.clone()))? {
+        for (lane, position) in lanes {
+            match all.get(&lane) {
+                Some(known) if known.batches >= position.batches => {}
+                _ => drop(all.insert(lane, position)),
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// Returns the steps of `saved` (oldest first) whose checkpoints must go for `limit` to hold: the oldest, but never the

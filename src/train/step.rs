@@ -508,7 +508,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::collate::{BatchKey, Collator, Example};
+    use crate::collate::{BatchKey, Collator, Example, Lanes};
     use crate::distributed;
     use crate::model::{Config, MaskedLm};
     use crate::train::{Callback, Control, History, IntervalStrategy, LogRecord, Schedule};
@@ -840,7 +840,7 @@ mod tests {
         let mut read_after = Vec::new();
         for step in 1..=12 {
             let at = run.plan.position(run.step);
-            let batches = loader.epoch_from(at.epoch, at.batch).take(2);
+            let batches = loader.batches_where(at, &Lanes::new(), |_| true).take(2);
             let group: Vec<MlmBatch> = batches.map(Result::unwrap).collect();
             trainer
                 .take_step(&mut run, Ok(group), at.pass.., Instant::now())

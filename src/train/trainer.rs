@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::data::Data;
+use super::data::{Data, TrainLoader};
 use super::exchange;
 use super::metrics::Metric;
 use super::overlap::Overlap;
@@ -22,8 +22,8 @@ use super::{
     TrainingArguments,
 };
 use crate::base::interrupt;
-use crate::collate::{Batches, Collator, DataLoader, Examples, IntoExamples};
-use crate::dataset::DatasetDict;
+use crate::collate::{Batches, Collator, DataLoader, Examples, IntoExamples, Lanes, StreamLoader};
+use crate::dataset::{Dataset, DatasetDict, IterableDataset};
 use crate::distributed::{self, Group};
 use crate::model::MaskedLm;
 use crate::ops::{self, Precision};
@@ -175,6 +175,43 @@ impl Trainer {
     ) -> Self {
         let eval_data = eval.into().map(Data::Loader);
         Self::assemble(model.into(), args, Data::Loader(train), eval_data, None)
+    }
+
+    /// Returns a trainer of `model` on a stream, for as many steps as `max_steps` of the arguments says, evaluated on the
+    /// examples of `eval`.
+    ///
+    /// The order of the examples is the stream's ([`IterableDataset::shuffle`]), not the arguments'; the steps are the same on
+    /// any number of ranks with the same [`IterableDataset::lanes`], and a resumed run goes on from the rows where it stopped.
+    ///
+    /// ```no_run
+    /// use cloze::prelude::*;
+    /// # fn f(model: &MaskedLm, tokenizer: &Tokenizer, collator: MaskingCollator) -> cloze::Result<()> {
+    /// let stream = load_dataset_streaming("crawl/*.jsonl.zst", "train")?
+    ///     .map(Map::new(tokenizer.tokenize_column("text")).batched().remove_all_columns())?
+    ///     .group_texts(512)?
+    ///     .shuffle(42, 10_000);
+    /// let args = TrainingArguments::new("pretrained").max_steps(100_000);
+    /// let held_out = stream.take(500).to_dataset()?;
+    /// Trainer::of_stream(model, args, &stream.skip(500), held_out, collator).train()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn of_stream(
+        model: impl Into<MaskedLm>,
+        args: TrainingArguments,
+        train: &IterableDataset,
+        eval: impl Into<Option<Dataset>>,
+        collator: impl Collator + 'static,
+    ) -> Self {
+        let data = |examples: Dataset| Data::Examples(Arc::new(examples));
+        let eval_data = eval.into().map(data);
+        Self::assemble(
+            model.into(),
+            args,
+            Data::Stream(train.clone()),
+            eval_data,
+            Some(Arc::new(collator)),
+        )
     }
 
     fn assemble(
@@ -366,9 +403,9 @@ impl Trainer {
             ));
         }
         let loader = self.train_loader()?;
-        let plan = Plan::new(&self.args, loader.len(), ranks.size())?;
+        let plan = Plan::new(&self.args, loader.batches_per_epoch(), ranks.size())?;
         let first = loader
-            .epoch_where(0, 0, |number| number == 0)
+            .batches_where(plan.position(0), &Lanes::new(), |number| number == 0)
             .next()
             .transpose()?;
         if let Some(batch) = &first
@@ -383,7 +420,10 @@ impl Trainer {
                 ),
             ));
         }
-        let data = first.as_ref().map(fingerprint).unwrap_or_default();
+        let mut data = first.as_ref().map(fingerprint).unwrap_or_default();
+        if loader.batches_per_epoch().is_none() {
+            data = format!("{data} {}", loader.identity());
+        }
         if ranks.size() > 1 {
             let shapes = self.model.params().iter().map(|param| param.shape().dims());
             let shapes = serde_json::to_string(&shapes.collect::<Vec<_>>())?;
@@ -391,7 +431,7 @@ impl Trainer {
             exchange::check_equal(
                 &ranks,
                 "training data",
-                format!("{data} {}", loader.num_examples()),
+                format!("{data} {}", loader.identity()),
             )?;
             let args = serde_json::to_string(&self.args)?;
             exchange::check_equal(&ranks, "training arguments", digest(&args))?;
@@ -551,15 +591,16 @@ impl Trainer {
                 _ => {
                     let plan = run.plan;
                     let mine = move |batch| plan.is_dealt_to(batch, rank, size);
-                    loader.epoch_where(at.epoch, at.batch, mine)
+                    loader.batches_where(at, &run.lanes, mine)
                 }
             };
             let epoch = batches.insert(epoch);
             let mine = (rank..run.plan.batches(run.step)).step_by(size);
             let passes = mine.clone().map(|batch| at.pass + batch as u64);
             let group = epoch.take(mine.len()).collect::<Result<Vec<_>>>();
-
+            let lanes = epoch.lanes().clone();
             self.take_step(run, group, passes, started)?;
+            run.lanes.extend(lanes);
             if self.must_read(run) {
                 self.read_steps(run)?;
             }
@@ -657,17 +698,37 @@ impl Trainer {
         Ok(())
     }
 
-    pub(super) fn train_loader(&self) -> Result<DataLoader> {
+    pub(super) fn train_loader(&self) -> Result<TrainLoader> {
+        let batch_size = self.args.per_device_train_batch_size;
         match &self.train_data {
-            Data::Loader(loader) => Ok(loader.clone()),
+            Data::Loader(loader) => Ok(TrainLoader::Epochs(loader.clone())),
             Data::Examples(examples) => {
-                let loader = self.loader(examples, self.args.per_device_train_batch_size)?;
-                Ok(loader
+                let loader = self
+                    .loader(examples, batch_size)?
                     .shuffle(self.args.order_seed())
                     .drop_last(self.args.dataloader_drop_last)
-                    .group_by_length(self.args.group_by_length)?)
+                    .group_by_length(self.args.group_by_length)?;
+                Ok(TrainLoader::Epochs(loader))
+            }
+            Data::Stream(_) if self.args.group_by_length => Err(Error::argument(
+                "group_by_length",
+                "nobody knows the lengths of a stream's examples before they come; leave it out",
+            )),
+            Data::Stream(stream) => {
+                let collator = self.collator_of_examples()?;
+                let loader = StreamLoader::new(stream, collator, batch_size)?;
+                Ok(TrainLoader::Stream(loader))
             }
         }
+    }
+
+    fn collator_of_examples(&self) -> Result<Arc<dyn Collator>> {
+        self.collator.clone().ok_or_else(|| {
+            Error::argument(
+                "examples",
+                "a trainer made from loaders has no collator for examples; give it a loader",
+            )
+        })
     }
 
     /// Returns a loader of `examples` in their order.
@@ -676,13 +737,11 @@ impl Trainer {
         examples: &Arc<dyn Examples>,
         batch_size: usize,
     ) -> Result<DataLoader> {
-        let collator = self.collator.clone().ok_or_else(|| {
-            Error::argument(
-                "examples",
-                "a trainer made from loaders has no collator for examples; give it a loader",
-            )
-        })?;
-        DataLoader::new(Arc::clone(examples), collator, batch_size)
+        DataLoader::new(
+            Arc::clone(examples),
+            self.collator_of_examples()?,
+            batch_size,
+        )
     }
 
     /// Returns where the trainer stands when it is not training.

@@ -29,6 +29,7 @@ mod models;
 mod ops;
 #[path = "../support/small_disk.rs"]
 mod small_disk;
+mod streaming;
 #[cfg(feature = "hub")]
 #[path = "../support/mod.rs"]
 mod support;

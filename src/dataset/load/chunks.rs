@@ -1,6 +1,7 @@
 //! A file of lines in pieces that end with a line, read one after the other.
 
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use encoding_rs::Encoding;
@@ -32,14 +33,23 @@ pub(crate) struct LineChunks {
 
 impl LineChunks {
     pub(crate) fn open(path: &Path, encoding: Option<&'static Encoding>) -> Result<Self> {
-        Ok(Self {
-            source: source::open(path, encoding)?,
+        Ok(Self::of(source::open(path, encoding)?, path))
+    }
+
+    /// Opens the lines of a plain file that begin within `bytes`; their numbers count from 1.
+    pub(crate) fn open_within(path: &Path, bytes: Range<u64>) -> Result<Self> {
+        Ok(Self::of(source::open_within(path, bytes)?, path))
+    }
+
+    fn of(source: Source, path: &Path) -> Self {
+        Self {
+            source,
             path: path.to_owned(),
             rest: Vec::new(),
             line: 1,
             done: false,
             after_return: false,
-        })
+        }
     }
 
     fn read(&mut self) -> std::io::Result<Option<Chunk>> {
@@ -111,6 +121,35 @@ impl Iterator for LineChunks {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_of_a_file_have_every_line_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lines.txt");
+        let long = "x".repeat(50);
+        for text in [
+            format!("a\nbb\n\n{long}\nccc\n\n\nd\n"),
+            format!("{long}\n{long}"),
+            "one\r\ntwo\r\n".to_owned(),
+            "no end at all".to_owned(),
+        ] {
+            std::fs::write(&path, &text).unwrap();
+            let whole: Vec<u8> = LineChunks::open(&path, None)
+                .unwrap()
+                .flat_map(|chunk| chunk.unwrap().bytes)
+                .collect();
+            let size = text.len() as u64;
+            for parts in 1..=size + 3 {
+                let part = |number: u64| {
+                    let bytes = size * number / parts..size * (number + 1) / parts;
+                    LineChunks::open_within(&path, bytes).unwrap()
+                };
+                let joined = (0..parts).flat_map(part);
+                let joined: Vec<u8> = joined.flat_map(|chunk| chunk.unwrap().bytes).collect();
+                assert_eq!(joined, whole, "{parts} parts of {text:?}");
+            }
+        }
+    }
 
     #[test]
     fn chunks_hold_whole_lines_and_know_their_numbers() {

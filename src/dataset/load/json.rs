@@ -11,6 +11,7 @@ use serde::de::DeserializeSeed;
 
 use super::chunks::LineChunks;
 use super::document::{self, Records};
+use super::from_row::{ShardBatches, from_row};
 use super::infer::{Inferred, Path as Place, Seed};
 use super::{Options, Rows, special};
 use crate::dataset::parallel;
@@ -182,6 +183,8 @@ fn decode(path: &Path, schema: &SchemaRef, records: &Records) -> Result<Option<R
     };
     let mut decoder = ReaderBuilder::new(schema.clone())
         .with_batch_size(records.places.len() + 1)
+        // Of a stream, the schema knows only the beginning.
+        .with_strict_mode(true)
         .build_decoder()?;
     let bytes = special::as_strings(&records.bytes);
     let read = decoder
@@ -195,12 +198,43 @@ fn decode(path: &Path, schema: &SchemaRef, records: &Records) -> Result<Option<R
 
 /// Returns the records of a file: streamed if they are lines, from memory if the file is one JSON document.
 fn records(path: &Path, options: &Options) -> Result<Box<dyn Iterator<Item = Result<Records>>>> {
+    Ok(match is_document(path, options)? {
+        true => Box::new(document::records(path, options)?.into_iter().map(Ok)),
+        false => Box::new(in_lines(LineChunks::open(path, options.encoding)?)),
+    })
+}
+
+/// Returns the records that stand one in a line.
+fn in_lines(lines: LineChunks) -> impl Iterator<Item = Result<Records>> {
+    lines.map(|chunk| {
+        let chunk = chunk?;
+        let mut places = Vec::new();
+        let (mut start, mut line) = (0, chunk.first_line);
+        for part in chunk.bytes.split(|&byte| byte == b'\n') {
+            let trimmed = part.trim_ascii_start();
+            if !trimmed.is_empty() {
+                let from = start + part.len() - trimmed.len();
+                places.push((from..start + part.trim_ascii_end().len(), line));
+            }
+            start += part.len() + 1;
+            line += 1;
+        }
+        Ok(Records {
+            file_bytes: chunk.bytes.len(),
+            bytes: chunk.bytes,
+            places,
+        })
+    })
+}
+
+/// Returns whether a file is one JSON document and not a record in every line.
+pub(super) fn is_document(path: &Path, options: &Options) -> Result<bool> {
     let start = match LineChunks::open(path, options.encoding)?
         .next()
         .transpose()?
     {
         Some(chunk) => chunk.bytes,
-        None => return Ok(Box::new(std::iter::empty())),
+        None => return Ok(false),
     };
     let start = start.trim_ascii_start();
     let first_line = start
@@ -209,35 +243,62 @@ fn records(path: &Path, options: &Options) -> Result<Box<dyn Iterator<Item = Res
         .unwrap_or(start)
         .trim_ascii_end();
     // An object over several lines breaks its first one after a bracket or a comma, where a record on one line does not.
-    let is_document = start.starts_with(b"[")
+    Ok(start.starts_with(b"[")
         || options.field.is_some()
         || first_line.ends_with(b"{")
         || first_line.ends_with(b"[")
-        || first_line.ends_with(b",");
-    if is_document {
-        return Ok(Box::new(
-            document::records(path, options)?.into_iter().map(Ok),
-        ));
+        || first_line.ends_with(b","))
+}
+
+/// How many files tell a stream's types.
+const TELLING: usize = 32;
+
+/// Returns the columns and types that the beginnings of the files have.
+pub(super) fn beginning(paths: &[PathBuf], options: &Options) -> Result<SchemaRef> {
+    let mut all = Inferred::Null;
+    for path in paths.iter().take(TELLING) {
+        if let Some(first) = records(path, options)?.next() {
+            infer_records(path, &first?, &mut all)?;
+        }
     }
-    Ok(Box::new(LineChunks::open(path, options.encoding)?.map(
-        |chunk| {
-            let chunk = chunk?;
-            let mut places = Vec::new();
-            let (mut start, mut line) = (0, chunk.first_line);
-            for part in chunk.bytes.split(|&byte| byte == b'\n') {
-                let trimmed = part.trim_ascii_start();
-                if !trimmed.is_empty() {
-                    let from = start + part.len() - trimmed.len();
-                    places.push((from..start + part.trim_ascii_end().len(), line));
-                }
-                start += part.len() + 1;
-                line += 1;
-            }
-            Ok(Records {
-                file_bytes: chunk.bytes.len(),
-                bytes: chunk.bytes,
-                places,
-            })
-        },
+    let schema = Arc::new(Schema::new(all.fields()));
+    check_unique(&schema)?;
+    Ok(schema)
+}
+
+/// Returns the batches of `lines` (of all of the file if there are none) from row `skip` on, with the columns of `schema`.
+pub(super) fn batches(
+    path: &Path,
+    lines: Option<LineChunks>,
+    options: &Options,
+    schema: &SchemaRef,
+    skip: usize,
+) -> Result<ShardBatches> {
+    let records: Box<dyn Iterator<Item = Result<Records>>> = match lines {
+        Some(lines) => Box::new(in_lines(lines)),
+        None => records(path, options)?,
+    };
+    let (path, schema) = (path.to_owned(), schema.clone());
+    let read = move |records: Records| match decode(&path, &schema, &records) {
+        Ok(batch) => Ok(batch.unwrap_or_else(|| RecordBatch::new_empty(schema.clone()))),
+        Err(Error::Format {
+            path,
+            line,
+            message,
+        }) => Err(Error::Format {
+            path,
+            line,
+            message: format!(
+                "{message}; a stream has the columns and types that its files have in their first megabyte: bring the line in \
+                 line with these, or load the data with load_dataset, which reads all of it first"
+            ),
+        }),
+        Err(error) => Err(error),
+    };
+    Ok(Box::new(from_row(
+        records,
+        skip,
+        |records| records.places.len(),
+        read,
     )))
 }

@@ -7,6 +7,7 @@ mod chunks;
 mod csv;
 mod document;
 mod files;
+mod from_row;
 #[cfg(feature = "hub")]
 mod hub;
 mod infer;
@@ -16,10 +17,13 @@ mod options;
 mod parquet;
 #[cfg(feature = "hub")]
 mod remote;
+mod shards;
 mod source;
 mod special;
+mod stream;
 mod text;
 
+pub(in crate::dataset) use from_row::ShardBatches;
 pub(crate) use layout::Selection;
 #[cfg(feature = "hub")]
 pub(crate) use layout::{Layout, default_config, plan};
@@ -27,6 +31,8 @@ pub(crate) use options::Options;
 pub use options::SampleBy;
 #[cfg(feature = "hub")]
 pub(super) use remote::on_hub;
+pub(in crate::dataset) use shards::Shards;
+pub use stream::load_dataset_streaming;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -7,7 +7,8 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
 
-use super::{Rows, agree};
+use super::from_row::{ShardBatches, from_row};
+use super::{Rows, agree, source};
 use crate::base::panics::caught;
 use crate::dataset::cast::cast_batch;
 use crate::dataset::data_type::plain_schema;
@@ -17,14 +18,7 @@ use crate::{Error, Result};
 pub(super) fn load(paths: &[PathBuf], rows: &mut Rows) -> Result<SchemaRef> {
     let mut files = Vec::new();
     for path in paths {
-        let file = File::open(path).map_err(|error| Error::io("read", path, error))?;
-        // Damaged files have been seen to panic in the library that reads them.
-        let metadata = caught(|| ArrowReaderMetadata::load(&file, Default::default()))
-            .map_err(|panic| damaged(path, &panic))?
-            .map_err(|error| damaged(path, &error))?;
-        if metadata.schema().fields().is_empty() {
-            return Err(Error::format(path, "it has no columns"));
-        }
+        let (file, metadata) = open(path)?;
         files.push((path, file, metadata));
     }
     let schemas: Vec<_> = files
@@ -54,10 +48,7 @@ pub(super) fn load(paths: &[PathBuf], rows: &mut Rows) -> Result<SchemaRef> {
                 // A column of nulls takes no memory, but its rows are counted.
                 size += (batch.get_array_memory_size() + batch.num_rows()) as u64;
                 if size > limit {
-                    return Err(Error::format(
-                        path,
-                        "it unfolds into more than a thousand times its size, which no honest file does",
-                    ));
+                    return Err(Error::format(path, UNFOLDS));
                 }
                 batches.push(batch);
             }
@@ -69,6 +60,90 @@ pub(super) fn load(paths: &[PathBuf], rows: &mut Rows) -> Result<SchemaRef> {
     })?;
     Ok(schema)
 }
+
+fn open(path: &Path) -> Result<(File, ArrowReaderMetadata)> {
+    let file = File::open(path).map_err(|error| Error::io("read", path, error))?;
+    // Damaged files have been seen to panic in the library that reads them.
+    let metadata = caught(|| ArrowReaderMetadata::load(&file, Default::default()))
+        .map_err(|panic| damaged(path, &panic))?
+        .map_err(|error| damaged(path, &error))?;
+    if metadata.schema().fields().is_empty() {
+        return Err(Error::format(path, "it has no columns"));
+    }
+    Ok((file, metadata))
+}
+
+/// Returns the columns of files that are streamed.
+pub(super) fn schema(paths: &[PathBuf]) -> Result<SchemaRef> {
+    let mut schemas = Vec::with_capacity(paths.len());
+    for path in paths {
+        if source::unpacked(path)?.1 {
+            let message = "it is packed, and what is in it can't be read from its beginning on: unpack it (Parquet is compressed \
+                           within)";
+            return Err(Error::format(path, message));
+        }
+        let (_, metadata) = open(path)?;
+        schemas.push((path.as_path(), plain_schema(metadata.schema())));
+    }
+    agree(&schemas)
+}
+
+/// Returns the number of row groups of a file.
+pub(super) fn groups(path: &Path) -> Result<usize> {
+    Ok(open(path)?.1.metadata().num_row_groups())
+}
+
+/// The rows that are read from a row group at once when it is streamed.
+const AT_ONCE: usize = 1024;
+
+/// Returns the batches of a row group from its row `skip` on, with the columns of `schema`.
+pub(super) fn group(
+    path: &Path,
+    group: usize,
+    schema: &SchemaRef,
+    skip: usize,
+) -> Result<ShardBatches> {
+    let (file, metadata) = open(path)?;
+    let limit = limit(
+        file.metadata()
+            .map_err(|error| Error::io("read", path, error))?
+            .len(),
+    );
+    // Batches begin at the same rows wherever the reading does.
+    let before = skip / AT_ONCE * AT_ONCE;
+    let build = || {
+        ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata)
+            .with_row_groups(vec![group])
+            .with_batch_size(AT_ONCE)
+            .with_offset(before)
+            .build()
+    };
+    let mut reader = caught(build)
+        .map_err(|panic| damaged(path, &panic))?
+        .map_err(|error| damaged(path, &error))?;
+    let (path, schema) = (path.to_owned(), schema.clone());
+    let batches = std::iter::from_fn(move || {
+        let next = caught(|| reader.next())
+            .unwrap_or_else(|panic| Some(Err(arrow::error::ArrowError::ParquetError(panic))));
+        let read = |batch: RecordBatch| -> Result<RecordBatch> {
+            let size = (batch.get_array_memory_size() + batch.num_rows()) as u64;
+            if size > limit {
+                return Err(Error::format(&path, UNFOLDS));
+            }
+            cast_batch(&batch, &schema).map_err(|error| damaged(&path, &error))
+        };
+        next.map(|batch| batch.map_err(|error| damaged(&path, &error)).and_then(read))
+    });
+    Ok(Box::new(from_row(
+        batches,
+        skip - before,
+        RecordBatch::num_rows,
+        Ok,
+    )))
+}
+
+const UNFOLDS: &str =
+    "it unfolds into more than a thousand times its size, which no honest file does";
 
 /// Returns what a file of `bytes` bytes may unfold into: long runs of one value take next to nothing.
 fn limit(bytes: u64) -> u64 {

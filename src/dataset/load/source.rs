@@ -1,7 +1,8 @@
 //! A data file as its readers see it: unpacked, in UTF-8, without a byte order mark.
 
 use std::fs::File;
-use std::io::{BufReader, Cursor, Error as IoError, ErrorKind, Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Cursor, Error as IoError, ErrorKind, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::Path;
 
 use encoding_rs::{CoderResult, Decoder, Encoding, UTF_8};
@@ -121,6 +122,50 @@ pub(super) fn open(path: &Path, encoding: Option<&'static Encoding>) -> Result<S
         at: 0,
         at_end: false,
     }))
+}
+
+/// Returns whether a file's bytes are its text as they are: neither packed nor in another encoding.
+pub(super) fn is_plain(path: &Path, encoding: Option<&'static Encoding>) -> Result<bool> {
+    let (mut source, is_packed) = unpacked(path)?;
+    let start = start_of(&mut source, 3).map_err(|error| Error::io("read", path, error))?;
+    Ok(!is_packed
+        && Encoding::for_bom(&start).is_none()
+        && encoding.is_none_or(|encoding| encoding == UTF_8))
+}
+
+/// Returns where the first line begins that begins at `at` or behind it.
+pub(super) fn line_start(file: &mut File, at: u64) -> std::io::Result<u64> {
+    if at == 0 {
+        return Ok(0);
+    }
+    file.seek(SeekFrom::Start(at - 1))?;
+    let mut reader = BufReader::new(file);
+    let mut passed = 0;
+    loop {
+        let buffer = reader.fill_buf()?;
+        if let Some(end) = memchr::memchr(b'\n', buffer) {
+            return Ok(at + passed + end as u64);
+        }
+        let length = buffer.len();
+        if length == 0 {
+            return Ok((at - 1 + passed).max(at));
+        }
+        passed += length as u64;
+        reader.consume(length);
+    }
+}
+
+/// Opens the lines of a plain file that begin within `bytes`.
+pub(super) fn open_within(path: &Path, bytes: Range<u64>) -> Result<Source> {
+    let open = || -> std::io::Result<Source> {
+        let mut file = File::open(path)?;
+        let start = line_start(&mut file, bytes.start)?;
+        let end = line_start(&mut file, bytes.end)?;
+        file.seek(SeekFrom::Start(start))?;
+        let lines = file.take(end.saturating_sub(start));
+        Ok(Box::new(BufReader::with_capacity(1 << 18, lines)))
+    };
+    open().map_err(|error| Error::io("read", path, error))
 }
 
 /// Returns the file's bytes, unpacked, and whether they were packed.

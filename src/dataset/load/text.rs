@@ -1,6 +1,6 @@
 //! Plain text: every line, paragraph or file is a row.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, StringBuilder};
@@ -8,49 +8,78 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use memchr::memmem;
 
 use super::chunks::{Chunk, LineChunks};
+use super::from_row::{ShardBatches, from_row};
 use super::{Options, Rows, SampleBy};
 use crate::{Error, Result};
 
 /// Returns the rows in the column `text`. Lines may be empty, paragraphs may not.
 pub(super) fn load(paths: &[PathBuf], options: &Options, rows: &mut Rows) -> Result<SchemaRef> {
-    let schema = Arc::new(Schema::new(vec![Field::new("text", DataType::Utf8, true)]));
+    let schema = schema();
     for path in paths {
         let lines = LineChunks::open(path, options.encoding)?;
-        let chunks: Box<dyn Iterator<Item = Result<Chunk>>> = match options.sample_by {
-            SampleBy::Line => Box::new(lines),
-            SampleBy::Paragraph => Box::new(Whole::new(lines, paragraphs_end)),
-            SampleBy::Document => Box::new(Whole::new(lines, |_, _| None)),
-        };
-        rows.fill(chunks, |chunk| {
-            let text = std::str::from_utf8(&chunk.bytes).map_err(|error| {
-                let before = &chunk.bytes[..error.valid_up_to()];
-                Error::Format {
-                    path: path.clone(),
-                    line: Some(
-                        chunk.first_line + before.iter().filter(|&&byte| byte == b'\n').count(),
-                    ),
-                    message: "the text is not valid UTF-8; name its encoding with Loader::encoding, or convert the file"
-                        .to_owned(),
-                }
-            })?;
-            if text.len() > i32::MAX as usize {
-                return Err(Error::format(path, "it holds a text of more than 2 GB, which a row can't"));
-            }
-            let mut texts = StringBuilder::with_capacity(text.len() / 40, text.len());
-            match options.sample_by {
-                SampleBy::Line => text.lines().for_each(|line| texts.append_value(line)),
-                SampleBy::Paragraph => {
-                    let paragraphs = text.split("\n\n").filter(|paragraph| !paragraph.is_empty());
-                    paragraphs.for_each(|paragraph| texts.append_value(paragraph));
-                }
-                SampleBy::Document => texts.append_value(text),
-            }
-            let texts: ArrayRef = Arc::new(texts.finish());
-            let batch = RecordBatch::try_new(schema.clone(), vec![texts])?;
+        rows.fill(chunks(lines, options.sample_by), |chunk| {
+            let batch = decode(path, &chunk, options.sample_by)?;
             Ok((vec![batch], chunk.bytes.len()))
         })?;
     }
     Ok(schema)
+}
+
+/// Returns the one column that texts have.
+pub(super) fn schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![Field::new("text", DataType::Utf8, true)]))
+}
+
+/// Returns the batches of `lines` from row `skip` on.
+pub(super) fn batches(
+    path: &Path,
+    lines: LineChunks,
+    sample_by: SampleBy,
+    skip: usize,
+) -> ShardBatches {
+    let path = path.to_owned();
+    let decoded = chunks(lines, sample_by)
+        .map(move |chunk| chunk.and_then(|chunk| decode(&path, &chunk, sample_by)));
+    Box::new(from_row(decoded, skip, RecordBatch::num_rows, Ok))
+}
+
+/// Returns pieces of a file that hold whole rows.
+fn chunks(lines: LineChunks, sample_by: SampleBy) -> Box<dyn Iterator<Item = Result<Chunk>>> {
+    match sample_by {
+        SampleBy::Line => Box::new(lines),
+        SampleBy::Paragraph => Box::new(Whole::new(lines, paragraphs_end)),
+        SampleBy::Document => Box::new(Whole::new(lines, |_, _| None)),
+    }
+}
+
+fn decode(path: &Path, chunk: &Chunk, sample_by: SampleBy) -> Result<RecordBatch> {
+    let text = std::str::from_utf8(&chunk.bytes).map_err(|error| {
+        let before = &chunk.bytes[..error.valid_up_to()];
+        Error::Format {
+            path: path.to_owned(),
+            line: Some(chunk.first_line + before.iter().filter(|&&byte| byte == b'\n').count()),
+            message:
+                "the text is not valid UTF-8; name its encoding with Loader::encoding, or convert the file"
+                    .to_owned(),
+        }
+    })?;
+    if text.len() > i32::MAX as usize {
+        return Err(Error::format(
+            path,
+            "it holds a text of more than 2 GB, which a row can't",
+        ));
+    }
+    let mut texts = StringBuilder::with_capacity(text.len() / 40, text.len());
+    match sample_by {
+        SampleBy::Line => text.lines().for_each(|line| texts.append_value(line)),
+        SampleBy::Paragraph => {
+            let paragraphs = text.split("\n\n").filter(|paragraph| !paragraph.is_empty());
+            paragraphs.for_each(|paragraph| texts.append_value(paragraph));
+        }
+        SampleBy::Document => texts.append_value(text),
+    }
+    let texts: ArrayRef = Arc::new(texts.finish());
+    Ok(RecordBatch::try_new(schema(), vec![texts])?)
 }
 
 /// Returns where the last paragraph that has an end ends: behind an even number of the line ends that follow each

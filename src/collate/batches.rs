@@ -1,0 +1,138 @@
+//! Batches that are made ahead on another thread.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use serde::{Deserialize, Serialize};
+
+use super::MlmBatch;
+use crate::dataset::Position;
+use crate::{Error, Result};
+
+/// Where a lane of a stream stands behind a batch of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LanePosition {
+    /// How many batches have come from the lane.
+    pub(crate) batches: usize,
+    /// The section that the last of them ends in, and how many of its examples have been used.
+    pub(crate) section: Position,
+    pub(crate) used: usize,
+}
+
+/// Where the lanes of a stream stand, as far as they are read here, by their numbers.
+pub(crate) type Lanes = BTreeMap<usize, LanePosition>;
+
+/// A batch that was made, and of a stream where its lane stands behind it.
+pub(super) struct Made {
+    pub(super) batch: MlmBatch,
+    pub(super) lane: Option<(usize, LanePosition)>,
+}
+
+impl From<MlmBatch> for Made {
+    fn from(batch: MlmBatch) -> Self {
+        Self { batch, lane: None }
+    }
+}
+
+/// Batches as they are made: those of an epoch, by [`DataLoader::epoch`](super::DataLoader::epoch). Dropping it ends its
+/// thread.
+pub struct Batches {
+    receiver: Option<Receiver<Result<Made>>>,
+    thread: Option<JoinHandle<()>>,
+    failure: Option<Error>,
+    left: usize,
+    lanes: Lanes,
+}
+
+impl Batches {
+    /// Lets `work` send `left` batches, of which `ahead` wait at most.
+    pub(super) fn start(
+        ahead: usize,
+        left: usize,
+        work: impl FnOnce(SyncSender<Result<Made>>) + Send + 'static,
+    ) -> Self {
+        let (sender, receiver) = sync_channel(ahead);
+        let thread = std::thread::Builder::new()
+            .name("cloze-batches".to_owned())
+            .spawn(move || work(sender));
+        let (thread, failure) = match thread {
+            Ok(thread) => (Some(thread), None),
+            Err(error) => (
+                None,
+                Some(Error::io("start", "a thread for batches", error)),
+            ),
+        };
+        Self {
+            receiver: Some(receiver),
+            thread,
+            failure,
+            left,
+            lanes: Lanes::new(),
+        }
+    }
+
+    /// Returns where the lanes of a stream stand behind the batches that were taken.
+    pub(crate) fn lanes(&self) -> &Lanes {
+        &self.lanes
+    }
+
+    /// Ends the thread; what it panicked with, if it did.
+    fn join(&mut self) -> Option<Box<dyn Any + Send>> {
+        // A thread that waits to hand over a batch wakes up when the receiver goes.
+        self.receiver = None;
+        self.thread.take().and_then(|thread| thread.join().err())
+    }
+}
+
+impl Iterator for Batches {
+    type Item = Result<MlmBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(error) = self.failure.take() {
+            self.left = 0;
+            return Some(Err(error));
+        }
+        if self.left == 0 {
+            self.join();
+            return None;
+        }
+        if let Some(Ok(made)) = self.receiver.as_ref().map(Receiver::recv) {
+            self.left = if made.is_ok() { self.left - 1 } else { 0 };
+            return Some(made.map(|made| {
+                self.lanes.extend(made.lane);
+                made.batch
+            }));
+        }
+        self.left = 0;
+        let panic = self.join();
+        let text = panic.as_ref().and_then(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            text.or_else(|| panic.downcast_ref::<&str>().copied())
+        });
+        let text = text.unwrap_or("no reason given");
+        Some(Err(Error::Dataset(format!(
+            "the thread that makes batches panicked: {text}"
+        ))))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for Batches {}
+
+impl Drop for Batches {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+impl fmt::Debug for Batches {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Batches: {} to come", self.left)
+    }
+}
