@@ -30,6 +30,21 @@ pub(super) struct Published<'a> {
     pub(super) keep_others: bool,
 }
 
+/// What a configuration holds once it is published.
+#[derive(Default)]
+struct Contents {
+    /// The patterns of each split's files.
+    data_files: Vec<(String, Vec<String>)>,
+    /// The name, bytes and rows of each split.
+    splits: Vec<(String, u64, u64)>,
+    /// The bytes of all files.
+    download: u64,
+}
+
+fn unread(reason: String) -> Error {
+    Error::Dataset(format!("the repository's card can't be followed: {reason}"))
+}
+
 impl Published<'_> {
     /// Returns the card `readme` with this configuration added or replaced. `size` is asked for the bytes of the files
     /// that a pattern of an earlier split means.
@@ -37,16 +52,11 @@ impl Published<'_> {
     /// # Errors
     /// A card that can't be read; other columns than the splits have that stay.
     pub(super) fn update(&self, readme: &str, size: impl Fn(&str) -> u64) -> Result<String> {
-        let unread = |reason: String| {
-            Error::Dataset(format!("the repository's card can't be followed: {reason}"))
-        };
         let (header, body) = card::split(readme);
         let fields = blocks(header);
         let block = |name: &str| {
-            fields
-                .iter()
-                .find(|(key, _)| *key == name)
-                .map_or("", |(_, text)| *text)
+            let field = fields.iter().find(|(key, _)| *key == name);
+            field.map_or("", |(_, text)| *text)
         };
         let infos = items(block("dataset_info"));
         let configs = items(block("configs"));
@@ -54,57 +64,15 @@ impl Published<'_> {
         let known = known.iter().find(|config| config.name == self.config);
         let info = infos.iter().find(|item| item.config == self.config);
 
-        // Splits that stay, with their patterns, bytes and rows.
-        let mut data_files: Vec<(String, Vec<String>)> = Vec::new();
-        let mut splits: Vec<(String, u64, u64)> = Vec::new();
-        let mut download = 0;
+        let mut contents = Contents::default();
         if self.keep_others {
-            let mine = |name: &str| self.splits.iter().any(|split| split.name == name);
-            for (name, patterns) in known.iter().flat_map(|config| &config.data_files) {
-                if !mine(name) {
-                    download += patterns.iter().map(|pattern| size(pattern)).sum::<u64>();
-                }
-                data_files.push((name.clone(), patterns.clone()));
-            }
-            let fields = info.map(|item| item.fields()).transpose().map_err(unread)?;
-            let fields = fields.unwrap_or_default();
-            for (name, bytes, rows) in splits_of(&fields) {
-                if !mine(&name) {
-                    splits.push((name, bytes, rows));
-                }
-            }
-            let own = format!("features:\n{}", features(self.schema.fields(), 0));
-            let own = card::parse(&own).map_err(unread)?;
-            if let (false, Some(there), Node::Map(own)) =
-                (splits.is_empty(), field(&fields, "features"), &own)
-                && field(own, "features") != Some(there)
-            {
-                return Err(Error::Dataset(format!(
-                    "the columns differ from those of the splits that the configuration {:?} has on the Hub ({}); push under \
-                     another config_name, or all splits together",
-                    self.config,
-                    splits
-                        .iter()
-                        .map(|(name, ..)| name.as_str())
-                        .collect::<Vec<_>>()
-                        .join(", ")
-                )));
-            }
+            let data_files = known.map_or(&[][..], |config| &config.data_files[..]);
+            self.keep(data_files, info, &size, &mut contents)?;
         }
-        for split in self.splits {
-            let pattern = vec![format!("{}/{}-*", self.folder, split.name)];
-            match data_files.iter_mut().find(|(name, _)| *name == split.name) {
-                Some((_, patterns)) => *patterns = pattern,
-                None => data_files.push((split.name.clone(), pattern)),
-            }
-            splits.push((split.name.clone(), split.bytes, split.rows));
-            download += split.download;
-        }
-        let dataset_info = self.info(&splits, download);
+        self.add_own(&mut contents);
         let is_default = self
             .is_default
             .unwrap_or(known.is_some_and(|config| config.is_default));
-        let config = self.config_entry(&data_files, is_default);
 
         let mut header = String::new();
         for (key, text) in &fields {
@@ -115,23 +83,83 @@ impl Published<'_> {
                 }
             }
         }
-        let others: Vec<&Item> = infos
-            .iter()
-            .filter(|item| item.config != self.config)
-            .collect();
-        header.push_str("dataset_info:\n");
-        if others.is_empty() && self.config == "default" {
-            header.push_str(&dataset_info);
-        } else {
-            for other in others {
-                header.push_str(&other.as_list_item());
+        self.write_infos(&infos, &self.info(&contents), &mut header);
+        let config = self.config_entry(&contents.data_files, is_default);
+        self.write_configs(&configs, &config, &mut header);
+        let readme = format!("---\n{header}---\n{body}");
+        // What can't be read back is not sent.
+        card::configs(&readme).map_err(unread)?;
+        Ok(readme)
+    }
+
+    /// Takes over the splits that stay: their patterns from `data_files`, their bytes and rows from `info`.
+    fn keep(
+        &self,
+        data_files: &[(String, Vec<String>)],
+        info: Option<&Item>,
+        size: impl Fn(&str) -> u64,
+        contents: &mut Contents,
+    ) -> Result<()> {
+        let mine = |name: &str| self.splits.iter().any(|split| split.name == name);
+        for (name, patterns) in data_files {
+            if !mine(name) {
+                contents.download += patterns.iter().map(|pattern| size(pattern)).sum::<u64>();
             }
-            let _ = write!(
-                header,
-                "- config_name: {}\n{dataset_info}",
-                scalar(self.config)
-            );
+            contents.data_files.push((name.clone(), patterns.clone()));
         }
+        let fields = info.map(Item::fields).transpose().map_err(unread)?;
+        let fields = fields.unwrap_or_default();
+        let others = splits_of(&fields).into_iter();
+        contents.splits = others.filter(|(name, ..)| !mine(name)).collect();
+        let own = format!("features:\n{}", features(self.schema.fields(), 0));
+        let own = card::parse(&own).map_err(unread)?;
+        if let (false, Some(there), Node::Map(own)) =
+            (contents.splits.is_empty(), field(&fields, "features"), &own)
+            && field(own, "features") != Some(there)
+        {
+            let names: Vec<&str> = contents.splits.iter().map(|(name, ..)| &**name).collect();
+            return Err(Error::Dataset(format!(
+                "the columns differ from those of the splits that the configuration {:?} has on the Hub ({}); push under \
+                 another config_name, or all splits together",
+                self.config,
+                names.join(", ")
+            )));
+        }
+        Ok(())
+    }
+
+    /// Adds the splits that are published now; the pattern of one that was there is replaced in its place.
+    fn add_own(&self, contents: &mut Contents) {
+        for split in self.splits {
+            let pattern = vec![format!("{}/{}-*", self.folder, split.name)];
+            let mut known = contents.data_files.iter_mut();
+            match known.find(|(name, _)| *name == split.name) {
+                Some((_, patterns)) => *patterns = pattern,
+                None => contents.data_files.push((split.name.clone(), pattern)),
+            }
+            let row = (split.name.clone(), split.bytes, split.rows);
+            contents.splits.push(row);
+            contents.download += split.download;
+        }
+    }
+
+    /// Writes the field `dataset_info`: the entries of other configurations as they stand, then this one's.
+    fn write_infos(&self, infos: &[Item], own: &str, header: &mut String) {
+        let mut others = infos.iter().filter(|item| item.config != self.config);
+        header.push_str("dataset_info:\n");
+        let first = others.next();
+        if first.is_none() && self.config == "default" {
+            header.push_str(own);
+            return;
+        }
+        for other in first.into_iter().chain(others) {
+            header.push_str(&other.as_list_item());
+        }
+        let _ = write!(header, "- config_name: {}\n{own}", scalar(self.config));
+    }
+
+    /// Writes the field `configs` in the same order.
+    fn write_configs(&self, configs: &[Item], own: &str, header: &mut String) {
         header.push_str("configs:\n");
         for other in configs.iter().filter(|item| item.config != self.config) {
             // Only one is the default.
@@ -141,20 +169,16 @@ impl Published<'_> {
                 .filter(|line| !(self.is_default == Some(true) && line.trim() == "default: true"));
             lines.for_each(|line| header.extend([line, "\n"]));
         }
-        header.push_str(&config);
-        let readme = format!("---\n{header}---\n{body}");
-        // What can't be read back is not sent.
-        card::configs(&readme).map_err(unread)?;
-        Ok(readme)
+        header.push_str(own);
     }
 
-    fn info(&self, splits: &[(String, u64, u64)], download: u64) -> String {
+    fn info(&self, contents: &Contents) -> String {
         let mut text = format!(
             "  features:\n{}  splits:\n",
             features(self.schema.fields(), 2)
         );
         let mut all = 0;
-        for (name, bytes, rows) in splits {
+        for (name, bytes, rows) in &contents.splits {
             let name = scalar(name);
             let _ = write!(
                 text,
@@ -162,6 +186,7 @@ impl Published<'_> {
             );
             all += bytes;
         }
+        let download = contents.download;
         let _ = write!(text, "  download_size: {download}\n  dataset_size: {all}\n");
         text
     }

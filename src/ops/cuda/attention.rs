@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::gemm::{Heads, Matrix, gemm_heads};
 use super::{
@@ -63,27 +63,7 @@ pub(in crate::ops) fn attention(
         prepared(k, dtype)?,
         prepared(v, dtype)?,
     );
-    let masks = match mask {
-        AttentionMask::None => Masks::default(),
-        AttentionMask::Keys(keys) => {
-            let keys = match keys.dtype() {
-                DType::U32 => keys.clone(),
-                _ => keys.ne(0.0)?.to_dtype(DType::U32)?,
-            };
-            Masks {
-                keys: Some(keys.to_device(q.device())?.contiguous()?),
-                ..Masks::default()
-            }
-        }
-        AttentionMask::Additive(bias) => {
-            let finite = finite(&bias.detach(), dtype)?;
-            Masks {
-                bias: Some(finite.to_dtype(dtype)?.contiguous()?),
-                ..Masks::default()
-            }
-        }
-        AttentionMask::Packed(_) => return Err(crate::ops::attention::masks::not_packed()),
-    };
+    let masks = Masks::of(mask, q.device(), dtype)?;
     let attention = Attention {
         gpu,
         sizes,
@@ -168,6 +148,31 @@ struct Masks {
 }
 
 impl Masks {
+    /// Brings `mask` to `device`, in the form that the kernels read.
+    fn of(mask: &AttentionMask, device: &Device, dtype: DType) -> Result<Self> {
+        match mask {
+            AttentionMask::None => Ok(Self::default()),
+            AttentionMask::Keys(keys) => {
+                let keys = match keys.dtype() {
+                    DType::U32 => keys.clone(),
+                    _ => keys.ne(0.0)?.to_dtype(DType::U32)?,
+                };
+                Ok(Self {
+                    keys: Some(keys.to_device(device)?.contiguous()?),
+                    ..Self::default()
+                })
+            }
+            AttentionMask::Additive(bias) => {
+                let finite = finite(&bias.detach(), dtype)?;
+                Ok(Self {
+                    bias: Some(finite.to_dtype(dtype)?.contiguous()?),
+                    ..Self::default()
+                })
+            }
+            AttentionMask::Packed(_) => Err(crate::ops::attention::masks::not_packed()),
+        }
+    }
+
     /// Returns how far apart the bias's elements lie, 0 where it is broadcast.
     fn strides(&self, sizes: &Sizes) -> Result<[u64; 4]> {
         let mut strides = [0; 4];
