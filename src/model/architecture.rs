@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::nn::Head;
+use super::onnx::{self, Graph, Value};
 use super::{Context, MlmLoss, ModelFlops, ModelInputs};
 use crate::Result;
 use crate::ops;
@@ -26,6 +27,14 @@ pub trait Architecture: std::fmt::Debug + Send + Sync {
     /// Returns the arithmetic that the model asks for; `None` where the family does not say.
     fn flops(&self) -> Option<ModelFlops> {
         None
+    }
+
+    /// Writes the model into an ONNX graph and returns its logits.
+    ///
+    /// # Errors
+    /// When the family has parts that can't be written; without a way of its own it can't.
+    fn export(&self, _graph: &mut Graph) -> Result<Value> {
+        Err(onnx::refused("the way the family puts its parts together"))
     }
 
     /// Returns the hidden states of `rows` (flat indices into the batch) alone, (rows, hidden).

@@ -481,6 +481,10 @@ impl MaskedLm {
         self.inner.architecture.main_input()
     }
 
+    pub(super) fn architecture(&self) -> &dyn Architecture {
+        &*self.inner.architecture
+    }
+
     /// Returns the longest sequence the model can take, in tokens.
     pub fn max_positions(&self) -> Option<usize> {
         self.inner.architecture.max_positions()

@@ -17,6 +17,7 @@ mod input;
 mod loss;
 mod masked_lm;
 pub mod nn;
+pub mod onnx;
 mod resize;
 mod vocabulary;
 mod weights;

@@ -26,6 +26,7 @@ mod hub_training;
 mod live_training;
 mod mixed_precision;
 mod models;
+mod onnx;
 mod ops;
 #[path = "../support/small_disk.rs"]
 mod small_disk;

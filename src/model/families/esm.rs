@@ -11,9 +11,10 @@ use serde::Deserialize;
 
 use super::{bert, roberta, xlm};
 use crate::model::nn::{
-    Angles, Block, Dropouts, Embed, LayerNames, Norm, Order, Positions, SelfAttention, Spec,
-    Transformer, TransformerBlock,
+    Angles, Block, Dropouts, Embed, Ids, LayerNames, Lookup, Norm, Order, Positions, SelfAttention,
+    Spec, Transformer, TransformerBlock,
 };
+use crate::model::onnx::{Graph, Value};
 use crate::model::{Architecture, Config, Context, Family, Init, ModelInputs, WeightBuilder};
 use crate::ops::{self, Activation, Param, RotaryPairs};
 use crate::{Error, Result};
@@ -224,5 +225,43 @@ impl Embed for ProteinEmbeddings {
             x = ops::mul_rows(&x, &xlm::tokens(inputs, device)?)?;
         }
         Ok(x)
+    }
+
+    fn export(&self, graph: &mut Graph) -> Result<Value> {
+        let lookup = |table: &Param, ids: Ids| Lookup {
+            table: table.clone(),
+            ids,
+            padding: Some(self.pad),
+        };
+        let text = graph.input("attention_mask");
+        let text = graph.to_float(&text);
+        let mut x = lookup(&self.words, Ids::Tokens).export(graph)?;
+        if let Some(mask) = self.mask {
+            // As `factors` has it.
+            let (ids, mask) = (graph.input("input_ids"), graph.int(i64::from(mask)));
+            let masks = graph.node("Equal", &[&ids, &mask], &[]);
+            let masks = graph.to_float(&masks);
+            let (one, row) = (graph.float(1.0), graph.ints(&[1]));
+            let masked = graph.node("ReduceSum", &[&masks, &row], &[]);
+            let length = graph.node("ReduceSum", &[&text, &row], &[]);
+            let part = graph.node("Div", &[&masked, &length], &[]);
+            let left = graph.sub(&one, &part);
+            let kept = graph.float(f64::from(1.0 - MASKED_IN_TRAINING));
+            let scale = graph.node("Div", &[&kept, &left], &[]);
+            let others = graph.sub(&one, &masks);
+            let factors = graph.mul(&others, &scale);
+            let factors = graph.unsqueeze(&factors, &[2]);
+            x = graph.mul(&x, &factors);
+        }
+        if let Some(positions) = &self.positions {
+            let ids = Ids::PositionsAfterPadding(self.pad);
+            let positions = lookup(positions, ids).export(graph)?;
+            x = graph.add(&x, &positions);
+        }
+        if let Some(norm) = &self.norm {
+            x = norm.export(&x, graph)?;
+        }
+        let text = graph.unsqueeze(&text, &[2]);
+        Ok(graph.mul(&x, &text))
     }
 }

@@ -1,6 +1,7 @@
 use std::sync::Mutex;
 
 use crate::Result;
+use crate::model::onnx::{self, Graph, Turn};
 use crate::ops::{Rotary, RotaryPairs};
 
 /// The angles of rotary positions, worked out for as many positions as have been asked for.
@@ -35,6 +36,18 @@ impl Angles {
             tables: Mutex::new(Some(tables)),
             fixed: true,
         }
+    }
+
+    /// Writes cosines and sines of all positions into an ONNX graph.
+    ///
+    /// # Errors
+    /// When the angles are those of tables in a checkpoint.
+    pub fn export(&self, graph: &mut Graph) -> Result<Turn> {
+        if self.fixed {
+            return Err(onnx::refused("a table of rotary positions"));
+        }
+        let speeds = Rotary::speeds(self.width, self.theta);
+        graph.turn(&speeds, self.pairs == RotaryPairs::Half)
     }
 
     /// Returns angles for at least `positions` positions.

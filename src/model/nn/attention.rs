@@ -5,6 +5,7 @@ use candle_core::{Device, Tensor};
 use super::{Angles, Linear, PositionScores};
 use crate::Result;
 use crate::model::ModelInputs;
+use crate::model::onnx::{self, Graph, Heads, Value};
 use crate::ops::{self, AttentionMask, AttentionOptions, Dropout, Param};
 
 /// Multi-head self-attention up to, but without, the output projection.
@@ -66,6 +67,24 @@ impl SelfAttention {
         };
         let terms = positions.terms(query.dims3()?.1, key.dims3()?.1)?;
         ops::relative_attention(&query, &key, &value, &terms, &options)
+    }
+
+    /// Writes the attention into an ONNX graph and returns the context vectors of `x`.
+    pub fn export(&self, x: &Value, graph: &mut Graph) -> Result<Value> {
+        if self.position_scores.is_some() {
+            return Err(onnx::refused("attention with relative positions"));
+        }
+        let query = self.query.export(x, graph)?;
+        let key = self.key.export(x, graph)?;
+        let value = self.value.export(x, graph)?;
+        let heads = Heads {
+            queries: self.heads,
+            keys: self.heads,
+            size: self.head_size,
+        };
+        let angles = self.angles.as_ref();
+        let angles = angles.map(|angles| angles.export(graph)).transpose()?;
+        Ok(graph.attention([&query, &key, &value], heads, angles.as_ref(), None))
     }
 
     /// Returns the number of weights of the three maps.

@@ -4,6 +4,7 @@ use candle_core::Tensor;
 
 use super::{Linear, Norm, SelfAttention};
 use crate::Result;
+use crate::model::onnx::{self, Graph, Value};
 use crate::model::{Context, ModelFlops};
 use crate::ops::{self, Activation, AttentionMask, Dropout, Param};
 
@@ -44,6 +45,11 @@ pub trait Block: std::fmt::Debug + Send + Sync {
     /// nothing but plain attention looks at other positions.
     fn takes_packed(&self) -> bool {
         false
+    }
+
+    /// Writes the block into an ONNX graph and returns its output for `x`.
+    fn export(&self, _x: &Value, _graph: &mut Graph) -> Result<Value> {
+        Err(onnx::refused("the family's kind of block"))
     }
 }
 
@@ -97,6 +103,13 @@ impl FeedForward {
         let inner = self.intermediate.forward_act(x, self.activation)?;
         let inner = ops::dropout(&inner, context.dropout(self.activation_dropout))?;
         self.output.forward(&inner)
+    }
+
+    /// Writes both maps into an ONNX graph and returns their output for `x`.
+    pub fn export(&self, x: &Value, graph: &mut Graph) -> Result<Value> {
+        let inner = self.intermediate.export(x, graph)?;
+        let inner = graph.activation(&inner, self.activation);
+        self.output.export(&inner, graph)
     }
 
     /// Returns all parameters.
@@ -194,5 +207,28 @@ impl Block for TransformerBlock {
 
     fn takes_packed(&self) -> bool {
         self.attention.position_scores.is_none()
+    }
+
+    fn export(&self, x: &Value, graph: &mut Graph) -> Result<Value> {
+        match self.order {
+            Order::PostNorm => {
+                let attended = self.attention.export(x, graph)?;
+                let attended = self.attention_output.export(&attended, graph)?;
+                let sum = graph.add(&attended, x);
+                let x = self.attention_norm.export(&sum, graph)?;
+                let fed = self.feed_forward.export(&x, graph)?;
+                let sum = graph.add(&fed, &x);
+                self.output_norm.export(&sum, graph)
+            }
+            Order::PreNorm => {
+                let normed = self.attention_norm.export(x, graph)?;
+                let attended = self.attention.export(&normed, graph)?;
+                let attended = self.attention_output.export(&attended, graph)?;
+                let x = graph.add(&attended, x);
+                let normed = self.output_norm.export(&x, graph)?;
+                let fed = self.feed_forward.export(&normed, graph)?;
+                Ok(graph.add(&fed, &x))
+            }
+        }
     }
 }

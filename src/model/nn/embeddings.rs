@@ -4,6 +4,7 @@ use candle_core::{Device, Tensor};
 
 use super::{Linear, Norm};
 use crate::Result;
+use crate::model::onnx::{self, Graph, Value};
 use crate::model::{Context, ModelInputs};
 use crate::ops::{self, Param};
 
@@ -46,6 +47,36 @@ impl Ids {
     }
 }
 
+impl Lookup {
+    /// Writes the lookup into an ONNX graph and returns its rows, (batch, sequence, width) or what broadcasts to that.
+    pub(crate) fn export(&self, graph: &mut Graph) -> Result<Value> {
+        let tokens = graph.input("input_ids");
+        let ids = match &self.ids {
+            Ids::Tokens => tokens,
+            // Where there is one segment, nobody needs to say which.
+            Ids::Segments if self.table.shape().dims().first() == Some(&1) => graph.int(0),
+            Ids::Segments => graph.input("token_type_ids"),
+            Ids::Positions(offset) => {
+                let (positions, offset) = (graph.positions(), graph.int(i64::from(*offset)));
+                graph.add(&positions, &offset)
+            }
+            Ids::PositionsAfterPadding(padding) => {
+                let padding = graph.int(i64::from(*padding));
+                let is_padding = graph.node("Equal", &[&tokens, &padding], &[]);
+                let is_text = graph.node("Not", &[&is_padding], &[]);
+                let is_text = graph.to_int(&is_text);
+                let axis = graph.int(1);
+                let count = graph.node("CumSum", &[&is_text, &axis], &[]);
+                let count = graph.mul(&count, &is_text);
+                graph.add(&count, &padding)
+            }
+            Ids::Of(_) => return Err(onnx::refused("what the family looks up beside words")),
+        };
+        let table = graph.param(&self.table)?;
+        Ok(graph.gather(&table, &ids))
+    }
+}
+
 impl std::fmt::Debug for Ids {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -73,6 +104,11 @@ pub struct Lookup {
 pub trait Embed: std::fmt::Debug + Send + Sync {
     /// Returns the vectors of the batch, (batch, seq, hidden).
     fn forward(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor>;
+
+    /// Writes the embedding into an ONNX graph and returns the vectors.
+    fn export(&self, _graph: &mut Graph) -> Result<Value> {
+        Err(onnx::refused("the family's embedding of words"))
+    }
 }
 
 /// The sum of several lookups, normalized, dropped out and brought to the encoder's width.
@@ -91,6 +127,26 @@ pub struct Embeddings {
 impl Embed for Embeddings {
     fn forward(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
         self.finish(&self.sum(inputs)?, context)
+    }
+
+    fn export(&self, graph: &mut Graph) -> Result<Value> {
+        let mut sum: Option<Value> = None;
+        for lookup in &self.lookups {
+            let rows = lookup.export(graph)?;
+            sum = Some(match sum {
+                Some(sum) => graph.add(&sum, &rows),
+                None => rows,
+            });
+        }
+        let sum = sum.ok_or_else(|| onnx::refused("an embedding without a table"))?;
+        let normed = match &self.norm {
+            Some(norm) => norm.export(&sum, graph)?,
+            None => sum,
+        };
+        match &self.projection {
+            Some(projection) => projection.export(&normed, graph),
+            None => Ok(normed),
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use candle_core::Tensor;
 
 use super::{Block, Norm, Pass};
 use crate::Result;
+use crate::model::onnx::{Graph, Value};
 use crate::model::{Context, ModelFlops};
 use crate::ops::{self, Param};
 
@@ -27,6 +28,16 @@ impl Encoder {
             .try_fold(x, |x, block| run(block, &x, pass))?;
         match &self.norm {
             Some(norm) => norm.forward(&x),
+            None => Ok(x),
+        }
+    }
+
+    /// Writes the stack into an ONNX graph and returns its output for `x`.
+    pub fn export(&self, x: &Value, graph: &mut Graph) -> Result<Value> {
+        let mut blocks = self.blocks.iter();
+        let x = blocks.try_fold(x.clone(), |x, block| block.export(&x, graph))?;
+        match &self.norm {
+            Some(norm) => norm.export(&x, graph),
             None => Ok(x),
         }
     }

@@ -7,6 +7,7 @@ use candle_core::Tensor;
 use super::{Angles, Block, Linear, Norm, Order, Pass};
 use crate::Result;
 use crate::model::ModelFlops;
+use crate::model::onnx::{Graph, Heads, Value};
 use crate::ops::{
     self, Activation, AttentionMask, AttentionOptions, Band, Dropout, FusedLayout, Gate, Param,
 };
@@ -64,6 +65,30 @@ impl RotaryAttention {
         self.output.forward(&attended)
     }
 
+    /// Writes the attention into an ONNX graph and returns the projected context vectors of `x`.
+    pub fn export(&self, x: &Value, graph: &mut Graph) -> Result<Value> {
+        let [queries, keys] = [self.heads, self.kv_heads].map(|heads| heads * self.head_size);
+        let qkv = match &self.projection {
+            Projection::Fused(map) => {
+                let fused = map.export(x, graph)?;
+                graph.split(&fused, &[queries, keys, keys])
+            }
+            Projection::Separate(maps) => {
+                let maps = maps.iter().map(|map| map.export(x, graph));
+                maps.collect::<Result<_>>()?
+            }
+        };
+        let heads = Heads {
+            queries: self.heads,
+            keys: self.kv_heads,
+            size: self.head_size,
+        };
+        let angles = self.angles.export(graph)?;
+        let band = self.band.map(|band| [band.left, band.right]);
+        let attended = graph.attention([&qkv[0], &qkv[1], &qkv[2]], heads, Some(&angles), band);
+        self.output.export(&attended, graph)
+    }
+
     fn maps(&self) -> Vec<&Linear> {
         match &self.projection {
             Projection::Fused(map) => vec![map, &self.output],
@@ -104,6 +129,25 @@ impl GatedFeedForward {
             }
         };
         self.output.forward(&ops::dropout(&inner, dropout)?)
+    }
+
+    /// Writes the maps into an ONNX graph and returns their output for `x`.
+    pub fn export(&self, x: &Value, graph: &mut Graph) -> Result<Value> {
+        let (gate, up) = match &self.gates {
+            Gates::Fused(map, gate) => {
+                let fused = map.export(x, graph)?;
+                let half = map.outputs() / 2;
+                let halves = graph.split(&fused, &[half, half]);
+                match gate {
+                    Gate::First => (halves[0].clone(), halves[1].clone()),
+                    Gate::Second => (halves[1].clone(), halves[0].clone()),
+                }
+            }
+            Gates::Separate(gate, up) => (gate.export(x, graph)?, up.export(x, graph)?),
+        };
+        let gate = graph.activation(&gate, self.activation);
+        let inner = graph.mul(&gate, &up);
+        self.output.export(&inner, graph)
     }
 
     fn maps(&self) -> Vec<&Linear> {
@@ -197,5 +241,30 @@ impl Block for GatedBlock {
 
     fn takes_packed(&self) -> bool {
         true
+    }
+
+    fn export(&self, x: &Value, graph: &mut Graph) -> Result<Value> {
+        let norm = |norm: &Option<Norm>, x: &Value, graph: &mut Graph| match norm {
+            Some(norm) => norm.export(x, graph),
+            None => Ok(x.clone()),
+        };
+        match self.order {
+            Order::PreNorm => {
+                let normed = norm(&self.attention_norm, x, graph)?;
+                let attended = self.attention.export(&normed, graph)?;
+                let x = graph.add(&attended, x);
+                let normed = self.output_norm.export(&x, graph)?;
+                let fed = self.feed_forward.export(&normed, graph)?;
+                Ok(graph.add(&fed, &x))
+            }
+            Order::PostNorm => {
+                let attended = self.attention.export(x, graph)?;
+                let sum = graph.add(&attended, x);
+                let x = norm(&self.attention_norm, &sum, graph)?;
+                let fed = self.feed_forward.export(&x, graph)?;
+                let sum = graph.add(&fed, &x);
+                self.output_norm.export(&sum, graph)
+            }
+        }
     }
 }

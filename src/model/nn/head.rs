@@ -2,6 +2,7 @@ use candle_core::Tensor;
 
 use super::{Linear, Norm};
 use crate::Result;
+use crate::model::onnx::{self, Graph, Value};
 use crate::ops::{self, Activation, Param};
 
 /// What turns hidden states into logits over the vocabulary, or into the loss without writing the logits down.
@@ -20,6 +21,11 @@ pub trait Head: std::fmt::Debug + Send + Sync {
 
     /// Returns the number of weights that each row meets.
     fn weights(&self) -> usize;
+
+    /// Writes the head into an ONNX graph and returns its logits for `hidden`.
+    fn export(&self, _hidden: &Value, _graph: &mut Graph) -> Result<Value> {
+        Err(onnx::refused("the family's head"))
+    }
 }
 
 /// The usual masked-LM head: a dense layer, an activation, a normalization, and the product with the vocabulary. Some have
@@ -59,5 +65,17 @@ impl Head for PredictionHead {
     fn weights(&self) -> usize {
         let dense = self.transform.as_ref();
         dense.map_or(0, |(dense, ..)| dense.weights()) + self.decoder.elem_count()
+    }
+
+    fn export(&self, hidden: &Value, graph: &mut Graph) -> Result<Value> {
+        let transformed = match &self.transform {
+            Some((dense, activation, norm)) => {
+                let dense = dense.export(hidden, graph)?;
+                let active = graph.activation(&dense, *activation);
+                norm.export(&active, graph)?
+            }
+            None => hidden.clone(),
+        };
+        graph.linear_by_rows(&transformed, &self.decoder, self.bias.as_ref())
     }
 }

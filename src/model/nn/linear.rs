@@ -1,6 +1,7 @@
 use candle_core::Tensor;
 
 use crate::Result;
+use crate::model::onnx::{Graph, Value};
 use crate::model::{Init, WeightBuilder};
 use crate::ops::{self, Activation, Param};
 
@@ -58,6 +59,11 @@ impl Linear {
         self.weight.elem_count()
     }
 
+    /// Returns the number of features that come out.
+    pub fn outputs(&self) -> usize {
+        self.weight.shape().dims().first().copied().unwrap_or(0)
+    }
+
     /// Returns the weight and the bias.
     pub fn params(&self) -> Vec<Param> {
         let weight = std::iter::once(&self.weight);
@@ -67,6 +73,11 @@ impl Linear {
     /// Applies the map to the last dimension of `x`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::linear(x, &self.weight, self.bias.as_ref())
+    }
+
+    /// Writes the map into an ONNX graph and returns its output for `x`.
+    pub fn export(&self, x: &Value, graph: &mut Graph) -> Result<Value> {
+        graph.linear(x, &self.weight, self.bias.as_ref())
     }
 
     /// Applies the map, then `activation`.

@@ -1,6 +1,7 @@
 use candle_core::Tensor;
 
 use crate::Result;
+use crate::model::onnx::{Graph, Setting, Value};
 use crate::model::{Init, WeightBuilder};
 use crate::ops::{self, Dropout, Param};
 
@@ -85,6 +86,38 @@ impl Norm {
             Self::Layer { weight, bias, eps } => ops::layer_norm(x, weight, bias.as_ref(), *eps),
             Self::Rms { weight, eps } => ops::rms_norm(x, weight, *eps),
             Self::Affine { weight, bias } => ops::affine(x, weight, Some(bias)),
+        }
+    }
+
+    /// Writes the normalization into an ONNX graph and returns its output for `x`.
+    pub fn export(&self, x: &Value, graph: &mut Graph) -> Result<Value> {
+        match self {
+            Self::Layer { weight, bias, eps } => {
+                let weight = graph.param(weight)?;
+                let bias = bias.as_ref().map(|bias| graph.param(bias)).transpose()?;
+                let inputs: Vec<&Value> = [x, &weight].into_iter().chain(&bias).collect();
+                let settings = [
+                    ("axis", Setting::Int(-1)),
+                    ("epsilon", Setting::Float(*eps)),
+                ];
+                Ok(graph.node("LayerNormalization", &inputs, &settings))
+            }
+            Self::Rms { weight, eps } => {
+                let weight = graph.param(weight)?;
+                let square = graph.mul(x, x);
+                let last = [("axes", Setting::Ints(&[-1]))];
+                let mean = graph.node("ReduceMean", &[&square], &last);
+                let eps = graph.float(*eps);
+                let mean = graph.add(&mean, &eps);
+                let root = graph.node("Sqrt", &[&mean], &[]);
+                let normed = graph.node("Div", &[x, &root], &[]);
+                Ok(graph.mul(&normed, &weight))
+            }
+            Self::Affine { weight, bias } => {
+                let (weight, bias) = (graph.param(weight)?, graph.param(bias)?);
+                let scaled = graph.mul(x, &weight);
+                Ok(graph.add(&scaled, &bias))
+            }
         }
     }
 

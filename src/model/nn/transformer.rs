@@ -6,6 +6,7 @@ use candle_core::{Device, Tensor};
 use super::{Embed, Encoder, Head, Pass, padding_mask};
 use crate::Result;
 use crate::model::architecture::rows_of;
+use crate::model::onnx::{self, Graph, Value};
 use crate::model::{Architecture, Context, ModelFlops, ModelInputs};
 use crate::ops::{self, AttentionMask};
 
@@ -114,6 +115,15 @@ impl Architecture for Transformer {
 
     fn head(&self) -> &dyn Head {
         &*self.head
+    }
+
+    fn export(&self, graph: &mut Graph) -> Result<Value> {
+        if self.prepare.is_some() {
+            return Err(onnx::refused("what the family works out of each batch"));
+        }
+        let embedded = self.embeddings.export(graph)?;
+        let encoded = self.encoder.export(&embedded, graph)?;
+        self.head.export(&encoded, graph)
     }
 
     fn flops(&self) -> Option<ModelFlops> {

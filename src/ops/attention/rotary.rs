@@ -87,14 +87,19 @@ impl Rotary {
         pairs: RotaryPairs,
     ) -> Result<Self> {
         let half = width / 2;
-        let speeds: Vec<f32> = (0..half)
-            .map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / width as f32))
-            .collect();
+        let speeds = Self::speeds(width, theta);
         let angles: Vec<f32> = (0..positions)
             .flat_map(|at| speeds.iter().map(move |speed| at as f32 * speed))
             .collect();
         let angles = Tensor::from_vec(angles, (positions, half), &Device::Cpu)?;
         Self::new(&angles.cos()?, &angles.sin()?, width, pairs)
+    }
+
+    /// Returns the angles by which the pairs turn from one position to the next, (width / 2).
+    pub fn speeds(width: usize, theta: f64) -> Vec<f32> {
+        (0..width / 2)
+            .map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / width as f32))
+            .collect()
     }
 
     /// Rotates the values too, as RoFormer's `rotary_value` asks for.
