@@ -52,14 +52,13 @@ impl FeatureExtractor {
 
     pub(super) fn from_folder(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
-        let text =
-            std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, error))?;
+        let text = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
         Self::parse(&text).map_err(|message| Error::format(&path, message))
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
-        let others: Map<String, Value> =
-            serde_json::from_str(text).map_err(|error| format!("it is no JSON object: {error}"))?;
+    fn parse(text: &[u8]) -> Result<Self, String> {
+        let others: Map<String, Value> = crate::base::json::from_slice(text)
+            .map_err(|error| format!("it is no JSON object: {error}"))?;
         let flag = |key: &str, default: bool| match others.get(key) {
             None | Some(Value::Null) => Ok(default),
             Some(value) => value
@@ -172,7 +171,7 @@ mod tests {
     fn the_file_is_read_and_saved_with_what_it_holds_besides() {
         let text = r#"{"do_normalize": false, "feature_size": 1, "return_attention_mask": true, "sampling_rate": 8000,
             "padding_value": 0.5, "processor_class": "Wav2Vec2Processor"}"#;
-        let read = FeatureExtractor::parse(text).unwrap();
+        let read = FeatureExtractor::parse(text.as_bytes()).unwrap();
         assert_eq!((read.sampling_rate, read.do_normalize), (8_000, false));
         assert!(read.return_attention_mask && read.padding_value == 0.5);
         let folder = tempfile::tempdir().unwrap();
@@ -185,7 +184,7 @@ mod tests {
         );
         assert_eq!(again.sampling_rate, 8_000);
         assert_eq!(
-            FeatureExtractor::parse("{}").unwrap(),
+            FeatureExtractor::parse(b"{}").unwrap(),
             FeatureExtractor::default()
         );
     }
@@ -200,7 +199,7 @@ mod tests {
             (r#"{"padding_side": "left"}"#, "behind"),
             ("[]", "JSON object"),
         ] {
-            let error = FeatureExtractor::parse(text).unwrap_err();
+            let error = FeatureExtractor::parse(text.as_bytes()).unwrap_err();
             assert!(error.contains(word), "{text}: {error}");
         }
     }

@@ -3,6 +3,7 @@
 
 pub mod files;
 pub mod interrupt;
+pub(crate) mod json;
 pub(crate) mod misspelling;
 pub mod number;
 pub(crate) mod panics;

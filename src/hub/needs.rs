@@ -61,7 +61,7 @@ const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// Returns whether the folder's tokenizer is one of bytes, which has no vocabulary.
 fn needs_no_vocabulary(folder: &Path) -> bool {
     let text = std::fs::read(folder.join(TOKENIZER_CONFIG)).unwrap_or_default();
-    let config: Value = serde_json::from_slice(&text).unwrap_or_default();
+    let config: Value = crate::base::json::from_slice(&text).unwrap_or_default();
     config["tokenizer_class"] == "PerceiverTokenizer"
 }
 
@@ -161,8 +161,8 @@ impl Needs {
 fn shards_of(index: &Path) -> Result<BTreeSet<String>, String> {
     let name = index.file_name().unwrap_or_default().to_string_lossy();
     let text = std::fs::read(index).map_err(|e| format!("{name} can't be read: {e}"))?;
-    let json: Value =
-        serde_json::from_slice(&text).map_err(|e| format!("{name} is not valid JSON: {e}"))?;
+    let json: Value = crate::base::json::from_slice(&text)
+        .map_err(|e| format!("{name} is not valid JSON: {e}"))?;
     let map = json
         .get("weight_map")
         .and_then(Value::as_object)

@@ -62,9 +62,7 @@ impl Config {
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join("config.json");
         let text = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
-        // Some editors begin a file with a byte order mark.
-        let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
-        let value: Value = serde_json::from_slice(text)
+        let value: Value = crate::base::json::from_slice(&text)
             .map_err(|e| Error::format(&path, format!("not valid JSON: {e}")))?;
         let Value::Object(values) = value else {
             return Err(Error::format(&path, "a model config must be a JSON object"));

@@ -28,13 +28,14 @@ impl Ids {
     }
 
     fn read(path: &Path, name: &'static str, unk: &str) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|error| Error::io("read", path, error))?;
-        let by_token: HashMap<String, u32> = serde_json::from_str(&text).map_err(|error| {
-            checks::damaged(
-                path,
-                format!("not a JSON object of tokens and ids: {error}"),
-            )
-        })?;
+        let text = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
+        let by_token: HashMap<String, u32> =
+            crate::base::json::from_slice(&text).map_err(|error| {
+                checks::damaged(
+                    path,
+                    format!("not a JSON object of tokens and ids: {error}"),
+                )
+            })?;
         let unknown = by_token.get(unk).copied().ok_or_else(|| {
             checks::damaged(
                 path,

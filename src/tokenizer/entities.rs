@@ -108,12 +108,13 @@ impl Entities {
 /// Returns a JSON object of titles and ids, or the older lines of title, a tab and a number, whose ids are their
 /// places.
 fn parse(path: &Path, text: &str) -> Result<HashMap<String, u32>> {
-    let ids: HashMap<String, u32> = serde_json::from_str(text).map_err(|error| {
-        checks::damaged(
-            path,
-            format!("not a JSON object of titles and ids: {error}"),
-        )
-    })?;
+    let ids: HashMap<String, u32> =
+        crate::base::json::from_slice(text.as_bytes()).map_err(|error| {
+            checks::damaged(
+                path,
+                format!("not a JSON object of titles and ids: {error}"),
+            )
+        })?;
     Ok(ids)
 }
 

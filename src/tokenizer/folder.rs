@@ -101,13 +101,12 @@ impl Folder {
 }
 
 fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    let text = match std::fs::read_to_string(path) {
+    let text = match std::fs::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Map::new()),
         Err(error) => return Err(Error::io("read", path, error)),
     };
-    // Some editors begin a file with a byte order mark.
-    serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|error| {
+    crate::base::json::from_slice(&text).map_err(|error| {
         Error::format(path, format!("not a JSON object that can be read: {error}"))
     })
 }

@@ -158,6 +158,69 @@ fn a_compressed_table_of_parquet_opens_too() {
 }
 
 #[test]
+fn a_byte_order_mark_before_data_is_passed_over() {
+    let expected = [split(
+        "train",
+        &["{'t': 'é', 'n': 1}", "{'t': 'b', 'n': 2}"],
+    )];
+    for (name, text) in [
+        (
+            "lines.jsonl",
+            "{\"t\": \"é\", \"n\": 1}\n{\"t\": \"b\", \"n\": 2}\n",
+        ),
+        (
+            "list.json",
+            "[{\"t\": \"é\", \"n\": 1}, {\"t\": \"b\", \"n\": 2}]",
+        ),
+        (
+            "list_on_lines.json",
+            "\n[\n{\"t\": \"é\", \"n\": 1},\n{\"t\": \"b\", \"n\": 2}\n]\n",
+        ),
+        ("table.csv", "t,n\né,1\nb,2\n"),
+        ("table.tsv", "t\tn\né\t1\nb\t2\n"),
+    ] {
+        let utf8 = [b"\xef\xbb\xbf", text.as_bytes()].concat();
+        let utf16 = |bytes: fn(u16) -> [u8; 2]| -> Vec<u8> {
+            let units = format!("\u{feff}{text}");
+            units.encode_utf16().flat_map(bytes).collect()
+        };
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut packed, &utf8).unwrap();
+        for (name, bytes) in [
+            (name.to_owned(), utf8),
+            (name.to_owned(), utf16(u16::to_le_bytes)),
+            (name.to_owned(), utf16(u16::to_be_bytes)),
+            (format!("{name}.gz"), packed.finish().unwrap()),
+        ] {
+            let folder = folder(&[(&name, &bytes)]);
+            let dict = load(folder.path().join(&name)).unwrap();
+            assert_eq!(rows(&dict), expected, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_packed_twice_is_named() {
+    let gzip = |bytes: &[u8]| {
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut packed, bytes).unwrap();
+        packed.finish().unwrap()
+    };
+    let words = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/compressed");
+    for inner in ["gz", "bz2", "xz"] {
+        let inside = std::fs::read(words.join(format!("words.jsonl.{inner}"))).unwrap();
+        for name in ["a.jsonl.gz", "a.csv.gz", "a.txt.gz", "a", "a.parquet.gz"] {
+            let folder = folder(&[(name, &gzip(&inside))]);
+            let error = load(folder.path().join(name)).unwrap_err().to_string();
+            assert!(
+                error.contains("packed twice") && error.contains(name),
+                "{error}"
+            );
+        }
+    }
+}
+
+#[test]
 fn lines_end_in_any_of_three_ways() {
     let folder = folder(&[
         ("mac.txt", b"uno\rdos\r\rtres"),

@@ -24,6 +24,7 @@ mod hub_python;
 #[cfg(feature = "hub")]
 mod hub_training;
 mod live_training;
+mod marked_files;
 mod mixed_precision;
 mod models;
 mod onnx;

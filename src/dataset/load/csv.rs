@@ -861,6 +861,39 @@ mod tests {
     }
 
     #[test]
+    fn words_for_a_missing_value_are_nulls_among_numbers_and_texts_among_texts() {
+        let dataset = load(
+            "n,f,b,t,only\nNA,null,None,NA,NA\n1,2.5,true,x,None\nN/A,<NA>,n/a,None,null\n-7,#N/A,false,null,\n",
+        )
+        .unwrap();
+        let kinds: Vec<_> = dataset
+            .features()
+            .into_iter()
+            .map(|(_, kind)| kind)
+            .collect();
+        assert_eq!(kinds, ["int64", "float64", "bool", "string", "string"]);
+        let numbers = dataset.column::<Option<i64>>("n").unwrap();
+        assert_eq!(numbers, [None, Some(1), None, Some(-7)]);
+        let fractions = dataset.column::<Option<f64>>("f").unwrap();
+        assert_eq!(fractions, [None, Some(2.5), None, None]);
+        let truths = dataset.column::<Option<bool>>("b").unwrap();
+        assert_eq!(truths, [None, Some(true), None, Some(false)]);
+        let texts = dataset.column::<String>("t").unwrap();
+        assert_eq!(texts, ["NA", "x", "None", "null"]);
+        // A column of nothing else says nothing about numbers.
+        let only = dataset.column::<Option<String>>("only").unwrap();
+        assert_eq!(
+            only[..3],
+            ["NA", "None", "null"].map(|it| Some(it.to_owned()))
+        );
+        assert_eq!(only[3], None);
+        // Whatever is no such word makes it text, and so do numbers of another kind keep them numbers.
+        let mixed = load("a,b\nNA,null\nnone,1\n2,0.5\n").unwrap();
+        let kinds: Vec<_> = mixed.features().into_iter().map(|(_, kind)| kind).collect();
+        assert_eq!(kinds, ["string", "float64"]);
+    }
+
+    #[test]
     fn chunks_join_seamlessly_whatever_ends_them() {
         for end in ["\n", "\r\n", "\r"] {
             let mut text = format!("n,text{end}");

@@ -99,7 +99,7 @@ fn archive(start: &[u8]) -> Option<&'static str> {
 /// UTF-16 with a byte order mark) into UTF-8, and leaves a byte order mark out.
 ///
 /// # Errors
-/// A file that can't be read, a Git LFS pointer, and packed files of another kind, named.
+/// A file that can't be read, a Git LFS pointer, packed files of another kind, named, and files that are packed twice.
 pub(super) fn open(path: &Path, encoding: Option<&'static Encoding>) -> Result<Source> {
     let (source, _) = unpacked(path)?;
     let mut source = source;
@@ -208,6 +208,16 @@ pub(super) fn unpacked(path: &Path) -> Result<(Source, bool)> {
     };
     let start = start_of(&mut source, 512).map_err(io)?;
     refuse_archive(path, &start)?;
+    if let Some(inner) = Packing::of(&start) {
+        let (outer, inner) = (packing.name(), inner.name());
+        return Err(Error::format(
+            path,
+            format!(
+                "this is packed twice: unpacked with {outer}, it is {inner} data once more. Unpack it once and load what \
+                 comes out"
+            ),
+        ));
+    }
     Ok((Box::new(Cursor::new(start).chain(source)), true))
 }
 
@@ -376,6 +386,13 @@ mod tests {
         writer.finish().unwrap()
     }
 
+    fn xz(bytes: &[u8]) -> Vec<u8> {
+        let options = lzma_rust2::XzOptions::default();
+        let mut writer = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
+        writer.write_all(bytes).unwrap();
+        writer.finish().unwrap()
+    }
+
     fn zstd(bytes: &[u8]) -> Vec<u8> {
         zstd::encode_all(bytes, 3).unwrap()
     }
@@ -421,12 +438,38 @@ mod tests {
             (b"7z\xbc\xaf\x27\x1crest".to_vec(), "a 7z archive"),
             (tar.clone(), "a tar archive"),
             (gzip(&tar), "a tar archive"),
+            (zstd(b"PK\x03\x04rest"), "a ZIP archive"),
+            (bzip2(b"7z\xbc\xaf\x27\x1crest"), "a 7z archive"),
         ] {
             let error = read(&bytes, None).unwrap_err().to_string();
             assert!(
                 error.contains(expected) && error.contains("unpack it"),
                 "{error}"
             );
+        }
+    }
+
+    #[test]
+    fn what_is_packed_twice_is_said_to_be() {
+        let text = b"a,b\n1,2\n".repeat(9);
+        type Pack = fn(&[u8]) -> Vec<u8>;
+        let packings = [
+            ("gzip", gzip as Pack),
+            ("bzip2", bzip2),
+            ("xz", xz),
+            ("zstd", zstd),
+            ("lz4", lz4),
+        ];
+        for (outer, pack_outer) in packings {
+            for (inner, pack_inner) in packings {
+                let error = read(&pack_outer(&pack_inner(&text)), None).unwrap_err();
+                let told = error.to_string();
+                let expected = format!("packed twice: unpacked with {outer}, it is {inner} data");
+                assert!(
+                    told.contains(&expected) && told.contains("Unpack"),
+                    "{told}"
+                );
+            }
         }
     }
 

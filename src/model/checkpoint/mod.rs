@@ -136,7 +136,7 @@ impl Checkpoint {
 /// Returns the shard files that an index names, each once.
 fn shards(index: &Path) -> Result<Vec<PathBuf>> {
     let text = std::fs::read(index).map_err(|e| Error::io("read", index, e))?;
-    let json: Value = serde_json::from_slice(&text)
+    let json: Value = crate::base::json::from_slice(&text)
         .map_err(|e| Error::format(index, format!("not valid JSON: {e}")))?;
     let map = json
         .get("weight_map")

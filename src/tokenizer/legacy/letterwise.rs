@@ -16,7 +16,7 @@ pub(super) fn build(folder: &Folder, special: &SpecialTokens) -> Result<Rules> {
     let path = folder.path.join("vocab.json");
     let text = super::read(folder, "vocab.json")?;
     let damaged = |what: String| Error::format(&path, what);
-    let json: Value = serde_json::from_str(&text)
+    let json: Value = crate::base::json::from_slice(text.as_bytes())
         .map_err(|error| damaged(format!("not a JSON object of tokens and ids: {error}")))?;
     // A vocabulary of many languages has one for each.
     let language = folder.config.get("target_lang").and_then(Value::as_str);

@@ -201,7 +201,7 @@ fn read_bytes(folder: &Folder, name: &'static str) -> Result<(&'static str, Arc<
 
 /// Returns the tokens and ids of `vocab.json`.
 fn read_json_vocabulary(folder: &Folder) -> Result<HashMap<String, u32>> {
-    serde_json::from_str(&read(folder, "vocab.json")?).map_err(|error| {
+    crate::base::json::from_slice(read(folder, "vocab.json")?.as_bytes()).map_err(|error| {
         let message = format!("not a JSON object of tokens and ids: {error}");
         Error::format(folder.path.join("vocab.json"), message)
     })
