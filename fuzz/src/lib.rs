@@ -66,13 +66,16 @@ pub fn call(kind: &str, bytes: &[u8]) {
     FOLDER.with(|folder| read(folder.path(), bytes));
 }
 
-/// The program of a kind of input.
+/// The program of a kind of input, or of a function that reads one.
 #[macro_export]
 macro_rules! fuzz {
     ($kind:literal) => {
+        $crate::fuzz!(|bytes| $crate::call($kind, bytes));
+    };
+    ($read:expr) => {
         $crate::libfuzzer_sys::fuzz_target!(
             init: $crate::prepare(),
-            |bytes: &[u8]| $crate::call($kind, bytes)
+            |bytes: &[u8]| $read(bytes)
         );
     };
 }

@@ -11,6 +11,18 @@ mod run;
 mod session;
 mod toolchain;
 
+/// Damaged copies of the files that the tests read.
+#[cfg(test)]
+#[path = "../../tests/support/damage.rs"]
+mod damage;
+
+/// What the fuzzers call, which are compiled with this program as their library.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use crate::jupyter::untrusted::message;
+    pub use crate::run::untrusted::notebook;
+}
+
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -20,6 +32,7 @@ use crate::cli::{Cli, Command};
 use crate::error::{Error, Result};
 
 /// What rust-analyzer does to learn the types of a session is made of small allocations.
+#[cfg(not(fuzzing))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -2,10 +2,8 @@
 //!
 //! evcxr puts a cell into code of its own, so the compiler would find the fault there, or none at all.
 
+use super::depth::BRACKETS;
 use super::{Complaint, token};
-
-/// Brackets may be in each other so deep. Parsers call themselves for each, and a stack has an end.
-const DEEPEST: usize = 500;
 
 /// The first thing that is wrong with a cell's brackets, texts and comments.
 pub fn check(code: &str) -> Result<(), Complaint> {
@@ -33,8 +31,8 @@ pub fn check(code: &str) -> Result<(), Complaint> {
             _ if rest.starts_with("//") || rest.starts_with("/*") => {}
             '(' | '[' | '{' => {
                 open.push((first, at));
-                if open.len() > DEEPEST {
-                    let message = format!("brackets are in each other more than {DEEPEST} deep");
+                if open.len() > BRACKETS {
+                    let message = format!("brackets are in each other more than {BRACKETS} deep");
                     return complain(at, 1, &message, "take the innermost out into a variable");
                 }
             }
@@ -62,19 +60,6 @@ pub fn check(code: &str) -> Result<(), Complaint> {
         }
         None => Ok(()),
     }
-}
-
-/// Whether brackets are in each other deeper than a parser should be asked to follow; texts and comments count for code.
-pub fn is_too_deep(code: &str) -> bool {
-    let mut depth = 0usize;
-    code.bytes().any(|byte| {
-        match byte {
-            b'(' | b'[' | b'{' => depth += 1,
-            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        depth > DEEPEST
-    })
 }
 
 fn closing(opened: char) -> char {
@@ -122,7 +107,7 @@ mod tests {
     #[test]
     fn depth_has_a_limit() {
         let nested = |depth: usize| format!("{}1{}", "(".repeat(depth), ")".repeat(depth));
-        assert_eq!(check(&nested(DEEPEST)), Ok(()));
+        assert_eq!(check(&nested(BRACKETS)), Ok(()));
         assert!(
             check(&nested(100_000))
                 .expect_err("too deep")

@@ -1,6 +1,7 @@
 //! The code of cells: what is looked at and changed before it is compiled, and the way back from what was compiled.
 
 mod delimiters;
+mod depth;
 mod prepare;
 mod tokens;
 
@@ -8,7 +9,7 @@ use std::sync::Arc;
 
 use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, SyntaxNode, ast};
 
-pub use delimiters::is_too_deep;
+pub use depth::{STACK, on_deep_stack, too_deep_at};
 pub use prepare::prepare;
 pub use tokens::{token, tokens};
 
@@ -211,6 +212,19 @@ impl Chunk {
         ast::Item::can_cast(self.node.kind())
     }
 
+    /// The name of the type that it defines, if it does.
+    pub fn type_name(&self) -> Option<String> {
+        let item = ast::Item::cast(self.node.clone())?;
+        let name = match item {
+            ast::Item::Struct(item) => ast::HasName::name(&item),
+            ast::Item::Enum(item) => ast::HasName::name(&item),
+            ast::Item::Union(item) => ast::HasName::name(&item),
+            ast::Item::TypeAlias(item) => ast::HasName::name(&item),
+            _ => None,
+        };
+        name.map(|name| name.text().to_string())
+    }
+
     /// The name of the innermost function that a byte of the prepared code is in.
     pub fn function_at(&self, offset: usize) -> Option<String> {
         let mut found = None;
@@ -275,6 +289,9 @@ mod tests {
             .collect();
         assert_eq!(texts, ["fn f() -> i32 { 1 } ", "let x = f();\n  ", "x\n"]);
         assert!(chunks[0].is_item() && !chunks[1].is_item());
+        assert_eq!(chunks[0].type_name(), None);
+        let own = super::chunks("1;\nenum Own<T> { A(T) }");
+        assert_eq!(own[1].type_name().as_deref(), Some("Own"));
         let inside = code.find("1 }").expect("there");
         assert_eq!(chunks[0].function_at(inside).as_deref(), Some("f"));
     }

@@ -5,11 +5,19 @@ use std::sync::Arc;
 
 use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, SyntaxNode, ast};
 
-use super::{Cell, Chunk, Complaint, Edit, chunks, delimiters, line_and_column, tokens};
+use super::{Cell, Chunk, Complaint, Edit, chunks, delimiters, depth, line_and_column, tokens};
 
 /// The cell as it is given to evcxr.
 pub fn prepare(number: usize, code: &str) -> Result<Arc<Cell>, Complaint> {
     delimiters::check(code)?;
+    if let Some(at) = depth::too_deep_at(code) {
+        return Err(Complaint {
+            at: at..at + 1,
+            message: "parts of this may be in each other too deep for the compiler".into(),
+            label: format!("after {} operators without an end", depth::PARTS),
+            help: Some("take parts of it out into variables".into()),
+        });
+    }
     for chunk in chunks(code) {
         let complain =
             |node: &SyntaxNode, message: &str, label: &str, help: Option<&str>| Complaint {
@@ -123,13 +131,14 @@ fn places(number: usize, code: &str) -> Vec<Edit> {
             "line" if empty => format!("{line}u32"),
             "column" if empty => format!("{column}u32"),
             "file" if empty => format!("\"cell {number}\""),
+            // Without colons before it: evcxr takes what begins with one for a command.
             "dbg" => {
                 let separator = if empty { "" } else { ", " };
                 edits.push(Edit {
                     at,
                     removed: end(2) - at,
                     inserted: format!(
-                        "::cloze_cell::dbg!{}\"cell {number}, line {line}\"{separator}",
+                        "cloze_cell::dbg!{}\"cell {number}, line {line}\"{separator}",
                         next(2)
                     ),
                 });
@@ -163,7 +172,7 @@ mod tests {
         assert_eq!(prepared("(file!(), column!())"), "(\"cell 4\", 11u32)");
         assert_eq!(
             prepared("f(dbg!(x + 1), dbg!())"),
-            "f(::cloze_cell::dbg!(\"cell 4, line 1\", x + 1), ::cloze_cell::dbg!(\"cell 4, line 1\"))"
+            "f(cloze_cell::dbg!(\"cell 4, line 1\", x + 1), cloze_cell::dbg!(\"cell 4, line 1\"))"
         );
         // Texts, comments, names and macros of others are none of them.
         for same in [

@@ -212,12 +212,22 @@ fn in_our_words(message: &str) -> String {
              To use it in this cell only, put the cell into braces: {{ let {name} = ...; ... }}"
         );
     }
+    if message.contains("no parsable errors were found") {
+        let told = match message.contains("overflowed its stack") {
+            true => {
+                "its stack overflowed: parts of the code are in each other too deep. Take some out into variables"
+            }
+            false => message,
+        };
+        return format!("The compiler ended without saying what is wrong: {told}");
+    }
     message
         .replace(
             "prevent evcxr from attempting to persist\nthe variable by wrapping your code in braces",
             "leave it out of what is kept by putting the code into braces",
         )
         .replace("cannot be persisted", "can't be kept for later cells")
+        .replace("can't be persisted", "can't be kept for later cells")
 }
 
 #[cfg(test)]

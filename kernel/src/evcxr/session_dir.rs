@@ -219,8 +219,8 @@ impl Compilation {
         let _ = fs::remove_file(self.group_file());
     }
 
-    /// Stops the compilation that is under way, and any that is about to begin.
-    pub fn stop(&self) {
+    /// Stops the compilation that is under way by this signal, and any that is about to begin.
+    pub fn stop(&self, signal: i32) {
         let _ = fs::write(self.stop_file(), "");
         let group = fs::read_to_string(self.group_file())
             .ok()
@@ -228,7 +228,7 @@ impl Compilation {
         if let Some(group) = group.filter(|group: &libc::pid_t| *group > 1) {
             // SAFETY: a signal to the process group that a stand-in made for itself and wrote down.
             unsafe {
-                libc::kill(-group, libc::SIGTERM);
+                libc::kill(-group, signal);
             }
         }
     }

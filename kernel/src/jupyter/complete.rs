@@ -9,10 +9,11 @@ use crate::session::Session;
 /// What may follow at the cursor.
 pub fn handle(session: Option<&mut Session>, request: &CompleteRequest) -> CompleteReply {
     let code = &request.code;
+    let cursor = to_character(code, to_byte(code, request.cursor_pos));
     let mut reply = CompleteReply {
         matches: Vec::new(),
-        cursor_start: request.cursor_pos,
-        cursor_end: request.cursor_pos,
+        cursor_start: cursor,
+        cursor_end: cursor,
         metadata: Map::new(),
         status: ReplyStatus::Ok,
         error: None,

@@ -1,70 +1,33 @@
 //! The control channel: heard while a cell runs.
 
-use std::sync::Arc;
-
-use jupyter_protocol::{
-    ExecutionState, InterruptReply, JupyterMessage, JupyterMessageContent, ReplyStatus,
-    ShutdownReply,
-};
+use jupyter_protocol::{ExecutionState, JupyterMessage};
 use jupyter_zmq_client::KernelControlConnection;
+use tokio::sync::mpsc::UnboundedSender;
 use zeromq::SocketRecv;
 
-use super::iopub::IoPub;
-use super::{execute, info, request};
-use crate::session::remote::Remote;
+use super::answers::Answers;
+use super::request::{self, Heard};
 
-/// Serves until a client asks the kernel to shut down.
-pub async fn serve(mut socket: KernelControlConnection, iopub: IoPub, remote: Remote) {
+/// Serves until the kernel ends; tells `end` when a client asks for that.
+pub async fn serve(
+    mut socket: KernelControlConnection,
+    heard: Heard,
+    answers: Answers,
+    end: UnboundedSender<()>,
+) {
     while let Ok(message) = socket.socket.recv().await {
-        let Some(request) = request::read(message, &socket).map(Arc::new) else {
+        let Some(request) = request::read(message, &socket, &heard) else {
             continue;
         };
-        iopub.status(Some(&request), ExecutionState::Busy);
-        let mut shut_down = false;
-        let reply: Option<JupyterMessageContent> = match &request.content {
-            JupyterMessageContent::InterruptRequest(_) => {
-                interrupt(&remote, &iopub);
-                Some(
-                    InterruptReply {
-                        status: ReplyStatus::Ok,
-                        error: None,
-                    }
-                    .into(),
-                )
-            }
-            JupyterMessageContent::ShutdownRequest(content) => {
-                shut_down = true;
-                Some(
-                    ShutdownReply {
-                        restart: content.restart,
-                        status: ReplyStatus::Ok,
-                        error: None,
-                    }
-                    .into(),
-                )
-            }
-            JupyterMessageContent::KernelInfoRequest(_) => Some(info::reply().into()),
-            _ => None,
-        };
-        if let Some(reply) = reply {
-            if shut_down {
-                // Front ends other than the one that asked hear of it on iopub.
-                iopub.send(Some(&request), reply.clone());
-            }
-            let _ = socket
-                .send(JupyterMessage::new(reply, Some(&request)))
-                .await;
+        let message = &request.message;
+        answers.iopub.status(Some(message), ExecutionState::Busy);
+        let answer = answers.answer(&request);
+        if let Some(reply) = answer.reply {
+            let _ = socket.send(JupyterMessage::new(reply, Some(message))).await;
         }
-        iopub.status(Some(&request), ExecutionState::Idle);
-        if shut_down {
-            return;
+        answers.iopub.status(Some(message), ExecutionState::Idle);
+        if answer.ends {
+            let _ = end.send(());
         }
-    }
-}
-
-/// Interrupts the running cell.
-pub fn interrupt(remote: &Remote, iopub: &IoPub) {
-    if remote.interrupt() == 1 {
-        tokio::spawn(execute::explain_interrupt(iopub.clone()));
     }
 }

@@ -105,7 +105,7 @@ pub fn start(parts: Parts) -> std::io::Result<Sender<Arc<JupyterMessage>>> {
     };
     std::thread::Builder::new()
         .name("evaluator".into())
-        .stack_size(crate::session::STACK)
+        .stack_size(crate::code::STACK)
         .spawn(move || evaluator.run())?;
     Ok(requests)
 }

@@ -58,7 +58,7 @@ pub fn handle(
             reply.error = Some(Box::new(error(failure)));
         }
     }
-    let stop = outcome.is_err() && content.stop_on_error;
+    let stop = outcome.is_err() && content.stop_on_error && !content.silent;
     if stop {
         evaluator.take_in_queue();
     }

@@ -21,7 +21,7 @@ use crate::session::failure::Failure;
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// A message and the request that it belongs to.
-type Item = (Option<Arc<JupyterMessage>>, JupyterMessageContent);
+pub type Item = (Option<Arc<JupyterMessage>>, JupyterMessageContent);
 
 /// A request whose cell runs, and its number.
 type Running = (Arc<JupyterMessage>, usize);
@@ -37,12 +37,16 @@ pub struct IoPub {
 impl IoPub {
     /// Starts the writer on its socket.
     pub fn start(socket: KernelIoPubXPubConnection) -> Self {
-        let (queue, items) = unbounded_channel();
+        let (iopub, items) = Self::queue();
         tokio::spawn(write(socket, items));
-        Self {
-            queue,
-            running: Arc::default(),
-        }
+        iopub
+    }
+
+    /// The way in, and what has come in.
+    pub fn queue() -> (Self, UnboundedReceiver<Item>) {
+        let (queue, items) = unbounded_channel();
+        let running = Arc::default();
+        (Self { queue, running }, items)
     }
 
     /// Sends a message that belongs to a request.

@@ -3,6 +3,7 @@
 //! Who does what: [`shell`] and [`control`] read requests; what needs the session goes to the [`evaluator`]'s thread;
 //! [`iopub`] is the one writer of what front ends see.
 
+mod answers;
 mod complete;
 mod control;
 mod evaluator;
@@ -17,6 +18,8 @@ mod position;
 mod request;
 mod shell;
 mod stdin;
+#[cfg(any(test, fuzzing))]
+pub mod untrusted;
 mod waiting;
 
 use std::path::Path;
@@ -96,43 +99,52 @@ async fn run(
     let remote = Remote::default();
     let waiting = waiting::Waiting::new(iopub.clone());
     let history = Arc::default();
+    let heard = request::Heard::default();
     let (replies, to_send) = unbounded_channel();
+    let (end, mut ended) = unbounded_channel();
+    let answers = answers::Answers {
+        iopub: iopub.clone(),
+        remote: remote.clone(),
+        history: Arc::clone(&history),
+        connection: Arc::new(connection.clone()),
+    };
     let evaluator = evaluator::start(evaluator::Parts {
         iopub: iopub.clone(),
         replies: replies.clone(),
-        history: Arc::clone(&history),
+        history,
         remote: remote.clone(),
         session_dir,
         sources,
         waiting: waiting.clone(),
-        ask: stdin::start(stdin, iopub.clone(), remote.clone()),
+        ask: stdin::start(stdin, heard.clone(), iopub.clone(), remote.clone()),
     })
     .map_err(Error::system("starting the evaluator"))?;
     let (send, receive) = shell.split();
     tokio::spawn(shell::send(send, to_send));
     tokio::spawn(
         shell::Shell {
-            iopub: iopub.clone(),
+            answers: answers.clone(),
             replies,
             evaluator,
-            history,
             waiting,
+            end: end.clone(),
         }
-        .serve(receive),
+        .serve(receive, heard.clone()),
     );
     // Ctrl-C in the terminal that Jupyter runs in reaches the kernel as well.
     tokio::spawn({
-        let (iopub, remote) = (iopub.clone(), remote.clone());
+        let (iopub, remote) = (iopub, remote.clone());
         async move {
             while tokio::signal::ctrl_c().await.is_ok() {
-                control::interrupt(&remote, &iopub);
+                answers::interrupt(&remote, &iopub);
             }
         }
     });
     let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(Error::system("listening to signals"))?;
     tokio::select! {
-        () = control::serve(control, iopub, remote.clone()) => {}
+        () = control::serve(control, heard, answers, end) => {}
+        _ = ended.recv() => {}
         () = parent_gone() => {}
         _ = terminated.recv() => {}
     }

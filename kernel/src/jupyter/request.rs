@@ -1,42 +1,123 @@
 //! Requests off the wire: the signature checked, and what the protocol lets a client leave out filled in.
 
-use jupyter_protocol::{Header, JupyterMessage, JupyterMessageContent};
-use jupyter_zmq_client::RawMessage;
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jupyter_protocol::{Header, JupyterMessage, JupyterMessageContent, UnknownMessage};
+use jupyter_zmq_client::{Connection, RawMessage};
 use serde_json::{Map, Value, json};
 use zeromq::ZmqMessage;
 
-/// The message, or nothing if its signature is wrong or it can't be read: such a message is dropped.
-pub fn read<S>(
+/// What a client sent.
+#[derive(Debug)]
+pub struct Request {
+    /// Where its content can't be understood, this is a message without one, of the type that it names.
+    pub message: Arc<JupyterMessage>,
+    /// Why its content can't be understood.
+    pub problem: Option<String>,
+}
+
+/// The signatures of messages that were accepted: none is heard twice, on whatever channel.
+#[derive(Clone, Debug, Default)]
+pub struct Heard {
+    inner: Arc<Mutex<(HashSet<Vec<u8>>, VecDeque<Vec<u8>>)>>,
+}
+
+impl Heard {
+    /// So many of the last are known.
+    const MOST: usize = 1 << 16;
+
+    /// Whether a signature was not heard before; from now on it was.
+    fn is_new(&self, signature: Vec<u8>) -> bool {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let (known, order) = &mut *inner;
+        if !known.insert(signature.clone()) {
+            return false;
+        }
+        order.push_back(signature);
+        if order.len() > Self::MOST
+            && let Some(oldest) = order.pop_front()
+        {
+            known.remove(&oldest);
+        }
+        true
+    }
+}
+
+/// The message, or nothing where nobody can be answered: its signature is wrong, it was heard before, or nothing says what it
+/// is and who sent it.
+pub fn read<S>(message: ZmqMessage, connection: &Connection<S>, heard: &Heard) -> Option<Request> {
+    match understand(message, connection, heard) {
+        Ok(request) => Some(request),
+        Err(problem) => {
+            eprintln!("A message was dropped: {problem}");
+            None
+        }
+    }
+}
+
+fn understand<S>(
     message: ZmqMessage,
-    connection: &jupyter_zmq_client::Connection<S>,
-) -> Option<JupyterMessage> {
-    let raw = match RawMessage::from_multipart(message, &connection.mac) {
-        Ok(raw) => raw,
+    connection: &Connection<S>,
+    heard: &Heard,
+) -> Result<Request, String> {
+    let mark = message.iter().position(|frame| &frame[..] == b"<IDS|MSG>");
+    let signature = mark
+        .and_then(|at| message.get(at + 1))
+        .map(|it| it.to_vec());
+    let raw =
+        RawMessage::from_multipart(message, &connection.mac).map_err(|error| error.to_string())?;
+    if let Some(signature) = signature.filter(|_| connection.mac.is_some())
+        && !heard.is_new(signature)
+    {
+        return Err("the same one came before".into());
+    }
+    let [header, parent, metadata, content, buffers @ ..] = &raw.jparts[..] else {
+        return Err("it has too few parts".into());
+    };
+    let header = read_header(header).map_err(|error| format!("its header: {error}"))?;
+    let kind = header.msg_type.as_str();
+    let understood = serde_json::from_slice(content).and_then(|mut content| {
+        fill_in(kind, &mut content);
+        JupyterMessageContent::from_type_and_content(kind, content)
+    });
+    let (content, problem) = match understood {
+        Ok(content) => (content, None),
         Err(error) => {
-            eprintln!("A message was dropped: {error}");
-            return None;
+            let nothing = UnknownMessage {
+                msg_type: kind.to_owned(),
+                content: json!({}),
+            };
+            (nothing.into(), Some(error.to_string()))
         }
     };
-    let [header, parent, metadata, content, buffers @ ..] = &raw.jparts[..] else {
-        return None;
-    };
-    let header: Header = serde_json::from_slice(header).ok()?;
-    let mut content: Value = serde_json::from_slice(content).ok()?;
-    fill_in(&header.msg_type, &mut content);
-    let content = JupyterMessageContent::from_type_and_content(&header.msg_type, content);
-    let content = content
-        .inspect_err(|error| eprintln!("A {} was dropped: {error}", header.msg_type))
-        .ok()?;
-    Some(JupyterMessage {
+    let message = JupyterMessage {
         zmq_identities: raw.zmq_identities,
-        header,
         // Empty where there is none.
         parent_header: serde_json::from_slice(parent).ok(),
         metadata: serde_json::from_slice(metadata).unwrap_or_default(),
         content,
         buffers: buffers.to_vec(),
         channel: None,
+        header,
+    };
+    Ok(Request {
+        message: Arc::new(message),
+        problem,
     })
+}
+
+/// The header: only what it is and which one must be said.
+fn read_header(bytes: &[u8]) -> serde_json::Result<Header> {
+    let mut header: Value = serde_json::from_slice(bytes)?;
+    if let Value::Object(header) = &mut header {
+        for name in ["username", "session", "version"] {
+            if !header.get(name).is_some_and(Value::is_string) {
+                header.insert(name.into(), "".into());
+            }
+        }
+    }
+    serde_json::from_value(header)
 }
 
 fn fill_in(kind: &str, content: &mut Value) {
@@ -44,12 +125,15 @@ fn fill_in(kind: &str, content: &mut Value) {
         "execute_request" => json!({
             "silent": false, "store_history": true, "user_expressions": {}, "allow_stdin": true, "stop_on_error": true,
         }),
+        // The end of the code.
+        "complete_request" => json!({ "cursor_pos": usize::MAX }),
+        "inspect_request" => json!({ "cursor_pos": usize::MAX, "detail_level": 0 }),
         "history_request" => json!({
             "hist_access_type": "tail", "output": false, "raw": true, "session": 0, "start": 0, "stop": 0,
             "n": i32::MAX, "pattern": "*", "unique": false,
         }),
-        "inspect_request" => json!({ "detail_level": 0 }),
         "shutdown_request" => json!({ "restart": false }),
+        "comm_open" | "comm_msg" | "comm_close" => json!({ "data": {} }),
         _ => return,
     };
     let (Value::Object(defaults), Value::Object(content)) = (defaults, content) else {
@@ -62,5 +146,90 @@ fn fill_in(kind: &str, content: &mut Value) {
         if null(content, &name) {
             content.insert(name, value);
         }
+    }
+    if kind == "history_request" {
+        for name in ["n", "session", "start", "stop"] {
+            // More cells than anybody has are all of them.
+            if let Some(number) = content[name].as_i64() {
+                let within = number.clamp(i32::MIN.into(), i32::MAX.into());
+                content.insert(name.into(), within.into());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heard(frames: &[&str]) -> Option<Request> {
+        let connection = Connection {
+            socket: (),
+            mac: None,
+            session_id: String::new(),
+        };
+        let mut message = ZmqMessage::from(frames[0].to_owned());
+        for frame in &frames[1..] {
+            message.push_back(frame.to_string().into());
+        }
+        read(message, &connection, &Heard::default())
+    }
+
+    #[test]
+    fn a_header_needs_no_more_than_the_message_and_its_type() {
+        let with = |header: &str| heard(&["<IDS|MSG>", "", header, "{}", "{}", "{}"]);
+        let request = with(r#"{"msg_id": "1", "msg_type": "kernel_info_request", "username": 5}"#)
+            .expect("understood");
+        assert!(request.problem.is_none());
+        assert_eq!(request.message.header.msg_id, "1");
+        for header in [r#"{"msg_id": "1"}"#, r#"{"msg_type": "x"}"#, "[]", "", "{"] {
+            assert!(with(header).is_none(), "{header}");
+        }
+    }
+
+    #[test]
+    fn content_that_is_not_understood_leaves_a_message_that_can_be_answered() {
+        for (kind, content) in [
+            ("execute_request", "{}"),
+            ("execute_request", "[]"),
+            ("execute_request", r#"{"code": "\ud800"}"#),
+            ("inspect_request", r#"{"code": "a", "cursor_pos": -1}"#),
+            ("history_request", r#"{"hist_access_type": "dance"}"#),
+            ("shutdown_request", r#"{"restart": "maybe"}"#),
+        ] {
+            let header = format!(r#"{{"msg_id": "1", "msg_type": "{kind}"}}"#);
+            let request = heard(&["<IDS|MSG>", "", &header, "{}", "{}", content]);
+            let request = request.expect("a message");
+            assert!(request.problem.is_some(), "{kind} {content}");
+            assert_eq!(request.message.message_type(), kind);
+        }
+    }
+
+    #[test]
+    fn what_may_be_left_out_is_filled_in() {
+        for (kind, content) in [
+            ("execute_request", r#"{"code": "1", "silent": null}"#),
+            ("complete_request", r#"{"code": "1", "cursor_pos": null}"#),
+            ("inspect_request", r#"{"code": "1"}"#),
+            ("history_request", r#"{"n": 99999999999, "stop": null}"#),
+            ("comm_open", r#"{"comm_id": "a", "target_name": "t"}"#),
+            ("shutdown_request", "{}"),
+        ] {
+            let header = format!(r#"{{"msg_id": "1", "msg_type": "{kind}"}}"#);
+            let request = heard(&["<IDS|MSG>", "", &header, "{}", "{}", content]);
+            let problem = request.expect("a message").problem;
+            assert_eq!(problem, None, "{kind} {content}");
+        }
+    }
+
+    #[test]
+    fn a_signature_counts_once() {
+        let heard = Heard::default();
+        assert!(heard.is_new(vec![1]) && heard.is_new(vec![2]) && !heard.is_new(vec![1]));
+        for number in 0..=Heard::MOST {
+            heard.is_new(number.to_le_bytes().to_vec());
+        }
+        let inner = heard.inner.lock().expect("whole");
+        assert_eq!((inner.0.len(), inner.1.len()), (Heard::MOST, Heard::MOST));
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use zeromq::SocketRecv;
 
 use super::iopub::IoPub;
-use super::request;
+use super::request::{self, Heard};
 use crate::session::event::Stream;
 use crate::session::remote::Remote;
 
@@ -24,9 +24,9 @@ struct Question {
 pub type Ask = Arc<dyn Fn(&Arc<JupyterMessage>, String, bool) + Send + Sync>;
 
 /// Serves the channel.
-pub fn start(socket: KernelStdinConnection, iopub: IoPub, remote: Remote) -> Ask {
+pub fn start(socket: KernelStdinConnection, heard: Heard, iopub: IoPub, remote: Remote) -> Ask {
     let (questions, asked): (UnboundedSender<Question>, _) = unbounded_channel();
-    tokio::spawn(serve(socket, asked, remote.clone()));
+    tokio::spawn(serve(socket, heard, asked, remote.clone()));
     Arc::new(move |request, prompt, password| {
         let allowed = matches!(&request.content, JupyterMessageContent::ExecuteRequest(content) if content.allow_stdin);
         if allowed {
@@ -51,6 +51,7 @@ pub fn start(socket: KernelStdinConnection, iopub: IoPub, remote: Remote) -> Ask
 
 async fn serve(
     mut socket: KernelStdinConnection,
+    heard: Heard,
     mut asked: UnboundedReceiver<Question>,
     remote: Remote,
 ) {
@@ -63,8 +64,8 @@ async fn serve(
             }
             message = socket.socket.recv() => {
                 let Ok(message) = message else { return };
-                if let Some(message) = request::read(message, &socket)
-                    && let JupyterMessageContent::InputReply(reply) = message.content
+                if let Some(message) = request::read(message, &socket, &heard)
+                    && let JupyterMessageContent::InputReply(reply) = &message.message.content
                 {
                     let _ = remote.answer(&reply.value);
                 }

@@ -7,6 +7,8 @@ mod notebook;
 pub mod parameters;
 mod place;
 pub mod signals;
+#[cfg(any(test, fuzzing))]
+pub mod untrusted;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,10 +20,11 @@ pub use self::arguments::Run;
 use self::console::Console;
 use self::notebook::Notebook;
 use self::place::Place;
+use crate::code;
 use crate::evcxr::session_dir::SessionDir;
 use crate::session::event::{Event, Sink};
 use crate::session::failure::Failure;
-use crate::session::remote::{Input, Remote};
+use crate::session::remote::{Input, Interrupted, Remote};
 use crate::session::{Session, prelude_dep};
 use crate::toolchain::prelude::Sources;
 use crate::{Error, Result};
@@ -41,7 +44,8 @@ pub fn run(arguments: &Run) -> Result<()> {
     let mut jobs = Vec::new();
     for path in &arguments.notebooks {
         let mut notebook = Notebook::read(path)?;
-        let warnings = parameters::inject(&mut notebook, &arguments.parameters)?;
+        let warnings =
+            code::on_deep_stack(|| parameters::inject(&mut notebook, &arguments.parameters))?;
         let path = path.canonicalize().map_err(Error::file(path))?;
         jobs.push((path, notebook, warnings));
     }
@@ -113,7 +117,7 @@ impl<'a> Execution<'a> {
         });
         let session = std::thread::Builder::new()
             .name("session".into())
-            .stack_size(crate::session::STACK)
+            .stack_size(crate::code::STACK)
             .spawn(move || serve(session_dir, sources, remote, sink, &to_run, &finish))
             .map_err(Error::system("starting the session"))?;
         let ran = self.run_cells(&cells, &events, &finished);
@@ -235,11 +239,14 @@ impl<'a> Execution<'a> {
             }
             for _ in 0..signals::take_interrupts() {
                 match self.remote.interrupt() {
-                    0 => return Err("interrupted".into()),
-                    1 => self.console.note(
+                    Interrupted::Nothing => return Err("interrupted".into()),
+                    Interrupted::Asked => self.console.note(
                         "interrupted: waiting for the cell to stop; Ctrl-C again ends its process",
                     ),
-                    _ => self
+                    Interrupted::AskedAgain => self
+                        .console
+                        .note("interrupted again: stopping the compiler"),
+                    Interrupted::Ended => self
                         .console
                         .note("interrupted again: ending the cell's process"),
                 }
@@ -247,7 +254,7 @@ impl<'a> Execution<'a> {
             if let Some(signal) = signals::ending()
                 && stopped.is_none()
             {
-                if self.remote.interrupt() == 0 {
+                if self.remote.interrupt() == Interrupted::Nothing {
                     return Err(Error::Message(format!("ended by {signal}")));
                 }
                 self.console.note(&format!("{signal}: stopping the cell"));
@@ -258,18 +265,17 @@ impl<'a> Execution<'a> {
                 limit = Some(start.elapsed() + SHORT_GRACE);
             }
             if limit.is_some_and(|limit| start.elapsed() > limit) {
-                limit = None;
+                limit = Some(start.elapsed() + GRACE);
                 if stopped.is_none() {
                     self.console.note("time-out: stopping the cell");
                     let limit_s = self.arguments.timeout.unwrap_or_default().as_secs_f64();
                     let told = format!("the cell ran for longer than {limit_s} s");
                     stopped = Some(Failure::new("Timeout", told));
-                    limit = Some(start.elapsed() + GRACE);
-                } else {
-                    self.console
-                        .note("the cell does not stop: ending its process");
                 }
-                self.remote.interrupt();
+                if self.remote.interrupt() == Interrupted::Ended {
+                    self.console
+                        .note("the cell does not stop: its process is ended");
+                }
             }
         }
     }

@@ -4,7 +4,7 @@
 use ra_ap_syntax::{AstNode, SyntaxKind, SyntaxNode, ast};
 
 use super::notebook::Notebook;
-use crate::code::chunks;
+use crate::code::{chunks, too_deep_at};
 use crate::{Error, Result};
 
 /// The tag of the cell that holds the defaults.
@@ -120,6 +120,9 @@ const INTEGERS: [&str; 12] = [
 
 fn declarations(code: &str) -> Vec<Declaration> {
     let mut found = Vec::new();
+    if too_deep_at(code).is_some() {
+        return found;
+    }
     for chunk in chunks(code) {
         let (word, name, kind, value) =
             if let Some(statement) = ast::LetStmt::cast(chunk.node.clone()) {

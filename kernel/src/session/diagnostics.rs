@@ -146,13 +146,20 @@ fn headline(message: &Value, places: &[Place]) -> String {
 }
 
 fn report(message: &Value, places: &[Place], map: &SourceMap, cell: &Arc<Cell>) -> Vec<String> {
-    let mut lines = vec![format!(
-        "{BOLD}{}{PLAIN}: {}",
-        title(message),
-        headline(message, places)
-    )];
+    let headline = headline(message, places);
+    let mut lines = vec![format!("{BOLD}{}{PLAIN}: {headline}", title(message))];
     lines.extend(show(places, cell));
-    if places.is_empty() {
+    if places.is_empty() && headline.ends_with("the end of the cell") {
+        let code = &cell.original;
+        let (line, column) = line_and_column(code, code.trim_end().len());
+        let mark = Mark {
+            line,
+            columns: column..column + 1,
+            label: "the cell ends here",
+            primary: true,
+        };
+        lines.extend(excerpt(code, vec![mark]));
+    } else if places.is_empty() {
         let told = spans(message).iter().find_map(|span| {
             let line = map.line(span["line_start"].as_u64()? as usize).trim();
             (!line.is_empty() && !line.contains("evcxr") && line.len() > 1).then(|| line.to_owned())
@@ -404,6 +411,17 @@ mod tests {
         let own = json!({ "level": "error", "message": "oh", "code": null, "spans": [span(3, 5..6, "", true)], "children": [] });
         assert!(!told(vec![generated.clone(), own]).contains("E0412"));
         assert!(told(vec![generated]).contains("E0412"));
+    }
+
+    #[test]
+    fn what_is_missing_at_the_end_is_missing_in_the_cell() {
+        let error = json!({ "level": "error", "message": "expected identifier, found `#`", "code": null,
+                            "spans": [span(2, 1..2, "", true)], "children": [] });
+        let told = told(vec![error]);
+        assert!(
+            told.ends_with("2 | area(s)\n  |        ^ the cell ends here"),
+            "{told}"
+        );
     }
 
     #[test]

@@ -10,17 +10,19 @@ mod lines;
 mod output;
 mod places;
 mod private_names;
+mod receiver;
 pub mod remote;
 mod report;
 mod streams;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use self::building::Telling;
-use self::completion::{Completions, Context};
+use self::completion::{Candidate, Completions, Context};
 use self::event::{Display, Event, Sink, Stream};
 use self::failure::Failure;
 use self::places::Places;
@@ -28,7 +30,7 @@ use self::private_names::PrivateNames;
 use self::remote::Remote;
 use self::report::Report;
 use self::streams::Streams;
-use crate::code::{self, Cell};
+use crate::code::{self, Cell, Chunk};
 use crate::evcxr::failed::Failed;
 use crate::evcxr::pipes::Pipes;
 use crate::evcxr::session_dir::{BuildPlan, Compilation, SessionDir};
@@ -42,12 +44,9 @@ use crate::{Error, Result};
 /// What is told to be waited for when nothing has to be built.
 pub const STARTING: &str = "starting";
 
-/// So long it may take to find out which of the names that may follow are private; then those are left out that no public
-/// function has. JupyterLab forgets completions that take longer than a second, rust-analyzer's part included.
+/// So long it may take to ask which of the names that may follow are private, of a type that is not read of in sources.
+/// JupyterLab forgets completions that take longer than a second, rust-analyzer's part included.
 const VISIBILITY: Duration = Duration::from_millis(250);
-
-/// The stack of the thread that a session lives on: parsers call themselves for what is nested, and a cell may be long.
-pub const STACK: usize = 512 << 20;
 
 /// evcxr with everything around it that makes cells start fast and fail honestly.
 pub struct Session {
@@ -64,6 +63,8 @@ pub struct Session {
     /// The folders of the sources that completion has to do with, and what is private in them, once that was asked for.
     library_sources: Vec<PathBuf>,
     private_names: Arc<OnceLock<PrivateNames>>,
+    /// The types that cells have defined.
+    own_types: HashSet<String>,
     has_prelude: bool,
     is_warm: bool,
     // Dropped last: the others use them.
@@ -135,7 +136,8 @@ impl Session {
             .map_err(Error::system("listening to the cells"))?;
         let evaluator = Evaluator::start(command)?;
         streams.unmute();
-        remote.connect(evaluator.process(), input, compilation);
+        let begun = streams.about_to_run();
+        remote.connect(evaluator.process(), input, compilation, begun);
         // rust-analyzer looks at the library and the crates again because the manifest is another one.
         session_dir.show_library(&library)?;
         session_dir.set_opt_level(OPT_LEVEL)?;
@@ -151,12 +153,14 @@ impl Session {
             library_sources: sources
                 .map(|sources| sources.workspace.join("src"))
                 .into_iter()
+                .chain(libraries.analysed())
                 .chain(
                     ["alloc/src", "core/src", "std/src"]
                         .map(|it| toolchain.library_sources().join(it)),
                 )
                 .collect(),
             private_names: Arc::default(),
+            own_types: HashSet::new(),
             has_prelude: sources.is_some(),
             is_warm: false,
             _libraries: libraries,
@@ -207,7 +211,7 @@ impl Session {
             .map_err(|complaint| diagnostics::complaint(&complaint, &code))?;
         let _telling = code.lines().any(|line| line.starts_with(":dep")).then(|| {
             Telling::begin(
-                self.streams.begins(),
+                self.streams.about_to_run(),
                 self.events.clone(),
                 self.folder.clone(),
             )
@@ -240,6 +244,7 @@ impl Session {
         statics::begin(&self.folder, cell);
         self.failed_to_compile = false;
         self.places.begin(cell);
+        self.streams.about_to_run();
         self.remote.begin();
         let executed = self.evaluator.execute(&cell.prepared);
         let interrupts = self.remote.end();
@@ -248,6 +253,11 @@ impl Session {
             Ok(outputs) => {
                 let report = self.streams.report();
                 statics::ran(&self.folder);
+                let types = cell
+                    .chunks()
+                    .into_iter()
+                    .filter_map(|chunk| chunk.type_name());
+                self.own_types.extend(types);
                 if !outputs.is_empty() {
                     let data = outputs
                         .into_iter()
@@ -347,7 +357,7 @@ impl Session {
     pub fn complete(&mut self, code: &str, at: usize) -> Option<Completions> {
         let code = self.without_prelude_dep(code);
         let at = at.min(code.len());
-        if code::is_too_deep(&code) {
+        if code::too_deep_at(&code).is_some() {
             return None;
         }
         let found = self.evaluator.offers(&code, at)?;
@@ -360,19 +370,32 @@ impl Session {
             written,
         };
         let mut candidates = completion::candidates(&found.offers, &context);
-        // rust-analyzer takes all crates for one, in which everything may be used: what is private is asked for by name.
-        let private_names = self
-            .private_names
-            .get_or_init(|| PrivateNames::read(&self.library_sources));
+        // rust-analyzer takes all crates for one, in which everything may be used. What is private is known from the sources
+        // where the type is; of a type that the sources do not have, it is asked for by name.
+        let private_names = self.private_names.clone();
+        let private_names = private_names.get_or_init(|| PrivateNames::read(&self.library_sources));
+        let is_doubtful = |candidate: &Candidate| {
+            let Candidate { name, is_field, .. } = candidate;
+            *is_field || private_names.contains(name, *is_field)
+        };
         let of_something = context.of_value || context.of_type;
+        let of_type = match of_something && candidates.iter().any(is_doubtful) {
+            true => self.type_before(before),
+            false => None,
+        };
         let start = Instant::now();
         candidates.retain(|candidate| {
-            let is_doubtful = candidate.is_field || private_names.contains(&candidate.name);
-            if !of_something || !is_doubtful {
+            if !of_something || !is_doubtful(candidate) {
                 return true;
             }
+            let known = of_type.as_deref().and_then(|type_| {
+                private_names.is_private(type_, &candidate.name, candidate.is_field)
+            });
+            if let Some(is_private) = known {
+                return !is_private;
+            }
             if start.elapsed() > VISIBILITY {
-                return private_names.is_public_elsewhere(&candidate.name);
+                return true;
             }
             let asked = match candidate.is_field {
                 true => format!("{before}{}", candidate.name),
@@ -388,10 +411,30 @@ impl Session {
         })
     }
 
+    /// The type that stands before the point or the colons at the end of a code, unless the session defines one of its name.
+    fn type_before(&mut self, code: &str) -> Option<String> {
+        let type_ = match receiver::named_type(code) {
+            Some(name) => name.to_owned(),
+            None => {
+                let asked = receiver::as_variable(code)?;
+                let (told, _) = self.evaluator.documentation(&asked)?;
+                receiver::type_in(&told)?.to_owned()
+            }
+        };
+        let of_this_code = code::chunks(code);
+        let own = of_this_code.iter().filter_map(Chunk::type_name);
+        let own = own.chain(self.own_types.iter().cloned());
+        let is_own = own.into_iter().any(|name| {
+            let mut words = type_.split(|c: char| !c.is_alphanumeric() && c != '_');
+            words.any(|word| word == name)
+        });
+        (!is_own).then_some(type_)
+    }
+
     /// The documentation of the name that ends at a byte of the code, as text and as HTML.
     pub fn inspect(&mut self, code: &str, at: usize) -> Option<(String, String)> {
         let code = self.without_prelude_dep(code);
-        if code::is_too_deep(&code) {
+        if code::too_deep_at(&code).is_some() {
             return None;
         }
         let (name, rest) = code.split_at_checked(at)?;

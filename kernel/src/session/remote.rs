@@ -27,12 +27,31 @@ pub enum Input {
     Ended,
 }
 
+/// What an interrupt has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupted {
+    /// Nothing: no cell runs.
+    Nothing,
+    /// The cell was asked to stop.
+    Asked,
+    /// The cell is asked once more: it does not run yet, so there is nothing but its compilation to be stopped.
+    AskedAgain,
+    /// The process that runs the cells was ended.
+    Ended,
+}
+
 /// The session that is meant.
 #[derive(Debug)]
 struct Target {
     process: Arc<Mutex<Child>>,
     stdin: Stdin,
     compilation: Compilation,
+    /// Whether the cell runs by now, after it was compiled.
+    begun: Arc<AtomicBool>,
+    /// The process that was to run the cell: one that came in its place has nothing to do with it.
+    runs_in: u32,
+    /// How often the cell was interrupted since it runs.
+    asked: usize,
 }
 
 /// The kernel's end of the standard input of the process that runs the cells.
@@ -53,6 +72,28 @@ impl Stdin {
     }
 }
 
+impl Target {
+    /// Stops the cell's compilation or, if it runs, its code. Tells how often it was asked to since it runs.
+    fn interrupt(&mut self, times: usize) -> usize {
+        let begun = self.begun.load(Ordering::SeqCst);
+        self.asked += usize::from(begun);
+        // Nothing is lost with a compiler.
+        let insist = times > 1 && !begun;
+        self.compilation
+            .stop(if insist { libc::SIGKILL } else { libc::SIGTERM });
+        let process = lock(&self.process);
+        // Where another process has taken its place already, the cell is over.
+        if process.id() == self.runs_in {
+            let process = process.id() as libc::pid_t;
+            match self.asked {
+                0 | 1 => signal(process, libc::SIGINT),
+                _ => end_group(process),
+            }
+        }
+        self.asked
+    }
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     session: Mutex<Option<Target>>,
@@ -69,8 +110,15 @@ struct Inner {
 const ON_ITS_WAY: Duration = Duration::from_millis(100);
 
 impl Remote {
-    /// Points it at a session: the process that runs its cells, that process's stdin, and how its cells are compiled.
-    pub fn connect(&self, process: Arc<Mutex<Child>>, stdin: PipeReader, compilation: Compilation) {
+    /// Points it at a session: the process that runs its cells, that process's stdin, how its cells are compiled, and
+    /// whether the cell runs by now.
+    pub fn connect(
+        &self,
+        process: Arc<Mutex<Child>>,
+        stdin: PipeReader,
+        compilation: Compilation,
+        begun: Arc<AtomicBool>,
+    ) {
         let stdin = Stdin {
             reader: stdin,
             writer: None,
@@ -79,6 +127,9 @@ impl Remote {
             process,
             stdin,
             compilation,
+            begun,
+            runs_in: 0,
+            asked: 0,
         });
     }
 
@@ -96,6 +147,8 @@ impl Remote {
         let input = *lock(&self.inner.input);
         if let Some(target) = self.session().as_mut() {
             target.compilation.allow();
+            target.runs_in = lock(&target.process).id();
+            target.asked = 0;
             match input {
                 Input::Asked => target.stdin.open(),
                 Input::Ended => target.stdin.writer = None,
@@ -110,29 +163,31 @@ impl Remote {
         self.inner.state.swap(0, Ordering::SeqCst).saturating_sub(1)
     }
 
-    /// Asks the running cell to stop; asked a second time, ends its process. Tells which time this was, 0 if no cell runs.
-    pub fn interrupt(&self) -> usize {
+    /// Asks the cell to stop: its compilation, or its code once that runs. Asked a second time, code that runs loses its
+    /// process, and with it all variables.
+    pub fn interrupt(&self) -> Interrupted {
         let raised = self
             .inner
             .state
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |state| {
                 (state > 0).then_some(state + 1)
             });
-        let Ok(times) = raised else { return 0 };
-        if let Some(target) = self.session().as_ref() {
-            target.compilation.stop();
-            let process = lock(&target.process);
-            let process = process.id() as libc::pid_t;
-            match times {
-                1 => signal(process, libc::SIGINT),
-                _ => end_group(process),
-            }
-        }
+        let Ok(times) = raised else {
+            return Interrupted::Nothing;
+        };
+        let asked = match self.session().as_mut() {
+            Some(target) => target.interrupt(times),
+            None => 0,
+        };
         // Who waits for a line looks at nothing else.
-        if times == 1 && self.inner.asking.load(Ordering::SeqCst) {
+        if asked == 1 && self.inner.asking.load(Ordering::SeqCst) {
             let _ = self.end_input();
         }
-        times
+        match (times, asked) {
+            (_, 2..) => Interrupted::Ended,
+            (1, _) => Interrupted::Asked,
+            _ => Interrupted::AskedAgain,
+        }
     }
 
     /// The id of the process that runs the cells, which is also that of its group.
@@ -171,7 +226,9 @@ impl Remote {
             .as_mut()
             .and_then(|target| target.stdin.writer.as_mut());
         let Some(writer) = writer else { return Ok(()) };
-        writeln!(writer, "{}", line.trim_end_matches('\n'))
+        // One question, one line: what stood in more would answer the next one, in whatever cell.
+        let line = line.trim_end_matches(['\r', '\n']);
+        writeln!(writer, "{}", line.replace(['\r', '\n'], " "))
             .map_err(Error::system("answering the cell"))
     }
 

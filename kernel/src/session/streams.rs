@@ -82,7 +82,7 @@ impl Streams {
     }
 
     /// A cell is about to be compiled; the answer turns true when it runs.
-    pub fn begins(&self) -> Arc<AtomicBool> {
+    pub fn about_to_run(&self) -> Arc<AtomicBool> {
         self.begun.store(false, Ordering::SeqCst);
         self.begun.clone()
     }

@@ -20,6 +20,9 @@ use crate::{Error, Result};
 /// The crate that evcxr makes of each cell.
 const CELL: &str = "ctx";
 
+/// How large the compiler makes its stack, in bytes.
+const MIN_STACK: &str = "RUST_MIN_STACK";
+
 /// Compiles the cell in the session's folder, as evcxr asks for it: `cargo build` or `cargo check`, with these arguments.
 pub fn compile_cell(
     folder: &Path,
@@ -221,6 +224,10 @@ impl<'a> CellCrate<'a> {
             .arg(library)
             .arg("cell/lib.rs");
         outside(&mut rustc).stdout(Stdio::inherit());
+        if std::env::var_os(MIN_STACK).is_none() {
+            // Enough for all that the kernel lets through.
+            rustc.env(MIN_STACK, (64 << 20).to_string());
+        }
         rustc
     }
 }

@@ -40,15 +40,18 @@ struct OpenText {
 impl Notebook {
     /// Reads a notebook.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).map_err(Error::file(path))?;
-        Self::parse(path, &text)
+        let bytes = fs::read(path).map_err(Error::file(path))?;
+        Self::parse(path, &bytes)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self> {
+    /// Reads the bytes of a notebook.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let wrong = |problem: String| Error::Notebook {
             path: path.to_owned(),
             problem,
         };
+        let text = std::str::from_utf8(bytes)
+            .map_err(|_| wrong("it is not text in UTF-8, as notebooks are".into()))?;
         // Some editors begin a file with a byte order mark.
         let text = text.trim_start_matches('\u{feff}');
         if text.trim().is_empty() {
@@ -344,7 +347,7 @@ mod tests {
             "metadata": { "kernelspec": { "name": "x", "language": "rust" }, "unknown": { "kept": true } },
             "nbformat": 4, "nbformat_minor": 5,
         });
-        Notebook::parse(Path::new("n.ipynb"), &text.to_string()).expect("a notebook")
+        Notebook::parse(Path::new("n.ipynb"), text.to_string().as_bytes()).expect("a notebook")
     }
 
     fn out(text: &str) -> Event {
@@ -439,7 +442,7 @@ mod tests {
     #[test]
     fn what_is_unknown_and_what_is_not_reached_survive_a_write() {
         let json = notebook().json().expect("JSON");
-        let again = Notebook::parse(Path::new("n.ipynb"), &String::from_utf8_lossy(&json));
+        let again = Notebook::parse(Path::new("n.ipynb"), &json);
         let again = again.expect("a notebook");
         assert_eq!(again.root, notebook().root);
         assert_eq!(again.root["cells"][1]["outputs"][0]["text"], "old");
@@ -469,7 +472,8 @@ mod tests {
         ] {
             let cell = json!({ "cell_type": "code", "metadata": {}, "outputs": [], "source": "from os import path\npath" });
             let text = json!({ "cells": [cell], "metadata": metadata, "nbformat": 4 }).to_string();
-            let error = Notebook::parse(Path::new("n.ipynb"), &text).expect_err("refused");
+            let error =
+                Notebook::parse(Path::new("n.ipynb"), text.as_bytes()).expect_err("refused");
             assert!(error.to_string().contains(told), "{error}");
         }
     }
@@ -477,11 +481,11 @@ mod tests {
     #[test]
     fn a_byte_order_mark_is_passed_over_and_old_formats_are_named() {
         let text = "\u{feff}{\"cells\": [], \"metadata\": {}, \"nbformat\": 4}";
-        assert!(Notebook::parse(Path::new("n.ipynb"), text).is_ok());
+        assert!(Notebook::parse(Path::new("n.ipynb"), text.as_bytes()).is_ok());
         let old = "{\"worksheets\": [], \"nbformat\": 3}";
-        let error = Notebook::parse(Path::new("n.ipynb"), old).expect_err("refused");
+        let error = Notebook::parse(Path::new("n.ipynb"), old.as_bytes()).expect_err("refused");
         assert!(error.to_string().contains("nbconvert"), "{error}");
-        let error = Notebook::parse(Path::new("n.ipynb"), " \n").expect_err("refused");
+        let error = Notebook::parse(Path::new("n.ipynb"), b" \n").expect_err("refused");
         assert!(error.to_string().contains("empty"), "{error}");
     }
 }

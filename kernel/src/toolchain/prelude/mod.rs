@@ -50,6 +50,23 @@ impl Libraries {
         Ok(libraries)
     }
 
+    /// The folders of the sources that tell the types, those of the crates that Cloze's own types are made of.
+    pub fn analysed(&self) -> Vec<PathBuf> {
+        let packages = self.analysis.iter().filter_map(|package| package.parent());
+        let manifests = packages
+            .filter_map(|folder| std::fs::read_dir(folder).ok())
+            .flat_map(|entries| entries.flatten())
+            .filter_map(|entry| std::fs::read_to_string(entry.path().join("Cargo.toml")).ok());
+        let sources = manifests.filter_map(|manifest| {
+            let path = manifest
+                .lines()
+                .find_map(|line| line.strip_prefix("path = "))?;
+            let library: PathBuf = serde_json::from_str(path).ok()?;
+            library.parent().map(Path::to_owned)
+        });
+        sources.collect()
+    }
+
     fn add(&mut self, name: &str, library: &Path) {
         self.flags
             .push(format!("--extern={name}={}", library.display()));
