@@ -11,6 +11,12 @@ const KERNELS: &str = "src/ops/cuda/kernels";
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
+    if std::env::var_os("CARGO_CFG_UNIX").is_none() {
+        println!(
+            "cargo::error=Cloze runs on Linux and macOS; on Windows build it in WSL 2 (wsl --install)"
+        );
+        return ExitCode::FAILURE;
+    }
     if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return ExitCode::SUCCESS;
     }

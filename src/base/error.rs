@@ -10,6 +10,18 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// `Debug` prints the same text as `Display`, followed by the causes: a notebook shows the error that a
 /// cell's `?` returned through `Debug`, and it should read as a sentence there.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// match MaskedLm::from_pretrained("bundled:huge_roberta") {
+///     Err(Error::NotFound { kind, message, .. }) => {
+///         assert_eq!(kind, "model");
+///         assert!(message.contains("bundled:tiny_roberta"));
+///     }
+///     other => panic!("{:?}", other.err()),
+/// }
+/// ```
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -1,6 +1,7 @@
 //! What every room stands on: files that are written whole, interrupts, and panics of libraries turned into errors. The errors
 //! themselves are `error.rs`, a module of the crate.
 
+pub(crate) mod cache_dir;
 pub mod files;
 pub mod interrupt;
 pub(crate) mod json;

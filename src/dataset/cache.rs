@@ -5,27 +5,9 @@ use std::path::PathBuf;
 
 use super::arrow_file::{self, Table};
 use super::fingerprint::Fingerprint;
+use crate::base::cache_dir::cache_dir;
 use crate::distributed::environment;
 use crate::{Error, Result};
-
-/// Returns the folder of results that may be reused: `CLOZE_CACHE` if set, else `cloze` in the user's cache folder
-/// (`XDG_CACHE_HOME`, or `~/.cache`). With `CLOZE_NO_CACHE=1` nothing is looked up or kept there.
-pub fn cache_dir() -> PathBuf {
-    if let Some(folder) = std::env::var_os("CLOZE_CACHE").filter(|value| !value.is_empty()) {
-        return folder.into();
-    }
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    in_cache_of(cache, std::env::home_dir())
-}
-
-/// Cloze's folder in the cache of a user with these folders; never one in the folder that the program happens to run in.
-fn in_cache_of(cache: Option<PathBuf>, home: Option<PathBuf>) -> PathBuf {
-    let given = |path: &PathBuf| !path.as_os_str().is_empty();
-    let cache = cache
-        .filter(given)
-        .or_else(|| home.filter(given).map(|home| home.join(".cache")));
-    cache.unwrap_or_else(std::env::temp_dir).join("cloze")
-}
 
 /// Removes all cached results of datasets and returns how many bytes they took. Datasets that are in use stay intact.
 pub fn clear_cache() -> Result<u64> {
@@ -106,27 +88,6 @@ impl Cache {
                 tracing::warn!("a damaged file in the cache is ignored and made again: {error}");
                 None
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_cache_is_never_in_the_working_folder() {
-        let path = |text: &str| Some(PathBuf::from(text));
-        assert_eq!(
-            in_cache_of(path("/c"), path("/h")),
-            PathBuf::from("/c/cloze")
-        );
-        assert_eq!(
-            in_cache_of(path(""), path("/h")),
-            PathBuf::from("/h/.cache/cloze")
-        );
-        for home in [None, path("")] {
-            assert!(in_cache_of(None, home).is_absolute());
         }
     }
 }

@@ -58,9 +58,10 @@ mod text_file;
 mod train_test_split;
 mod unique;
 
+pub use crate::base::cache_dir::cache_dir;
 pub use batch::Batch;
 pub use builder::DatasetBuilder;
-pub use cache::{cache_dir, clear_cache};
+pub use cache::clear_cache;
 pub use column::{ColumnItem, FromColumn, IntoColumn, ReadError};
 pub use column_type::ColumnType;
 pub use concatenate::concatenate;

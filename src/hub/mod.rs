@@ -27,6 +27,7 @@
 //! All of it is behind the feature `hub`, which is on by default: whoever types a model's name in a notebook expects it
 //! to be fetched.
 
+mod bundled;
 pub(crate) mod cache;
 mod card;
 mod local;
@@ -96,16 +97,8 @@ pub use verbs::{login, logout, notebook_login, push_folder, whoami};
 
 use crate::{Error, Result};
 
-/// The prefix of names that are served from the crate's own `data/` folder.
+/// The prefix of names of what ships with the crate.
 pub const BUNDLED: &str = "bundled:";
-
-/// Returns the folder with the data that ships with the crate: `CLOZE_DATA` if set, else `data/` of the crate's source.
-pub fn data_dir() -> PathBuf {
-    std::env::var_os("CLOZE_DATA").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("data"),
-        PathBuf::from,
-    )
-}
 
 /// Returns the local file or folder that `name` stands for: `bundled:NAME`, a path, or `owner/name` (with an optional
 /// `@revision`) on the Hub, of which the needed files are downloaded unless the cache has them.
@@ -123,7 +116,7 @@ fn resolve_with(
     fetch: impl FnOnce(&Repo, Needs) -> Result<PathBuf>,
 ) -> Result<PathBuf> {
     if let Some(bundled) = name.strip_prefix(BUNDLED) {
-        return resolve_bundled(kind, name, bundled);
+        return bundled::find(kind, bundled);
     }
     if let Some(path) = local::find(kind, name)? {
         return Ok(path);
@@ -168,35 +161,6 @@ fn fetch(repo: &Repo, needs: Needs, settings: Settings) -> Result<PathBuf> {
             needs.in_words(),
             repo.revision(),
             repo.id()
-        ),
-    })
-}
-
-fn resolve_bundled(kind: &'static str, name: &str, bundled: &str) -> Result<PathBuf> {
-    let data = data_dir();
-    let path = data.join(bundled);
-    // A bundled name is a plain word: it never leaves the data folder.
-    if !bundled.is_empty() && !bundled.contains(['/', '\\']) && bundled != ".." && path.exists() {
-        return Ok(path);
-    }
-    let mut available: Vec<String> = std::fs::read_dir(&data)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| format!("{BUNDLED}{}", entry.file_name().to_string_lossy()))
-        .collect();
-    available.sort();
-    Err(Error::NotFound {
-        kind,
-        name: name.to_owned(),
-        message: format!(
-            "{} holds {}; set CLOZE_DATA if the crate's data folder was moved",
-            data.display(),
-            if available.is_empty() {
-                "nothing".to_owned()
-            } else {
-                available.join(", ")
-            }
         ),
     })
 }

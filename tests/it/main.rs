@@ -29,6 +29,8 @@ mod mixed_precision;
 mod models;
 mod onnx;
 mod ops;
+#[cfg(feature = "bundled")]
+mod packages;
 #[path = "../support/small_disk.rs"]
 mod small_disk;
 mod streaming;

@@ -12,8 +12,8 @@ use super::{Piece, Segmenter, Spelled, word_pieces};
 use crate::Result;
 use crate::tokenizer::guard::failed;
 
-/// The words of jieba's dictionary with how often each was counted; see `data/jieba/README.md`.
-static WORDS: &str = include_str!("../../../data/jieba/words.txt");
+/// The words of jieba's dictionary with how often each was counted; see `jieba/README.md`.
+static WORDS: &str = include_str!("jieba/words.txt");
 
 static JIEBA: LazyLock<Jieba> = LazyLock::new(|| {
     let mut words = WORDS.as_bytes();
