@@ -53,7 +53,7 @@ fn main() -> ExitCode {
         Command::Lab(arguments) => cli::lab::lab(&arguments),
         Command::Doctor => cli::doctor::doctor(),
         Command::Train { arguments } => cli::train::train(&arguments),
-        Command::Fill { model, text, top_k } => cli::train::fill(&model, &text, top_k),
+        Command::Fill { model, text, top_k } => cli::train::fill(&model, &text, top_k.get()),
         Command::Kernel {
             features,
             connection_file,

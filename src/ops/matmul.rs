@@ -5,6 +5,7 @@ use gemm::Parallelism;
 use super::accumulate::Accumulate;
 #[cfg(target_arch = "x86_64")]
 use super::bf16_unit::bf16_unit;
+#[cfg(target_arch = "x86_64")]
 use super::precision::{Precision, precision};
 use super::simd::{self, Level};
 #[cfg(target_arch = "x86_64")]

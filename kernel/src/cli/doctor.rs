@@ -91,7 +91,7 @@ fn linker(toolchain: &Result<Toolchain>) -> Finding {
 
 fn own_sources() -> Finding {
     match Sources::own() {
-        Some(sources) => Good(sources.workspace.display().to_string()),
+        Some(sources) => Good(sources.to_string()),
         None => Bad(Sources::missing().to_string()),
     }
 }

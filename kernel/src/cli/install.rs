@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{Install, Place};
 use crate::toolchain::Toolchain;
 use crate::toolchain::gpu::CAPABILITY;
-use crate::toolchain::prelude::{Libraries, Sources};
+use crate::toolchain::prelude::{Libraries, SOURCES, Sources};
 use crate::{Error, Result};
 
 /// What the front ends show beside notebooks of this kernel.
@@ -32,10 +32,24 @@ pub fn install(arguments: &Install) -> Result<()> {
         println!("adding the sources of Rust's standard library (rustup component add rust-src)");
         toolchain.add_sources()?;
     }
-    let sources = Sources::own()
-        .map(|sources| sources.with_features(&arguments.features))
-        .ok_or_else(Sources::missing)?;
     let mut environment = serde_json::Map::new();
+    let sources = match &arguments.source {
+        Some(folder) => {
+            let sources = Sources::at(folder).ok_or_else(|| {
+                format!(
+                    "{} holds no sources of Cloze: --source takes a clone, or the folder of the package `cloze`",
+                    folder.display()
+                )
+            })?;
+            let folder = folder.canonicalize().map_err(Error::file(folder))?;
+            // Sessions look there, too.
+            environment.insert(SOURCES.into(), folder.display().to_string().into());
+            sources
+        }
+        None => Sources::own().ok_or_else(Sources::missing)?,
+    };
+    let sources = sources.with_features(&arguments.features);
+    println!("sources: {sources}");
     if let Some(capability) = &sources.capability {
         println!("GPU kernels: for compute capability {capability}");
         // Sessions look for the prelude that was built for it.

@@ -34,7 +34,8 @@ pub fn lab(arguments: &Lab) -> Result<()> {
     Err(Error::file(&jupyter)(error))
 }
 
-/// The notebooks that come with Cloze.
+/// The notebooks that come with Cloze, if it is a clone.
 fn notebooks() -> Option<PathBuf> {
-    Some(Sources::own()?.workspace.join("notebooks")).filter(|folder| folder.is_dir())
+    let notebooks = Sources::own()?.clone_folder()?.join("notebooks");
+    Some(notebooks).filter(|folder| folder.is_dir())
 }

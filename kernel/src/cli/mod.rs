@@ -9,6 +9,7 @@ pub mod lab;
 pub mod launch;
 pub mod train;
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -55,8 +56,8 @@ pub enum Command {
         /// The text, with the model's mask token, <mask> or [MASK] for what is to be filled
         text: String,
         /// How many candidates each mask gets
-        #[arg(long, default_value_t = 5)]
-        top_k: usize,
+        #[arg(long, default_value = "5")]
+        top_k: NonZeroUsize,
     },
     /// Serve a Jupyter client; the kernelspec says so
     #[command(hide = true)]
@@ -76,6 +77,9 @@ pub struct Install {
     /// Build with these features of Cloze, for instance `cuda`
     #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
     pub features: Vec<String>,
+    /// Build from this clone of Cloze, or this folder of its package, and let sessions do so
+    #[arg(long, value_name = "DIR")]
+    pub source: Option<PathBuf>,
 }
 
 /// Where the kernelspec is.

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 
+use crate::toolchain::environment::LIBRARY_PATH;
+
 /// Set by evcxr for the process that runs the cells.
 const IS_CHILD: &str = "EVCXR_IS_RUNTIME";
 /// The libraries to load before the first cell, separated by `:`; the first is the cell library.
@@ -22,7 +24,7 @@ pub const MARK: &str = "CLOZE_KERNEL";
 /// Variables that evcxr and the kernel change for this process, and under which names it finds the user's own values.
 pub const RESTORED: [(&str, &str); 2] = [
     ("RUST_BACKTRACE", "CLOZE_ORIGINAL_RUST_BACKTRACE"),
-    ("LD_LIBRARY_PATH", "CLOZE_ORIGINAL_LD_LIBRARY_PATH"),
+    (LIBRARY_PATH, "CLOZE_ORIGINAL_LIBRARY_PATH"),
 ];
 
 /// Commands from evcxr, one a line.

@@ -3,6 +3,7 @@
 //! Sessions take numbered folders from a pool, each locked while in use, so that several run side by side without
 //! waiting for each other and what one built (crates brought in with `:dep`) is there for the next.
 
+use std::env::consts::DLL_EXTENSION;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -92,7 +93,7 @@ impl SessionDir {
             };
             for file in files
                 .flatten()
-                .filter(|file| file.path().extension().is_some_and(|e| e == "so"))
+                .filter(|file| file.path().extension().is_some_and(|e| e == DLL_EXTENSION))
             {
                 fs::remove_file(file.path()).map_err(Error::file(&file.path()))?;
             }

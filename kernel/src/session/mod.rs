@@ -36,7 +36,7 @@ use crate::evcxr::pipes::Pipes;
 use crate::evcxr::session_dir::{BuildPlan, Compilation, SessionDir};
 use crate::evcxr::stand_in::OPT_LEVEL;
 use crate::evcxr::{CompileError, Death, EvalError, Evaluator, child, retype, statics};
-use crate::toolchain::environment::outside;
+use crate::toolchain::environment::{LIBRARY_PATH, outside};
 use crate::toolchain::prelude::{Libraries, Sources};
 use crate::toolchain::{Toolchain, outline};
 use crate::{Error, Result};
@@ -151,7 +151,8 @@ impl Session {
             folder: session_dir.folder().to_owned(),
             failed_to_compile: false,
             library_sources: sources
-                .map(|sources| sources.workspace.join("src"))
+                .and_then(|sources| sources.folder().or(libraries.analysis.as_deref()))
+                .map(|folder| folder.join("src"))
                 .into_iter()
                 .chain(libraries.analysed())
                 .chain(
@@ -561,7 +562,7 @@ fn cell_process(toolchain: &Toolchain, libraries: &Libraries, mark: &str) -> Res
     outside(&mut command);
     let mut path: Vec<PathBuf> = vec![toolchain.libraries()];
     path.extend(
-        std::env::var_os("LD_LIBRARY_PATH")
+        std::env::var_os(LIBRARY_PATH)
             .iter()
             .flat_map(std::env::split_paths),
     );
@@ -571,10 +572,7 @@ fn cell_process(toolchain: &Toolchain, libraries: &Libraries, mark: &str) -> Res
         .filter_map(|library: &PathBuf| Path::to_str(library))
         .collect();
     command
-        .env(
-            "LD_LIBRARY_PATH",
-            std::env::join_paths(path).unwrap_or_default(),
-        )
+        .env(LIBRARY_PATH, std::env::join_paths(path).unwrap_or_default())
         .env(child::LIBRARIES, load.join(":"))
         // The library then shows displays while they change, see its `notebook::live`.
         .env(child::MARK, mark);

@@ -14,6 +14,11 @@ pub const ORIGINAL_CARGO_HOME: &str = "CLOZE_ORIGINAL_CARGO_HOME";
 pub const ORIGINAL_LIBRARY: &str = "CLOZE_ORIGINAL_RUST_SRC_PATH";
 /// Where rust-analyzer looks for the standard library's sources first.
 pub const LIBRARY_VARIABLE: &str = "RUST_SRC_PATH";
+/// Where the dynamic linker looks for libraries.
+pub const LIBRARY_PATH: &str = match cfg!(target_os = "macos") {
+    true => "DYLD_LIBRARY_PATH",
+    false => "LD_LIBRARY_PATH",
+};
 /// Where everything that the kernel builds is kept; by default `cloze/kernel` in the user's cache folder.
 const CACHE: &str = "CLOZE_KERNEL_CACHE";
 

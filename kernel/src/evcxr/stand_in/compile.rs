@@ -1,5 +1,6 @@
 //! `cargo build` of a cell: one call of rustc, or of the real cargo if the cell adds crates.
 
+use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -193,7 +194,7 @@ impl<'a> CellCrate<'a> {
         fs::create_dir_all(&output).map_err(Error::file(&output))?;
         Ok(output.join(match self.check {
             true => format!("lib{CELL}.rmeta"),
-            false => format!("lib{CELL}.so"),
+            false => format!("{DLL_PREFIX}{CELL}{DLL_SUFFIX}"),
         }))
     }
 

@@ -1,6 +1,8 @@
-//! Builds the prelude with cargo, in the workspace's own target folder, and keeps a copy that later builds can't change.
+//! Builds the prelude with cargo, in the target folder of the clone or of the package that is written where there is none, and
+//! keeps a copy that later builds can't change.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::env::consts::{DLL_EXTENSION, DLL_PREFIX, DLL_SUFFIX};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -8,14 +10,19 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::{Sources, cache};
+use super::{Sources, cache, package};
 use crate::toolchain::Toolchain;
 use crate::toolchain::environment::{cache_folder, outside};
 use crate::toolchain::gpu::CAPABILITY;
 use crate::{Error, Result};
 
-/// The dynamic library, in the prelude's folder.
-pub const LIBRARY: &str = "libcloze_prelude.so";
+/// The name of the dynamic library, in the prelude's folder.
+pub fn library_name() -> String {
+    format!("{DLL_PREFIX}{CRATE}{DLL_SUFFIX}")
+}
+
+/// The prelude's crate.
+const CRATE: &str = "cloze_prelude";
 /// The folder of the metadata of all crates that are in the library.
 pub const METADATA: &str = "deps";
 /// The folder of the packages that tell rust-analyzer the types.
@@ -52,12 +59,16 @@ pub fn find_or_build(
         .prefix(cache::UNFINISHED)
         .tempdir_in(&all)
         .map_err(Error::file(&all))?;
-    let packages = Packages::of(toolchain, sources)?;
-    let artifacts = compile(toolchain, sources, waiting)?;
+    let (place, package) = sources.package(&all)?;
+    let packages = Packages::of(toolchain, sources, &place)?;
+    let artifacts = compile(toolchain, sources, (&place, package), waiting)?;
     keep(&artifacts, &packages, unfinished.path())?;
-    packages.write_analysis(&unfinished.path().join("analysis"))?;
+    packages.write_analysis(&unfinished.path().join("analysis"), sources.folder())?;
     cache::label(unfinished.path(), &sources.features)?;
     fs::rename(unfinished.keep(), &folder).map_err(Error::file(&folder))?;
+    if sources.clone_folder().is_none() {
+        package::clean(&place);
+    }
     let hold = cache::take(&folder)?.ok_or("the prelude went away as soon as it was built")?;
     cache::prune(&all);
     Ok((folder, hold))
@@ -99,9 +110,10 @@ impl Artifact {
 fn compile(
     toolchain: &Toolchain,
     sources: &Sources,
+    package: (&Path, &str),
     waiting: &dyn Fn(String),
 ) -> Result<Vec<Artifact>> {
-    let mut cargo = cargo(toolchain, sources)
+    let mut cargo = cargo(toolchain, sources, package)
         .spawn()
         .map_err(Error::file(&toolchain.cargo))?;
     let stderr = cargo.stderr.take();
@@ -139,21 +151,20 @@ fn compile(
         .filter(|line| !line.trim_start().starts_with("Compiling "))
         .collect();
     Err(format!(
-        "The prelude could not be built from {}:\n{}",
-        sources.workspace.display(),
+        "The prelude could not be built from {sources}:\n{}",
         complaints.join("\n").trim_end()
     )
     .into())
 }
 
 /// The call of cargo that compiles the prelude.
-fn cargo(toolchain: &Toolchain, sources: &Sources) -> Command {
+fn cargo(toolchain: &Toolchain, sources: &Sources, (folder, package): (&Path, &str)) -> Command {
     let mut cargo = Command::new(&toolchain.cargo);
     let features = sources.features.iter();
     let target = target_folder().into_iter();
-    // The package that this program is in, so that crates which were compiled for the program serve again.
+    // In a clone the package that this program is in, so that crates which were compiled for the program serve again.
     cargo
-        .args(["rustc", "--release", "-p", "cloze-kernel"])
+        .args(["rustc", "--release", "-p", package])
         .args(["--lib", "--crate-type", "dylib"])
         .arg("--message-format=json-render-diagnostics")
         .args(features.flat_map(|feature| ["--features", feature]))
@@ -167,7 +178,7 @@ fn cargo(toolchain: &Toolchain, sources: &Sources) -> Command {
             "-Cdebug-assertions=off",
         ])
         .envs(sources.capability.iter().map(|it| (CAPABILITY, it)))
-        .current_dir(&sources.workspace)
+        .current_dir(folder)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -196,16 +207,16 @@ fn keep(artifacts: &[Artifact], packages: &Packages, folder: &Path) -> Result<()
                 .iter()
                 .find(|file| file.extension().is_some_and(|e| e == extension))
         };
-        if artifact.crate_name == "cloze_prelude" {
-            if let Some(library) = with("so") {
-                let to = folder.join(LIBRARY);
+        if artifact.crate_name == CRATE {
+            if let Some(library) = with(DLL_EXTENSION) {
+                let to = folder.join(library_name());
                 fs::copy(library, &to).map_err(Error::file(&to))?;
                 found = true;
             }
         } else if packages.closure.contains(&artifact.package)
             && let Some(file) = with("rmeta")
                 .or_else(|| with("rlib"))
-                .or_else(|| with("so"))
+                .or_else(|| with(DLL_EXTENSION))
         {
             let to = metadata.join(file.file_name().unwrap_or_default());
             // Cargo replaces its files, it does not write into them, so a second name for one keeps what is in it.
@@ -233,7 +244,7 @@ struct Packages {
 }
 
 impl Packages {
-    fn of(toolchain: &Toolchain, sources: &Sources) -> Result<Self> {
+    fn of(toolchain: &Toolchain, sources: &Sources, folder: &Path) -> Result<Self> {
         let mut cargo = Command::new(&toolchain.cargo);
         cargo
             .args([
@@ -248,7 +259,7 @@ impl Packages {
                     .iter()
                     .flat_map(|feature| ["--features", feature]),
             )
-            .current_dir(&sources.workspace);
+            .current_dir(folder);
         let output = toolchain
             .pin(outside(&mut cargo))
             .output()
@@ -272,9 +283,9 @@ impl Packages {
         let nodes = by_id(&metadata["resolve"]["nodes"]);
         let root = packages
             .iter()
-            .find(|(_, package)| package["name"] == "cloze" && package["source"].is_null())
+            .find(|(_, package)| package["name"] == "cloze")
             .map(|(id, _)| id.clone())
-            .ok_or("the workspace has no package `cloze`")?;
+            .ok_or("cargo names no package `cloze`")?;
         let mut closure = HashSet::new();
         let mut next = vec![root.clone()];
         while let Some(id) = next.pop() {
@@ -294,8 +305,8 @@ impl Packages {
     }
 
     /// Writes manifests that name the same sources but only those dependencies which the prelude's users meet in types:
-    /// rust-analyzer loads a tenth of the crates, and finds the types all the same.
-    fn write_analysis(&self, folder: &Path) -> Result<()> {
+    /// rust-analyzer loads a tenth of the crates, and finds the types all the same. Sources in the folder `own` are read there.
+    fn write_analysis(&self, folder: &Path, own: Option<&Path>) -> Result<()> {
         let mut folders: BTreeMap<&str, String> = BTreeMap::new();
         for (id, package) in self
             .packages
@@ -319,14 +330,21 @@ impl Packages {
                 .clone()
                 .find(|target| target["doctest"] == true || target["kind"][0] == "lib");
             let library = library.unwrap_or(&package["targets"][0]);
+            let target = folder.join(name);
+            let source = Path::new(library["src_path"].as_str().unwrap_or_default());
+            let source = match own {
+                Some(own) if source.starts_with(own) => source.to_owned(),
+                // Cargo sweeps its copies of packages away when they have not been used for months.
+                _ => copy_package(package, source, &target)?,
+            };
             let mut manifest = format!(
                 "[package]\nname = {}\nversion = {}\nedition = {}\nautobins = false\nautotests = false\nautobenches = false\nautoexamples = false\n\n\
-                 [lib]\nname = {}\npath = {}\n\n[features]\n",
+                 [lib]\nname = {}\npath = {:?}\n\n[features]\n",
                 package["name"],
                 package["version"],
                 package["edition"],
                 library["name"],
-                library["src_path"]
+                source.display().to_string()
             );
             let features: Vec<&str> = self.nodes[*id]["features"]
                 .as_array()
@@ -352,13 +370,37 @@ impl Packages {
                     self.packages[dependency]["name"]
                 );
             }
-            let folder = folder.join(name);
-            fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
-            let file = folder.join("Cargo.toml");
+            fs::create_dir_all(&target).map_err(Error::file(&target))?;
+            let file = target.join("Cargo.toml");
             fs::write(&file, manifest).map_err(Error::file(&file))?;
         }
         Ok(())
     }
+}
+
+/// Copies the sources of a package, whose library begins in the file `source`, to a folder; returns where that file is
+/// there.
+fn copy_package(package: &Value, source: &Path, to: &Path) -> Result<PathBuf> {
+    let manifest = Path::new(package["manifest_path"].as_str().unwrap_or_default());
+    let root = manifest.parent().unwrap_or(Path::new(""));
+    let inside = source.strip_prefix(root).map_err(|e| e.to_string())?;
+    let sources = inside.parent().unwrap_or(Path::new(""));
+    copy_folder(&root.join(sources), &to.join(sources))?;
+    Ok(inside.to_owned())
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).map_err(Error::file(to))?;
+    for entry in fs::read_dir(from).map_err(Error::file(from))? {
+        let from = entry.map_err(Error::file(from))?.path();
+        let to = to.join(from.file_name().unwrap_or_default());
+        if from.is_dir() {
+            copy_folder(&from, &to)?;
+        } else {
+            fs::copy(&from, &to).map_err(Error::file(&from))?;
+        }
+    }
+    Ok(())
 }
 
 /// Crates whose types a notebook meets in the prelude's own.

@@ -2,14 +2,16 @@
 
 mod build;
 mod cache;
+mod package;
 mod sources;
 
+use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub use build::target_folder;
 pub use cache::list;
-pub use sources::Sources;
+pub use sources::{SOURCES, Sources};
 
 use crate::toolchain::Toolchain;
 use crate::toolchain::environment::{cache_folder, outside};
@@ -40,7 +42,7 @@ impl Libraries {
         if let Some(sources) = sources {
             let (prelude, hold) = build::find_or_build(toolchain, sources, waiting)?;
             libraries._hold = Some(hold);
-            libraries.add("cloze", &prelude.join(build::LIBRARY));
+            libraries.add("cloze", &prelude.join(build::library_name()));
             let metadata = prelude.join(build::METADATA);
             libraries
                 .flags
@@ -79,7 +81,7 @@ fn cell_library(toolchain: &Toolchain) -> Result<PathBuf> {
     const SOURCE: &str = include_str!("../../../cell/lib.rs");
     let key = blake3::hash(format!("{}\n{SOURCE}", toolchain.version).as_bytes()).to_hex();
     let folder = cache_folder()?.join(format!("cell-{}", &key[..16]));
-    let library = folder.join("libcloze_cell.so");
+    let library = folder.join(format!("{DLL_PREFIX}cloze_cell{DLL_SUFFIX}"));
     if library.exists() {
         return Ok(library);
     }
@@ -96,7 +98,7 @@ fn cell_library(toolchain: &Toolchain) -> Result<PathBuf> {
     std::fs::write(&source, SOURCE).map_err(Error::file(&source))?;
     // Built under a name of its own: what has its name is whole.
     let unfinished = tempfile::Builder::new()
-        .suffix(".so")
+        .suffix(DLL_SUFFIX)
         .tempfile_in(&folder)
         .map_err(Error::file(&folder))?;
     let mut rustc = Command::new(&toolchain.rustc);

@@ -1,53 +1,114 @@
 //! Where the prelude is built from, and whether that has changed.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::package;
 use crate::{Error, Result};
 
-/// A checkout of Cloze to build the prelude from, if not the one that this program was built from.
+/// Sources of Cloze to build the prelude from, if not those that belong to this program: a clone, or its package.
 pub const SOURCES: &str = "CLOZE_SOURCES";
 
-/// The workspace that holds Cloze, and the features that it is built with.
+/// The clone that this program was compiled in, if it was not installed from a registry.
+const OWN_CLONE: Option<&str> = option_env!("CLOZE_CLONE");
+
+/// Where Cloze comes from, and the features that it is built with.
 #[derive(Clone, Debug)]
 pub struct Sources {
-    pub workspace: PathBuf,
+    place: Place,
     pub features: Vec<String>,
     /// The compute capability of the GPU kernels, if there are any.
     pub capability: Option<String>,
 }
 
+#[derive(Clone, Debug)]
+enum Place {
+    /// The workspace of a clone.
+    Clone(PathBuf),
+    /// The package of the library in this folder.
+    Folder(PathBuf),
+    /// The package of the library in the registry, of this program's version.
+    Registry,
+}
+
 impl Sources {
-    /// The workspace at `path`, if it is one of Cloze.
-    pub fn at(path: &Path) -> Option<Self> {
-        let workspace = path.canonicalize().ok()?;
-        let is_cloze = workspace.join("kernel/prelude/lib.rs").exists()
-            && workspace.join("src/lib.rs").exists();
-        is_cloze.then(|| Self {
-            workspace,
+    fn of(place: Place) -> Self {
+        Self {
+            place,
             features: Vec::new(),
             capability: None,
-        })
+        }
     }
 
-    /// The workspace that this program was compiled from, if it is still there, or the one that the environment names.
+    /// The clone of Cloze at `path`, or the library's package, if it is one of them.
+    pub fn at(path: &Path) -> Option<Self> {
+        let folder = path.canonicalize().ok()?;
+        if !folder.join("src/lib.rs").exists() {
+            return None;
+        }
+        if folder.join("kernel/prelude/lib.rs").exists() {
+            return Some(Self::of(Place::Clone(folder)));
+        }
+        let manifest = fs::read_to_string(folder.join("Cargo.toml")).ok()?;
+        let manifest: toml::Table = manifest.parse().ok()?;
+        let is_cloze = manifest.get("package")?.get("name")?.as_str() == Some("cloze");
+        is_cloze.then(|| Self::of(Place::Folder(folder)))
+    }
+
+    /// Those that the environment names; the clone that this program was compiled in, if it is still there; or, for a
+    /// program that was installed from a registry, the library from there.
     pub fn own() -> Option<Self> {
         if let Some(folder) = std::env::var_os(SOURCES) {
             return Self::at(Path::new(&folder));
         }
-        Self::at(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        match OWN_CLONE {
+            Some(clone) => Self::at(Path::new(clone)),
+            None => Some(Self::of(Place::Registry)),
+        }
     }
 
     /// What to say when there is nothing to build the prelude from.
     pub fn missing() -> Error {
-        Error::Message(format!(
-            "The sources of Cloze that this program was built from are gone from {}, so notebooks can't use Cloze. If the clone \
-             was moved, run `cargo run --release -- install` in its new place; or set {SOURCES} to a clone.",
-            Path::new(env!("CARGO_MANIFEST_DIR"))
-                .parent()
-                .unwrap_or(Path::new("/"))
-                .display(),
-        ))
+        let place = match std::env::var_os(SOURCES) {
+            Some(folder) => format!(
+                "{SOURCES} names {}, which holds no sources of Cloze, so notebooks can't use it. Name a clone, or install the \
+                 kernel anew with `cloze install`.",
+                Path::new(&folder).display()
+            ),
+            None => format!(
+                "The sources of Cloze that this program was built from are gone from {}, so notebooks can't use Cloze. If the clone \
+                 was moved, run `cargo run --release -- install` in its new place; or set {SOURCES} to a clone.",
+                OWN_CLONE.unwrap_or_default()
+            ),
+        };
+        Error::Message(place)
+    }
+
+    /// The folder of the library's package, if it is neither cargo's nor to be fetched.
+    pub fn folder(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Clone(folder) | Place::Folder(folder) => Some(folder),
+            Place::Registry => None,
+        }
+    }
+
+    /// The clone, if they are one.
+    pub fn clone_folder(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Clone(folder) => Some(folder),
+            Place::Folder(_) | Place::Registry => None,
+        }
+    }
+
+    /// The folder to call cargo in, and the name of the package in it that is the prelude.
+    pub(super) fn package(&self, cache: &Path) -> Result<(PathBuf, &'static str)> {
+        match &self.place {
+            Place::Clone(folder) => Ok((folder.clone(), env!("CARGO_PKG_NAME"))),
+            Place::Folder(_) | Place::Registry => {
+                Ok((package::write(self.folder(), cache)?, package::NAME))
+            }
+        }
     }
 
     /// The sources that a notebook's own `:dep cloze = { path = ".." }` names, seen from its folder.
@@ -72,16 +133,18 @@ impl Sources {
     /// A number that changes when any file does that the prelude is compiled from.
     pub fn fingerprint(&self) -> Result<blake3::Hash> {
         let mut hasher = blake3::Hasher::new();
-        for part in [
-            "Cargo.toml",
-            "Cargo.lock",
-            "build.rs",
-            "src",
-            "data",
-            "kernel/Cargo.toml",
-            "kernel/prelude",
-        ] {
-            hash(&self.workspace.join(part), &mut hasher)?;
+        let parts = match &self.place {
+            Place::Clone(_) => OF_CLONE.as_slice(),
+            Place::Folder(_) => OF_PACKAGE.as_slice(),
+            Place::Registry => &[],
+        };
+        if let Some(folder) = self.folder() {
+            for part in parts {
+                hash(&folder.join(part), &mut hasher)?;
+            }
+        }
+        if self.clone_folder().is_none() {
+            hasher.update(package::fingerprint(self.folder()).as_bytes());
         }
         for feature in &self.features {
             hasher.update(feature.as_bytes());
@@ -92,6 +155,27 @@ impl Sources {
         Ok(hasher.finalize())
     }
 }
+
+impl fmt::Display for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Place::Clone(folder) | Place::Folder(folder) => write!(f, "{}", folder.display()),
+            Place::Registry => write!(f, "cloze {} of the registry", env!("CARGO_PKG_VERSION")),
+        }
+    }
+}
+
+/// What the prelude is compiled from in a clone, and in the library's package.
+const OF_CLONE: [&str; 7] = [
+    "Cargo.toml",
+    "Cargo.lock",
+    "build.rs",
+    "src",
+    "data",
+    "kernel/Cargo.toml",
+    "kernel/prelude",
+];
+const OF_PACKAGE: [&str; 3] = ["Cargo.toml", "build.rs", "src"];
 
 fn hash(path: &Path, hasher: &mut blake3::Hasher) -> Result<()> {
     let Ok(metadata) = fs::metadata(path) else {
@@ -118,9 +202,50 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         let found =
             Sources::named_by(r#"cloze = { path = "../.." }"#, &folder).expect("the workspace");
-        assert!(found.workspace.join("kernel").is_dir());
+        let clone = found.clone_folder().expect("a clone");
+        assert!(clone.join("kernel").is_dir());
         assert!(Sources::named_by(r#"cloze = { path = "." }"#, &folder).is_none());
         assert!(Sources::named_by(r#"cloze = "0.1""#, &folder).is_none());
+    }
+
+    #[test]
+    fn a_program_of_a_clone_builds_from_it_and_a_package_is_told_from_it() {
+        // The tests are compiled in a clone.
+        let own = Sources::at(Path::new(OWN_CLONE.expect("a clone"))).expect("it is there");
+        assert!(own.clone_folder().is_some());
+        assert!(
+            own.to_string()
+                .ends_with(&own.clone_folder().expect("a clone").display().to_string())
+        );
+        let folder = tempfile::tempdir().expect("a folder");
+        assert!(Sources::at(folder.path()).is_none());
+        fs::create_dir(folder.path().join("src")).expect("made");
+        fs::write(folder.path().join("src/lib.rs"), "").expect("written");
+        for (name, is_cloze) in [("cloze", true), ("other", false)] {
+            let manifest = format!("[package]\nname = \"{name}\"\n");
+            fs::write(folder.path().join("Cargo.toml"), manifest).expect("written");
+            let found = Sources::at(folder.path());
+            assert_eq!(found.is_some(), is_cloze);
+            assert!(found.is_none_or(|found| found.clone_folder().is_none()));
+        }
+    }
+
+    #[test]
+    fn the_library_of_the_registry_is_called_from_a_written_package() {
+        let cache = tempfile::tempdir().expect("a folder");
+        let sources = Sources::of(Place::Registry);
+        let (folder, name) = sources.package(cache.path()).expect("written");
+        assert_eq!(name, package::NAME);
+        assert!(folder.join("src/lib.rs").exists());
+        let first = sources.fingerprint().expect("read");
+        assert_eq!(sources.fingerprint().expect("read"), first);
+        assert_ne!(
+            sources
+                .with_features(&["cuda".into()])
+                .fingerprint()
+                .expect("read"),
+            first
+        );
     }
 
     #[test]
