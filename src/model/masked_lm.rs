@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use serde_json::Value;
 
 use super::checkpoint::Checkpoint;
 use super::vocabulary::Resize;
@@ -382,6 +383,9 @@ impl MaskedLm {
                 format!("{} reads {read}, and the batch has none", self.class()),
             ));
         }
+        if read == "input_ids" {
+            self.check_ids(inputs)?;
+        }
         match self.max_positions() {
             Some(most) if seq > most => Err(Error::argument(
                 "input_ids",
@@ -391,6 +395,27 @@ impl MaskedLm {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// Checks that every token is one of the model's: another tokenizer's may have higher numbers.
+    fn check_ids(&self, inputs: &ModelInputs) -> Result<()> {
+        let config = self.inner.config.get("vocab_size").and_then(Value::as_u64);
+        let tokens = self.vocab_size().max(config.unwrap_or_default() as usize);
+        let strange = |&id: &u32| id as usize >= tokens;
+        let Some(at) = inputs.input_ids.iter().position(strange) else {
+            return Ok(());
+        };
+        Err(Error::argument(
+            "input_ids",
+            format!(
+                "token {} at position {} of row {} is not one of the {tokens} tokens of this model, which are numbered from 0. \
+                 Encode with the model's own tokenizer (Tokenizer::from_pretrained with the name of the model), or, if tokens were \
+                 added to it, call model.resize_token_embeddings(tokenizer.len())",
+                inputs.input_ids[at],
+                at % inputs.seq,
+                at / inputs.seq,
+            ),
+        ))
     }
 
     /// Returns all parameters, in the order of their names, tied ones once.
@@ -637,6 +662,34 @@ mod tests {
             .unwrap()
             .with_labels((0..12).map(|i| if i % 3 == 0 { 7 } else { -100 }).collect())
             .unwrap()
+    }
+
+    #[test]
+    fn a_token_of_another_vocabulary_is_told_with_what_to_do() {
+        let config = Config::new("roberta")
+            .set("vocab_size", 100)
+            .set("hidden_size", 16)
+            .set("num_hidden_layers", 1)
+            .set("num_attention_heads", 2)
+            .set("intermediate_size", 32);
+        let model = MaskedLm::from_config(&config, 1).unwrap();
+        let inputs = |id| ModelInputs::new(vec![0, 7, 2, 0, id, 2], (2, 3)).unwrap();
+        assert!(model.forward(inputs(99)).is_ok());
+        let labelled = inputs(100).with_labels(vec![-100, 7, -100, -100, 8, -100]);
+        for error in [
+            model.forward(inputs(100)).err(),
+            model.loss(labelled.unwrap(), &Context::eval()).err(),
+        ] {
+            let text = error.unwrap().to_string();
+            for part in [
+                "token 100 at position 1 of row 1",
+                "100 tokens of this model",
+                "Tokenizer::from_pretrained",
+                "resize_token_embeddings(tokenizer.len())",
+            ] {
+                assert!(text.contains(part), "{part}: {text}");
+            }
+        }
     }
 
     /// One of candle's own operations anywhere in the graph would send the whole backward pass through candle's walk, with
