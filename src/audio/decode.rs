@@ -13,6 +13,17 @@ use crate::{Error, Result};
 const MOST_BYTES: u64 = 1 << 31;
 
 /// A waveform with one channel.
+///
+/// ```
+/// use cloze::audio::Audio;
+///
+/// // A second of A.
+/// let wave = (0..16_000).map(|i| (i as f32 * 440.0 * std::f32::consts::TAU / 16_000.0).sin()).collect();
+/// let audio = Audio::new(wave, 16_000)?;
+/// assert_eq!(audio.seconds(), 1.0);
+/// assert_eq!(audio.resampled(8_000)?.samples.len(), 8_000);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, PartialEq)]
 pub struct Audio {
     /// The samples, from -1 to 1.

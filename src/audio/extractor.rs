@@ -12,6 +12,15 @@ const FILE: &str = "preprocessor_config.json";
 /// What a speech model's inputs are like: what `Wav2Vec2FeatureExtractor` is in `transformers`.
 ///
 /// It is read from `preprocessor_config.json` and saved there; keys that it has no use for are kept.
+///
+/// ```
+/// use cloze::audio::{Audio, FeatureExtractor};
+///
+/// // Mean 0 and variance 1, as most speech models want it.
+/// let values = FeatureExtractor::default().input_values(&Audio::new(vec![0.1, 0.3, 0.1, 0.3], 16_000)?)?;
+/// assert!(values.iter().sum::<f32>().abs() < 1e-4 && (values[1] - 1.0).abs() < 1e-2);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct FeatureExtractor {
     /// The samples a second that the model was trained on (default 16,000).

@@ -11,6 +11,17 @@ use crate::{Error, Result};
 
 /// A tokenized text. Only `input_ids` must be there; the other columns are as long, where there are any. Of a recording it is
 /// the column `input_values` that must be there, and `labels` are as many as there are letters.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let tokenizer = Tokenizer::train_bpe(["a spiral galaxy"], 300)?;
+/// let example = Example::from(tokenizer.encode("a galaxy")?);
+/// assert_eq!(example.input_ids.len(), example.offsets.as_ref().map_or(0, Vec::len));
+/// let of_ids = Example::from(vec![0u32, 7, 8, 2]);
+/// assert!(of_ids.attention_mask.is_none());
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
     /// The token ids.
@@ -157,6 +168,28 @@ impl From<&Encoding> for MlmBatch {
 }
 
 /// Examples that can be fetched by index from any thread.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// /// Ever longer examples, made when they are asked for.
+/// struct Counting(usize);
+///
+/// impl Examples for Counting {
+///     fn len(&self) -> usize {
+///         self.0
+///     }
+///
+///     fn get(&self, index: usize) -> Result<Example> {
+///         Ok(Example::from((5..6 + index as u32).collect::<Vec<u32>>()))
+///     }
+/// }
+///
+/// let tokenizer = Tokenizer::train_bpe(["a spiral galaxy"], 300)?;
+/// let mut loader = DataLoader::new(Counting(10), MaskingCollator::new(&tokenizer), 4)?;
+/// assert_eq!(loader.len(), 3);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[allow(clippy::len_without_is_empty)]
 pub trait Examples: Send + Sync {
     /// Returns how many there are.

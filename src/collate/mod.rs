@@ -35,6 +35,18 @@ use crate::tokenizer::Tokenizer;
 
 /// Where a batch stands in the training: the epoch, and the position of its first example in that epoch's order, both
 /// from 0. Everything random about the batch follows from this and the seed, nothing from threads or time.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let tokenizer = Tokenizer::train_bpe(["a spiral galaxy", "a spiral staircase"], 300)?;
+/// let collator = MaskingCollator::new(&tokenizer).mlm_probability(0.5);
+/// let examples = [Example::from((5..45).collect::<Vec<u32>>())];
+/// let masks = |epoch| collator.collate(&examples, BatchKey::new(epoch, 0)).map(|batch| batch.labels);
+/// assert_eq!(masks(0)?, masks(0)?);
+/// assert_ne!(masks(0)?, masks(1)?);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BatchKey {
     /// The epoch.
@@ -51,6 +63,26 @@ impl BatchKey {
 }
 
 /// Turns examples into a batch.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// /// Cuts what is too long, and leaves the rest to another.
+/// struct Cut(MaskingCollator, usize);
+///
+/// impl Collator for Cut {
+///     fn collate(&self, examples: &[Example], key: BatchKey) -> Result<MlmBatch> {
+///         let cut = |example: &Example| Example::from(example.input_ids[..example.input_ids.len().min(self.1)].to_vec());
+///         self.0.collate(&examples.iter().map(cut).collect::<Vec<_>>(), key)
+///     }
+/// }
+///
+/// let tokenizer = Tokenizer::train_bpe(["a spiral galaxy", "a spiral staircase"], 300)?;
+/// let cut = Cut(MaskingCollator::new(&tokenizer), 4);
+/// let batch = cut.collate(&[Example::from((5..25).collect::<Vec<u32>>())], BatchKey::default())?;
+/// assert_eq!(batch.seq, 4);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 pub trait Collator: Send + Sync {
     /// Returns the batch of `examples`, which begins at `key`. The same arguments give the same batch.
     fn collate(&self, examples: &[Example], key: BatchKey) -> Result<MlmBatch>;

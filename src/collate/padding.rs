@@ -9,6 +9,17 @@ use crate::{Error, Result};
 
 /// Pads examples to the longest of the batch and leaves them otherwise as they are: for data that was masked before,
 /// with a `labels` column. Where there is none, every label is [`IGNORED`].
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let tokenizer = Tokenizer::train_bpe(["a spiral galaxy"], 300)?;
+/// let examples = [Example::from(vec![0u32, 7, 2]), Example::from(vec![0u32, 7, 8, 9, 2])];
+/// let batch = PaddingCollator::new(&tokenizer).pad_to_multiple_of(8).collate(&examples)?;
+/// assert_eq!((batch.batch, batch.seq), (2, 8));
+/// assert_eq!(batch.attention_mask[..8], [1, 1, 1, 0, 0, 0, 0, 0]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct PaddingCollator {
     tokenizer: Tokenizer,

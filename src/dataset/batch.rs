@@ -14,6 +14,15 @@ use super::row::Row;
 use crate::{Error, Result};
 
 /// Columns of equal length, by name: a run of a dataset's rows, or what a function made of them. Cheap to clone.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let batch = Batch::new().with_column("text", vec!["a b", "c"])?.with_column("score", vec![3, 1])?;
+/// assert_eq!(batch.strings("text")?, ["a b", "c"]);
+/// assert_eq!(batch.column::<i32>("score")?, [3, 1]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Default)]
 pub struct Batch {
     names: Vec<String>,

@@ -9,6 +9,15 @@ use crate::{Error, Result};
 
 /// A column's type: an Arrow type, or its name as [`Dataset::features`](super::Dataset::features) shows it: `string`,
 /// `int32`, `float64`, `bool`, `list<int64>`, `struct<text: string, score: int32>`, `timestamp[us]`, `date32`, `binary`, ...
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let dataset = Dataset::builder().column("score", vec![1i64, 2]).build()?;
+/// let cast = dataset.cast_column("score", "float32")?;
+/// assert_eq!(cast.features(), [("score".to_owned(), "float32".to_owned())]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct ColumnType(Given);
 

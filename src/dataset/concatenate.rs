@@ -19,6 +19,17 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// Other differences of type, with the column and the number of the dataset, counted from 0.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let first = Dataset::builder().column("text", vec!["a"]).build()?;
+/// let second = Dataset::builder().column("text", vec!["b"]).column("score", vec![1i64]).build()?;
+/// let both = concatenate(&[first, second])?;
+/// assert_eq!(both.column::<String>("text")?, ["a", "b"]);
+/// assert!(both.row(0)?["score"].is_null());
+/// # Ok::<(), cloze::Error>(())
+/// ```
 pub fn concatenate(datasets: &[Dataset]) -> Result<Dataset> {
     let [first, rest @ ..] = datasets else {
         return Err(Error::argument(

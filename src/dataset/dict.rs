@@ -16,6 +16,18 @@ use crate::{Error, Result};
 /// Datasets by name, in order: what loading and splitting give. `dict["train"]` is one of them.
 ///
 /// Operations on all of them have the names that they have on a [`Dataset`]. Mirrors `datasets.DatasetDict`.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let all = Dataset::builder().column("text", vec!["a", "b", "c", "d", "e"]).build()?;
+/// let splits = all.train_test_split(0.2)?;
+/// assert_eq!((splits["train"].len(), splits["test"].len()), (4, 1));
+/// let mut more = splits.clone();
+/// more.insert("validation", all.slice(0..2));
+/// assert_eq!(more.names(), ["train", "test", "validation"]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Default)]
 pub struct DatasetDict {
     splits: Vec<(String, Dataset)>,

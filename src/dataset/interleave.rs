@@ -19,6 +19,18 @@ pub enum StoppingStrategy {
 }
 
 /// How datasets take turns. Mirrors the arguments of `datasets.interleave_datasets`.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let letters = Dataset::builder().column("text", vec!["a", "b", "c"]).build()?;
+/// let digits = Dataset::builder().column("text", vec!["1", "2"]).build()?;
+/// let turns = Interleave::new([letters, digits])
+///     .stopping_strategy(StoppingStrategy::AllExhaustedWithoutReplacement)
+///     .build()?;
+/// assert_eq!(turns.column::<String>("text")?, ["a", "1", "b", "2", "c"]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Interleave {
     datasets: Vec<Dataset>,

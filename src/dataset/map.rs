@@ -44,6 +44,20 @@ impl<F: Fn(&Batch) -> Result<Batch> + Send + Sync> BatchFunction for F {
 }
 
 /// What [`Dataset::map`] does: a function and how it is called. Mirrors the arguments of `datasets.Dataset.map`.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// fn shout(batch: &Batch) -> Result<Batch> {
+///     let texts: Vec<String> = batch.strings("text")?.iter().map(|text| text.to_uppercase()).collect();
+///     Batch::new().with_column("loud", texts)
+/// }
+///
+/// let dataset = Dataset::builder().column("text", vec!["a", "b"]).build()?;
+/// let mapped = dataset.map(Map::new(shout).batched().num_proc(2).remove_columns(["text"]))?;
+/// assert_eq!(mapped.column::<String>("loud")?, ["A", "B"]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Map {
     function: Arc<dyn BatchFunction>,

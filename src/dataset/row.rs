@@ -13,6 +13,15 @@ use arrow::util::display::{ArrayFormatter, FormatOptions};
 use crate::{Error, Result};
 
 /// A value of a record: a scalar, a list, or a nested record.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let row = Row::new().with("score", 3i64).with("text", "so it is");
+/// assert_eq!(row["score"].as_i64(), Some(3));
+/// assert_eq!(row["text"].as_i64(), None);
+/// assert!(matches!(row["text"], Value::String(_)));
+/// ```
 #[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Value {
@@ -35,6 +44,16 @@ pub enum Value {
 /// A record: fields with names, in the dataset's order.
 ///
 /// `Debug` and `Display` show it as Python shows a dict, over several lines where it is long.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let row = Row::new().with("q_id", "abc").with("answers", Row::new().with("score", 7i64));
+/// assert_eq!(row.names().collect::<Vec<_>>(), ["q_id", "answers"]);
+/// assert_eq!(row["answers"]["score"].as_i64(), Some(7));
+/// // A name that is not there is told from those that are.
+/// assert!(row.get("title").unwrap_err().to_string().contains("q_id"));
+/// ```
 #[derive(Clone, PartialEq, Default)]
 pub struct Row {
     fields: Vec<(String, Value)>,

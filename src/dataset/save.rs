@@ -34,6 +34,17 @@ const ROWS: usize = 8192;
 
 /// Opens what `save_to_disk` has written, here or in Python. A dataset that was saved alone is the split it was known
 /// as, or `train`.
+///
+/// ```
+/// use cloze::prelude::*;
+/// # let temporary = tempfile::tempdir().unwrap();
+/// # let folder = temporary.path().join("saved");
+///
+/// let dataset = Dataset::builder().column("text", vec!["a", "b"]).build()?;
+/// dataset.save_to_disk(&folder)?;
+/// assert_eq!(load_from_disk(&folder)?["train"].column::<String>("text")?, ["a", "b"]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 pub fn load_from_disk(folder: impl AsRef<Path>) -> Result<DatasetDict> {
     let folder = folder.as_ref();
     crate::base::files::recover_folder(folder);

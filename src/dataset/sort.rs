@@ -22,6 +22,15 @@ pub enum NullPlacement {
 }
 
 /// By what [`Dataset::sort`] sorts. Mirrors the arguments of `datasets.Dataset.sort`.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let dataset = Dataset::builder().column("text", vec!["b", "a", "b"]).column("score", vec![1i64, 2, 3]).build()?;
+/// let sorted = dataset.sort(Sort::by(["text", "score"]).reverse_each([false, true]))?;
+/// assert_eq!(sorted.column::<i64>("score")?, [2, 3, 1]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Sort {
     columns: Vec<String>,

@@ -20,6 +20,21 @@ use crate::{Error, Result};
 /// A table of nested records, cheap to clone: the rows are shared, in memory or in a memory-mapped file.
 ///
 /// Operations give a new dataset and leave this one as it is. Mirrors `datasets.Dataset`.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let dataset = Dataset::builder()
+///     .column("title", vec!["Why is the sky blue?", "Why do cats purr?"])
+///     .column("score", vec![5i64, 3])
+///     .build()?;
+/// assert_eq!(dataset.len(), 2);
+/// assert_eq!(dataset.row(0)?["title"].as_str(), Some("Why is the sky blue?"));
+/// assert_eq!(dataset.column::<i64>("score")?, [5, 3]);
+/// let good = dataset.filter(|row| row["score"].as_i64() > Some(4))?;
+/// assert_eq!(good.len(), 1);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Dataset {
     schema: SchemaRef,

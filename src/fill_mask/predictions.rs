@@ -25,6 +25,17 @@ pub struct Prediction {
 /// For a text with one mask this is a list: `predictions[0].token_str`, `for p in &predictions`. With several masks
 /// [`Predictions::masks`] has one list for each, and indexing and iterating go through them one after the other.
 /// Serialized, it has transformers' form: a list of records, or a list of such lists.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let predictions = FillMask::from_pretrained("bundled:tiny_roberta")?.fill("Paris is the capital of <mask>.")?;
+/// let first = &predictions[0];
+/// println!("{} {:.3}", first.token_str, first.score);
+/// assert!(predictions.iter().all(|other| other.score <= first.score));
+/// assert!(first.sequence.starts_with("Paris is the capital of"));
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, PartialEq)]
 pub struct Predictions {
     text: String,

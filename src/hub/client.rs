@@ -13,6 +13,14 @@ use crate::{Error, Result};
 
 /// A connection to one Hub. The functions of [`crate::hub`] use the one that the environment describes; a `Hub` serves
 /// where other settings are wanted, for a second account or a mirror. Clones share their connections.
+///
+/// ```no_run
+/// use cloze::hub::{Hub, RepoKind};
+///
+/// let hub = Hub::from_env()?;
+/// println!("{:?}", hub.list_files(RepoKind::Model, "distilbert/distilroberta-base")?);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Hub {
     pub(crate) client: Client,

@@ -18,6 +18,14 @@ use super::snapshot::in_parallel;
 use crate::{Error, Result};
 
 /// How a folder is pushed.
+///
+/// ```no_run
+/// use cloze::hub::{PushOptions, push_folder};
+///
+/// let options = PushOptions::new().private(true).message("First model").ignore("checkpoint-*");
+/// let pushed = push_folder("me/eli5_mlm_model", "eli5_mlm_model", &options)?;
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct PushOptions {
     private: Option<bool>,

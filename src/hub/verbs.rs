@@ -19,6 +19,13 @@ pub fn login(token: &str) -> Result<Account> {
 ///
 /// # Errors
 /// As [`login`], and when there is neither a notebook nor a terminal.
+///
+/// ```no_run
+/// use cloze::prelude::*;
+///
+/// notebook_login()?;
+/// # Ok::<(), cloze::Error>(())
+/// ```
 pub fn notebook_login() -> Result<Account> {
     Hub::from_env()?.login(ask_for_token()?.secret())
 }

@@ -19,6 +19,17 @@ pub(crate) const INPUT_VALUES: &str = "input_values";
 /// Collators make it, models take it. Every vector holds `batch * seq` values, row after row, except where said otherwise.
 /// The numbers stay on the host, where row selection, position ids and padding checks need them; models move what they use
 /// to their device.
+///
+/// ```
+/// use cloze::model::ModelInputs;
+///
+/// let inputs = ModelInputs::new(vec![0, 7, 4, 2, 0, 4, 2, 1], (2, 4))?
+///     .with_attention_mask(vec![1, 1, 1, 1, 1, 1, 1, 0])?
+///     .with_labels(vec![-100, -100, 9, -100, -100, 7, -100, -100])?;
+/// assert_eq!(inputs.shape(), (2, 4));
+/// assert_eq!(inputs.counted_tokens(), 2);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelInputs {
     /// Token ids, some of them masked.

@@ -12,6 +12,14 @@ use crate::ops::Dropout;
 /// so the same seed and step always drop the same elements, whatever ran before.
 ///
 /// Clones go on counting sites together.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// // Seed and step decide what dropout drops.
+/// let context = Context::train(42u64, 0u64).gradient_checkpointing(true);
+/// assert!(context.is_training() && !Context::eval().is_training());
+/// ```
 #[derive(Clone, Debug)]
 pub struct Context {
     key: Option<u64>,

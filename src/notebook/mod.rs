@@ -13,6 +13,24 @@ pub use input::input;
 use live::Host;
 
 /// A value with a picture of itself.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// struct Gauge(f64);
+///
+/// impl Rich for Gauge {
+///     fn to_html(&self) -> String {
+///         format!("<meter value=\"{}\"></meter>", self.0)
+///     }
+///
+///     fn to_text(&self) -> String {
+///         format!("{:.0}%", 100.0 * self.0)
+///     }
+/// }
+///
+/// show(&Gauge(0.7));
+/// ```
 pub trait Rich {
     /// HTML for a notebook: one element, inline styles only, all text escaped.
     fn to_html(&self) -> String;

@@ -410,6 +410,19 @@ pub(crate) fn watch_gradients<T>(watcher: Rc<dyn Fn(&Param)>, work: impl FnOnce(
 
 /// Runs `work` without recording a graph: what it computes can't be differentiated, and its intermediate results are
 /// freed at once. The counterpart of PyTorch's `torch.no_grad()`, for the current thread.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// # let tokenizer = Tokenizer::train_bpe(["a spiral galaxy"], 300)?;
+/// # let config = Config::new("roberta").set("vocab_size", tokenizer.len()).set("hidden_size", 16)
+/// #     .set("num_hidden_layers", 1).set("num_attention_heads", 2).set("intermediate_size", 32);
+/// # let model = MaskedLm::from_config(&config, 42)?;
+/// let inputs = cloze::model::ModelInputs::new(vec![0, 7, 8, 2], (1, 4))?;
+/// let logits = no_grad(|| model.forward(&inputs))?;
+/// assert!(!logits.track_op());
+/// # Ok::<(), cloze::Error>(())
+/// ```
 pub fn no_grad<T>(work: impl FnOnce() -> T) -> T {
     /// Restores the former state also when `work` panics.
     struct Restore(bool);

@@ -8,6 +8,17 @@ use super::engine::Engine;
 /// What a text became: one entry per token in every field.
 ///
 /// `Debug` shows it as a table, one token a line.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let tokenizer = Tokenizer::train_bpe(["a spiral galaxy"], 300)?;
+/// let encoding = tokenizer.encode("a spiral")?;
+/// assert_eq!(encoding.special_tokens_mask.first(), Some(&1));
+/// assert_eq!(encoding.offsets.len(), encoding.len());
+/// assert_eq!(tokenizer.decode(&encoding.ids, true)?, "a spiral");
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Encoding {
     /// The token ids: the model's `input_ids`.

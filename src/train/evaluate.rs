@@ -269,6 +269,20 @@ fn in_order(mut batches: Vec<Predicted>, batch_size: usize) -> Vec<MaskedPredict
 ///
 /// # Errors
 /// When nothing in the data is masked. [`Error::Interrupted`] when interrupted.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let tokenizer = Tokenizer::train_bpe(["a spiral galaxy", "a spiral staircase"], 300)?;
+/// # let config = Config::new("roberta").set("vocab_size", tokenizer.len()).set("hidden_size", 16)
+/// #     .set("num_hidden_layers", 1).set("num_attention_heads", 2).set("intermediate_size", 32);
+/// # let model = MaskedLm::from_config(&config, 42)?;
+/// let examples = vec![Example::from(tokenizer.encode("a spiral galaxy is a galaxy")?)];
+/// let loader = DataLoader::new(examples, MaskingCollator::new(&tokenizer).mlm_probability(0.5), 8)?;
+/// // Always the same masks, so that results compare.
+/// assert_eq!(evaluate(&model, &loader)?.loss, evaluate(&model, &loader)?.loss);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 pub fn evaluate(model: &MaskedLm, loader: &DataLoader) -> Result<EvalMetrics> {
     let started = Instant::now();
     let task = Task {

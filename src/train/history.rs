@@ -79,6 +79,24 @@ pub struct Evaluation {
 
 /// All that a training run recorded; what [`Trainer::train`](super::Trainer::train) returns. A resumed run's history
 /// begins with the steps before the checkpoint.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let tokenizer = Tokenizer::train_bpe(["a spiral galaxy", "a spiral staircase"], 300)?;
+/// # let config = Config::new("roberta").set("vocab_size", tokenizer.len()).set("hidden_size", 16)
+/// #     .set("num_hidden_layers", 1).set("num_attention_heads", 2).set("intermediate_size", 32);
+/// # let model = MaskedLm::from_config(&config, 42)?;
+/// let examples = vec![Example::from(tokenizer.encode("a spiral galaxy is a galaxy")?); 16];
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let out = folder.path();
+/// let collator = MaskingCollator::new(&tokenizer).mlm_probability(0.5);
+/// let arguments = TrainingArguments::new(out).epochs(2);
+/// let history = Trainer::new(&model, arguments, &examples, None, collator).train()?;
+/// // Two epochs of two batches of 8.
+/// assert_eq!((history.step(), history.losses().len()), (4, 4));
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]

@@ -34,6 +34,19 @@ const VERSIONS: [(&str, &str); 2] = [("Candle", "0.11"), ("Tokenizers", "0.23")]
 /// push that fails is said on stderr and does not end the run. For a loop by hand there is [`PushToHubCallback::push`].
 ///
 /// Mirrors the callback of that name in `transformers`.
+///
+/// ```no_run
+/// use cloze::prelude::*;
+///
+/// # fn f(model: &MaskedLm, blocks: &DatasetDict, collator: MaskingCollator) -> cloze::Result<()> {
+/// // A private repository, which is made if there is none.
+/// let pushes = PushToHubCallback::with_options("me/eli5_mlm_model", PushOptions::new().private(true))?;
+/// let arguments = TrainingArguments::new("eli5_mlm_model").save_strategy("epoch");
+/// let mut trainer = Trainer::of_splits(model, arguments, blocks, collator)?.callback(pushes);
+/// trainer.train()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct PushToHubCallback {
     push: BackgroundPush,

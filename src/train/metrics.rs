@@ -8,6 +8,20 @@ use super::TrainingArguments;
 use crate::{Error, Result};
 
 /// The result of an evaluation.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let tokenizer = Tokenizer::train_bpe(["a spiral galaxy", "a spiral staircase"], 300)?;
+/// # let config = Config::new("roberta").set("vocab_size", tokenizer.len()).set("hidden_size", 16)
+/// #     .set("num_hidden_layers", 1).set("num_attention_heads", 2).set("intermediate_size", 32);
+/// # let model = MaskedLm::from_config(&config, 42)?;
+/// let examples = vec![Example::from(tokenizer.encode("a spiral galaxy is a galaxy")?)];
+/// let loader = DataLoader::new(examples, MaskingCollator::new(&tokenizer).mlm_probability(0.5), 8)?;
+/// let metrics = evaluate(&model, &loader)?;
+/// assert_eq!(metrics.perplexity(), metrics.loss.exp());
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct EvalMetrics {

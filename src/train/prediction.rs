@@ -22,6 +22,24 @@ pub struct MaskedPrediction {
 }
 
 /// What [`Trainer::predict`](super::Trainer::predict) returns.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let tokenizer = Tokenizer::train_bpe(["a spiral galaxy", "a spiral staircase"], 300)?;
+/// # let config = Config::new("roberta").set("vocab_size", tokenizer.len()).set("hidden_size", 16)
+/// #     .set("num_hidden_layers", 1).set("num_attention_heads", 2).set("intermediate_size", 32);
+/// # let model = MaskedLm::from_config(&config, 42)?;
+/// let examples = vec![Example::from(tokenizer.encode("a spiral galaxy is a galaxy")?)];
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let out = folder.path();
+/// let collator = MaskingCollator::new(&tokenizer).mlm_probability(0.5);
+/// let mut trainer = Trainer::new(&model, TrainingArguments::new(out), &examples, None, collator);
+/// let output = trainer.predict(&examples)?;
+/// assert!(output.top_k_accuracy(tokenizer.len()) == 1.0);
+/// assert_eq!(masked_accuracy(&output)?, [("accuracy", output.accuracy())]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct PredictionOutput {

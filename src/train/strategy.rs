@@ -6,6 +6,13 @@ use super::choice;
 use crate::{Error, Result};
 
 /// When something happens during training, as in transformers.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let by_name = TrainingArguments::new("out").eval_strategy("epoch");
+/// assert_eq!(by_name.eval_strategy, IntervalStrategy::Epoch);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IntervalStrategy {

@@ -104,6 +104,17 @@ pub fn load_dataset(path_or_name: impl AsRef<str>) -> Result<DatasetDict> {
 /// may end in `\n`, `\r\n` or `\r`. Fields that a JSON record lacks are null, and so are the last values of a short CSV
 /// row; several files of a split must have the same columns, and what differs is brought together with
 /// [`concatenate`](super::concatenate).
+///
+/// ```
+/// use cloze::prelude::*;
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("scores.csv");
+///
+/// std::fs::write(&path, "text;score\na;1\nb;2\n").unwrap();
+/// let scores = Loader::new(path.to_str().unwrap()).delimiter(';').cache(false).load()?;
+/// assert_eq!(scores["train"].column::<i64>("score")?, [1, 2]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Loader {
     name: String,

@@ -6,6 +6,17 @@ use super::source;
 use crate::{Error, Result};
 
 /// What a row of a text file is. Mirrors `sample_by` of `datasets`.
+///
+/// ```
+/// use cloze::prelude::*;
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("poem.txt");
+///
+/// std::fs::write(&path, "one\ntwo\n\nthree\n").unwrap();
+/// let poem = Loader::new(path.to_str().unwrap()).sample_by(SampleBy::Paragraph).cache(false).load()?;
+/// assert_eq!(poem["train"].len(), 2);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SampleBy {
