@@ -71,6 +71,7 @@ mod sum_all;
 pub(crate) mod tape;
 mod update_elements;
 
+pub mod integer;
 pub mod naive;
 
 pub use activation::{Activation, activate};

@@ -1,0 +1,82 @@
+//! The integer arithmetic of I-BERT (Kim et al. 2021, arXiv:2101.01321), emulated in floats as its reference does it: what
+//! hardware with 8-bit products and 32-bit sums would compute, with gradients that pass through every rounding.
+//!
+//! A tensor holds the real values, and its [`Scale`] says what one step of the integers stands for: value = integer · scale.
+//! All functions work on the CPU in f32, and on requantization in f64, in the reference's order, so that the same integers
+//! come out.
+
+mod exponentials;
+mod gelu;
+mod layer_norm;
+mod linear;
+mod normalize;
+mod quantize;
+mod requantize;
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+pub use exponentials::{MaskedKeys, exponentials};
+pub use gelu::gelu;
+pub use layer_norm::{layer_norm, layer_norm_shift};
+pub use linear::{IntegerWeights, integer_weights, linear};
+pub use normalize::normalize;
+pub use quantize::{levels, quantize, step};
+pub use requantize::requantize;
+
+use super::storage;
+use crate::{Error, Result};
+
+/// What one step of the integers stands for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scale {
+    /// The same everywhere.
+    All(f32),
+    /// A step of its own for each feature of the last dimension.
+    Features(Arc<[f32]>),
+}
+
+impl Scale {
+    /// Returns the step of the element number `i` of a tensor.
+    fn of(&self, i: usize) -> f32 {
+        match self {
+            Self::All(step) => *step,
+            Self::Features(steps) => steps[i % steps.len()],
+        }
+    }
+
+    /// Checks that there is a step for each feature of `x`.
+    fn check(&self, x: &Tensor) -> Result<()> {
+        let width = x.dims().last().copied().unwrap_or(1);
+        match self {
+            Self::Features(steps) if steps.len() != width || width == 0 => Err(Error::argument(
+                "scale",
+                format!("{} steps for {width} features", steps.len()),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the scale with every step changed by `f`.
+    fn map(&self, f: impl Fn(f32) -> f32) -> Self {
+        match self {
+            Self::All(step) => Self::All(f(*step)),
+            Self::Features(steps) => Self::Features(steps.iter().map(|&step| f(step)).collect()),
+        }
+    }
+}
+
+/// Returns a copy of the elements of `x`.
+fn values(x: &Tensor) -> Result<Vec<f32>> {
+    if !storage::is_cpu_f32(x) {
+        return Err(Error::argument(
+            "x",
+            "integer arithmetic is emulated in f32 on the CPU alone: open the model there, or set quant_mode to false",
+        ));
+    }
+    storage::with(&x.contiguous()?, <[f32]>::to_vec)
+}
+
+#[cfg(test)]
+mod tests;
