@@ -27,6 +27,8 @@ pub struct Context {
     gradient_checkpointing: bool,
     unpadded: bool,
     label_smoothing: f64,
+    calibrating: bool,
+    repeated: bool,
 }
 
 impl Context {
@@ -38,6 +40,8 @@ impl Context {
             gradient_checkpointing: false,
             unpadded: true,
             label_smoothing: 0.0,
+            calibrating: false,
+            repeated: false,
         }
     }
 
@@ -50,6 +54,8 @@ impl Context {
             gradient_checkpointing: false,
             unpadded: true,
             label_smoothing: 0.0,
+            calibrating: false,
+            repeated: false,
         }
     }
 
@@ -90,6 +96,28 @@ impl Context {
     /// Returns what [`label_smoothing`](Self::label_smoothing) has set.
     pub fn smooths_labels(&self) -> f64 {
         self.label_smoothing
+    }
+
+    /// Returns a context whose pass measures the ranges of activations, for [`MaskedLm::calibrate`](super::MaskedLm::calibrate).
+    pub(super) fn calibrating(mut self) -> Self {
+        self.calibrating = true;
+        self
+    }
+
+    /// Returns whether the pass is there to measure ranges.
+    pub(super) fn is_calibrating(&self) -> bool {
+        self.calibrating && !self.repeated
+    }
+
+    /// Returns whether the pass measures ranges that training goes on measuring.
+    pub(super) fn measures_ranges(&self) -> bool {
+        !self.repeated && (self.calibrating || self.is_training())
+    }
+
+    /// Returns the context of a pass that only repeats another, and so measures nothing.
+    pub(super) fn repeating(mut self) -> Self {
+        self.repeated = true;
+        self
     }
 
     /// Returns whether this is a training pass.

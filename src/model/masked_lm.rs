@@ -1,6 +1,6 @@
 //! The model type that notebooks and the trainer hold, whatever the family behind it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
 use super::checkpoint::Checkpoint;
+use super::measured::Measured;
 use super::vocabulary::Resize;
 use super::weights::Weights;
 use super::{
@@ -164,20 +165,7 @@ impl MaskedLm {
                 config = config.set(other, new);
             }
         }
-        let mut tensors = std::collections::BTreeMap::new();
-        for (name, tensor) in self.named_tensors()? {
-            tensors.insert(name.to_owned(), tensor);
-        }
-        let checkpoint = Checkpoint::of_tensors(&inner.name, tensors);
-        let weights = WeightBuilder::from_checkpoint(
-            checkpoint,
-            &inner.family.name_rules(),
-            0,
-            &inner.device,
-        );
-        let weights = weights.resizing(resize);
-        let name = inner.name.clone();
-        let rebuilt = Self::assemble(name, config, &inner.family, weights, &inner.device)?;
+        let rebuilt = self.rebuilt(config, Some(resize))?;
         if rebuilt.vocab_size() != new || !rebuilt.load_report().missing.is_empty() {
             return Err(Error::argument(
                 "new_num_tokens",
@@ -187,30 +175,55 @@ impl MaskedLm {
                 ),
             ));
         }
-        for param in rebuilt.params() {
-            let trainable = self.param(param.name()).is_none_or(Param::is_trainable);
-            param.set_trainable(trainable);
-        }
         *self = rebuilt;
         Ok(())
     }
 
+    /// Returns the model built anew on copies of its weights, as `config` says; what is frozen stays so.
+    pub(super) fn rebuilt(&self, config: Config, resize: Option<Resize>) -> Result<Self> {
+        let inner = &*self.inner;
+        let checkpoint = Checkpoint::of_tensors(&inner.name, self.named_tensors()?);
+        let rules = inner.family.name_rules();
+        let weights = WeightBuilder::from_checkpoint(checkpoint, &rules, 0, &inner.device);
+        let weights = match resize {
+            Some(resize) => weights.resizing(resize),
+            None => weights,
+        };
+        let name = inner.name.clone();
+        let rebuilt = Self::assemble(name, config, &inner.family, weights, &inner.device)?;
+        for param in rebuilt.params() {
+            let trainable = self.param(param.name()).is_none_or(Param::is_trainable);
+            param.set_trainable(trainable);
+        }
+        Ok(rebuilt)
+    }
+
     /// Returns all that is saved, by its name and in the shape that it has on disk.
-    fn named_tensors(&self) -> Result<Vec<(&str, Tensor)>> {
+    fn named_tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let weights = &self.inner.weights;
         let named = weights.params.iter().map(|param| (param.name(), param));
         let aliases = weights.aliases.iter();
         let aliases = aliases.map(|(name, param)| (name.as_str(), param));
-        let mut tensors = Vec::new();
+        let mut tensors = BTreeMap::new();
         for (name, param) in named.chain(aliases) {
             let mut value = param.value();
             if let Some(shape) = weights.stored_shapes.get(param.name()) {
                 value = value.reshape(shape.as_slice())?;
             }
-            tensors.push((name, value));
+            tensors.insert(name.to_owned(), value);
         }
         let constants = weights.constants.iter();
-        tensors.extend(constants.map(|(name, value)| (name.as_str(), value.clone())));
+        tensors.extend(constants.map(|(name, value)| (name.clone(), value.clone())));
+        for measured in &weights.measured {
+            tensors.extend(
+                measured
+                    .get()
+                    .map(|value| (measured.name().to_owned(), value)),
+            );
+        }
+        for (name, derived) in &weights.derived {
+            tensors.insert(name.clone(), derived()?);
+        }
         Ok(tensors)
     }
 
@@ -356,6 +369,27 @@ impl MaskedLm {
     /// Returns how many positions of `inputs` each term of the loss counts.
     pub fn counts(&self, inputs: &ModelInputs) -> Vec<usize> {
         self.inner.architecture.counts(inputs)
+    }
+
+    /// Returns what the model measures.
+    pub(super) fn measured(&self) -> &[Measured] {
+        &self.inner.weights.measured
+    }
+
+    /// Returns what `checkpoint` holds of all that the model measures.
+    fn measured_in(&self, checkpoint: &Checkpoint) -> Result<Vec<Option<Tensor>>> {
+        let read = |measured: &Measured| {
+            let held = checkpoint.names().any(|name| name == measured.name());
+            let read = || checkpoint.tensor(measured.name(), &Device::Cpu);
+            held.then(read).transpose()
+        };
+        self.measured().iter().map(read).collect()
+    }
+
+    /// Returns the last hidden states in a pass of that kind.
+    pub(super) fn pass(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
+        self.check(inputs)?;
+        self.inner.architecture.hidden_states(inputs, context)
     }
 
     /// Runs the backward pass from `loss`, leaving (adding) gradients in [`MaskedLm::params`].
@@ -559,7 +593,7 @@ impl MaskedLm {
 
     fn write_weights(&self, path: &Path, dtype: DType) -> Result<()> {
         let mut tensors = self.named_tensors()?;
-        for (_, value) in &mut tensors {
+        for value in tensors.values_mut() {
             if value.dtype().is_float() {
                 *value = value.to_dtype(dtype)?;
             }
@@ -568,7 +602,7 @@ impl MaskedLm {
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         crate::base::files::replace_atomically(path, |temporary| {
             safetensors::serialize_to_file(
-                tensors.iter().map(|(name, tensor)| (*name, tensor)),
+                tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)),
                 Some(metadata),
                 temporary,
             )
@@ -604,8 +638,12 @@ impl MaskedLm {
             }
             values.push(value.to_dtype(param.dtype())?);
         }
+        let measured = self.measured_in(&checkpoint)?;
         for (param, value) in self.params().iter().zip(&values) {
             param.set(value)?;
+        }
+        for (of, value) in self.measured().iter().zip(measured) {
+            of.set(value);
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Shape, Tensor, Var};
 use super::checkpoint::Checkpoint;
 use super::context::mix;
 use super::draws::{name_hash, normal, uniform};
+use super::measured::Measured;
 use super::vocabulary::Resize;
 use crate::ops::Param;
 use crate::{Error, Result};
@@ -66,6 +67,10 @@ struct Registry {
     params: BTreeMap<String, Param>,
     /// What is saved beside the parameters: buffers, what is carried along.
     constants: BTreeMap<String, Tensor>,
+    /// What passes measure, and is saved.
+    measured: BTreeMap<String, Measured>,
+    /// What is saved and follows from the rest.
+    derived: BTreeMap<String, Derived>,
     /// Further names under which parameters are saved.
     aliases: BTreeMap<String, Param>,
     /// Names under which parameters that are tied to others are known to other libraries; they are not saved.
@@ -103,12 +108,19 @@ struct Source {
     resize: Option<Resize>,
 }
 
+/// Works out a tensor that is saved and follows from a model's parameters and what it has measured.
+pub(crate) type Derived = Box<dyn Fn() -> Result<Tensor> + Send + Sync>;
+
 /// Everything that a model takes from its [`WeightBuilder`].
 pub(crate) struct Weights {
     /// All parameters, in the order of their names, tied ones once.
     pub params: Vec<Param>,
     /// What is saved beside them, by name.
     pub constants: BTreeMap<String, Tensor>,
+    /// What passes measure, and is saved, in the order of the names.
+    pub measured: Vec<Measured>,
+    /// What is saved and follows from the rest, by name.
+    pub derived: BTreeMap<String, Derived>,
     /// Further names of parameters.
     pub aliases: BTreeMap<String, Param>,
     /// Names of tied parameters that are not saved.
@@ -162,6 +174,8 @@ impl WeightBuilder {
                 source,
                 params: BTreeMap::new(),
                 constants: BTreeMap::new(),
+                measured: BTreeMap::new(),
+                derived: BTreeMap::new(),
                 aliases: BTreeMap::new(),
                 tied: BTreeMap::new(),
                 stored_shapes: BTreeMap::new(),
@@ -267,6 +281,40 @@ impl WeightBuilder {
         };
         registry.constants.insert(full, value.clone());
         Ok(value)
+    }
+
+    /// Returns the value `name`, which passes measure and which is saved: what the checkpoint holds, or else `start`.
+    ///
+    /// # Errors
+    /// When the checkpoint holds it with another number of elements than `shape` has.
+    pub(crate) fn measured(
+        &self,
+        name: &str,
+        shape: impl Into<Shape>,
+        start: Option<Tensor>,
+    ) -> Result<Measured> {
+        let full = self.full(name);
+        let shape = shape.into();
+        let registry = &mut *self.shared.borrow_mut();
+        if let Some(known) = registry.measured.get(&full) {
+            return Ok(known.clone());
+        }
+        let value = registry.take_measured(&full, &shape)?;
+        let measured = Measured::new(full.clone(), value, start);
+        registry.measured.insert(full, measured.clone());
+        Ok(measured)
+    }
+
+    /// Saves under `name` what `work` works out when the model is saved; what a checkpoint holds under it is passed over.
+    pub(crate) fn derived(
+        &self,
+        name: &str,
+        work: impl Fn() -> Result<Tensor> + Send + Sync + 'static,
+    ) {
+        let full = self.full(name);
+        self.ignore(&[&full]);
+        let derived = &mut self.shared.borrow_mut().derived;
+        derived.insert(full, Box::new(work));
     }
 
     /// Keeps a map from `inner` to `outer` features that the model has no use for, but that transformers expects in a file:
@@ -462,6 +510,10 @@ impl WeightBuilder {
         Ok(Weights {
             params,
             constants,
+            measured: std::mem::take(&mut registry.measured)
+                .into_values()
+                .collect(),
+            derived: std::mem::take(&mut registry.derived),
             aliases: std::mem::take(&mut registry.aliases),
             tied: std::mem::take(&mut registry.tied),
             stored_shapes: std::mem::take(&mut registry.stored_shapes),
@@ -527,6 +579,27 @@ impl Registry {
             value = Some(tensor.to_dtype(self.dtype)?);
         }
         Ok(value)
+    }
+
+    /// Takes a value that passes measure from the checkpoint, on the CPU, where they read it.
+    fn take_measured(&mut self, full: &str, shape: &Shape) -> Result<Option<Tensor>> {
+        let Some(source) = &mut self.source else {
+            return Ok(None);
+        };
+        let Some(name) = source.names.get(full).cloned() else {
+            return Ok(None);
+        };
+        source.used.insert(name.clone());
+        let value = source.checkpoint.tensor(&name, &Device::Cpu)?;
+        if value.elem_count() != shape.elem_count() {
+            return Err(Error::Weights(format!(
+                "{full} has shape {:?} in {} but {:?} in the model",
+                value.dims(),
+                source.checkpoint.path().display(),
+                shape.dims()
+            )));
+        }
+        Ok(Some(value.to_dtype(self.dtype)?.reshape(shape)?))
     }
 
     /// Draws the value of a parameter that the checkpoint lacks, and notes that.

@@ -17,6 +17,8 @@ pub enum QuantRange {
     DynamicRows,
     /// One that was measured before; what lies beyond it is cut.
     Fixed(f32),
+    /// One for each row of the first dimension, measured before.
+    FixedRows(Vec<f32>),
 }
 
 /// Returns `x` rounded to the levels of a signed integer of `bits` bits, evenly spaced up to the range, halves to even: what
@@ -26,7 +28,8 @@ pub enum QuantRange {
 /// estimator of Bengio et al. 2013).
 ///
 /// # Errors
-/// When `bits` is not from 2 to 16, or a fixed range is not a positive number.
+/// When `bits` is not from 2 to 16, a fixed range is not a positive number (that of a row may be 0), or there is not one for
+/// each row.
 pub fn fake_quantize(x: &Tensor, range: &QuantRange, bits: u32) -> Result<Tensor> {
     if !(2..=16).contains(&bits) {
         return Err(Error::argument(
@@ -42,6 +45,22 @@ pub fn fake_quantize(x: &Tensor, range: &QuantRange, bits: u32) -> Result<Tensor
             format!("{range} is no range; give a positive number"),
         ));
     }
+    if let QuantRange::FixedRows(ranges) = range {
+        let rows = x.dims().first().copied().unwrap_or(1);
+        if ranges.len() != rows
+            || ranges
+                .iter()
+                .any(|range| !(range.is_finite() && *range >= 0.0))
+        {
+            return Err(Error::argument(
+                "range",
+                format!(
+                    "{} ranges for {rows} rows; give each a number that is not negative",
+                    ranges.len()
+                ),
+            ));
+        }
+    }
     let most = ((1 << (bits - 1)) - 1) as f32;
     let (shape, dtype, device) = (x.shape().clone(), x.dtype(), x.device().clone());
     let values: Vec<f32> = x
@@ -51,17 +70,21 @@ pub fn fake_quantize(x: &Tensor, range: &QuantRange, bits: u32) -> Result<Tensor
         .to_device(&candle_core::Device::Cpu)?
         .to_vec1()?;
     let width = match range {
-        QuantRange::DynamicRows => values.len() / shape.dims().first().copied().unwrap_or(1).max(1),
+        QuantRange::DynamicRows | QuantRange::FixedRows(_) => {
+            values.len() / shape.dims().first().copied().unwrap_or(1).max(1)
+        }
         _ => values.len(),
     };
     let mut rounded = values.clone();
     let mut passes = vec![1f32; values.len()];
-    for (row, passes) in rounded
+    for (number, (row, passes)) in rounded
         .chunks_mut(width.max(1))
         .zip(passes.chunks_mut(width.max(1)))
+        .enumerate()
     {
         let range = match range {
             QuantRange::Fixed(range) => *range,
+            QuantRange::FixedRows(ranges) => ranges[number],
             _ => row.iter().fold(0f32, |most, value| most.max(value.abs())),
         };
         if range <= NOTHING {
@@ -139,10 +162,19 @@ mod tests {
         );
         assert_eq!(quantized(&[0.0, 1e-9], QuantRange::Dynamic, 8), [0.0, 0.0]);
         let rows = Tensor::new(&[[127f32, 1.4], [1.27, 0.014]], &Device::Cpu).unwrap();
-        let found = fake_quantize(&rows, &QuantRange::DynamicRows, 8).unwrap();
-        let found = found.to_vec2::<f32>().unwrap();
-        assert_eq!(found[0], [127.0, 1.0]);
-        assert!((found[1][1] - 0.01).abs() < 1e-6);
+        for range in [
+            QuantRange::DynamicRows,
+            QuantRange::FixedRows(vec![127.0, 1.27]),
+        ] {
+            let found = fake_quantize(&rows, &range, 8).unwrap();
+            let found = found.to_vec2::<f32>().unwrap();
+            assert_eq!(found[0], [127.0, 1.0]);
+            assert!((found[1][1] - 0.01).abs() < 1e-6);
+        }
+        let cut = fake_quantize(&rows, &QuantRange::FixedRows(vec![12.7, 0.0]), 8).unwrap();
+        let cut = cut.to_vec2::<f32>().unwrap();
+        assert!((cut[0][0] - 12.7).abs() < 1e-5 && (cut[0][1] - 1.4).abs() < 1e-5);
+        assert_eq!(cut[1], [0.0, 0.0]);
     }
 
     #[test]
@@ -174,6 +206,8 @@ mod tests {
             (QuantRange::Dynamic, 40),
             (QuantRange::Fixed(0.0), 8),
             (QuantRange::Fixed(f32::NAN), 8),
+            (QuantRange::FixedRows(vec![1.0, 1.0]), 8),
+            (QuantRange::FixedRows(vec![-1.0]), 8),
         ] {
             assert!(fake_quantize(&x, &range, bits).is_err());
         }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use cloze::model::{Column, Context, MaskedLm, ModelInputs, SUPPORTED_MODEL_TYPES};
+use cloze::model::{Column, Config, Context, MaskedLm, ModelInputs, SUPPORTED_MODEL_TYPES};
 use cloze::ops::{Precision, autocast};
 
 /// How far a model may be from transformers.
@@ -26,6 +26,22 @@ const GRADIENT_FLOOR: f32 = 1e-7;
 /// Families that choose which keys to see by the largest of their scores: rounded to fewer bits, they choose others, and
 /// compute another function.
 const CHOOSING: [&str; 2] = ["mra", "reformer"];
+
+/// What a model that rounds to few bits may be off by where a value has fallen on the other side of a half.
+///
+/// Sums that are added up in another order differ in their last bits. Where one lies that near to the middle between two
+/// integers it is rounded to the other, and all that follows sees a step of a whole integer: such a result is as far from the
+/// reference as the reference is from itself with weights that are 1e-6 off (logits as far as floats are, gradients with a
+/// cosine of 0.999, the loss within 0.009, on two models with six draws each). So a fixture passes if it meets the limits
+/// of all others, or if at least one example of its batch, which no such step has reached, does, and the whole stays within
+/// these bounds.
+mod rounded {
+    /// Root mean square of the logits' deviation, as a part of that of a model in floats.
+    pub const LOGITS: f32 = 1.5;
+    pub const LOSS: f32 = 0.02;
+    /// Cosine between the gradients of all parameters.
+    pub const COSINE: f32 = 0.99;
+}
 
 type Tensors = HashMap<String, Tensor>;
 
@@ -135,15 +151,88 @@ struct Deviation {
     /// The relative error of all gradients together.
     all_gradients: f32,
     compared: usize,
+    /// Of models that round to few bits.
+    rounded: Option<Rounded>,
+}
+
+/// How near a model that rounds to few bits is on the whole.
+struct Rounded {
+    /// The largest deviation of logits in the example that is nearest.
+    nearest: f32,
+    /// Root mean square of the logits' deviation, and that of the same model in floats.
+    logits: (f32, f32),
+    /// The cosine between the gradients.
+    cosine: f32,
+}
+
+impl Rounded {
+    /// Written so that NaN fails.
+    fn is_near(&self, loss: f32, limits: &Limits) -> bool {
+        self.nearest <= limits.logits
+            && self.logits.0 <= rounded::LOGITS * self.logits.1
+            && loss <= rounded::LOSS
+            && self.cosine >= rounded::COSINE
+    }
+}
+
+/// Returns whether the reference computed a folder's results in few bits.
+fn is_rounded(config: &Config, meta: &serde_json::Value) -> bool {
+    let notes = meta["notes"].to_string();
+    // NVIDIA's quantizers are no matter of the config.
+    config.get("quant_mode") == Some(&true.into()) || notes.contains("quantisers ON")
+}
+
+/// Opens a folder's model as the reference had it.
+fn open(folder: &Path, device: &Device, meta: &serde_json::Value) -> cloze::Result<MaskedLm> {
+    let mut model = MaskedLm::from_pretrained_on(folder.to_string_lossy(), device)?;
+    if is_rounded(model.config(), meta) && model.config().get("quant_mode").is_none() {
+        model.set_quant_mode(true)?;
+    }
+    Ok(model)
+}
+
+fn read_meta(folder: &Path) -> Result<serde_json::Value, String> {
+    let meta = std::fs::read_to_string(folder.join("meta.json")).map_err(|e| e.to_string())?;
+    serde_json::from_str(&meta).map_err(|e| e.to_string())
+}
+
+/// Compares a model that rounds to few bits with the reference on the whole, given how far its logits are off, and its
+/// gradients.
+fn on_the_whole(
+    model: &MaskedLm,
+    inputs: &ModelInputs,
+    off: &Tensor,
+    io: &Tensors,
+) -> cloze::Result<Rounded> {
+    let rms = |x: &Tensor| norm(x) / (x.elem_count() as f32).sqrt();
+    let mut float = model.clone();
+    float.set_quant_mode(false)?;
+    let of_float = (on_cpu(&float.forward(inputs.clone())?)? - &io["logits"])?;
+    let examples = off.abs()?.flatten_from(1)?.max(1)?.to_vec1::<f32>()?;
+    let (mut product, mut own, mut theirs) = (0f32, 0f32, 0f32);
+    for param in model.params() {
+        if let (Some(grad), Some(expected)) =
+            (param.grad(), io.get(&format!("grad.{}", param.name())))
+        {
+            let grad = on_cpu(&grad)?;
+            product += (&grad * expected)?.sum_all()?.to_scalar::<f32>()?;
+            own += norm(&grad).powi(2);
+            theirs += norm(expected).powi(2);
+        }
+    }
+    Ok(Rounded {
+        nearest: examples.into_iter().fold(f32::INFINITY, f32::min),
+        logits: (rms(off), rms(&of_float)),
+        cosine: product / (own * theirs).sqrt(),
+    })
 }
 
 fn compare(folder: &Path, device: &Device, exact: bool) -> Result<Deviation, String> {
     let text = |e: cloze::Error| e.to_string();
     let io = candle_core::safetensors::load(folder.join("io.safetensors"), &Device::Cpu)
         .map_err(|e| e.to_string())?;
-    let meta = std::fs::read_to_string(folder.join("meta.json")).map_err(|e| e.to_string())?;
-    let meta: serde_json::Value = serde_json::from_str(&meta).map_err(|e| e.to_string())?;
-    let model = MaskedLm::from_pretrained_on(folder.to_string_lossy(), device).map_err(text)?;
+    let meta = read_meta(folder)?;
+    let model = open(folder, device, &meta).map_err(text)?;
     let report = model.load_report();
     if !report.missing.is_empty() || !report.unexpected.is_empty() {
         return Err(format!("weights do not match: {report:?}"));
@@ -229,7 +318,11 @@ fn compare(folder: &Path, device: &Device, exact: bool) -> Result<Deviation, Str
         // A sum over all frames rounds in proportion to its size.
         of_loss /= expected.abs().max(1.0);
     }
+    let rounded = is_rounded(model.config(), &meta)
+        .then(|| on_the_whole(&model, &inputs, &difference, &io).map_err(text))
+        .transpose()?;
     Ok(Deviation {
+        rounded,
         logits: max_abs(&difference),
         // One or two steps of f32 are no deviation: a summed loss is a large number.
         loss: match of_loss <= 2.0 * f32::EPSILON * expected.abs() {
@@ -264,6 +357,11 @@ pub fn reproduce(device: &Device, precision: Precision, limits: &Limits) {
             continue;
         }
         let exact = precision == Precision::F32;
+        let meta = read_meta(folder).unwrap();
+        if is_rounded(&config, &meta) && !(exact && device.is_cpu()) {
+            println!("{name:<24} {family:<16} rounds on the CPU, in f32");
+            continue;
+        }
         if !exact && CHOOSING.contains(&family.as_str()) {
             println!("{name:<24} {family:<16} chooses by what rounding changes");
             continue;
@@ -280,12 +378,21 @@ pub fn reproduce(device: &Device, precision: Precision, limits: &Limits) {
                     gradient: (worst, gradient),
                     all_gradients,
                     compared,
+                    rounded,
                 } = deviation;
                 // Written so that NaN fails.
-                let ok = logits <= limits.logits
+                let exact = logits <= limits.logits
                     && loss <= limits.loss
                     && gradient <= limits.gradient
                     && all_gradients <= limits.all_gradients;
+                let near = rounded.filter(|rounded| rounded.is_near(loss, limits));
+                let ok = exact || near.is_some();
+                if let (false, Some(near)) = (exact, near) {
+                    println!(
+                        "{name:<24} {family:<16} was rounded another way somewhere: nearest example {:.1e}, logits {:.1e} (floats {:.1e}), cosine {:.5}",
+                        near.nearest, near.logits.0, near.logits.1, near.cosine
+                    );
+                }
                 println!(
                     "{name:<24} {family:<16} {} max |Δlogits| {logits:.1e}  |Δloss| {loss:.1e}  gradients {all_gradients:.1e}, the worst {gradient:.1e} ({worst}; {compared} compared)",
                     if ok { "ok    " } else { "FAILED" }

@@ -30,7 +30,7 @@ type IdsOf = dyn Fn(&ModelInputs) -> Result<Option<Vec<u32>>> + Send + Sync;
 
 impl Ids {
     /// Returns the ids of the batch, (batch · seq).
-    fn of(&self, inputs: &ModelInputs) -> Result<Option<Vec<u32>>> {
+    pub(crate) fn of(&self, inputs: &ModelInputs) -> Result<Option<Vec<u32>>> {
         let (batch, seq) = inputs.shape();
         Ok(Some(match self {
             Self::Tokens => inputs.input_ids.clone(),

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::Tensor;
 
@@ -79,8 +80,12 @@ pub(crate) fn run_part(
     }
     // Each run begins with the keys that the first began with, so that the same elements are dropped.
     let (start, after) = (context.fork(), context.clone());
+    let has_run = AtomicBool::new(false);
     ops::checkpoint_all(xs, &params, move |xs| {
-        let context = start.fork();
+        let context = match has_run.swap(true, Ordering::Relaxed) {
+            false => start.fork(),
+            true => start.fork().repeating(),
+        };
         let y = part(xs, &context)?;
         after.advance_to(&context);
         Ok(y)
