@@ -31,8 +31,8 @@ pub use crate::train::PushToHubCallback;
 pub use crate::train::{
     Adafactor, AdamW, Callback, Control, EvalMetrics, Event, GradScaler, History, IntervalStrategy,
     Lion, Lora, LossPlot, ParamGroup, PredictionOutput, ReduceLrOnPlateau, Schedule,
-    SchedulerKwargs, SchedulerType, Sgd, Trainer, TrainingArguments, evaluate, get_scheduler,
-    masked_accuracy,
+    SchedulerKwargs, SchedulerType, Sgd, Trainer, TrainingArguments, error_rates, evaluate,
+    get_scheduler, masked_accuracy,
 };
 pub use crate::{Error, Result};
 pub use candle_core::{DType, Device, IndexOp, Tensor};

@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 use super::data::Data;
 use super::metrics::Metric;
 use super::out_of_memory::{self, Use};
-use super::prediction::{MaskedPrediction, PredictionOutput};
+use super::prediction::{MaskedPrediction, PredictionOutput, SpokenPrediction};
 use super::run::Run;
 use super::{EvalMetrics, Evaluation, Event, TrainState, Trainer};
 use crate::base::interrupt;
 use crate::collate::{DataLoader, Examples, IntoExamples, MlmBatch};
 use crate::distributed::Group;
-use crate::model::{Context, MaskedLm};
+use crate::model::{Context, INPUT_VALUES, MaskedLm, ModelInputs};
 use crate::{Error, Result, ops};
 
 /// What the model says about a batch, as ranks tell each other.
@@ -25,6 +25,8 @@ struct Predicted {
     number: usize,
     samples: usize,
     tokens: Vec<PredictedToken>,
+    /// Of a speech model, for each example: what was said, and the letter of each frame.
+    spoken: Vec<(Vec<u32>, Vec<u32>)>,
 }
 
 /// The example in its batch, the position, the label, the prediction, the loss's bits, and the label's rank.
@@ -85,7 +87,7 @@ impl Trainer {
         })?;
         let batches: Vec<Predicted> = found.into_iter().flatten().collect();
         let samples = batches.iter().map(|batch| batch.samples).sum();
-        let tokens = in_order(batches, loader.batch_size());
+        let (tokens, spoken) = in_order(batches, loader.batch_size());
         let sum: f64 = tokens.iter().map(|token| f64::from(token.loss)).sum();
         let metrics = EvalMetrics {
             loss: mean(sum, tokens.len())?,
@@ -94,7 +96,11 @@ impl Trainer {
             seconds: started.elapsed().as_secs_f64(),
             computed: BTreeMap::new(),
         };
-        let mut output = PredictionOutput { tokens, metrics };
+        let mut output = PredictionOutput {
+            tokens,
+            spoken,
+            metrics,
+        };
         if let Some(compute) = &self.compute_metrics {
             output.metrics.computed = compute(&output)?;
         }
@@ -175,12 +181,16 @@ impl Trainer {
         let mut everywhere = ranks.vote("an evaluation", here)?;
         let predicted = everywhere.iter_mut();
         let predicted = predicted.flat_map(|of| std::mem::take(&mut of.predicted));
-        let tokens = in_order(predicted.collect(), loader.batch_size());
+        let (tokens, spoken) = in_order(predicted.collect(), loader.batch_size());
         let metrics = Measured::metrics(everywhere, started)?;
         if !wanted {
             return Ok(metrics);
         }
-        let mut output = PredictionOutput { tokens, metrics };
+        let mut output = PredictionOutput {
+            tokens,
+            spoken,
+            metrics,
+        };
         if let Some(compute) = &self.compute_metrics {
             output.metrics.computed = compute(&output)?;
         }
@@ -216,7 +226,12 @@ fn predict_batch(model: &MaskedLm, batch: &MlmBatch, number: usize) -> Result<Pr
         number,
         samples: batch.batch,
         tokens: Vec::new(),
+        spoken: Vec::new(),
     };
+    if model.main_input() == INPUT_VALUES {
+        predicted.spoken = hear_batch(model, batch)?;
+        return Ok(predicted);
+    }
     let (rows, labels) = batch.counted(model.vocab_size())?;
     if rows.is_empty() {
         return Ok(predicted);
@@ -245,8 +260,31 @@ fn predict_batch(model: &MaskedLm, batch: &MlmBatch, number: usize) -> Result<Pr
     Ok(predicted)
 }
 
+/// Returns what was said in each recording of a batch, and the letter of each of its frames; one by one, without padding.
+fn hear_batch(model: &MaskedLm, batch: &MlmBatch) -> Result<Vec<(Vec<u32>, Vec<u32>)>> {
+    let samples = batch.seq;
+    let values = batch.floats_of(INPUT_VALUES, &[batch.batch, samples])?;
+    let labels = batch.label_values();
+    let letters = labels.len() / batch.batch.max(1);
+    let hear = |row: usize| -> Result<_> {
+        let mask = &batch.attention_mask[row * samples..(row + 1) * samples];
+        let sound = mask.iter().take_while(|&&seen| seen != 0).count();
+        let values = values[row * samples..row * samples + sound].to_vec();
+        let logits = model.forward(ModelInputs::from_waveforms(values, (1, sound))?)?;
+        let said = &labels[row * letters..(row + 1) * letters];
+        let said = said.iter().filter_map(|&label| u32::try_from(label).ok());
+        let written = logits.argmax(D::Minus1)?.flatten_all()?.to_vec1()?;
+        Ok((said.collect(), written))
+    };
+    (0..batch.batch).map(hear).collect()
+}
+
 /// Puts what the ranks' models say in the order of the data, batch by batch, whichever rank it was dealt to.
-fn in_order(mut batches: Vec<Predicted>, batch_size: usize) -> Vec<MaskedPrediction> {
+fn in_order(
+    mut batches: Vec<Predicted>,
+    batch_size: usize,
+) -> (Vec<MaskedPrediction>, Vec<SpokenPrediction>) {
+    let mut spoken = Vec::new();
     batches.sort_by_key(|batch| batch.number);
     let mut tokens = Vec::with_capacity(batches.iter().map(|batch| batch.tokens.len()).sum());
     for batch in batches {
@@ -260,8 +298,14 @@ fn in_order(mut batches: Vec<Predicted>, batch_size: usize) -> Vec<MaskedPredict
             rank,
         };
         tokens.extend(batch.tokens.into_iter().map(token));
+        let heard = batch.spoken.into_iter().enumerate();
+        spoken.extend(heard.map(|(row, (labels, predicted))| SpokenPrediction {
+            example: first + row,
+            labels,
+            predicted,
+        }));
     }
-    tokens
+    (tokens, spoken)
 }
 
 /// Returns the loss of `model` over the batches of `loader`'s epoch 0, each masked token weighing the same: what

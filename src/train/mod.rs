@@ -108,7 +108,9 @@ pub use optimizer_name::OptimizerName;
 pub use param_group::ParamGroup;
 pub use peak_flops::peak_flops;
 pub use plateau::ReduceLrOnPlateau;
-pub use prediction::{MaskedPrediction, PredictionOutput, masked_accuracy};
+pub use prediction::{
+    MaskedPrediction, PredictionOutput, SpokenPrediction, error_rates, masked_accuracy,
+};
 pub use recipe::Recipe;
 pub use rules::{Optimizer, RuleOptimizer, Update, UpdateRule};
 pub use schedule::{Ramp, Schedule, SchedulerKwargs, SchedulerType, ThresholdMode, get_scheduler};

@@ -2,6 +2,9 @@
 
 use super::EvalMetrics;
 use crate::Result;
+use crate::audio::SpeechProcessor;
+use crate::speech::{character_error_rate, word_error_rate};
+use crate::tokenizer::Tokenizer;
 
 /// What the model says about one masked token.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,6 +22,18 @@ pub struct MaskedPrediction {
     pub loss: f32,
     /// How many tokens are more probable than the true one: 0 if it is the most probable.
     pub rank: u32,
+}
+
+/// What a speech model hears in one recording.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct SpokenPrediction {
+    /// The example, in the order of the data.
+    pub example: usize,
+    /// The letters that were said.
+    pub labels: Vec<u32>,
+    /// The most probable letter of each frame, blanks among them.
+    pub predicted: Vec<u32>,
 }
 
 /// What [`Trainer::predict`](super::Trainer::predict) returns.
@@ -45,6 +60,8 @@ pub struct MaskedPrediction {
 pub struct PredictionOutput {
     /// The masked tokens, in order.
     pub tokens: Vec<MaskedPrediction>,
+    /// What a speech model hears, in order; such a model has no masked tokens.
+    pub spoken: Vec<SpokenPrediction>,
     /// The loss over them.
     pub metrics: EvalMetrics,
 }
@@ -63,6 +80,44 @@ impl PredictionOutput {
     pub fn top_k_accuracy(&self, k: usize) -> f64 {
         let among = self.tokens.iter().filter(|token| (token.rank as usize) < k);
         among.count() as f64 / self.tokens.len().max(1) as f64
+    }
+}
+
+impl PredictionOutput {
+    /// Returns the texts that were said and those that the model wrote, in order.
+    ///
+    /// # Errors
+    /// When there is nothing spoken, or the tokenizer is not one of letters.
+    pub fn transcripts(&self, tokenizer: &Tokenizer) -> Result<(Vec<String>, Vec<String>)> {
+        let text = |of: &SpokenPrediction| {
+            let said = tokenizer.decode_unfolded(&of.labels, true)?;
+            Ok((said, tokenizer.decode(&of.predicted, false)?))
+        };
+        tokenizer.spoken_letters(&[])?;
+        self.spoken.iter().map(text).collect()
+    }
+}
+
+/// Gives the word and character error rates of a speech model under the names "wer" and "cer": for
+/// [`Trainer::compute_metrics`](super::Trainer::compute_metrics). Recordings are read one by one, so that padding plays no
+/// part, as [`SpeechRecognizer`](crate::speech::SpeechRecognizer) reads them.
+///
+/// ```
+/// # use cloze::prelude::*;
+/// # fn f(trainer: Trainer, processor: SpeechProcessor) -> Trainer {
+/// trainer.compute_metrics(error_rates(&processor))
+/// # }
+/// ```
+pub fn error_rates(
+    processor: &SpeechProcessor,
+) -> impl Fn(&PredictionOutput) -> Result<[(&'static str, f64); 2]> + Send + Sync + 'static {
+    let tokenizer = processor.tokenizer().clone();
+    move |predictions| {
+        let (said, written) = predictions.transcripts(&tokenizer)?;
+        Ok([
+            ("wer", word_error_rate(&said, &written)?),
+            ("cer", character_error_rate(&said, &written)?),
+        ])
     }
 }
 
