@@ -31,6 +31,8 @@ pub struct Console {
     told: Option<Instant>,
     /// The last state of a display that changed while the cell ran.
     last_state: Option<String>,
+    /// The number of this rank, where `cloze launch` started several and it is not the first, whose stdout is shown.
+    rank: Option<usize>,
 }
 
 impl Console {
@@ -50,6 +52,7 @@ impl Console {
             status: false,
             told: None,
             last_state: None,
+            rank: Some(cloze::distributed::environment().rank).filter(|rank| *rank > 0),
         }
     }
 
@@ -97,6 +100,9 @@ impl Console {
             None => self.line(&self.dim(&format!("  ok, {elapsed}"))),
             Some(failure) => {
                 for line in &failure.traceback {
+                    if let Some(rank) = self.rank {
+                        eprintln!("rank {rank}: {}", without_colours(line));
+                    }
                     let line = if self.terminal {
                         line.clone()
                     } else {
