@@ -27,6 +27,8 @@ pub struct Group {
     received: AtomicU64,
     /// Nanoseconds of exchanging gradients and weights.
     busy: AtomicU64,
+    /// Nanoseconds of it that a backward pass did not hide.
+    waited: AtomicU64,
     votes: AtomicU64,
     /// What carries data between GPUs, once it has been looked for.
     #[cfg(feature = "cuda")]
@@ -102,6 +104,7 @@ impl Group {
             broken: AtomicBool::new(false),
             received: AtomicU64::new(0),
             busy: AtomicU64::new(0),
+            waited: AtomicU64::new(0),
             votes: AtomicU64::new(0),
             #[cfg(feature = "cuda")]
             further: OnceLock::new(),
@@ -137,6 +140,18 @@ impl Group {
     /// included.
     pub fn exchange_seconds(&self) -> f64 {
         self.busy.load(Ordering::Relaxed) as f64 / 1e9
+    }
+
+    /// Returns how many seconds of exchanges beside a backward pass were still to be waited for at its end so far: what
+    /// `overlap_exchange` did not hide.
+    pub fn waited_seconds(&self) -> f64 {
+        self.waited.load(Ordering::Relaxed) as f64 / 1e9
+    }
+
+    /// Counts such a wait.
+    pub(crate) fn note_wait(&self, time: Duration) {
+        self.waited
+            .fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
     }
 
     /// Returns how many votes there were so far.
@@ -319,6 +334,16 @@ impl Group {
             self.count(bytes.len());
         }
         communicator.broadcast(bytes)
+    }
+
+    /// See [`Communicator::exchange`].
+    pub(crate) fn exchange(&self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let Some(communicator) = &self.communicator else {
+            return Ok(vec![mine.to_vec()]);
+        };
+        let all = self.timed(|| communicator.exchange(mine))?;
+        self.count(all.iter().map(Vec::len).sum::<usize>() - mine.len());
+        Ok(all)
     }
 
     fn timed<T>(&self, work: impl FnOnce() -> T) -> T {

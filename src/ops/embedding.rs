@@ -4,6 +4,7 @@ use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
 use super::parallel::{for_overwrite, rows_per_task, zero};
+use super::param::GradRows;
 use super::{Param, naive, storage, tape};
 use crate::{Error, Result};
 
@@ -161,6 +162,12 @@ fn fused(lookups: Vec<Lookup>, ids: &Tensor) -> Result<Tensor> {
         for (lookup, _) in lookups.iter().zip(&wanted).filter(|(_, wanted)| **wanted) {
             let scatter = Scatter::new(&lookup.ids, lookup.padding_idx);
             storage::with(grad, |grad| {
+                if lookup
+                    .table
+                    .give_rows(scatter.count(), || scatter.rows(grad, width))
+                {
+                    return Ok(());
+                }
                 lookup.table.update_grad(|sums, fresh| {
                     if fresh {
                         zero(sums);
@@ -207,6 +214,25 @@ impl Scatter {
             .collect();
         order.sort_unstable();
         Self { order }
+    }
+
+    /// Returns to how many rows something is added.
+    fn count(&self) -> usize {
+        self.order.chunk_by(|a, b| a.0 == b.0).count()
+    }
+
+    /// Returns what [`add`](Self::add) would add to each row that there is.
+    fn rows(&self, grad: &[f32], width: usize) -> GradRows {
+        let mut ids: Vec<u32> = self.order.iter().map(|(id, _)| *id).collect();
+        ids.dedup();
+        let place = |id: &u32| ids.binary_search(id).unwrap_or(0) as u32;
+        let order = self.order.iter().map(|(id, at)| (place(id), *at));
+        let within = Self {
+            order: order.collect(),
+        };
+        let mut values = vec![0.0; ids.len() * width];
+        within.add(grad, width, &mut values);
+        GradRows { ids, values }
     }
 
     /// Adds row `position` of `grad` to row `id` of `sums`, for all pairs.

@@ -117,7 +117,7 @@ pub use multiply::{mul, mul_rows};
 pub use narrow::narrow;
 pub use newton_pinv::newton_pinv;
 pub use normalize_rows::{RowLength, normalize_rows};
-pub(crate) use param::watch_gradients;
+pub(crate) use param::{GradRows, GradWatcher, watch_gradients};
 pub use param::{Param, no_grad};
 pub use param_rows::param_rows;
 pub use permute::permute;

@@ -337,7 +337,19 @@ impl Param {
     fn tell_watcher(&self) {
         let watcher = WATCHER.with_borrow(Clone::clone);
         if let Some(watcher) = watcher {
-            watcher(self);
+            watcher.added(self);
+        }
+    }
+
+    /// Gives what a lookup of `count` rows would add to the gradient to who watches; `false` where nobody wants it.
+    pub(super) fn give_rows(&self, count: usize, rows: impl FnOnce() -> GradRows) -> bool {
+        let watcher = WATCHER.with_borrow(Clone::clone);
+        match watcher.filter(|watcher| watcher.wants_rows(self, count)) {
+            Some(watcher) => {
+                watcher.take_rows(self, rows());
+                true
+            }
+            None => false,
         }
     }
 
@@ -387,15 +399,34 @@ impl std::fmt::Debug for Param {
 }
 
 /// What is told of every gradient that a backward pass on this thread adds.
-type Watcher = Rc<dyn Fn(&Param)>;
+pub(crate) trait GradWatcher {
+    /// Is told right after a gradient was set or added to.
+    fn added(&self, param: &Param);
+
+    /// Is asked right before a lookup adds to so many rows of the gradient of its table; with `true`, it is given the rows,
+    /// and nothing is added.
+    fn wants_rows(&self, table: &Param, count: usize) -> bool;
+
+    /// Is given what a lookup would have added.
+    fn take_rows(&self, table: &Param, rows: GradRows);
+}
+
+/// What a lookup gives to the gradient of its table.
+#[derive(Default)]
+pub(crate) struct GradRows {
+    /// The rows that were looked up.
+    pub(crate) ids: Vec<u32>,
+    /// Their gradients, one behind the other.
+    pub(crate) values: Vec<f32>,
+}
 
 thread_local! {
     static NO_GRAD: Cell<bool> = const { Cell::new(false) };
-    static WATCHER: RefCell<Option<Watcher>> = const { RefCell::new(None) };
+    static WATCHER: RefCell<Option<Rc<dyn GradWatcher>>> = const { RefCell::new(None) };
 }
 
-/// Does `work`, telling `watcher` of each gradient right after it was set or added to on this thread.
-pub(crate) fn watch_gradients<T>(watcher: Rc<dyn Fn(&Param)>, work: impl FnOnce() -> T) -> T {
+/// Does `work`, telling `watcher` of the gradients that it adds on this thread.
+pub(crate) fn watch_gradients<T>(watcher: Rc<dyn GradWatcher>, work: impl FnOnce() -> T) -> T {
     /// Forgets the watcher also when `work` panics.
     struct Forget;
     impl Drop for Forget {

@@ -105,7 +105,8 @@ arguments! {
     /// Default: no.
     shard_optimizer: bool = false;
     /// Whether several ranks exchange gradients while the last backward pass of a step goes on, which pays where the network
-    /// is slower than memory and a core is free for it. Default: no.
+    /// is slower than memory and a core is free for it. A large table that is tied to the decoder goes when the decoder's part
+    /// is there, and the few rows that were looked up follow; its sums are then made in another order. Default: no.
     overlap_exchange: bool = false;
     /// How often to go over the training data; fractions end within an epoch. Default: 3.
     num_train_epochs: f64, number = 3.0;

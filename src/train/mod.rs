@@ -68,6 +68,7 @@ mod plateau;
 mod precision;
 mod prediction;
 mod progress_bar;
+mod progress_lines;
 mod recipe;
 pub(crate) mod report;
 mod reports;

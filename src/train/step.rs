@@ -666,6 +666,66 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_tied_table_is_handed_over_before_its_lookups_which_follow_as_rows() {
+        let model = |seed| {
+            let config = Config::new("roberta")
+                .set("vocab_size", 2100)
+                .set("hidden_size", 32)
+                .set("num_hidden_layers", 1)
+                .set("num_attention_heads", 2)
+                .set("intermediate_size", 64);
+            MaskedLm::from_config(&config, seed).unwrap()
+        };
+        let run = |ranks: usize, overlaps: bool| {
+            distributed::on_threads(ranks, |group| {
+                let trained = model(1);
+                let args = nowhere()
+                    .gradient_accumulation_steps(1)
+                    .global_batch_size(12)
+                    .overlap_exchange(overlaps);
+                let mut trainer = trainer(args, &trained);
+                assert!(trainer.ranks.set(Arc::clone(&group)).is_ok());
+                let mut run = Box::new(trainer.begin().unwrap());
+                trainer.steps(&mut run).unwrap();
+                let split = run.overlap.as_ref().map(|overlap| overlap.split().to_vec());
+                let named = |number: &usize| trained.params()[*number].name().to_owned();
+                let split: Vec<String> = split.iter().flatten().map(named).collect();
+                (
+                    numbers(&run.history),
+                    bits(&trained),
+                    split,
+                    group.bytes_received(),
+                )
+            })
+        };
+        for ranks in [2, 3] {
+            let (plain, overlapped, again) =
+                (run(ranks, false), run(ranks, true), run(ranks, true));
+            for (rank, (steps, weights, split, _)) in overlapped.iter().enumerate() {
+                assert_eq!(split, &["roberta.embeddings.word_embeddings.weight"]);
+                assert_eq!(weights, &overlapped[0].1, "rank {rank}");
+                assert_eq!(
+                    (steps, weights),
+                    (&again[rank].0, &again[rank].1),
+                    "the same bits again"
+                );
+                for (step, expected) in steps.iter().zip(&plain[rank].0) {
+                    let loss = |step: &(usize, u32, u32, u64, usize, usize)| f32::from_bits(step.1);
+                    let error = (loss(step) / loss(expected) - 1.0).abs();
+                    assert!(error < 1e-6, "step {}: {error}", step.0);
+                    assert_eq!(
+                        (step.0, step.4, step.5),
+                        (expected.0, expected.4, expected.5)
+                    );
+                }
+                // Nothing was exchanged twice: what comes on top is the rows.
+                let (bytes, expected) = (overlapped[rank].3 as f64, plain[rank].3 as f64);
+                assert!(bytes < 1.1 * expected, "{bytes} of {expected}");
+            }
+        }
+    }
+
     /// Returns a scale at which gradients overflow even in f32, until it was halved a few times.
     fn too_large() -> GradScaler {
         GradScaler::new().init_scale(2f64.powi(134))

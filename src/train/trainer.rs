@@ -13,6 +13,7 @@ use super::metrics::Metric;
 use super::overlap::Overlap;
 use super::plan::{Plan, fingerprint};
 use super::progress_bar::ProgressBar;
+use super::progress_lines::ProgressLines;
 use super::reports::Reports;
 use super::run::Run;
 use super::shards::Shards;
@@ -227,7 +228,12 @@ impl Trainer {
         let watcher = match super::training_display() {
             _ if !distributed::is_main() => None,
             Some(display) => Some(Box::new(display) as Box<dyn Callback>),
-            None => ProgressBar::for_terminal().map(|bar| Box::new(bar) as Box<dyn Callback>),
+            None => match ProgressBar::for_terminal() {
+                Some(bar) => Some(Box::new(bar) as Box<dyn Callback>),
+                // A launcher passes lines on, to a cell or a file.
+                None => (distributed::environment().size > 1)
+                    .then(|| Box::new(ProgressLines::default()) as Box<dyn Callback>),
+            },
         };
         Self {
             scaler: args.fp16.then(GradScaler::new),

@@ -26,6 +26,7 @@ pub const ALL: &[(&str, Case)] = &[
         "overlap",
         exchange_during_the_backward_pass_is_the_same_training,
     ),
+    ("tied", a_tied_table_goes_before_its_lookups),
     ("map", ranks_map_their_rows),
     ("evaluate", evaluation_is_dealt_out),
     ("usr1", usr1_writes_a_checkpoint_and_stops),
@@ -33,6 +34,7 @@ pub const ALL: &[(&str, Case)] = &[
     ("kill", a_killed_rank_ends_the_job),
     ("bytes", what_is_exchanged),
     ("exchange", an_exchange_costs_what_its_calls_cost),
+    ("hidden", what_a_backward_pass_hides),
     ("stream", a_stream_has_one_order),
     ("large_stream", a_stream_takes_little_memory),
 ];
@@ -234,6 +236,38 @@ fn exchange_during_the_backward_pass_is_the_same_training() -> String {
         assert_eq!(steps(lines(out.path(), 0)), steps(plain), "{ranks} ranks");
     }
     "2 and 3 ranks: the same bits as without".to_owned()
+}
+
+/// A tied table that is large enough to go before its lookups: its sums are made in another order.
+fn a_tied_table_goes_before_its_lookups() -> String {
+    let overlap = ("OVERLAP", "1");
+    let mut most: f64 = 0.0;
+    let mut said = Vec::new();
+    for ranks in [2, 3] {
+        let outs: Vec<TempDir> = (0..3).map(|_| folder()).collect();
+        run("tied", ranks, outs[0].path(), &[]).expect("training");
+        for out in &outs[1..] {
+            run("tied", ranks, out.path(), &[overlap]).expect("training with overlap");
+        }
+        let of = |out: usize, rank: usize| lines(outs[out].path(), rank);
+        let (plain, first) = (of(0, 0), of(1, 0));
+        most = most.max(furthest(&first, &plain));
+        for rank in 0..ranks {
+            for (own, first) in of(1, rank).iter().zip(&first) {
+                assert_eq!(own["weights"], first["weights"], "rank {rank} of {ranks}");
+            }
+        }
+        assert_eq!(of(2, 0), first, "{ranks} ranks, again");
+        let bytes = |lines: &[Value]| (bits(&lines[5], "bytes") - bits(&lines[1], "bytes")) as f64;
+        let more = bytes(&first) / bytes(&plain) - 1.0;
+        // The rows come on top, and nothing comes twice.
+        assert!(more > 0.0 && more < 0.05, "{more}");
+        said.push(format!("{:.1}%", 100.0 * more));
+    }
+    format!(
+        "2 and 3 ranks: losses within {most:.1e}, equal weights after every step, the same bits again; the rows are {} more bytes",
+        said.join(" and ")
+    )
 }
 
 fn ranks_map_their_rows() -> String {
@@ -527,6 +561,31 @@ fn an_exchange_costs_what_its_calls_cost() -> String {
     said.join(", ")
 }
 
+/// Exchanges beside the backward pass: how long they take, and how much of that is left to wait for at its end.
+fn what_a_backward_pass_hides() -> String {
+    let mut said = Vec::new();
+    for ranks in [2, 3] {
+        let done = run("hidden", ranks, folder().path(), &[]).expect("training with overlap");
+        let line = (done.text.lines()).find_map(|line| line.strip_prefix("hidden "));
+        let numbers = line.unwrap().split(' ').map(|n| n.parse::<f64>().unwrap());
+        let [step, exchange, wait] = numbers.collect::<Vec<_>>()[..] else {
+            panic!("{}", done.text);
+        };
+        assert!(
+            exchange > 0.0 && wait > 0.0 && wait < step,
+            "{step} {exchange} {wait}"
+        );
+        said.push(format!(
+            "{ranks} ranks: steps of {:.0} ms, exchanges of {:.0} ms, of which {:.0} ms are waited for: {:.0}% hidden",
+            1e3 * step,
+            1e3 * exchange,
+            1e3 * wait,
+            100.0 * (1.0 - wait / exchange)
+        ));
+    }
+    said.join("; ")
+}
+
 /// What the ranks of a streaming run left: the batches by number, the highest memory of a rank, the losses, the rows tokenized.
 struct Streamed {
     batches: Vec<Value>,
@@ -639,8 +698,8 @@ fn a_stream_takes_little_memory() -> String {
     let megabytes: u64 = megabytes.parse().unwrap();
     let data = folder();
     let rows = crate::stream::write(data.path(), megabytes << 20);
-    // About a fifth of a step is a megabyte.
-    let steps = (megabytes * 9 / 40).max(8).to_string();
+    // A step takes about two megabytes.
+    let steps = (megabytes * 11 / 20).max(8).to_string();
     let mut said = Vec::new();
     let mut first: Option<Streamed> = None;
     for (ranks, steps) in [(0, steps.as_str()), (2, "8"), (3, "8")] {

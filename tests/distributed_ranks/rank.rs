@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use cloze::collate::{BatchKey, Collator, Example, MlmBatch};
@@ -111,6 +112,15 @@ fn act(role: &str, out: &Path) -> Result<()> {
             Ok(())
         }
         "exchange" => exchange(&group),
+        "hidden" => hidden(out, &group),
+        "tied" => {
+            let arguments = arguments(out).max_steps(6);
+            let model = larger_model()?;
+            let recorder = Recorder::new(out, &group, None, &model);
+            let collator = Rows { empty: true };
+            let trainer = Trainer::new(model, arguments, rows(ROWS), None, collator);
+            trainer.callback(recorder).train().map(drop)
+        }
         // As from a cell: a program that is no rank starts two.
         "launch" => {
             let me = std::env::current_exe().unwrap();
@@ -127,17 +137,58 @@ fn act(role: &str, out: &Path) -> Result<()> {
     }
 }
 
+/// A model of 4 million parameters, half of them in the tied table.
+fn larger_model() -> Result<MaskedLm> {
+    let config = Config::new("roberta")
+        .set("vocab_size", 8000)
+        .set("hidden_size", 256)
+        .set("num_hidden_layers", 2)
+        .set("num_attention_heads", 4)
+        .set("intermediate_size", 1024);
+    MaskedLm::from_config(&config, 1)
+}
+
+/// Trains with exchanges beside the backward pass, and tells how long a step's exchanges took and how much of that was still to
+/// be waited for.
+fn hidden(out: &Path, group: &Arc<Group>) -> Result<()> {
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let (noted, by) = (Arc::clone(&times), Arc::clone(group));
+    let arguments = arguments(out)
+        .overlap_exchange(true)
+        .per_device_train_batch_size(16)
+        .global_batch_size(16 * group.size())
+        .max_steps(12);
+    let rows = rows(64 * group.size() as u32);
+    let mut trainer = Trainer::new(
+        larger_model()?,
+        arguments,
+        rows,
+        None,
+        Rows { empty: false },
+    )
+    .callback(move |event: &Event| {
+        if let Event::StepEnd { step, .. } = event {
+            let now = (step.seconds, by.exchange_seconds(), by.waited_seconds());
+            noted.lock().unwrap().push(now);
+        }
+        Ok(Control::Continue)
+    });
+    trainer.train()?;
+    // The first step learns the order, the second one is the first with it.
+    let times = times.lock().unwrap();
+    let (first, last, steps) = (times[1], times[times.len() - 1], times.len() - 2);
+    let seconds: f64 = times[2..].iter().map(|(seconds, ..)| seconds).sum();
+    let each = |all: f64| all / steps as f64;
+    if group.rank() == 0 {
+        let (exchange, wait) = (each(last.1 - first.1), each(last.2 - first.2));
+        println!("hidden {} {exchange} {wait}", each(seconds));
+    }
+    Ok(())
+}
+
 /// Adds up the gradients of a model of 4 million parameters, by turns with nothing but the calls for as many numbers.
 fn exchange(group: &Group) -> Result<()> {
-    let model = MaskedLm::from_config(
-        &Config::new("roberta")
-            .set("vocab_size", 8000)
-            .set("hidden_size", 256)
-            .set("num_hidden_layers", 2)
-            .set("num_attention_heads", 4)
-            .set("intermediate_size", 1024),
-        1,
-    )?;
+    let model = larger_model()?;
     let params = model.params();
     for param in params {
         param.add_grad(&param.tensor().detach().force_contiguous()?)?;

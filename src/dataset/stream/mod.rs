@@ -56,15 +56,15 @@ pub struct IterableDataset {
     origin: Option<Arc<str>>,
 }
 
+/// Makes other rows of some.
+type Change = dyn Fn(&Dataset) -> Result<Dataset> + Send + Sync;
+
 /// What is done to the rows, section by section.
 #[derive(Clone)]
 enum Step {
     Map(Map),
     /// What leaves the rows apart, by the name of what it does.
-    Table(
-        &'static str,
-        Arc<dyn Fn(&Dataset) -> Result<Dataset> + Send + Sync>,
-    ),
+    Table(&'static str, Arc<Change>),
     Shuffle {
         seed: u64,
         buffer_size: usize,
