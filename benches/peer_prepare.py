@@ -1,6 +1,6 @@
 """The peer of prepare.rs: the guide's functions with `datasets` on the same records. Prints one JSON line.
 
-Usage: peer_prepare.py --data FILE.jsonl --tokenizer DIR [--num-proc 2] [--rounds 3]. Every round has a cache of its own, so
+Usage: peer_prepare.py --data FILE.{jsonl,parquet} --tokenizer DIR [--num-proc 2] [--rounds 3]. Every round has a cache of its own, so
 that nothing is reused.
 """
 import argparse
@@ -41,7 +41,8 @@ def main():
     for _ in range(a.rounds):
         with tempfile.TemporaryDirectory() as cache:
             started = time.perf_counter()
-            loaded = datasets.load_dataset("json", data_files=a.data, split="train", cache_dir=cache)
+            kind = "parquet" if a.data.endswith(".parquet") else "json"
+            loaded = datasets.load_dataset(kind, data_files=a.data, split="train", cache_dir=cache)
             load = time.perf_counter() - started
             flat = loaded.flatten()
             tokenized = flat.map(tokenize, batched=True, num_proc=a.num_proc, remove_columns=flat.column_names)

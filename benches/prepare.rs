@@ -1,8 +1,11 @@
 //! From JSON lines to blocks: load, flatten, join the answers, tokenize, group.
 //!
 //! `cargo bench --bench prepare -- --records 5000 --num-proc 2 --rounds 3` prints one JSON line. `--data FILE` keeps the
-//! records there for `peer_prepare.py`; `--prepare` stops once they are written. Every round has a cache of its own, so
-//! that nothing is reused.
+//! records there for `peer_prepare.py`, as Parquet if the name ends so; `--prepare` stops once they are written. Every round
+//! has a cache of its own, so that nothing is reused.
+//!
+//! The answers are sentences of the bundled sample, which repeat, or with `--text FILE` the file's lines, each of them once:
+//! at most as many records as they make.
 
 mod support;
 
@@ -19,7 +22,7 @@ use support::{Arguments, median, peak_rss_mib};
 const BLOCK: usize = 128;
 
 fn main() -> Result<()> {
-    let names = ["data", "records", "num-proc", "rounds", "tokenizer"];
+    let names = ["data", "records", "num-proc", "rounds", "tokenizer", "text"];
     let arguments = Arguments::read(&names, &["prepare"])?;
     let records = arguments.get("records", 5000)?;
     let num_proc = arguments.get("num-proc", 2)?;
@@ -27,7 +30,11 @@ fn main() -> Result<()> {
     let scratch = folder()?;
     let data: PathBuf = arguments.get("data", scratch.path().join("records.jsonl"))?;
     if !data.exists() {
-        make_records(&data, records)?;
+        make_records(
+            &data,
+            records,
+            arguments.find::<PathBuf>("text")?.as_deref(),
+        )?;
     }
     if arguments.flag("prepare") {
         return Ok(());
@@ -78,8 +85,10 @@ fn folder() -> Result<tempfile::TempDir> {
     tempfile::tempdir().map_err(|e| Error::argument("temporary folder", e.to_string()))
 }
 
-/// Writes records in the schema of ELI5, whose one to three answers are made of sentences of the bundled sample.
-fn make_records(path: &Path, count: usize) -> Result<()> {
+/// Writes records in the schema of ELI5, whose one to three answers are made of sentences of the bundled sample, or of the
+/// lines of `text`.
+fn make_records(path: &Path, count: usize, text: Option<&Path>) -> Result<()> {
+    let failed = |e: std::io::Error| Error::argument("--data", e.to_string());
     let sample = load_eli5("train_asks")?.flatten()?;
     let titles: Vec<String> = sample.column("title")?;
     let answers: Vec<Vec<String>> = sample.column("answers.text")?;
@@ -88,18 +97,30 @@ fn make_records(path: &Path, count: usize) -> Result<()> {
         .flatten()
         .flat_map(|a| a.split_inclusive(". "))
         .collect();
+    let text = text
+        .map(std::fs::read_to_string)
+        .transpose()
+        .map_err(failed)?;
+    let mut rest = text
+        .as_ref()
+        .map(|text| text.lines().filter(|line| line.len() > 20));
     let mut random = rand::rngs::StdRng::seed_from_u64(0);
     let mut lines = String::new();
     for record in 0..count {
         let answers = random.random_range(1..=3);
-        let texts: Vec<String> = (0..answers)
-            .map(|_| {
-                let length = random.random_range(3..=14);
-                (0..length)
+        let mut answer = |_| -> String {
+            let length = random.random_range(3..=14);
+            match &mut rest {
+                Some(rest) => rest.by_ref().take(length).collect::<Vec<_>>().join(" "),
+                None => (0..length)
                     .filter_map(|_| sentences.choose(&mut random).copied())
-                    .collect()
-            })
-            .collect();
+                    .collect(),
+            }
+        };
+        let texts: Vec<String> = (0..answers).map(&mut answer).collect();
+        if texts.iter().any(String::is_empty) {
+            break;
+        }
         let line = serde_json::json!({
             "q_id": format!("q{record}"), "title": titles.choose(&mut random), "selftext": "", "document": "",
             "subreddit": "askscience",
@@ -112,5 +133,14 @@ fn make_records(path: &Path, count: usize) -> Result<()> {
         });
         let _ = writeln!(lines, "{line}");
     }
-    std::fs::write(path, lines).map_err(|e| Error::argument("--data", e.to_string()))
+    if path.extension().is_some_and(|end| end == "parquet") {
+        let json = folder()?;
+        let json = json.path().join("records.jsonl");
+        std::fs::write(&json, lines).map_err(failed)?;
+        return Loader::new(json.display().to_string())
+            .load()?
+            .split("train")?
+            .to_parquet(path);
+    }
+    std::fs::write(path, lines).map_err(failed)
 }
