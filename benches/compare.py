@@ -1,10 +1,10 @@
 """Times a benchmark of this crate and its peer in Python in turns, so that both meet the same machine.
 
-Usage: PYTHON benches/compare.py {train_step,fill_mask,prepare} [--times 3] [--binary FILE] [options of both]
+Usage: PYTHON benches/compare.py {train_step,prepare,fill_mask} [--times 3] [--binary FILE] [options of both]
 
     train_step   --batch 8 --seq 128 --steps 8 --dtype f32 --device cpu, --compile for the peer alone
-    fill_mask    --texts 1 --length 10 --rounds 30
-    prepare      --records 5000 --num-proc 2 --rounds 3
+    fill_mask    goes to compare_fill_mask.py, which has more peers and its own options
+    prepare      --records 5000 --num-proc 2 --rounds 3 --text FILE, --parquet for the kind of file
 
 Run it with a Python that has torch, transformers and datasets. Prints every run as a JSON line, then a table of the medians
 over the runs, their spread and the ratios.
@@ -21,7 +21,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 # What a run achieves, and its unit.
 RATES = {
-    "train_step": ("tokens/s", "tokens_per_s"), "fill_mask": ("texts/s", "texts_per_s"), "prepare": ("tokens/s", "tokens_per_s"),
+    "train_step": ("tokens/s", "tokens_per_s"), "prepare": ("tokens/s", "tokens_per_s"),
 }
 
 
@@ -44,11 +44,14 @@ def build(bench, features):
 
 
 def main():
+    if sys.argv[1:2] == ["fill_mask"]:
+        os.execv(sys.executable, [sys.executable, os.path.join(HERE, "compare_fill_mask.py"), *sys.argv[2:]])
     parser = argparse.ArgumentParser()
     parser.add_argument("bench", choices=list(RATES))
     parser.add_argument("--times", type=int, default=3, help="runs of each")
     parser.add_argument("--binary", help="the benchmark, if it is built already")
     parser.add_argument("--compile", action="store_true", help="let the peer use torch.compile")
+    parser.add_argument("--parquet", action="store_true", help="read the records from Parquet")
     a, both = parser.parse_known_args()
     features = ["--features", "cuda"] if "cuda" in both else []
     ours = [a.binary or build(a.bench, features), *both]
@@ -58,8 +61,7 @@ def main():
         # What both are given: a model and texts, or records.
         given = {
             "train_step": [],
-            "fill_mask": ["--model", os.path.join(folder, "model")],
-            "prepare": ["--data", os.path.join(folder, "records.jsonl"), "--tokenizer", os.path.join(ROOT, "data/tiny_roberta")],
+            "prepare": ["--data", os.path.join(folder, "records.parquet" if a.parquet else "records.jsonl"), "--tokenizer", os.path.join(ROOT, "data/tiny_roberta")],
         }[a.bench]
         if given:
             run([*ours, *given, "--prepare"], quiet=True)

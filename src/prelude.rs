@@ -18,7 +18,7 @@ pub use crate::fill_mask::{FillMask, Prediction, Predictions, PredictionsBatch, 
 pub use crate::hub::{self, Hub, ModelCard, PushOptions, notebook_login};
 pub use crate::model::{Config, Context, MaskedLm, ModelInputs, ResizeEmbeddings};
 pub use crate::notebook::{Rich, input, show};
-pub use crate::ops::{DeviceExt, no_grad};
+pub use crate::ops::{DeviceExt, Precision, no_grad};
 pub use crate::speech::{
     ErrorRates, SpeechRecognizer, Transcription, character_error_rate, word_error_rate,
 };

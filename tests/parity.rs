@@ -4,7 +4,7 @@
 
 use candle_core::{Device, Tensor};
 use cloze::model::{Context, MaskedLm};
-use cloze::ops::Precision;
+use cloze::ops::{Precision, autocast, inference, no_grad};
 
 #[path = "support/parity_checks.rs"]
 mod checks;
@@ -20,6 +20,49 @@ fn every_fixture_of_a_supported_family_is_reproduced() {
         all_gradients: 1e-4,
     };
     checks::reproduce(&Device::Cpu, Precision::F32, &limits);
+}
+
+/// As a model that is only read computes them: no graph, weights rearranged and kept.
+#[test]
+fn logits_stay_the_same_where_weights_are_kept_and_close_at_lower_precision() {
+    let mut failed = Vec::new();
+    let mut compared = 0;
+    for entry in std::fs::read_dir(checks::fixtures()).unwrap() {
+        let folder = entry.unwrap().path();
+        let Ok(io) = candle_core::safetensors::load(folder.join("io.safetensors"), &Device::Cpu)
+        else {
+            continue;
+        };
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        let Ok(model) = MaskedLm::from_pretrained(folder.to_string_lossy()) else {
+            continue;
+        };
+        let inputs = checks::inputs(&io);
+        let recorded = model.logits(&inputs, &Context::eval()).unwrap().detach();
+        let size = checks::norm(&recorded);
+        for (precision, most) in [
+            (Precision::F32, 1e-5),
+            (Precision::Bf16, 0.05),
+            (Precision::Int8, 0.1),
+        ] {
+            let family = model.config().model_type();
+            if precision != Precision::F32 && checks::CHOOSING.contains(&family) {
+                continue;
+            }
+            let kept = autocast(precision, || {
+                inference(|| no_grad(|| model.logits(&inputs, &Context::eval()).unwrap()))
+            });
+            let error = checks::norm(&(&kept - &recorded).unwrap()) / size;
+            println!("{name:<24} {precision:?}: {error:.1e}");
+            // Written so that NaN fails.
+            if !(error <= most) {
+                failed.push(format!("{name} {precision:?}: {error:e}"));
+            }
+            compared += 1;
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+    assert!(compared > 0);
 }
 
 #[test]

@@ -80,6 +80,12 @@ impl TopK for Tensor {
 
 /// Returns the places of the `k` largest values, largest first.
 pub(super) fn best(values: &[f32], k: usize) -> Vec<u32> {
+    if k > 0
+        && k <= values.len() / SPARSE
+        && let Some(best) = best_few(values, k)
+    {
+        return best;
+    }
     let rank = |value: f32| {
         if value.is_nan() {
             f32::NEG_INFINITY
@@ -106,6 +112,33 @@ pub(super) fn best(values: &[f32], k: usize) -> Vec<u32> {
     places
 }
 
+/// Where one value in so many is wanted, most are only compared with the least of those found so far.
+const SPARSE: usize = 64;
+
+/// As [`best`], in one pass; `None` where fewer than `k` are numbers.
+fn best_few(values: &[f32], k: usize) -> Option<Vec<u32>> {
+    let mut found: Vec<(f32, u32)> = Vec::with_capacity(k + 1);
+    let mut least = f32::NEG_INFINITY;
+    for (piece, values) in values.chunks(SPARSE).enumerate() {
+        let larger = values.iter().fold(false, |any, &x| any | (x > least));
+        if found.len() == k && !larger {
+            continue;
+        }
+        for (at, &value) in values.iter().enumerate() {
+            if found.len() == k && value > least || found.len() < k && !value.is_nan() {
+                // Behind its equals, which came earlier.
+                let place = found.partition_point(|&(other, _)| other >= value);
+                found.insert(place, (value, (piece * SPARSE + at) as u32));
+                found.truncate(k);
+                if found.len() == k {
+                    least = found[k - 1].0;
+                }
+            }
+        }
+    }
+    (found.len() == k).then(|| found.into_iter().map(|(_, place)| place).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
@@ -127,6 +160,24 @@ mod tests {
         let mut sorted: Vec<u32> = (0..50_000).collect();
         sorted.sort_by(|&a, &b| values[b as usize].total_cmp(&values[a as usize]));
         assert_eq!(best(&values, 100), sorted[..100]);
+    }
+
+    #[test]
+    fn a_few_of_many_are_the_same_as_by_sorting_with_nan_among_them() {
+        let value = |i: usize| match i % 97 {
+            0 => f32::NAN,
+            1 => f32::NEG_INFINITY,
+            _ => ((i * 48_271) % 211) as f32,
+        };
+        let values: Vec<f32> = (0..6000).map(value).collect();
+        let mut sorted: Vec<u32> = (0..6000).filter(|&i| !value(i as usize).is_nan()).collect();
+        sorted.sort_by(|&a, &b| values[b as usize].total_cmp(&values[a as usize]));
+        for k in [1, 2, 5, 64, 93] {
+            assert_eq!(best(&values, k), sorted[..k]);
+        }
+        let mut empty = vec![f32::NAN; 500];
+        empty[400] = 1.0;
+        assert_eq!(best(&empty, 3), [400, 0, 1]);
     }
 
     #[test]

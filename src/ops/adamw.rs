@@ -300,12 +300,13 @@ fn step_fused(param: &Param, grad: &Tensor, state: &AdamWState, factors: &Factor
             .for_each(|(((p, m), v), g)| update(p, m, v, g, factors));
     };
     storage::with(grad, |g| {
-        storage::with_mut(param.var(), |p| {
+        storage::with_mut(param.own_var(), |p| {
             storage::with_mut(&state.m, |m| {
                 storage::with_mut(&state.v, |v| run(p, m, v, g))
             })
         })
     })????;
+    param.value_changed(false);
     Ok(())
 }
 

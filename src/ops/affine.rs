@@ -31,8 +31,8 @@ pub fn affine(x: &Tensor, weight: &Param, bias: Option<&Param>) -> Result<Tensor
     let x = x.contiguous()?;
     let width = weight.elem_count();
     let anchor = tape::anchor(weight, bias);
-    let y = storage::with2(&x, weight.var(), |x, w| match bias {
-        Some(bias) => storage::with(bias.var(), |b| forward(x, w, Some(b))),
+    let y = storage::with2(&x, weight.own_var(), |x, w| match bias {
+        Some(bias) => storage::with(bias.own_var(), |b| forward(x, w, Some(b))),
         None => Ok(forward(x, w, None)),
     })??;
     let (weight, bias) = (weight.clone(), bias.cloned());
@@ -42,7 +42,7 @@ pub fn affine(x: &Tensor, weight: &Param, bias: Option<&Param>) -> Result<Tensor
     tape::record("affine", &args, y, x.shape(), move |args, _, dy| {
         let x = args[0];
         let (dx, parts) = storage::with2(x, dy, |x, dy| {
-            storage::with(weight.var(), |w| backward(x, w, dy))
+            storage::with(weight.own_var(), |w| backward(x, w, dy))
         })??;
         let total = |column: usize, sums: &mut [f32], fresh: bool| {
             for (i, part) in parts.chunks_exact(2 * width).enumerate() {

@@ -98,7 +98,7 @@ fn again(
 
 /// That the gradients of all variables behind `y` have a place to go to.
 fn check_leaves(y: &Tensor, leaves: &[Param]) -> Result<()> {
-    let known = |node: &Tensor| leaves.iter().any(|leaf| leaf.var().id() == node.id());
+    let known = |node: &Tensor| leaves.iter().any(|leaf| leaf.variable_id() == node.id());
     let variables = || y.sorted_nodes().into_iter().filter(|n| n.is_variable());
     match variables().find(|node| !known(node)) {
         None => Ok(()),

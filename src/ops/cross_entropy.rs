@@ -153,7 +153,7 @@ fn gradients(
         return Ok(vec![]);
     }
     let mut dx = for_overwrite(rows * width);
-    storage::with(weight.var(), |w| {
+    storage::with(weight.own_var(), |w| {
         let sizes = (rows, vocab, width);
         matmul(
             sizes,
@@ -197,7 +197,7 @@ fn forward(
     let (rows, width) = hidden.dims2()?;
     let vocab = weight.shape().dims2()?.0;
     let mut exps = for_overwrite(rows * vocab);
-    storage::with2(hidden, weight.var(), |hidden, weight| {
+    storage::with2(hidden, weight.own_var(), |hidden, weight| {
         matmul(
             (rows, width, vocab),
             Accumulate::Overwrite,
@@ -225,7 +225,7 @@ fn forward(
             });
     };
     match bias {
-        Some(bias) => storage::with(bias.var(), |bias| exponentiate(Some(bias)))?,
+        Some(bias) => storage::with(bias.own_var(), |bias| exponentiate(Some(bias)))?,
         None => exponentiate(None),
     }
     Ok((losses.iter().sum(), Kept { exps, scales }))

@@ -149,7 +149,7 @@ fn fused(lookups: Vec<Lookup>, ids: &Tensor) -> Result<Tensor> {
     shape.push(width);
     let mut out = for_overwrite(ids.elem_count() * width);
     for (i, lookup) in lookups.iter().enumerate() {
-        storage::with(lookup.table.var(), |table| {
+        storage::with(lookup.table.own_var(), |table| {
             gather(table, &lookup.ids, width, &mut out, i > 0);
         })?;
     }

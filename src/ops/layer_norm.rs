@@ -88,9 +88,9 @@ fn fused(
     let residual = residual.map(Tensor::contiguous).transpose()?;
     let anchor = tape::anchor(weight, bias);
     let (y, statistics) = {
-        let bias = bias.map(|bias| bias.var().as_tensor());
+        let bias = bias.map(|bias| bias.own_var().as_tensor());
         with_inputs(&x, residual.as_ref(), |x, residual| {
-            storage::with(weight.var(), |w| match bias {
+            storage::with(weight.own_var(), |w| match bias {
                 Some(bias) => {
                     storage::with(bias, |b| forward(x, residual, w, Some(b), eps, dropout))
                 }
@@ -108,7 +108,7 @@ fn fused(
     tape::record("layer_norm", &args, y, x.shape(), move |args, _, dy| {
         let (x, residual) = (args[0], has_residual.then(|| args[1]));
         let grads = with_inputs(x, residual, |x, residual| {
-            storage::with2(weight.var(), dy, |w, dy| {
+            storage::with2(weight.own_var(), dy, |w, dy| {
                 backward(x, residual, w, dy, &statistics, dropout)
             })
         })??;

@@ -9,7 +9,7 @@ use super::accumulate::Accumulate;
 use super::matmul::matmul;
 use super::parallel::{add_rows, column_sums, for_overwrite};
 use super::simd::simd_fn;
-use super::{Activation, Param, activation, naive, storage, tape};
+use super::{Activation, Param, activation, linear_kept, naive, storage, tape};
 use crate::{Error, Result};
 
 /// Returns `x · weightᵀ + bias` over the last dimension of `x`; `weight` is (out, in), `bias` (out).
@@ -57,6 +57,9 @@ pub fn linear_act(
     let anchor = tape::anchor(weight, bias);
     let args = [&x, &anchor];
     let keep = tape::tracked(&args);
+    if !keep && let Some(y) = linear_kept::forward(&x, weight, bias, activation)? {
+        return storage::tensor(y, &shape.into());
+    }
     let (y, before) = forward(&x, weight, bias, activation, keep)?;
 
     let (weight, bias) = (weight.clone(), bias.cloned());
@@ -111,8 +114,8 @@ fn forward(
 ) -> Result<(Vec<f32>, Option<Vec<f32>>)> {
     let (out, width) = weight.shape().dims2()?;
     let rows = x.elem_count() / width;
-    let bias = bias.map(|bias| bias.var().as_tensor());
-    storage::with2(x, weight.var(), |x, w| -> Result<_> {
+    let bias = bias.map(|bias| bias.own_var().as_tensor());
+    storage::with2(x, weight.own_var(), |x, w| -> Result<_> {
         let mut y = for_overwrite(rows * out);
         let plain = activation == Activation::Linear;
         let into = match bias {
@@ -224,7 +227,7 @@ fn products(x: &Tensor, weight: &Param, wants_weight: bool, dy: &[f32]) -> Resul
         return Ok(None);
     }
     let mut dx = for_overwrite(rows * width);
-    storage::with(weight.var(), |w| {
+    storage::with(weight.own_var(), |w| {
         matmul(
             (rows, out, width),
             Accumulate::Overwrite,

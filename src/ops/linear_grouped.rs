@@ -42,14 +42,16 @@ pub fn linear_grouped(
     let anchor = tape::anchor(weight, bias);
     let mut y = for_overwrite(sizes.rows * sizes.out * groups);
     if let Some(bias) = bias {
-        storage::with(bias.var(), |bias| {
+        storage::with(bias.own_var(), |bias| {
             y.par_chunks_mut(bias.len())
                 .with_min_len(64)
                 .for_each(|y| y.copy_from_slice(bias));
         })?;
     }
     let into = Accumulate::fresh(bias.is_none());
-    storage::with2(&x, weight.var(), |x, w| sizes.forward(into, &mut y, x, w))?;
+    storage::with2(&x, weight.own_var(), |x, w| {
+        sizes.forward(into, &mut y, x, w)
+    })?;
     let (weight, bias) = (weight.clone(), bias.cloned());
     let wants_weight = weight.tensor().track_op();
     let wants_bias = bias.as_ref().is_some_and(|b| b.tensor().track_op());
@@ -72,7 +74,7 @@ pub fn linear_grouped(
             return Ok(vec![]);
         }
         let mut dx = for_overwrite(x.elem_count());
-        storage::with2(dy, weight.var(), |dy, w| {
+        storage::with2(dy, weight.own_var(), |dy, w| {
             sizes.input_gradient(&mut dx, dy, w);
         })?;
         Ok(vec![Some(storage::tensor(dx, x.shape())?)])

@@ -132,7 +132,9 @@ pub(crate) fn matmul(
             operand(b, 1, n)
         };
         let multiply = match precision() {
-            Precision::F32 | Precision::F16 => gemm_packed::matmul::<{ gemm_packed::EXACT }>,
+            Precision::F32 | Precision::F16 | Precision::Int8 => {
+                gemm_packed::matmul::<{ gemm_packed::EXACT }>
+            }
             Precision::Bf16 => gemm_packed::matmul::<{ gemm_packed::BF16 }>,
         };
         let c = (dst.as_mut_ptr(), n);

@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Shape, Tensor, Var};
 
+#[cfg(target_arch = "x86_64")]
+use super::panels::{Kind, Panels};
 use super::storage;
 use crate::Result;
 
@@ -32,6 +34,17 @@ struct Inner {
     /// Whether somebody outside may hold the variable, and change it unseen.
     exposed: AtomicBool,
     copy: Mutex<Option<Rounded>>,
+    #[cfg(target_arch = "x86_64")]
+    panels: Mutex<Rearranged>,
+}
+
+/// The value as products of a model that is only read take it: for the kind that was asked for last.
+#[cfg(target_arch = "x86_64")]
+#[derive(Default)]
+struct Rearranged {
+    panels: Option<Arc<Panels>>,
+    /// How often the value has changed.
+    changes: u64,
 }
 
 /// The value in fewer bits, which products on a GPU take.
@@ -75,6 +88,8 @@ impl Param {
                 trainable: AtomicBool::new(true),
                 exposed: AtomicBool::new(false),
                 copy: Mutex::default(),
+                #[cfg(target_arch = "x86_64")]
+                panels: Mutex::default(),
             }),
         })
     }
@@ -103,6 +118,11 @@ impl Param {
     pub fn var(&self) -> &Var {
         // From now on the value may change at any time.
         self.inner.exposed.store(true, Ordering::Relaxed);
+        &self.inner.var
+    }
+
+    /// As [`Param::var`], for who tells of every change by [`Param::value_changed`].
+    pub(super) fn own_var(&self) -> &Var {
         &self.inner.var
     }
 
@@ -157,10 +177,40 @@ impl Param {
             Some(copy) if kept => copy.kept = true,
             _ => *slot = None,
         }
+        #[cfg(target_arch = "x86_64")]
+        {
+            let mut slot = lock(&self.inner.panels);
+            slot.panels = None;
+            slot.changes += 1;
+        }
     }
 
-    #[cfg(feature = "cuda")]
-    fn is_exposed(&self) -> bool {
+    /// Returns the value, a matrix for which [`Param::is_cpu_f32`] holds, as panels: kept until it changes, one kind at a
+    /// time, unless somebody outside may change it unseen.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn panels(&self, kind: Kind) -> Result<Option<Arc<Panels>>> {
+        let changes = {
+            let slot = lock(&self.inner.panels);
+            match &slot.panels {
+                Some(panels) if panels.kind() == kind && !self.is_exposed() => {
+                    return Ok(Some(Arc::clone(panels)));
+                }
+                _ => slot.changes,
+            }
+        };
+        // Without the lock: a thread that waits for its pool may take up other work, which may ask here too.
+        let sides = self.shape().dims2()?;
+        let made = storage::with(self.own_var(), |value| Panels::new(kind, value, sides))?;
+        let made = made.map(Arc::new);
+        let mut slot = lock(&self.inner.panels);
+        if slot.changes == changes && !self.is_exposed() {
+            slot.panels.clone_from(&made);
+        }
+        Ok(made)
+    }
+
+    /// Returns whether somebody outside may hold the variable, and change it unseen.
+    pub(super) fn is_exposed(&self) -> bool {
         self.inner.exposed.load(Ordering::Relaxed)
     }
 
@@ -422,6 +472,7 @@ pub(crate) struct GradRows {
 
 thread_local! {
     static NO_GRAD: Cell<bool> = const { Cell::new(false) };
+    static INFERENCE: Cell<bool> = const { Cell::new(false) };
     static WATCHER: RefCell<Option<Rc<dyn GradWatcher>>> = const { RefCell::new(None) };
 }
 
@@ -437,6 +488,42 @@ pub(crate) fn watch_gradients<T>(watcher: Rc<dyn GradWatcher>, work: impl FnOnce
     WATCHER.set(Some(watcher));
     let _forget = Forget;
     work()
+}
+
+/// Runs `work`, on this thread, as one of many calls that read the same weights: those that products meet without a graph
+/// are rearranged once and kept beside, until they change. [`FillMask`](crate::fill_mask::FillMask) runs its model like
+/// this.
+///
+/// For products of 2 to 512 rows, on processors with AVX2 or AVX-512 but no matrix unit. In f32 a copy takes as much memory
+/// as its weight, and matrices of a vocabulary are not copied.
+///
+/// ```
+/// use cloze::model::ModelInputs;
+/// use cloze::ops::inference;
+/// use cloze::prelude::*;
+///
+/// let model = MaskedLm::from_pretrained("bundled:tiny_roberta")?;
+/// let inputs = ModelInputs::new(vec![5u32; 32], (1, 32))?;
+/// let often = inference(|| model.forward(&inputs))?;
+/// let once = model.forward(&inputs)?;
+/// assert!((often - once)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()? < 1e-4);
+/// # Ok::<(), cloze::Error>(())
+/// ```
+pub fn inference<T>(work: impl FnOnce() -> T) -> T {
+    /// Restores the former state also when `work` panics.
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            INFERENCE.set(self.0);
+        }
+    }
+    let _restore = Restore(INFERENCE.replace(true));
+    work()
+}
+
+/// Returns whether this thread is in [`inference`].
+pub(crate) fn in_inference() -> bool {
+    INFERENCE.get()
 }
 
 /// Runs `work` without recording a graph: what it computes can't be differentiated, and its intermediate results are

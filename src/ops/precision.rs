@@ -21,6 +21,10 @@ pub enum Precision {
     /// f16: four decimal digits, but numbers below 6e-8 vanish and those above 65504 overflow, so that the loss must be
     /// scaled up and the gradients down again. On GPUs only; elsewhere products are f32.
     F16,
+    /// Whole numbers of 8 bits, for models that are only read: each output of a map has a scale for its weights, each row
+    /// of inputs a range found as it comes. Only where the processor multiplies them (AVX-512 with VNNI); elsewhere, and
+    /// wherever gradients are recorded, products are f32.
+    Int8,
 }
 
 impl Precision {
@@ -36,8 +40,17 @@ impl Precision {
             Self::Bf16 if device.is_cpu() => has_bf16(),
             Self::Bf16 => device::has_bf16(device),
             Self::F16 => device.is_cuda(),
+            Self::Int8 => device.is_cpu() && has_int8(),
         }
     }
+}
+
+/// Returns whether products of whole numbers of 8 bits are faster than f32's on this machine.
+fn has_int8() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return super::panels::Kind::Int8.unit().is_some();
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
 }
 
 thread_local! {

@@ -26,7 +26,7 @@ pub fn rms_norm(x: &Tensor, weight: &Param, eps: f64) -> Result<Tensor> {
     let width = weight.elem_count();
     let block = rows_per_task(width) * width;
     let anchor = tape::anchor(weight, None);
-    let (y, scales) = storage::with2(&x, weight.var(), |x, w| {
+    let (y, scales) = storage::with2(&x, weight.own_var(), |x, w| {
         let mut y = for_overwrite(x.len());
         let mut scales = vec![0f32; x.len() / width];
         y.par_chunks_mut(block)
@@ -48,7 +48,7 @@ pub fn rms_norm(x: &Tensor, weight: &Param, eps: f64) -> Result<Tensor> {
         let mut dx = for_overwrite(x.elem_count());
         let mut parts = vec![0f32; x.elem_count().div_ceil(block) * width];
         storage::with2(x, dy, |x, dy| {
-            storage::with(weight.var(), |w| {
+            storage::with(weight.own_var(), |w| {
                 dx.par_chunks_mut(block)
                     .zip(x.par_chunks(block))
                     .zip(dy.par_chunks(block))

@@ -65,3 +65,49 @@ simd_fn! {
         }
     }
 }
+
+/// Returns the largest of some scores, and the sum of the exponentials of how far they lie below it: what the probability of
+/// each follows from.
+pub(crate) fn exponential_sum(scores: &[f32]) -> (f32, f64) {
+    let top = largest(scores);
+    // In pieces, so that rounding does not grow with the length.
+    let pieces = scores.chunks(1024);
+    (
+        top,
+        pieces
+            .map(|piece| f64::from(exponentials(piece, top)))
+            .sum(),
+    )
+}
+
+simd_fn! {
+    fn largest(scores: &[f32]) -> f32 {
+        simd::max(scores)
+    }
+}
+
+simd_fn! {
+    fn exponentials(scores: &[f32], top: f32) -> f32 {
+        simd::sum(scores, |x| simd::exp(x - top))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sum_of_exponentials_is_that_of_f64() {
+        let scores: Vec<f32> = (0..5003)
+            .map(|i| ((i * 7919) % 1009) as f32 / 40.0 - 20.0)
+            .collect();
+        let (top, sum) = exponential_sum(&scores);
+        let wide: f64 = scores
+            .iter()
+            .map(|&x| (f64::from(x) - f64::from(top)).exp())
+            .sum();
+        assert_eq!(top, scores.iter().copied().fold(f32::MIN, f32::max));
+        assert!((sum / wide - 1.0).abs() < 1e-6, "{sum} {wide}");
+        assert!(exponential_sum(&[0.0, f32::NAN]).1.is_nan());
+    }
+}

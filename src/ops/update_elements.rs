@@ -34,7 +34,7 @@ pub(crate) fn update_elements(
             });
     };
     storage::with(grad, |grads| {
-        storage::with_mut(param.var(), |values| {
+        storage::with_mut(param.own_var(), |values| {
             storage::with_mut(state, |states| run(values, states, grads))
         })
     })???;

@@ -58,7 +58,7 @@ fn by_name(name: &str, precision: Precision, tf32: bool) -> Option<f64> {
     let known = KNOWN.iter().find(|known| has_word(name, known.name))?;
     let tera = match precision {
         Precision::F32 if tf32 && known.tf32 > 0.0 => known.tf32,
-        Precision::F32 => known.f32,
+        Precision::F32 | Precision::Int8 => known.f32,
         Precision::Bf16 => known.bf16,
         Precision::F16 => known.f16,
     };

@@ -25,7 +25,7 @@ const GRADIENT_FLOOR: f32 = 1e-7;
 
 /// Families that choose which keys to see by the largest of their scores: rounded to fewer bits, they choose others, and
 /// compute another function.
-const CHOOSING: [&str; 2] = ["mra", "reformer"];
+pub const CHOOSING: [&str; 2] = ["mra", "reformer"];
 
 /// What a model that rounds to few bits may be off by where a value has fallen on the other side of a half.
 ///
@@ -114,7 +114,7 @@ pub fn inputs(io: &Tensors) -> ModelInputs {
     inputs
 }
 
-fn max_abs(tensor: &Tensor) -> f32 {
+pub fn max_abs(tensor: &Tensor) -> f32 {
     tensor
         .abs()
         .unwrap()
@@ -126,7 +126,7 @@ fn max_abs(tensor: &Tensor) -> f32 {
         .unwrap()
 }
 
-fn norm(tensor: &Tensor) -> f32 {
+pub fn norm(tensor: &Tensor) -> f32 {
     tensor
         .sqr()
         .unwrap()

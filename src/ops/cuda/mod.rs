@@ -88,7 +88,7 @@ fn compute_dtype(x: &Tensor) -> DType {
 /// Returns the activations' dtype that [`autocast`](super::autocast) asks for.
 fn wanted_dtype() -> Option<DType> {
     match precision() {
-        Precision::F32 => None,
+        Precision::F32 | Precision::Int8 => None,
         Precision::Bf16 => Some(DType::BF16),
         Precision::F16 => Some(DType::F16),
     }
