@@ -498,7 +498,6 @@ pub(crate) fn watch_gradients<T>(watcher: Rc<dyn GradWatcher>, work: impl FnOnce
 /// as its weight, and matrices of a vocabulary are not copied.
 ///
 /// ```
-/// use cloze::model::ModelInputs;
 /// use cloze::ops::inference;
 /// use cloze::prelude::*;
 ///

@@ -87,6 +87,29 @@ impl SelfAttention {
         Ok(graph.attention([&query, &key, &value], heads, angles.as_ref(), None))
     }
 
+    /// Returns whether what a position sees depends on where it stands, padding left aside.
+    pub fn depends_on_places(&self, mask: &AttentionMask) -> bool {
+        !matches!(mask, AttentionMask::None | AttentionMask::Keys(_))
+            || self.angles.is_some()
+            || self.position_scores.is_some()
+    }
+
+    /// Returns the context vectors of `some` (batch, count, hidden), which are any of the positions of `x` (batch, seq,
+    /// hidden): for attention that does not [depend on places](Self::depends_on_places).
+    pub fn forward_some(
+        &self,
+        some: &Tensor,
+        x: &Tensor,
+        mask: &AttentionMask,
+        dropout: Dropout,
+    ) -> Result<Tensor> {
+        let query = self.query.forward(some)?;
+        let key = self.key.forward(x)?;
+        let value = self.value.forward(x)?;
+        let scale = 1.0 / (self.head_size as f64).sqrt();
+        ops::attention(&query, &key, &value, self.heads, mask, scale, dropout)
+    }
+
     /// Returns the number of weights of the three maps.
     pub fn weights(&self) -> usize {
         let maps = [&self.query, &self.key, &self.value];

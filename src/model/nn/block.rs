@@ -35,6 +35,12 @@ pub trait Block: std::fmt::Debug + Send + Sync {
     /// Returns the block's output for `x`. Dropout draws its keys from `pass.context` in a fixed order.
     fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor>;
 
+    /// Returns the block's output for `some` (batch, count, hidden) of the positions of `x` alone, if nothing but plain
+    /// attention looks at other positions.
+    fn forward_some(&self, _some: &Tensor, _x: &Tensor, _pass: &Pass) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
     /// Returns all parameters.
     fn params(&self) -> Vec<Param>;
 
@@ -181,6 +187,20 @@ impl Block for TransformerBlock {
         self.forward_with(x, &pass.context, |x, dropout| {
             self.attention.forward(x, &pass.mask, dropout)
         })
+    }
+
+    fn forward_some(&self, some: &Tensor, x: &Tensor, pass: &Pass) -> Result<Option<Tensor>> {
+        let mask = &pass.mask;
+        if self.attention.depends_on_places(mask) {
+            return Ok(None);
+        }
+        let seen = match self.order {
+            Order::PostNorm => x.clone(),
+            Order::PreNorm => self.attention_norm.forward(x)?,
+        };
+        let attend =
+            |some: &Tensor, dropout| self.attention.forward_some(some, &seen, mask, dropout);
+        self.forward_with(some, &pass.context, attend).map(Some)
     }
 
     fn params(&self) -> Vec<Param> {

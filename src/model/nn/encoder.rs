@@ -43,6 +43,30 @@ impl Encoder {
         }
     }
 
+    /// Returns the output for the positions alone that `pick` takes from (batch, seq, hidden), as (batch, count, hidden): the
+    /// last block does not compute the others, where it can. Without gradients.
+    pub fn forward_picked(
+        &self,
+        x: Tensor,
+        pass: &Pass,
+        pick: impl Fn(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let Some((last, blocks)) = self.blocks.split_last() else {
+            return pick(&self.forward(x, pass)?);
+        };
+        let x = blocks
+            .iter()
+            .try_fold(x, |x, block| block.forward(&x, pass))?;
+        let picked = match last.forward_some(&pick(&x)?, &x, pass)? {
+            Some(picked) => picked,
+            None => pick(&last.forward(&x, pass)?)?,
+        };
+        match &self.norm {
+            Some(norm) => norm.forward(&picked),
+            None => Ok(picked),
+        }
+    }
+
     /// Returns the arithmetic of all blocks.
     pub fn flops(&self) -> ModelFlops {
         let blocks = self.blocks.iter().map(|block| block.flops());

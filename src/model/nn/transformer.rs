@@ -29,14 +29,38 @@ pub struct Transformer {
 }
 
 impl Transformer {
+    /// Returns what the blocks must know of a batch that was embedded on that device.
+    fn pass(&self, inputs: &ModelInputs, context: &Context, device: &Device) -> Result<Pass> {
+        let mut pass = Pass::new(padding_mask(inputs, device)?, context);
+        if let Some(prepare) = self.prepare {
+            pass.inputs = prepare(inputs, device)?;
+        }
+        Ok(pass)
+    }
+
     /// Returns the last hidden states of embedded texts.
     fn encode(&self, embedded: Tensor, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
-        let mask = padding_mask(inputs, embedded.device())?;
-        let mut pass = Pass::new(mask, context);
-        if let Some(prepare) = self.prepare {
-            pass.inputs = prepare(inputs, embedded.device())?;
-        }
+        let pass = self.pass(inputs, context, embedded.device())?;
         self.encoder.forward(embedded, &pass)
+    }
+
+    /// Returns the last hidden states of `rows` of embedded texts, (rows, hidden), without computing all others. Without
+    /// gradients.
+    fn encode_rows(
+        &self,
+        embedded: Tensor,
+        inputs: &ModelInputs,
+        rows: &[u32],
+        context: &Context,
+    ) -> Result<Tensor> {
+        let (batch, seq, width) = embedded.dims3()?;
+        let picks = Picks::new(rows, batch, seq);
+        let pass = self.pass(inputs, context, embedded.device())?;
+        let picked = self.encoder.forward_picked(embedded, &pass, |x| {
+            let picked = rows_of(x, picks.places.clone())?;
+            ops::reshape(&picked, (batch, picks.count, width))
+        })?;
+        rows_of(&picked, picks.rows)
     }
 
     /// Returns how the batch's texts lie one behind the other, if they may.
@@ -90,6 +114,41 @@ impl Packing {
     }
 }
 
+/// Positions of a batch, as many of each text.
+struct Picks {
+    /// How many of each text.
+    count: usize,
+    /// Where they stand in the batch.
+    places: Vec<u32>,
+    /// Where the rows that are asked for stand among them.
+    rows: Vec<u32>,
+}
+
+impl Picks {
+    /// Picks `rows` of (batch, seq), and the first position of a text as often as it has fewer than others.
+    fn new(rows: &[u32], batch: usize, seq: usize) -> Self {
+        let mut of_text = vec![Vec::new(); batch];
+        let texts: Vec<(usize, usize)> = (rows.iter())
+            .map(|&row| {
+                let text = row as usize / seq;
+                of_text[text].push(row);
+                (text, of_text[text].len() - 1)
+            })
+            .collect();
+        let count = of_text.iter().map(Vec::len).max().unwrap_or(0);
+        for (text, places) in of_text.iter_mut().enumerate() {
+            places.resize(count, (text * seq) as u32);
+        }
+        Self {
+            count,
+            places: of_text.concat(),
+            rows: (texts.into_iter())
+                .map(|(text, at)| (text * count + at) as u32)
+                .collect(),
+        }
+    }
+}
+
 impl Architecture for Transformer {
     fn hidden_states(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
         let embedded = self.embeddings.forward(inputs, context)?;
@@ -104,6 +163,11 @@ impl Architecture for Transformer {
     ) -> Result<Tensor> {
         let embedded = self.embeddings.forward(inputs, context)?;
         let Some(packing) = self.packing(inputs, &rows, context) else {
+            let places = inputs.batch * inputs.seq;
+            let known = rows.iter().all(|&row| (row as usize) < places);
+            if ops::in_inference() && known && embedded.dims()[..2] == [inputs.batch, inputs.seq] {
+                return self.encode_rows(embedded, inputs, &rows, context);
+            }
             return rows_of(&self.encode(embedded, inputs, context)?, rows);
         };
         let tokens = rows_of(&embedded, packing.places)?;
@@ -135,5 +199,51 @@ impl Architecture for Transformer {
 
     fn max_positions(&self) -> Option<usize> {
         self.max_positions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Config, MaskedLm};
+
+    #[test]
+    fn rows_alone_are_those_of_all_states() {
+        for model_type in [
+            "roberta",
+            "bert",
+            "roberta-prelayernorm",
+            "distilbert",
+            "esm",
+            "deberta",
+        ] {
+            let model = MaskedLm::from_config(&Config::small(model_type), 1).unwrap();
+            let ids: Vec<u32> = (0..3 * 12).map(|i| 5 + i * 7 % 40).collect();
+            let inputs = ModelInputs::new(ids, (3, 12)).unwrap();
+            // Of the texts two, none and three, in no order.
+            for rows in [vec![0, 30, 7, 35, 24], vec![4, 20, 25]] {
+                let logits = model.logits_at(&inputs, rows.clone()).unwrap();
+                let kept = ops::inference(|| model.logits_at(&inputs, rows.clone())).unwrap();
+                assert_eq!(kept.dims(), logits.dims());
+                let apart = (logits - kept)
+                    .unwrap()
+                    .abs()
+                    .unwrap()
+                    .flatten_all()
+                    .unwrap();
+                let apart: f32 = apart.max(0).unwrap().to_scalar().unwrap();
+                assert!(apart < 1e-5, "{model_type}: {apart}");
+            }
+        }
+    }
+
+    #[test]
+    fn texts_with_fewer_rows_repeat_their_first_position() {
+        let picks = Picks::new(&[9, 1, 8], 3, 4);
+        assert_eq!(
+            (picks.count, &picks.places[..]),
+            (2, &[1, 0, 4, 4, 9, 8][..])
+        );
+        assert_eq!(picks.rows, [4, 0, 5]);
     }
 }
