@@ -55,7 +55,8 @@ fn logits_stay_the_same_where_weights_are_kept_and_close_at_lower_precision() {
             let error = checks::norm(&(&kept - &recorded).unwrap()) / size;
             println!("{name:<24} {precision:?}: {error:.1e}");
             // Written so that NaN fails.
-            if !(error <= most) {
+            let ok = error <= most;
+            if !ok {
                 failed.push(format!("{name} {precision:?}: {error:e}"));
             }
             compared += 1;
