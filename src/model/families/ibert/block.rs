@@ -9,7 +9,7 @@ use crate::Result;
 use crate::model::nn::{Block, Pass, TransformerBlock};
 use crate::model::{Context, ModelFlops, WeightBuilder};
 use crate::ops::integer::{self, MaskedKeys, Scale};
-use crate::ops::{self, AttentionMask, Param};
+use crate::ops::{self, AttentionMask, Param, Precision};
 
 /// The last map of a half of a block, with what is added to it and the normalization behind.
 #[derive(Debug)]
@@ -178,8 +178,8 @@ impl IntegerBlock {
     }
 }
 
-impl Block for IntegerBlock {
-    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+impl IntegerBlock {
+    fn compute(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let context = &pass.context;
         let (attended, _) = self.attend(x, pass)?;
         let residual = (x, self.input.step()?);
@@ -207,6 +207,13 @@ impl Block for IntegerBlock {
         let scale = Some(&Scale::All(of_inner));
         let (inner, _) = self.before_output.forward(&inner, scale, None, context)?;
         Ok(self.output.forward(&inner, (&x, step), context)?.0)
+    }
+}
+
+impl Block for IntegerBlock {
+    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        // Integers are exact in f32, and in no dtype with fewer bits.
+        ops::autocast(Precision::F32, || self.compute(x, pass))
     }
 
     fn params(&self) -> Vec<Param> {
