@@ -115,6 +115,10 @@ fn padding_that_is_left_out_changes_nothing() {
     }
     // Rounding tells where another way was taken.
     println!("without padding: {packed:?}");
+    if std::env::var_os("CLOZE_FIXTURES").is_some() {
+        // Those of another folder need not be of these families.
+        return;
+    }
     for name in [
         "bert",
         "roberta",

@@ -366,6 +366,12 @@ impl Plan<'_> {
             })
         };
         let distances = self.distances.map(distances).transpose()?;
+        if self.normed && distances.is_none() {
+            // transformers makes the normalization of a table that it then has no use for.
+            let idle = encoder.pp("LayerNorm");
+            idle.carry_drawn("weight", hidden, Init::Ones)?;
+            idle.carry_drawn("bias", hidden, Init::Zeros)?;
+        }
         let conv = conv.map(|conv| conv.layer(&encoder.pp("conv"), spec));
         Ok(DisentangledBlock {
             projections,

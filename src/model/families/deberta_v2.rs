@@ -19,6 +19,7 @@ pub(super) const FAMILY: Family = Family {
     synonyms: &["DebertaV2ForPreTraining", "DebertaV2Model"],
     defaults: r#"{"vocab_size": 128100, "hidden_size": 1536, "num_hidden_layers": 24, "num_attention_heads": 24,
         "intermediate_size": 6144, "type_vocab_size": 0, "layer_norm_eps": 1e-7}"#,
+    carried: &["deberta.encoder.LayerNorm."],
     build,
     ..deberta::FAMILY
 };

@@ -145,7 +145,9 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         norm: Some(Norm::rms(&base.pp("norm"), hidden, values.rms_norm_eps)?),
     };
     let tied = config.tie_word_embeddings().then_some(&word);
-    let (decoder, bias) = weights.decoder("lm_head", None, tied, (vocab, hidden), std)?;
+    // The reference takes the setting of the feed-forward maps for the head too.
+    let bias = values.mlp_bias.then_some("lm_head.bias");
+    let (decoder, bias) = weights.decoder("lm_head", bias, tied, (vocab, hidden), std)?;
     Ok(Box::new(Transformer {
         embeddings: Box::new(Embeddings {
             lookups: vec![Lookup {

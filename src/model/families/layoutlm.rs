@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::bert;
-use crate::model::nn::{Ids, Spec, Stream};
+use crate::model::nn::{Ids, Positions, Spec, Stream};
 use crate::model::{Architecture, Config, Family, Input, ModelInputs, WeightBuilder};
 use crate::{Error, Result};
 
@@ -47,6 +47,18 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         base: "layoutlm",
         ..bert::spec(config)?
     };
+    if let Positions::Relative { rows, .. } = spec.positions {
+        // Here the table of places in the text counts beside the distances.
+        spec.streams.insert(
+            0,
+            Stream {
+                name: spec.position_table.to_owned(),
+                rows,
+                ids: Ids::Positions(0),
+                padding: None,
+            },
+        );
+    }
     let rows = config.parse::<Page>()?.max_2d_position_embeddings;
     let places: [(&str, Place); 6] = [
         ("embeddings.x_position_embeddings", |bbox| bbox[0]),

@@ -21,6 +21,10 @@ pub(super) const FAMILY: Family = Family {
     class: "RoCBertForMaskedLM",
     synonyms: &["RoCBertForPreTraining", "RoCBertModel"],
     base: "roc_bert",
+    carried: &[
+        "roc_bert.embeddings.shape_embed.",
+        "roc_bert.embeddings.pronunciation_embed.",
+    ],
     inputs: &[
         Input {
             masked: Masked::Hidden,
@@ -81,29 +85,34 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
                 padding: spec.pad,
             })
         };
-    let width = |width: usize| {
-        if senses.concat_input {
-            width
-        } else {
-            spec.sizes.hidden
-        }
-    };
+    let senses_of = [
+        (
+            senses.enable_shape,
+            ("shape_embed", "input_shape_ids"),
+            (senses.shape_vocab_size, senses.shape_embed_dim),
+        ),
+        (
+            senses.enable_pronunciation,
+            ("pronunciation_embed", "input_pronunciation_ids"),
+            (
+                senses.pronunciation_vocab_size,
+                senses.pronunciation_embed_dim,
+            ),
+        ),
+    ];
     let mut tables = Vec::new();
-    if senses.enable_shape {
-        let (rows, width) = (senses.shape_vocab_size, width(senses.shape_embed_dim));
-        tables.push(table("shape_embed", "input_shape_ids", rows, width)?);
-    }
-    if senses.enable_pronunciation {
-        let (rows, width) = (
-            senses.pronunciation_vocab_size,
-            width(senses.pronunciation_embed_dim),
-        );
-        tables.push(table(
-            "pronunciation_embed",
-            "input_pronunciation_ids",
-            rows,
-            width,
-        )?);
+    for (enabled, (name, input), (rows, width)) in senses_of {
+        if !enabled {
+            // transformers makes the tables of both senses, whether they count or not.
+            let idle = weights.pp(spec.base).pp("embeddings").pp(name);
+            idle.carry_drawn("weight", (rows, width), Init::Normal(spec.std))?;
+            continue;
+        }
+        let width = match senses.concat_input {
+            true => width,
+            false => spec.sizes.hidden,
+        };
+        tables.push(table(name, input, rows, width)?);
     }
     let words = spec.embeddings(weights)?;
     let joined = match senses.concat_input {
