@@ -124,6 +124,21 @@ class HostileClients(KernelCase):
                 for asked in (self.client.complete, self.client.inspect):
                     self.assertEqual(asked(code, place, reply=True, timeout=TIMEOUT)["content"]["status"], "ok")
 
+    def test_what_is_private_is_not_offered_however_busy_the_machine_is(self):
+        self.run_cell("let list = vec![String::new()];\nstruct Vec3 { x: u8 }\nimpl Vec3 { fn len(&self) -> u8 { self.x } fn buf(&self) {} }\nlet mine = Vec3 { x: 1 };")
+        for code, offered, private in [
+            ("list.", ["push", "len", "first", "iter"], ["buf", "append_elements", "extend_with"]),
+            ("Box::new(list.clone()).", ["push", "len"], ["buf", "append_elements"]),
+            ("list.iter().map(|text| text.", ["chars", "len"], ["vec"]),
+            ("Vec::<u8>::", ["new", "with_capacity"], ["append_elements"]),
+            ("std::time::Duration::from_secs(1).", ["as_secs"], ["secs", "nanos"]),
+            ("mine.", ["x", "len", "buf"], []),
+        ]:
+            matches = self.client.complete(code, reply=True, timeout=TIMEOUT)["content"]["matches"]
+            self.assertEqual([name for name in offered if name not in matches], [], code)
+            self.assertEqual([name for name in private if name in matches], [], code)
+            self.assertEqual(len(matches), len(set(matches)), code)
+
     def test_what_is_large_takes_no_longer_than_it_must(self):
         peer = self.peer()
         begun = time.monotonic()

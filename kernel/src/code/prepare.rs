@@ -91,7 +91,9 @@ fn thread_locals(chunk: &Chunk) -> Option<(std::ops::Range<usize>, String)> {
         })
         .collect();
     let items = items.filter(|items| !items.is_empty())?;
-    Some((chunk.range(&chunk.node), items.join(" ")))
+    let range = chunk.range(&chunk.node);
+    // A call that has no end reaches beyond the cell, into what was put behind it for the parser.
+    (range.end <= chunk.end).then(|| (range, items.join(" ")))
 }
 
 /// A `return` without a value that would leave the cell, not a function in it.
@@ -161,6 +163,16 @@ mod tests {
 
     fn prepared(code: &str) -> String {
         prepare(4, code).expect("nothing is wrong").prepared.clone()
+    }
+
+    #[test]
+    fn a_call_without_an_end_stays_as_it_is() {
+        for code in [
+            "thread_local! { static A: u9 = 1''''''Fo''''; }",
+            "thread_local! { static A: u8 = 'a; }",
+        ] {
+            assert_eq!(prepared(code), code);
+        }
     }
 
     #[test]

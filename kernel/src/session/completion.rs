@@ -32,7 +32,13 @@ pub struct Context<'a> {
     pub written: &'a str,
 }
 
-/// The names among what rust-analyzer has found. It would insert whole calls with names for their arguments, which a person
+/// Each name once: what came first.
+pub fn once(candidates: &mut Vec<Candidate>) {
+    let mut seen = HashSet::new();
+    candidates.retain(|candidate| seen.insert(candidate.name.clone()));
+}
+
+/// The names among what rust-analyzer has found, those of fields beside those of functions. It would insert whole calls with names for their arguments, which a person
 /// had to take out again.
 pub fn candidates(found: &[Offer], context: &Context) -> Vec<Candidate> {
     let mut seen = HashSet::new();
@@ -43,7 +49,7 @@ pub fn candidates(found: &[Offer], context: &Context) -> Vec<Candidate> {
         // Part of how values show themselves, and nobody's word.
         let hidden = name.starts_with("evcxr") && !context.written.starts_with("evcxr")
             || name.starts_with("cloze_cell") && !context.written.starts_with("cloze_c");
-        if name.is_empty() || hidden || !seen.insert(name.to_owned()) {
+        if name.is_empty() || hidden {
             continue;
         }
         let call = label
@@ -60,18 +66,19 @@ pub fn candidates(found: &[Offer], context: &Context) -> Vec<Candidate> {
         let needs_value = selves
             .iter()
             .any(|with| signature.starts_with(with) || code.contains(with));
-        candidates.push((
-            context.of_type && needs_value,
-            Candidate {
-                name: name.to_owned(),
-                kind: match signature.is_empty() {
-                    true => kind.to_owned(),
-                    false => format!("fn{signature}"),
-                },
-                is_field: context.of_value && kind == "instance" && signature.is_empty(),
-                signature,
+        let candidate = Candidate {
+            name: name.to_owned(),
+            kind: match signature.is_empty() {
+                true => kind.to_owned(),
+                false => format!("fn{signature}"),
             },
-        ));
+            is_field: context.of_value && kind == "instance" && signature.is_empty(),
+            signature,
+        };
+        // A function may have the name of a field, which may be private.
+        if seen.insert((candidate.name.clone(), candidate.is_field)) {
+            candidates.push((context.of_type && needs_value, candidate));
+        }
     }
     candidates.sort_by_key(|(later, _)| *later);
     candidates
@@ -158,6 +165,7 @@ mod tests {
             offer("push(value)", "function", "push(value: T)"),
             offer("clone_into(target);", "function", "clone_into(…)"),
             offer("len", "instance", "len"),
+            offer("len()", "function", "len()"),
             offer("names", "instance", "names"),
             offer("names", "instance", "names"),
             offer("println!($0)", "function", "println!(…)"),
@@ -168,7 +176,9 @@ mod tests {
             of_value: true,
             written: "",
         };
-        let candidates = candidates(&found, &context);
+        let mut candidates = candidates(&found, &context);
+        assert_eq!(candidates.iter().filter(|one| one.name == "len").count(), 2);
+        once(&mut candidates);
         let names: Vec<&str> = candidates.iter().map(|one| one.name.as_str()).collect();
         assert_eq!(names, ["push", "clone_into", "len", "names", "println!"]);
         assert_eq!(candidates[0].kind, "fn(value: T)");

@@ -405,6 +405,7 @@ impl Session {
             let told = self.evaluator.documentation(&asked);
             told.is_none_or(|(text, _)| !completion::is_private(&text, &candidate.name))
         });
+        completion::once(&mut candidates);
         Some(Completions {
             start: found.start,
             end: found.end,
