@@ -20,7 +20,14 @@ pub struct Request {
 /// The signatures of messages that were accepted: none is heard twice, on whatever channel.
 #[derive(Clone, Debug, Default)]
 pub struct Heard {
-    inner: Arc<Mutex<(HashSet<Vec<u8>>, VecDeque<Vec<u8>>)>>,
+    inner: Arc<Mutex<Signatures>>,
+}
+
+#[derive(Debug, Default)]
+struct Signatures {
+    known: HashSet<Vec<u8>>,
+    /// The oldest first.
+    order: VecDeque<Vec<u8>>,
 }
 
 impl Heard {
@@ -30,15 +37,14 @@ impl Heard {
     /// Whether a signature was not heard before; from now on it was.
     fn is_new(&self, signature: Vec<u8>) -> bool {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let (known, order) = &mut *inner;
-        if !known.insert(signature.clone()) {
+        if !inner.known.insert(signature.clone()) {
             return false;
         }
-        order.push_back(signature);
-        if order.len() > Self::MOST
-            && let Some(oldest) = order.pop_front()
+        inner.order.push_back(signature);
+        if inner.order.len() > Self::MOST
+            && let Some(oldest) = inner.order.pop_front()
         {
-            known.remove(&oldest);
+            inner.known.remove(&oldest);
         }
         true
     }
@@ -230,6 +236,6 @@ mod tests {
             heard.is_new(number.to_le_bytes().to_vec());
         }
         let inner = heard.inner.lock().expect("whole");
-        assert_eq!((inner.0.len(), inner.1.len()), (Heard::MOST, Heard::MOST));
+        assert_eq!((inner.known.len(), inner.order.len()), (Heard::MOST, Heard::MOST));
     }
 }
