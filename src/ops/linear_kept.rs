@@ -96,10 +96,8 @@ fn kind((rows, width, out): (usize, usize, usize), weight: &Param) -> Option<Kin
     kind.unit().map(|_| kind)
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
-    #![cfg(target_arch = "x86_64")]
-
     use candle_core::{Device, Tensor};
 
     use super::*;

@@ -236,6 +236,9 @@ mod tests {
             heard.is_new(number.to_le_bytes().to_vec());
         }
         let inner = heard.inner.lock().expect("whole");
-        assert_eq!((inner.known.len(), inner.order.len()), (Heard::MOST, Heard::MOST));
+        assert_eq!(
+            (inner.known.len(), inner.order.len()),
+            (Heard::MOST, Heard::MOST)
+        );
     }
 }
