@@ -96,7 +96,8 @@ fn kind((rows, width, out): (usize, usize, usize), weight: &Param) -> Option<Kin
     kind.unit().map(|_| kind)
 }
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(target_arch = "x86_64")]
+#[cfg(test)]
 mod tests {
     use candle_core::{Device, Tensor};
 
