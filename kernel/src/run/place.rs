@@ -70,7 +70,17 @@ fn path_for(notebook: &Path, arguments: &Run) -> Result<PathBuf> {
     };
     let path = std::path::absolute(&path).map_err(Error::file(&path))?;
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(Error::file(folder))?;
+        fs::create_dir_all(folder).map_err(|error| {
+            let file = folder.ancestors().find(|place| place.is_file());
+            let reason = match file {
+                Some(file) => format!("{} is a file, not a folder", file.display()),
+                None => error.to_string(),
+            };
+            Error::from(format!(
+                "Nothing was run, because its outcome could not be kept: could not make the folder {}: {reason}",
+                folder.display()
+            ))
+        })?;
     }
     let checked = Destination::of(&path).and_then(|destination| {
         destination.check()?;
@@ -179,6 +189,10 @@ mod tests {
             [Place::Path(at("deep/er/out.ipynb"))]
         );
         assert!(at("deep/er").is_dir());
+        let inside = at("a/n.ipynb/deep/out.ipynb");
+        let told = settle(&arguments(&[&at("b/n.ipynb")], Some(&inside)));
+        let told = told.expect_err("refused").to_string();
+        assert!(told.contains("a/n.ipynb is a file"), "{told}");
         let both = settle(&arguments(
             &[&at("a/n.ipynb"), &at("b/n.ipynb")],
             Some(&at("new")),
