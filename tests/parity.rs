@@ -3,7 +3,7 @@
 //! `CLOZE_FIXTURES=DIR` points the test to another folder of the same layout (one subfolder per model).
 
 use candle_core::{Device, Tensor};
-use cloze::model::{Context, MaskedLm};
+use cloze::model::{Context, MaskedLm, ModelInputs};
 use cloze::ops::{Precision, autocast, inference, no_grad};
 
 #[path = "support/parity_checks.rs"]
@@ -22,22 +22,25 @@ fn every_fixture_of_a_supported_family_is_reproduced() {
     checks::reproduce(&Device::Cpu, Precision::F32, &limits);
 }
 
+/// Every fixture's name, model and inputs.
+fn opened() -> impl Iterator<Item = (String, MaskedLm, ModelInputs)> {
+    let entries = std::fs::read_dir(checks::fixtures()).unwrap();
+    entries.filter_map(|entry| {
+        let folder = entry.unwrap().path();
+        let io = candle_core::safetensors::load(folder.join("io.safetensors"), &Device::Cpu);
+        let inputs = checks::inputs(&io.ok()?);
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        let model = MaskedLm::from_pretrained(folder.to_string_lossy()).unwrap();
+        Some((name, model, inputs))
+    })
+}
+
 /// As a model that is only read computes them: no graph, weights rearranged and kept.
 #[test]
 fn logits_stay_the_same_where_weights_are_kept_and_close_at_lower_precision() {
     let mut failed = Vec::new();
     let mut compared = 0;
-    for entry in std::fs::read_dir(checks::fixtures()).unwrap() {
-        let folder = entry.unwrap().path();
-        let Ok(io) = candle_core::safetensors::load(folder.join("io.safetensors"), &Device::Cpu)
-        else {
-            continue;
-        };
-        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
-        let Ok(model) = MaskedLm::from_pretrained(folder.to_string_lossy()) else {
-            continue;
-        };
-        let inputs = checks::inputs(&io);
+    for (name, model, inputs) in opened() {
         let recorded = model.logits(&inputs, &Context::eval()).unwrap().detach();
         let size = checks::norm(&recorded);
         for (precision, most) in [
@@ -76,15 +79,7 @@ fn every_family_that_is_saved_opens_in_transformers() {
 #[test]
 fn padding_that_is_left_out_changes_nothing() {
     let mut packed = Vec::new();
-    for entry in std::fs::read_dir(checks::fixtures()).unwrap() {
-        let folder = entry.unwrap().path();
-        let Ok(io) = candle_core::safetensors::load(folder.join("io.safetensors"), &Device::Cpu)
-        else {
-            continue;
-        };
-        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
-        let model = MaskedLm::from_pretrained(folder.to_string_lossy()).unwrap();
-        let inputs = checks::inputs(&io);
+    for (name, model, inputs) in opened() {
         let [padded, unpadded] = [false, true].map(|unpadded| {
             model.zero_grad();
             let loss = model.loss(&inputs, &Context::eval().unpadded(unpadded));

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use serde::{Deserialize, Serialize};
 
 use super::MlmBatch;
+use crate::base::panics::words;
 use crate::dataset::Position;
 use crate::{Error, Result};
 
@@ -108,11 +109,7 @@ impl Iterator for Batches {
         }
         self.left = 0;
         let panic = self.join();
-        let text = panic.as_ref().and_then(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            text.or_else(|| panic.downcast_ref::<&str>().copied())
-        });
-        let text = text.unwrap_or("no reason given");
+        let text = panic.map_or_else(|| "no reason given".to_owned(), |panic| words(&*panic));
         Some(Err(Error::Dataset(format!(
             "the thread that makes batches panicked: {text}"
         ))))

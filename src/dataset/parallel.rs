@@ -96,11 +96,7 @@ pub(crate) fn ordered_until<T: Send, R: Send>(
 }
 
 fn panicked(doing: &str, panic: &(dyn Any + Send)) -> Error {
-    let message = panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".to_owned());
+    let message = crate::base::panics::words(panic);
     Error::User {
         context: doing.to_owned(),
         source: format!("the function panicked: {message}").into(),

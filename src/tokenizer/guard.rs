@@ -35,11 +35,7 @@ pub(super) fn guarded<T>(doing: &str, work: impl FnOnce() -> Result<T>) -> Resul
     let result = catch_unwind(AssertUnwindSafe(work));
     GUARDED.set(outer);
     result.unwrap_or_else(|panic| {
-        let said = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("no reason given");
+        let said = crate::base::panics::words(&*panic);
         Err(Error::Tokenizer(format!(
             "{doing} failed inside the tokenizers library ({said}); the tokenizer's files are damaged or contradict one \
              another"

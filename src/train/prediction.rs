@@ -81,9 +81,7 @@ impl PredictionOutput {
         let among = self.tokens.iter().filter(|token| (token.rank as usize) < k);
         among.count() as f64 / self.tokens.len().max(1) as f64
     }
-}
 
-impl PredictionOutput {
     /// Returns the texts that were said and those that the model wrote, in order.
     ///
     /// # Errors

@@ -33,7 +33,7 @@ pub struct BuildPlan {
     /// What the compiler says of itself.
     pub version: String,
     /// The standard library's sources, which rust-analyzer is shown under [`library`].
-    pub library: PathBuf,
+    pub std_sources: PathBuf,
     /// Arguments of rustc that make the prelude and the cell library known.
     pub flags: Vec<String>,
     /// The folder whose sources tell the types of the prelude, if there is one.

@@ -61,7 +61,7 @@ pub struct Session {
     /// Whether it was the compiler that the last cell failed by.
     failed_to_compile: bool,
     /// The folders of the sources that completion has to do with, and what is private in them, once that was asked for.
-    library_sources: Vec<PathBuf>,
+    crate_sources: Vec<PathBuf>,
     private_names: Arc<OnceLock<PrivateNames>>,
     /// The types that cells have defined.
     own_types: HashSet<String>,
@@ -109,7 +109,7 @@ impl Session {
             sysroot: toolchain.sysroot.clone(),
             host: toolchain.host.clone(),
             version: toolchain.version.clone(),
-            library: toolchain.library_sources(),
+            std_sources: toolchain.std_sources(),
             flags: libraries.flags.clone(),
             analysis: libraries.analysis.clone(),
         })?;
@@ -150,14 +150,13 @@ impl Session {
             places,
             folder: session_dir.folder().to_owned(),
             failed_to_compile: false,
-            library_sources: sources
+            crate_sources: sources
                 .and_then(|sources| sources.folder().or(libraries.analysis.as_deref()))
                 .map(|folder| folder.join("src"))
                 .into_iter()
                 .chain(libraries.analysed())
                 .chain(
-                    ["alloc/src", "core/src", "std/src"]
-                        .map(|it| toolchain.library_sources().join(it)),
+                    ["alloc/src", "core/src", "std/src"].map(|it| toolchain.std_sources().join(it)),
                 )
                 .collect(),
             private_names: Arc::default(),
@@ -173,7 +172,7 @@ impl Session {
 
     /// Begins to read what the first completion would have to wait for. A session that nobody types into has no use for it.
     pub fn expect_completions(&self) {
-        let (names, folders) = (self.private_names.clone(), self.library_sources.clone());
+        let (names, folders) = (self.private_names.clone(), self.crate_sources.clone());
         std::thread::spawn(move || {
             names.get_or_init(|| PrivateNames::read(&folders));
         });
@@ -374,7 +373,7 @@ impl Session {
         // rust-analyzer takes all crates for one, in which everything may be used. What is private is known from the sources
         // where the type is; of a type that the sources do not have, it is asked for by name.
         let private_names = self.private_names.clone();
-        let private_names = private_names.get_or_init(|| PrivateNames::read(&self.library_sources));
+        let private_names = private_names.get_or_init(|| PrivateNames::read(&self.crate_sources));
         let is_doubtful = |candidate: &Candidate| {
             let Candidate { name, is_field, .. } = candidate;
             *is_field || private_names.contains(name, *is_field)

@@ -66,13 +66,13 @@ impl Toolchain {
     }
 
     /// Where the standard library's sources are, if they are there.
-    pub fn library_sources(&self) -> PathBuf {
+    pub fn std_sources(&self) -> PathBuf {
         self.sysroot.join("lib/rustlib/src/rust/library")
     }
 
     /// Whether the standard library's sources are there; without them no variable's type can be inferred.
     pub fn has_sources(&self) -> bool {
-        self.library_sources().join("core/src/lib.rs").exists()
+        self.std_sources().join("core/src/lib.rs").exists()
     }
 
     /// Asks rustup for the standard library's sources.

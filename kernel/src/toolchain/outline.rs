@@ -32,7 +32,7 @@ const INTRINSICS: &str = "stdarch/crates/core_arch/src";
 
 /// The folder to show in place of the toolchain's own, made if it is not there yet.
 pub fn shown(toolchain: &Toolchain) -> Result<PathBuf> {
-    let real = toolchain.library_sources();
+    let real = toolchain.std_sources();
     let key = format!(
         "{}\n{}\n{}",
         toolchain.version,

@@ -30,15 +30,23 @@ pub struct Turn {
 impl Graph {
     /// Returns rotary positions whose pairs turn by `speeds` from one position to the next.
     pub fn turn(&mut self, speeds: &[f32], halves: bool) -> Result<Turn> {
-        let table = Tensor::from_slice(speeds, (1, speeds.len()), &Device::Cpu)?;
-        let speed = self.table(&table)?;
-        let positions = self.positions();
-        let positions = self.to_float(&positions);
-        let positions = self.unsqueeze(&positions, &[1]);
-        let angles = self.mul(&positions, &speed);
+        let key: Vec<u32> = speeds.iter().map(|speed| speed.to_bits()).collect();
+        let [cos, sin] = match self.turns.get(&key) {
+            Some(known) => known.clone(),
+            None => {
+                let table = Tensor::from_slice(speeds, (1, speeds.len()), &Device::Cpu)?;
+                let speed = self.table(&table)?;
+                let positions = self.positions();
+                let positions = self.to_float(&positions);
+                let positions = self.unsqueeze(&positions, &[1]);
+                let angles = self.mul(&positions, &speed);
+                ["Cos", "Sin"].map(|op| self.node(op, &[&angles], &[]))
+            }
+        };
+        self.turns.insert(key, [cos.clone(), sin.clone()]);
         Ok(Turn {
-            cos: self.node("Cos", &[&angles], &[]),
-            sin: self.node("Sin", &[&angles], &[]),
+            cos,
+            sin,
             width: 2 * speeds.len(),
             halves,
         })

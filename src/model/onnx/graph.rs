@@ -1,6 +1,6 @@
 //! A graph of ONNX operators under construction.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor};
 use prost::Message;
@@ -46,7 +46,10 @@ pub struct Graph {
     known: BTreeSet<String>,
     count: usize,
     positions: Option<Value>,
-    visible: Option<Value>,
+    /// What layers share, by the windows that they have.
+    masks: BTreeMap<Option<[usize; 2]>, Value>,
+    /// Cosines and sines that layers share, by the bits of the speeds.
+    pub(super) turns: BTreeMap<Vec<u32>, [Value; 2]>,
 }
 
 impl Graph {
@@ -59,7 +62,8 @@ impl Graph {
             known: BTreeSet::new(),
             count: 0,
             positions: None,
-            visible: None,
+            masks: BTreeMap::new(),
+            turns: BTreeMap::new(),
         };
         graph.input("input_ids");
         graph.input("attention_mask");
@@ -69,10 +73,6 @@ impl Graph {
     /// Returns an input of i64, (batch, sequence), which the graph has from now on.
     pub fn input(&mut self, name: &str) -> Value {
         if self.known.insert(name.to_owned()) {
-            let free = |name: &str| Dim {
-                value: None,
-                param: Some(name.to_owned()),
-            };
             let dims = vec![free("batch_size"), free("sequence_length")];
             self.message.input.push(info(name, INT64, dims));
         }
@@ -301,32 +301,27 @@ impl Graph {
     /// Returns what is added to scores (batch, heads, queries, keys), so that nothing sees padding, nor further than
     /// `[before, after]` where these are given.
     pub fn mask(&mut self, band: Option<[usize; 2]>) -> Value {
-        let visible = match &self.visible {
-            Some(visible) => visible.clone(),
-            None => {
-                let mask = self.input("attention_mask");
-                let mask = self.cast(&mask, BOOL);
-                let mask = self.unsqueeze(&mask, &[1, 2]);
-                self.visible = Some(mask.clone());
-                mask
-            }
-        };
-        let visible = match band {
-            None => visible,
-            Some([before, after]) => {
-                let positions = self.positions();
-                let rows = self.unsqueeze(&positions, &[1]);
-                let columns = self.unsqueeze(&positions, &[0]);
-                let distance = self.sub(&columns, &rows);
-                let (first, last) = (self.int(-(before as i64)), self.int(after as i64));
-                let from = self.node("GreaterOrEqual", &[&distance, &first], &[]);
-                let to = self.node("LessOrEqual", &[&distance, &last], &[]);
-                let near = self.node("And", &[&from, &to], &[]);
-                self.node("And", &[&visible, &near], &[])
-            }
-        };
+        if let Some(mask) = self.masks.get(&band) {
+            return mask.clone();
+        }
+        let mask = self.input("attention_mask");
+        let mask = self.cast(&mask, BOOL);
+        let mut visible = self.unsqueeze(&mask, &[1, 2]);
+        if let Some([before, after]) = band {
+            let positions = self.positions();
+            let rows = self.unsqueeze(&positions, &[1]);
+            let columns = self.unsqueeze(&positions, &[0]);
+            let distance = self.sub(&columns, &rows);
+            let (first, last) = (self.int(-(before as i64)), self.int(after as i64));
+            let from = self.node("GreaterOrEqual", &[&distance, &first], &[]);
+            let to = self.node("LessOrEqual", &[&distance, &last], &[]);
+            let near = self.node("And", &[&from, &to], &[]);
+            visible = self.node("And", &[&visible, &near], &[]);
+        }
         let (seen, hidden) = (self.float(0.0), self.float(f64::from(LOWEST)));
-        self.node("Where", &[&visible, &seen, &hidden], &[])
+        let mask = self.node("Where", &[&visible, &seen, &hidden], &[]);
+        self.masks.insert(band, mask.clone());
+        mask
     }
 
     /// Returns a file whose output is `logits`, (batch, sequence, `vocab`).
@@ -342,10 +337,6 @@ impl Graph {
             op_type: Some("Identity".to_owned()),
             attribute: Vec::new(),
         });
-        let free = |name: &str| Dim {
-            value: None,
-            param: Some(name.to_owned()),
-        };
         let vocab = Dim {
             value: Some(vocab as i64),
             param: None,
@@ -370,6 +361,14 @@ impl Graph {
             )));
         }
         Ok(model.encode_to_vec())
+    }
+}
+
+/// Returns a size that each run may choose.
+fn free(name: &str) -> Dim {
+    Dim {
+        value: None,
+        param: Some(name.to_owned()),
     }
 }
 

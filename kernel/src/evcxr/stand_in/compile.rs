@@ -142,7 +142,7 @@ impl<'a> CellCrate<'a> {
     /// Compiles a cell that uses nothing but the prelude: one call of rustc, or none if the same was compiled before.
     fn with_rustc(&self) -> Result<ExitCode> {
         let opt_level = self.opt_level();
-        let library = self.library()?;
+        let library = self.cell_library()?;
         let known = (!self.check && is_alone(&self.source)).then(|| self.known(opt_level));
         if let Some(outcome) = known
             .as_ref()
@@ -185,7 +185,7 @@ impl<'a> CellCrate<'a> {
     }
 
     /// Where the cell's library goes, in a folder that is there.
-    fn library(&self) -> Result<PathBuf> {
+    fn cell_library(&self) -> Result<PathBuf> {
         let output = self
             .folder
             .join("target")

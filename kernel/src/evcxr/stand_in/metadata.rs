@@ -26,13 +26,13 @@ pub fn metadata(folder: &Path, plan: &BuildPlan, arguments: &[String]) -> Result
     };
     let shown_library = library(folder);
     if asked_for.is_some_and(|manifest| manifest == shown_library.join("Cargo.toml")) {
-        let (real, shown) = real_and_shown(&plan.library, &shown_library);
+        let (real, shown) = real_and_shown(&plan.std_sources, &shown_library);
         let answer = answer(folder, plan, &without_lockfile(arguments), || {
             let mut cargo = Command::new(&plan.cargo);
             let arguments = arguments
                 .iter()
                 .map(|argument| argument.replace(&shown, &real));
-            cargo.args(arguments).current_dir(&plan.library);
+            cargo.args(arguments).current_dir(&plan.std_sources);
             cargo
         })?;
         return answer.pass_on(|stdout| {
