@@ -17,6 +17,8 @@ const MOST_ROWS: usize = 32;
 const TASK: usize = 1 << 14;
 /// How many rows of `b` are read side by side.
 const GROUP: usize = 4;
+/// How far ahead a row of `b` is fetched that is read alone.
+const AHEAD: usize = 512;
 
 /// Returns whether this machine and this size are served here.
 pub(super) fn fits((m, k, n): (usize, usize, usize)) -> bool {
@@ -86,8 +88,10 @@ macro_rules! kernel {
                 b: *const f32,
                 columns: std::ops::Range<usize>,
             ) {
-                for start in columns.clone().step_by(GROUP) {
-                    let width = GROUP.min(columns.end - start);
+                // The fewest rows wait for memory, which answers fastest along one row of `b` at a time.
+                let group = if m < $rows { 1 } else { GROUP };
+                for start in columns.clone().step_by(group) {
+                    let width = group.min(columns.end - start);
                     let mut row = 0;
                     while row < m {
                         let height = $rows.min(m - row);
@@ -97,6 +101,7 @@ macro_rules! kernel {
                             match (height, width) {
                                 ($rows, GROUP) => tile::<$rows, GROUP>(k, n, add, c, a, b),
                                 $(($fewer, GROUP) => tile::<$fewer, GROUP>(k, n, add, c, a, b),)*
+                                $(($fewer, 1) => tile::<$fewer, 1>(k, n, add, c, a, b),)*
                                 _ => {
                                     for row in 0..height {
                                         for column in 0..width {
@@ -132,8 +137,9 @@ macro_rules! kernel {
                         for (j, right) in right.iter_mut().enumerate() {
                             let b = b.add(j * k + at);
                             *right = $load(b);
-                            // The same place of the rows that come next.
-                            _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(GROUP * k).cast());
+                            // What comes soon in this row, or the same place of the rows that come next.
+                            let ahead = if N == 1 { AHEAD } else { GROUP * k };
+                            _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(ahead).cast());
                         }
                         for (i, sums) in sums.iter_mut().enumerate() {
                             let left = $load(a.add(i * k + at));
@@ -192,6 +198,9 @@ mod tests {
         let value = |i: usize| ((i * 7919) % 2003) as f32 / 1001.5 - 1.0;
         let sizes = [
             (1, 768, 1003),
+            (2, 97, 66),
+            (3, 200, 21),
+            (4, 131, 9),
             (5, 160, 4),
             (7, 131, 9),
             (11, 200, 130),
