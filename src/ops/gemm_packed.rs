@@ -1,11 +1,11 @@
-//! Products of f32 matrices on units of the processor that multiply bf16: blocks of both operands are packed in the order
-//! in which the unit reads them.
+//! Products of f32 matrices on the matrix unit ([`amx`](super::amx)), which multiplies bf16: blocks of both operands are
+//! packed in the order in which the unit reads them.
 //!
-//! At f32's precision (where there is a matrix unit, [`amx`](super::amx)), every f32 is split exactly into three bf16
-//! parts, a = a₁ + a₂ + a₃ with |aᵢ₊₁| ≤ 2⁻⁸ |aᵢ|, and of the nine products of parts the six that reach f32's precision are
-//! summed in f32: a₁b₁ + a₁b₂ + a₂b₁ + a₁b₃ + a₂b₂ + a₃b₁. What is left out is below 2⁻²³ of the term, so that results
-//! are as good as those of f32 multiply-adds (the tests hold them to that), at a multiple of the speed. NaN and infinity
-//! come out as NaN; parts below the smallest normal number are taken as zero.
+//! At f32's precision every f32 is split exactly into three bf16 parts, a = a₁ + a₂ + a₃ with |aᵢ₊₁| ≤ 2⁻⁸ |aᵢ|, and of the
+//! nine products of parts the six that reach f32's precision are summed in f32: a₁b₁ + a₁b₂ + a₂b₁ + a₁b₃ + a₂b₂ + a₃b₁.
+//! What is left out is below 2⁻²³ of the term, so that results are as good as those of f32 multiply-adds (the tests hold
+//! them to that), at a multiple of the speed. NaN and infinity come out as NaN; parts below the smallest normal number are
+//! taken as zero.
 //!
 //! At bf16's precision the first parts are all there is.
 //!
@@ -18,10 +18,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-#[cfg(target_os = "linux")]
-use super::amx;
 use super::gemm_tiles::{PART, SIDE, TILE};
-use super::{gemm_avx512bf16, storage};
+use super::operand::Operand;
+use super::transpose::transpose;
+use super::{amx, storage};
 
 /// How many parts an f32 has at its own precision; at bf16's it has one.
 pub(super) const EXACT: usize = 3;
@@ -33,80 +33,17 @@ const CACHE_BYTES: usize = 2 << 20;
 /// Bytes of the panel to come that are fetched during one step.
 const AHEAD: usize = 1024;
 
-/// What multiplies packed blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unit {
-    /// The matrix unit (AMX), at either precision.
-    #[cfg(target_os = "linux")]
-    Tiles,
-    /// AVX-512's dot products of pairs, at bf16's precision only.
-    Dots,
-}
-
-impl Unit {
-    /// Before the first block of a task, and after the last.
-    ///
-    /// # Safety
-    /// The machine must have the unit, and nothing else may use it in between.
-    unsafe fn begin(self) {
-        #[cfg(target_os = "linux")]
-        if self == Self::Tiles {
-            // SAFETY: the caller's promise.
-            unsafe { amx::configure() };
-        }
-    }
-
-    /// # Safety
-    /// As for [`Unit::begin`], which must have been called.
-    unsafe fn end(self) {
-        #[cfg(target_os = "linux")]
-        if self == Self::Tiles {
-            // SAFETY: the caller's promise.
-            unsafe { amx::release() };
-        }
-    }
-
-    fn kernel<const PARTS: usize>(self) -> Kernel {
-        match self {
-            #[cfg(target_os = "linux")]
-            Self::Tiles => match PARTS {
-                BF16 => amx::bf16_kernel,
-                _ => amx::exact_kernel,
-            },
-            Self::Dots => gemm_avx512bf16::bf16_kernel,
-        }
+/// Returns the kernel for this precision.
+fn kernel<const PARTS: usize>() -> Kernel {
+    match PARTS {
+        BF16 => amx::bf16_kernel,
+        _ => amx::exact_kernel,
     }
 }
 
 /// 32 x 32 elements of the result from packed blocks of both operands: `([a, b, where to fetch memory into the cache from
 /// meanwhile], steps, result, bytes between its rows, whether to add to it)`.
 pub(super) type Kernel = unsafe fn([*const u8; 3], usize, *mut f32, usize, bool);
-
-/// An operand, seen as `outer` rows (of the left one) or columns (of the right one) times the inner dimension.
-#[derive(Clone, Copy)]
-pub(super) struct Operand {
-    pub start: *const f32,
-    /// Elements between neighbouring rows (left) or columns (right).
-    pub outer: usize,
-    /// Elements between neighbours along the inner dimension; this or `outer` is 1.
-    pub inner: usize,
-}
-
-// SAFETY: tasks only read through it, while the caller of `matmul` keeps the memory alive.
-unsafe impl Send for Operand {}
-unsafe impl Sync for Operand {}
-
-impl Operand {
-    /// Returns the operand that begins at row or column `outer` and inner position `inner`.
-    fn at(self, outer: usize, inner: usize) -> Self {
-        Self {
-            start: self
-                .start
-                .wrapping_add(outer * self.outer + inner * self.inner),
-            ..self
-        }
-    }
-}
 
 /// A pointer into a buffer that tasks share, each writing elsewhere.
 #[derive(Clone, Copy)]
@@ -178,10 +115,9 @@ impl Cut {
 /// with rows `stride` apart.
 ///
 /// # Safety
-/// The machine must have the unit, and the unit know this precision; the operands and `c` must be valid for these
+/// The machine must have the unit; the operands and `c` must be valid for these
 /// dimensions, `c` for writes that nobody else sees meanwhile. Without `add`, `c` may be uninitialized.
 pub(super) unsafe fn matmul<const PARTS: usize>(
-    unit: Unit,
     (m, k, n): (usize, usize, usize),
     add: bool,
     (c, stride): (*mut f32, usize),
@@ -189,7 +125,7 @@ pub(super) unsafe fn matmul<const PARTS: usize>(
     b: Operand,
 ) {
     let block = PARTS * PART;
-    let kernel = unit.kernel::<PARTS>();
+    let kernel = kernel::<PARTS>();
     // The shorter side is packed once for all tasks; the longer side is cut into pieces that each task packs itself.
     let by_rows = m > n;
     let (common, common_len, own, own_len) = match by_rows {
@@ -247,7 +183,7 @@ pub(super) unsafe fn matmul<const PARTS: usize>(
                         }
                     };
                     // SAFETY: the unit is there, and released at the end of this scope, before any other task.
-                    unsafe { unit.begin() };
+                    unsafe { amx::configure() };
                     if fits {
                         for own in 0..panels {
                             (0..common_panels).for_each(|common| visit(common, own, mine));
@@ -269,7 +205,7 @@ pub(super) unsafe fn matmul<const PARTS: usize>(
                         }
                     }
                     // SAFETY: as above.
-                    unsafe { unit.end() };
+                    unsafe { amx::release() };
                 });
             });
     }
@@ -280,7 +216,7 @@ pub(super) unsafe fn matmul<const PARTS: usize>(
 ///
 /// # Safety
 /// The first two operands must point to `steps` packed blocks, `c` to the block's first element, and the kernel's unit
-/// have begun.
+/// be configured.
 unsafe fn multiply(
     kernel: Kernel,
     operands: [*const u8; 3],
@@ -510,40 +446,5 @@ unsafe fn pairs_of_rows<const PARTS: usize>(
         for next in [32, 48] {
             _mm_prefetch::<_MM_HINT_T0>(from.at(0, i + next).start.cast());
         }
-    }
-}
-
-/// Transposes 16 x 16 elements of 32 bits.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn transpose(tile: &mut [__m512i; 16]) {
-    let mut pairs = [_mm512_setzero_si512(); 16];
-    for i in 0..8 {
-        pairs[2 * i] = _mm512_unpacklo_epi32(tile[2 * i], tile[2 * i + 1]);
-        pairs[2 * i + 1] = _mm512_unpackhi_epi32(tile[2 * i], tile[2 * i + 1]);
-    }
-    // Of rows 4g to 4g + 3, register 4g + c holds columns c, 4 + c, 8 + c and 12 + c.
-    let mut quads = [_mm512_setzero_si512(); 16];
-    for i in 0..4 {
-        let [a, b, c, d] = [0, 1, 2, 3].map(|j| pairs[4 * i + j]);
-        quads[4 * i] = _mm512_unpacklo_epi64(a, c);
-        quads[4 * i + 1] = _mm512_unpackhi_epi64(a, c);
-        quads[4 * i + 2] = _mm512_unpacklo_epi64(b, d);
-        quads[4 * i + 3] = _mm512_unpackhi_epi64(b, d);
-    }
-    for column in 0..4 {
-        let [a, b, c, d] = [0, 4, 8, 12].map(|g| quads[g + column]);
-        let even = (
-            _mm512_shuffle_i32x4::<0x88>(a, b),
-            _mm512_shuffle_i32x4::<0x88>(c, d),
-        );
-        let odd = (
-            _mm512_shuffle_i32x4::<0xDD>(a, b),
-            _mm512_shuffle_i32x4::<0xDD>(c, d),
-        );
-        tile[column] = _mm512_shuffle_i32x4::<0x88>(even.0, even.1);
-        tile[column + 8] = _mm512_shuffle_i32x4::<0xDD>(even.0, even.1);
-        tile[column + 4] = _mm512_shuffle_i32x4::<0x88>(odd.0, odd.1);
-        tile[column + 12] = _mm512_shuffle_i32x4::<0xDD>(odd.0, odd.1);
     }
 }

@@ -6,7 +6,7 @@ use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::accumulate::Accumulate;
-use super::matmul::matmul;
+use super::matmul::{matmul, matmul_bias};
 use super::parallel::{add_rows, column_sums, for_overwrite};
 use super::simd::simd_fn;
 use super::{Activation, Param, activation, linear_kept, naive, storage, tape};
@@ -118,19 +118,13 @@ fn forward(
     storage::with2(x, weight.own_var(), |x, w| -> Result<_> {
         let mut y = for_overwrite(rows * out);
         let plain = activation == Activation::Linear;
-        let into = match bias {
-            // The product is added to the bias, which costs less than a pass over the result.
+        let (size, x, w) = ((rows, width, out), (x, false), (w, true));
+        match bias {
             Some(bias) if plain => {
-                storage::with(bias, |bias| {
-                    y.par_chunks_mut(64 * out).for_each(|rows| {
-                        rows.chunks_mut(out).for_each(|y| y.copy_from_slice(bias))
-                    });
-                })?;
-                Accumulate::Add
+                storage::with(bias, |bias| matmul_bias(size, bias, &mut y, x, w))?;
             }
-            _ => Accumulate::Overwrite,
-        };
-        matmul((rows, width, out), into, &mut y, (x, false), (w, true));
+            _ => matmul(size, Accumulate::Overwrite, &mut y, x, w),
+        }
         if plain {
             return Ok((y, None));
         }

@@ -1,15 +1,20 @@
 //! Products of row-major f32 matrices on the shared thread pool.
 
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 use super::accumulate::Accumulate;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::gemm_packed;
 #[cfg(target_arch = "x86_64")]
-use super::bf16_unit::bf16_unit;
+use super::gemm_skinny;
+#[cfg(target_arch = "x86_64")]
+use super::operand::Operand;
+#[cfg(target_arch = "x86_64")]
+use super::panels::product::{Multiplier, Product};
 #[cfg(target_arch = "x86_64")]
 use super::precision::{Precision, precision};
 use super::simd::{self, Level};
-#[cfg(target_arch = "x86_64")]
-use super::{gemm_packed, gemm_skinny};
 
 /// Returns the name of what multiplies large f32 matrices on this machine's processor: "vector" for multiply-adds,
 /// "matrix" for a matrix unit (AMX) that forms each product from bf16 parts, with results as exact as f32's.
@@ -65,6 +70,24 @@ pub(crate) unsafe fn matmul_raw(
     if m == 0 || n == 0 {
         return;
     }
+    // One thread's products lie in its caches, where rearranging gains nothing.
+    #[cfg(target_arch = "x86_64")]
+    if !matches!(parallelism, Parallelism::None)
+        && dst_strides.cols == 1
+        && let Some(a) = operand(a, a_strides)
+        && let Some(b) = operand(b, b_strides.t())
+        && let Some(multiplier) = multiplier((m, k, n), b, false)
+    {
+        let product = Product {
+            size: (m, k, n),
+            into,
+            scale,
+            bias: None,
+            parallel: true,
+        };
+        // SAFETY: the caller's promise.
+        return unsafe { multiplier.multiply(product, (dst, dst_strides.rows), [a, b]) };
+    }
     // SAFETY: the caller's promise.
     unsafe {
         gemm::gemm(
@@ -91,46 +114,121 @@ pub(crate) unsafe fn matmul_raw(
     }
 }
 
+/// Returns the operand whose rows are those of a matrix; `None` if its elements lie side by side in neither direction.
+#[cfg(target_arch = "x86_64")]
+fn operand(start: *const f32, strides: Strides) -> Option<Operand> {
+    let Strides { rows, cols } = strides;
+    (rows == 1 || cols == 1).then_some(Operand {
+        start,
+        outer: rows,
+        inner: cols,
+    })
+}
+
+/// Returns what multiplies matrices of this size from rearranged operands, `b` on the right, if that is worth while
+/// (measured).
+#[cfg(target_arch = "x86_64")]
+fn multiplier((m, k, n): (usize, usize, usize), b: Operand, bf16: bool) -> Option<Multiplier> {
+    if m * k * n < 1 << 20 || m.min(n) < 16 {
+        return None;
+    }
+    if bf16 && let Some(multiplier) = Multiplier::new(true) {
+        return Some(multiplier);
+    }
+    // Rows of `b` are read as they lie by the crate `gemm`, and few of `a` do not pay for rearranging them.
+    match b.inner != 1 && m < 256 {
+        true => None,
+        false => Multiplier::new(false),
+    }
+}
+
 /// All threads of the pool that the caller is in.
 pub(crate) const PARALLEL: Parallelism = Parallelism::Rayon(0);
 
 /// `dst (m, n) = or += a · b`, all row-major and contiguous; `a` is (m, k), or with `a_t` stored as (k, m); `b` is
 /// (k, n), or with `b_t` stored as (n, k).
 pub(crate) fn matmul(
+    size: (usize, usize, usize),
+    into: Accumulate,
+    dst: &mut [f32],
+    a: (&[f32], bool),
+    b: (&[f32], bool),
+) {
+    multiply(size, into, None, dst, a, b);
+}
+
+/// `dst (m, n) = a · b + bias`, as [`matmul`]; `bias` (n) is added to each row.
+pub(crate) fn matmul_bias(
+    size: (usize, usize, usize),
+    bias: &[f32],
+    dst: &mut [f32],
+    a: (&[f32], bool),
+    b: (&[f32], bool),
+) {
+    multiply(size, Accumulate::Overwrite, Some(bias), dst, a, b);
+}
+
+fn multiply(
     (m, k, n): (usize, usize, usize),
     into: Accumulate,
+    bias: Option<&[f32]>,
     dst: &mut [f32],
     (a, a_t): (&[f32], bool),
     (b, b_t): (&[f32], bool),
 ) {
     assert!(
-        dst.len() == m * n && a.len() == m * k && b.len() == k * n,
+        dst.len() == m * n
+            && a.len() == m * k
+            && b.len() == k * n
+            && bias.is_none_or(|bias| bias.len() == n),
         "a product's shapes do not fit its buffers"
     );
+    if m == 0 || n == 0 {
+        return;
+    }
+    let strides = |rows, cols, transposed| match transposed {
+        false => Strides::rows(cols),
+        true => Strides::rows(rows).t(),
+    };
+    let (of_a, of_b) = (strides(m, k, a_t), strides(k, n, b_t));
     #[cfg(target_arch = "x86_64")]
-    if !a_t && b_t && gemm_skinny::fits((m, k, n)) {
+    let is_skinny = !a_t && b_t && gemm_skinny::fits((m, k, n));
+    #[cfg(target_arch = "x86_64")]
+    if !is_skinny
+        && let Some(a) = operand(a.as_ptr(), of_a)
+        && let Some(b) = operand(b.as_ptr(), of_b.t())
+        && let Some(multiplier) = multiplier((m, k, n), b, precision() == Precision::Bf16)
+    {
+        let product = Product {
+            size: (m, k, n),
+            into,
+            scale: 1.0,
+            bias,
+            parallel: true,
+        };
+        // SAFETY: the lengths were checked, and `dst` is borrowed mutably.
+        return unsafe { multiplier.multiply(product, (dst.as_mut_ptr(), n), [a, b]) };
+    }
+    let into = match bias {
+        // The product is added to the bias, which costs less than a pass over the result.
+        Some(bias) => {
+            dst.par_chunks_mut(64 * n)
+                .for_each(|rows| rows.chunks_mut(n).for_each(|y| y.copy_from_slice(bias)));
+            Accumulate::Add
+        }
+        None => into,
+    };
+    #[cfg(target_arch = "x86_64")]
+    if is_skinny {
         return gemm_skinny::matmul((m, k, n), into, dst, a, b);
     }
-    #[cfg(target_arch = "x86_64")]
-    if let Some(unit) = bf16_unit(precision() == Precision::Bf16)
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if simd::level() == Level::Matrix
         && m * k * n >= 1 << 20
         && m.min(n) >= 16
+        && let Some(a) = operand(a.as_ptr(), of_a)
+        && let Some(b) = operand(b.as_ptr(), of_b.t())
     {
-        let operand = |data: &[f32], outer, inner| gemm_packed::Operand {
-            start: data.as_ptr(),
-            outer,
-            inner,
-        };
-        let a = if a_t {
-            operand(a, 1, m)
-        } else {
-            operand(a, k, 1)
-        };
-        let b = if b_t {
-            operand(b, k, 1)
-        } else {
-            operand(b, 1, n)
-        };
         let multiply = match precision() {
             Precision::F32 | Precision::F16 | Precision::Int8 => {
                 gemm_packed::matmul::<{ gemm_packed::EXACT }>
@@ -139,12 +237,8 @@ pub(crate) fn matmul(
         };
         let c = (dst.as_mut_ptr(), n);
         // SAFETY: the unit is there, the lengths were checked, and `dst` is borrowed mutably.
-        return unsafe { multiply(unit, (m, k, n), into == Accumulate::Add, c, a, b) };
+        return unsafe { multiply((m, k, n), into == Accumulate::Add, c, a, b) };
     }
-    let strides = |rows, cols, transposed| match transposed {
-        false => Strides::rows(cols),
-        true => Strides::rows(rows).t(),
-    };
     // SAFETY: the lengths were checked, and `dst` is borrowed mutably.
     unsafe {
         matmul_raw(
@@ -152,8 +246,8 @@ pub(crate) fn matmul(
             into,
             1.0,
             (dst.as_mut_ptr(), Strides::rows(n)),
-            (a.as_ptr(), strides(m, k, a_t)),
-            (b.as_ptr(), strides(k, n, b_t)),
+            (a.as_ptr(), of_a),
+            (b.as_ptr(), of_b),
             PARALLEL,
         );
     }

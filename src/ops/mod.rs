@@ -18,7 +18,6 @@ mod arithmetic;
 mod attention;
 mod backward;
 mod batched_matmul;
-mod bf16_unit;
 mod checkpointing;
 mod concat;
 mod conv1d;
@@ -36,13 +35,11 @@ mod embedding;
 mod fake_quantize;
 mod fourier_mix;
 mod gated;
-#[cfg(target_arch = "x86_64")]
-mod gemm_avx512bf16;
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod gemm_packed;
 #[cfg(target_arch = "x86_64")]
 mod gemm_skinny;
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod gemm_tiles;
 mod layer_norm;
 mod linear;
@@ -55,6 +52,8 @@ mod multiply;
 mod narrow;
 mod newton_pinv;
 mod normalize_rows;
+#[cfg(target_arch = "x86_64")]
+mod operand;
 #[cfg(target_arch = "x86_64")]
 mod panels;
 mod parallel;
@@ -72,6 +71,8 @@ mod standardize;
 mod storage;
 mod sum_all;
 pub(crate) mod tape;
+#[cfg(target_arch = "x86_64")]
+mod transpose;
 mod update_elements;
 
 pub mod integer;

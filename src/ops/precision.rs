@@ -5,8 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use candle_core::Device;
 
-use super::bf16_unit::has_bf16;
 use super::device;
+#[cfg(target_arch = "x86_64")]
+use super::panels::product::Multiplier;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{self, Level};
 
 /// How exact the operands of large products are, and on a GPU the activations; weights, what products add up to, statistics
 /// and losses are f32.
@@ -43,6 +46,14 @@ impl Precision {
             Self::Int8 => device.is_cpu() && has_int8(),
         }
     }
+}
+
+/// Returns whether products of numbers rounded to bf16 are faster than f32's on this machine.
+fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return simd::level() == Level::Matrix || Multiplier::new(true).is_some();
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
 }
 
 /// Returns whether products of whole numbers of 8 bits are faster than f32's on this machine.

@@ -5,7 +5,9 @@ use std::cell::Cell;
 use rayon::prelude::*;
 
 use super::Kind;
-use crate::ops::simd::simd_fn;
+use super::side::pack_along;
+use crate::ops::operand::Operand;
+use crate::ops::simd::{self, Level, simd_fn};
 
 /// The rows of `x`, in tiles of nearly the same height: step by step, a word of each of the tile's rows.
 pub(super) struct Left {
@@ -17,7 +19,7 @@ pub(super) struct Left {
     /// Words of a row.
     steps: usize,
     /// The number of tiles.
-    tiles: usize,
+    pub tiles: usize,
 }
 
 /// Elements of a task that lays them out, at least.
@@ -76,6 +78,20 @@ impl Left {
                 .zip(x.par_chunks(height * inner))
                 .with_min_len((TASK / (height * inner)).max(1))
                 .for_each(|(((words, scales), zeros), x)| {
+                    if kind == Kind::F32 && simd::level() >= Level::V4 {
+                        scales.fill(1.0);
+                        let from = Operand {
+                            start: x.as_ptr(),
+                            outer: inner,
+                            inner: 1,
+                        };
+                        // SAFETY: there are that many rows and words, and the level says that there is AVX-512.
+                        unsafe {
+                            let size = (x.len() / inner, inner);
+                            pack_along::<1>(from, size, height, words.as_mut_ptr());
+                        }
+                        return;
+                    }
                     let mut lines = vec![0; 4 * steps * height];
                     for ((row, x), line) in
                         x.chunks(inner).enumerate().zip(lines.chunks_mut(4 * steps))

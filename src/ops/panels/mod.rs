@@ -1,5 +1,5 @@
 //! Products with a weight that was rearranged once and is met again and again: y = x · wᵀ + bias for a model that is only
-//! read.
+//! read. Those of training, whose operands are rearranged on the way, are in [`product`].
 //!
 //! The weight lies in panels of two vector registers' columns. A panel is a list of steps along the inner dimension, and
 //! a step has one word of 4 bytes for each column: one f32, two bf16 or four whole numbers of 8 bits. A tile of some rows
@@ -7,6 +7,8 @@
 //! and one word of each row.
 
 mod left;
+pub(super) mod product;
+mod side;
 mod tiles;
 
 use std::sync::LazyLock;
@@ -17,7 +19,7 @@ use super::parallel::for_overwrite;
 use super::simd::{self, Level};
 use super::storage;
 use left::Left;
-use tiles::Tile;
+use tiles::{Fetch, Place, Tile};
 
 /// What a word holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,15 +87,19 @@ pub(super) struct Panels {
     sums: Vec<f32>,
 }
 
-/// A pointer into the result, which tasks share, each writing columns of its own.
-struct Shared(*mut f32);
+/// A pointer to memory that tasks share, each writing elements of its own.
+struct Shared<T>(*mut T);
 // SAFETY: tasks write disjoint elements, and nobody reads before all are done.
-unsafe impl Sync for Shared {}
+unsafe impl<T> Sync for Shared<T> {}
 
-impl Shared {
+impl<T> Shared<T> {
+    fn get(&self) -> *mut T {
+        self.0
+    }
+
     /// # Safety
-    /// The elements must lie in the result, and belong to the calling task alone.
-    unsafe fn row<'a>(&self, start: usize, width: usize) -> &'a mut [f32] {
+    /// The elements must lie in the memory, and belong to the calling task alone.
+    unsafe fn row<'a>(&self, start: usize, width: usize) -> &'a mut [T] {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), width) }
     }
@@ -171,6 +177,7 @@ impl Panels {
         Left::with(self.kind, self.unit.tiles.len(), x, self.inner, |left| {
             (0..panels.div_ceil(group))
                 .into_par_iter()
+                .with_max_len(1)
                 .for_each(|task| {
                     let panels = task * group..panels.min((task + 1) * group);
                     self.multiply_panels(panels, left, bias, &target, &finish);
@@ -185,7 +192,7 @@ impl Panels {
         panels: std::ops::Range<usize>,
         left: &Left,
         bias: Option<&[f32]>,
-        target: &Shared,
+        target: &Shared<f32>,
         finish: &impl Fn(&mut [f32]),
     ) {
         let Unit { columns, .. } = self.unit;
@@ -210,7 +217,7 @@ impl Panels {
     }
 
     /// Adds the product to a panel's columns of the result.
-    fn multiply_panel(&self, panel: usize, left: &Left, target: &Shared) {
+    fn multiply_panel(&self, panel: usize, left: &Left, target: &Shared<f32>) {
         let Unit { columns, tiles } = self.unit;
         let steps = self.inner.div_ceil(self.kind.per_word());
         let from = panel * columns;
@@ -219,18 +226,31 @@ impl Panels {
         for step in (0..steps).step_by(STRETCH) {
             let count = STRETCH.min(steps - step);
             let right = self.words[(panel * steps + step) * columns..].as_ptr();
-            for (first, height, words) in left.tiles() {
+            for (index, (first, height, words)) in left.tiles().enumerate() {
+                // What comes next lies behind the panel's stretch.
+                let fetch = match left.tiles {
+                    1 => Fetch::onward(right, columns),
+                    tiles => {
+                        let next = right.wrapping_add(count * columns);
+                        Fetch::share(next, columns, count, (index, tiles))
+                    }
+                };
                 let tile = tiles[height - 1];
                 let words = words[step * height..].as_ptr();
                 let row_scales = left.scales[first..first + height].as_ptr();
                 let mut edge = [0.0; tiles::MOST];
-                let (to, stride) = match there == columns {
+                let (start, stride) = match there == columns {
                     true => (target.0.wrapping_add(first * self.out + from), self.out),
                     false => (edge.as_mut_ptr(), columns),
                 };
+                let place = Place {
+                    start,
+                    stride,
+                    add: true,
+                };
                 // SAFETY: the unit is the machine's; both operands have `count` steps from there on; the tile's place is
                 // in the result and this task's, or in `edge`, which is as large as any tile.
-                unsafe { tile([words, right], count, (to, stride), [row_scales, scales]) };
+                unsafe { tile([words, right], count, fetch, place, [row_scales, scales]) };
                 if there < columns {
                     for (i, sums) in edge.chunks_exact(columns).take(height).enumerate() {
                         // SAFETY: these columns exist and are this task's.
