@@ -1,4 +1,4 @@
-//! With the feature `cuda`, compiles the kernels in `src/ops/cuda/kernels` for one GPU architecture; without it, nothing.
+//! With the feature `cuda`, compiles the kernels in `src/ops` for one GPU architecture; without it, nothing.
 //!
 //! Each `.cu` file becomes a fat binary of machine code for that architecture and PTX for later ones, so that nothing is
 //! compiled when a program starts, and a kernel that asks for too many registers or too much memory fails here.
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-const KERNELS: &str = "src/ops/cuda/kernels";
+const OPERATIONS: &str = "src/ops";
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return ExitCode::SUCCESS;
     }
-    println!("cargo::rerun-if-changed={KERNELS}");
+    println!("cargo::rerun-if-changed={OPERATIONS}");
     for name in ["CUDA_COMPUTE_CAP", "CUDA_HOME", "CUDA_PATH", "NVCC"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
@@ -60,11 +60,11 @@ fn compile() -> Result<(), String> {
     });
     results.into_iter().collect::<Result<(), String>>()?;
 
-    let mut table = String::from("/// The compiled kernels by the names of their files.\n");
+    let mut table = String::from("/// The compiled kernels by the names of their operations.\n");
     table += "pub(super) static MODULES: &[(&str, &[u8])] = &[\n";
     for source in &sources {
         let binary = binary(source, &out);
-        table += &format!("    ({:?}, include_bytes!({binary:?})),\n", stem(source));
+        table += &format!("    ({:?}, include_bytes!({binary:?})),\n", name(source));
     }
     table += "];\n";
     std::fs::write(out.join("kernels.rs"), table).map_err(|e| format!("kernels.rs: {e}"))
@@ -125,23 +125,40 @@ fn nvcc() -> PathBuf {
         .unwrap_or_else(|| "nvcc".into())
 }
 
+/// The kernels: `kernel.cu` in an operation's folder, and the files of what operations share.
 fn sources() -> Result<Vec<PathBuf>, String> {
-    let entries = std::fs::read_dir(KERNELS).map_err(|e| format!("{KERNELS}: {e}"))?;
-    let mut sources: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|ending| ending == "cu"))
-        .collect();
+    let mut sources = Vec::new();
+    for folder in inside(Path::new(OPERATIONS))? {
+        if folder.is_dir() {
+            sources.extend(inside(&folder)?);
+        }
+    }
+    sources.retain(|path| path.extension().is_some_and(|ending| ending == "cu"));
     sources.sort();
     Ok(sources)
 }
 
-fn stem(source: &Path) -> String {
+fn inside(folder: &Path) -> Result<Vec<PathBuf>, String> {
+    let entries = std::fs::read_dir(folder).and_then(|entries| {
+        let paths = entries.map(|entry| Ok(entry?.path()));
+        paths.collect::<std::io::Result<_>>()
+    });
+    entries.map_err(|e| format!("{}: {e}", folder.display()))
+}
+
+/// The name of a file of kernels: that of its folder for an operation's `kernel.cu`.
+fn name(source: &Path) -> String {
     let stem = source.file_stem().unwrap_or_default();
-    stem.to_string_lossy().into_owned()
+    let folder = source.parent().and_then(Path::file_name);
+    let name = match stem.to_str() {
+        Some("kernel") => folder.unwrap_or(stem),
+        _ => stem,
+    };
+    name.to_string_lossy().into_owned()
 }
 
 fn binary(source: &Path, out: &Path) -> PathBuf {
-    out.join(stem(source)).with_extension("fatbin")
+    out.join(name(source)).with_extension("fatbin")
 }
 
 fn compile_one(nvcc: &Path, source: &Path, out: &Path, architecture: &str) -> Result<(), String> {

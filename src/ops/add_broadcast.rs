@@ -3,9 +3,11 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+use super::naive;
 use super::parallel::{CHUNK, add_rows, column_sums, for_overwrite};
 use super::simd::simd_fn;
-use super::{naive, storage, tape};
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
 use crate::{Error, Result};
 
 /// Returns `x + y`, where the shape of `y` is the end of that of `x`: position vectors (n, h) for all of a batch (b, n,
@@ -24,8 +26,8 @@ pub fn add_broadcast(x: &Tensor, y: &Tensor) -> Result<Tensor> {
         return storage::empty(x, x.shape());
     }
     #[cfg(feature = "cuda")]
-    if super::cuda::takes(x, []) && super::cuda::takes(y, []) {
-        return super::cuda::add_broadcast(x, y);
+    if crate::ops::cuda::takes(x, []) && crate::ops::cuda::takes(y, []) {
+        return crate::ops::arithmetic::cuda::add_broadcast(x, y);
     }
     if !storage::is_cpu_f32(x) || !storage::is_cpu_f32(y) {
         return naive::add_broadcast(x, y);

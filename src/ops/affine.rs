@@ -5,8 +5,10 @@ use rayon::prelude::*;
 
 use super::parallel::{add_rows, for_overwrite, rows_per_task};
 use super::simd::simd_fn;
-use super::{Param, layer_norm, naive, storage, tape};
+use super::{Param, layer_norm, naive};
 use crate::Result;
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
 
 /// Returns `x · weight + bias` feature by feature: both have the length of the last dimension of `x`.
 pub fn affine(x: &Tensor, weight: &Param, bias: Option<&Param>) -> Result<Tensor> {
@@ -15,10 +17,10 @@ pub fn affine(x: &Tensor, weight: &Param, bias: Option<&Param>) -> Result<Tensor
         return storage::empty(x, x.shape());
     }
     #[cfg(feature = "cuda")]
-    if super::cuda::takes(x, [weight].into_iter().chain(bias)) {
+    if crate::ops::cuda::takes(x, [weight].into_iter().chain(bias)) {
         let params: Vec<&Param> = [weight].into_iter().chain(bias).collect();
         let (w, b) = (weight.clone(), bias.cloned());
-        return super::cuda::composed("affine", &[x], &params, move |args| {
+        return crate::ops::cuda::composed("affine", &[x], &params, move |args| {
             naive::affine(&args[0], &w, b.as_ref())
         });
     }

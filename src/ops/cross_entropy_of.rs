@@ -4,7 +4,8 @@ use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
 use super::parallel::for_overwrite;
-use super::{storage, tape};
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
 use crate::{Error, Result};
 
 /// Returns the summed negative log-likelihood of `targets` (rows) given `logits` (rows, vocab).

@@ -3,8 +3,10 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::tape::Data;
-use super::{naive, storage, tape};
+use super::naive;
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
+use crate::ops::graph::tape::Data;
 use crate::{Error, Result};
 
 /// What each sequence of a batch is to say.
@@ -28,7 +30,7 @@ pub fn ctc_loss(logits: &Tensor, targets: CtcTargets) -> Result<Tensor> {
     let (batch, frames, classes) = logits.dims3()?;
     check((batch, frames, classes), targets)?;
     #[cfg(feature = "cuda")]
-    let on_gpu = super::cuda::takes(logits, []);
+    let on_gpu = crate::ops::cuda::takes(logits, []);
     #[cfg(not(feature = "cuda"))]
     let on_gpu = false;
     if !on_gpu && !storage::is_cpu_f32(logits) || logits.elem_count() == 0 {

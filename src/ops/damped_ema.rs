@@ -4,7 +4,9 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::parallel::for_overwrite;
-use super::{Param, depthwise_conv, naive, param_rows, storage, tape};
+use super::{Param, depthwise_conv, naive, param_rows};
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
 use crate::{Error, Result};
 
 /// The parameters of a moving average of h features in N states each, by their names in MEGA: all (2h, N), or with a 1
@@ -50,10 +52,10 @@ pub fn damped_ema(x: &Tensor, params: EmaParams, truncation: Option<usize>) -> R
         }
     }
     #[cfg(feature = "cuda")]
-    if super::cuda::takes(x, params) && len > 0 {
+    if crate::ops::cuda::takes(x, params) && len > 0 {
         let [damping, decay, expansion, projection] = params.map(param_rows);
         let params = [&damping?, &decay?, &expansion?, &projection?];
-        let kernels = super::cuda::composed("ema_kernels", &params, &[], move |args| {
+        let kernels = crate::ops::cuda::composed("ema_kernels", &params, &[], move |args| {
             naive::ema_kernels([&args[0], &args[1], &args[2], &args[3]], width, reach)
         })?;
         return depthwise_conv(x, &kernels, reach - 1);

@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{storage, tape};
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
 use crate::{Error, Result};
 
 /// Ranges up to this one hold nothing but zeros.

@@ -3,9 +3,11 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+use super::naive;
 use super::parallel::{add_rows, for_overwrite, rows_per_task};
 use super::simd::simd_fn;
-use super::{naive, storage, tape};
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
 use crate::{Error, Result};
 
 /// Returns the means over `count` equally long segments of dimension 1: (b, n, ...) becomes (b, count, ...). `n` must
@@ -25,8 +27,8 @@ pub fn mean_segments(x: &Tensor, count: usize) -> Result<Tensor> {
         return storage::empty(x, shape);
     }
     #[cfg(feature = "cuda")]
-    if super::cuda::takes(x, []) {
-        return super::cuda::composed("mean_segments", &[x], &[], move |args| {
+    if crate::ops::cuda::takes(x, []) {
+        return crate::ops::cuda::composed("mean_segments", &[x], &[], move |args| {
             naive::mean_segments(&args[0], count)
         });
     }

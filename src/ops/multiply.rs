@@ -3,9 +3,11 @@
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
+use super::naive;
 use super::parallel::{CHUNK, for_overwrite, rows_per_task};
 use super::simd::simd_fn;
-use super::{naive, storage, tape};
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
 use crate::{Error, Result};
 
 /// Returns `a · b` element by element, of one shape.
@@ -17,8 +19,8 @@ pub fn mul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         ));
     }
     #[cfg(feature = "cuda")]
-    if super::cuda::takes(a, []) && super::cuda::takes(b, []) {
-        return super::cuda::mul(a, b);
+    if crate::ops::cuda::takes(a, []) && crate::ops::cuda::takes(b, []) {
+        return crate::ops::arithmetic::cuda::mul(a, b);
     }
     if !storage::is_cpu_f32(a) || !storage::is_cpu_f32(b) {
         return naive::mul(a, b);
@@ -74,8 +76,8 @@ pub fn mul_rows(x: &Tensor, factors: &Tensor) -> Result<Tensor> {
         return storage::empty(x, x.shape());
     }
     #[cfg(feature = "cuda")]
-    if super::cuda::takes(x, []) {
-        return super::cuda::mul_rows(x, factors, width);
+    if crate::ops::cuda::takes(x, []) {
+        return crate::ops::arithmetic::cuda::mul_rows(x, factors, width);
     }
     if !storage::is_cpu_f32(x) {
         return naive::mul_rows(x, factors);

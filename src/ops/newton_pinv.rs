@@ -2,8 +2,10 @@
 
 use candle_core::{D, Tensor};
 
-use super::tape::Data;
-use super::{add_broadcast, checkpoint, matmul, naive, scale, storage, tape};
+use super::{add_broadcast, checkpoint, matmul, naive, scale};
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
+use crate::ops::graph::tape::Data;
 use crate::{Error, Result};
 
 /// Steps of the iteration.
@@ -23,8 +25,8 @@ pub fn newton_pinv(a: &Tensor) -> Result<Tensor> {
         ));
     }
     #[cfg(feature = "cuda")]
-    if super::cuda::takes(a, []) {
-        return super::cuda::in_f32(a, |a| checkpoint(a, &[], steps));
+    if crate::ops::cuda::takes(a, []) {
+        return crate::ops::cuda::in_f32(a, |a| checkpoint(a, &[], steps));
     }
     if !storage::is_cpu_f32(a) {
         return naive::newton_pinv(a);

@@ -3,10 +3,12 @@
 use candle_core::{D, Tensor};
 use rayon::prelude::*;
 
+use super::naive;
 use super::parallel::{for_overwrite, rows_per_task};
 use super::simd::{self, simd_fn};
-use super::{naive, storage, tape};
 use crate::Result;
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
 
 /// What counts as the length of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]

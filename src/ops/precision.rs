@@ -7,7 +7,7 @@ use candle_core::Device;
 
 use super::device;
 #[cfg(target_arch = "x86_64")]
-use super::panels::product::Multiplier;
+use super::gemm::panels::product::Multiplier;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{self, Level};
 
@@ -59,7 +59,7 @@ fn has_bf16() -> bool {
 /// Returns whether products of whole numbers of 8 bits are faster than f32's on this machine.
 fn has_int8() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return super::panels::Kind::Int8.unit().is_some();
+    return super::gemm::panels::Kind::Int8.unit().is_some();
     #[cfg(not(target_arch = "x86_64"))]
     return false;
 }

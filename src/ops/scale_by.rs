@@ -2,7 +2,9 @@
 
 use candle_core::Tensor;
 
-use super::{naive, storage, tape};
+use super::naive;
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
 use crate::{Error, Result};
 
 /// Returns `x · factor`, where `factor` is a tensor of the graph with one element: give a parameter by

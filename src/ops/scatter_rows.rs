@@ -3,8 +3,10 @@
 use candle_core::{D, DType, Tensor};
 
 use super::embedding::{Scatter, gather};
+use super::naive;
 use super::parallel::for_overwrite;
-use super::{naive, storage, tape};
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
 use crate::{Error, Result};
 
 /// Returns a tensor (`into_len`, width) of zeros to whose row `rows[i]` (u32) row `i` of `x` (count, width) was added:
@@ -23,8 +25,8 @@ pub fn scatter_rows(x: &Tensor, rows: &Tensor, into_len: usize) -> Result<Tensor
         return Err(Error::argument("rows", format!("row {bad} of {into_len}")));
     }
     #[cfg(feature = "cuda")]
-    if super::cuda::takes(x, []) {
-        return super::cuda::scatter_rows(x, ids, width, into_len);
+    if crate::ops::cuda::takes(x, []) {
+        return crate::ops::embedding::cuda::scatter_rows(x, ids, width, into_len);
     }
     if !storage::is_cpu_f32(x) {
         return naive::scatter_rows(&x.reshape((count, width))?, rows, into_len);

@@ -45,7 +45,7 @@ fn detect() -> Level {
         return Level::V3;
     }
     #[cfg(target_os = "linux")]
-    if super::amx::is_available() {
+    if crate::ops::gemm::amx::is_available() {
         return Level::Matrix;
     }
     Level::V4

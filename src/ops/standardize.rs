@@ -3,9 +3,11 @@
 use candle_core::{D, Tensor};
 use rayon::prelude::*;
 
+use super::naive;
 use super::parallel::{column_sums, for_overwrite, rows_per_task};
-use super::{naive, storage, tape};
 use crate::Result;
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
 
 /// A batch whose features have mean 0 and variance 1, and what they had before.
 #[derive(Clone, Debug)]

@@ -3,10 +3,12 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+use super::naive;
 use super::parallel::CHUNK;
 use super::simd::{self, simd_fn};
-use super::{naive, storage, tape};
 use crate::Result;
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
 
 /// Returns the sum of all elements of `x`, a number (shape `[]`): of the losses of single texts, say.
 pub fn sum_all(x: &Tensor) -> Result<Tensor> {
@@ -14,8 +16,8 @@ pub fn sum_all(x: &Tensor) -> Result<Tensor> {
         return Ok(Tensor::zeros((), x.dtype(), x.device())?);
     }
     #[cfg(feature = "cuda")]
-    if super::cuda::takes(x, []) {
-        return super::cuda::sum_all(x);
+    if crate::ops::cuda::takes(x, []) {
+        return crate::ops::cuda::sum_all(x);
     }
     if !storage::is_cpu_f32(x) {
         return naive::sum_all(x);

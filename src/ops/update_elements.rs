@@ -3,8 +3,9 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Param, storage};
+use super::Param;
 use crate::Result;
+use crate::ops::graph::storage;
 
 /// Elements that one task works on.
 const CHUNK: usize = 1 << 15;

@@ -84,17 +84,22 @@ fn compiler() -> String {
 /// Compiles every kernel against the emulator's header; the shared library's path.
 fn build(folder: &Path) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (kernels, host) = (
-        root.join("src/ops/cuda/kernels"),
-        root.join("tests/cuda_host"),
-    );
+    let host = root.join("tests/cuda_host");
+    let inside = |folder: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    };
     let mut sources = vec![host.join("emulator.cpp"), host.join("faults.cu")];
-    for entry in std::fs::read_dir(&kernels).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "cu") {
-            sources.push(path);
+    for folder in inside(&root.join("src/ops")) {
+        if folder.is_dir() {
+            sources.extend(inside(&folder));
         }
     }
+    let is_source = |path: &PathBuf| {
+        path.extension()
+            .is_some_and(|ending| ending == "cu" || ending == "cpp")
+    };
+    sources.retain(is_source);
     let compiler = compiler();
     let finish = |command: &mut Command| {
         let output = command.output().unwrap();
@@ -102,7 +107,9 @@ fn build(folder: &Path) -> PathBuf {
         assert!(output.status.success(), "{command:?} failed:\n{messages}");
     };
     let compile = |source: &PathBuf| {
-        let object = folder.join(source.file_name().unwrap()).with_extension("o");
+        // Several are called `kernel.cu`.
+        let place = source.strip_prefix(root).unwrap().to_string_lossy();
+        let object = folder.join(place.replace('/', "-")).with_extension("o");
         finish(
             Command::new(&compiler)
                 .args(["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden"])
@@ -116,8 +123,6 @@ fn build(folder: &Path) -> PathBuf {
                 .args(["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"])
                 .arg("-I")
                 .arg(&host)
-                .arg("-I")
-                .arg(&kernels)
                 .args(["-x", "c++", "-c"])
                 .arg(source)
                 .arg("-o")

@@ -1,5 +1,5 @@
 // Kernels with the faults that the emulator is there to find, and two that show the dropout mask.
-#include "dropout.cuh"
+#include "../../src/ops/dropout/kernel.cuh"
 
 extern "C" __global__ void fault_none(float* out) {
     DYNAMIC_SHARED(float, shared);

@@ -18,8 +18,8 @@ use super::skew::Place;
 use super::window::Window;
 use super::{AttentionMask, AttentionOptions, Sizes, masks};
 use crate::Result;
-use crate::ops::accumulate::Accumulate;
-use crate::ops::matmul::{Strides, matmul_raw};
+use crate::ops::gemm::accumulate::Accumulate;
+use crate::ops::gemm::{Strides, matmul_raw};
 use crate::ops::parallel::for_overwrite;
 use crate::ops::{Dropout, dropout};
 

@@ -3,8 +3,8 @@
 use candle_core::{Layout, Tensor};
 
 use crate::Result;
-use crate::ops::matmul::Strides;
-use crate::ops::storage;
+use crate::ops::gemm::Strides;
+use crate::ops::graph::storage;
 
 /// Where the rows of the heads lie in a buffer: feature c of row i of head h of sequence b is element
 /// `start + b · batch + i · row + h · head + c`.

@@ -1,5 +1,8 @@
 //! Scaled dot-product attention over all heads.
 
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
+
 #[cfg(any(test, feature = "cuda"))]
 mod composed;
 mod cpu;
@@ -25,7 +28,9 @@ use self::cpu::{Attention, Inputs, Targets, Upstream};
 use self::layout::{Heads, Shared, View, readable, with_heads};
 use self::relative::{Parts, Terms};
 use super::parallel::for_overwrite;
-use super::{Dropout, naive, storage, tape};
+use super::{Dropout, naive};
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
 use crate::{Error, Result};
 
 pub use index::RelativeIndex;
@@ -72,7 +77,7 @@ pub enum AttentionKernel {
 /// `CLOZE_CUDA_ATTENTION` says ("fused", "products"), or else [`AttentionKernel::Auto`]. Without effect on the CPU.
 pub fn set_attention_kernel(kernel: AttentionKernel) {
     #[cfg(feature = "cuda")]
-    super::cuda::set_attention_kernel(kernel);
+    cuda::set_kernel(kernel);
     #[cfg(not(feature = "cuda"))]
     let _ = kernel;
 }
@@ -202,7 +207,7 @@ pub fn pointwise_attention(
     }
     #[cfg(feature = "cuda")]
     if let (true, Some(weights)) = (
-        qkv.iter().all(|x| super::cuda::takes(x, [])),
+        qkv.iter().all(|x| crate::ops::cuda::takes(x, [])),
         weights.activation(),
     ) {
         return composed::attend(qkv, options, terms, Some(weights), |_, _| {
@@ -229,9 +234,9 @@ fn attend(
     let sizes = Sizes::new(qkv, options)?;
     check(&sizes, options, terms)?;
     #[cfg(feature = "cuda")]
-    if qkv.iter().all(|x| super::cuda::takes(x, [])) {
+    if qkv.iter().all(|x| crate::ops::cuda::takes(x, [])) {
         let plain = |qkv: [&Tensor; 3], mask: &AttentionMask| {
-            super::cuda::attention(qkv, sizes, mask, options.scale, options.dropout)
+            cuda::attention(qkv, sizes, mask, options.scale, options.dropout)
         };
         return match sizes.is_empty() {
             true => plain(qkv, &options.mask),
@@ -262,7 +267,7 @@ fn attend_fused(
     let sizes = Sizes::fused(qkv, layout, options)?;
     check(&sizes, options, terms)?;
     #[cfg(feature = "cuda")]
-    if super::cuda::takes(qkv, []) {
+    if crate::ops::cuda::takes(qkv, []) {
         let [q, k, v] = composed::split(qkv, layout, options)?;
         return attend([&q, &k, &v], options, terms);
     }

@@ -9,8 +9,10 @@ use super::cpu::{Attention, Inputs, Targets, Upstream};
 use super::layout::{Heads, Shared, View, readable};
 use super::rows::Row;
 use super::{AttentionMask, AttentionOptions, FusedLayout, Sizes, is_fused, with_qkv};
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
 use crate::ops::parallel::for_overwrite;
-use crate::ops::{Dropout, concat, narrow, storage, tape};
+use crate::ops::{Dropout, concat, narrow};
 use crate::{Error, Result};
 
 /// As [`attention_with`](super::attention_with) and [`attention_fused`](super::attention_fused), for sequences of these

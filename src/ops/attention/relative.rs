@@ -8,7 +8,7 @@ use super::Sizes;
 use super::layout::{Margin, Rows, RowsMut, Tile};
 use super::rows::add;
 use super::skew::{By, Grid, Place, Table};
-use crate::ops::storage;
+use crate::ops::graph::storage;
 use crate::{Error, Result};
 
 /// What [`relative_attention`](super::relative_attention) adds for the distance between a query and a key, all of it

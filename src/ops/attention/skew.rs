@@ -9,8 +9,8 @@
 use gemm::Parallelism;
 
 use super::layout::{Margin, Rows, RowsMut, Tile};
-use crate::ops::accumulate::Accumulate;
-use crate::ops::matmul::{Strides, matmul_raw};
+use crate::ops::gemm::accumulate::Accumulate;
+use crate::ops::gemm::{Strides, matmul_raw};
 
 /// How many rows share a band: the fewer, the less falls into the margin, and the smaller are the products.
 const STRIP: usize = 32;

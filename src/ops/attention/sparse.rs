@@ -13,10 +13,12 @@ use super::rows::{BLIND, Row, add, dot, softmax, softmax_backward, softmax_backw
 use super::window::Window;
 use super::{AttentionMask, AttentionOptions, Sizes};
 use crate::Result;
-use crate::ops::accumulate::Accumulate;
-use crate::ops::matmul::{Strides, matmul_raw};
+use crate::ops::gemm::accumulate::Accumulate;
+use crate::ops::gemm::{Strides, matmul_raw};
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
 use crate::ops::parallel::for_overwrite;
-use crate::ops::{Dropout, dropout, naive, storage, tape};
+use crate::ops::{Dropout, dropout, naive};
 
 /// Attention in which every block of queries sees the keys of a plan only: time and memory grow with their number.
 ///
@@ -71,7 +73,7 @@ fn attend(
     if qkv.iter().all(|x| crate::ops::cuda::takes(x, [])) && plan.own.is_none() && !sums {
         let (scale, dropout) = (options.scale, options.dropout);
         return super::composed::sparse(qkv, plan, options, |qkv, mask| {
-            crate::ops::cuda::attention(qkv, sizes, mask, scale, dropout)
+            super::cuda::attention(qkv, sizes, mask, scale, dropout)
         });
     }
     if !qkv.iter().all(|x| storage::is_cpu_f32(x)) {

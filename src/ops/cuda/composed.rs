@@ -5,7 +5,8 @@ use candle_core::{DType, Tensor, Var};
 
 use super::{Fresh, compute_dtype, copied, prepared};
 use crate::Result;
-use crate::ops::{Param, no_grad, tape};
+use crate::ops::graph::tape;
+use crate::ops::{Param, no_grad};
 
 /// Returns `f` of `args` and `params`, which it must compute with candle's operations alone; it is given the arguments
 /// in f32.

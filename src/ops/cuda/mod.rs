@@ -1,28 +1,10 @@
-//! The operations on an NVIDIA GPU: what their files share is here (memory that kernels write, their arguments, launches).
+//! What operations on an NVIDIA GPU share: memory that kernels write, their arguments, launches.
 //!
 //! Everything runs on the one stream of a tensor's device, in the order in which it was called; nothing here waits for the
-//! GPU. Kernels live in `kernels/`, one file per operation, and say there what they expect.
+//! GPU. An operation's kernels live in its folder, in `kernel.cu`, and say there what they expect.
 
-mod activation;
-mod adamw;
-mod arithmetic;
-mod attention;
 mod composed;
-mod convolution;
-mod cross_entropy;
 pub(super) mod device;
-mod dropout;
-mod embedding;
-mod fourier_mix;
-mod gated;
-mod gemm;
-mod layer_norm;
-mod linear;
-mod lt;
-mod products;
-mod rms_norm;
-mod shapes;
-mod softmax;
 mod staging;
 
 use std::collections::HashMap;
@@ -38,28 +20,13 @@ use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, DeviceId, WrapErr}
 use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Device, Layout, Shape, Storage, Tensor};
 
-use self::gemm::Matrix;
+use super::Param;
 use super::precision::{Precision, precision};
-use super::{Param, tape};
+use crate::ops::gemm::cublas::Matrix;
+use crate::ops::graph::tape;
 use crate::{Error, Result};
 
-pub(super) use activation::activation;
-pub(super) use adamw::{Norm, step};
-pub(super) use arithmetic::{add, add_broadcast, mul, mul_rows, scale};
-pub(super) use attention::{attention, set_kernel as set_attention_kernel};
 pub(super) use composed::{composed, in_f32, param_rows, sum_all};
-pub(super) use convolution::{depthwise_conv, dynamic_conv};
-pub(super) use cross_entropy::masked_cross_entropy;
-pub(super) use dropout::dropout;
-pub(super) use embedding::{embedding_sum, scatter_rows, select_rows};
-pub(super) use fourier_mix::fourier_mix;
-pub(super) use gated::gated;
-pub(super) use layer_norm::layer_norm;
-pub(super) use linear::linear_act;
-pub(super) use products::{linear_grouped, matmul};
-pub(super) use rms_norm::rms_norm;
-pub(super) use shapes::{concat, narrow, permute};
-pub(super) use softmax::softmax;
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
@@ -75,18 +42,18 @@ pub(super) fn takes<'a>(x: &Tensor, params: impl IntoIterator<Item = &'a Param>)
 }
 
 /// Returns whether activations may have this dtype.
-fn is_activation(dtype: DType) -> bool {
+pub(super) fn is_activation(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::BF16 | DType::F16)
 }
 
 /// Returns what an operation on `x` computes in: what [`autocast`](super::autocast) asks for, or else the dtype that
 /// `x` has.
-fn compute_dtype(x: &Tensor) -> DType {
+pub(super) fn compute_dtype(x: &Tensor) -> DType {
     wanted_dtype().unwrap_or(x.dtype())
 }
 
 /// Returns the activations' dtype that [`autocast`](super::autocast) asks for.
-fn wanted_dtype() -> Option<DType> {
+pub(super) fn wanted_dtype() -> Option<DType> {
     match precision() {
         Precision::F32 | Precision::Int8 => None,
         Precision::Bf16 => Some(DType::BF16),
@@ -95,7 +62,7 @@ fn wanted_dtype() -> Option<DType> {
 }
 
 /// Returns a contiguous `x` of that dtype, in the graph.
-fn prepared(x: &Tensor, dtype: DType) -> Result<Tensor> {
+pub(super) fn prepared(x: &Tensor, dtype: DType) -> Result<Tensor> {
     if x.elem_count() == 0 {
         return nothing(x.shape(), dtype, x.device());
     }
@@ -117,7 +84,7 @@ fn prepared(x: &Tensor, dtype: DType) -> Result<Tensor> {
 }
 
 /// Returns a tensor without elements.
-fn nothing(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
+pub(super) fn nothing(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
     Ok(Gpu::of(device)?.zeros(shape, dtype)?.into_tensor())
 }
 
@@ -138,7 +105,7 @@ pub(super) fn copied(tensor: &Tensor) -> Result<CudaStorage> {
 }
 
 /// Returns what one of candle's own operations makes of a tensor's storage.
-fn on_storage(
+pub(super) fn on_storage(
     x: &Tensor,
     f: impl FnOnce(&CudaStorage, &Layout) -> candle_core::Result<CudaStorage>,
 ) -> Result<CudaStorage> {
@@ -149,7 +116,7 @@ fn on_storage(
     }
 }
 
-fn not_on_gpu() -> Error {
+pub(super) fn not_on_gpu() -> Error {
     Error::Tensor(candle_core::Error::Msg(
         "expected a tensor on the GPU".into(),
     ))
@@ -167,25 +134,25 @@ pub(super) fn upload(values: &[u32], shape: Shape, device: &Device) -> Result<Te
 
 /// A device and its stream.
 #[derive(Clone)]
-struct Gpu {
-    device: CudaDevice,
-    stream: Arc<CudaStream>,
+pub(super) struct Gpu {
+    pub(super) device: CudaDevice,
+    pub(super) stream: Arc<CudaStream>,
 }
 
 impl Gpu {
-    fn of(device: &Device) -> Result<Self> {
+    pub(super) fn of(device: &Device) -> Result<Self> {
         let device = device.as_cuda_device()?.clone();
         let stream = device.cuda_stream();
         Ok(Self { device, stream })
     }
 
-    fn multiprocessors(&self) -> Result<u32> {
+    pub(super) fn multiprocessors(&self) -> Result<u32> {
         use sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as COUNT;
         Ok(self.stream.context().attribute(COUNT).w()?.unsigned_abs())
     }
 
     /// Memory that the caller overwrites before anyone reads it.
-    fn for_overwrite(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Fresh> {
+    pub(super) fn for_overwrite(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Fresh> {
         let shape = shape.into();
         // There is no memory of no bytes.
         let size = Shape::from(shape.elem_count().max(1));
@@ -195,7 +162,7 @@ impl Gpu {
         Ok(Fresh { storage, shape })
     }
 
-    fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Fresh> {
+    pub(super) fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Fresh> {
         let shape = shape.into();
         let size = Shape::from(shape.elem_count().max(1));
         let storage = self.device.zeros_impl(&size, dtype)?;
@@ -203,7 +170,7 @@ impl Gpu {
     }
 
     /// Copies `values` to the GPU without waiting for it.
-    fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>> {
+    pub(super) fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>> {
         // SAFETY: all of it is written below, before anything that is called later reads it.
         let buffer = unsafe { self.device.alloc::<T>(values.len().max(1))? };
         let (start, _) = buffer.device_ptr(&self.stream);
@@ -216,19 +183,19 @@ impl Gpu {
     ///
     /// # Safety
     /// They must belong to one allocation.
-    unsafe fn zero(&self, start: u64, bytes: usize) -> Result<()> {
+    pub(super) unsafe fn zero(&self, start: u64, bytes: usize) -> Result<()> {
         self.stream.context().bind_to_thread().w()?;
         // SAFETY: the caller's promise; zero is a valid number.
         unsafe { result::memset_d8_async(start, 0, bytes, self.stream.cu_stream()).w()? };
         Ok(())
     }
 
-    /// Puts `kernel` of `kernels/module.cu` into the stream.
+    /// Puts `kernel` of `module/kernel.cu` into the stream.
     ///
     /// # Safety
     /// The arguments must be those of the kernel in number, order and size, every pointer valid for what the kernel reads and
     /// writes there with these sizes, and what it writes read by nobody else meanwhile.
-    unsafe fn launch(
+    pub(super) unsafe fn launch(
         &self,
         module: &'static str,
         kernel: &str,
@@ -251,7 +218,12 @@ impl Gpu {
     }
 
     /// Returns the kernel, ready for that much shared memory.
-    fn function(&self, module: &'static str, kernel: &str, shared: u32) -> Result<CudaFunction> {
+    pub(super) fn function(
+        &self,
+        module: &'static str,
+        kernel: &str,
+        shared: u32,
+    ) -> Result<CudaFunction> {
         /// What every kernel may use without asking: 48 KiB, some of which its static arrays may take.
         const GRANTED: u32 = 40 << 10;
         let mut loaded = lock(loaded());
@@ -285,14 +257,14 @@ impl Gpu {
     }
 }
 
-fn missing(module: &str, kernel: &str) -> Error {
+pub(super) fn missing(module: &str, kernel: &str) -> Error {
     Error::Tensor(candle_core::Error::Msg(format!(
         "this build has no kernels {module} (for {kernel})"
     )))
 }
 
 /// Lets `function` use more shared memory than is granted unasked.
-fn allow(function: &CudaFunction, shared: u32) -> Result<()> {
+pub(super) fn allow(function: &CudaFunction, shared: u32) -> Result<()> {
     use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     let bytes = i32::try_from(shared).unwrap_or(i32::MAX);
     function
@@ -303,33 +275,33 @@ fn allow(function: &CudaFunction, shared: u32) -> Result<()> {
 
 /// What has been loaded onto one device.
 #[derive(Default)]
-struct Loaded {
+pub(super) struct Loaded {
     modules: HashMap<&'static str, Arc<CudaModule>>,
     /// With the shared memory that each may use.
     functions: HashMap<String, (CudaFunction, u32)>,
 }
 
-fn loaded() -> &'static Mutex<HashMap<DeviceId, Loaded>> {
-    static LOADED: OnceLock<Mutex<HashMap<DeviceId, Loaded>>> = OnceLock::new();
+pub(super) fn loaded() -> &'static Mutex<HashMap<DeviceId, Loaded>> {
+    pub(super) static LOADED: OnceLock<Mutex<HashMap<DeviceId, Loaded>>> = OnceLock::new();
     LOADED.get_or_init(Mutex::default)
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // What is guarded here is whole at every moment.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How a launch is divided.
 #[derive(Clone, Copy)]
-struct Grid {
-    blocks: (u32, u32, u32),
-    threads: (u32, u32, u32),
+pub(super) struct Grid {
+    pub(super) blocks: (u32, u32, u32),
+    pub(super) threads: (u32, u32, u32),
     /// Bytes of dynamic shared memory per block.
-    shared: u32,
+    pub(super) shared: u32,
 }
 
 impl Grid {
-    fn new(blocks: (u32, u32, u32), threads: (u32, u32, u32)) -> Self {
+    pub(super) fn new(blocks: (u32, u32, u32), threads: (u32, u32, u32)) -> Self {
         Self {
             blocks,
             threads,
@@ -337,7 +309,7 @@ impl Grid {
         }
     }
 
-    fn shared(self, bytes: u32) -> Self {
+    pub(super) fn shared(self, bytes: u32) -> Self {
         Self {
             shared: bytes,
             ..self
@@ -345,14 +317,14 @@ impl Grid {
     }
 
     /// For kernels that take any grid over `n` elements, about eight to a thread.
-    fn elements(n: usize) -> Self {
+    pub(super) fn elements(n: usize) -> Self {
         let blocks = n.div_ceil(2048).min(65_535) as u32;
         Self::new((blocks, 1, 1), (256, 1, 1))
     }
 
     /// For kernels that work on rows: a warp for each of up to `most` short rows, a block for a long one, and `bytes` of
     /// shared memory per element of a row.
-    fn rows(rows: u32, width: u32, most: u32, bytes: u32) -> Self {
+    pub(super) fn rows(rows: u32, width: u32, most: u32, bytes: u32) -> Self {
         let (threads, each) = if width <= 1024 { (32, most) } else { (256, 1) };
         Self::new((rows.div_ceil(each), 1, 1), (threads, each, 1)).shared(each * width * bytes)
     }
@@ -360,7 +332,7 @@ impl Grid {
 
 /// An argument of a kernel, by value: a number, or a pointer on the device (0 for none).
 #[derive(Clone, Copy)]
-struct Arg(u64);
+pub(super) struct Arg(u64);
 
 impl From<u32> for Arg {
     fn from(value: u32) -> Self {
@@ -385,38 +357,38 @@ impl From<f32> for Arg {
 macro_rules! args {
     ($($arg:expr),* $(,)?) => { &[$($crate::ops::cuda::Arg::from($arg)),*] };
 }
-use args;
+pub(super) use args;
 
 /// A tensor's storage that was just allocated, and belongs to nobody else.
-struct Fresh {
-    storage: CudaStorage,
-    shape: Shape,
+pub(super) struct Fresh {
+    pub(super) storage: CudaStorage,
+    pub(super) shape: Shape,
 }
 
 impl Fresh {
-    fn new(storage: CudaStorage, shape: &Shape) -> Self {
+    pub(super) fn new(storage: CudaStorage, shape: &Shape) -> Self {
         let shape = shape.clone();
         Self { storage, shape }
     }
 
-    fn dtype(&self) -> DType {
+    pub(super) fn dtype(&self) -> DType {
         self.storage.dtype()
     }
 
-    fn ptr(&self) -> u64 {
+    pub(super) fn ptr(&self) -> u64 {
         start(&self.storage)
     }
 
     /// Returns the tensor, outside of any graph.
-    fn into_tensor(self) -> Tensor {
+    pub(super) fn into_tensor(self) -> Tensor {
         let storage = Storage::Cuda(self.storage);
         Tensor::from_storage(storage, self.shape, BackpropOp::none(), false)
     }
 }
 
 /// Returns where a storage begins.
-fn start(storage: &CudaStorage) -> u64 {
-    fn of<T>(slice: &CudaSlice<T>) -> u64 {
+pub(super) fn start(storage: &CudaStorage) -> u64 {
+    pub(super) fn of<T>(slice: &CudaSlice<T>) -> u64 {
         slice.device_ptr(slice.stream()).0
     }
     match &storage.slice {
@@ -440,7 +412,7 @@ fn start(storage: &CudaStorage) -> u64 {
 /// Returns where the elements of a contiguous tensor begin.
 ///
 /// The stream orders what is called; the tensor must live until the last launch with this pointer was called.
-fn pointer(tensor: &Tensor) -> Result<u64> {
+pub(super) fn pointer(tensor: &Tensor) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else {
         return Err(not_on_gpu());
@@ -453,7 +425,7 @@ fn pointer(tensor: &Tensor) -> Result<u64> {
 }
 
 /// [`pointer`], or 0 for none.
-fn pointer_or_null(tensor: Option<&Tensor>) -> Result<u64> {
+pub(super) fn pointer_or_null(tensor: Option<&Tensor>) -> Result<u64> {
     tensor.map_or(Ok(0), pointer)
 }
 
@@ -474,12 +446,12 @@ pub(crate) fn with_pointer(
 }
 
 /// Returns where a buffer of numbers begins.
-fn slice_pointer<T>(slice: &CudaSlice<T>) -> u64 {
+pub(super) fn slice_pointer<T>(slice: &CudaSlice<T>) -> u64 {
     slice.device_ptr(slice.stream()).0
 }
 
 /// Returns how kernels for that dtype of the activations end.
-fn suffix(dtype: DType) -> &'static str {
+pub(super) fn suffix(dtype: DType) -> &'static str {
     match dtype {
         DType::BF16 => "bf16",
         DType::F16 => "f16",
@@ -488,7 +460,7 @@ fn suffix(dtype: DType) -> &'static str {
 }
 
 /// Returns a size as kernels take it.
-fn size(n: usize) -> Result<u32> {
+pub(super) fn size(n: usize) -> Result<u32> {
     u32::try_from(n).map_err(|_| {
         Error::argument(
             "batch",
@@ -499,7 +471,7 @@ fn size(n: usize) -> Result<u32> {
 
 /// Adds `parts` rows of `partials` (each `width` long, or two of those side by side) to what the parameters have, or puts
 /// them there: the last step of a bias's or normalization's gradient.
-fn reduce_parts(
+pub(super) fn reduce_parts(
     gpu: &Gpu,
     partials: &Fresh,
     (parts, width): (u32, u32),
@@ -539,7 +511,12 @@ fn reduce_parts(
 }
 
 /// The gradient of a bias: the sums of the columns of `dy` (rows, width).
-fn bias_gradient(gpu: &Gpu, dy: Matrix, (rows, width): (usize, usize), bias: &Param) -> Result<()> {
+pub(super) fn bias_gradient(
+    gpu: &Gpu,
+    dy: Matrix,
+    (rows, width): (usize, usize),
+    bias: &Param,
+) -> Result<()> {
     let grid = column_grid((rows, width), dy.dtype, 64, 64)?;
     let parts = grid.blocks.1;
     let partials = gpu.for_overwrite((parts as usize, width), DType::F32)?;
@@ -553,7 +530,7 @@ fn bias_gradient(gpu: &Gpu, dy: Matrix, (rows, width): (usize, usize), bias: &Pa
 
 /// Returns the grid of the kernels over (rows, width) that go down the columns: up to `most` rows of blocks with `each`
 /// rows or more, each of which leaves a row of sums where sums are wanted.
-fn column_grid(
+pub(super) fn column_grid(
     (rows, width): (usize, usize),
     dtype: DType,
     each: usize,

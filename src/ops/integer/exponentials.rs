@@ -3,7 +3,8 @@
 use candle_core::{D, Tensor};
 
 use super::values;
-use crate::ops::{storage, tape};
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
 use crate::{Error, Result};
 
 /// -ln 2, whole numbers of which are left to shifts.

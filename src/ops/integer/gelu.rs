@@ -4,7 +4,8 @@ use candle_core::Tensor;
 
 use super::{Scale, values};
 use crate::Result;
-use crate::ops::{storage, tape};
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
 
 /// The number by which the argument of erf is smaller; near to the root of 2.
 #[allow(

@@ -3,7 +3,9 @@
 use candle_core::{D, Tensor};
 
 use super::{Scale, values};
-use crate::ops::{self, Param, storage, tape};
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
+use crate::ops::{self, Param};
 use crate::{Error, Result};
 
 /// Sums of squares have fewer bits than this.

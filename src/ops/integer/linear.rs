@@ -4,7 +4,8 @@ use candle_core::{Device, Tensor};
 
 use super::quantize::{levels, step};
 use super::{Scale, values};
-use crate::ops::{self, Param, Precision, autocast, tape};
+use crate::ops::graph::tape;
+use crate::ops::{self, Param, Precision, autocast};
 use crate::{Error, Result};
 
 const WEIGHT_BITS: u32 = 8;

@@ -25,7 +25,7 @@ pub use normalize::normalize;
 pub use quantize::{levels, quantize, step};
 pub use requantize::requantize;
 
-use super::storage;
+use crate::ops::graph::storage;
 use crate::{Error, Result};
 
 /// What one step of the integers stands for.

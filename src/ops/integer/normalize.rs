@@ -4,7 +4,8 @@ use candle_core::{D, Tensor};
 
 use super::values;
 use crate::Result;
-use crate::ops::{storage, tape};
+use crate::ops::graph::storage;
+use crate::ops::graph::tape;
 
 /// The bits of the reciprocal of a sum.
 const RECIPROCAL_BITS: i32 = 32;

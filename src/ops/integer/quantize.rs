@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::{Scale, values};
 use crate::Result;
-use crate::ops::tape;
+use crate::ops::graph::tape;
 
 /// Returns what one step stands for where integers of `bits` bits reach from `min` to `max`, symmetric around zero.
 pub fn step(min: f32, max: f32, bits: u32) -> f32 {

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::quantize::most;
 use super::{Scale, values};
-use crate::ops::tape;
+use crate::ops::graph::tape;
 use crate::{Error, Result};
 
 /// Returns `x`, and what is added to it, in steps of `step` and cut to `bits` bits, as real values: each side's integers are
