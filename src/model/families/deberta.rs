@@ -20,7 +20,8 @@ use crate::model::{
     Architecture, Config, Context, Family, Init, ModelFlops, ModelInputs, WeightBuilder,
 };
 use crate::ops::{
-    self, AttentionOptions, Conv1d, Dropout, FusedLayout, Param, RelativeIndex, RelativeTerms,
+    self, AttentionMask, AttentionOptions, Conv1d, Dropout, FusedLayout, Param, RelativeIndex,
+    RelativeTerms,
 };
 use crate::{Error, Result};
 
@@ -637,7 +638,10 @@ struct DisentangledBlock {
 impl Block for DisentangledBlock {
     fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let context = &pass.context;
-        let (_, seq, _) = x.dims3()?;
+        let seq = match &pass.mask {
+            AttentionMask::Packed(lengths) => lengths.iter().copied().max().unwrap_or(0),
+            _ => x.dim(1)?,
+        };
         let terms = self.distances.as_ref();
         let terms = terms.map(|distances| distances.terms(seq, context));
         let options = AttentionOptions {
@@ -659,6 +663,10 @@ impl Block for DisentangledBlock {
             Some(conv) => conv.forward(x, &y, pass),
             None => Ok(y),
         }
+    }
+
+    fn takes_packed(&self) -> bool {
+        self.conv.is_none()
     }
 
     fn params(&self) -> Vec<Param> {

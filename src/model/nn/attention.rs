@@ -65,7 +65,14 @@ impl SelfAttention {
             mask: mask.clone(),
             ..AttentionOptions::new(self.heads, self.head_size)
         };
-        let terms = positions.terms(query.dims3()?.1, key.dims3()?.1)?;
+        let (queries, keys) = match mask {
+            AttentionMask::Packed(lengths) => {
+                let longest = lengths.iter().copied().max().unwrap_or(0);
+                (longest, longest)
+            }
+            _ => (query.dim(1)?, key.dim(1)?),
+        };
+        let terms = positions.terms(queries, keys)?;
         ops::relative_attention(&query, &key, &value, &terms, &options)
     }
 

@@ -47,8 +47,10 @@ pub trait Block: std::fmt::Debug + Send + Sync {
     /// Returns the block's arithmetic; nothing is counted for the head.
     fn flops(&self) -> ModelFlops;
 
-    /// Returns whether several texts may lie one behind the other in one row, [`AttentionMask::Packed`]: whether
-    /// nothing but plain attention looks at other positions.
+    /// Returns whether several texts may lie one behind the other in one row, [`AttentionMask::Packed`]: whether nothing but
+    /// attention by [`ops::attention_with`](crate::ops::attention_with) or
+    /// [`ops::relative_attention`](crate::ops::relative_attention) looks at other positions, or at what the family works out of
+    /// each batch.
     fn takes_packed(&self) -> bool {
         false
     }
@@ -226,7 +228,7 @@ impl Block for TransformerBlock {
     }
 
     fn takes_packed(&self) -> bool {
-        self.attention.position_scores.is_none()
+        true
     }
 
     fn export(&self, x: &Value, graph: &mut Graph) -> Result<Value> {

@@ -67,7 +67,6 @@ impl Transformer {
     fn packing(&self, inputs: &ModelInputs, rows: &[u32], context: &Context) -> Option<Packing> {
         let blocks = &self.encoder.blocks;
         let may = context.leaves_out_padding()
-            && self.prepare.is_none()
             && inputs.has_padding()
             && blocks.iter().all(|block| block.takes_packed());
         may.then(|| Packing::new(inputs, rows)).flatten()

@@ -120,6 +120,20 @@ impl RelativeIndex {
         self.rows[self.grid.by_query(query, key)]
     }
 
+    /// Returns the index of the first `len` queries and keys alone, each of which there must be, in equal steps.
+    pub(super) fn first(&self, len: usize) -> Self {
+        let grid = Grid {
+            queries: len.max(1),
+            keys: len.max(1),
+            ratio: 1,
+        };
+        let start = self.grid.by_query(grid.queries - 1, 0);
+        Self {
+            grid,
+            rows: self.rows[start..start + grid.distances()].into(),
+        }
+    }
+
     /// Returns the highest row of all.
     pub(super) fn highest(&self) -> u32 {
         self.rows.iter().copied().max().unwrap_or(0)
@@ -205,6 +219,20 @@ mod tests {
             assert_eq!(index.get(far, 0) + index.get(0, far), 512);
         }
         assert_eq!(index.get(0, 599), 0);
+    }
+
+    #[test]
+    fn the_first_of_an_index_are_an_index_of_their_own() {
+        let index = RelativeIndex::log_buckets(40, 40, 8, 64);
+        for len in [1, 2, 17, 40] {
+            let first = index.first(len);
+            assert_eq!((first.queries(), first.keys()), (len, len));
+            for i in 0..len {
+                for j in 0..len {
+                    assert_eq!(first.get(i, j), index.get(i, j));
+                }
+            }
+        }
     }
 
     #[test]

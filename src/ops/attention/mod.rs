@@ -228,8 +228,8 @@ fn attend(
     terms: Option<&RelativeTerms>,
 ) -> Result<Tensor> {
     let [q, k, v] = qkv;
-    if let (AttentionMask::Packed(lengths), None) = (&options.mask, terms) {
-        return packed::attend(&qkv, None, lengths, options);
+    if let AttentionMask::Packed(lengths) = &options.mask {
+        return packed::attend(&qkv, None, lengths, options, terms);
     }
     let sizes = Sizes::new(qkv, options)?;
     check(&sizes, options, terms)?;
@@ -261,8 +261,8 @@ fn attend_fused(
     options: &AttentionOptions,
     terms: Option<&RelativeTerms>,
 ) -> Result<Tensor> {
-    if let (AttentionMask::Packed(lengths), None) = (&options.mask, terms) {
-        return packed::attend(&[qkv], Some(layout), lengths, options);
+    if let AttentionMask::Packed(lengths) = &options.mask {
+        return packed::attend(&[qkv], Some(layout), lengths, options, terms);
     }
     let sizes = Sizes::fused(qkv, layout, options)?;
     check(&sizes, options, terms)?;

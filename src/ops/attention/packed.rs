@@ -7,21 +7,26 @@ use rayon::prelude::*;
 
 use super::cpu::{Attention, Inputs, Targets, Upstream};
 use super::layout::{Heads, Shared, View, readable};
+use super::relative::{Parts, Terms};
 use super::rows::Row;
-use super::{AttentionMask, AttentionOptions, FusedLayout, Sizes, is_fused, with_qkv};
+use super::{
+    AttentionMask, AttentionOptions, FusedLayout, RelativeTerms, Sizes, is_fused, with_qkv,
+};
 use crate::ops::graph::storage;
 use crate::ops::graph::tape;
 use crate::ops::parallel::for_overwrite;
 use crate::ops::{Dropout, concat, narrow};
 use crate::{Error, Result};
 
-/// As [`attention_with`](super::attention_with) and [`attention_fused`](super::attention_fused), for sequences of these
-/// lengths in one row of the batch. Each sequence's positions begin at 0, and it sees itself alone.
+/// As [`attention_with`](super::attention_with) and [`attention_fused`](super::attention_fused), or their relative forms where
+/// there are terms, for sequences of these lengths in one row of the batch. Each sequence's positions begin at 0, and it sees
+/// itself alone. The terms are made for at least as many positions as the longest has.
 pub(super) fn attend(
     qkv: &[&Tensor],
     fused: Option<FusedLayout>,
     lengths: &Arc<[usize]>,
     options: &AttentionOptions,
+    terms: Option<&RelativeTerms>,
 ) -> Result<Tensor> {
     let sizes = match (fused, qkv) {
         (Some(layout), [all]) => Sizes::fused(all, layout, options)?,
@@ -29,8 +34,8 @@ pub(super) fn attend(
         _ => unreachable!("attention has one argument for queries, keys and values, or three"),
     };
     check(&sizes, lengths, options)?;
-    if sizes.is_empty() || !is_fused(qkv, options, None) {
-        return one_by_one(qkv, fused, lengths, options);
+    if sizes.is_empty() || !is_fused(qkv, options, terms) {
+        return one_by_one(qkv, fused, lengths, options, terms);
     }
     let qkv = qkv
         .iter()
@@ -42,6 +47,7 @@ pub(super) fn attend(
         lengths,
         sizes,
         options,
+        terms,
     )
 }
 
@@ -88,6 +94,7 @@ fn one_by_one(
     fused: Option<FusedLayout>,
     lengths: &[usize],
     options: &AttentionOptions,
+    terms: Option<&RelativeTerms>,
 ) -> Result<Tensor> {
     let mut first = 0;
     let mut parts = Vec::with_capacity(lengths.len());
@@ -95,9 +102,11 @@ fn one_by_one(
         let part = |x: &&Tensor| narrow(x, 1, first, len);
         let qkv = qkv.iter().map(part).collect::<Result<Vec<_>>>()?;
         let options = of_sequence(options, at);
+        let terms = terms.map(|terms| terms.of_sequence(len)).transpose()?;
+        let terms = terms.as_ref();
         parts.push(match (fused, &qkv[..]) {
-            (Some(layout), [all]) => super::attention_fused(all, layout, &options)?,
-            (_, [q, k, v]) => super::attention_with(q, k, v, &options)?,
+            (Some(layout), [all]) => super::attend_fused(all, layout, &options, terms)?,
+            (_, [q, k, v]) => super::attend([q, k, v], &options, terms)?,
             _ => unreachable!("as many as there were"),
         });
         first += len;
@@ -109,6 +118,8 @@ fn one_by_one(
 struct Sequence {
     first: usize,
     attention: Attention,
+    /// Its terms, without their tables, which are the same for all.
+    terms: Option<RelativeTerms>,
 }
 
 impl Sequence {
@@ -120,7 +131,13 @@ impl Sequence {
         }
     }
 
-    fn inputs<'a>(&self, qkv: [Heads<'a>; 3]) -> Inputs<'a> {
+    /// Returns its terms with the tables.
+    fn expanded(&self, tables: [Option<&Tensor>; 4], scale: f64) -> Result<Option<Terms>> {
+        let expand = |terms| Terms::new(terms, tables, &self.attention.sizes, scale);
+        self.terms.as_ref().map(expand).transpose()
+    }
+
+    fn inputs<'a>(&self, qkv: [Heads<'a>; 3], terms: Option<&'a Terms>) -> Inputs<'a> {
         let [q, k, v] = qkv.map(|Heads { data, view }| Heads {
             data,
             view: self.view(view),
@@ -130,10 +147,13 @@ impl Sequence {
             k,
             v,
             bias: &[],
-            terms: None,
+            terms,
         }
     }
 }
+
+/// What the backward pass makes for a sequence: the gradients of the tables.
+type OfTables = Result<Option<[Option<Tensor>; 4]>>;
 
 fn on_cpu(
     qkv: &[&Tensor],
@@ -141,6 +161,7 @@ fn on_cpu(
     lengths: &[usize],
     sizes: Sizes,
     options: &AttentionOptions,
+    terms: Option<&RelativeTerms>,
 ) -> Result<Tensor> {
     let mut sequences = Vec::with_capacity(lengths.len());
     let mut first = 0;
@@ -150,24 +171,47 @@ fn on_cpu(
             keys: len,
             ..sizes
         };
+        let terms = match terms {
+            Some(terms) => {
+                let terms = terms.of_sequence(len)?;
+                terms.check(&sizes)?;
+                Some(terms.without_tables())
+            }
+            None => None,
+        };
         sequences.push(Sequence {
             first,
             attention: Attention::new(sizes, &of_sequence(options, at), None)?,
+            terms,
         });
         first += len;
     }
-    let results: Vec<(Vec<f32>, Vec<Row>)> = with_qkv(qkv, fused, &sizes, |qkv| {
-        let forward = |sequence: &Sequence| sequence.attention.forward(&sequence.inputs(qkv));
+    let scale = options.scale;
+    let tables = terms.map_or([None; 4], RelativeTerms::tables);
+    let results: Result<Vec<(Vec<f32>, Vec<Row>)>> = with_qkv(qkv, fused, &sizes, |qkv| {
+        let forward = |sequence: &Sequence| {
+            let terms = sequence.expanded(tables, scale)?;
+            let inputs = sequence.inputs(qkv, terms.as_ref());
+            Ok(sequence.attention.forward(&inputs))
+        };
         sequences.par_iter().map(forward).collect()
     })?;
-    let (outs, rows): (Vec<_>, Vec<_>) = results.into_iter().unzip();
+    let (outs, rows): (Vec<_>, Vec<_>) = results?.into_iter().unzip();
     let shape = (1, sizes.queries, sizes.heads * sizes.value);
+    let mut args = qkv.to_vec();
+    let own = args.len();
+    args.extend(tables.into_iter().flatten());
+    let has_table = tables.map(|table| table.is_some());
     tape::record(
         "attention",
-        qkv,
+        &args,
         outs.concat(),
         shape,
-        move |qkv, out, grad| {
+        move |args, out, grad| {
+            let (qkv, tables) = args.split_at(own);
+            let mut tables = tables.iter().copied();
+            let tables = has_table.map(|has| if has { tables.next() } else { None });
+            let wants = tables.map(|table| table.is_some_and(Tensor::track_op));
             let mut buffers: Vec<Vec<f32>> =
                 qkv.iter().map(|x| for_overwrite(x.elem_count())).collect();
             let contiguous = |heads, width| View::contiguous(sizes.queries, heads, width);
@@ -187,12 +231,16 @@ fn on_cpu(
                 .map(|buffer| Shared::new(buffer, contiguous(1, 0)))
                 .collect();
             let view = contiguous(sizes.heads, sizes.value);
-            with_qkv(qkv, fused, &sizes, |qkv| {
+            let of_tables: Vec<OfTables> = with_qkv(qkv, fused, &sizes, |qkv| {
                 storage::with2(out, grad, |out, grad| {
                     sequences
                         .par_iter()
                         .zip(&rows)
-                        .for_each(|(sequence, rows)| {
+                        .map(|(sequence, rows)| {
+                            let terms = sequence.expanded(tables, scale)?;
+                            let parts = sequence.terms.as_ref().map(|terms| {
+                                Parts::new(wants, &terms.index, &sequence.attention.sizes)
+                            });
                             let heads = |data| Heads {
                                 data,
                                 view: sequence.view(view),
@@ -210,12 +258,16 @@ fn on_cpu(
                                 k,
                                 v,
                                 scores: &mut [],
-                                terms: None,
+                                terms: parts.as_ref(),
                             };
-                            sequence
-                                .attention
-                                .backward(&sequence.inputs(qkv), &up, &mut to);
-                        });
+                            let inputs = sequence.inputs(qkv, terms.as_ref());
+                            sequence.attention.backward(&inputs, &up, &mut to);
+                            let collect = |(parts, terms): (Parts, &RelativeTerms)| {
+                                parts.collect(&terms.index, tables)
+                            };
+                            parts.zip(sequence.terms.as_ref()).map(collect).transpose()
+                        })
+                        .collect()
                 })
             })??;
             // Each is formed along the way to the others: those that nobody asked for are dropped.
@@ -223,16 +275,41 @@ fn on_cpu(
                 let grad = storage::tensor(buffer, x.shape())?;
                 Ok(x.track_op().then_some(grad))
             });
-            grads.collect()
+            let mut grads = grads.collect::<Result<Vec<_>>>()?;
+            let sums = added(of_tables)?;
+            let present = tables.iter().zip(sums);
+            grads.extend(
+                present
+                    .filter(|(table, _)| table.is_some())
+                    .map(|(_, sum)| sum),
+            );
+            Ok(grads)
         },
     )
+}
+
+/// Adds up the gradients of the tables, sequence by sequence.
+fn added(of_sequences: Vec<OfTables>) -> Result<[Option<Tensor>; 4]> {
+    let mut sums = [None, None, None, None];
+    for grads in of_sequences {
+        for (sum, grad) in sums.iter_mut().zip(grads?.into_iter().flatten()) {
+            *sum = match (sum.take(), grad) {
+                (Some(sum), Some(grad)) => Some((sum + grad)?),
+                (sum, grad) => sum.or(grad),
+            };
+        }
+    }
+    Ok(sums)
 }
 
 #[cfg(test)]
 mod tests {
     use candle_core::{Device, Var};
 
-    use super::super::{Band, Rotary, RotaryPairs, attention_fused, attention_with};
+    use super::super::{
+        Band, RelativeIndex, Rotary, RotaryPairs, attention_fused, attention_with,
+        relative_attention, relative_attention_fused,
+    };
     use super::*;
     use crate::ops::{self, scale};
 
@@ -319,7 +396,7 @@ mod tests {
             if !options.dropout.is_active() {
                 let qkv = [q.as_tensor(), k, v];
                 let each = run(&leaves, || {
-                    one_by_one(&qkv, None, &lengths, &options).unwrap()
+                    one_by_one(&qkv, None, &lengths, &options, None).unwrap()
                 });
                 assert_close(&ours, &each);
             } else {
@@ -327,6 +404,57 @@ mod tests {
                 assert_close(&ours, &again);
             }
         }
+    }
+
+    /// All four tables, and no other places than those that the sequences have.
+    fn terms(tables: &[Var]) -> RelativeTerms {
+        let [query, key, bias, value] = [0, 1, 2, 3].map(|i| Some(tables[i].as_tensor().clone()));
+        RelativeTerms {
+            query_table: query,
+            key_table: key,
+            bias_table: bias,
+            value_table: value,
+            ..RelativeTerms::new(RelativeIndex::clipped(14, 14, -6, 6))
+        }
+    }
+
+    #[test]
+    fn terms_of_distances_are_those_of_each_sequence() {
+        let n = LENGTHS.iter().sum();
+        let tables = [
+            noise(&[13, 24], 5),
+            noise(&[13, 6], 6),
+            noise(&[13, 4], 7),
+            noise(&[13, 6], 8),
+        ];
+        let packed = AttentionOptions {
+            mask: AttentionMask::Packed(LENGTHS.into()),
+            ..AttentionOptions::new(4, 6)
+        };
+        let with = |leaves: &[Var], all: &[Var]| -> Vec<Var> { [leaves, all].concat() };
+        let [q, k, v] = [1, 2, 3].map(|seed| noise(&[1, n, 24], seed));
+        let leaves = with(&[q.clone(), k.clone(), v.clone()], &tables);
+        let ours = run(&leaves, || {
+            relative_attention(&q, &k, &v, &terms(&tables), &packed).unwrap()
+        });
+        let each = run(&leaves, || {
+            let qkv = [q.as_tensor(), &k, &v];
+            let terms = terms(&tables);
+            one_by_one(&qkv, None, &LENGTHS, &packed, Some(&terms)).unwrap()
+        });
+        assert_close(&ours, &each);
+
+        let all = noise(&[1, n, 72], 4);
+        let leaves = with(&[all.clone()], &tables);
+        let layout = FusedLayout::PerHead;
+        let ours = run(&leaves, || {
+            relative_attention_fused(&all, layout, &terms(&tables), &packed).unwrap()
+        });
+        let apart = run(&leaves, || {
+            let [q, k, v] = crate::ops::naive::split(&all, layout, &packed).unwrap();
+            relative_attention(&q, &k, &v, &terms(&tables), &packed).unwrap()
+        });
+        assert_close(&ours, &apart);
     }
 
     #[test]
@@ -360,8 +488,10 @@ mod tests {
         assert!(attention_with(&x, &x, &x, &with(&[3, 4])).is_ok());
         let two = noise(&[2, 7, 24], 1);
         assert!(attention_with(&two, &two, &two, &with(&[7, 7])).is_err());
-        let terms =
-            super::super::RelativeTerms::new(super::super::RelativeIndex::clipped(7, 7, -2, 2));
-        assert!(super::super::relative_attention(&x, &x, &x, &terms, &with(&[3, 4])).is_err());
+        let of = |n| RelativeTerms::new(RelativeIndex::clipped(n, n, -2, 2));
+        let attend = |n| relative_attention(&x, &x, &x, &of(n), &with(&[3, 4]));
+        assert!(attend(4).is_ok() && attend(7).is_ok());
+        let message = attend(3).unwrap_err().to_string();
+        assert!(message.contains("a sequence has 4 positions"), "{message}");
     }
 }

@@ -60,6 +60,24 @@ impl RelativeTerms {
         }
     }
 
+    /// Returns the terms of a sequence of `len` positions, in place of those of the longer one that the index is made for.
+    pub(super) fn of_sequence(&self, len: usize) -> Result<Self> {
+        let grid = self.index.grid;
+        if grid.ratio != 1 || grid.queries != grid.keys || len > grid.queries {
+            return Err(Error::argument(
+                "index",
+                format!(
+                    "packed sequences need an index with as many queries as keys, both in single steps, and at least as many as the longest has positions; it is made for {} queries and {} keys, and a sequence has {len} positions",
+                    grid.queries, grid.keys
+                ),
+            ));
+        }
+        Ok(Self {
+            index: self.index.first(len),
+            ..self.clone()
+        })
+    }
+
     /// Returns what remains without tables.
     pub(super) fn without_tables(&self) -> Self {
         Self {
