@@ -39,6 +39,11 @@ CALLS = [
     "ids.len()",
     'let asks = load_eli5("train_asks")?.flatten()?;',
 ]
+# A model and its first guess.
+FILL = [
+    'let fill = FillMask::from_pretrained("bundled:tiny_roberta")?;',
+    'fill.fill("The Milky Way is a <mask> galaxy.")?',
+]
 DISPLAYS = ["tokenizer.encode(&text)?", "asks.clone()"]
 
 
@@ -67,6 +72,8 @@ def session(kernel):
         execute(client, LOAD)
         execute(client, FIRST)
         times["start to first Tensor"] = time.perf_counter() - start
+        for name, cell in zip(["cell that opens a model", "first fill"], FILL):
+            times[name] = execute(client, cell)
         for name, cells in [("plain cell", PLAIN), ("cell that calls the library", CALLS), ("cell that shows a value", DISPLAYS)]:
             times[name] = [execute(client, code) for code in cells]
         return times

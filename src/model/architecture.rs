@@ -72,6 +72,7 @@ pub trait Architecture: std::fmt::Debug + Send + Sync {
         // Where the loss reads them.
         let targets = Tensor::from_vec(targets, counted, &Device::Cpu)?;
         let transformed = head.transform(&hidden)?;
+        context.keep_logits(|| head.logits(&transformed))?;
         let sum = match context.smooths_labels() {
             0.0 => head.loss(&transformed, &targets)?,
             part => ops::smoothed_cross_entropy(&head.logits(&transformed)?, &targets, part)?,

@@ -1,7 +1,9 @@
 //! What a forward pass must know beyond its inputs: whether it trains, and where its randomness comes from.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::Tensor;
 
 use crate::base::number::Count;
 use crate::ops::Dropout;
@@ -29,6 +31,8 @@ pub struct Context {
     label_smoothing: f64,
     calibrating: bool,
     repeated: bool,
+    /// Where logits are kept that a loss is made of, if they are wanted.
+    logits: Option<Arc<Mutex<Option<Tensor>>>>,
 }
 
 impl Context {
@@ -42,6 +46,7 @@ impl Context {
             label_smoothing: 0.0,
             calibrating: false,
             repeated: false,
+            logits: None,
         }
     }
 
@@ -56,6 +61,7 @@ impl Context {
             label_smoothing: 0.0,
             calibrating: false,
             repeated: false,
+            logits: None,
         }
     }
 
@@ -96,6 +102,29 @@ impl Context {
     /// Returns what [`label_smoothing`](Self::label_smoothing) has set.
     pub fn smooths_labels(&self) -> f64 {
         self.label_smoothing
+    }
+
+    /// Returns a context that keeps the logits of the positions whose label counts when a loss is computed with it.
+    pub(crate) fn keeping_logits(mut self) -> Self {
+        self.logits = Some(Arc::default());
+        self
+    }
+
+    /// Keeps the logits (rows, vocab) of the positions whose label counts, if they are wanted.
+    pub(super) fn keep_logits<E>(
+        &self,
+        logits: impl FnOnce() -> Result<Tensor, E>,
+    ) -> Result<(), E> {
+        if let Some(kept) = &self.logits {
+            *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(logits()?);
+        }
+        Ok(())
+    }
+
+    /// Returns the logits that a loss left behind; `None` if its family computes it in another way.
+    pub(crate) fn take_logits(&self) -> Option<Tensor> {
+        let kept = self.logits.as_ref()?;
+        kept.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Returns a context whose pass measures the ranges of activations, for [`MaskedLm::calibrate`](super::MaskedLm::calibrate).

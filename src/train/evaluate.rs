@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::{D, DType};
+use candle_core::{D, DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::data::Data;
@@ -116,7 +116,9 @@ impl Trainer {
         let predict = |(number, batch): (usize, Result<MlmBatch>)| {
             interrupt::check("predicting")?;
             let batch = batch?;
-            let predicted = ops::autocast(precision, || predict_batch(&self.model, &batch, number));
+            let predicted = ops::autocast(precision, || {
+                predict_batch(&self.model, &batch, number, None)
+            });
             predicted.map_err(|error| {
                 let batches = std::slice::from_ref(&batch);
                 out_of_memory::explain(error, batches, Use::Evaluation, &self.args)
@@ -220,8 +222,14 @@ impl Trainer {
     }
 }
 
-/// Lets the model guess the masked tokens of a batch, which has that number.
-fn predict_batch(model: &MaskedLm, batch: &MlmBatch, number: usize) -> Result<Predicted> {
+/// Lets the model guess the masked tokens of a batch, which has that number. `logits` are those of the positions whose label
+/// counts, where a loss has left them.
+fn predict_batch(
+    model: &MaskedLm,
+    batch: &MlmBatch,
+    number: usize,
+    logits: Option<Tensor>,
+) -> Result<Predicted> {
     let mut predicted = Predicted {
         number,
         samples: batch.batch,
@@ -236,10 +244,13 @@ fn predict_batch(model: &MaskedLm, batch: &MlmBatch, number: usize) -> Result<Pr
     if rows.is_empty() {
         return Ok(predicted);
     }
-    let logits = model.logits_at(batch, rows.clone())?;
+    let logits = match logits {
+        Some(logits) => logits,
+        None => model.logits_at(batch, rows.clone())?,
+    };
     let logits = logits.to_dtype(DType::F32)?;
     let best: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
-    let targets = candle_core::Tensor::new(labels.as_slice(), logits.device())?.unsqueeze(1)?;
+    let targets = Tensor::new(labels.as_slice(), logits.device())?.unsqueeze(1)?;
     let log_sums = logits.log_sum_exp(D::Minus1)?;
     let of_labels = logits.gather(&targets, 1)?;
     let losses: Vec<f32> = (log_sums - of_labels.squeeze(1)?)?.to_vec1()?;
@@ -412,16 +423,20 @@ fn measure(
         interrupt::check("evaluating")?;
         let batch = batch?;
         measured.samples += batch.batch;
-        if task.predicts {
-            let predicted = predict_batch(model, &batch, number);
-            let predicted = predicted.map_err(|error| explain(error, &batch))?;
-            measured.predicted.push(predicted);
-        }
+        let context = match task.predicts {
+            true => task.context.clone().keeping_logits(),
+            false => task.context.clone(),
+        };
         if model.counts(&batch).iter().any(|&count| count > 0) {
-            let loss = ops::no_grad(|| model.loss(&batch, &task.context))
+            let loss = ops::no_grad(|| model.loss(&batch, &context))
                 .map_err(|error| explain(error, &batch))?;
             unread.push(loss);
             measured.batches.push(number);
+        }
+        if task.predicts {
+            let predicted = predict_batch(model, &batch, number, context.take_logits());
+            let predicted = predicted.map_err(|error| explain(error, &batch))?;
+            measured.predicted.push(predicted);
         }
         if unread.len() >= AHEAD || batches.len() == 0 {
             for loss in unread.drain(..) {

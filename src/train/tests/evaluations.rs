@@ -1,6 +1,7 @@
 //! What evaluations measure, and what hangs on it.
 
 use super::{AsTheyAre, bits, model, nowhere, rows, rows_of, trainer};
+use crate::collate::{BatchKey, Collator};
 use crate::model::Context;
 use crate::train::{
     IntervalStrategy, SchedulerKwargs, Trainer, TrainingArguments, evaluate, masked_accuracy,
@@ -54,6 +55,28 @@ fn metrics_are_computed_from_the_predictions_at_masked_positions() {
     let written = serde_json::to_string(&history).unwrap();
     let read: crate::train::History = serde_json::from_str(&written).unwrap();
     assert_eq!(read.evaluations, history.evaluations);
+}
+
+#[test]
+fn the_pass_of_the_loss_leaves_the_logits_behind() {
+    let model = model(3);
+    let rows = rows(4);
+    let batch = AsTheyAre.collate(&rows, BatchKey::new(0, 0)).unwrap();
+    let context = Context::eval().keeping_logits();
+    assert!(context.take_logits().is_none());
+    model.loss(&batch, &context).unwrap();
+    let kept: Vec<Vec<f32>> = context.take_logits().unwrap().to_vec2().unwrap();
+    let (places, _) = batch.counted(model.vocab_size()).unwrap();
+    let again: Vec<Vec<f32>> = model.logits_at(&batch, places).unwrap().to_vec2().unwrap();
+    assert_eq!(kept.len(), again.len());
+    for (kept, again) in kept.iter().flatten().zip(again.iter().flatten()) {
+        assert!((kept - again).abs() < 1e-5);
+    }
+    // They are given once, and to nobody who did not ask.
+    assert!(context.take_logits().is_none());
+    let plain = Context::eval();
+    model.loss(&batch, &plain).unwrap();
+    assert!(plain.take_logits().is_none());
 }
 
 #[test]
