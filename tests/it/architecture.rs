@@ -241,7 +241,10 @@ fn graph(src: &Path) -> BTreeMap<String, BTreeSet<String>> {
 /// A circle of imports, apart from those between a file and the folder that it is in, the parts of one operation (its own
 /// file, its kernels' launches, its naive form), and the pairs that may import each other.
 fn circle(graph: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
-    let part = |module: &str| module.starts_with("ops/cuda") || module.starts_with("ops/naive");
+    let part = |module: &str| {
+        let launches = module.starts_with("ops/cuda") || module.ends_with("/cuda");
+        module.starts_with("ops/") && (launches || module.starts_with("ops/naive"))
+    };
     let counts = |from: &str, to: &str| {
         let inside = |inner: &str, outer: &str| inner.starts_with(&format!("{outer}/"));
         let named = PAIRS.iter().any(|(a, b, _)| (from, to) == (a, b));
