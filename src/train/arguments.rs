@@ -71,6 +71,7 @@ macro_rules! arguments {
     (@arg $type:ty, some ($arg:ty)) => { $arg };
     (@arg $type:ty, choice) => { impl TryInto<$type, Error: std::fmt::Display> };
     (@arg $type:ty, number) => { impl Number };
+    (@arg $type:ty, some_number) => { impl Number };
     (@set $self:ident, $name:ident) => { $self.$name = $name };
     (@set $self:ident, $name:ident, from) => { $self.$name = $name.into() };
     (@set $self:ident, $name:ident, some) => { $self.$name = Some($name.into()) };
@@ -82,6 +83,7 @@ macro_rules! arguments {
         )
     };
     (@set $self:ident, $name:ident, number) => { $self.$name = $name.number() };
+    (@set $self:ident, $name:ident, some_number) => { $self.$name = Some($name.number()) };
 }
 
 arguments! {
@@ -166,8 +168,8 @@ arguments! {
     dataloader_drop_last: bool = false;
     /// When to log the loss. Default: steps.
     logging_strategy: IntervalStrategy, choice = IntervalStrategy::Steps;
-    /// Steps between two logs. Default: 500.
-    logging_steps: usize = 500;
+    /// Steps between two logs; a number below 1 is a part of all steps, rounded up. Default: 500.
+    logging_steps: f64, number = 500.0;
     /// Whether to log the first step too. Default: no.
     logging_first_step: bool = false;
     /// Where TensorBoard's event files go. Default: a folder below `runs` in the output folder, called by the time and the
@@ -177,14 +179,15 @@ arguments! {
     report_to: String, from (impl Into<String>) = "tensorboard".to_owned();
     /// When to evaluate. Default: never.
     eval_strategy: IntervalStrategy, choice = IntervalStrategy::No;
-    /// Steps between two evaluations. Default: [`logging_steps`](Self::logging_steps).
-    eval_steps: Option<usize>, from (usize) = None;
+    /// Steps between two evaluations; a number below 1 is a part of all steps, rounded up. Default:
+    /// [`logging_steps`](Self::logging_steps).
+    eval_steps: Option<f64>, some_number = None;
     /// Whether to evaluate before the first step too. Default: no.
     eval_on_start: bool = false;
     /// When to write a checkpoint. Default: steps; the last step is then saved too.
     save_strategy: IntervalStrategy, choice = IntervalStrategy::Steps;
-    /// Steps between two checkpoints. Default: 500.
-    save_steps: usize = 500;
+    /// Steps between two checkpoints; a number below 1 is a part of all steps, rounded up. Default: 500.
+    save_steps: f64, number = 500.0;
     /// Whether checkpoints hold the model alone, which halves their size and more: no run can go on from them. Default: no.
     save_only_model: bool = false;
     /// How many checkpoints to keep; the oldest go first, the best never. Default: all.
@@ -239,9 +242,25 @@ impl TrainingArguments {
         self.greater_is_better.unwrap_or(!falls)
     }
 
-    /// Steps between two evaluations: what was set, or [`logging_steps`](Self::logging_steps).
-    pub fn eval_interval(&self) -> usize {
+    /// Steps between two evaluations, as they were set.
+    fn between_evaluations(&self) -> f64 {
         self.eval_steps.unwrap_or(self.logging_steps)
+    }
+
+    /// Returns the steps between two logs in a run of `training_steps` steps.
+    pub fn logging_interval(&self, training_steps: usize) -> usize {
+        interval(self.logging_steps, training_steps)
+    }
+
+    /// Returns the steps between two evaluations in a run of `training_steps` steps: what was set, or as many as between two
+    /// logs.
+    pub fn eval_interval(&self, training_steps: usize) -> usize {
+        interval(self.between_evaluations(), training_steps)
+    }
+
+    /// Returns the steps between two checkpoints in a run of `training_steps` steps.
+    pub fn save_interval(&self, training_steps: usize) -> usize {
+        interval(self.save_steps, training_steps)
     }
 
     /// Returns how many batches a step of `ranks` ranks has, all together.
@@ -326,15 +345,24 @@ impl TrainingArguments {
                 Some(self.gradient_accumulation_steps),
             ),
             ("max_steps", self.max_steps),
-            ("logging_steps", Some(self.logging_steps)),
-            ("eval_steps", self.eval_steps),
-            ("save_steps", Some(self.save_steps)),
             ("save_total_limit", self.save_total_limit),
             ("early_stopping_patience", self.early_stopping_patience),
         ];
         for (name, value) in at_least_1 {
             check(value != Some(0), name, || {
                 "0 makes no sense; give at least 1".to_owned()
+            })?;
+        }
+        for (name, steps) in [
+            ("logging_steps", self.logging_steps),
+            ("eval_steps", self.between_evaluations()),
+            ("save_steps", self.save_steps),
+        ] {
+            let makes_sense = steps > 0.0 && (steps < 1.0 || steps.fract() == 0.0);
+            check(makes_sense && steps.is_finite(), name, || {
+                format!(
+                    "{steps} makes no sense; give a whole number of steps, or a part of all steps between 0 and 1"
+                )
             })?;
         }
         let not_negative = [
@@ -459,20 +487,30 @@ impl TrainingArguments {
                     )
                 },
             )?;
-            let interval = self.eval_interval();
-            check(
-                best || self.eval_strategy != Steps || self.save_steps.is_multiple_of(interval),
-                name,
-                || {
-                    format!(
-                        "save_steps {} must be a multiple of eval_steps {interval}, so that every checkpoint was evaluated",
-                        self.save_steps
-                    )
-                },
-            )?;
+            let (save, eval) = (self.save_steps, self.between_evaluations());
+            // Parts are compared to a millionth.
+            let whole = |steps: f64| match save < 1.0 && eval < 1.0 {
+                true => (steps * 1e6).round(),
+                false => steps,
+            };
+            let fit = (save < 1.0) == (eval < 1.0) && whole(save) % whole(eval) == 0.0;
+            check(best || self.eval_strategy != Steps || fit, name, || {
+                format!(
+                    "save_steps {save} must be a multiple of eval_steps {eval}, so that every checkpoint was evaluated"
+                )
+            })?;
         }
         Ok(())
     }
+}
+
+/// Returns a number of steps: itself, or the part of `training_steps` that it is.
+fn interval(steps: f64, training_steps: usize) -> usize {
+    let steps = match steps < 1.0 {
+        true => (training_steps as f64 * steps).ceil(),
+        false => steps,
+    };
+    (steps as usize).max(1)
 }
 
 fn check(holds: bool, name: &'static str, message: impl FnOnce() -> String) -> Result<()> {

@@ -11,6 +11,7 @@ pub(super) fn optimizer(
     model: &MaskedLm,
     groups: &[ParamGroup],
 ) -> Result<Box<dyn Optimizer>> {
+    super::param_group::check(groups, model)?;
     let mut groups = groups.to_vec();
     if let Some(decay) = args.layerwise_lr_decay {
         groups.extend(ParamGroup::layerwise(model, decay));

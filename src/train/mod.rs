@@ -112,7 +112,7 @@ pub use plateau::ReduceLrOnPlateau;
 pub use prediction::{
     MaskedPrediction, PredictionOutput, SpokenPrediction, error_rates, masked_accuracy,
 };
-pub use recipe::Recipe;
+pub use recipe::{Recipe, Resume};
 pub use rules::{Optimizer, RuleOptimizer, Update, UpdateRule};
 pub use schedule::{Ramp, Schedule, SchedulerKwargs, SchedulerType, ThresholdMode, get_scheduler};
 pub use sgd::{Sgd, SgdRule};

@@ -11,13 +11,18 @@ use crate::{Error, Result};
 pub enum OptimizerName {
     /// [`AdamW`](super::AdamW).
     #[default]
-    #[serde(rename = "adamw_torch")]
+    #[serde(
+        rename = "adamw_torch",
+        alias = "adamw",
+        alias = "adamw_torch_fused",
+        alias = "adamw_hf"
+    )]
     AdamW,
     /// [`Adafactor`](super::Adafactor), with the learning rate of the schedule.
     #[serde(rename = "adafactor")]
     Adafactor,
     /// [`Lion`](super::Lion), with `adam_beta1` and `adam_beta2`.
-    #[serde(rename = "lion_32bit")]
+    #[serde(rename = "lion_32bit", alias = "lion")]
     Lion,
     /// [`Sgd`](super::Sgd); `optim_args` gives it momentum.
     #[serde(rename = "sgd")]
@@ -90,5 +95,47 @@ pub(super) fn settings(optim: OptimizerName, args: &str) -> Result<Vec<(String, 
         Ok((name.to_owned(), number))
     };
     let parts = args.split(',').map(str::trim);
-    parts.filter(|part| !part.is_empty()).map(read).collect()
+    let settings: Vec<(String, f64)> = parts
+        .filter(|part| !part.is_empty())
+        .map(read)
+        .collect::<Result<_>>()?;
+    let value = |name: &str| {
+        let mut named = settings.iter().rev().filter(|(known, _)| known == name);
+        named.next().map_or(0.0, |(_, value)| *value)
+    };
+    if let Some((name, number)) = settings
+        .iter()
+        .find(|(name, number)| *number < 0.0 && name != "decay_rate")
+    {
+        return Err(refuse(format!(
+            "{name} can't be {number}; it is not negative"
+        )));
+    }
+    if value("nesterov") != 0.0 && (value("momentum") == 0.0 || value("dampening") != 0.0) {
+        return Err(refuse(
+            "nesterov needs momentum, and no dampening; set momentum=0.9, for instance".to_owned(),
+        ));
+    }
+    if value("warmup_init") != 0.0 && value("relative_step") == 0.0 {
+        return Err(refuse(
+            "warmup_init belongs to relative_step; set relative_step=true too".to_owned(),
+        ));
+    }
+    Ok(settings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_make_no_sense_together_are_told() {
+        let said = |optim, args: &str| settings(optim, args).unwrap_err().to_string();
+        assert!(said(OptimizerName::Sgd, "nesterov=true").contains("momentum"));
+        assert!(said(OptimizerName::Sgd, "momentum=-0.1").contains("-0.1"));
+        assert!(said(OptimizerName::Adafactor, "warmup_init=1").contains("relative_step"));
+        assert!(said(OptimizerName::AdamW, "momentum=1").contains("there are none"));
+        let read = settings(OptimizerName::Sgd, "momentum=0.9, nesterov=True").unwrap();
+        assert_eq!(read.len(), 2);
+    }
 }

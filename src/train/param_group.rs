@@ -2,6 +2,7 @@
 
 use crate::model::MaskedLm;
 use crate::ops::Param;
+use crate::{Error, Result};
 
 /// Settings of their own for the parameters whose names begin with a prefix: for an optimizer's `param_groups`, or
 /// [`Trainer::param_groups`](super::Trainer::param_groups). Where several prefixes fit a name, the longest counts.
@@ -61,6 +62,29 @@ impl ParamGroup {
         };
         names().map(group).collect()
     }
+}
+
+/// Checks that each group has parameters, and that its numbers make sense.
+pub(super) fn check(groups: &[ParamGroup], model: &MaskedLm) -> Result<()> {
+    let refuse = |message: String| Err(Error::argument("param_groups", message));
+    for group in groups {
+        let prefix = &group.prefix;
+        let mut names = model.params().iter().map(Param::name);
+        if !names.clone().any(|name| name.starts_with(prefix)) {
+            return refuse(format!(
+                "no parameter's name begins with {prefix:?}; the first one is {:?}",
+                names.next().unwrap_or_default()
+            ));
+        }
+        for number in [group.lr_scale, group.weight_decay.unwrap_or(0.0)] {
+            if !(number.is_finite() && number >= 0.0) {
+                return refuse(format!(
+                    "{number} is not allowed for {prefix:?}; give a number that is not negative"
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Returns the first number among the parts of a name.
@@ -165,6 +189,19 @@ mod tests {
         ] {
             assert_eq!(settings(&layers, name).lr_scale, scale, "{name}");
         }
+    }
+
+    #[test]
+    fn groups_without_parameters_and_numbers_below_0_are_told() {
+        let config = Config::new("bert")
+            .set("vocab_size", 20)
+            .set("num_hidden_layers", 1);
+        let model = MaskedLm::from_config(&config, 1).unwrap();
+        let said = |group: ParamGroup| check(&[group], &model).unwrap_err().to_string();
+        assert!(said(ParamGroup::new("lm_head.")).contains("lm_head."));
+        assert!(said(ParamGroup::new("bert.").lr_scale(-1.0)).contains("-1"));
+        assert!(said(ParamGroup::new("bert.").weight_decay(f64::NAN)).contains("NaN"));
+        check(&[ParamGroup::new("bert.").lr_scale(0.0)], &model).unwrap();
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! A whole training by its settings alone, as a command line or a file gives them: load, tokenize, mask, train, save.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map as Object, Value};
 
 use super::{History, IntervalStrategy, Trainer, TrainingArguments};
 use crate::collate::MaskingCollator;
-use crate::dataset::{DatasetDict, Map, TrainTestSplit, load_dataset};
+use crate::dataset::{Dataset, DatasetDict, Loader, Map, TrainTestSplit, load_dataset};
 use crate::model::MaskedLm;
 use crate::ops::DeviceExt;
 use crate::tokenizer::Tokenizer;
@@ -34,6 +36,11 @@ pub struct Recipe {
     pub tokenizer: Option<String>,
     /// The data: a file, a folder, or a name on the Hub.
     pub dataset: String,
+    /// The configuration of a dataset that has several.
+    pub dataset_config: Option<String>,
+    /// Data to evaluate on: a file, a folder, or a name on the Hub. Default: the dataset's split "validation" or "test", or
+    /// else a part of the rows.
+    pub validation_file: Option<String>,
     /// The split that is trained on. Default: "train".
     pub split: String,
     /// The column of texts; with a dot, a field of it. Default: "text".
@@ -48,11 +55,24 @@ pub struct Recipe {
     pub mlm_probability: f64,
     /// Whether whole words are masked. Default: no.
     pub whole_word_mask: bool,
-    /// Whether to go on from the newest checkpoint in the output folder, if there is one. Default: no.
-    pub resume: bool,
+    /// Whether to go on from the newest checkpoint in the output folder, if there is one; or the checkpoint to go on from.
+    /// Default: no.
+    pub resume: Resume,
+    /// Whether to stay on the CPU where there is a GPU. Default: no.
+    pub use_cpu: bool,
     /// The arguments of the training.
     #[serde(skip)]
     pub arguments: TrainingArguments,
+}
+
+/// What a run begins with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Resume {
+    /// The newest checkpoint in the output folder, if this is true and there is one.
+    Latest(bool),
+    /// The checkpoint in this folder.
+    From(PathBuf),
 }
 
 impl Default for Recipe {
@@ -61,6 +81,8 @@ impl Default for Recipe {
             model: String::new(),
             tokenizer: None,
             dataset: String::new(),
+            dataset_config: None,
+            validation_file: None,
             split: "train".to_owned(),
             text_column: "text".to_owned(),
             validation_split: 0.05,
@@ -68,17 +90,20 @@ impl Default for Recipe {
             max_seq_length: 128,
             mlm_probability: 0.15,
             whole_word_mask: false,
-            resume: false,
+            resume: Resume::Latest(false),
+            use_cpu: false,
             arguments: TrainingArguments::default(),
         }
     }
 }
 
 /// The settings of the recipe itself.
-const OWN: [&str; 11] = [
+const OWN: [&str; 14] = [
     "model",
     "tokenizer",
     "dataset",
+    "dataset_config",
+    "validation_file",
     "split",
     "text_column",
     "validation_split",
@@ -87,16 +112,83 @@ const OWN: [&str; 11] = [
     "mlm_probability",
     "whole_word_mask",
     "resume",
+    "use_cpu",
+];
+
+/// Settings that are text, whatever they look like.
+const TEXTS: [&str; 14] = [
+    "model",
+    "tokenizer",
+    "dataset",
+    "dataset_config",
+    "validation_file",
+    "split",
+    "text_column",
+    "output_dir",
+    "logging_dir",
+    "hub_model_id",
+    "optim_args",
+    "report_to",
+    "metric_for_best_model",
+    "lr_scheduler_type",
 ];
 
 /// Names that settings have elsewhere.
-const ALIASES: [(&str, &str); 6] = [
+const ALIASES: [(&str, &str); 13] = [
     ("output", "output_dir"),
     ("model_name_or_path", "model"),
     ("tokenizer_name", "tokenizer"),
     ("dataset_name", "dataset"),
+    ("train_file", "dataset"),
+    ("dataset_config_name", "dataset_config"),
     ("evaluation_strategy", "eval_strategy"),
     ("epochs", "num_train_epochs"),
+    ("resume_from_checkpoint", "resume"),
+    ("no_cuda", "use_cpu"),
+    ("activation_checkpointing", "gradient_checkpointing"),
+    ("per_gpu_train_batch_size", "per_device_train_batch_size"),
+    ("per_gpu_eval_batch_size", "per_device_eval_batch_size"),
+];
+
+/// Arguments of transformers and `run_mlm.py` that would change nothing here, and why.
+const NEEDLESS: [(&str, &str); 8] = [
+    (
+        "do_train do_eval do_predict",
+        "it always trains, and evaluates as eval_strategy says",
+    ),
+    (
+        "overwrite_output_dir overwrite_cache",
+        "nothing stands in the way of a new run",
+    ),
+    (
+        "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor \
+         dataloader_in_order preprocessing_num_workers",
+        "batches are made ahead on all cores",
+    ),
+    (
+        "remove_unused_columns label_names prediction_loss_only eval_do_concat_batches eval_accumulation_steps \
+         batch_eval_metrics",
+        "only what is needed is kept",
+    ),
+    (
+        "disable_tqdm log_level log_level_replica log_on_each_node logging_nan_inf_filter run_name project \
+         skip_memory_metrics include_num_input_tokens_seen",
+        "progress goes to the terminal, and history.jsonl has it all",
+    ),
+    (
+        "torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps use_liger_kernel use_cache \
+         full_determinism save_safetensors use_fast_tokenizer average_tokens_across_devices",
+        "it is so anyway, or has no meaning here",
+    ),
+    (
+        "local_rank ddp_backend ddp_timeout ddp_bucket_cap_mb ddp_find_unused_parameters ddp_broadcast_buffers \
+         ddp_static_graph",
+        "ranks find each other through MPI",
+    ),
+    (
+        "hub_token",
+        "the token comes from HF_TOKEN or from a login, not from a command line that others can read",
+    ),
 ];
 
 impl Recipe {
@@ -116,8 +208,14 @@ impl Recipe {
         config: Option<Object<String, Value>>,
     ) -> Result<Self> {
         let mut settings = Object::new();
+        let mut set = |name: &str, value: Value| -> Result<()> {
+            if let Some((name, value)) = setting(name, value)? {
+                settings.insert(name.to_owned(), value);
+            }
+            Ok(())
+        };
         for (name, value) in config.unwrap_or_default() {
-            settings.insert(known(&name)?.to_owned(), value);
+            set(&name, value)?;
         }
         let mut args = args
             .into_iter()
@@ -137,8 +235,7 @@ impl Recipe {
                     args.next_if(|next| !next.starts_with("--")),
                 ),
             };
-            let value = value.map_or(Value::Bool(true), |text| read(&text));
-            settings.insert(known(&name)?.to_owned(), value);
+            set(&name, value.map_or(Value::Bool(true), Value::String))?;
         }
         Self::from_settings(settings)
     }
@@ -147,17 +244,8 @@ impl Recipe {
         let (own, arguments): (Object<_, _>, Object<_, _>) = settings
             .into_iter()
             .partition(|(name, _)| OWN.contains(&name.as_str()));
-        let texts = ["model", "tokenizer", "dataset", "split", "text_column"];
-        let mut recipe: Self = fit(own, &texts)?;
-        let texts = [
-            "output_dir",
-            "logging_dir",
-            "hub_model_id",
-            "optim_args",
-            "report_to",
-            "metric_for_best_model",
-        ];
-        recipe.arguments = fit(arguments, &texts)?;
+        let mut recipe: Self = fit(own)?;
+        recipe.arguments = fit(arguments)?;
         for (name, value) in [("model", &recipe.model), ("dataset", &recipe.dataset)] {
             if value.is_empty() {
                 return Err(Error::argument(
@@ -179,17 +267,21 @@ impl Recipe {
         let tokenizer = self.tokenizer.as_ref().unwrap_or(&self.model);
         let tokenizer = Tokenizer::from_pretrained(tokenizer)?;
         let examples = self.examples(&tokenizer)?;
-        let device = candle_core::Device::best()?;
+        let device = match self.use_cpu {
+            true => candle_core::Device::Cpu,
+            false => candle_core::Device::best()?,
+        };
         let model = MaskedLm::from_pretrained_on(&self.model, &device)?;
         let collator = MaskingCollator::new(&tokenizer)
             .mlm_probability(self.mlm_probability)
             .whole_word_mask(self.whole_word_mask)
             .seed(self.arguments.seed);
         let mut trainer = Trainer::of_splits(&model, self.arguments.clone(), &examples, collator)?;
-        let goes_on = self.resume && super::latest_checkpoint(&self.arguments.output_dir).is_ok();
-        let history = match goes_on {
-            true => trainer.resume_from_latest_checkpoint()?,
-            false => trainer.train()?,
+        let there_is_one = || super::latest_checkpoint(&self.arguments.output_dir).is_ok();
+        let history = match &self.resume {
+            Resume::Latest(true) if there_is_one() => trainer.resume_from_latest_checkpoint()?,
+            Resume::Latest(_) => trainer.train()?,
+            Resume::From(folder) => trainer.resume_from_checkpoint(folder)?,
         };
         trainer.save_model(&self.arguments.output_dir)?;
         Ok(history)
@@ -197,18 +289,26 @@ impl Recipe {
 
     /// Returns the examples: "train", and "test" if evaluations are wanted.
     fn examples(&self, tokenizer: &Tokenizer) -> Result<DatasetDict> {
-        let splits = load_dataset(&self.dataset)?;
+        let loader = Loader::new(&self.dataset);
+        let loader = match &self.dataset_config {
+            Some(config) => loader.config(config),
+            None => loader,
+        };
+        let splits = loader.load()?;
         let train = splits.split(&self.split)?;
         let args = &self.arguments;
         let evaluates = args.eval_strategy != IntervalStrategy::No || args.eval_on_start;
-        let given = ["validation", "test"]
-            .into_iter()
-            .find_map(|name| splits.get(name).ok());
+        let given = match &self.validation_file {
+            Some(file) => {
+                let others = load_dataset(file)?;
+                let first = others.iter().next().map(|(_, rows)| rows.clone());
+                held_out(&others).or(first)
+            }
+            None => held_out(&splits),
+        };
         let splits = match (evaluates, given) {
             (false, _) => DatasetDict::from_iter([("train", train)]),
-            (true, Some(test)) => {
-                DatasetDict::from_iter([("train", train), ("test", test.clone())])
-            }
+            (true, Some(test)) => DatasetDict::from_iter([("train", train), ("test", test)]),
             (true, None) => train.train_test_split(
                 TrainTestSplit::new(self.validation_split).seed(args.order_seed()),
             )?,
@@ -226,11 +326,53 @@ impl Recipe {
     }
 }
 
+/// Returns the split to evaluate on, if there is one.
+fn held_out(splits: &DatasetDict) -> Option<Dataset> {
+    let names = ["validation", "test"].into_iter();
+    names
+        .filter_map(|name| splits.get(name).ok())
+        .next()
+        .cloned()
+}
+
+/// Returns a setting by the name that it has here, and its value; nothing if it changes nothing here, which is said.
+fn setting(name: &str, value: Value) -> Result<Option<(&'static str, Value)>> {
+    let name = name.trim_start_matches("--").replace('-', "_");
+    let needless = NEEDLESS
+        .iter()
+        .find(|(names, _)| names.split(' ').any(|known| known == name));
+    if let Some((_, why)) = needless {
+        eprintln!("note: {name} is passed over: {why}");
+        return Ok(None);
+    }
+    let text = match &value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    Ok(match name.as_str() {
+        // As transformers say that it is not set.
+        "max_steps" if text == "-1" => Some(("max_steps", Value::Null)),
+        "validation_split_percentage" => {
+            let part = text.parse::<f64>().ok().map(|percent| percent / 100.0);
+            Some(("validation_split", part.map_or(value, Value::from)))
+        }
+        "train_sampling_strategy" => match text.as_str() {
+            "random" => Some(("group_by_length", Value::Bool(false))),
+            "group_by_length" => Some(("group_by_length", Value::Bool(true))),
+            _ => {
+                let message =
+                    format!("there is no {text:?}; choose one of random, group_by_length");
+                return Err(Error::argument("train_sampling_strategy", message));
+            }
+        },
+        name => Some((known(name)?, value)),
+    })
+}
+
 /// Returns the name of a setting, by whatever name it was given.
 fn known(name: &str) -> Result<&'static str> {
-    let name = name.trim_start_matches("--").replace('-', "_");
     let alias = ALIASES.iter().find(|(alias, _)| *alias == name);
-    let name = alias.map_or(name.as_str(), |(_, name)| name);
+    let name = alias.map_or(name, |(_, name)| name);
     Recipe::names().find(|known| *known == name).ok_or_else(|| {
         let names: Vec<&str> = Recipe::names().collect();
         let near: Vec<&str> = names
@@ -254,36 +396,61 @@ fn alike(a: &str, b: &str) -> bool {
     2 * common >= a.len().max(b.len()) && common > 0
 }
 
-/// Returns a value as JSON has it, or as text.
-fn read(text: &str) -> Value {
-    match text {
-        "True" => Value::Bool(true),
-        "False" => Value::Bool(false),
-        text => serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned())),
-    }
+/// Returns what a text of the command line may mean, the likeliest first.
+fn meanings(text: &str) -> Vec<Value> {
+    let json: Option<Value> = serde_json::from_str(text).ok();
+    // ".5" and "+1", which JSON does not know.
+    let number = text.parse().ok().filter(|number: &f64| number.is_finite());
+    let truth = match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "t" | "y" | "1" => Some(true),
+        "false" | "no" | "f" | "n" | "0" => Some(false),
+        _ => None,
+    };
+    let text = Some(Value::String(text.to_owned()));
+    let number = number.and_then(serde_json::Number::from_f64);
+    let all = [
+        json,
+        number.map(Value::Number),
+        text,
+        truth.map(Value::Bool),
+    ];
+    all.into_iter().flatten().collect()
 }
 
-/// Makes a type of settings, of which those named in `texts` stay text whatever they look like.
+/// Makes a type of settings; text is read as whatever suits a setting.
 fn fit<T: Default + for<'d> Deserialize<'d> + Serialize>(
     settings: Object<String, Value>,
-    texts: &[&str],
 ) -> Result<T> {
     let mut whole = serde_json::to_value(T::default())?;
     let mut result = T::default();
     for (name, value) in settings {
-        let value = match value {
-            Value::String(text) => Value::String(text),
-            other if texts.contains(&name.as_str()) => Value::String(other.to_string()),
-            other => other,
-        };
+        let is_text = TEXTS.contains(&name.as_str());
         let shown = value.to_string();
-        whole[&name] = value;
-        result = serde_json::from_value(whole.clone()).map_err(|error| {
-            let names = Recipe::names();
-            let mut named = names.filter(|known| *known == name);
+        let meanings = match value {
+            Value::String(text) if !is_text => meanings(&text),
+            Value::Number(_) | Value::Bool(_) if is_text => vec![Value::String(shown.clone())],
+            other => vec![other],
+        };
+        let mut refused = None;
+        let mut suits = None;
+        for meaning in meanings {
+            whole[&name] = meaning;
+            match serde_json::from_value::<T>(whole.clone()) {
+                Ok(now) => {
+                    suits = Some(now);
+                    break;
+                }
+                Err(error) => {
+                    refused.get_or_insert(error);
+                }
+            }
+        }
+        result = suits.ok_or_else(|| {
+            let mut named = Recipe::names().filter(|known| *known == name);
+            let why = refused.map_or_else(String::new, |error| format!(": {error}"));
             Error::argument(
                 named.next().unwrap_or("arguments"),
-                format!("{shown} does not suit it: {error}"),
+                format!("{shown} does not suit it{why}"),
             )
         })?;
     }

@@ -130,18 +130,16 @@ impl Run {
 
     /// Returns whether the current step is to be logged and has not been.
     pub(super) fn log_is_due(&self, args: &TrainingArguments) -> bool {
-        let due = self
-            .plan
-            .is_due(args.logging_strategy, args.logging_steps, self.step)
+        let every = args.logging_interval(self.plan.max_steps);
+        let due = self.plan.is_due(args.logging_strategy, every, self.step)
             || (args.logging_first_step && self.step == 1);
         due && self.history.logs.last().map(|log| log.step) != Some(self.step) && self.has_loss()
     }
 
     /// Returns whether the model is to be evaluated after the current step and has not been.
     pub(super) fn evaluation_is_due(&self, args: &TrainingArguments, wished: bool) -> bool {
-        let due = self
-            .plan
-            .is_due(args.eval_strategy, args.eval_interval(), self.step);
+        let every = args.eval_interval(self.plan.max_steps);
+        let due = self.plan.is_due(args.eval_strategy, every, self.step);
         let last = self.history.evaluations.last().map(|e| e.step);
         (due || wished) && last != Some(self.step)
     }
@@ -151,7 +149,10 @@ impl Run {
         let due = match args.save_strategy {
             IntervalStrategy::Best => self.is_best(&Metric::of_best(args)),
             IntervalStrategy::Steps if self.is_complete() => true,
-            strategy => self.plan.is_due(strategy, args.save_steps, self.step),
+            strategy => {
+                let every = args.save_interval(self.plan.max_steps);
+                self.plan.is_due(strategy, every, self.step)
+            }
         };
         (due || wished) && self.saved.last() != Some(&self.step)
     }

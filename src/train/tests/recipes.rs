@@ -1,6 +1,6 @@
 //! Settings from a command line, and what is made of them.
 
-use crate::train::{IntervalStrategy, Recipe};
+use crate::train::{IntervalStrategy, OptimizerName, Recipe, Resume};
 
 const LINES: &str =
     "A galaxy is a system of stars.\nThe Milky Way is a spiral galaxy.\nWater is wet.\n";
@@ -48,9 +48,61 @@ fn settings_are_known_by_every_name_and_checked() {
     assert!(error(&["--eval-strategy", "epochs"]).contains("eval_strategy"));
     assert!(error(&["--num-train-epochs", "two"]).contains("two"));
     assert!(error(&["stray"]).contains("stray"));
+    assert!(error(&["--bf16", "maybe"]).contains("bf16"));
+    assert!(error(&["--train-sampling-strategy", "x"]).contains("group_by_length"));
+    assert!(error(&["--optim", "adamx"]).contains("adafactor"));
     assert!(error(&["--learning-rate", "-1"]).contains("learning_rate"));
     let missing = Recipe::from_args(&given[..4], None).unwrap_err();
     assert!(missing.to_string().contains("--output"), "{missing}");
+}
+
+#[test]
+fn values_are_read_as_python_reads_them() {
+    let given = ["--model", "m", "--dataset", "d", "--output", "o"];
+    let recipe = |more: &[&str]| {
+        let config = serde_json::json!({ "max_steps": 7 });
+        let all = given.iter().chain(more);
+        Recipe::from_args(all, config.as_object().cloned()).unwrap()
+    };
+    let read = recipe(&[
+        "--learning-rate=.5",
+        "--bf16=yes",
+        "--tf32",
+        "0",
+        "--logging_steps",
+        "0.25",
+        "--optim",
+        "adamw_torch_fused",
+        "--train_sampling_strategy",
+        "group_by_length",
+        "--validation_split_percentage",
+        "10",
+        "--hub-model-id",
+        "1e3",
+        "--resume-from-checkpoint",
+        "out/checkpoint-7",
+        "--lr-scheduler-kwargs",
+        r#"{"min_lr_rate": 0.1}"#,
+        "--max_steps",
+        "-1",
+        "--dataloader-num-workers",
+        "4",
+        "--do_train",
+    ]);
+    let args = &read.arguments;
+    assert_eq!((args.learning_rate, args.max_steps), (0.5, None));
+    assert!(args.bf16 && args.group_by_length);
+    assert_eq!(args.tf32, Some(false));
+    assert_eq!(
+        (args.optim, read.validation_split),
+        (OptimizerName::AdamW, 0.1)
+    );
+    assert_eq!(args.hub_model_id, "1e3");
+    assert_eq!(read.resume, Resume::From("out/checkpoint-7".into()));
+    assert_eq!(args.lr_scheduler_kwargs.min_lr_rate, Some(0.1));
+    assert_eq!(args.logging_interval(10), 3);
+    assert_eq!(recipe(&["--resume"]).resume, Resume::Latest(true));
+    assert_eq!(recipe(&[]).arguments.max_steps, Some(7));
 }
 
 #[test]
