@@ -51,6 +51,7 @@ fn main() -> ExitCode {
         Command::Install(arguments) => cli::install::install(&arguments),
         Command::Uninstall(place) => cli::install::uninstall(&place),
         Command::Lab(arguments) => cli::lab::lab(&arguments),
+        Command::Notebooks { folder } => cli::notebooks::write(&folder),
         Command::Doctor => cli::doctor::doctor(),
         Command::Train { arguments } => cli::train::train(&arguments),
         Command::Fill { model, text, top_k } => cli::train::fill(&model, &text, top_k.get()),

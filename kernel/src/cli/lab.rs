@@ -22,11 +22,11 @@ pub fn lab(arguments: &Lab) -> Result<()> {
     if kernelspec::find().is_none() {
         install::install(&Install::default())?;
     }
-    let folder = arguments
-        .folder
-        .clone()
-        .or_else(notebooks)
-        .unwrap_or_else(|| ".".into());
+    let folder = arguments.folder.clone().or_else(notebooks);
+    if folder.is_none() {
+        println!("the notebooks that come with Cloze: cloze notebooks writes them to a folder");
+    }
+    let folder = folder.unwrap_or_else(|| ".".into());
     let error = Command::new(&jupyter)
         .args(&arguments.arguments)
         .arg(folder)

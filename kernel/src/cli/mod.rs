@@ -7,6 +7,7 @@ pub mod install;
 mod kernelspec;
 pub mod lab;
 pub mod launch;
+pub mod notebooks;
 pub mod train;
 
 use std::num::NonZeroUsize;
@@ -36,6 +37,12 @@ pub enum Command {
     Uninstall(Place),
     /// Open JupyterLab on the notebooks
     Lab(Lab),
+    /// Write the notebooks that come with Cloze to a folder
+    Notebooks {
+        /// Where to; what is there already stays as it is
+        #[arg(default_value = "cloze-notebooks")]
+        folder: PathBuf,
+    },
     /// Tell what is there, what is missing and how to mend it
     Doctor,
     /// Train a model without a notebook: --model NAME --dataset NAME --output FOLDER, and any argument of the training
