@@ -4,6 +4,8 @@
 # What is made in /home/lab/cloze/notebooks goes with the container; add -v "$PWD/notebooks:/home/lab/cloze/notebooks" to keep it.
 FROM rust:1.95-bookworm
 
+# Whatever version the distribution has serves.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends mold python3-venv \
     && rm -rf /var/lib/apt/lists/* \
@@ -12,7 +14,7 @@ RUN apt-get update \
 
 USER lab
 ENV PATH=/home/lab/venv/bin:$PATH
-RUN python3 -m venv /home/lab/venv && pip install --no-cache-dir jupyterlab
+RUN python3 -m venv /home/lab/venv && pip install --no-cache-dir 'jupyterlab==4.*'
 
 COPY --chown=lab . /home/lab/cloze
 WORKDIR /home/lab/cloze
