@@ -75,6 +75,10 @@ impl Interleave {
     /// No dataset; columns that don't fit together; probabilities that are not one for each dataset or don't sum to 1; a
     /// dataset that can't be exhausted, as it is empty or never drawn.
     pub fn build(&self) -> Result<Dataset> {
+        if self.datasets.is_empty() {
+            let message = "there must be at least one dataset to interleave";
+            return Err(Error::argument("datasets", message));
+        }
         let all = concatenate(&self.datasets)?;
         let lengths: Vec<usize> = self.datasets.iter().map(Dataset::len).collect();
         let order = match &self.probabilities {

@@ -190,6 +190,12 @@ impl Term {
 pub(crate) fn resolve(dict: &DatasetDict, split: &str) -> Result<Dataset> {
     let mut parts = Vec::new();
     let mut asked_for_rows = false;
+    // As in datasets: all splits, one behind the other.
+    let all = dict.names().join("+");
+    let split = match split {
+        "all" if dict.find("all").is_none() && !all.is_empty() => all.as_str(),
+        split => split,
+    };
     for term in parse(split)? {
         let dataset = dict.find(&term.name).ok_or_else(|| {
             fail(
@@ -224,6 +230,16 @@ pub(crate) fn resolve(dict: &DatasetDict, split: &str) -> Result<Dataset> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_means_every_split() {
+        let rows = |rows: Vec<i64>| Dataset::builder().column("n", rows).build().unwrap();
+        let dict = DatasetDict::from_iter([("train", rows(vec![1, 2])), ("test", rows(vec![3]))]);
+        let all = resolve(&dict, "all").unwrap();
+        assert_eq!(all.column::<i64>("n").unwrap(), [1, 2, 3]);
+        let own = DatasetDict::from_iter([("all", rows(vec![7])), ("test", rows(vec![3]))]);
+        assert_eq!(resolve(&own, "all").unwrap().len(), 1);
+    }
 
     #[test]
     fn percentages_round_halves_to_the_even_row() {

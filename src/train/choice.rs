@@ -47,9 +47,14 @@ pub(super) fn choose<T, C: TryInto<T, Error: Display>>(
     let (name, value) = setting;
     match choice.try_into() {
         Ok(choice) => *value = choice,
-        Err(error) => problems.push(Problem {
-            name,
-            message: error.to_string(),
-        }),
+        Err(error) => {
+            // An error of our own begins with a name, and the setting's is told already.
+            let text = error.to_string();
+            let message = match text.split_once(": ") {
+                Some((first, rest)) if !first.contains(' ') => rest.to_owned(),
+                _ => text,
+            };
+            problems.push(Problem { name, message });
+        }
     }
 }

@@ -87,6 +87,11 @@ impl Lora {
             let message = "adapters of rank 0 learn nothing; give 8, or any number above 0";
             return Err(Error::argument("r", message));
         }
+        if self.targets.is_empty() || !self.alpha.is_finite() {
+            let name = ["targets", "alpha"][usize::from(!self.targets.is_empty())];
+            let message = "adapters need targets (\"query\", for instance) and a finite alpha";
+            return Err(Error::argument(name, message));
+        }
         let fits = |param: &&Param, target: &str| {
             let module = param.name().strip_suffix(".weight");
             param.shape().rank() == 2

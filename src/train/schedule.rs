@@ -317,6 +317,15 @@ impl Schedule {
                 "{kwargs:?}: the numbers must be finite and not negative"
             ));
         }
+        if !sane(self.learning_rate) {
+            return Err(Error::argument(
+                "learning_rate",
+                format!(
+                    "{} is not allowed; give a number that is not negative",
+                    self.learning_rate
+                ),
+            ));
+        }
         match self.kind {
             SchedulerType::Polynomial if self.learning_rate <= kwargs.lr_end => {
                 return Err(Error::argument(

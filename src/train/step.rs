@@ -144,6 +144,16 @@ impl Trainer {
         started: Instant,
     ) -> Result<()> {
         let ranks = self.ranks()?;
+        let learning_rate = run.learning_rate(&Metric::of_best(&self.args));
+        if !(learning_rate.is_finite() && learning_rate >= 0.0) {
+            return Err(Error::argument(
+                "schedule",
+                format!(
+                    "it gave the learning rate {learning_rate} for step {}; a rate is a number that is not negative",
+                    run.step + 1
+                ),
+            ));
+        }
         let (batches, work) = self.announce(&ranks, run, batches)?;
         let group = batches.as_slice();
         let explain = |error| out_of_memory::explain(error, group, Use::Training, &self.args);
@@ -156,7 +166,7 @@ impl Trainer {
             record: StepRecord {
                 step: run.step + 1,
                 loss: 0.0,
-                learning_rate: run.learning_rate(&Metric::of_best(&self.args)),
+                learning_rate,
                 grad_norm: 0.0,
                 counted: work.counted,
                 tokens: work.tokens,

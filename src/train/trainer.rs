@@ -27,7 +27,7 @@ use crate::collate::{Batches, Collator, DataLoader, Examples, IntoExamples, Lane
 use crate::dataset::{Dataset, DatasetDict, IterableDataset};
 use crate::distributed::{self, Group};
 use crate::model::MaskedLm;
-use crate::ops::{self, Precision};
+use crate::ops::{self, Param, Precision};
 use crate::{Error, Result};
 
 /// Fine-tunes a masked language model, in the manner of the reference's `Trainer`.
@@ -301,9 +301,15 @@ impl Trainer {
             let named = metrics.map(|(name, value)| {
                 let name: String = name.into();
                 let name = name.strip_prefix("eval_").unwrap_or(&name).to_owned();
-                (name, value)
+                match name.as_str() {
+                    "loss" | "perplexity" => Err(Error::argument(
+                        "compute_metrics",
+                        format!("{name:?} is measured anyway; call yours something else"),
+                    )),
+                    _ => Ok((name, value)),
+                }
             });
-            Ok(named.collect())
+            named.collect()
         }));
         self
     }
@@ -441,6 +447,12 @@ impl Trainer {
             )?;
             let args = serde_json::to_string(&self.args)?;
             exchange::check_equal(&ranks, "training arguments", digest(&args))?;
+        }
+        if !self.model.params().iter().any(Param::is_trainable) {
+            return Err(Error::argument(
+                "model",
+                "all its parameters are frozen, so there is nothing to train; freeze fewer",
+            ));
         }
         let several = ranks.size() > 1;
         let plain = self.args.optim == OptimizerName::AdamW

@@ -133,6 +133,10 @@ fn find_named(name: &str, base: &Path, request: &Selection) -> Result<Found> {
     let mut splits: Splits = Vec::new();
     for (split, patterns) in &request.data_files {
         let mut paths: Vec<String> = Vec::new();
+        if patterns.is_empty() {
+            let message = format!("no files are named for the split {split:?}");
+            return Err(Error::argument("data_files", message));
+        }
         for pattern in patterns {
             let place = base.join(pattern);
             let place = place.to_string_lossy();

@@ -57,7 +57,7 @@ impl Loader {
         if let Some(fetched) = self.with_fetched_files()? {
             return fetched.part(split);
         }
-        if files::named(&self.name, &self.request).is_some() {
+        if split == "all" || files::named(&self.name, &self.request).is_some() {
             return self.load()?.split(split);
         }
         match on_hub(&self.name, &self.request)? {

@@ -4,6 +4,7 @@ mod evaluations;
 mod lora;
 mod optimizers;
 mod recipes;
+mod refusals;
 mod reports;
 
 use crate::collate::{BatchKey, Collator, Example, MlmBatch};
