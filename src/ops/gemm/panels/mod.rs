@@ -16,7 +16,7 @@ use std::sync::LazyLock;
 use rayon::prelude::*;
 
 use crate::ops::graph::storage;
-use crate::ops::parallel::for_overwrite;
+use crate::ops::parallel::{for_each_task, for_overwrite};
 use crate::ops::simd::{self, Level};
 use left::Left;
 use tiles::{Fetch, Place, Tile};
@@ -179,13 +179,10 @@ impl Panels {
             .clamp(1, GROUP);
         let target = Shared(result.as_mut_ptr());
         Left::with(self.kind, self.unit.tiles.len(), x, self.inner, |left| {
-            (0..panels.div_ceil(group))
-                .into_par_iter()
-                .with_max_len(1)
-                .for_each(|task| {
-                    let panels = task * group..panels.min((task + 1) * group);
-                    self.multiply_panels(panels, left, bias, &target, &finish);
-                });
+            for_each_task(panels.div_ceil(group), |task| {
+                let panels = task * group..panels.min((task + 1) * group);
+                self.multiply_panels(panels, left, bias, &target, &finish);
+            });
         });
         result
     }

@@ -12,14 +12,13 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::side::{CHUNK, Cut, Side, blocks_of};
 use super::tiles::{self, Fetch, Place};
 use super::{Kind, Shared, Unit};
 use crate::ops::gemm::accumulate::Accumulate;
 use crate::ops::gemm::operand::Operand;
 use crate::ops::graph::storage;
+use crate::ops::parallel::for_each_task;
 use crate::ops::simd::{self, Level};
 
 /// Elements of the inner dimension between two visits to the result, at most: a block of a panel and of a few tiles that
@@ -120,8 +119,7 @@ impl Multiplier {
                         unsafe { work.multiply(mine, &stretch, by_rows, packed.get()) };
                     };
                     match product.parallel {
-                        // Single tasks: a thread that is done finds some to take over until the very end.
-                        true => (0..tasks).into_par_iter().with_max_len(1).for_each(task),
+                        true => for_each_task(tasks, task),
                         false => (0..tasks).for_each(task),
                     }
                 }

@@ -3,11 +3,10 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::{Kind, Shared};
 use crate::ops::gemm::operand::Operand;
 use crate::ops::gemm::transpose::transpose;
+use crate::ops::parallel::for_each_task;
 
 /// Steps that are rearranged in one go, in registers.
 const STEPS: usize = 16;
@@ -136,7 +135,7 @@ impl Side {
             false => stretch.len().div_ceil(CHUNK),
         };
         match parallel {
-            true => (0..tasks).into_par_iter().for_each(task),
+            true => for_each_task(tasks, task),
             false => (0..tasks).for_each(task),
         }
     }
