@@ -1,4 +1,5 @@
-# JupyterLab with the kernel. Not built here:
+# JupyterLab with the kernel. Its steps were run with buildah on a base made by debootstrap, all but the compilation, and
+# hadolint reads it; the image itself was not built here:
 #   docker build -t cloze .
 #   docker run --rm -p 8888:8888 cloze          (then open the address that it prints)
 # What is made in /home/lab/cloze/notebooks goes with the container; add -v "$PWD/notebooks:/home/lab/cloze/notebooks" to keep it.

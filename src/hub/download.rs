@@ -41,13 +41,18 @@ pub(crate) fn fetch(
             let purpose = format!("download {} of {:?}", file.path, repo.id());
             let incomplete = cache.incomplete(&file.etag);
             let part = Part::open(&incomplete, file, progress)?;
-            part.complete(client, &|offset| {
+            let arrived = part.complete(client, &|offset| {
                 let request = client.read(Request::get(url.as_str(), purpose.as_str()));
                 match offset {
                     0 => request,
                     _ => request.header("range", format!("bytes={offset}-")),
                 }
-            })?;
+            });
+            #[cfg(feature = "xet")]
+            let arrived = arrived.or_else(|failure| {
+                super::xet::download_instead(client, repo, commit, file, &incomplete, failure)
+            });
+            arrived?;
             std::fs::rename(&incomplete, &blob).map_err(|e| Error::io("rename", &incomplete, e))?;
         }
     } else {

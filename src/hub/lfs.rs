@@ -66,13 +66,35 @@ impl Action {
     }
 }
 
+/// The ways to send a large file that a server can choose from.
+const TRANSFERS: &[&str] = if cfg!(feature = "xet") {
+    &["basic", "multipart", XET]
+} else {
+    &["basic", "multipart"]
+};
+const XET: &str = "xet";
+
+/// What became of the large files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// The server has them.
+    Whole,
+    /// The server wants them by Xet.
+    #[cfg_attr(not(feature = "xet"), allow(dead_code))]
+    NotYet,
+}
+
 /// Sends the files that the server does not have.
-pub(crate) fn upload(client: &Client, repo: &Repo, files: &[&Upload]) -> Result<(), Failure> {
+pub(crate) fn upload(client: &Client, repo: &Repo, files: &[&Upload]) -> Result<Sent, Failure> {
     let total = files.iter().map(|file| file.digest.size).sum();
     let progress = Progress::bytes(&format!("uploading to {}", repo.id()), total);
     for chunk in files.chunks(256) {
         let mut tasks = Vec::new();
-        for object in batch(client, repo, chunk)? {
+        let Some(objects) = batch(client, repo, chunk)? else {
+            progress.finish();
+            return Ok(Sent::NotYet);
+        };
+        for object in objects {
             let file = chunk.iter().find(|file| file.digest.sha256 == object.oid);
             match (file, object.actions) {
                 (Some(file), Some(actions)) => tasks.push((*file, actions)),
@@ -87,17 +109,18 @@ pub(crate) fn upload(client: &Client, repo: &Repo, files: &[&Upload]) -> Result<
         })?;
     }
     progress.finish();
-    Ok(())
+    Ok(Sent::Whole)
 }
 
-fn batch(client: &Client, repo: &Repo, files: &[&Upload]) -> Result<Vec<Object>, Failure> {
+/// Asks where each file goes; `None` where the server chose Xet.
+fn batch(client: &Client, repo: &Repo, files: &[&Upload]) -> Result<Option<Vec<Object>>, Failure> {
     let objects: Vec<Value> = files
         .iter()
         .map(|file| json!({"oid": file.digest.sha256, "size": file.digest.size}))
         .collect();
     let body = json!({
         "operation": "upload",
-        "transfers": ["basic", "multipart"],
+        "transfers": TRANSFERS,
         "objects": objects,
         "hash_algo": "sha256",
         "ref": {"name": repo.revision()},
@@ -120,13 +143,17 @@ fn batch(client: &Client, repo: &Repo, files: &[&Upload]) -> Result<Vec<Object>,
     .header("content-type", MEDIA_TYPE)
     .body(Body::Bytes(body.as_bytes()));
     let answer: Batch = client.json(&request)?;
+    if cfg!(feature = "xet") && answer.transfer.as_deref() == Some(XET) {
+        return Ok(None);
+    }
     if let Some(transfer) = answer
         .transfer
         .filter(|name| name != "basic" && name != "multipart")
     {
         let message = format!(
             "the server takes large files by the transfer {transfer:?} alone, and Cloze speaks LFS (\"basic\" and \
-             \"multipart\"); upload the folder with Python's `hf upload {} FOLDER`",
+             \"multipart\"); build Cloze with the feature \"xet\" for a server of Xet, or upload the folder with Python's \
+             `hf upload {} FOLDER`",
             repo.id()
         );
         return Err(client.failure(FailureKind::Refused, &request, message));
@@ -138,7 +165,7 @@ fn batch(client: &Client, repo: &Repo, files: &[&Upload]) -> Result<Vec<Object>,
             return Err(client.failure(FailureKind::Refused, &request, message));
         }
     }
-    Ok(answer.objects)
+    Ok(Some(answer.objects))
 }
 
 fn send(

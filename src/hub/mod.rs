@@ -6,11 +6,12 @@
 //!
 //! # Why there is a client here
 //! The maintained Rust client was the first choice, in both of its forms:
-//! - `hf-hub` 1.0 opens a fresh file for every download, so that nothing is resumed, and compares neither size nor hash;
-//!   it joins the file names that a server sends to the cache's path as they are; it knows no offline mode; a second
-//!   process waits ten seconds for the first and gives up; what the server wants by plain LFS it puts into the commit
-//!   itself. Its Xet part can't be left out: with `blocking`, any choice of features brings 235 crates and a C build of
-//!   its TLS (409 s of processor time in release mode).
+//! - `hf-hub` 1.0 opens a fresh file for every download, so that nothing is resumed, and compares no hash: of a plain
+//!   download into its cache neither the size nor the status of the answer is looked at, of one by Xet the size; it joins the
+//!   file names that a server sends to the cache's path as they are; being offline is an argument of each call, and no
+//!   variable asks for it; a second process waits ten seconds for the first and gives up; what the server wants by plain
+//!   LFS it puts into the commit itself. Its Xet part can't be left out: with `blocking`, any choice of features brings 235
+//!   crates and a C build of its TLS (409 s of processor time in release mode).
 //! - `hf-hub` 0.5 with its feature `ureq` is small (57 crates, the `ureq` below among them) and resumes, but only
 //!   downloads: it checks no hash, and has no login, no repositories and no commits.
 //!
@@ -20,9 +21,14 @@
 //! The Hub keeps large files in Xet storage by now and goes on to speak LFS and plain HTTP with everybody else: a client
 //! that does not offer `xet` in the LFS batch is given addresses to upload to, and a download redirects to an address
 //! that serves the whole file or a part of it. That is what the Python library does too where `hf_xet` is missing. What
-//! Xet would add is speed for a second version of a large file. Its client crate (`hf-xet`, Apache-2.0) has 208 crates, as
-//! many as all of Cloze, and is left out for that. A server that takes nothing but Xet is told from others by its answer,
-//! and the error says what to do.
+//! Xet adds is speed for a second version of a large file, of which only the chunks that have changed are sent.
+//!
+//! It comes with the feature `xet`, which is off by default for its 117 further crates: the LFS batch then offers `xet`,
+//! and if the server picks it, the changed files go into one commit by `create_commit` of `hf-hub` 1.0, which has token,
+//! endpoint and cache from [`Settings`], sends each request to the Hub once, and is dropped on an interrupt. Downloads stay
+//! on the client here, for the reasons above; a file that the server gives in no other way is fetched by
+//! `hf-hub` into a folder of its own and compared with its hash before it counts. Without the feature, the answer of a
+//! server that takes nothing but Xet is told from others, and the error says what to do.
 //!
 //! All of it is behind the feature `hub`, which is on by default: whoever types a model's name in a notebook expects it
 //! to be fetched.
@@ -69,6 +75,8 @@ mod url;
 mod verbs;
 #[cfg(feature = "hub")]
 mod wire;
+#[cfg(feature = "xet")]
+mod xet;
 
 use std::path::{Path, PathBuf};
 

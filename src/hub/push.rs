@@ -64,6 +64,13 @@ impl PushOptions {
         self.ignore.push(pattern.into());
         self
     }
+
+    /// Returns the first line of the commit's message.
+    fn summary(&self, repo: &Repo) -> String {
+        let name = repo.id().rsplit('/').next().unwrap_or_default();
+        let default = || format!("Upload {name} with Cloze");
+        self.message.clone().unwrap_or_else(default)
+    }
 }
 
 /// What a push did.
@@ -304,8 +311,22 @@ fn push_once(
     let commit = if changed + deleted.len() == 0 {
         client.info(repo)?.commit
     } else {
-        lfs::upload(client, repo, &large)?;
-        commit(client, repo, &large, &regular, &deleted, options)?
+        match lfs::upload(client, repo, &large)? {
+            #[cfg(feature = "xet")]
+            lfs::Sent::NotYet => {
+                let changed = [large, regular].concat();
+                let summary = options.summary(repo);
+                super::xet::commit(
+                    client,
+                    repo,
+                    &changed,
+                    &deleted,
+                    &summary,
+                    &options.description,
+                )?
+            }
+            _ => commit(client, repo, &large, &regular, &deleted, options)?,
+        }
     };
     Ok(Pushed {
         repo: repo.id().to_owned(),
@@ -359,11 +380,7 @@ fn commit(
     deleted: &[&String],
     options: &PushOptions,
 ) -> Result<String, Failure> {
-    let name = repo.id().rsplit('/').next().unwrap_or_default();
-    let summary = options
-        .message
-        .clone()
-        .unwrap_or_else(|| format!("Upload {name} with Cloze"));
+    let summary = options.summary(repo);
     let mut lines = vec![
         json!({"key": "header", "value": {"summary": summary, "description": options.description}}),
     ];

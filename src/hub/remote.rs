@@ -28,6 +28,9 @@ pub(crate) struct FileInfo {
     pub(crate) etag: String,
     /// In bytes.
     pub(crate) size: u64,
+    /// Whether the server names a Xet hash.
+    #[cfg(feature = "xet")]
+    pub(crate) xet: bool,
 }
 
 #[derive(Deserialize)]
@@ -132,6 +135,8 @@ impl Client {
             path: path.to_owned(),
             etag: etag.to_owned(),
             size,
+            #[cfg(feature = "xet")]
+            xet: headers.contains_key("x-xet-hash"),
         })
     }
 

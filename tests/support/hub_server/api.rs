@@ -61,7 +61,15 @@ pub fn create(shared: &Shared, ask: &Ask) -> Response<TestBody> {
 
 /// Splits `owner/name/verb/...` or `name/verb/...` at the verb.
 fn split<'a>(rest: &'a [&'a str]) -> (String, &'a [&'a str]) {
-    const VERBS: [&str; 5] = ["revision", "tree", "paths-info", "preupload", "commit"];
+    const VERBS: [&str; 7] = [
+        "revision",
+        "tree",
+        "paths-info",
+        "preupload",
+        "commit",
+        "xet-read-token",
+        "xet-write-token",
+    ];
     let at = rest
         .iter()
         .position(|part| VERBS.contains(part))
@@ -86,7 +94,7 @@ pub fn repo(shared: &Shared, ask: &Ask, kind: &str, rest: &[&str]) -> Response<T
             "Repository not found",
         );
     }
-    let write = matches!(verb, ["preupload" | "commit", ..]);
+    let write = matches!(verb, ["preupload" | "commit" | "xet-write-token", ..]);
     if write && !ask.has_token() {
         return error(401, "", "Invalid username or password.");
     }
@@ -99,7 +107,18 @@ pub fn repo(shared: &Shared, ask: &Ask, kind: &str, rest: &[&str]) -> Response<T
         ["commit", revision] if ask.method == Method::POST => {
             commit(shared, &mut state, ask, kind, &id, revision)
         }
+        ["xet-read-token" | "xet-write-token", _] => xet_token(&state),
         _ => error(404, "", "Not found"),
+    }
+}
+
+/// Where the Xet storage is.
+fn xet_token(state: &State) -> Response<TestBody> {
+    match &state.xet_storage {
+        None => error(404, "", "Not found"),
+        Some(xet) => json_answer(&json!({
+            "casUrl": xet.url, "accessToken": "xet_aSecretForTests", "exp": 4_000_000_000_u64,
+        })),
     }
 }
 
@@ -248,6 +267,10 @@ fn commit(
             }
             "lfsFile" => {
                 let oid = value["oid"].as_str().unwrap().to_owned();
+                let by_xet = state.xet_storage.as_ref().and_then(|xet| (xet.find)(&oid));
+                if let Some((_, bytes)) = by_xet {
+                    state.lfs.insert(oid.clone(), bytes);
+                }
                 if !state.lfs.contains_key(&oid) {
                     return error(400, "", "A large file of this commit was not uploaded");
                 }

@@ -70,7 +70,11 @@ fn resolve(
                 "http://{}/large/{oid}?X-Signature=verysecretsignature",
                 shared.cdn
             );
-            let mut response = redirect(302, &to);
+            let mut response = match state.only_xet {
+                false => redirect(302, &to),
+                true if ask.method == Method::HEAD => content_answer(ask, state.bytes(content)),
+                true => error(403, "", "by Xet alone"),
+            };
             let size = state.bytes(content).len();
             let headers = response.headers_mut();
             headers.insert("x-linked-etag", format!("\"{oid}\"").parse().unwrap());
@@ -81,7 +85,9 @@ fn resolve(
                     "http://{}/api/{kind}/{id}/xet-read-token/{commit}",
                     shared.hub
                 );
-                headers.insert("x-xet-hash", oid.parse().unwrap());
+                let found = state.xet_storage.as_ref().map(|xet| (xet.find)(oid));
+                let hash = found.flatten().map_or(oid.clone(), |(hash, _)| hash);
+                headers.insert("x-xet-hash", hash.parse().unwrap());
                 headers.insert("x-xet-refresh-route", route.parse().unwrap());
                 let link = format!("<{route}>; rel=\"xet-auth\"");
                 headers.insert("link", link.parse().unwrap());

@@ -73,6 +73,13 @@ pub struct Logged {
     pub cdn: bool,
 }
 
+/// A server of Xet storage.
+pub struct XetStorage {
+    pub url: String,
+    /// Returns the Xet hash and the content of the file with this SHA-256.
+    pub find: Box<dyn Fn(&str) -> Option<(String, hyper::body::Bytes)> + Send>,
+}
+
 #[derive(Default)]
 pub struct State {
     pub repos: BTreeMap<(String, String), RepoData>,
@@ -90,6 +97,10 @@ pub struct State {
     pub transfer: Option<String>,
     /// Whether the server has Xet storage as well, and says so wherever today's Hub says it.
     pub xet: bool,
+    /// The Xet storage, where one runs beside the stand-in.
+    pub xet_storage: Option<XetStorage>,
+    /// Whether large files are given by Xet alone.
+    pub only_xet: bool,
     pub log: Vec<Logged>,
     rules: Vec<Rule>,
     commits: u64,

@@ -29,7 +29,7 @@ fn manifest(cloze: Option<&Path>) -> String {
     format!(
         "[package]\nname = \"{NAME}\"\nversion = \"{version}\"\nedition = \"2024\"\npublish = false\n\n\
          [lib]\nname = \"cloze_prelude\"\n\n\
-         [features]\ncuda = [\"cloze/cuda\"]\n\n\
+         [features]\ncuda = [\"cloze/cuda\"]\nxet = [\"cloze/xet\"]\n\n\
          [dependencies]\ncloze = {cloze}\n\n\
          [workspace]\n"
     )
