@@ -1,5 +1,7 @@
 //! Convolutions over time.
 
+use std::borrow::Cow;
+
 use candle_core::Tensor;
 
 use crate::ops::gemm::accumulate::Accumulate;
@@ -132,11 +134,14 @@ impl Sizes {
     }
 
     /// Returns each sequence of x between its zeros.
-    fn padded(self, x: &[f32]) -> Vec<f32> {
+    fn padded(self, x: &[f32]) -> Cow<'_, [f32]> {
+        if self.pad == 0 {
+            return Cow::Borrowed(x);
+        }
         let piece = self.piece();
         let mut padded = vec![0f32; x.len() / piece.len * piece.row];
         piece.put(x, &mut padded);
-        padded
+        Cow::Owned(padded)
     }
 
     /// Returns a sequence between its zeros.
@@ -246,6 +251,9 @@ impl Sizes {
                 }
             }
         }
-        piece.take(&padded)
+        match self.pad {
+            0 => padded,
+            _ => piece.take(&padded),
+        }
     }
 }

@@ -46,6 +46,9 @@ pub fn permute(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
     })
 }
 
+/// Rows that are formed together where their elements lie apart in x: neighbours among them come from the same lines.
+const TOGETHER: usize = 16;
+
 /// Returns the elements of the contiguous `x` in the order in which they stand after `dims`.
 pub(in crate::ops) fn permuted(x: &Tensor, dims: &[usize]) -> Result<Vec<f32>> {
     // (size, distance in x) of each dimension of the result.
@@ -59,22 +62,30 @@ pub(in crate::ops) fn permuted(x: &Tensor, dims: &[usize]) -> Result<Vec<f32>> {
     if out.is_empty() {
         return Ok(out);
     }
-    let rows = rows_per_task(width);
+    let rows = rows_per_task(width).next_multiple_of(TOGETHER);
     storage::with(x, |x| {
         out.par_chunks_mut(rows * width)
             .enumerate()
             .for_each(|(task, out)| {
                 let mut at = Odometer::new(outer, task * rows);
-                for row in out.chunks_mut(width) {
-                    let from = &x[at.offset..];
-                    if step == 1 {
-                        row.copy_from_slice(&from[..width]);
-                    } else {
-                        for (to, from) in row.iter_mut().zip(from.iter().step_by(step)) {
-                            *to = *from;
+                let mut next = || {
+                    let offset = at.offset;
+                    at.advance();
+                    offset
+                };
+                if step == 1 {
+                    for row in out.chunks_mut(width) {
+                        row.copy_from_slice(&x[next()..][..width]);
+                    }
+                    return;
+                }
+                for rows in out.chunks_mut(TOGETHER * width) {
+                    let starts: Vec<usize> = (0..rows.len() / width).map(|_| next()).collect();
+                    for column in 0..width {
+                        for (row, start) in rows.chunks_exact_mut(width).zip(&starts) {
+                            row[column] = x[start + column * step];
                         }
                     }
-                    at.advance();
                 }
             });
     })?;
