@@ -445,7 +445,7 @@ mod tests {
         assert_close(&ours, &each);
 
         let all = noise(&[1, n, 72], 4);
-        let leaves = with(&[all.clone()], &tables);
+        let leaves = with(std::slice::from_ref(&all), &tables);
         let layout = FusedLayout::PerHead;
         let ours = run(&leaves, || {
             relative_attention_fused(&all, layout, &terms(&tables), &packed).unwrap()
