@@ -240,6 +240,216 @@ mod training {
     }
 }
 
+mod few_bits {
+    use super::*;
+    use cloze::model::{Config, Context, MaskedLm, ModelInputs};
+    use cloze::ops::integer::{self, MaskedKeys, Scale};
+    use cloze::ops::{QuantRange, fake_quantize};
+
+    /// The result of `f`, and the gradients of its input and of a weight and a bias of that width, on `device`.
+    fn run(device: &Device, f: &dyn Fn(&Tensor, &Param, &Param) -> Tensor) -> Vec<Vec<f64>> {
+        let param = |name: &str, shape: &[usize], seed| {
+            let value = (noise(shape, seed) + 1.25).unwrap();
+            Param::new(name, &value.to_device(device).unwrap()).unwrap()
+        };
+        let x = noise(&[2, 3, 4, 16], 1).to_device(device).unwrap();
+        let x = Param::new("x", &x).unwrap();
+        let (weight, bias) = (param("weight", &[5, 16], 2), param("bias", &[5], 3));
+        let y = f(&ops::param_rows(&x).unwrap(), &weight, &bias);
+        assert!(y.device().same_device(device));
+        let probe = noise(y.dims(), 4).to_device(device).unwrap();
+        let sum = ops::sum_all(&ops::mul(&y, &probe).unwrap()).unwrap();
+        let params = [x, weight, bias];
+        ops::backward(&sum, &params).unwrap();
+        let grads = params.iter().filter_map(Param::grad);
+        std::iter::once(wide(&y))
+            .chain(grads.map(|grad| wide(&grad)))
+            .collect()
+    }
+
+    fn agree(name: &str, device: &Device, f: &dyn Fn(&Tensor, &Param, &Param) -> Tensor) {
+        let (found, expected) = (run(device, f), run(&Device::Cpu, f));
+        assert_eq!(found.len(), expected.len(), "{name}");
+        for (part, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let far = distance(found, expected);
+            assert!(far < 1e-6, "{name}: part {part} differs by {far:e}");
+        }
+    }
+
+    #[test]
+    fn values_are_rounded_as_on_the_cpu() {
+        let Some(device) = device() else { return };
+        for range in [
+            QuantRange::Dynamic,
+            QuantRange::DynamicRows,
+            QuantRange::Fixed(0.7),
+            QuantRange::FixedRows(vec![0.5, 0.9]),
+        ] {
+            agree(&format!("{range:?}"), &device, &|x, _, _| {
+                fake_quantize(x, &range, 8).unwrap()
+            });
+        }
+    }
+
+    #[test]
+    fn integers_are_those_of_the_cpu() {
+        let Some(device) = device() else { return };
+        let step = Scale::All(0.01);
+        let features = Scale::Features((1..17).map(|i| 0.002 * i as f32).collect());
+        let seen: Vec<u32> = (0..32).map(|i| u32::from(i % 5 != 1)).collect();
+        let mask = MaskedKeys {
+            seen: &seen,
+            batch: 2,
+        };
+        agree("quantize", &device, &|x, _, _| {
+            integer::quantize(x, &features, 6).unwrap()
+        });
+        agree("requantize", &device, &|x, _, _| {
+            integer::requantize(x, &features, Some((x, &step)), 0.02, 8).unwrap()
+        });
+        agree("gelu", &device, &|x, _, _| {
+            integer::gelu(x, &step).unwrap().0
+        });
+        agree("exponentials", &device, &|x, _, _| {
+            integer::exponentials(x, 0.01, Some(mask)).unwrap().0
+        });
+        agree("normalize", &device, &|x, _, _| {
+            integer::normalize(&ops::mul(x, x).unwrap(), 1e-3, 8)
+                .unwrap()
+                .0
+        });
+        agree("linear", &device, &|x, weight, bias| {
+            let x = ops::reshape(x, (6, 4, 16)).unwrap();
+            integer::linear(&x, 0.01, weight, bias).unwrap().0
+        });
+        agree("layer_norm", &device, &|x, weight, bias| {
+            // Five of the features.
+            let x = ops::narrow(x, 3, 2, 5).unwrap();
+            let weight = weight.tensor().detach().narrow(1, 0, 1).unwrap();
+            let weight = Param::new("w", &weight.flatten_all().unwrap()).unwrap();
+            let shift = integer::layer_norm_shift(&x.detach(), 1e-6, 0.0).unwrap();
+            assert!(shift > 0.0);
+            integer::layer_norm(&x, 1e-6, &weight, bias, shift)
+                .unwrap()
+                .0
+        });
+    }
+
+    /// From floats to few bits on the GPU: ranges, a step of training, and a folder that opens on the CPU.
+    #[test]
+    fn models_are_calibrated_and_trained_as_on_the_cpu() {
+        let Some(device) = device() else { return };
+        let inputs = || {
+            let inputs = ModelInputs::new((5..25).collect(), (2, 10)).unwrap();
+            let mask = (0..20).map(|i| u32::from(i < 17)).collect();
+            let labels = (0..20)
+                .map(|i| if i % 4 == 0 { i + 3 } else { -100 })
+                .collect();
+            let inputs = inputs.with_attention_mask(mask).unwrap();
+            inputs.with_labels(labels).unwrap()
+        };
+        for family in ["ibert", "qdqbert"] {
+            let config = Config::new(family)
+                .set("vocab_size", 60)
+                .set("hidden_size", 32)
+                .set("num_hidden_layers", 1)
+                .set("num_attention_heads", 2)
+                .set("intermediate_size", 48)
+                .set("max_position_embeddings", 40)
+                .set("initializer_range", 0.2)
+                .set("quant_mode", true);
+            let run = |device: &Device| {
+                let model = MaskedLm::from_config_on(&config, 3, device).unwrap();
+                assert_eq!(model.calibrate([inputs(), inputs()]).unwrap(), 2);
+                let loss = model.loss(inputs(), &Context::eval()).unwrap();
+                model.backward(&loss.mean().unwrap()).unwrap();
+                let grads = model.params().iter().filter_map(Param::grad);
+                let grads: Vec<f64> = grads.flat_map(|grad| wide(&grad)).collect();
+                (model, loss.value().unwrap(), grads)
+            };
+            let (model, loss, grads) = run(&device);
+            let (_, expected, of_cpu) = run(&Device::Cpu);
+            // A value on the other side of a half is off by a whole step.
+            assert!(
+                (loss - expected).abs() < 0.02,
+                "{family}: {loss} {expected}"
+            );
+            let far = distance(&grads, &of_cpu);
+            assert!(far < 0.1, "{family}: gradients differ by {far:e}");
+            let folder = tempfile::tempdir().unwrap();
+            model.save_pretrained(folder.path()).unwrap();
+            let opened = MaskedLm::from_pretrained(folder.path().to_str().unwrap()).unwrap();
+            let again = opened.loss(inputs(), &Context::eval()).unwrap();
+            let again = again.value().unwrap();
+            assert!((again - loss).abs() < 0.02, "{family}: {again} {loss}");
+        }
+    }
+}
+
+mod speech {
+    use super::*;
+    use cloze::model::{Column, Config, Context, MaskedLm, ModelInputs};
+
+    /// Losses and gradients in training, where frames, features and whole layers are left out, with either kind of
+    /// normalization.
+    #[test]
+    fn what_training_leaves_out_is_left_out_as_on_the_cpu() {
+        let Some(device) = device() else { return };
+        let samples = 400;
+        let values: Vec<f32> = (0..2 * samples).map(|i| (i as f32 * 0.37).sin()).collect();
+        let inputs = || {
+            let sound = ModelInputs::from_waveforms(values.clone(), (2, samples)).unwrap();
+            let mask = (0..2 * samples).map(|i| u32::from(i < 700)).collect();
+            let labels = Column::ids(vec![7, 3, 3, 7, -100, -100], [2, 3]).unwrap();
+            let sound = sound.with_attention_mask(mask).unwrap();
+            sound.with_column("labels", labels)
+        };
+        for norm in ["group", "layer"] {
+            let config = Config::new("wav2vec2")
+                .set("vocab_size", 12)
+                .set("hidden_size", 32)
+                .set("num_hidden_layers", 3)
+                .set("num_attention_heads", 2)
+                .set("intermediate_size", 48)
+                .set("conv_dim", vec![16, 16])
+                .set("conv_stride", vec![5, 2])
+                .set("conv_kernel", vec![10, 3])
+                .set("num_conv_pos_embeddings", 6)
+                .set("num_conv_pos_embedding_groups", 4)
+                .set("feat_extract_norm", norm)
+                .set("do_stable_layer_norm", norm == "layer")
+                .set("conv_bias", norm == "layer")
+                .set("layerdrop", 0.3)
+                .set("mask_time_prob", 0.3)
+                .set("mask_time_length", 3)
+                .set("mask_feature_prob", 0.2)
+                .set("mask_feature_length", 4);
+            let run = |device: &Device, context: &Context| {
+                let model = MaskedLm::from_config_on(&config, 3, device).unwrap();
+                let loss = model.loss(inputs(), context).unwrap();
+                model.backward(&loss.mean().unwrap()).unwrap();
+                let grads = model.params().iter().filter_map(Param::grad);
+                let grads: Vec<f64> = grads.flat_map(|grad| wide(&grad)).collect();
+                (loss.value().unwrap(), grads)
+            };
+            let mut losses = vec![run(&Device::Cpu, &Context::eval()).0];
+            for step in 0..3 {
+                let (loss, grads) = run(&device, &Context::train(5, step));
+                let (expected, of_cpu) = run(&Device::Cpu, &Context::train(5, step));
+                assert!(
+                    (loss / expected - 1.0).abs() < 1e-5,
+                    "{norm}: {loss} {expected}"
+                );
+                let far = distance(&grads, &of_cpu);
+                assert!(far < 1e-4, "{norm}: gradients differ by {far:e}");
+                // Something was left out, each time something else.
+                assert!(!losses.contains(&expected), "{norm}: {losses:?}");
+                losses.push(expected);
+            }
+        }
+    }
+}
+
 mod uploads {
     use super::*;
     use cloze::model::ModelInputs;

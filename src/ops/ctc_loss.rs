@@ -60,8 +60,7 @@ pub fn ctc_loss(logits: &Tensor, targets: CtcTargets) -> Result<Tensor> {
             .collect()
     })?;
     let losses: Vec<f32> = found.iter().map(|(loss, _)| *loss as f32).collect();
-    let losses = storage::tensor(losses, &batch.into())?.to_device(logits.device())?;
-    let losses = Data::copied(&losses)?;
+    let losses = Data::on(losses, logits.device())?;
     tape::record(
         "ctc_loss",
         &[&logits],

@@ -1,9 +1,8 @@
 //! Rounding to a few levels, and what training makes of it.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
-use crate::ops::graph::storage;
-use crate::ops::graph::tape;
+use crate::ops::graph::{on_host, storage};
 use crate::{Error, Result};
 
 /// Ranges up to this one hold nothing but zeros.
@@ -26,7 +25,7 @@ pub enum QuantRange {
 /// arithmetic with such integers sees of `x`, as floats.
 ///
 /// The gradient passes as if nothing had been rounded where `x` is within the range, and is zero beyond (the straight-through
-/// estimator of Bengio et al. 2013).
+/// estimator of Bengio et al. 2013). The processor rounds, what lies on a GPU too.
 ///
 /// # Errors
 /// When `bits` is not from 2 to 16, a fixed range is not a positive number (that of a row may be 0), or there is not one for
@@ -63,13 +62,8 @@ pub fn fake_quantize(x: &Tensor, range: &QuantRange, bits: u32) -> Result<Tensor
         }
     }
     let most = ((1 << (bits - 1)) - 1) as f32;
-    let (shape, dtype, device) = (x.shape().clone(), x.dtype(), x.device().clone());
-    let values: Vec<f32> = x
-        .detach()
-        .to_dtype(DType::F32)?
-        .flatten_all()?
-        .to_device(&candle_core::Device::Cpu)?
-        .to_vec1()?;
+    let shape = x.shape().clone();
+    let values = on_host::values(x)?;
     let width = match range {
         QuantRange::DynamicRows | QuantRange::FixedRows(_) => {
             values.len() / shape.dims().first().copied().unwrap_or(1).max(1)
@@ -101,39 +95,23 @@ pub fn fake_quantize(x: &Tensor, range: &QuantRange, bits: u32) -> Result<Tensor
             *value = level.clamp(-most - 1.0, most) / scale;
         }
     }
-    if !storage::is_cpu_f32(x) {
+    if !storage::is_cpu_f32(x) && !x.device().is_cuda() {
         // Differentiable by candle: x where it passes, and the rest as a constant.
-        let tensor = |values: Vec<f32>| -> Result<Tensor> {
-            Ok(Tensor::from_vec(values, &shape, &candle_core::Device::Cpu)?
-                .to_device(&device)?
-                .to_dtype(dtype)?)
-        };
-        let (passes, rounded) = (tensor(passes)?, tensor(rounded)?);
+        let (passes, rounded) = (on_host::like(passes, x)?, on_host::like(rounded, x)?);
         let through = (x * &passes)?;
         let constant = (rounded - through.detach())?;
         return Ok((through + constant)?);
     }
     let x = x.contiguous()?;
-    tape::record(
-        "fake_quantize",
-        &[&x],
-        rounded,
-        &shape,
-        move |_, _, grad| {
-            let dx = storage::with(grad, |grad| {
-                grad.iter()
-                    .zip(&passes)
-                    .map(|(grad, pass)| grad * pass)
-                    .collect::<Vec<f32>>()
-            })?;
-            Ok(vec![Some(storage::tensor(dx, grad.shape())?)])
-        },
-    )
+    on_host::record("fake_quantize", &[&x], rounded, &shape, move |_, grad| {
+        let pairs = grad.iter().zip(&passes);
+        Ok(vec![pairs.map(|(grad, pass)| grad * pass).collect()])
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::{DType, Device, Var};
 
     use super::*;
 

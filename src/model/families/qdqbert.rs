@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 
 use super::bert;
 use crate::model::nn::{Block, Linear, Pass, TransformerBlock};
@@ -88,7 +88,8 @@ impl Quantizer {
 
     /// Widens the range to that of `x`.
     fn measure(&self, x: &Tensor) -> Result<()> {
-        let magnitudes = x.detach().to_device(&Device::Cpu)?.abs()?;
+        let here = x.detach().to_device(&Device::Cpu)?;
+        let magnitudes = here.to_dtype(DType::F32)?.abs()?;
         let most = match self.rows {
             true => magnitudes.max_keepdim(D::Minus1)?,
             false => magnitudes.max_all()?,

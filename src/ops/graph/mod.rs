@@ -2,6 +2,7 @@
 
 pub(super) mod backward;
 pub(super) mod checkpointing;
+pub(super) mod on_host;
 pub(super) mod param;
 pub(super) mod param_rows;
 pub(super) mod storage;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Shape, Tensor, TensorId,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Shape, Tensor, TensorId,
 };
 
 use crate::Result;
@@ -60,6 +60,18 @@ impl From<CudaStorage> for Data {
 }
 
 impl Data {
+    /// Returns elements that were worked out here, on `device`.
+    pub(crate) fn on(values: Vec<f32>, device: &Device) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if device.is_cuda() {
+            let count = values.len();
+            let there = Tensor::from_vec(values, count, device)?;
+            return crate::ops::cuda::copied(&there).map(Self::Cuda);
+        }
+        let _ = device;
+        Ok(Self::Cpu(values))
+    }
+
     /// Returns a copy of the elements of a contiguous tensor.
     pub(crate) fn copied(tensor: &Tensor) -> Result<Self> {
         #[cfg(feature = "cuda")]
@@ -72,7 +84,7 @@ impl Data {
     /// Returns the tensor over it, outside of any graph.
     fn into_tensor(self, shape: Shape) -> Result<Tensor> {
         Ok(match self {
-            Self::Cpu(data) => Tensor::from_vec(data, shape, &candle_core::Device::Cpu)?,
+            Self::Cpu(data) => Tensor::from_vec(data, shape, &Device::Cpu)?,
             #[cfg(feature = "cuda")]
             Self::Cuda(data) => {
                 let none = candle_core::op::BackpropOp::none();
@@ -482,7 +494,7 @@ impl CustomOp3 for Link {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::Var;
 
     use super::*;
     use crate::ops::{add, concat, narrow, permute, reshape, scale};

@@ -2,9 +2,7 @@
 
 use candle_core::{D, Tensor};
 
-use super::values;
-use crate::ops::graph::storage;
-use crate::ops::graph::tape;
+use super::{record, values};
 use crate::{Error, Result};
 
 /// -ln 2, whole numbers of which are left to shifts.
@@ -36,7 +34,7 @@ pub struct MaskedKeys<'a> {
 /// Gradients pass through the rounding: that of the number of halvings stands for all, as in the reference.
 ///
 /// # Errors
-/// When the mask does not fit, or `scores` is not f32 on the CPU.
+/// When the mask does not fit.
 pub fn exponentials(
     scores: &Tensor,
     step: f32,
@@ -101,23 +99,20 @@ pub fn exponentials(
         }
     }
     let scores = scores.contiguous()?;
-    let exponentials = tape::record(
+    let exponentials = record(
         "integer_exponentials",
         &[&scores],
         result,
         scores.shape(),
-        move |_, _, grad| {
-            let dx = storage::with(grad, |grad| {
-                let pairs = grad.iter().zip(&slopes);
-                let mut dx: Vec<f32> = pairs.map(|(grad, slope)| grad * slope).collect();
-                for (row, &at) in dx.chunks_mut(keys.max(1)).zip(&largest) {
-                    let sum: f32 = row.iter().sum();
-                    row[at] -= sum;
-                    row.iter_mut().for_each(|dx| *dx /= step);
-                }
-                dx
-            })?;
-            Ok(vec![Some(storage::tensor(dx, grad.shape())?)])
+        move |_, grad| {
+            let pairs = grad.iter().zip(&slopes);
+            let mut dx: Vec<f32> = pairs.map(|(grad, slope)| grad * slope).collect();
+            for (row, &at) in dx.chunks_mut(keys.max(1)).zip(&largest) {
+                let sum: f32 = row.iter().sum();
+                row[at] -= sum;
+                row.iter_mut().for_each(|dx| *dx /= step);
+            }
+            Ok(vec![dx])
         },
     )?;
     Ok((exponentials, A * (step * step) / shift))

@@ -2,10 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::{Scale, values};
+use super::{Scale, record, values};
 use crate::Result;
-use crate::ops::graph::storage;
-use crate::ops::graph::tape;
 
 /// The number by which the argument of erf is smaller; near to the root of 2.
 #[allow(
@@ -82,7 +80,7 @@ fn floor_quotient(a: f32, b: f32) -> f32 {
 /// through the rounding.
 ///
 /// # Errors
-/// When `scale` does not fit, or `x` is not f32 on the CPU.
+/// When `scale` does not fit.
 pub fn gelu(x: &Tensor, scale: &Scale) -> Result<(Tensor, Scale)> {
     scale.check(x)?;
     let constants: Vec<Constants> = match scale {
@@ -101,18 +99,9 @@ pub fn gelu(x: &Tensor, scale: &Scale) -> Result<(Tensor, Scale)> {
         slopes.push((factor + integer * slope) * of.step / scale.of(i));
     }
     let x = x.contiguous()?;
-    let y = tape::record(
-        "integer_gelu",
-        &[&x],
-        result,
-        x.shape(),
-        move |_, _, grad| {
-            let dx = storage::with(grad, |grad| {
-                let pairs = grad.iter().zip(&slopes);
-                pairs.map(|(grad, slope)| grad * slope).collect::<Vec<_>>()
-            })?;
-            Ok(vec![Some(storage::tensor(dx, grad.shape())?)])
-        },
-    )?;
+    let y = record("integer_gelu", &[&x], result, x.shape(), move |_, grad| {
+        let pairs = grad.iter().zip(&slopes);
+        Ok(vec![pairs.map(|(grad, slope)| grad * slope).collect()])
+    })?;
     Ok((y, out))
 }

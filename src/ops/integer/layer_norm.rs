@@ -2,9 +2,7 @@
 
 use candle_core::{D, Tensor};
 
-use super::{Scale, values};
-use crate::ops::graph::storage;
-use crate::ops::graph::tape;
+use super::{Scale, record, values};
 use crate::ops::{self, Param};
 use crate::{Error, Result};
 
@@ -40,7 +38,7 @@ fn centred(row: &[f32], step: f32, shift: f32) -> Centred {
 /// their squares are added up in 32 bits: `shift`, or more where that is too little.
 ///
 /// # Errors
-/// When `x` is not f32 on the CPU.
+/// When `x` is a number alone, or can't be read.
 pub fn layer_norm_shift(x: &Tensor, step: f32, shift: f32) -> Result<f32> {
     let width = x.dim(D::Minus1)?.max(1);
     let limit = 2f32.powi(MAX_BITS);
@@ -62,7 +60,7 @@ pub fn layer_norm_shift(x: &Tensor, step: f32, shift: f32) -> Result<f32> {
 /// Gradients pass through the rounding. As in the reference, `bias` gets none.
 ///
 /// # Errors
-/// When sizes do not fit, or a tensor is not f32 on the CPU.
+/// When sizes do not fit.
 pub fn layer_norm(
     x: &Tensor,
     step: f32,
@@ -103,28 +101,22 @@ pub fn layer_norm(
     let (x, weight) = (x.contiguous()?, ops::param_rows(weight)?);
     let features: std::sync::Arc<[f32]> = scales.into();
     let scales = features.clone();
-    let y = tape::record(
+    let y = record(
         "integer_layer_norm",
         &[&x, &weight],
         result,
         x.shape(),
-        move |args, _, grad| {
-            let (dx, dw) = storage::with(grad, |grad| {
-                let mut dx = Vec::with_capacity(grad.len());
-                let mut dw = vec![0f32; width];
-                for (row, grad) in grad.chunks(width).enumerate() {
-                    let normalized = &normalized[row * width..(row + 1) * width];
-                    for i in 0..width {
-                        dw[i] += grad[i] * normalized[i];
-                    }
-                    dx.extend(row_gradient(&rows[row], grad, &scales, unit, step));
+        move |_, grad| {
+            let mut dx = Vec::with_capacity(grad.len());
+            let mut dw = vec![0f32; width];
+            for (row, grad) in grad.chunks(width).enumerate() {
+                let normalized = &normalized[row * width..(row + 1) * width];
+                for i in 0..width {
+                    dw[i] += grad[i] * normalized[i];
                 }
-                (dx, dw)
-            })?;
-            Ok(vec![
-                Some(storage::tensor(dx, args[0].shape())?),
-                Some(storage::tensor(dw, args[1].shape())?),
-            ])
+                dx.extend(row_gradient(&rows[row], grad, &scales, unit, step));
+            }
+            Ok(vec![dx, dw])
         },
     )?;
     Ok((y, Scale::Features(features)))

@@ -3,8 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use super::quantize::{levels, step};
-use super::{Scale, values};
-use crate::ops::graph::tape;
+use super::{Scale, record, values};
 use crate::ops::{self, Param, Precision, autocast};
 use crate::{Error, Result};
 
@@ -28,7 +27,7 @@ pub struct IntegerWeights {
 /// in 32.
 ///
 /// # Errors
-/// When a parameter is not f32 on the CPU.
+/// When the bias does not fit the weights.
 pub fn integer_weights(weight: &Param, bias: &Param, input: f32) -> Result<IntegerWeights> {
     let (outer, inner) = weight.shape().dims2()?;
     if bias.elem_count() != outer || inner == 0 {
@@ -59,7 +58,7 @@ pub fn integer_weights(weight: &Param, bias: &Param, input: f32) -> Result<Integ
 /// and what its steps stand for. Gradients pass through the rounding of the weights.
 ///
 /// # Errors
-/// When sizes do not fit, or a tensor is not f32 on the CPU.
+/// When sizes do not fit.
 pub fn linear(x: &Tensor, input: f32, weight: &Param, bias: &Param) -> Result<(Tensor, Scale)> {
     let (batch, seq, inner) = x.dims3()?;
     let integers = integer_weights(weight, bias, input)?;
@@ -69,13 +68,15 @@ pub fn linear(x: &Tensor, input: f32, weight: &Param, bias: &Param) -> Result<(T
         .into_iter()
         .map(|value| value / input)
         .collect();
-    let divided = Tensor::from_vec(divided, (batch * seq, inner), &Device::Cpu)?;
-    let product = |a: &Tensor, b: &Tensor, transpose_a, transpose_b| {
-        autocast(Precision::F32, || {
-            ops::matmul(a, b, transpose_a, transpose_b)
-        })
+    let here = |values: Vec<f32>, width: usize| {
+        let rows = values.len() / width.max(1);
+        Tensor::from_vec(values, (rows, width), &Device::Cpu)
     };
-    let mut result = values(&product(&divided, &integers.weight, false, true)?)?;
+    let product = |a: &Tensor, b: &Tensor, transpose_a, transpose_b| {
+        let product = || ops::matmul(a, b, transpose_a, transpose_b);
+        values(&autocast(Precision::F32, product)?)
+    };
+    let mut result = product(&here(divided, inner)?, &integers.weight, false, true)?;
     for (i, value) in result.iter_mut().enumerate() {
         *value = (*value + integers.bias[i % outer]) * integers.scale.of(i);
     }
@@ -84,18 +85,20 @@ pub fn linear(x: &Tensor, input: f32, weight: &Param, bias: &Param) -> Result<(T
     for (i, value) in rounded.iter_mut().enumerate() {
         *value *= integers.steps[i / inner];
     }
-    let rounded = Tensor::from_vec(rounded, (outer, inner), &Device::Cpu)?;
+    let rounded = here(rounded, inner)?;
     let (weight, bias) = (ops::param_rows(weight)?, ops::param_rows(bias)?);
-    let y = tape::record(
+    let y = record(
         "integer_linear",
         &[&rows, &weight, &bias],
         result,
         (batch * seq, outer),
-        move |args, _, grad| {
+        move |args, grad| {
+            let grad = here(grad.to_vec(), outer)?;
+            let x = here(values(args[0])?, inner)?;
             Ok(vec![
-                Some(product(grad, &rounded, false, false)?),
-                Some(product(grad, &args[0].detach(), true, false)?),
-                Some(grad.sum(0)?),
+                product(&grad, &rounded, false, false)?,
+                product(&grad, &x, true, false)?,
+                values(&grad.sum(0)?)?,
             ])
         },
     )?;

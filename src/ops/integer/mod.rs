@@ -2,8 +2,8 @@
 //! hardware with 8-bit products and 32-bit sums would compute, with gradients that pass through every rounding.
 //!
 //! A tensor holds the real values, and its [`Scale`] says what one step of the integers stands for: value = integer · scale.
-//! All functions work on the CPU in f32, and on requantization in f64, in the reference's order, so that the same integers
-//! come out.
+//! All functions compute in f32, and requantization in f64, in the reference's order, so that the same integers come out.
+//! They do so on the processor: what lies on a GPU is copied here, and the result back.
 
 mod exponentials;
 mod gelu;
@@ -25,7 +25,7 @@ pub use normalize::normalize;
 pub use quantize::{levels, quantize, step};
 pub use requantize::requantize;
 
-use crate::ops::graph::storage;
+use crate::ops::graph::on_host::{record, values};
 use crate::{Error, Result};
 
 /// What one step of the integers stands for.
@@ -65,17 +65,6 @@ impl Scale {
             Self::Features(steps) => Self::Features(steps.iter().map(|&step| f(step)).collect()),
         }
     }
-}
-
-/// Returns a copy of the elements of `x`.
-fn values(x: &Tensor) -> Result<Vec<f32>> {
-    if !storage::is_cpu_f32(x) {
-        return Err(Error::argument(
-            "x",
-            "integer arithmetic is emulated in f32 on the CPU alone: open the model there, or set quant_mode to false",
-        ));
-    }
-    storage::with(&x.contiguous()?, <[f32]>::to_vec)
 }
 
 #[cfg(test)]

@@ -2,10 +2,8 @@
 
 use candle_core::{D, Tensor};
 
-use super::values;
+use super::{record, values};
 use crate::Result;
-use crate::ops::graph::storage;
-use crate::ops::graph::tape;
 
 /// The bits of the reciprocal of a sum.
 const RECIPROCAL_BITS: i32 = 32;
@@ -14,7 +12,7 @@ const RECIPROCAL_BITS: i32 = 32;
 /// which is the step of the result. Gradients pass through the rounding.
 ///
 /// # Errors
-/// When `x` is not f32 on the CPU.
+/// When `x` is a number alone, or can't be read.
 pub fn normalize(x: &Tensor, step: f32, bits: u32) -> Result<(Tensor, f32)> {
     let keys = x.dim(D::Minus1)?.max(1);
     let mut integers = values(x)?;
@@ -33,27 +31,24 @@ pub fn normalize(x: &Tensor, step: f32, bits: u32) -> Result<(Tensor, f32)> {
         }
     }
     let x = x.contiguous()?;
-    let y = tape::record(
+    let y = record(
         "integer_normalize",
         &[&x],
         result,
         x.shape(),
-        move |_, _, grad| {
-            let dx = storage::with(grad, |grad| {
-                let mut dx = grad.to_vec();
-                let rows = dx.chunks_mut(keys).zip(integers.chunks(keys));
-                for ((dx, integers), &(factor, sum)) in rows.zip(&reciprocals) {
-                    let by_factor: f32 = (dx.iter().zip(integers))
-                        .map(|(grad, integer)| grad * out / dropped * integer)
-                        .sum();
-                    let by_sum = -by_factor / sum / sum * 2f32.powi(RECIPROCAL_BITS);
-                    for dx in dx {
-                        *dx = (*dx * out / dropped * factor + by_sum) / step;
-                    }
+        move |_, grad| {
+            let mut dx = grad.to_vec();
+            let rows = dx.chunks_mut(keys).zip(integers.chunks(keys));
+            for ((dx, integers), &(factor, sum)) in rows.zip(&reciprocals) {
+                let by_factor: f32 = (dx.iter().zip(integers))
+                    .map(|(grad, integer)| grad * out / dropped * integer)
+                    .sum();
+                let by_sum = -by_factor / sum / sum * 2f32.powi(RECIPROCAL_BITS);
+                for dx in dx {
+                    *dx = (*dx * out / dropped * factor + by_sum) / step;
                 }
-                dx
-            })?;
-            Ok(vec![Some(storage::tensor(dx, grad.shape())?)])
+            }
+            Ok(vec![dx])
         },
     )?;
     Ok((y, out))

@@ -2,9 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::{Scale, values};
+use super::{Scale, record, values};
 use crate::Result;
-use crate::ops::graph::tape;
 
 /// Returns what one step stands for where integers of `bits` bits reach from `min` to `max`, symmetric around zero.
 pub fn step(min: f32, max: f32, bits: u32) -> f32 {
@@ -32,7 +31,7 @@ pub fn levels(values: &[f32], step: impl Fn(usize) -> f32, bits: u32) -> Vec<f32
 /// Returns `x` rounded to integers of `bits` bits, as real values; the gradient passes as it is.
 ///
 /// # Errors
-/// When `scale` does not fit, or `x` is not f32 on the CPU.
+/// When `scale` does not fit.
 pub fn quantize(x: &Tensor, scale: &Scale, bits: u32) -> Result<Tensor> {
     scale.check(x)?;
     let mut rounded = levels(&values(x)?, |i| scale.of(i), bits);
@@ -40,11 +39,6 @@ pub fn quantize(x: &Tensor, scale: &Scale, bits: u32) -> Result<Tensor> {
         *value *= scale.of(i);
     }
     let x = x.contiguous()?;
-    tape::record(
-        "integer_quantize",
-        &[&x],
-        rounded,
-        x.shape(),
-        |_, _, grad| Ok(vec![Some(grad.clone())]),
-    )
+    let pass = |_: &[&Tensor], grad: &[f32]| Ok(vec![grad.to_vec()]);
+    record("integer_quantize", &[&x], rounded, x.shape(), pass)
 }

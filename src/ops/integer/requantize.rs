@@ -3,8 +3,7 @@
 use candle_core::Tensor;
 
 use super::quantize::most;
-use super::{Scale, values};
-use crate::ops::graph::tape;
+use super::{Scale, record, values};
 use crate::{Error, Result};
 
 /// Returns `x`, and what is added to it, in steps of `step` and cut to `bits` bits, as real values: each side's integers are
@@ -14,7 +13,7 @@ use crate::{Error, Result};
 /// gradient to its scale, which wants none, and models that were trained there were trained so.
 ///
 /// # Errors
-/// When the two differ in shape, a scale does not fit, or a tensor is not f32 on the CPU.
+/// When the two differ in shape, or a scale does not fit.
 pub fn requantize(
     x: &Tensor,
     scale: &Scale,
@@ -45,15 +44,15 @@ pub fn requantize(
     let mut args = vec![&x];
     args.extend(&added);
     let sides = args.len();
-    tape::record(
+    record(
         "integer_requantize",
         &args,
         values,
         x.shape(),
-        move |_, _, grad| {
-            let mut grads = vec![Some(grad.clone())];
+        move |_, grad| {
+            let mut grads = vec![grad.to_vec()];
             if sides == 2 {
-                grads.push(Some(grad.zeros_like()?));
+                grads.push(vec![0.0; grad.len()]);
             }
             Ok(grads)
         },

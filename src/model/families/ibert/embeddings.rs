@@ -8,7 +8,7 @@ use super::{EMBEDDING_ACT_BITS, EMBEDDING_BITS, Floats};
 use crate::model::nn::{Embed, Embeddings, Lookup};
 use crate::model::{Context, ModelInputs, WeightBuilder};
 use crate::ops::integer::{self, Scale};
-use crate::ops::{self, Param};
+use crate::ops::{self, Param, Precision};
 use crate::{Error, Result};
 
 /// The sum of words, segments and positions, normalized.
@@ -84,8 +84,8 @@ fn table_step(table: &Param) -> Result<f32> {
     Ok(integer::step(min, max, EMBEDDING_BITS))
 }
 
-impl Embed for IntegerEmbeddings {
-    fn forward(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
+impl IntegerEmbeddings {
+    fn compute(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
         let mut sum: Option<(Tensor, Scale)> = None;
         for lookup in &self.lookups {
             let Some((rows, of_rows)) = Self::rows(lookup, inputs)? else {
@@ -109,5 +109,11 @@ impl Embed for IntegerEmbeddings {
             .output
             .forward(&normed, scale.as_ref(), None, context)?
             .0)
+    }
+}
+
+impl Embed for IntegerEmbeddings {
+    fn forward(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor> {
+        ops::autocast(Precision::F32, || self.compute(inputs, context))
     }
 }

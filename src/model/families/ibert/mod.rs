@@ -5,6 +5,9 @@
 //! 32-bit sums, and ranges that training moves along. `force_dequant` ("gelu", "softmax", "layernorm" or "nonlinear") leaves
 //! some functions in floats. The head stays in floats.
 //!
+//! Hardware for 8-bit integers is emulated, to learn what it would compute: that is slower than floats, on a GPU too, whose
+//! tensors the processor rounds.
+//!
 //! Two things are as in transformers rather than as the paper has them: blocks take the embeddings' step for that of their
 //! input, whatever the block before them gave, and what a residual connection adds gets no gradient, so that segments and
 //! positions learn nothing in this mode. Fine-tune in floats first.
@@ -97,12 +100,6 @@ impl Floats {
 
 /// Returns the model that computes in integers.
 fn in_integers(spec: &Spec, config: &Config, weights: &WeightBuilder) -> Result<Transformer> {
-    if !weights.device().is_cpu() {
-        return Err(Error::Config(
-            "quant_mode is set: integer arithmetic is emulated on the CPU alone; open the model there, or set quant_mode to false"
-                .to_owned(),
-        ));
-    }
     let values: BertConfig = config.parse()?;
     if !matches!(spec.positions, Positions::AfterPadding { .. }) || values.hidden_act != "gelu" {
         return Err(Error::Config(
