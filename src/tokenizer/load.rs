@@ -168,8 +168,16 @@ fn assemble(
     let known = engine.added_tokens();
     let mut missing = folder.added_tokens()?;
     missing.retain(|(_, token)| known.iter().all(|(_, k)| k.content != token.content));
+    // The Python classes lowercase a text before they look for special tokens: <MASK> is <mask> to them.
+    let lowercase = legacy
+        && family.is_some_and(|family| family.layout == Layout::WordPiece)
+        && folder.flag("do_lower_case").unwrap_or(true);
+    let in_lowercase = |token: &mut AddedToken| {
+        token.normalized |= lowercase && token.content == token.content.to_lowercase();
+    };
     for (_, token) in &mut missing {
         token.special |= special.all().iter().any(|s| s.content == token.content);
+        in_lowercase(token);
     }
     engine.add(missing).map_err(in_folder)?;
     let known = engine.added_tokens();
@@ -179,7 +187,12 @@ fn assemble(
             .any(|(_, known)| known.content == token.content && known.special)
     };
     let unmarked = special.all().into_iter().filter(|token| !as_special(token));
-    let unmarked = unmarked.map(|token| (None, token.clone())).collect();
+    let unmarked = unmarked.map(|token| {
+        let mut token = token.clone();
+        in_lowercase(&mut token);
+        (None, token)
+    });
+    let unmarked = unmarked.collect();
     engine.add(unmarked).map_err(in_folder)?;
     let post = post.map_or_else(|| Ok(Post::default()), self::post);
     let post = post.map_err(in_folder)?;

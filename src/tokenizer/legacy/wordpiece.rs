@@ -2,7 +2,8 @@
 
 use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
 use tokenizers::models::wordpiece::WordPiece;
-use tokenizers::normalizers::{BertNormalizer, NFC, NormalizerWrapper, Sequence};
+use tokenizers::normalizers::replace::ReplacePattern;
+use tokenizers::normalizers::{BertNormalizer, NFC, NormalizerWrapper, Replace, Sequence};
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 
@@ -18,7 +19,11 @@ pub(super) fn build(folder: &Folder, unk: &str) -> Result<tokenizers::Tokenizer>
         .map_err(failed)?;
     let mut core = tokenizers::Tokenizer::new(model);
     if folder.flag("do_basic_tokenize").unwrap_or(true) {
-        core.with_normalizer(Some(normalizer(folder)))
+        // The Python classes drop what is no character; the library's own cleaning passes some of it.
+        let pattern = ReplacePattern::Regex(r"[\p{C}&&[^\t\n\r]]".to_owned());
+        let dropped = Replace::new(pattern, "").map_err(failed)?;
+        let parts = vec![dropped.into(), normalizer(folder)];
+        core.with_normalizer(Some(Sequence::new(parts)))
             .map_err(failed)?;
         core.with_pre_tokenizer(Some(BertPreTokenizer));
     } else {
