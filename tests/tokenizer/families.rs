@@ -396,3 +396,116 @@ fn a_list_of_abbreviations_in_the_folder_counts_alone() {
         4
     );
 }
+
+/// The tokenizer of tables with other settings.
+fn tapas(settings: Value) -> Tokenizer {
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/guide/tokenizers/tapas");
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["vocab.txt", "config.json"] {
+        std::fs::copy(source.join(name), folder.path().join(name)).unwrap();
+    }
+    let text = std::fs::read_to_string(source.join("tokenizer_config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&text).unwrap();
+    for (key, value) in settings.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    let path = folder.path().join("tokenizer_config.json");
+    std::fs::write(path, config.to_string()).unwrap();
+    Tokenizer::from_path(folder.path()).unwrap()
+}
+
+/// The numbers of each token of a table: column, row, rank, rank from the other end.
+fn places(encoding: &Encoding) -> Vec<[i64; 4]> {
+    let all = encoding.extra["token_type_ids"].values.chunks(7);
+    let of_table = all.filter(|types| types[0] == 1);
+    of_table
+        .map(|types| [types[1], types[2], types[4], types[5]])
+        .collect()
+}
+
+#[test]
+fn settings_of_tables_say_what_is_left_out() {
+    let header = ["zhir", "gai"];
+    let rows = vec![vec!["1 2 3 4", "5"], vec!["6 7 8 9", "10"]];
+    let question = "zhir gai zhir gai";
+    let plain = EncodeOptions::new();
+    let encode = |settings: Value, options: &EncodeOptions| {
+        let tokenizer = tapas(settings);
+        tokenizer.encode_table(&header, &rows, question, options)
+    };
+    let none = serde_json::json!({});
+    let whole = encode(none.clone(), &plain).unwrap();
+
+    let stripped = encode(serde_json::json!({"strip_column_names": true}), &plain).unwrap();
+    assert!(places(&whole).iter().any(|place| place[1] == 0));
+    assert!(places(&stripped).iter().all(|place| place[1] > 0));
+
+    // Nothing of the question but the special tokens around it.
+    for settings in [
+        serde_json::json!({"max_question_length": 3}),
+        serde_json::json!({"min_question_length": 99}),
+    ] {
+        let silent = encode(settings, &plain).unwrap();
+        assert_eq!(silent.tokens[..2], ["[CLS]", "[SEP]"]);
+        assert_eq!(
+            silent.tokens[2..],
+            whole.tokens[whole.len() - silent.len() + 2..]
+        );
+    }
+
+    // With room for two thirds of the table, ends of cells go, or rows where cells keep their length.
+    let short = plain.clone().truncation(whole.len() - 6);
+    let cut = places(&encode(none, &short).unwrap());
+    assert!(cut.iter().any(|place| place[1] == 2));
+    let kept = cut.iter().filter(|place| place[0..2] == [1, 1]).count();
+    assert!((1..4).contains(&kept), "{kept}");
+    let settings = serde_json::json!({"cell_trim_length": 4});
+    let trimmed = places(&encode(settings, &short).unwrap());
+    assert!(trimmed.iter().all(|place| place[1] < 2));
+    let kept = trimmed.iter().filter(|place| place[0..2] == [1, 1]);
+    assert_eq!(kept.count(), 4);
+}
+
+/// The model has 256 vectors for ranks, however long the table is.
+#[test]
+fn ranks_of_long_tables_stay_within_what_the_model_has() {
+    let rows: Vec<Vec<String>> = (0..400).map(|row| vec![row.to_string()]).collect();
+    let options = EncodeOptions::new().truncation(512);
+    let tokenizer = super::fixture("tapas");
+    let encoding = tokenizer
+        .encode_table(&["zhir"], &rows, "gai", &options)
+        .unwrap();
+    let places = places(&encoding);
+    assert!(encoding.len() <= 512 && places.len() > 100);
+    for [column, row, rank, inverse] in places {
+        assert!(column == 1 && row < 256);
+        if row > 0 {
+            assert_eq!([rank, inverse], [row.min(255), (401 - row).min(255)]);
+        }
+    }
+}
+
+/// The Python classes drop what is no character, and lowercase a text before they look for special tokens.
+#[test]
+fn older_files_of_word_pieces_are_read_as_the_python_classes_read_them() {
+    let bert = super::fixture("bert_uncased");
+    let ids = |text: &str| bert.encode_ids(text).unwrap();
+    assert_eq!(
+        ids("zh\u{200b}ir\u{ad}\0 \u{fffe}\u{10ffff} gai\u{feff}"),
+        ids("zhir gai")
+    );
+    assert_eq!(ids("zhir\tgai\r\nzhir"), ids("zhir gai zhir"));
+    let mpnet = super::fixture("mpnet");
+    let mask = mpnet.mask_token_id().unwrap();
+    let masks = |tokenizer: &Tokenizer, text: &str| {
+        let ids = tokenizer.encode_ids(text).unwrap();
+        ids.into_iter().filter(|&id| id == mask).count()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    mpnet.save_pretrained(folder.path()).unwrap();
+    let again = Tokenizer::from_path(folder.path()).unwrap();
+    for tokenizer in [mpnet, again] {
+        assert_eq!(masks(&tokenizer, "zhir <MASK> gai <mask> <Mask>gai"), 3);
+    }
+}

@@ -10,7 +10,7 @@ use numbers::{Order, Value};
 
 /// How many numbers say where a token stands.
 const TYPES: usize = 7;
-/// The limits of rows and columns that the classes of transformers take for granted.
+/// The limit of rows, columns and ranks: the published models have 256 vectors for each of them.
 const MOST: usize = 256;
 
 /// A token of the table and where it stands.
@@ -35,7 +35,11 @@ impl Tokenizer {
     /// compares with those of the question (1 equal, 2 greater, 4 less). [`Encoding::type_ids`] has the first of them.
     ///
     /// With [`truncation`](EncodeOptions::truncation), words at the ends of cells are left out, and rows at the end where that
-    /// is not enough.
+    /// is not enough. Ranks are those among all rows, and 255 where that is more.
+    ///
+    /// The keys of `tokenizer_config.json` count: `max_column_id`, `max_row_id`, `strip_column_names`, `cell_trim_length` (with
+    /// truncation, so many tokens a cell stay, and rows are left out where that is too much), and `min_question_length` and
+    /// `max_question_length`, beyond which the question is left out.
     ///
     /// # Errors
     ///
@@ -64,10 +68,14 @@ impl Tokenizer {
             .map(|row| row.iter().map(AsRef::as_ref).collect())
             .collect();
         let most = self.most_lines(&header, &cells, options)?;
-        let question_tokens = self.core.engine.encode(question)?;
+        let (question, question_tokens) = self.asked(question)?;
         let mut tokens = Vec::new();
         let mut longest = 0;
-        for (row, cells) in std::iter::once(&header).chain(&cells).enumerate() {
+        let names: Vec<&str> = match self.settings.config.get("strip_column_names") {
+            Some(serde_json::Value::Bool(true)) => vec![""; header.len()],
+            _ => header.clone(),
+        };
+        for (row, cells) in std::iter::once(&names).chain(&cells).enumerate() {
             for (column, cell) in cells.iter().enumerate() {
                 longest = longest.max(self.tokens_of_cell(cell, column + 1, row, &mut tokens)?);
             }
@@ -75,7 +83,7 @@ impl Tokenizer {
         let (mut lines, mut words) = (most, longest);
         if let Some(max_length) = options.max_length {
             let room = max_length.saturating_sub(question_tokens.len() + 2);
-            (lines, words) = fit(&tokens, lines, longest, room);
+            (lines, words) = fit(&tokens, lines, (longest, self.trim()), room);
         }
         let stays = |token: &Token| token.row < lines && token.word_at < words;
         tokens.retain(stays);
@@ -109,6 +117,29 @@ impl Tokenizer {
         let column = ExtraColumn::per_token(types, TYPES, 0);
         encoding.extra.insert("token_type_ids".to_owned(), column);
         self.pad_one(encoding, options)
+    }
+
+    /// Returns the question and its tokens: nothing where the tokenizer is made for longer or shorter ones alone.
+    fn asked<'a>(&self, question: &'a str) -> Result<(&'a str, tokenizers::Encoding)> {
+        let tokens = self.core.engine.encode(question)?;
+        let number = |key: &str| {
+            self.settings
+                .config
+                .get(key)
+                .and_then(|value| value.as_u64())
+        };
+        let (least, most) = (number("min_question_length"), number("max_question_length"));
+        let length = tokens.len() as u64;
+        if least.is_some_and(|least| length < least) || most.is_some_and(|most| length > most) {
+            return Ok(("", tokenizers::Encoding::default()));
+        }
+        Ok((question, tokens))
+    }
+
+    /// Returns how many tokens of a cell stay where not all fit; `None` where as many do as fit.
+    fn trim(&self) -> Option<usize> {
+        let trim = self.settings.config.get("cell_trim_length");
+        usize::try_from(trim?.as_i64()?).ok()
     }
 
     /// Returns how many lines of the table, its header among them, may stay.
@@ -239,20 +270,30 @@ impl Tokenizer {
 }
 
 /// Returns how many lines of the table, the header's among them, and how many pieces up to the last word of a cell, fit
-/// into `room` tokens.
-fn fit(tokens: &[Token], lines: usize, longest: usize, room: usize) -> (usize, usize) {
+/// into `room` tokens, where cells have up to `longest` pieces. With `trim`, that many pieces stay, and lines alone go.
+fn fit(
+    tokens: &[Token],
+    lines: usize,
+    (longest, trim): (usize, Option<usize>),
+    room: usize,
+) -> (usize, usize) {
     let cost = |lines: usize, words: usize| {
         let kept = tokens
             .iter()
             .filter(|token| token.row < lines && token.word_at < words);
         kept.count()
     };
+    let most = longest.min(trim.unwrap_or(longest));
     let mut lines = lines;
     loop {
-        let fitting = (0..=longest)
+        let fitting = (0..=most)
             .find(|&words| cost(lines, words + 1) > room)
-            .unwrap_or(longest);
-        if fitting > 0 || longest == 0 {
+            .unwrap_or(most);
+        let enough = match trim {
+            Some(_) => fitting == most,
+            None => fitting > 0 || most == 0,
+        };
+        if enough {
             return (lines, fitting.max(1));
         }
         // The header alone stays where one row does not fit; where there are no rows, not even the header.
@@ -296,7 +337,7 @@ impl Ranks {
     }
 }
 
-/// The place of each value among the different values of its column, from 1.
+/// Notes the place of each value among the different values of its column, from 1, counted from either end.
 fn rank(values: &[Option<Value>], numbers: &mut [[i64; 3]]) {
     let Some(order) = Order::of(values.iter().flatten()) else {
         return;
@@ -310,13 +351,14 @@ fn rank(values: &[Option<Value>], numbers: &mut [[i64; 3]]) {
                 .iter()
                 .filter(|other| order.compare(other, value) == Ordering::Less);
             let smaller = smaller.count();
-            numbers[0] = smaller as i64 + 1;
-            numbers[1] = (sorted.len() - smaller) as i64;
+            let rank = |rank: usize| rank.min(MOST - 1) as i64;
+            numbers[0] = rank(smaller + 1);
+            numbers[1] = rank(sorted.len() - smaller);
         }
     }
 }
 
-/// How a value of the question compares with those of a column.
+/// Notes how a value of the question compares with those of a column.
 fn relate(asked: &Value, values: &[Option<Value>], numbers: &mut [[i64; 3]]) {
     if values.iter().all(Option::is_none) {
         return;

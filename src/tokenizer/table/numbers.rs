@@ -163,9 +163,26 @@ fn number(text: &str) -> Option<f64> {
     let ending = ["st", "nd", "rd", "th"]
         .iter()
         .find_map(|ending| text.strip_suffix(ending));
-    let plain = ending.unwrap_or(text).replace(',', "");
+    let plain: String = ending
+        .unwrap_or(text)
+        .chars()
+        .filter(|c| *c != ',')
+        .map(|c| digit(c).map_or(c, |digit| (b'0' + digit) as char))
+        .collect();
     let value: f64 = plain.trim_matches(is_space).parse().ok()?;
     (!value.is_nan() && value != f64::INFINITY).then_some(value)
+}
+
+/// Returns the value of a decimal digit of any script.
+fn digit(c: char) -> Option<u8> {
+    static DIGITS: LazyLock<CharClass> = LazyLock::new(|| CharClass::new(r"\p{Nd}"));
+    if !DIGITS.contains(c) {
+        return None;
+    }
+    // The digits of a script lie in a row, one row behind the other at most.
+    let is_digit = |at: &u32| char::from_u32(*at).is_some_and(|c| DIGITS.contains(c));
+    let before = (0..u32::from(c)).rev().take_while(is_digit).count();
+    Some((before % 10) as u8)
 }
 
 /// Returns the date that a text is, from 1700 to 2016.
@@ -200,7 +217,7 @@ fn field<'a>(text: &'a str, part: char, parts: &mut [Option<u16>; 3]) -> Option<
             .take_while(u8::is_ascii_digit)
             .count();
         let (number, rest) = text.split_at(number);
-        Some((number.len(), number.parse::<u16>().ok()?, rest))
+        Some((number.parse::<u16>().ok()?, rest))
     };
     match part {
         'B' | 'b' => {
@@ -221,17 +238,21 @@ fn field<'a>(text: &'a str, part: char, parts: &mut [Option<u16>; 3]) -> Option<
             WEEKDAYS.contains(&name).then_some(rest)
         }
         'Y' => {
-            let (length, year, rest) = digits(4)?;
+            let digits: Vec<u8> = text.chars().map_while(digit).take(4).collect();
+            let year = digits
+                .iter()
+                .fold(0, |year, &digit| year * 10 + u16::from(digit));
             parts[0] = Some(year);
-            (length == 4).then_some(rest)
+            let length = text.chars().take(4).map(char::len_utf8).sum();
+            (digits.len() == 4).then(|| &text[length..])
         }
         'm' => {
-            let (_, month, rest) = digits(2)?;
+            let (month, rest) = digits(2)?;
             parts[1] = Some(month);
             (1..=12).contains(&month).then_some(rest)
         }
         'd' => {
-            let (_, day, rest) = digits(2)?;
+            let (day, rest) = digits(2)?;
             parts[2] = Some(day);
             (1..=31).contains(&day).then_some(rest)
         }
@@ -342,6 +363,7 @@ mod tests {
         assert_eq!(numbers("It cost 1,200.50, or -3"), [1200.5, -3.0]);
         assert_eq!(numbers("Three men on the 2nd day, 1e3"), [3.0, 2.0, 1000.0]);
         assert_eq!(numbers("a-5 .5 first nan inf"), [5.0, 0.5, 1.0]);
+        assert_eq!(numbers("１２ of ٣٤,५.𝟟"), [12.0, 34.0, 5.7]);
         assert_eq!(numbers(""), [0.0; 0]);
     }
 
@@ -359,6 +381,8 @@ mod tests {
         let month = date(Some(1998), Some(2), None);
         assert_eq!(values("1998-02-30"), [month, Value::Number(30.0)]);
         assert_eq!(values("3012"), [Value::Number(3012.0)]);
+        let year = date(Some(2010), None, None);
+        assert_eq!(values("２０１０"), [Value::Number(2010.0), year]);
     }
 
     #[test]
