@@ -1,5 +1,6 @@
 //! LayoutLM: the words of a page, each with the box that it stands in.
 
+use super::column::Windows;
 use super::encode::kept;
 use super::{EncodeOptions, Encoding, ExtraColumn, Tokenizer};
 use crate::dataset::{Batch, BatchFunction};
@@ -13,6 +14,17 @@ const PAGE: i64 = 1000;
 
 /// The model's input.
 const BBOX: &str = "bbox";
+
+/// A piece of a word, and where on the page the word stands.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    id: u32,
+    /// Its place within the word.
+    span: (usize, usize),
+    /// `None` for a special token.
+    word: Option<u32>,
+    at: WordBox,
+}
 
 /// Returns `bbox`, in the units of a page of that width and height (pixels, points), in thousandths of the page, rounded down.
 ///
@@ -69,6 +81,30 @@ impl Tokenizer {
         boxes: &[WordBox],
         options: &EncodeOptions,
     ) -> Result<Encoding> {
+        let pieces = self.words_in_boxes(words, boxes)?;
+        let mut window = 0..pieces.len();
+        if let Some(most) = options.max_length {
+            let (before, after) = self.around(options);
+            let room = most.saturating_sub(before.len() + after.len());
+            let (keep, _) = kept((pieces.len(), None), room, options.strategy, true)?;
+            window = match self.settings.truncate_left {
+                true => pieces.len() - keep..pieces.len(),
+                false => 0..keep,
+            };
+        }
+        self.encode_pieces(&pieces[window], options)
+    }
+
+    /// Returns the special tokens before and behind a text.
+    fn around(&self, options: &EncodeOptions) -> (&[u32], &[u32]) {
+        match options.add_special_tokens {
+            true => (&self.post.around.0, &self.post.around.1),
+            false => (&[], &[]),
+        }
+    }
+
+    /// Returns the pieces of all words, each with the box of its word.
+    fn words_in_boxes<W: AsRef<str>>(&self, words: &[W], boxes: &[WordBox]) -> Result<Vec<Piece>> {
         if words.len() != boxes.len() {
             return Err(Error::argument(
                 "boxes",
@@ -79,24 +115,6 @@ impl Tokenizer {
                 ),
             ));
         }
-        let mut encoding = Encoding::default();
-        let mut bbox: Vec<WordBox> = Vec::new();
-        let mut push = |id: u32, span: (usize, usize), word: Option<u32>, at: WordBox| {
-            encoding.ids.push(id);
-            encoding
-                .tokens
-                .push(self.id_to_token(id).unwrap_or_default());
-            encoding.attention_mask.push(1);
-            encoding.type_ids.push(0);
-            encoding.special_tokens_mask.push(u32::from(word.is_none()));
-            encoding.offsets.push(span);
-            encoding.word_ids.push(word);
-            bbox.push(at);
-        };
-        let (before, after) = match options.add_special_tokens {
-            true => (&self.post.around.0[..], &self.post.around.1[..]),
-            false => (&[][..], &[][..]),
-        };
         let mut pieces = Vec::new();
         for (number, (word, &at)) in words.iter().zip(boxes).enumerate() {
             check(at, (PAGE, PAGE)).map_err(|message| {
@@ -107,20 +125,44 @@ impl Tokenizer {
             })?;
             let tokens = self.core.engine.encode(word.as_ref())?;
             let ids = tokens.get_ids().iter().zip(tokens.get_offsets());
-            pieces.extend(ids.map(|(&id, &span)| (id, span, Some(number as u32), at)));
+            pieces.extend(ids.map(|(&id, &span)| Piece {
+                id,
+                span,
+                word: Some(number as u32),
+                at,
+            }));
         }
-        if let Some(most) = options.max_length {
-            let room = most.saturating_sub(before.len() + after.len());
-            let (keep, _) = kept((pieces.len(), None), room, options.strategy, true)?;
-            pieces.truncate(keep);
+        Ok(pieces)
+    }
+
+    /// Puts the special tokens around pieces, and pads.
+    fn encode_pieces(&self, pieces: &[Piece], options: &EncodeOptions) -> Result<Encoding> {
+        let special = |at: WordBox| {
+            move |&id: &u32| Piece {
+                id,
+                span: (0, 0),
+                word: None,
+                at,
+            }
+        };
+        let (before, after) = self.around(options);
+        let all = (before.iter().map(special([0; 4])))
+            .chain(pieces.iter().copied())
+            .chain(after.iter().map(special([PAGE; 4])));
+        let mut encoding = Encoding::default();
+        let mut bbox: Vec<WordBox> = Vec::new();
+        for piece in all {
+            encoding.ids.push(piece.id);
+            let token = self.id_to_token(piece.id);
+            encoding.tokens.push(token.unwrap_or_default());
+            encoding.attention_mask.push(1);
+            encoding.type_ids.push(0);
+            let is_special = u32::from(piece.word.is_none());
+            encoding.special_tokens_mask.push(is_special);
+            encoding.offsets.push(piece.span);
+            encoding.word_ids.push(piece.word);
+            bbox.push(piece.at);
         }
-        before.iter().for_each(|&id| push(id, (0, 0), None, [0; 4]));
-        pieces
-            .into_iter()
-            .for_each(|(id, span, word, at)| push(id, span, word, at));
-        after
-            .iter()
-            .for_each(|&id| push(id, (0, 0), None, [PAGE; 4]));
         let column = ExtraColumn::per_token(bbox.concat(), 4, 0);
         encoding.extra.insert(BBOX.to_owned(), column);
         self.pad_one(encoding, options)
@@ -157,6 +199,7 @@ impl Tokenizer {
             boxes: boxes.into(),
             page: None,
             max_length: None,
+            stride: None,
         }
     }
 }
@@ -170,6 +213,7 @@ pub struct TokenizeBoxes {
     boxes: String,
     page: Option<(String, String)>,
     max_length: Option<usize>,
+    stride: Option<usize>,
 }
 
 impl TokenizeBoxes {
@@ -185,6 +229,14 @@ impl TokenizeBoxes {
     #[must_use]
     pub fn max_length(mut self, max_length: usize) -> Self {
         self.max_length = Some(max_length);
+        self
+    }
+
+    /// Makes further rows of what [`max_length`](Self::max_length) cuts off, each of which begins with the last `stride` tokens
+    /// of the row before it (default: what is cut off is lost).
+    #[must_use]
+    pub fn stride(mut self, stride: usize) -> Self {
+        self.stride = Some(stride);
         self
     }
 
@@ -216,23 +268,33 @@ impl BatchFunction for TokenizeBoxes {
             }
             None => None,
         };
-        let mut options = EncodeOptions::new();
-        if let Some(max_length) = self.max_length {
-            options = options.truncation(max_length);
-        }
+        let options = EncodeOptions::new();
+        let (before, after) = self.tokenizer.around(&options);
+        let added = before.len() + after.len();
+        let windows = self
+            .max_length
+            .map(|most| Windows::new(most, added, self.stride))
+            .transpose()?;
         let (mut ids, mut masks, mut bbox) = (Vec::new(), Vec::new(), Vec::new());
         for (row, (words, boxes)) in words.iter().zip(&boxes).enumerate() {
             let page = pages.as_ref().map(|pages| pages[row]);
-            let encoding = self
+            let pieces = self
                 .boxes_of(boxes, page)
-                .and_then(|boxes| self.tokenizer.encode_boxes(words, &boxes, &options))
+                .and_then(|boxes| self.tokenizer.words_in_boxes(words, &boxes))
                 .map_err(|error| {
                     Error::Dataset(format!("row {}: {error}", batch.rows().start + row))
                 })?;
-            masks.push(vec![1i8; encoding.len()]);
-            ids.push(encoding.ids.iter().map(|&id| id as i32).collect::<Vec<_>>());
-            let places = encoding.extra[BBOX].values.chunks(4);
-            bbox.push(places.map(<[i64]>::to_vec).collect::<Vec<_>>());
+            let parts = match &windows {
+                Some(windows) => windows.of(pieces.len(), self.tokenizer.settings.truncate_left),
+                None => std::iter::once(0..pieces.len()).collect(),
+            };
+            for part in parts {
+                let encoding = self.tokenizer.encode_pieces(&pieces[part], &options)?;
+                masks.push(vec![1i8; encoding.len()]);
+                ids.push(encoding.ids.iter().map(|&id| id as i32).collect::<Vec<_>>());
+                let places = encoding.extra[BBOX].values.chunks(4);
+                bbox.push(places.map(<[i64]>::to_vec).collect::<Vec<_>>());
+            }
         }
         Batch::new()
             .with_column("input_ids", ids)?
@@ -242,11 +304,12 @@ impl BatchFunction for TokenizeBoxes {
 
     fn fingerprint(&self) -> Option<String> {
         Some(format!(
-            "tokenize_boxes({:?}, {:?}, page {:?}, max_length {:?}) with {}",
+            "tokenize_boxes({:?}, {:?}, page {:?}, max_length {:?}, stride {:?}) with {}",
             self.words,
             self.boxes,
             self.page,
             self.max_length,
+            self.stride,
             self.tokenizer.fingerprint()
         ))
     }
@@ -255,6 +318,7 @@ impl BatchFunction for TokenizeBoxes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataset::{Dataset, Map};
     use crate::tokenizer::Padding;
 
     fn tokenizer() -> Tokenizer {
@@ -296,6 +360,51 @@ mod tests {
             cut.extra["bbox"].values[12..],
             [1000, 1000, 1000, 1000, 0, 0, 0, 0, 0, 0, 0, 0]
         );
+    }
+
+    #[test]
+    fn what_is_cut_off_a_page_comes_in_further_rows_with_its_boxes() {
+        let tokenizer = tokenizer();
+        let words = vec!["invoice", "xo", "total", "sum", "of", "oxo", "all"];
+        let boxes: Vec<WordBox> = (0..7).map(|i| [i, 10 * i, 20 + i, 30 + 10 * i]).collect();
+        let whole = tokenizer
+            .encode_boxes(&words, &boxes, &EncodeOptions::new())
+            .unwrap();
+        let of_page: Vec<Vec<i64>> = boxes.iter().map(|at| at.to_vec()).collect();
+        let pages = Dataset::builder()
+            .column("words", vec![words, vec![]])
+            .column("boxes", vec![of_page, vec![]])
+            .build()
+            .unwrap();
+        let rows = |stride: Option<usize>| {
+            let mut function = tokenizer.tokenize_boxes("words", "boxes").max_length(7);
+            function.stride = stride;
+            let map = Map::new(function).batched().cache(false);
+            pages.map(map.remove_columns(["words", "boxes"]))
+        };
+        let cut = rows(None).unwrap();
+        assert_eq!(cut.len(), 2);
+        let rows_of = rows(Some(2)).unwrap();
+        let ids: Vec<Vec<u32>> = rows_of.column("input_ids").unwrap();
+        let places: Vec<Vec<Vec<i64>>> = rows_of.column("bbox").unwrap();
+        assert_eq!(ids[0], cut.column::<Vec<u32>>("input_ids").unwrap()[0]);
+        let inner = whole.len() - 2;
+        // Five pieces a row, three of them new; and the empty page.
+        assert_eq!(ids.len(), 1 + (inner - 5).div_ceil(3) + 1);
+        assert_eq!(ids.last().unwrap().len(), 2);
+        for (row, (ids, places)) in ids.iter().zip(&places).enumerate().take(ids.len() - 1) {
+            let own = ids.len() - 2;
+            let from = 1 + 3 * row;
+            assert_eq!(ids[1..=own], whole.ids[from..from + own]);
+            assert_eq!(
+                places[1..=own].concat(),
+                whole.extra["bbox"].values[4 * from..4 * (from + own)]
+            );
+            assert_eq!(places[0], [0; 4]);
+            assert_eq!(places[own + 1], [1000; 4]);
+        }
+        let error = rows(Some(5)).unwrap_err().to_string();
+        assert!(error.contains("stride"), "{error}");
     }
 
     #[test]

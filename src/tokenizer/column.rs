@@ -424,7 +424,7 @@ impl BatchFunction for TokenizeColumn {
 }
 
 /// How long rows are cut.
-struct Windows {
+pub(super) struct Windows {
     /// How many tokens of a text fit between the special tokens.
     room: usize,
     /// From the beginning of one window to the next; `None` where only the first is kept.
@@ -432,7 +432,7 @@ struct Windows {
 }
 
 impl Windows {
-    fn new(max_length: usize, added: usize, stride: Option<usize>) -> Result<Self> {
+    pub(super) fn new(max_length: usize, added: usize, stride: Option<usize>) -> Result<Self> {
         let room = max_length.checked_sub(added).filter(|&room| room > 0);
         let room = room.ok_or_else(|| {
             Error::argument(
@@ -456,7 +456,7 @@ impl Windows {
     }
 
     /// Returns the windows of a text of so many tokens; from its end where that is what is kept.
-    fn of(&self, length: usize, from_end: bool) -> Vec<Range<usize>> {
+    pub(super) fn of(&self, length: usize, from_end: bool) -> Vec<Range<usize>> {
         let mut windows = Vec::new();
         let mut at = 0;
         loop {
