@@ -32,42 +32,47 @@ fn shapes_and_pronunciations_of_masked_characters_do_not_tell_them() {
         .map(map.remove_columns(["text"]).cache(false))
         .unwrap();
     let collator = MaskingCollator::new(&tokenizer).mlm_probability(0.4);
-    let loader = DataLoader::new(dataset.clone(), collator, 8).unwrap();
-    let plain = DataLoader::new(
-        dataset,
-        MaskingCollator::new(&tokenizer).mlm_probability(0.0),
-        8,
-    )
-    .unwrap();
+    let plain = collator.clone().mlm_probability(0.0);
+    let plain = DataLoader::new(dataset.clone(), plain, 8).unwrap();
+    let plain: Vec<MlmBatch> = plain.epoch(0).map(Result::unwrap).collect();
     let alone = tokenizer.encode(tokenizer.mask_token().unwrap()).unwrap();
     let at = alone.ids.iter().position(|&id| id == mask).unwrap();
-    let (mut masked, mut told) = (0, 0);
-    for (batch, whole) in loader.epoch(0).zip(plain.epoch(0)) {
-        let (batch, whole) = (batch.unwrap(), whole.unwrap());
-        for name in ["input_shape_ids", "input_pronunciation_ids"] {
-            let hidden = alone.extra[name].values[at];
-            let (now, before) = (column(&batch, name), column(&whole, name));
-            for (place, &label) in batch.labels.iter().enumerate() {
-                if label == IGNORED || i64::from(batch.input_ids[place]) == label {
-                    assert_eq!(now[place], before[place]);
-                } else {
-                    assert_eq!(now[place], hidden);
-                    masked += 1;
-                    told += usize::from(before[place] != hidden);
+    let config = Config::small("roc_bert").set("vocab_size", tokenizer.len());
+    let model = MaskedLm::from_config(&config, 1).unwrap();
+    for collator in [
+        collator.clone(),
+        collator
+            .clone()
+            .mask_replace_prob(0.0)
+            .random_replace_prob(1.0),
+        collator.clone().whole_word_mask(true),
+        collator.span_mask(0.2, 3),
+    ] {
+        let loader = DataLoader::new(dataset.clone(), collator, 8).unwrap();
+        let (mut masked, mut told) = (0, 0);
+        for (batch, whole) in loader.epoch(0).zip(&plain) {
+            let batch = batch.unwrap();
+            for name in ["input_shape_ids", "input_pronunciation_ids"] {
+                let hidden = alone.extra[name].values[at];
+                let (now, before) = (column(&batch, name), column(whole, name));
+                for (place, &label) in batch.labels.iter().enumerate() {
+                    if label == IGNORED || i64::from(batch.input_ids[place]) == label {
+                        assert_eq!(now[place], before[place]);
+                    } else {
+                        assert_eq!(now[place], hidden);
+                        masked += 1;
+                        told += usize::from(before[place] != hidden);
+                    }
                 }
             }
+            // And the model takes the batch.
+            model.forward(&batch).unwrap();
         }
-        // And the model takes the batch.
-        let config = Config::small("roc_bert").set("vocab_size", tokenizer.len());
-        MaskedLm::from_config(&config, 1)
-            .unwrap()
-            .forward(&batch)
-            .unwrap();
+        assert!(
+            masked > 20 && told > 10,
+            "{masked} masked, {told} of which had values of their own"
+        );
     }
-    assert!(
-        masked > 20 && told > 10,
-        "{masked} masked, {told} of which had values of their own"
-    );
 }
 
 #[test]
@@ -227,6 +232,46 @@ fn entities_are_masked_with_their_ids_for_labels() {
             .iter()
             .all(|&label| label == IGNORED)
     );
+}
+
+#[test]
+fn texts_with_and_without_entities_share_a_batch() {
+    let tokenizer = tokenizer("luke");
+    let texts = vec!["alpha beta", "gamma", ""];
+    let batch = |spans: Vec<Vec<Vec<i64>>>| {
+        let dataset = Dataset::builder()
+            .column("text", texts.clone())
+            .column("spans", spans)
+            .build()
+            .unwrap();
+        let map = Map::new(tokenizer.tokenize_entities("text", "spans")).batched();
+        let dataset = dataset
+            .map(map.remove_columns(["text", "spans"]).cache(false))
+            .unwrap();
+        let collator = MaskingCollator::new(&tokenizer).mlm_probability(0.5);
+        let loader = DataLoader::new(dataset, collator, 3).unwrap();
+        loader.epoch(0).next().unwrap().unwrap()
+    };
+    let config = Config::small("luke")
+        .set("vocab_size", tokenizer.len())
+        .set("entity_vocab_size", 1000);
+    let model = MaskedLm::from_config(&config, 1).unwrap();
+    let some = batch(vec![
+        vec![vec![0, 5], vec![6, 10]],
+        vec![vec![0, 5]],
+        vec![],
+    ]);
+    assert_eq!(some.columns["entity_ids"].shape, [3, 2]);
+    assert_eq!(column(&some, "entity_attention_mask"), [1, 1, 1, 0, 0, 0]);
+    let none = batch(vec![vec![]; 3]);
+    for batch in [some, none] {
+        let logits = model.forward(&batch).unwrap();
+        assert_eq!(logits.dims(), [3, batch.seq, tokenizer.len()]);
+        if batch.counted_tokens() > 0 {
+            let loss = model.loss(&batch, &crate::model::Context::eval()).unwrap();
+            assert!(loss.value().unwrap().is_finite());
+        }
+    }
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! LUKE: a text's entities, each a title of the entity vocabulary and the tokens that mention it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::Path;
 
 use super::checks;
 use super::encode::kept;
 use super::folder::Folder;
 use super::{EncodeOptions, Encoding, ExtraColumn, Padding, Tokenizer};
+use crate::base::json;
 use crate::{Error, Result};
 
 /// A text and where its entities are mentioned.
@@ -49,7 +49,10 @@ impl Entities {
         };
         let text =
             std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, error))?;
-        let ids = parse(&path, &text)?;
+        let ids: HashMap<String, u32> = json::from_slice(text.as_bytes()).map_err(|error| {
+            let message = format!("not a JSON object of titles and ids: {error}");
+            checks::damaged(&path, message)
+        })?;
         let text = |key: &str, default: &str| {
             let value = folder.config.get(key).and_then(|value| {
                 value
@@ -103,19 +106,6 @@ impl Entities {
         let id = |title: &&str| self.ids.get(*title).copied().unwrap_or(self.unknown);
         Ok(titles.iter().map(id).collect())
     }
-}
-
-/// Returns a JSON object of titles and ids, or the older lines of title, a tab and a number, whose ids are their
-/// places.
-fn parse(path: &Path, text: &str) -> Result<HashMap<String, u32>> {
-    let ids: HashMap<String, u32> =
-        crate::base::json::from_slice(text.as_bytes()).map_err(|error| {
-            checks::damaged(
-                path,
-                format!("not a JSON object of titles and ids: {error}"),
-            )
-        })?;
-    Ok(ids)
 }
 
 impl Tokenizer {
