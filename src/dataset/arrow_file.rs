@@ -1,6 +1,7 @@
 //! Tables in Arrow IPC files: memory-mapped when read, whole or not at all when written.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,10 +16,10 @@ use arrow::ipc::writer::FileWriter;
 use arrow::ipc::{root_as_footer, root_as_message};
 use bytes::Bytes;
 use rayon::prelude::*;
-use tempfile::NamedTempFile;
 
 use super::cast::cast_batch;
 use super::data_type::plain_schema;
+use crate::base::files::Temporary;
 use crate::base::panics::caught;
 use crate::ops::MappedFile;
 use crate::{Error, Result};
@@ -317,7 +318,8 @@ fn next_message(stream: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
 
 /// An Arrow file in the making: it has its name only when it is complete.
 pub(crate) struct Writer {
-    writer: FileWriter<BufWriter<NamedTempFile>>,
+    writer: FileWriter<BufWriter<File>>,
+    temporary: Temporary,
     path: PathBuf,
 }
 
@@ -326,12 +328,17 @@ impl Writer {
     pub(crate) fn create(path: &Path, schema: &SchemaRef) -> Result<Self> {
         let folder = path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, error))?;
+        let temporary = Temporary::beside(path)?;
         let file =
-            NamedTempFile::new_in(folder).map_err(|error| Error::io("create", path, error))?;
+            File::create(temporary.path()).map_err(|error| Error::io("create", path, error))?;
         let writer = FileWriter::try_new(BufWriter::with_capacity(1 << 20, file), schema)
             .map_err(|error| write_error(path, error))?;
         let path = path.to_owned();
-        Ok(Self { writer, path })
+        Ok(Self {
+            writer,
+            temporary,
+            path,
+        })
     }
 
     pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<()> {
@@ -341,36 +348,27 @@ impl Writer {
     }
 
     /// Completes the file and gives it its name.
-    pub(crate) fn keep(self, metadata: &[(&str, String)]) -> Result<()> {
-        let path = self.path.clone();
-        let io = |error| Error::io("write", &path, error);
-        let file = self.complete(metadata)?;
-        file.as_file().sync_all().map_err(io)?;
-        file.persist(&path)
-            .map(drop)
-            .map_err(|error| io(error.error))
+    pub(crate) fn keep(mut self, metadata: &[(&str, String)]) -> Result<()> {
+        self.complete(metadata)?;
+        self.temporary
+            .put(&self.path)
+            .map_err(|error| Error::io("write", &self.path, error))
     }
 
     /// Completes the file and gives its table; the file goes away with it.
-    pub(crate) fn into_table(self) -> Result<Table> {
-        let file = self.complete(&[])?;
-        read(file.path())
+    pub(crate) fn into_table(mut self) -> Result<Table> {
+        self.complete(&[])?;
+        read(self.temporary.path())
     }
 
-    fn complete(mut self, metadata: &[(&str, String)]) -> Result<NamedTempFile> {
+    fn complete(&mut self, metadata: &[(&str, String)]) -> Result<()> {
         for (key, value) in metadata {
             self.writer.write_metadata(*key, value);
         }
+        // This empties the buffer too.
         self.writer
             .finish()
-            .map_err(|error| write_error(&self.path, error))?;
-        let buffered = self
-            .writer
-            .into_inner()
-            .map_err(|error| write_error(&self.path, error))?;
-        buffered
-            .into_inner()
-            .map_err(|error| Error::io("write", &self.path, error.into_error()))
+            .map_err(|error| write_error(&self.path, error))
     }
 }
 

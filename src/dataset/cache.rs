@@ -17,6 +17,7 @@ pub fn clear_cache() -> Result<u64> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
         Err(error) => return Err(Error::io("read", &folder, error)),
     };
+    crate::base::files::sweep_folders(&folder, ".");
     let mut bytes = 0;
     for entry in entries.flatten().filter(|entry| entry.path().is_file()) {
         bytes += entry.metadata().map_or(0, |metadata| metadata.len());

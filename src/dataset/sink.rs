@@ -13,6 +13,7 @@ use super::cast::cast_batch;
 use super::data_type::{common, type_name};
 use super::fingerprint::{Fingerprint, Hashing};
 use super::table::Dataset;
+use crate::base::files::sweep_folders;
 use crate::{Error, Result};
 
 /// Results up to this size stay in memory.
@@ -161,6 +162,8 @@ impl Sink {
 
     /// Starts the file with what is in memory. Without it, work goes on in memory as long as that is enough.
     fn open(&mut self, schema: &SchemaRef) {
+        // Results that killed processes were making, whatever their names.
+        sweep_folders(&self.cache.folder(), ".");
         let started = Writer::create(&self.path(), schema).and_then(|mut file| {
             for batch in self.memory.iter().flatten() {
                 file.write(batch)?;

@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
-use tempfile::TempDir;
-
 use super::push::push_folder;
 use super::{Hub, PushOptions, Pushed};
+use crate::files::{Hidden, sweep_folders};
 use crate::{Error, Result};
 
 /// Pushes folders one at a time on a thread of its own.
@@ -54,7 +53,7 @@ impl BackgroundPush {
         let (hub, repo, options) = (self.hub.clone(), self.repo.clone(), options.clone());
         let thread = std::thread::Builder::new().name("push".to_owned());
         let kept = folder.as_ref().to_path_buf();
-        let push = move || push_folder(&hub.client, &repo, aside.path(), &kept, &options);
+        let push = move || push_folder(&hub.client, &repo, &aside.path, &kept, &options);
         self.running = Some(
             thread
                 .spawn(push)
@@ -75,17 +74,15 @@ impl BackgroundPush {
 }
 
 /// Returns a copy of `folder` that costs neither time nor space where links are possible. It lies beside the folder,
-/// under a hidden name, and is removed when dropped.
-fn set_aside(folder: &Path) -> Result<TempDir> {
+/// under a hidden name, and is removed when dropped. What killed processes have left of such goes.
+fn set_aside(folder: &Path) -> Result<Hidden> {
     let beside = match folder.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let aside = tempfile::Builder::new()
-        .prefix(".push-")
-        .tempdir_in(beside)
-        .map_err(|e| Error::io("create a folder in", beside, e))?;
-    let mut open = vec![(folder.to_path_buf(), aside.path().to_path_buf())];
+    sweep_folders(beside, ".push.");
+    let aside = Hidden::create(beside, "push")?;
+    let mut open = vec![(folder.to_path_buf(), aside.path.clone())];
     while let Some((from, to)) = open.pop() {
         let io = |e| Error::io("read", &from, e);
         for entry in std::fs::read_dir(&from).map_err(io)? {

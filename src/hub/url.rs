@@ -107,7 +107,8 @@ impl Hub {
             return Err(self.client.failure(FailureKind::Refused, request, message));
         }
         let io = |error| Error::io("write", path, error);
-        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
+        let temporary = crate::files::Temporary::beside(path)?;
+        let mut file = File::create(temporary.path()).map_err(io)?;
         let progress = Progress::bytes("Downloading", state.size.unwrap_or_default());
         let mut body = response.body_mut().with_config().limit(u64::MAX).reader();
         let (mut buffer, mut arrived) = (vec![0; BUFFER], 0u64);
@@ -133,12 +134,10 @@ impl Hub {
                 .failure(FailureKind::Transient, request, message));
         }
         progress.finish();
-        file.as_file().sync_all().map_err(io)?;
         // Until the new state is written, none is known.
         let noted = folder.join(STATE);
         let _ = std::fs::remove_file(&noted);
-        file.persist(path).map_err(|error| io(error.error))?;
-        File::open(path).map_err(io)?;
+        temporary.put(path).map_err(io)?;
         let state = serde_json::to_vec(&state).map_err(Error::from)?;
         Ok(crate::files::write_atomically(&noted, &state)?)
     }

@@ -103,7 +103,19 @@ pub fn sweep_folders(parent: &Path, prefix: &str) {
     }
 }
 
-/// Returns the folders in `parent` whose names begin with `prefix`, which begins with a dot.
+/// Returns whether a name is one that this module gives: `.NAME.new-XXXXXX`, `.NAME.old-XXXXXX`, `.NAME.gone-XXXXXX`.
+fn is_hidden_name(name: &str) -> bool {
+    name.rsplit_once('-').is_some_and(|(before, letters)| {
+        letters.len() == 6
+            && letters.bytes().all(|byte| byte.is_ascii_alphanumeric())
+            && [".new", ".old", ".gone"]
+                .iter()
+                .any(|purpose| before.ends_with(purpose))
+    })
+}
+
+/// Returns the folders in `parent` whose names begin with `prefix`, which begins with a dot; where it is no more than that dot,
+/// those that have names of this module's.
 fn hidden_in(parent: &Path, prefix: &str) -> Vec<(String, PathBuf)> {
     debug_assert!(prefix.starts_with('.'));
     let Ok(entries) = std::fs::read_dir(parent) else {
@@ -113,20 +125,20 @@ fn hidden_in(parent: &Path, prefix: &str) -> Vec<(String, PathBuf)> {
         .flatten()
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
         .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
-        .filter(|(name, _)| name.starts_with(prefix))
+        .filter(|(name, _)| name.starts_with(prefix) && (prefix != "." || is_hidden_name(name)))
         .collect()
 }
 
 /// A folder in the making under a hidden name, locked, and removed unless it has left that name.
-pub(super) struct Hidden {
-    pub(super) path: PathBuf,
+pub(crate) struct Hidden {
+    pub(crate) path: PathBuf,
     pub(super) has_left: bool,
     _lock: Option<File>,
 }
 
 impl Hidden {
     /// Makes the folder `.NAME.new-XXXXXX` in `parent`.
-    pub(super) fn create(parent: &Path, name: &str) -> Result<Self> {
+    pub(crate) fn create(parent: &Path, name: &str) -> Result<Self> {
         let io = |e| Error::io("create", parent, e);
         loop {
             let prefix = format!(".{name}.new-");
@@ -319,6 +331,25 @@ mod tests {
         assert!(!path.exists());
         sweep_folders(home.path(), ".it.");
         assert!(names(home.path()).is_empty());
+    }
+
+    #[test]
+    fn hidden_folders_of_others_are_not_swept() {
+        let home = tempfile::tempdir().unwrap();
+        for name in [
+            ".git",
+            ".new-abc",
+            ".it.new-abc",
+            ".it.new-abcd.f",
+            ".it.new-abc123",
+        ] {
+            std::fs::create_dir(home.path().join(name)).unwrap();
+        }
+        sweep_folders(home.path(), ".");
+        assert_eq!(
+            names(home.path()),
+            [".git", ".it.new-abc", ".it.new-abcd.f", ".new-abc"]
+        );
     }
 
     #[cfg(unix)]

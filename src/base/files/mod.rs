@@ -7,15 +7,19 @@
 mod folder;
 mod pointer;
 mod set;
+mod temporary;
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
+#[cfg(feature = "hub")]
+pub(crate) use folder::Hidden;
 pub use folder::{recover_folder, remove_folder, replace_folder, sweep_folders};
 pub use pointer::{is_lfs_pointer, refuse_lfs_pointer};
 pub use set::{finish_replacing, replace_files, replace_files_without};
+pub(crate) use temporary::Temporary;
 
 use crate::{Error, Result};
 
@@ -132,37 +136,9 @@ pub fn replace_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) 
             return pour(temporary.path(), &place).map_err(io);
         }
     };
-    let folder = folder_of(&place);
-    let temporary = temporary_in(folder).map_err(io)?;
-    let permissions = std::fs::metadata(&place)
-        .or_else(|_| temporary.as_file().metadata())
-        .map_err(io)?
-        .permissions();
+    let temporary = Temporary::beside(&place)?;
     write(temporary.path())?;
-    // `write` may have replaced the file behind the name, so sync what the name now means.
-    let written = std::fs::File::open(temporary.path()).map_err(io)?;
-    written.sync_all().map_err(io)?;
-    std::fs::set_permissions(temporary.path(), permissions).map_err(io)?;
-    temporary.persist(&place).map_err(|e| io(e.error))?;
-    // The rename itself must survive a crash; not every file system lets a folder be synced.
-    if let Ok(folder) = std::fs::File::open(folder) {
-        let _ = folder.sync_all();
-    }
-    Ok(())
-}
-
-/// Returns a temporary file with the permissions of any new file; by themselves temporary files are their owner's only.
-#[cfg(unix)]
-fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
-    use std::os::unix::fs::PermissionsExt;
-    tempfile::Builder::new()
-        .permissions(std::fs::Permissions::from_mode(0o666))
-        .tempfile_in(folder)
-}
-
-#[cfg(not(unix))]
-fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
-    NamedTempFile::new_in(folder)
+    temporary.put(&place).map_err(io)
 }
 
 /// Copies a file into a pipe or a device.

@@ -1,0 +1,105 @@
+//! Files in the making: each in a hidden folder of its own beside its place.
+//!
+//! The folder is held by a lock as long as the file is made ([`Hidden`]), so that what a killed process leaves is told
+//! from what a living one is at, and goes when a file of that name is made the next time. A folder serves where a file of
+//! its own would not: writers of formats replace the file behind its name, and leave files of theirs beside it.
+
+use std::fs::{File, Permissions};
+use std::path::{Path, PathBuf};
+
+use super::folder::{Hidden, sweep_folders, sync_folder};
+use super::folder_of;
+use crate::{Error, Result};
+
+/// So much of a file's name is in that of its hidden folder: a name has 255 bytes at most.
+const NAME: usize = 200;
+
+/// A file in the making, gone when dropped unless it was put into its place.
+pub(crate) struct Temporary {
+    path: PathBuf,
+    permissions: Permissions,
+    hidden: Hidden,
+}
+
+impl Temporary {
+    /// Makes an empty file for `place`, and removes what killed processes have left of files for it.
+    pub(crate) fn beside(place: &Path) -> Result<Self> {
+        let folder = folder_of(place);
+        let name = place.file_name().ok_or_else(|| {
+            let words = format!("{} is no name of a file", place.display());
+            Error::argument("path", words)
+        })?;
+        let text = name.to_string_lossy();
+        let part = &text[..text.floor_char_boundary(NAME)];
+        sweep_folders(folder, &format!(".{part}.new-"));
+        let hidden = Hidden::create(folder, part)?;
+        let path = hidden.path.join(name);
+        let io = |error| Error::io("create", &path, error);
+        let file = File::create(&path).map_err(io)?;
+        let permissions = file.metadata().map_err(io)?.permissions();
+        Ok(Self {
+            path,
+            permissions,
+            hidden,
+        })
+    }
+
+    /// Returns where it is made.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Puts the file into its place, where the one that it replaces leaves it its permissions. When that fails, what was
+    /// there before stays.
+    pub(crate) fn put(self, place: &Path) -> std::io::Result<()> {
+        let permissions = match std::fs::metadata(place) {
+            Ok(old) => old.permissions(),
+            Err(_) => self.permissions.clone(),
+        };
+        // Whoever wrote it may have made another file under the name, so what the name means now counts.
+        File::open(&self.path)?.sync_all()?;
+        std::fs::set_permissions(&self.path, permissions)?;
+        std::fs::rename(&self.path, place)?;
+        // The rename itself must survive a crash.
+        sync_folder(folder_of(place));
+        drop(self.hidden);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_process_left_goes_and_what_a_living_one_makes_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("rows.parquet");
+        let litter = folder.path().join(".rows.parquet.new-abc123");
+        std::fs::create_dir(&litter).unwrap();
+        std::fs::write(litter.join("rows.parquet"), "half").unwrap();
+        std::fs::write(litter.join(".tmpXYZ"), "a library's own").unwrap();
+        let other = folder.path().join(".rows.csv.new-abc123");
+        std::fs::create_dir(&other).unwrap();
+        let first = Temporary::beside(&place).unwrap();
+        assert!(!litter.exists() && other.exists());
+        let second = Temporary::beside(&place).unwrap();
+        assert!(first.path().exists() && second.path().exists());
+        std::fs::write(first.path(), "first").unwrap();
+        first.put(&place).unwrap();
+        drop(second);
+        assert_eq!(std::fs::read(&place).unwrap(), b"first");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_name_as_long_as_names_may_be_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["x".repeat(255), "\u{e9}".repeat(127)] {
+            let place = folder.path().join(name);
+            Temporary::beside(&place).unwrap().put(&place).unwrap();
+            assert!(place.is_file());
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+}
