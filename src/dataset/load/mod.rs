@@ -40,7 +40,6 @@ use std::time::UNIX_EPOCH;
 
 use ::arrow::array::RecordBatch;
 use ::arrow::datatypes::{Field, Schema, SchemaRef};
-use tempfile::TempPath;
 
 use super::cache::Cache;
 use super::data_type::{common, type_name};
@@ -49,6 +48,7 @@ use super::fingerprint::{Fingerprint, Hashing};
 use super::parallel;
 use super::sink::{MEMORY_LIMIT, Sink, of_pieces};
 use super::table::{Dataset, check_unique};
+use crate::base::files::{Temporary, sweep_folders};
 use crate::notebook::progress::Progress;
 use crate::{Error, Result};
 
@@ -307,7 +307,7 @@ impl Loader {
             .map(|(unpacked, path)| {
                 unpacked
                     .as_ref()
-                    .map_or(path.clone(), |path| path.to_path_buf())
+                    .map_or(path.clone(), |file| file.path().to_path_buf())
             })
             .collect();
         let paths = if whole.is_empty() { paths } else { &whole };
@@ -358,7 +358,7 @@ impl Loader {
     }
 
     /// Unpacks what is compressed into files that go with what is returned: these formats are read from any place.
-    fn unpack(&self, paths: &[PathBuf]) -> Result<Vec<Option<TempPath>>> {
+    fn unpack(&self, paths: &[PathBuf]) -> Result<Vec<Option<Temporary>>> {
         let unpack = |path: &PathBuf| {
             let (mut source, is_packed) = source::unpacked(path)?;
             if !is_packed {
@@ -367,10 +367,13 @@ impl Loader {
             let folder = self.cache.folder();
             let io = |error| Error::io("write", &folder, error);
             std::fs::create_dir_all(&folder).map_err(io)?;
-            let mut file = tempfile::NamedTempFile::new_in(&folder).map_err(io)?;
+            sweep_folders(&folder, ".");
+            let name = path.file_name().unwrap_or_default();
+            let whole = Temporary::beside(&folder.join(name))?;
+            let mut file = std::fs::File::create(whole.path()).map_err(io)?;
             std::io::copy(&mut source, &mut file)
                 .map_err(|error| Error::io("read", path, error))?;
-            Ok(Some(file.into_temp_path()))
+            Ok(Some(whole))
         };
         paths.iter().map(unpack).collect()
     }

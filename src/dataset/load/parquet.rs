@@ -19,21 +19,24 @@ pub(super) fn load(paths: &[PathBuf], rows: &mut Rows) -> Result<SchemaRef> {
     let mut files = Vec::new();
     for path in paths {
         let (file, metadata) = open(path)?;
-        files.push((path, file, metadata));
+        let length = file
+            .metadata()
+            .map_err(|error| Error::io("read", path, error))?;
+        files.push((path, length.len(), metadata));
     }
     let schemas: Vec<_> = files
         .iter()
         .map(|(path, _, metadata)| (path.as_path(), plain_schema(metadata.schema())))
         .collect();
     let schema = agree(&schemas)?;
-    let groups = files.iter().flat_map(|(path, file, metadata)| {
+    let groups = files.iter().flat_map(|(path, length, metadata)| {
         (0..metadata.metadata().num_row_groups())
-            .map(move |group| Ok((path, file, metadata, group)))
+            .map(move |group| Ok((path, length, metadata, group)))
     });
-    rows.fill(groups, |(path, file, metadata, group)| {
-        let io = |error| Error::io("read", path, error);
-        let limit = limit(file.metadata().map_err(io)?.len());
-        let file = file.try_clone().map_err(io)?;
+    rows.fill(groups, |(path, length, metadata, group)| {
+        let limit = limit(*length);
+        // Copies of an open file share its place with each other, and other threads read other groups.
+        let file = File::open(path).map_err(|error| Error::io("read", path, error))?;
         let read = || -> Result<Vec<RecordBatch>> {
             let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone())
                 .with_row_groups(vec![group])
@@ -157,4 +160,46 @@ fn damaged(path: &Path, error: &dyn std::fmt::Display) -> Error {
             "this is no complete Parquet file ({error}); it may be cut short or damaged: get it again"
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{Int64Array, StringArray};
+    use parquet::arrow::ArrowWriter;
+    use parquet::file::properties::WriterProperties;
+
+    use crate::dataset::load_dataset;
+
+    #[test]
+    fn groups_that_are_read_side_by_side_do_not_mix() {
+        const ROWS: i64 = 40_000;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("groups.parquet");
+        let numbers = Int64Array::from_iter_values(0..ROWS);
+        let texts = (0..ROWS).map(|n| format!("{n} {}", "word ".repeat(n as usize % 7)));
+        let columns: [(&str, arrow::array::ArrayRef); 2] = [
+            ("n", Arc::new(numbers)),
+            ("text", Arc::new(StringArray::from_iter_values(texts))),
+        ];
+        let batch = arrow::array::RecordBatch::try_from_iter(columns).unwrap();
+        let properties = WriterProperties::builder()
+            .set_max_row_group_row_count(Some(500))
+            .build();
+        let file = std::fs::File::create(&path).unwrap();
+        let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        for _ in 0..10 {
+            let dict = load_dataset(path.to_str().unwrap()).unwrap();
+            assert_eq!(dict["train"].len(), ROWS as usize);
+            for row in (0..ROWS).step_by(250) {
+                let found = dict["train"].row(row as usize).unwrap();
+                assert_eq!(found["n"].as_i64(), Some(row));
+                let text = found["text"].as_str().unwrap();
+                assert!(text.starts_with(&format!("{row} ")), "{text}");
+            }
+        }
+    }
 }
