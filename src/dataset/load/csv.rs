@@ -62,6 +62,9 @@ pub(super) fn load(
     Ok(schema)
 }
 
+/// A column takes some hundred bytes, however few the file has for it.
+const MOST_COLUMNS: usize = 1 << 17;
+
 /// A file, its columns and what their values have in common.
 struct Table<'a> {
     path: &'a Path,
@@ -265,7 +268,14 @@ impl<'a> Table<'a> {
         for chunk in self.all_chunks()? {
             let chunk = chunk?;
             let mut records = Records::new(self.delimiter, &chunk);
-            if let Some((_, record)) = records.next() {
+            if let Some((line, record)) = records.next() {
+                if record.len() > MOST_COLUMNS {
+                    let message = format!(
+                        "its first line names {} columns, and at most {MOST_COLUMNS} are read: is the delimiter right?",
+                        record.len()
+                    );
+                    return Err(self.malformed(line, message));
+                }
                 let names = record
                     .iter()
                     .map(|name| String::from_utf8_lossy(name).into_owned());
@@ -405,6 +415,9 @@ fn distinct(mut names: Vec<String>) -> Vec<String> {
     names
 }
 
+/// A column begins with room for so many rows: of many columns there may be few.
+const FIRST_ROWS: usize = 16;
+
 /// A column in the making.
 enum Builder {
     Bool(BooleanBuilder),
@@ -416,10 +429,10 @@ enum Builder {
 impl Builder {
     fn new(data_type: &DataType) -> Self {
         match data_type {
-            DataType::Boolean => Self::Bool(BooleanBuilder::new()),
-            DataType::Int64 => Self::Int(Int64Builder::new()),
-            DataType::Float64 => Self::Float(Float64Builder::new()),
-            _ => Self::Text(StringBuilder::new()),
+            DataType::Boolean => Self::Bool(BooleanBuilder::with_capacity(FIRST_ROWS)),
+            DataType::Int64 => Self::Int(Int64Builder::with_capacity(FIRST_ROWS)),
+            DataType::Float64 => Self::Float(Float64Builder::with_capacity(FIRST_ROWS)),
+            _ => Self::Text(StringBuilder::with_capacity(FIRST_ROWS, 4 * FIRST_ROWS)),
         }
     }
 
@@ -927,6 +940,20 @@ mod tests {
         let started = std::time::Instant::now();
         let error = load(&text).unwrap_err().to_string();
         assert!(error.contains("lack most of the 25001 columns"), "{error}");
+        let error = load(&format!("{}\n", ",".repeat(1 << 20)))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("line 1: its first line names 1048577 columns"),
+            "{error}"
+        );
+        let wide = load(&format!(
+            "{}\n{}\n",
+            "a,".repeat(40_000),
+            "1,".repeat(40_000)
+        ))
+        .unwrap();
+        assert_eq!(wide.column_names().len(), 40_001);
         assert!(started.elapsed().as_secs_f64() < 2.0);
     }
 }
