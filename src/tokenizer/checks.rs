@@ -11,11 +11,16 @@ use crate::{Error, Result};
 /// No model has more rows of embeddings; a larger id is a damaged file, and some loops go over all ids.
 pub(super) const MAX_ID: u32 = 1 << 24;
 
+/// Rules that follow each other may make a text so many times longer; those of known tokenizers stay below a hundred.
+const MOST_TIMES: f64 = 10_000.0;
+
 /// The parts of `tokenizer.json` that are looked at before the library parses it.
 #[derive(Deserialize)]
 pub(super) struct Outline {
     #[serde(default)]
     normalizer: Value,
+    #[serde(default)]
+    decoder: Value,
     #[serde(default)]
     added_tokens: Vec<Value>,
 }
@@ -25,6 +30,16 @@ impl Outline {
     pub(super) fn read(bytes: &[u8]) -> Result<Self, String> {
         let outline: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
         charsmaps(&outline.normalizer)?;
+        for (part, rules) in [
+            ("normalizer", &outline.normalizer),
+            ("decoder", &outline.decoder),
+        ] {
+            if growth(rules) > MOST_TIMES {
+                return Err(format!(
+                    "its {part} may make more than {MOST_TIMES} characters of each one, by replacing what it has put in"
+                ));
+            }
+        }
         Ok(outline)
     }
 
@@ -46,6 +61,25 @@ impl Outline {
         }
         Ok(())
     }
+}
+
+/// Returns how many times longer the rules below `part` may make a text: what one replaces, the next may replace again.
+fn growth(part: &Value) -> f64 {
+    let below: f64 = match part {
+        Value::Object(object) => object.values().map(growth).product(),
+        Value::Array(list) => list.iter().map(growth).product(),
+        _ => 1.0,
+    };
+    let length = |value: &Value| value.as_str().map(|text| text.len() as f64);
+    let own = match (part["type"].as_str(), length(&part["content"])) {
+        (Some("Replace"), Some(new)) => match length(&part["pattern"]["String"]) {
+            Some(old) if old > 0.0 => (new / old).max(1.0),
+            // Between any two characters there may be nothing that matches.
+            _ => 1.0 + new,
+        },
+        _ => 1.0,
+    };
+    below * own
 }
 
 /// Checks every `precompiled_charsmap` below `part`.
@@ -262,6 +296,30 @@ mod tests {
         let both: Map<String, Value> =
             serde_json::from_str(r#"{"mask_token": "a", "mask_tokens": "b"}"#).unwrap();
         assert_eq!(misspelled(&both), []);
+    }
+
+    #[test]
+    fn rules_that_make_much_of_little_are_refused() {
+        let read = |rule: &str, times: usize| {
+            let rules = vec![rule; times].join(",");
+            let text =
+                format!(r#"{{"normalizer": {{"type": "Sequence", "normalizers": [{rules}]}}}}"#);
+            Outline::read(text.as_bytes()).map(drop)
+        };
+        let double = r#"{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}"#;
+        let blank = r#"{"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}"#;
+        let mark = r#"{"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}"#;
+        assert!(read(double, 14).unwrap_err().contains("10000 characters"));
+        assert!(read(blank, 14).is_err());
+        for (rule, times) in [(double, 10), (blank, 5), (mark, 5)] {
+            assert!(read(rule, times).is_ok(), "{rule}");
+        }
+        let decoder = format!(
+            r#"{{"decoder": {{"type": "Sequence", "decoders": [{0}, [{0}, {0}]]}}}}"#,
+            vec![double; 5].join(",")
+        );
+        let told = Outline::read(decoder.as_bytes()).map(drop).unwrap_err();
+        assert!(told.contains("its decoder"), "{told}");
     }
 
     #[test]

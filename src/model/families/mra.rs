@@ -57,6 +57,9 @@ impl Default for MraConfig {
     }
 }
 
+/// More positions than any model has.
+const MOST: usize = 1 << 20;
+
 fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architecture>> {
     let values: MraConfig = config.parse()?;
     let positions = config.parse::<BertConfig>()?.max_position_embeddings;
@@ -75,9 +78,10 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         }
     };
     let row = positions / BLOCK;
-    if row == 0 || values.block_per_row == 0 {
+    if row == 0 || positions > MOST || values.block_per_row == 0 {
         return Err(Error::Config(format!(
-            "max_position_embeddings {positions} must hold a block of {BLOCK} tokens, and block_per_row {} be positive",
+            "max_position_embeddings {positions} must hold a block of {BLOCK} tokens and be at most {MOST}, and \
+             block_per_row {} be positive",
             values.block_per_row
         )));
     }

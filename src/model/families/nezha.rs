@@ -62,6 +62,17 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         )));
     }
     let head_size = spec.sizes.hidden / spec.sizes.heads;
+    if head_size > MOST {
+        return Err(Error::Config(format!(
+            "hidden_size {} and num_attention_heads {} make heads of {head_size}; at most {MOST} can be built",
+            spec.sizes.hidden, spec.sizes.heads
+        )));
+    }
+    if (2 * farthest + 1) * head_size > LARGEST {
+        return Err(Error::Config(format!(
+            "max_relative_position {farthest} with heads of {head_size} makes a table of more than {LARGEST} numbers"
+        )));
+    }
     let scores = PositionScores::sinusoids(farthest, head_size, &weights.device())?;
     let block = |place: &String| {
         let mut block = spec.block(weights, place)?;
@@ -72,5 +83,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     Ok(Box::new(spec.build_with(weights, blocks)?))
 }
 
-/// More than the longest sequence that any model takes.
+/// More than the longest sequence that any model takes, and than the widest head.
 const MOST: usize = 1 << 16;
+/// The table of distances has 129 rows of 64 numbers in the models that there are.
+const LARGEST: usize = 1 << 25;
