@@ -2,9 +2,14 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
 
+use crate::base::interrupt;
 use crate::{Error, Result};
+
+/// The time between two looks at whether the ranks have ended, or are to.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A program to be started several times, as the ranks of one group: what `cloze launch` does, for a cell or a program.
 ///
@@ -47,24 +52,35 @@ impl Launch {
         self
     }
 
-    /// Starts the ranks and waits for their end. USR1 to `mpirun` lets them write a checkpoint and stop.
+    /// Starts the ranks and waits for their end. An interrupt is passed on as USR1, on which ranks that train write a
+    /// checkpoint and stop; so does USR1 to `mpirun`.
     ///
     /// # Errors
-    /// When there is nothing to start ranks with, or one of them failed.
+    /// When there is nothing to start ranks with, or one of them failed; [`Error::Interrupted`] after an interrupt.
     pub fn run(&self) -> Result<()> {
         let mut command = self.command()?;
-        let program = command.get_program().to_owned();
-        let status = command
-            .status()
-            .map_err(|error| Error::io("start", &program, error))?;
+        let starter = command.get_program().to_owned();
+        let io = |error| Error::io("start", &starter, error);
+        let mut ranks = command.spawn().map_err(io)?;
+        let (status, interrupted) = wait(&mut ranks).map_err(io)?;
+        if interrupted {
+            return Err(Error::Interrupted(format!("running {}", self.title())));
+        }
         match status.success() {
             true => Ok(()),
             false => Err(Error::Distributed(format!(
-                "{} on {} ranks ended with {status}; what the ranks said stands above",
-                Path::new(&self.program).display(),
-                self.ranks
+                "{} ended with {status}; what the ranks said stands above",
+                self.title()
             ))),
         }
+    }
+
+    fn title(&self) -> String {
+        format!(
+            "{} on {} ranks",
+            Path::new(&self.program).display(),
+            self.ranks
+        )
     }
 
     /// Returns the command that [`run`](Self::run) starts.
@@ -103,6 +119,32 @@ impl Launch {
         Ok(command)
     }
 }
+
+/// Waits for the end of the ranks, and returns whether they were asked for it.
+fn wait(ranks: &mut Child) -> std::io::Result<(ExitStatus, bool)> {
+    let mut interrupted = false;
+    loop {
+        if let Some(status) = ranks.try_wait()? {
+            return Ok((status, interrupted));
+        }
+        // Asked once: a checkpoint takes as long as it takes.
+        if interrupt::take() && !std::mem::replace(&mut interrupted, true) {
+            ask_to_stop(ranks);
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+#[cfg(unix)]
+fn ask_to_stop(ranks: &Child) {
+    // SAFETY: sends a signal to a child that was not waited for yet, so that its number is still its own.
+    unsafe {
+        libc::kill(ranks.id() as libc::pid_t, libc::SIGUSR1);
+    }
+}
+
+#[cfg(not(unix))]
+fn ask_to_stop(_: &Child) {}
 
 /// What starts ranks.
 enum Starter {

@@ -9,6 +9,7 @@ import http.server
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
 import threading
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import nbformat
 from harness import KERNEL, TIMEOUT, Cell, KernelCase, start
+from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
 
 DATA = """
@@ -382,3 +384,49 @@ class Login(unittest.TestCase):
 
 if __name__ == "__main__":
     unittest.main()
+
+
+@needs_prelude
+@unittest.skipUnless(shutil.which("mpirun"), "there is no mpirun here (Debian: apt-get install openmpi-bin)")
+class Ranks(KernelCase):
+    """A training on two ranks, started from a cell."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        lines = "".join(f"The planet number {n} turns around a star of its own.\n" for n in range(64))
+        (self.folder / "lines.txt").write_text(lines)
+
+    def launch(self, *settings):
+        """A cell that trains with these settings."""
+        program = KernelSpecManager().get_kernel_spec(KERNEL).argv[0]
+        settings = ["train", "--model", "bundled:tiny_roberta", "--dataset", str(self.folder / "lines.txt"), "--output",
+                    str(self.folder / "out"), "--line-by-line", "--max-seq-length=24", *settings]
+        return f"cloze::distributed::Launch::new(2, {json.dumps(program)}).args({json.dumps(settings)}).run()?;"
+
+    def test_a_cell_shows_the_progress_of_two_ranks_as_it_comes(self):
+        cell = self.run_cell(self.launch("--max-steps=30", "--eval-strategy=steps", "--eval-steps=10", "--save-strategy=no"))
+        shown = [(m["came"], m["content"]["text"]) for m in cell.messages if m["msg_type"] == "stream"]
+        text = "".join(text for _, text in shown)
+        self.assertRegex(text, r"step 1/30, epoch \d.\d\d, loss \d")
+        self.assertIn("step 20, epoch", text)
+        self.assertEqual(text.count("step 30/30"), 1, "the first rank alone speaks")
+        self.assertTrue((self.folder / "out/model.safetensors").exists())
+        def came(words):
+            return next(when for when, text in shown if words in text)
+        self.assertLess(came("step 1/30"), came("saved "))
+
+    def test_a_rank_that_fails_is_the_cells_error(self):
+        cell = self.run_cell(self.launch("--learning-rate=fast"), status="error")
+        self.assertIn("on 2 ranks ended with", cell.reply["evalue"])
+        self.assertIn("learning", cell.text("stderr"))
+
+    def test_an_interrupt_stops_the_ranks_behind_a_checkpoint_and_variables_stay(self):
+        self.run_cell("let kept = 5;")
+        cell = Cell(self.client, self.launch("--max-steps=100000", "--save-strategy=no"))
+        cell.until(lambda _: "step 1/" in cell.text("stderr"))
+        self.manager.interrupt_kernel()
+        reply = cell.end(timeout=60)
+        self.assertEqual((reply["status"], reply["ename"]), ("error", "Interrupted"), reply)
+        self.assertEqual(self.run_cell("kept").result(), "5")
