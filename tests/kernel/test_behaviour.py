@@ -52,6 +52,17 @@ class Output(KernelCase):
         self.assertLess(cell.kinds().index("stream"), cell.kinds().index("display_data"))
         self.assertEqual((cell.text(), cell.text("stderr")), ("a\nc\n", "d\n"))
 
+    def test_streams_that_take_turns_a_hundred_thousand_times_are_quick(self):
+        for turns, most in [(500, 1000), (100_000, 5000)]:
+            cell = self.run_cell(f'for i in 0..{turns} {{ println!("o{{i}}"); eprintln!("e{{i}}"); }}')
+            self.assertEqual(cell.text("stdout"), "".join(f"o{i}\n" for i in range(turns)))
+            self.assertEqual(cell.text("stderr"), "".join(f"e{i}\n" for i in range(turns)))
+            said = [m["content"]["text"] for m in cell.messages if m["msg_type"] == "stream"]
+            # As it was written, and only in a flood of turns stream by stream.
+            self.assertTrue("".join(said).startswith("".join(f"o{i}\ne{i}\n" for i in range(500))))
+            self.assertLessEqual(len(said), most)
+            self.assertLess(cell.messages[-1]["came"], 30)
+
     def test_a_statement_has_no_result(self):
         self.assertIsNone(self.run_cell("for _ in 0..2 { }").result())
         self.assertIsNone(self.run_cell("()").result())

@@ -1,6 +1,8 @@
 """Clients that send what they should not: the kernel answers or drops it as ipykernel does, and lives on."""
+import contextlib
 import json
 import os
+import socket
 import time
 import unittest
 
@@ -58,6 +60,38 @@ class HostileClients(KernelCase):
             if message["parent_header"].get("msg_id") == request["msg_id"]:
                 told.append(message["content"].get("execution_state", message["msg_type"]))
         return told
+
+    def connected(self, channel, kind):
+        """A connection to a channel, after the handshake of a socket of this kind."""
+        info = self.client.get_connection_info()
+        peer = socket.create_connection((info["ip"], info[channel + "_port"]), timeout=TIMEOUT)
+        self.addCleanup(peer.close)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + b"\x00" + bytes(31))
+        peer.recv(64, socket.MSG_WAITALL)
+        ready = b"\x05READY\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind + b"\x08Identity\x00\x00\x00\x00"
+        peer.sendall(b"\x04" + bytes([len(ready)]) + ready)
+        return peer
+
+    def test_who_listens_and_never_reads_holds_nobody_up(self):
+        for _ in range(2):
+            self.connected("iopub", b"SUB").sendall(b"\x00\x01\x01")
+        time.sleep(0.5)
+        cell = self.run_cell('let line = "x".repeat(1000); for _ in 0..50_000 { println!("{line}"); }')
+        self.assertEqual(len(cell.text()), 50_000 * 1001)
+        self.assertEqual(self.run_cell("2 + 3").result(), "5")
+
+    def test_a_frame_that_announces_more_than_there_is_memory_ends_nothing(self):
+        # Who can reach a port can say this: it takes no key.
+        self.run_cell("let seven = 7;")
+        for channel in ["shell", "iopub", "stdin", "control", "hb"]:
+            for kind in [0, 1, 4]:
+                for length in [1 << 45, 1 << 62, (1 << 63) - (1 << 20), (1 << 64) - 1]:
+                    with self.connected(channel, b"DEALER") as peer, contextlib.suppress(OSError):
+                        peer.sendall(bytes([kind | 2]) + length.to_bytes(8, "big"))
+                        time.sleep(0.02)
+        self.assertTrue(self.manager.is_alive())
+        self.assertEqual(self.run_cell("seven").result(), "7")
 
     def test_a_header_needs_only_an_id_and_a_type(self):
         peer = self.peer()

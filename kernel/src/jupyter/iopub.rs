@@ -3,7 +3,7 @@
 //! See <https://jupyter-client.readthedocs.io/en/stable/messaging.html#messages-on-the-iopub-pub-sub-channel>.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jupyter_protocol::{
     ClearOutput, DisplayData, ErrorOutput, ExecuteResult, ExecutionCount, ExecutionState,
@@ -16,6 +16,13 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::session::event::{Display, Event, Stream};
 use crate::session::failure::Failure;
+
+/// So many times at once, and so many more times a second, text of a cell goes from one stream to the other in messages of its own.
+/// A front end needs a good part of a millisecond for each, and shows each as an output of its own.
+const SWITCHES: f64 = 2000.0;
+const SWITCHES_PER_SECOND: f64 = 200.0;
+/// Beyond that, what is printed in this time goes out as one message for each stream.
+const GATHERED: Duration = Duration::from_millis(100);
 
 /// How long the writer looks away from a socket that only reports errors.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -187,6 +194,7 @@ pub fn media(data: Map<String, Value>) -> Media {
 
 async fn write(mut socket: KernelIoPubXPubConnection, mut items: UnboundedReceiver<Item>) {
     let mut held: Option<Item> = None;
+    let mut pace = Pace::default();
     loop {
         tokio::select! {
             subscription = socket.recv_subscription() => {
@@ -207,51 +215,190 @@ async fn write(mut socket: KernelIoPubXPubConnection, mut items: UnboundedReceiv
             }
         }
         while let Some((parent, content)) = held.take() {
-            let content = gather(&parent, content, &mut items, &mut held);
-            let message = JupyterMessage::new(content, parent.as_deref());
-            // On iopub the first frame is the topic, which nobody uses, not the identity of whoever asked.
-            let topic = message.message_type().to_owned();
-            let _ = socket
-                .send(message.with_zmq_identities(vec![topic.into()]))
-                .await;
+            if !same_parent(&parent, &pace.parent) {
+                pace = Pace {
+                    parent: parent.clone(),
+                    ..Pace::default()
+                };
+            }
+            let contents = match content {
+                JupyterMessageContent::StreamContent(text) => {
+                    gather(&parent, text, &mut items, &mut held, &mut pace).await
+                }
+                content => vec![content],
+            };
+            for content in contents {
+                let message = JupyterMessage::new(content, parent.as_deref());
+                // On iopub the first frame is the topic, which nobody uses, not the identity of whoever asked.
+                let topic = message.message_type().to_owned();
+                let _ = socket
+                    .send(message.with_zmq_identities(vec![topic.into()]))
+                    .await;
+            }
         }
     }
 }
 
-fn same_name(one: &Stdio, other: &Stdio) -> bool {
-    matches!(
-        (one, other),
-        (Stdio::Stdout, Stdio::Stdout) | (Stdio::Stderr, Stdio::Stderr)
-    )
-}
-
-/// Text that has piled up goes out as one message. What does not belong to it is put into `held`.
-fn gather(
-    parent: &Option<Arc<JupyterMessage>>,
-    content: JupyterMessageContent,
-    items: &mut UnboundedReceiver<Item>,
-    held: &mut Option<Item>,
-) -> JupyterMessageContent {
-    let JupyterMessageContent::StreamContent(mut stream) = content else {
-        return content;
-    };
-    let same_parent = |other: &Option<Arc<JupyterMessage>>| match (parent, other) {
+/// Whether two messages belong to the same request.
+fn same_parent(one: &Option<Arc<JupyterMessage>>, other: &Option<Arc<JupyterMessage>>) -> bool {
+    match (one, other) {
         (Some(one), Some(other)) => Arc::ptr_eq(one, other),
         (None, None) => true,
         _ => false,
-    };
-    while let Ok((other, content)) = items.try_recv() {
-        match content {
-            JupyterMessageContent::StreamContent(more)
-                if same_name(&more.name, &stream.name) && same_parent(&other) =>
-            {
-                stream.text.push_str(&more.text);
+    }
+}
+
+/// How often the text of a request has gone from one stream to the other.
+struct Pace {
+    parent: Option<Arc<JupyterMessage>>,
+    last: Option<Stream>,
+    /// So many times more it may in messages of its own, as of `at`.
+    left: f64,
+    at: Instant,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            parent: None,
+            last: None,
+            left: SWITCHES,
+            at: Instant::now(),
+        }
+    }
+}
+
+impl Pace {
+    /// Whether text of this stream may go out at once, behind that which went out last.
+    fn allows(&mut self, stream: Stream) -> bool {
+        if self.last.replace(stream) == Some(stream) {
+            return true;
+        }
+        let passed = self.at.elapsed().as_secs_f64();
+        self.at = Instant::now();
+        self.left = (self.left + passed * SWITCHES_PER_SECOND).min(SWITCHES);
+        let allowed = self.left >= 1.0;
+        if allowed {
+            self.left -= 1.0;
+        }
+        allowed
+    }
+}
+
+fn stream_of(name: &Stdio) -> Stream {
+    match name {
+        Stdio::Stdout => Stream::Stdout,
+        Stdio::Stderr => Stream::Stderr,
+    }
+}
+
+/// Text that has piled up goes out as one message, in the order in which it was printed as long as the streams do not
+/// take turns too often, and stream by stream after that. What does not belong to it is put into `held`.
+async fn gather(
+    parent: &Option<Arc<JupyterMessage>>,
+    mut first: StreamContent,
+    items: &mut UnboundedReceiver<Item>,
+    held: &mut Option<Item>,
+    pace: &mut Pace,
+) -> Vec<JupyterMessageContent> {
+    let stream = stream_of(&first.name);
+    let same_parent = |other: &Option<Arc<JupyterMessage>>| same_parent(parent, other);
+    if pace.allows(stream) {
+        while let Ok(item) = items.try_recv() {
+            match item {
+                (other, JupyterMessageContent::StreamContent(more))
+                    if stream_of(&more.name) == stream && same_parent(&other) =>
+                {
+                    first.text.push_str(&more.text);
+                }
+                item => {
+                    *held = Some(item);
+                    break;
+                }
             }
-            content => {
-                *held = Some((other, content));
+        }
+        return vec![first.into()];
+    }
+    let mut second: Option<StreamContent> = None;
+    let end = tokio::time::Instant::now() + GATHERED;
+    while let Ok(Some(item)) = tokio::time::timeout_at(end, items.recv()).await {
+        match item {
+            (other, JupyterMessageContent::StreamContent(more)) if same_parent(&other) => {
+                match (&mut second, stream_of(&more.name) == stream) {
+                    (_, true) => first.text.push_str(&more.text),
+                    (Some(second), false) => second.text.push_str(&more.text),
+                    (second @ None, false) => *second = Some(more),
+                }
+            }
+            item => {
+                *held = Some(item);
                 break;
             }
         }
     }
-    stream.into()
+    if let Some(second) = &second {
+        pace.last = Some(stream_of(&second.name));
+    }
+    [Some(first), second]
+        .into_iter()
+        .flatten()
+        .map(Into::into)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What goes out of what comes in.
+    async fn sent(texts: impl IntoIterator<Item = (Stream, String)>) -> Vec<(Stream, String)> {
+        let (iopub, mut items) = IoPub::queue();
+        for (stream, text) in texts {
+            iopub.text(None, stream, text);
+        }
+        drop(iopub);
+        let (mut held, mut pace, mut out) = (None, Pace::default(), Vec::new());
+        loop {
+            let next = match held.take() {
+                Some(item) => Some(item),
+                None => items.recv().await,
+            };
+            let Some((parent, JupyterMessageContent::StreamContent(text))) = next else {
+                return out;
+            };
+            for content in gather(&parent, text, &mut items, &mut held, &mut pace).await {
+                let JupyterMessageContent::StreamContent(text) = content else {
+                    unreachable!("text goes out as text")
+                };
+                out.push((stream_of(&text.name), text.text));
+            }
+        }
+    }
+
+    fn turns(count: usize) -> impl Iterator<Item = (Stream, String)> {
+        (0..count).map(|number| match number % 2 {
+            0 => (Stream::Stdout, format!("{number}\n")),
+            _ => (Stream::Stderr, format!("{number}\n")),
+        })
+    }
+
+    #[tokio::test]
+    async fn a_thousand_turns_keep_their_order() {
+        assert!(sent(turns(1000)).await.into_iter().eq(turns(1000)));
+        let same = (0..50).map(|_| (Stream::Stderr, "x".to_owned()));
+        assert_eq!(sent(same).await, [(Stream::Stderr, "x".repeat(50))]);
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_turns_is_few_messages_and_each_stream_keeps_its_order() {
+        let out = sent(turns(100_000)).await;
+        assert!(out.len() < 2500, "{} messages", out.len());
+        assert!(out.iter().take(1000).cloned().eq(turns(1000)));
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let of = |(other, text): (Stream, String)| (other == stream).then_some(text);
+            let expected: String = turns(100_000).filter_map(of).collect();
+            let found: String = out.iter().cloned().filter_map(of).collect();
+            assert!(found == expected);
+        }
+    }
 }

@@ -1,13 +1,14 @@
 //! The Jupyter kernel: sockets, and one small handler per request.
 //!
 //! Who does what: [`shell`] and [`control`] read requests; what needs the session goes to the [`evaluator`]'s thread;
-//! [`iopub`] is the one writer of what front ends see.
+//! [`iopub`] is the one writer of what front ends see. [`gate`] stands before all sockets.
 
 mod answers;
 mod complete;
 mod control;
 mod evaluator;
 mod execute;
+mod gate;
 mod heartbeat;
 mod history;
 mod info;
@@ -78,19 +79,24 @@ async fn run(
     let session = uuid::Uuid::new_v4().to_string();
     let bind =
         |error: wire::RuntimeError| Error::Message(format!("The kernel could not listen: {error}"));
-    let iopub = wire::create_kernel_iopub_xpub_connection(connection, &session)
+    let inside = gate::behind(connection, session_dir.folder())
+        .map_err(Error::file(session_dir.folder()))?;
+    let iopub = wire::create_kernel_iopub_xpub_connection(&inside, &session)
         .await
         .map_err(bind)?;
-    let shell = wire::create_kernel_shell_connection(connection, &session)
+    let shell = wire::create_kernel_shell_connection(&inside, &session)
         .await
         .map_err(bind)?;
-    let control = wire::create_kernel_control_connection(connection, &session)
+    let control = wire::create_kernel_control_connection(&inside, &session)
         .await
         .map_err(bind)?;
-    let stdin = wire::create_kernel_stdin_connection(connection, &session)
+    let stdin = wire::create_kernel_stdin_connection(&inside, &session)
         .await
         .map_err(bind)?;
-    heartbeat::start(&connection.hb_url())
+    heartbeat::start(&inside.hb_url())
+        .await
+        .map_err(|error| format!("The kernel could not listen: {error}"))?;
+    gate::open(connection, &inside)
         .await
         .map_err(|error| format!("The kernel could not listen: {error}"))?;
 

@@ -1,0 +1,270 @@
+//! What peers send passes through here before the sockets read it: whoever can reach a port may speak, key or not, and the
+//! library below makes room for as many bytes as the head of a frame announces. A few bytes could so end the kernel.
+//!
+//! The kernel listens where the connection file says, and its sockets stand behind that, in a folder that is the user's only.
+//! See <https://rfc.zeromq.org/spec/23/> for the frames.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jupyter_protocol::{ConnectionInfo, Transport};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::mpsc::{Receiver, channel};
+
+/// No message of a front end has a frame that is longer, or more frames.
+const LONGEST: u64 = 256 << 20;
+const MOST_FRAMES: u32 = 1000;
+/// What the peers say of themselves first.
+const GREETING: u64 = 64;
+/// How long it looks away from a listener that reports an error.
+const PAUSE: Duration = Duration::from_millis(10);
+/// So much is read at once.
+const PIECE: usize = 64 << 10;
+/// So many pieces may wait for a peer.
+const WAITING: usize = 512;
+/// So long a peer for which that many wait may take nothing.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A path of a socket has 108 bytes, of which the sockets' own names take some.
+const PATH: usize = 90;
+
+/// Where the kernel's sockets are to be bound; `folder` is the kernel's own.
+pub fn behind(connection: &ConnectionInfo, folder: &Path) -> io::Result<ConnectionInfo> {
+    Ok(ConnectionInfo {
+        transport: Transport::IPC,
+        ip: private(folder)?.join("to").display().to_string(),
+        ..connection.clone()
+    })
+}
+
+/// Listens where `outside` says, and passes what comes on to the sockets that are bound to `inside`.
+pub async fn open(outside: &ConnectionInfo, inside: &ConnectionInfo) -> io::Result<()> {
+    for port in [
+        outside.shell_port,
+        outside.iopub_port,
+        outside.stdin_port,
+        outside.control_port,
+        outside.hb_port,
+    ] {
+        let behind = socket(inside, port);
+        match outside.transport {
+            Transport::TCP => {
+                let listener = TcpListener::bind((address(&outside.ip), port)).await?;
+                tokio::spawn(async move {
+                    loop {
+                        match listener.accept().await {
+                            Ok((peer, _)) => {
+                                let _ = peer.set_nodelay(true);
+                                tokio::spawn(relay(peer, behind.clone()));
+                            }
+                            Err(_) => tokio::time::sleep(PAUSE).await,
+                        }
+                    }
+                });
+            }
+            Transport::IPC => {
+                let place = socket(outside, port);
+                // Left by the kernel before a restart.
+                if std::fs::symlink_metadata(&place).is_ok_and(|it| it.file_type().is_socket()) {
+                    std::fs::remove_file(&place)?;
+                }
+                let listener = UnixListener::bind(place)?;
+                tokio::spawn(async move {
+                    loop {
+                        match listener.accept().await {
+                            Ok((peer, _)) => drop(tokio::spawn(relay(peer, behind.clone()))),
+                            Err(_) => tokio::time::sleep(PAUSE).await,
+                        }
+                    }
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn socket(connection: &ConnectionInfo, port: u16) -> PathBuf {
+    format!("{}-{port}", connection.ip).into()
+}
+
+/// An empty folder that nobody else can look into.
+fn private(folder: &Path) -> io::Result<PathBuf> {
+    let folder = match folder.as_os_str().len() < PATH {
+        true => {
+            let own = folder.join("wire");
+            let _ = std::fs::remove_dir_all(&own);
+            std::fs::create_dir_all(&own)?;
+            own
+        }
+        false => tempfile::Builder::new().prefix("cloze-").tempdir()?.keep(),
+    };
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700))?;
+    Ok(folder)
+}
+
+/// The address as the system knows it: `*` is any, and IPv6 may stand in brackets.
+fn address(ip: &str) -> &str {
+    match ip {
+        "*" => "0.0.0.0",
+        ip => ip.trim_start_matches('[').trim_end_matches(']'),
+    }
+}
+
+/// Passes on what a peer and the kernel say, until one of them leaves.
+async fn relay(peer: impl AsyncRead + AsyncWrite, behind: PathBuf) -> io::Result<()> {
+    let kernel = UnixStream::connect(behind).await?;
+    let (mut from_peer, to_peer) = tokio::io::split(peer);
+    let (mut from_kernel, mut to_kernel) = kernel.into_split();
+    let (waiting, to_send) = channel(WAITING);
+    let heard = async {
+        let mut frames = Frames::default();
+        let mut bytes = vec![0; PIECE];
+        loop {
+            let length = from_peer.read(&mut bytes).await?;
+            if length == 0 || !frames.pass(&bytes[..length]) {
+                return Ok(());
+            }
+            to_kernel.write_all(&bytes[..length]).await?;
+        }
+    };
+    let said = async {
+        let mut bytes = vec![0; PIECE];
+        loop {
+            let length = from_kernel.read(&mut bytes).await?;
+            if length == 0 || waiting.send(bytes[..length].to_vec()).await.is_err() {
+                return Ok(());
+            }
+        }
+    };
+    let done: io::Result<()> = tokio::select! {
+        left = heard => left,
+        left = said => left,
+        left = deliver(to_send, to_peer) => left,
+    };
+    done
+}
+
+/// Sends a peer what waits for it. The kernel waits for who is slow; but one that takes nothing at all, and lets so much wait
+/// that everybody else would have to wait for it, has gone to sleep, and may come again.
+async fn deliver(
+    mut to_send: Receiver<Vec<u8>>,
+    mut peer: impl AsyncWrite + Unpin,
+) -> io::Result<()> {
+    while let Some(piece) = to_send.recv().await {
+        let mut rest = &piece[..];
+        while !rest.is_empty() {
+            match tokio::time::timeout(PATIENCE, peer.write(rest)).await {
+                Ok(Ok(0)) => return Ok(()),
+                Ok(sent) => rest = &rest[sent?..],
+                Err(_) if to_send.len() < WAITING => {}
+                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The frames of what a peer sends.
+struct Frames {
+    /// So many bytes come before the head of the next frame.
+    skip: u64,
+    /// What there is of a head.
+    head: Vec<u8>,
+    /// The frames of the message so far.
+    count: u32,
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self {
+            skip: GREETING,
+            head: Vec::new(),
+            count: 0,
+        }
+    }
+}
+
+impl Frames {
+    /// Takes in what comes next; false if it begins something that no front end sends.
+    fn pass(&mut self, mut bytes: &[u8]) -> bool {
+        while !bytes.is_empty() {
+            let passed = self.skip.min(bytes.len() as u64);
+            self.skip -= passed;
+            bytes = &bytes[passed as usize..];
+            let Some((&byte, rest)) = bytes.split_first() else {
+                break;
+            };
+            bytes = rest;
+            self.head.push(byte);
+            let (more, long) = (self.head[0] & 1 != 0, self.head[0] & 2 != 0);
+            if self.head.len() < if long { 9 } else { 2 } {
+                continue;
+            }
+            self.skip = self.head[1..]
+                .iter()
+                .fold(0, |length, &byte| length << 8 | u64::from(byte));
+            self.head.clear();
+            self.count = if more { self.count + 1 } else { 0 };
+            if self.skip > LONGEST || self.count > MOST_FRAMES {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether all of it passes, in pieces of this length.
+    fn passes(said: &[u8], piece: usize) -> bool {
+        let mut frames = Frames::default();
+        said.chunks(piece).all(|piece| frames.pass(piece))
+    }
+
+    fn message(frames: &[&[u8]]) -> Vec<u8> {
+        let mut said = vec![0xff; GREETING as usize];
+        for (at, frame) in frames.iter().enumerate() {
+            let more = u8::from(at + 1 < frames.len());
+            match u8::try_from(frame.len()) {
+                Ok(length) => said.extend([more, length]),
+                Err(_) => {
+                    said.push(more | 2);
+                    said.extend((frame.len() as u64).to_be_bytes());
+                }
+            }
+            said.extend(*frame);
+        }
+        said
+    }
+
+    #[test]
+    fn honest_messages_pass_however_they_are_cut() {
+        let long = vec![0xff; 70_000];
+        let said = message(&[b"", b"<IDS|MSG>", &long, &[0xff; 255], b"{}"]);
+        let said = [&said[..], &said[GREETING as usize..]].concat();
+        for piece in [1, 7, 64, 65, 1 << 16] {
+            assert!(passes(&said, piece), "{piece}");
+        }
+    }
+
+    #[test]
+    fn what_announces_too_much_is_stopped_before_it_is_passed_on() {
+        for length in [LONGEST + 1, 1 << 40, 1 << 62, u64::MAX] {
+            let mut said = message(&[b"a", b"b"]);
+            said.push(2);
+            said.extend(length.to_be_bytes());
+            for piece in [1, 10, 1000] {
+                assert!(!passes(&said, piece), "{length}");
+            }
+            said.pop();
+            assert!(passes(&said, 1000), "the head is not complete");
+        }
+        let many = vec![&b""[..]; 1 + MOST_FRAMES as usize];
+        assert!(passes(&message(&many), 1000));
+        assert!(!passes(&message(&[&many[..], &many[..1]].concat()), 1000));
+    }
+}
