@@ -432,6 +432,7 @@ fn each_error_keeps_its_code_its_place_and_its_message_whatever_its_notes_point_
         "{ let v = vec![1u8];\nlet first = &v;\ntake(v);\nfirst.len() }",
         "Point { y: 1.0 }",
         "struct Bare;\nBare",
+        "let m: HashMap<u8, u8> = HashMap::new();",
     ]);
     for (cell, code, line, words) in [
         (1, "E0308", "side(2)", "mismatched types"),
@@ -445,6 +446,12 @@ fn each_error_keeps_its_code_its_place_and_its_message_whatever_its_notes_point_
         (9, "E0505", "take(v);", "borrowed"),
         (10, "E0560", "Point { y: 1.0 }", "no field"),
         (11, "E", "Bare", "Debug"),
+        (
+            12,
+            "E04",
+            "let m: HashMap",
+            "use std::collections::HashMap;",
+        ),
     ] {
         let told = traceback(&cells[cell]);
         let first = told.lines().next().unwrap_or_default();
@@ -486,7 +493,11 @@ fn words_of_the_kernel_in_what_a_cell_prints_are_text() {
         "println!(\"EVCXR_BEGIN_CONTENT text/html\");\nprintln!(\"no end\");",
         "println!(\"EVCXR_PANIC_NOTIFICATION\\nEVCXR_ERROR_OCCURRED\");\nlet kept = 5;",
         "print!(\"half \");\nkept",
+        "println!(\"EVCXR_PANIC_NOTIFICATION\");\nlet kept = 6;",
+        "let doubled = dbg!(kept * 2) + 1;\nlet several = dbg!(kept, \"a\");\n(doubled, several)",
     ]);
+    assert_eq!(text(&cells[4]["outputs"][0]), "EVCXR_PANIC_NOTIFICATION\n");
+    assert_eq!(result(&cells[5]), "(13, (6, \"a\"))");
     assert_eq!(
         text(&cells[0]["outputs"][0]),
         "see EVCXR_BEGIN_CONTENT text/html in the docs\nafter\n"
@@ -556,7 +567,13 @@ fn broken_code_is_an_error_at_its_place() {
         "let s = \"abc",
         "{",
         "w",
+        "import numpy as np",
     ]);
+    let told = traceback(&cells[7]);
+    assert!(
+        told.contains("found `numpy`") && !told.contains("keyword"),
+        "{told}"
+    );
     for (number, cell) in cells[..6].iter().enumerate() {
         let told = traceback(cell);
         assert!(

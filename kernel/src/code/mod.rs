@@ -295,4 +295,77 @@ mod tests {
         let inside = code.find("1 }").expect("there");
         assert_eq!(chunks[0].function_at(inside).as_deref(), Some("f"));
     }
+
+    #[test]
+    fn what_is_looked_at_before_compiling_takes_time_in_proportion() {
+        for again in [
+            "let a = line!(); ",
+            "dbg!(1);\n",
+            "column!()+",
+            "'",
+            "\"",
+            "\\",
+            "r#",
+            "r##\"",
+            "b'",
+            "'a ",
+            "'\\",
+            "/*",
+            "//",
+            "/",
+            "{}",
+            "()[]",
+            "a.b",
+            "é",
+            "!",
+            ":",
+            "#![a]",
+            "\n",
+            "\r",
+            "\u{feff}",
+            "1e",
+            "0x",
+            "'{",
+            "c\"",
+            "\"\\",
+            "fn f() {}\n",
+            "return;",
+            "let x",
+            "let",
+            "macro_rules! a { () => {} }\n",
+            "thread_local! { static A: u8 = 1; }\n",
+            "|",
+            "<",
+            ">",
+            "&",
+            ";",
+            ",",
+            "_",
+            "@",
+            "$",
+            "`",
+            "=> ",
+            "?",
+            "..",
+            ":dep a\n",
+            "!ls\n",
+            "// a\n",
+            "#",
+            "r\"",
+            "'r",
+            "br##",
+        ] {
+            let code = again.repeat(100_000 / again.len());
+            let start = std::time::Instant::now();
+            on_deep_stack(|| {
+                if let Ok(cell) = prepare(1, &code) {
+                    cell.macros_that_define();
+                    cell.called_macros();
+                }
+            });
+            let taken = start.elapsed().as_secs_f64();
+            println!("{again:?}: {taken:.2} s");
+            assert!(taken < 5.0, "{again:?} takes {taken} s");
+        }
+    }
 }

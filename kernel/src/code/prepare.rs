@@ -117,13 +117,22 @@ fn empty_return(node: &SyntaxNode) -> Option<SyntaxNode> {
 fn places(number: usize, code: &str) -> Vec<Edit> {
     let all: Vec<(usize, &str)> = tokens(code).collect();
     let mut edits = Vec::new();
+    // The place of the last of them, from which the next one's is counted on.
+    let (mut seen, mut line, mut column) = (0, 1, 1);
     for (index, &(at, word)) in all.iter().enumerate() {
         let next = |ahead: usize| all.get(index + ahead).map_or("", |(_, token)| *token);
         let preceded = index > 0 && matches!(all[index - 1].1, ":" | "." | "!" | "fn");
         if preceded || next(1) != "!" || !matches!(next(2), "(" | "[" | "{") {
             continue;
         }
-        let (line, column) = line_and_column(code, at);
+        let (lines, columns) = line_and_column(&code[seen..at], at);
+        column = if lines > 1 {
+            columns
+        } else {
+            column + columns - 1
+        };
+        line += lines - 1;
+        seen = at;
         let empty = matches!(next(3), ")" | "]" | "}");
         let end = |ahead: usize| {
             all.get(index + ahead)
@@ -182,6 +191,10 @@ mod tests {
             "let a = 1;\nlet b = 2u32;"
         );
         assert_eq!(prepared("(file!(), column!())"), "(\"cell 4\", 11u32)");
+        assert_eq!(
+            prepared("é + column!() + column!();\n\ncolumn!(); é + column!() + line!()"),
+            "é + 5u32 + 17u32;\n\n1u32; é + 17u32 + 3u32"
+        );
         assert_eq!(
             prepared("f(dbg!(x + 1), dbg!())"),
             "f(cloze_cell::dbg!(\"cell 4, line 1\", x + 1), cloze_cell::dbg!(\"cell 4, line 1\"))"

@@ -108,12 +108,11 @@ pub fn with_cell_library(code: &str) -> String {
         STORE,
         "mod evcxr_internal_runtime { pub use ::cloze_cell::VariableStore;",
     );
-    // What evcxr is to hear does not go where a cell prints.
-    let told = |line: &str| match line.trim() {
-        PANICKED => "::cloze_cell::notice(\"EVCXR_PANIC_NOTIFICATION\");".to_owned(),
-        _ => line.to_owned(),
-    };
-    let out = out.lines().map(told).collect::<Vec<_>>().join("\n");
+    // What evcxr is to hear does not go where a cell prints. Its own line comes behind all of the cell's.
+    if let Some(at) = out.rfind(PANICKED) {
+        let ours = "::cloze_cell::notice(\"EVCXR_PANIC_NOTIFICATION\");";
+        out.replace_range(at..at + PANICKED.len(), ours);
+    }
     out + "\n#[allow(unused_imports)] use ::cloze_cell::{eprint, eprintln, print, println, ShowValue as _};\n"
 }
 
@@ -136,7 +135,8 @@ pub mod tests {
 
     #[test]
     fn the_cell_library_takes_the_place_of_what_evcxr_writes_and_lines_stay() {
-        let code = generated("", "f()?;");
+        let told = "println!(\"EVCXR_PANIC_NOTIFICATION\");\n";
+        let code = generated("", &format!("{told}f()?;")) + told;
         let changed = with_cell_library(&code);
         assert!(changed.contains("use ::cloze_cell::EvcxrUserCodeError;"));
         assert!(!changed.contains("struct EvcxrUserCodeError"));
@@ -144,6 +144,10 @@ pub mod tests {
         assert!(
             !changed.contains("fn take()") && changed.contains("pub fn create_variable_store()")
         );
+        // What a cell prints is its own affair.
+        assert!(changed.contains("\nprintln!(\"EVCXR_PANIC_NOTIFICATION\");\nf()?;"));
+        assert!(changed.contains("\n::cloze_cell::notice(\"EVCXR_PANIC_NOTIFICATION\");"));
+        assert_eq!(changed.matches(told.trim_end()).count(), 1);
         let line = |code: &str| code.lines().position(|line| line == "f()?;");
         assert_eq!(line(&code), line(&changed));
     }

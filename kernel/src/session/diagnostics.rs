@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::failure::{BLUE, BOLD, CYAN, Failure, Mark, PLAIN, excerpt, in_cell};
-use crate::code::{Cell, Complaint, line_and_column};
+use crate::code::{Cell, Complaint, line_and_column, tokens};
 use crate::evcxr::failed::Failed;
 use crate::evcxr::generated::{SHOWS_VALUE, in_words_of_the_cell};
 use crate::evcxr::source_map::{SourceMap, Spot};
@@ -141,8 +141,31 @@ fn headline(message: &Value, places: &[Place]) -> String {
     match text.split_once(", found ") {
         // What comes behind the cell is none of its business.
         Some((expected, _)) if found_generated => format!("{expected}, found the end of the cell"),
+        Some((expected, found)) if message["code"].is_null() => {
+            match places.iter().find_map(|place| found_instead(place, found)) {
+                Some(found) => format!("{expected}, found {found}"),
+                None => in_words_of_the_cell(text),
+            }
+        }
         _ => in_words_of_the_cell(text),
     }
+}
+
+/// What the cell has at a place where the compiler found something that was put behind a statement of it.
+fn found_instead(place: &Place, found: &str) -> Option<String> {
+    let word = found.split('`').nth(1).filter(|_| place.primary)?;
+    let code = &place.cell.original;
+    let (at, behind) = (code.get(place.start..)?, code.get(place.end..)?);
+    if [at, behind]
+        .iter()
+        .any(|text| text.trim_start().starts_with(word))
+    {
+        return None;
+    }
+    Some(match tokens(behind).next() {
+        Some((_, next)) => format!("`{next}`"),
+        None => "the end of the cell".to_owned(),
+    })
 }
 
 fn report(message: &Value, places: &[Place], map: &SourceMap, cell: &Arc<Cell>) -> Vec<String> {
@@ -190,10 +213,22 @@ fn report(message: &Value, places: &[Place], map: &SourceMap, cell: &Arc<Cell>) 
                     .into_iter()
                     .map(|line| format!("      {line}")),
             ),
-            false => lines.extend(show(&about, cell)),
+            false => {
+                lines.extend(show(&about, cell));
+                lines.extend(imports(child).map(|line| format!("      {line}")));
+            }
         }
     }
     lines
+}
+
+/// The imports that are suggested, which would stand before all that is in the cell.
+fn imports(child: &Value) -> impl Iterator<Item = &str> {
+    spans(child)
+        .iter()
+        .filter_map(|span| span["suggested_replacement"].as_str())
+        .map(str::trim)
+        .filter(|text| text.starts_with("use ") && !text.contains("evcxr"))
 }
 
 /// The lines of the cells that are spoken of, those of the running cell first.

@@ -13,6 +13,11 @@ use crate::toolchain::outline::without_hidden_crates;
 use crate::toolchain::pin;
 use crate::{Error, Result};
 
+/// The cell library as rust-analyzer is shown it: what the cells' own code is given of it.
+const CELL: &str = "[package]\nname = \"cloze_cell\"\nversion = \"0.0.0\"\nedition = \"2024\"\n";
+const CELL_SOURCE: &str = "#[macro_export]\nmacro_rules! dbg {\n    ($place:literal) => { () };\n    \
+    ($place:literal, $value:expr $(,)?) => { $value };\n    ($place:literal, $($value:expr),+ $(,)?) => { ($($value),+,) };\n}\n";
+
 /// What rust-analyzer asks to know the crates: those of the standard library, as it is shown here, and those of the cell
 /// with the prelude's sources, which evcxr does not know of.
 pub fn metadata(folder: &Path, plan: &BuildPlan, arguments: &[String]) -> Result<ExitCode> {
@@ -53,6 +58,10 @@ pub fn metadata(folder: &Path, plan: &BuildPlan, arguments: &[String]) -> Result
     {
         contents += &format!("cloze = {{ path = {:?} }}\n", prelude.to_string_lossy());
     }
+    // Of the cell library it needs to know what has a type that is used.
+    contents += "cloze_cell = { path = \"cell\" }\n";
+    write(&analysis.join("cell/Cargo.toml"), CELL)?;
+    write(&analysis.join("cell/src/lib.rs"), CELL_SOURCE)?;
     contents += "\n[workspace]\n";
     write(&analysis.join("Cargo.toml"), &contents)?;
     let (real, shown) = real_and_shown(&analysis.join("Cargo.toml"), &manifest);

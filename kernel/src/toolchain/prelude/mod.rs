@@ -96,8 +96,15 @@ fn cell_library(toolchain: &Toolchain) -> Result<PathBuf> {
     }
     let source = folder.join("lib.rs");
     std::fs::write(&source, SOURCE).map_err(Error::file(&source))?;
-    // Built under a name of its own: what has its name is whole.
+    // Built under a name of its own: what has its name is whole. Nobody else is at it, so what there is was left.
+    const UNFINISHED: &str = "unfinished-";
+    for file in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+        if file.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            let _ = std::fs::remove_file(file.path());
+        }
+    }
     let unfinished = tempfile::Builder::new()
+        .prefix(UNFINISHED)
         .suffix(DLL_SUFFIX)
         .tempfile_in(&folder)
         .map_err(Error::file(&folder))?;
