@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(prepared("(file!(), column!())"), "(\"cell 4\", 11u32)");
         assert_eq!(
             prepared("é + column!() + column!();\n\ncolumn!(); é + column!() + line!()"),
-            "é + 5u32 + 17u32;\n\n1u32; é + 17u32 + 3u32"
+            "é + 5u32 + 17u32;\n\n1u32; é + 16u32 + 3u32"
         );
         assert_eq!(
             prepared("f(dbg!(x + 1), dbg!())"),
