@@ -39,7 +39,7 @@
 //! | [`hub`] | names to folders; login, push, model card | [`hub::resolve`] |
 //! | [`display`], [`notebook`] | how values look; displays that change while a cell runs | [`notebook::show`] |
 //! | [`distributed`] | the ranks of a job | [`distributed::launch`] |
-//! | [`ops`] | differentiable fused operations, for families and loops of one's own | [`ops::no_grad`] |
+//! | [`ops`] | differentiable fused operations, for families and loops of your own | [`ops::no_grad`] |
 //!
 //! Every function that can fail returns an [`Error`] that says what was wrong, where, and what to do.
 //!

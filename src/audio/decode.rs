@@ -74,7 +74,7 @@ impl Audio {
     /// Reads the content of a WAV or FLAC file, as [`open`](Self::open) does. `name` tells it in errors.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// Like [`open`](Self::open).
     pub fn decode(bytes: impl AsRef<[u8]>, name: impl AsRef<Path>) -> Result<Self> {
         decode(bytes.as_ref()).map_err(|message| Error::format(name, message))
     }

@@ -70,7 +70,7 @@ impl SpeechProcessor {
         &self.tokenizer
     }
 
-    /// As [`FeatureExtractor::input_values`].
+    /// Like [`FeatureExtractor::input_values`].
     pub fn input_values(&self, audio: &Audio) -> Result<Vec<f32>> {
         self.extractor.input_values(audio)
     }
@@ -88,7 +88,7 @@ impl SpeechProcessor {
     /// `{bytes: binary, path: string}` as `datasets` has them; those of other sampling rates are resampled.
     ///
     /// The results are not kept in the cache, as files may change under their names;
-    /// [`Map::fingerprint`](crate::dataset::Map::fingerprint) names them if they shall be.
+    /// [`Map::fingerprint`](crate::dataset::Map::fingerprint) gives them a name of your choice.
     pub fn prepare(&self, audio: impl Into<String>, text: impl Into<String>) -> PrepareSpeech {
         PrepareSpeech {
             processor: self.clone(),

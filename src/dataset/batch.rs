@@ -163,7 +163,7 @@ impl Batch {
         Ok(self)
     }
 
-    /// Row `index` of the batch, counted from 0, as a nested record.
+    /// Returns row `index` of the batch, counted from 0, as a nested record.
     pub fn row(&self, index: usize) -> Result<Row> {
         if index >= self.len {
             return Err(Error::argument(

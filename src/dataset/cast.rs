@@ -16,7 +16,7 @@ pub(crate) fn cast_array(array: &ArrayRef, target: &DataType) -> Result<ArrayRef
     cast_leaves(array, target, &strict_cast)
 }
 
-/// As [`cast_array`], with `cast` for everything that is neither a record nor a list.
+/// Like [`cast_array`], with `cast` for everything that is neither a record nor a list.
 pub(crate) fn cast_leaves(
     array: &ArrayRef,
     target: &DataType,

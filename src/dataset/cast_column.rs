@@ -40,7 +40,7 @@ impl Dataset {
     /// "string")])?`. Mirrors `datasets.Dataset.cast`, which wants them all named, too.
     ///
     /// # Errors
-    /// As [`Dataset::cast_column`]; other names than those of the columns.
+    /// Like [`Dataset::cast_column`]; other names than those of the columns.
     pub fn cast<N: AsRef<str>, T: Into<ColumnType>>(
         &self,
         features: impl IntoIterator<Item = (N, T)>,

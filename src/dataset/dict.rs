@@ -108,35 +108,35 @@ impl DatasetDict {
         Ok(Self { splits })
     }
 
-    /// [`Dataset::flatten`] on every dataset.
+    /// Applies [`Dataset::flatten`] to every dataset.
     pub fn flatten(&self) -> Result<Self> {
         self.each(Dataset::flatten)
     }
 
-    /// [`Dataset::map`] on every dataset.
+    /// Applies [`Dataset::map`] to every dataset.
     pub fn map(&self, map: impl Into<Map>) -> Result<Self> {
         let map = map.into();
         self.each(|dataset| dataset.map(map.clone()))
     }
 
-    /// [`Dataset::group_texts`] on every dataset.
+    /// Applies [`Dataset::group_texts`] to every dataset.
     pub fn group_texts(&self, group: impl Into<GroupTexts>) -> Result<Self> {
         let group = group.into();
         self.each(|dataset| dataset.group_texts(group.clone()))
     }
 
-    /// [`Dataset::filter`] on every dataset.
+    /// Applies [`Dataset::filter`] to every dataset.
     pub fn filter(&self, keep: impl Fn(&Row) -> bool + Send + Sync) -> Result<Self> {
         self.each(|dataset| dataset.filter(&keep))
     }
 
-    /// [`Dataset::sort`] on every dataset.
+    /// Applies [`Dataset::sort`] to every dataset.
     pub fn sort(&self, by: impl Into<Sort>) -> Result<Self> {
         let by = by.into();
         self.each(|dataset| dataset.sort(by.clone()))
     }
 
-    /// [`Dataset::cast`] on every dataset.
+    /// Applies [`Dataset::cast`] to every dataset.
     pub fn cast<N: AsRef<str>, T: Into<ColumnType>>(
         &self,
         features: impl IntoIterator<Item = (N, T)>,
@@ -148,25 +148,25 @@ impl DatasetDict {
         self.each(|dataset| dataset.cast(features.clone()))
     }
 
-    /// [`Dataset::cast_column`] on every dataset.
+    /// Applies [`Dataset::cast_column`] to every dataset.
     pub fn cast_column(&self, name: &str, to: impl Into<ColumnType>) -> Result<Self> {
         let to = to.into();
         self.each(|dataset| dataset.cast_column(name, to.clone()))
     }
 
-    /// [`Dataset::unique`] on every dataset: the values by split.
+    /// Applies [`Dataset::unique`] to every dataset: the values by split.
     pub fn unique<T: FromColumn>(&self, column: &str) -> Result<Vec<(String, Vec<T>)>> {
         self.iter()
             .map(|(name, dataset)| Ok((name.to_owned(), dataset.unique(column)?)))
             .collect()
     }
 
-    /// [`Dataset::shuffle`] on every dataset.
+    /// Applies [`Dataset::shuffle`] to every dataset.
     pub fn shuffle(&self, seed: u64) -> Result<Self> {
         self.each(|dataset| dataset.shuffle(seed))
     }
 
-    /// [`Dataset::remove_columns`] on every dataset.
+    /// Applies [`Dataset::remove_columns`] to every dataset.
     pub fn remove_columns<S: AsRef<str>>(
         &self,
         names: impl IntoIterator<Item = S>,
@@ -175,7 +175,7 @@ impl DatasetDict {
         self.each(|dataset| dataset.remove_columns(&names))
     }
 
-    /// [`Dataset::select_columns`] on every dataset.
+    /// Applies [`Dataset::select_columns`] to every dataset.
     pub fn select_columns<S: AsRef<str>>(
         &self,
         names: impl IntoIterator<Item = S>,
@@ -184,7 +184,7 @@ impl DatasetDict {
         self.each(|dataset| dataset.select_columns(&names))
     }
 
-    /// [`Dataset::rename_column`] on every dataset.
+    /// Applies [`Dataset::rename_column`] to every dataset.
     pub fn rename_column(&self, old: &str, new: &str) -> Result<Self> {
         self.each(|dataset| dataset.rename_column(old, new))
     }

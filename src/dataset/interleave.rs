@@ -118,7 +118,7 @@ impl Interleave {
 /// ```
 ///
 /// # Errors
-/// As [`Interleave::build`].
+/// Like [`Interleave::build`].
 pub fn interleave(datasets: &[Dataset]) -> Result<Dataset> {
     Interleave::new(datasets.iter().cloned()).build()
 }

@@ -21,7 +21,7 @@ use crate::Result;
 /// ```
 ///
 /// # Errors
-/// As [`load_dataset`](super::load_dataset) and [`DatasetDict::split`](super::DatasetDict::split).
+/// Like [`load_dataset`](super::load_dataset) and [`DatasetDict::split`](super::DatasetDict::split).
 pub fn load_dataset_split(
     path_or_name: impl AsRef<str>,
     split: impl AsRef<str>,

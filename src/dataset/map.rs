@@ -91,7 +91,7 @@ impl Map {
         }
     }
 
-    /// As [`Map::new`], with a function that is also given the numbers of the batch's rows in the dataset, counted from 0
+    /// Like [`Map::new`], with a function that is also given the numbers of the batch's rows in the dataset, counted from 0
     /// (`with_indices=True` in Python).
     ///
     /// ```
@@ -128,14 +128,14 @@ impl Map {
         self
     }
 
-    /// Columns of the input that the result shall not have. They are removed before the function's columns are added,
+    /// Columns of the input that the result leaves out. They are removed before the function's columns are added,
     /// so that a new column may take such a name.
     pub fn remove_columns<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.remove_columns = names.into_iter().map(Into::into).collect();
         self
     }
 
-    /// As [`remove_columns`](Self::remove_columns), with all columns of the input: only those stay that the function gives.
+    /// Like [`remove_columns`](Self::remove_columns), with all columns of the input: only those stay that the function gives.
     pub fn remove_all_columns(mut self) -> Self {
         self.remove_all = true;
         self

@@ -34,7 +34,7 @@ pub(crate) fn ordered<T: Send, R: Send>(
     )
 }
 
-/// As [`ordered`], for work that takes long on one item: it is also given whether the results are still wanted, and may
+/// Like [`ordered`], for work that takes long on one item: it is also given whether the results are still wanted, and may
 /// end in any error when they are not.
 pub(crate) fn ordered_until<T: Send, R: Send>(
     doing: &str,

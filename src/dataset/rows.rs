@@ -53,7 +53,7 @@ impl Map {
         Self::rows_with_indices(move |row, _| function(row))
     }
 
-    /// As [`Map::rows`], with a function that is also given the number of the row in the dataset, counted from 0
+    /// Like [`Map::rows`], with a function that is also given the number of the row in the dataset, counted from 0
     /// (`with_indices=True` in Python).
     ///
     /// ```

@@ -65,7 +65,7 @@ impl Dataset {
         self.filter_with_indices(|row, _| keep(row))
     }
 
-    /// As [`Dataset::filter`], with a condition that is also given the number of each row in this dataset, counted from 0
+    /// Like [`Dataset::filter`], with a condition that is also given the number of each row in this dataset, counted from 0
     /// (`with_indices=True` in Python).
     ///
     /// ```

@@ -1,5 +1,5 @@
 //! Where batches go as they are made: into memory while they are few, into an Arrow file when they are many, and into
-//! the cache if they shall be found again.
+//! the cache if they are to be found again.
 
 use std::path::PathBuf;
 use std::sync::Arc;

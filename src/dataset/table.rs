@@ -103,7 +103,7 @@ impl Dataset {
         }
     }
 
-    /// Returns the name on the Hub of the dataset that these rows were made from; `None` for data of one's own. It
+    /// Returns the name on the Hub of the dataset that these rows were made from; `None` for data of your own. It
     /// survives what is done to the dataset in memory, and a model card names it.
     pub fn origin(&self) -> Option<&str> {
         self.origin.as_deref()
@@ -151,12 +151,12 @@ impl Dataset {
         &self.schema
     }
 
-    /// 64 hexadecimal digits: datasets with equal fingerprints have equal rows.
+    /// Returns 64 hexadecimal digits: datasets with equal fingerprints have equal rows.
     pub fn fingerprint(&self) -> String {
         self.fingerprint.to_hex()
     }
 
-    /// Row `index`, counted from 0, as a nested record.
+    /// Returns row `index`, counted from 0, as a nested record.
     pub fn row(&self, index: usize) -> Result<Row> {
         let len = self.len();
         if index >= len {

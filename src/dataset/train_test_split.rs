@@ -47,7 +47,7 @@ impl TrainTestSplit {
         }
     }
 
-    /// Sets the size of the training part, if it shall not be all the rest.
+    /// Sets the size of the training part; by default it is all the rest.
     pub fn train_size(mut self, train_size: impl Into<TestSize>) -> Self {
         self.train_size = Some(train_size.into());
         self

@@ -20,7 +20,7 @@ impl Dataset {
     /// ```
     ///
     /// # Errors
-    /// As [`Dataset::column`].
+    /// Like [`Dataset::column`].
     pub fn unique<T: FromColumn>(&self, column: &str) -> Result<Vec<T>> {
         let position = self.position(column)?;
         let only = self.project(&[position]);

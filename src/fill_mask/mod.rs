@@ -170,7 +170,7 @@ impl FillMask {
     /// Fills the masks of many texts; the results come in the order of the texts.
     ///
     /// # Errors
-    /// As [`FillMask::fill`], for the first text that is to blame, and when there are no texts at all.
+    /// Like [`FillMask::fill`], for the first text that is to blame, and when there are no texts at all.
     pub fn fill_batch<S: AsRef<str> + Sync>(
         &self,
         texts: impl AsRef<[S]>,

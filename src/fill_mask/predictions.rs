@@ -94,7 +94,7 @@ impl Predictions {
         &self.warnings
     }
 
-    /// As pretty JSON, in transformers' form.
+    /// Returns the predictions as indented JSON, in transformers' form.
     pub fn to_json(&self) -> Result<String> {
         Ok(serde_json::to_string_pretty(self)?)
     }
@@ -176,7 +176,7 @@ impl PredictionsBatch {
         Self { texts }
     }
 
-    /// As pretty JSON, in transformers' form.
+    /// Returns the predictions as indented JSON, in transformers' form.
     pub fn to_json(&self) -> Result<String> {
         Ok(serde_json::to_string_pretty(self)?)
     }

@@ -26,7 +26,7 @@ pub trait TopK {
     /// ```
     fn top_k(&self, k: usize) -> Result<(Vec<f32>, Vec<u32>)>;
 
-    /// As [`top_k`](Self::top_k), each value with its index.
+    /// Like [`top_k`](Self::top_k), each value with its index.
     ///
     /// ```
     /// use cloze::prelude::*;
@@ -115,7 +115,7 @@ pub(super) fn best(values: &[f32], k: usize) -> Vec<u32> {
 /// Where one value in so many is wanted, most are only compared with the least of those found so far.
 const SPARSE: usize = 64;
 
-/// As [`best`], in one pass; `None` where fewer than `k` are numbers.
+/// Like [`best`], in one pass; `None` where fewer than `k` are numbers.
 fn best_few(values: &[f32], k: usize) -> Option<Vec<u32>> {
     let mut found: Vec<(f32, u32)> = Vec::with_capacity(k + 1);
     let mut least = f32::NEG_INFINITY;

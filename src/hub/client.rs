@@ -1,4 +1,4 @@
-//! The door to one Hub: every verb of this room, with settings of one's own.
+//! The door to one Hub: every verb of this room, with your own settings.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -108,7 +108,7 @@ impl Hub {
         })
     }
 
-    /// Whose token is in use; see [`crate::hub::whoami`].
+    /// Returns whose token is in use; see [`crate::hub::whoami`].
     pub fn whoami(&self) -> Result<Account> {
         login::whoami(&self.client)
     }

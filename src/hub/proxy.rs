@@ -1,4 +1,4 @@
-//! The way out of a network that has only one: proxies and certificates of one's own, by the variables that the Python
+//! The way out of a network that has only one: proxies and certificates of your own, by the variables that the Python
 //! library's HTTP client reads.
 
 use std::net::Ipv4Addr;

@@ -15,10 +15,10 @@ pub fn login(token: &str) -> Result<Account> {
     Hub::from_env()?.login(token)
 }
 
-/// As [`login`], with a token that is asked for without being shown: by the notebook's password field, or in the terminal.
+/// Like [`login`], with a token that is asked for without being shown: by the notebook's password field, or in the terminal.
 ///
 /// # Errors
-/// As [`login`], and when there is neither a notebook nor a terminal.
+/// Like [`login`], and when there is neither a notebook nor a terminal.
 ///
 /// ```no_run
 /// use cloze::prelude::*;
@@ -30,7 +30,7 @@ pub fn notebook_login() -> Result<Account> {
     Hub::from_env()?.login(ask_for_token()?.secret())
 }
 
-/// Whose token is in use.
+/// Returns whose token is in use.
 ///
 /// # Errors
 /// When nobody is logged in, the token is wrong or expired, or the Hub can't be reached.

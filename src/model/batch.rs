@@ -180,7 +180,7 @@ impl ModelInputs {
         Ok(())
     }
 
-    /// (batch, seq).
+    /// Returns (batch, seq).
     pub fn shape(&self) -> (usize, usize) {
         (self.batch, self.seq)
     }
@@ -223,7 +223,7 @@ impl ModelInputs {
     /// Returns the further input `name` as indices into a table of `rows` rows, if it was given.
     ///
     /// # Errors
-    /// As [`ModelInputs::ids_of`], and when a number is not an index of the table.
+    /// Like [`ModelInputs::ids_of`], and when a number is not an index of the table.
     pub fn indices_of(&self, name: &str, shape: &[usize], rows: usize) -> Result<Option<Vec<u32>>> {
         let Some(ids) = self.ids_of(name, shape)? else {
             return Ok(None);
@@ -263,7 +263,7 @@ impl ModelInputs {
         self.tensor_of(&self.input_ids, device)
     }
 
-    /// Any u32 values of this batch's shape as a (batch, seq) tensor on `device`.
+    /// Returns any u32 values of this batch's shape as a (batch, seq) tensor on `device`.
     pub fn tensor_of(&self, values: &[u32], device: &Device) -> Result<Tensor> {
         ops::upload(values, (self.batch, self.seq), device)
     }
@@ -273,7 +273,7 @@ impl ModelInputs {
         self.attention_mask.contains(&0)
     }
 
-    /// Position numbers that skip padding tokens, as RoBERTa counts them: `pad_id + 1`, `pad_id + 2`, ... for tokens
+    /// Returns position numbers that skip padding tokens, as RoBERTa counts them: `pad_id + 1`, `pad_id + 2`, ... for tokens
     /// other than `pad_id`, and `pad_id` for those.
     pub fn positions_after_padding(&self, pad_id: u32) -> Vec<u32> {
         let mut positions = Vec::with_capacity(self.input_ids.len());
@@ -291,7 +291,7 @@ impl ModelInputs {
         positions
     }
 
-    /// Flat indices of the positions whose label counts, and those labels.
+    /// Returns the flat indices of the positions whose label counts, and those labels.
     ///
     /// # Errors
     /// When a label is neither -100 nor an id below `vocab_size`.

@@ -36,7 +36,7 @@ pub struct Context {
 }
 
 impl Context {
-    /// Evaluation: no dropout.
+    /// Returns the context of an evaluation: no dropout.
     pub fn eval() -> Self {
         Self {
             key: None,
@@ -50,7 +50,7 @@ impl Context {
         }
     }
 
-    /// Training with the dropout masks of `seed` at forward pass number `pass`.
+    /// Returns the context of training with the dropout masks of `seed` at forward pass number `pass`.
     pub fn train(seed: impl Count, pass: impl Count) -> Self {
         let (seed, pass) = (seed.count(), pass.count());
         Self {
@@ -190,7 +190,7 @@ impl Context {
         self.key.map(|key| mix(key ^ mix(site())))
     }
 
-    /// Dropout with probability `p` and a key of its own; [`Dropout::NONE`] in evaluation.
+    /// Returns dropout with probability `p` and a key of its own; [`Dropout::NONE`] in evaluation.
     pub fn dropout(&self, p: f64) -> Dropout {
         if p <= 0.0 {
             return Dropout::NONE;

@@ -18,7 +18,7 @@ pub struct ModelFlops {
 }
 
 impl ModelFlops {
-    /// Forward and backward over `tokens` tokens in rows of `seq`, of which `counted` are masked: three times the forward
+    /// Returns the operations of forward and backward passes over `tokens` tokens in rows of `seq`, of which `counted` are masked: three times the forward
     /// pass, since every product has two in the backward pass.
     pub fn of_training(self, tokens: usize, seq: usize, counted: usize) -> f64 {
         let pairs = tokens as f64 * seq as f64;

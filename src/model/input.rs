@@ -71,7 +71,7 @@ pub enum Values {
 }
 
 impl Column {
-    /// Whole numbers of the given shape.
+    /// Returns a column of whole numbers of the given shape.
     ///
     /// # Errors
     /// When their number is not the shape's.

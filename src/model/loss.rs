@@ -74,7 +74,7 @@ impl MlmLoss {
     /// Returns the mean as a number.
     ///
     /// # Errors
-    /// As [`MlmLoss::mean`].
+    /// Like [`MlmLoss::mean`].
     pub fn value(&self) -> Result<f32> {
         Ok(self.mean()?.to_dtype(DType::F32)?.to_scalar()?)
     }

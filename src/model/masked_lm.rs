@@ -62,15 +62,15 @@ impl MaskedLm {
         Self::from_pretrained_on(name, &Device::Cpu)
     }
 
-    /// As [`MaskedLm::from_pretrained`], with the weights on `device`.
+    /// Like [`MaskedLm::from_pretrained`], with the weights on `device`.
     pub fn from_pretrained_on(name: impl AsRef<str>, device: &Device) -> Result<Self> {
         let (name, folder, config) = open(name.as_ref())?;
         let family = Family::find(&config)?;
         Self::from_folder(name, &folder, config, family, device)
     }
 
-    /// As [`MaskedLm::from_pretrained_on`], as a model of `family`, whatever the config's `model_type` says: for
-    /// architectures of one's own.
+    /// Like [`MaskedLm::from_pretrained_on`], as a model of `family`, whatever the config's `model_type` says: for
+    /// architectures of your own.
     pub fn from_pretrained_with(
         name: impl AsRef<str>,
         family: &Family,
@@ -99,13 +99,13 @@ impl MaskedLm {
         Self::from_config_on(config, seed, &Device::Cpu)
     }
 
-    /// As [`MaskedLm::from_config`], with the weights on `device`.
+    /// Like [`MaskedLm::from_config`], with the weights on `device`.
     pub fn from_config_on(config: &Config, seed: u64, device: &Device) -> Result<Self> {
         let family = Family::find(config)?;
         Self::random(config, seed, family, device)
     }
 
-    /// As [`MaskedLm::from_config`], as a model of `family`, whatever the config's `model_type` says: for architectures of
+    /// Like [`MaskedLm::from_config`], as a model of `family`, whatever the config's `model_type` says: for architectures of
     /// one's own.
     pub fn from_config_with(config: &Config, seed: u64, family: &Family) -> Result<Self> {
         Self::random(config, seed, family, &Device::Cpu)
@@ -136,7 +136,7 @@ impl MaskedLm {
         }
         let (architecture, weights) = built?;
         if weights.report.untied.is_some() {
-            // Whoever opens what is saved from here shall find both matrices too.
+            // What is saved from here must hold both matrices too.
             config = config.set("tie_word_embeddings", false);
         }
         Ok(Self {
@@ -561,7 +561,7 @@ impl MaskedLm {
         self.save_pretrained_as(folder, DType::F32)
     }
 
-    /// As [`MaskedLm::save_pretrained`], with the weights rounded to `dtype` (f16 and bf16 halve the file).
+    /// Like [`MaskedLm::save_pretrained`], with the weights rounded to `dtype` (f16 and bf16 halve the file).
     pub fn save_pretrained_as(&self, folder: impl AsRef<Path>, dtype: DType) -> Result<()> {
         let name = match dtype {
             DType::F32 => "float32",

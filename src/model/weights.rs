@@ -214,7 +214,7 @@ impl WeightBuilder {
         self.param_or_alias(name, &[], shape, init)
     }
 
-    /// As [`WeightBuilder::param`]; where the checkpoint lacks `name`, the first of `aliases` (full names) that it has
+    /// Like [`WeightBuilder::param`]; where the checkpoint lacks `name`, the first of `aliases` (full names) that it has
     /// serves instead. Aliases are never reported as unexpected.
     pub fn param_or_alias(
         &self,
@@ -239,7 +239,7 @@ impl WeightBuilder {
         Ok(param)
     }
 
-    /// As [`WeightBuilder::param`], of a parameter that is saved in the shape `stored`, of as many elements.
+    /// Like [`WeightBuilder::param`], of a parameter that is saved in the shape `stored`, of as many elements.
     pub fn param_stored_as(
         &self,
         name: &str,
@@ -267,7 +267,7 @@ impl WeightBuilder {
     /// and not reported.
     ///
     /// # Errors
-    /// As [`WeightBuilder::param`].
+    /// Like [`WeightBuilder::param`].
     pub fn buffer(&self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Tensor> {
         let full = self.full(name);
         let shape = shape.into();
@@ -331,7 +331,7 @@ impl WeightBuilder {
         at.carry_drawn("bias", outer, Init::Zeros)
     }
 
-    /// As [`WeightBuilder::carry`], of a value that is drawn.
+    /// Like [`WeightBuilder::carry`], of a value that is drawn.
     pub(crate) fn carry_drawn(
         &self,
         name: &str,
@@ -343,7 +343,7 @@ impl WeightBuilder {
         self.carry(name, |registry| registry.fresh(&full, &shape, init))
     }
 
-    /// As [`WeightBuilder::carry`], of a value that is known.
+    /// Like [`WeightBuilder::carry`], of a value that is known.
     pub(crate) fn carry_value(&self, name: &str, value: Tensor) -> Result<()> {
         self.carry(name, |_| Ok(value))
     }
@@ -370,7 +370,7 @@ impl WeightBuilder {
     /// `decoder` of the product with the vocabulary instead where the two are `tied`.
     ///
     /// # Errors
-    /// As [`WeightBuilder::param`].
+    /// Like [`WeightBuilder::param`].
     pub(crate) fn word_table(
         &self,
         tied: bool,

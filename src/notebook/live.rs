@@ -40,7 +40,7 @@ pub enum Host {
 }
 
 impl Host {
-    /// Who reads what this process prints; found out once.
+    /// Returns who reads what this process prints, which is found out once.
     pub fn current() -> Self {
         static HOST: OnceLock<Host> = OnceLock::new();
         *HOST.get_or_init(|| {

@@ -15,7 +15,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     smoothed_cross_entropy(logits, targets, 0.0)
 }
 
-/// As [`cross_entropy`], with `smoothing` of the weight spread evenly over the vocabulary (Szegedy et al. 2016): 1 - `smoothing`
+/// Like [`cross_entropy`], with `smoothing` of the weight spread evenly over the vocabulary (Szegedy et al. 2016): 1 - `smoothing`
 /// times the negative log-likelihood of the target, plus `smoothing` times the mean of those of all tokens.
 pub fn smoothed_cross_entropy(logits: &Tensor, targets: &Tensor, smoothing: f64) -> Result<Tensor> {
     let (rows, vocab) = logits.dims2()?;

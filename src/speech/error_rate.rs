@@ -28,7 +28,7 @@ pub fn word_error_rate<R: AsRef<str>, H: AsRef<str>>(
 /// words. Spaces count, those at the ends do not.
 ///
 /// # Errors
-/// As [`word_error_rate`].
+/// Like [`word_error_rate`].
 pub fn character_error_rate<R: AsRef<str>, H: AsRef<str>>(
     references: &[R],
     hypotheses: &[H],

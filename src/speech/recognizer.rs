@@ -62,9 +62,9 @@ pub struct SpokenWord {
 #[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ErrorRates {
-    /// As [`word_error_rate`] has it.
+    /// Like [`word_error_rate`] has it.
     pub words: f64,
-    /// As [`character_error_rate`] has it.
+    /// Like [`character_error_rate`] has it.
     pub characters: f64,
     /// What was said.
     pub references: Vec<String>,
@@ -112,12 +112,12 @@ impl SpeechRecognizer {
         Ok(Self { model, processor })
     }
 
-    /// The model.
+    /// Returns the model.
     pub fn model(&self) -> &MaskedLm {
         &self.model
     }
 
-    /// The processor.
+    /// Returns the processor.
     pub fn processor(&self) -> &SpeechProcessor {
         &self.processor
     }
@@ -141,7 +141,7 @@ impl SpeechRecognizer {
     /// Writes down what is said in ready `input_values`, as the column of that name holds them.
     ///
     /// # Errors
-    /// As [`transcribe`](Self::transcribe).
+    /// Like [`transcribe`](Self::transcribe).
     pub fn transcribe_values(&self, input_values: Vec<f32>) -> Result<Transcription> {
         let samples = input_values.len();
         let inputs = ModelInputs::from_waveforms(input_values, (1, samples))?;

@@ -13,7 +13,7 @@ impl Tokenizer {
         self.decode_with(ids, skip_special_tokens, self.settings.clean_up)
     }
 
-    /// [`decode`](Self::decode) with the clean-up of spaces said explicitly.
+    /// Does what [`decode`](Self::decode) does, with or without the clean-up of spaces.
     pub fn decode_with(
         &self,
         ids: &[u32],

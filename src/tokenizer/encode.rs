@@ -77,14 +77,14 @@ impl Tokenizer {
         Ok(self.encode_with(text, &options)?.tokens)
     }
 
-    /// Only the ids of `text`, with special tokens around them: the quickest way, nothing else is computed.
+    /// Returns only the ids of `text`, with special tokens around them: the quickest way, since nothing else is computed.
     pub fn encode_ids(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
         self.append_ids(text, &mut ids)?;
         Ok(ids)
     }
 
-    /// [`encode_ids`](Self::encode_ids) of many texts, on all cores.
+    /// Returns the [`encode_ids`](Self::encode_ids) of many texts, on all cores.
     pub fn encode_ids_batch<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Vec<Vec<u32>>> {
         texts
             .par_iter()

@@ -45,7 +45,7 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// As [`set_source_language`](Self::set_source_language).
+    /// Like [`set_source_language`](Self::set_source_language).
     pub fn set_target_language(&mut self, code: &str) -> Result<()> {
         self.post_of_language(code)?;
         if let Some(languages) = &mut self.languages {

@@ -110,7 +110,7 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// As [`spoken_letters`](Self::spoken_letters).
+    /// Like [`spoken_letters`](Self::spoken_letters).
     pub fn spoken_words(&self, ids: &[u32]) -> Result<Vec<Spoken>> {
         let letters = self.letters()?;
         let tokens = self.spelled(ids, false);

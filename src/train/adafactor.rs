@@ -43,7 +43,7 @@ impl RuleOptimizer<AdafactorRule> {
         Self::from_params(model.params())
     }
 
-    /// As [`new`](Self::new), of `params`, each of which must be there once.
+    /// Like [`new`](Self::new), of `params`, each of which must be there once.
     pub fn from_params(params: &[Param]) -> Self {
         let rule = AdafactorRule {
             eps: (1e-30, 1e-3),

@@ -220,7 +220,7 @@ impl TrainingArguments {
         }
     }
 
-    /// Short for [`num_train_epochs`](Self::num_train_epochs).
+    /// Sets [`num_train_epochs`](Self::num_train_epochs).
     #[must_use]
     pub fn epochs(self, epochs: impl Number) -> Self {
         self.num_train_epochs(epochs)
@@ -317,7 +317,7 @@ impl TrainingArguments {
         .checked()
     }
 
-    /// Whether the settings make sense and fit each other. A [`Trainer`](super::Trainer) asks before it begins.
+    /// Checks that the settings make sense and fit each other. A [`Trainer`](super::Trainer) does so before it begins.
     ///
     /// # Errors
     /// [`Error::Argument`] with the first that does not, and what to do.

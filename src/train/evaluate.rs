@@ -369,7 +369,7 @@ struct Task {
     /// The rank, and how many there are.
     deal: (usize, usize),
     context: Context,
-    /// Whether the model shall guess.
+    /// Whether the guesses of the model are wanted.
     predicts: bool,
 }
 

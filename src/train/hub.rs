@@ -62,7 +62,7 @@ impl PushToHubCallback {
         Self::with_options(repo, PushOptions::new())
     }
 
-    /// As [`PushToHubCallback::new`], with a private repository or a message of one's own.
+    /// Like [`PushToHubCallback::new`], with a private repository or your own message.
     pub fn with_options(repo: impl Into<String>, options: PushOptions) -> Result<Self> {
         let hub = Hub::from_env()?;
         if hub.settings().token.is_none() {
@@ -201,7 +201,7 @@ impl Trainer {
         self.push_to_hub_with(&self.model_card())
     }
 
-    /// As [`Trainer::push_to_hub`], with a card of one's own.
+    /// Like [`Trainer::push_to_hub`], with your own card.
     pub fn push_to_hub_with(&self, card: &ModelCard) -> Result<Pushed> {
         let (hub, mut repo) = (Hub::from_env()?, self.args.repo()?);
         // The card says under which name others load the model, owner and all. Who can't be asked now can't be pushed to

@@ -39,7 +39,7 @@ pub struct EvalMetrics {
 }
 
 impl EvalMetrics {
-    /// e to the loss: over how many equally likely tokens the model hesitates, so to speak.
+    /// Returns e to the power of the loss: the number of equally likely tokens among which the model would have to choose.
     pub fn perplexity(&self) -> f64 {
         self.loss.exp()
     }

@@ -124,7 +124,7 @@ impl AdamW {
         self.clip_grad_norm_later(max_norm)?.value()
     }
 
-    /// As [`clip_grad_norm`](Self::clip_grad_norm), without waiting for a GPU: the norm is formed and used there, and read
+    /// Like [`clip_grad_norm`](Self::clip_grad_norm), without waiting for a GPU: the norm is formed and used there, and read
     /// when it is asked for. A step whose norm turns out not to be finite changes nothing.
     pub fn clip_grad_norm_later(&mut self, max_norm: f64) -> Result<GradNorm> {
         let norm = ops::grad_norm_later(&self.params)?;
@@ -133,7 +133,7 @@ impl AdamW {
         Ok(norm.times(factor))
     }
 
-    /// As [`clip_grad_norm`](Self::clip_grad_norm), with the norm of the gradients as they are, of which these may be a part.
+    /// Like [`clip_grad_norm`](Self::clip_grad_norm), with the norm of the gradients as they are, of which these may be a part.
     pub(super) fn clip_with(&mut self, norm: f64, max_norm: f64) -> GradNorm {
         let norm = GradNorm::known(norm);
         let factor = 1.0 / self.loss_scale;

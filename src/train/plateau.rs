@@ -28,7 +28,7 @@ pub struct ReduceLrOnPlateau {
 }
 
 impl ReduceLrOnPlateau {
-    /// Starts at `learning_rate`, for a metric that shall fall.
+    /// Starts at `learning_rate`, for a metric that should fall.
     pub fn new(learning_rate: f64) -> Self {
         Self {
             lr: learning_rate,

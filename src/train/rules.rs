@@ -14,13 +14,13 @@ use crate::ops::{self, GradNorm, GradScale, MappedFile, Param};
 use crate::{Error, Result};
 
 /// What moves the weights: [`AdamW`](super::AdamW), [`Lion`](super::Lion), [`Adafactor`](super::Adafactor),
-/// [`Sgd`](super::Sgd), or [`RuleOptimizer`] with a rule of one's own.
+/// [`Sgd`](super::Sgd), or [`RuleOptimizer`] with a rule of your own.
 pub trait Optimizer: Any + Debug + Send {
     /// Forms the global L2 norm of all gradients, and makes the next [`step`](Self::step) scale them down to `max_norm` if it is
     /// larger (0 for any). A step whose norm turns out not to be finite changes nothing.
     fn clip_grad_norm_later(&mut self, max_norm: f64) -> Result<GradNorm>;
 
-    /// As [`clip_grad_norm_later`](Self::clip_grad_norm_later), and returns the norm at once.
+    /// Like [`clip_grad_norm_later`](Self::clip_grad_norm_later), and returns the norm at once.
     fn clip_grad_norm(&mut self, max_norm: f64) -> Result<f64> {
         self.clip_grad_norm_later(max_norm)?.value()
     }
@@ -53,7 +53,7 @@ pub struct Update {
     pub step: u64,
 }
 
-/// How a gradient moves a parameter: an optimizer of one's own, as [`RuleOptimizer::of`] makes it.
+/// How a gradient moves a parameter: an optimizer of your own, as [`RuleOptimizer::of`] makes it.
 ///
 /// ```
 /// use candle_core::Tensor;

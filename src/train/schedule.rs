@@ -254,7 +254,7 @@ impl Schedule {
         )
     }
 
-    /// Up within `warmup_steps`, then down to 0 along half a cosine.
+    /// Rises within `warmup_steps`, then falls to 0 along half a cosine.
     pub fn cosine(learning_rate: f64, warmup_steps: usize, training_steps: usize) -> Self {
         Self::new(
             SchedulerType::Cosine,
@@ -264,7 +264,7 @@ impl Schedule {
         )
     }
 
-    /// Returns a schedule of one's own: `learning_rate` times what `factor` gives for the number of steps done, as
+    /// Returns a schedule of your own: `learning_rate` times what `factor` gives for the number of steps done, as
     /// PyTorch's `LambdaLR`. The same number must always give the same factor, so that a resumed run goes on exactly.
     ///
     /// ```

@@ -35,7 +35,7 @@ impl RuleOptimizer<SgdRule> {
         Self::from_params(model.params())
     }
 
-    /// As [`new`](Self::new), of `params`, each of which must be there once.
+    /// Like [`new`](Self::new), of `params`, each of which must be there once.
     pub fn from_params(params: &[Param]) -> Self {
         let rule = SgdRule {
             momentum: 0.0,

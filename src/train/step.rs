@@ -861,7 +861,7 @@ mod tests {
         assert_eq!(bits(&frugal), bits(&plain));
     }
 
-    /// Returns what is told, in order.
+    /// Returns the events, in order.
     fn listening(trainer: Trainer) -> (Trainer, Arc<Mutex<Vec<String>>>) {
         let told = Arc::new(Mutex::new(Vec::new()));
         let list = Arc::clone(&told);

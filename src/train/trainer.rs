@@ -557,7 +557,7 @@ impl Trainer {
     #[cfg(not(feature = "hub"))]
     fn push_at_the_end(&self) {}
 
-    /// Sees to it that checkpoints are pushed while training goes on, if they shall be.
+    /// Has checkpoints pushed while training goes on, if the arguments ask for it.
     #[cfg(feature = "hub")]
     fn begin_pushing(&mut self) -> Result<()> {
         if self.args.push_to_hub && !self.pushes {
@@ -568,7 +568,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Pushes the trained model if it shall be pushed. The training is not lost by a push that fails: that is told only.
+    /// Pushes the trained model if the arguments ask for it. A push that fails is reported and does not lose the training.
     #[cfg(feature = "hub")]
     fn push_at_the_end(&self) {
         if self.args.push_to_hub {

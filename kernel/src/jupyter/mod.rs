@@ -36,7 +36,7 @@ use crate::session::remote::Remote;
 use crate::toolchain::prelude::Sources;
 use crate::{Error, Result};
 
-/// How often the kernel looks whether whoever started it is still there.
+/// How often the kernel checks that the process that started it still runs.
 const PARENT_CHECK: Duration = Duration::from_secs(2);
 /// How long the last messages have to leave.
 const FAREWELL: Duration = Duration::from_millis(200);

@@ -41,7 +41,7 @@ pub fn ending() -> Option<&'static str> {
     }
 }
 
-/// From now on the program ends, as others do, when whoever reads its output has gone away.
+/// Lets the program end, as others do, when the reader of its output has gone away.
 pub fn end_with_the_pipe() {
     // SAFETY: gives a signal its default meaning.
     unsafe {

@@ -41,7 +41,7 @@ use crate::toolchain::prelude::{Libraries, Sources};
 use crate::toolchain::{Toolchain, outline};
 use crate::{Error, Result};
 
-/// What is told to be waited for when nothing has to be built.
+/// The message while a cell waits and nothing has to be built.
 pub const STARTING: &str = "starting";
 
 /// So long it may take to ask which of the names that may follow are private, of a type that is not read of in sources.

@@ -92,7 +92,7 @@ impl Toolchain {
     }
 }
 
-/// As [`Toolchain::pin`], for a toolchain of which only the root is known.
+/// Like [`Toolchain::pin`], for a toolchain of which only the root is known.
 pub fn pin<'a>(command: &'a mut Command, sysroot: &Path) -> &'a mut Command {
     if std::env::var_os("RUSTUP_TOOLCHAIN").is_none() {
         command.env("RUSTUP_TOOLCHAIN", sysroot);

@@ -111,7 +111,7 @@ fn folder_of(path: &Path) -> &Path {
 /// Writes `bytes` to `path`: complete, or not at all.
 ///
 /// # Errors
-/// As [`replace_atomically`].
+/// Like [`replace_atomically`].
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     replace_atomically(path, |temporary| {
         std::fs::write(temporary, bytes).map_err(|e| Error::io("write", path, e))

@@ -27,10 +27,10 @@ pub fn replace_files(folder: &Path, write: impl FnOnce(&Path) -> Result<()>) -> 
     replace_files_without(folder, &[], write)
 }
 
-/// As [`replace_files`], and the files called `removed`, if they are there, go in the same step.
+/// Like [`replace_files`], and the files called `removed`, if they are there, go in the same step.
 ///
 /// # Errors
-/// As [`replace_files`].
+/// Like [`replace_files`].
 pub fn replace_files_without(
     folder: &Path,
     removed: &[&str],

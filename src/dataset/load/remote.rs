@@ -51,7 +51,7 @@ impl Loader {
     /// or of a slice that counts rows from the beginning, only those that the slice reaches into.
     ///
     /// # Errors
-    /// As [`Loader::load`] and [`DatasetDict::split`].
+    /// Like [`Loader::load`] and [`DatasetDict::split`].
     pub fn part(&self, split: impl AsRef<str>) -> Result<Dataset> {
         let split = split.as_ref();
         if let Some(fetched) = self.with_fetched_files()? {

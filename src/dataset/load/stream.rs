@@ -33,7 +33,7 @@ impl Loader {
     /// not agree with it are an error when they are read. The files of a dataset on the Hub are downloaded first.
     ///
     /// # Errors
-    /// As [`load`](Self::load); a split that is not there; formats that are not streamed.
+    /// Like [`load`](Self::load); a split that is not there; formats that are not streamed.
     pub fn stream(&self, split: impl AsRef<str>) -> Result<IterableDataset> {
         let split = split.as_ref();
         #[cfg(feature = "hub")]

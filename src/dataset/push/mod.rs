@@ -120,7 +120,7 @@ impl Dataset {
         self.push_to(&Hub::from_env()?, repo, options)
     }
 
-    /// As [`Dataset::push_to_hub`], with settings of one's own.
+    /// Like [`Dataset::push_to_hub`], with your own settings.
     pub fn push_to(&self, hub: &Hub, repo: &str, options: &PushDataset) -> Result<Pushed> {
         let split = options.split.as_deref().unwrap_or("train");
         push(hub, repo, &[(split, self)], options, true)
@@ -132,12 +132,12 @@ impl DatasetDict {
     /// before is replaced.
     ///
     /// # Errors
-    /// As [`Dataset::push_to_hub`]; splits whose columns differ.
+    /// Like [`Dataset::push_to_hub`]; splits whose columns differ.
     pub fn push_to_hub(&self, repo: &str, options: &PushDataset) -> Result<Pushed> {
         self.push_to(&Hub::from_env()?, repo, options)
     }
 
-    /// As [`DatasetDict::push_to_hub`], with settings of one's own.
+    /// Like [`DatasetDict::push_to_hub`], with your own settings.
     pub fn push_to(&self, hub: &Hub, repo: &str, options: &PushDataset) -> Result<Pushed> {
         if options.split.is_some() {
             let message =

@@ -65,7 +65,7 @@ impl Mpi {
             };
             return Err(Error::Distributed(format!(
                 "{by} promises {promised} ranks, but {name} sees {size}: each would train alone and overwrite the others' files; \
-                 {advice}, or set {SWITCH}=off if it shall train alone"
+                 {advice}, or set {SWITCH}=off to train with this process alone"
             )));
         }
         Ok(Self {

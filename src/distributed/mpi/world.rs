@@ -160,7 +160,7 @@ impl World {
         fits(values.len())?;
         let shares = Layout::of_shares(values.len(), self.size);
         let constants = &self.library.constants;
-        // SAFETY: the shares lie within `values`; each rank's own is where it shall be already.
+        // SAFETY: the shares lie within `values`; each rank's own is already in its place.
         let code = unsafe {
             (self.library.allgatherv)(
                 constants.in_place as *mut c_void,

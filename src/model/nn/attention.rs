@@ -35,7 +35,7 @@ impl SelfAttention {
         self.forward_of(x, x, mask, dropout)
     }
 
-    /// As [`SelfAttention::forward`], with queries and keys from `x` and values from `values`.
+    /// Like [`SelfAttention::forward`], with queries and keys from `x` and values from `values`.
     pub fn forward_of(
         &self,
         x: &Tensor,

@@ -21,7 +21,7 @@ impl Linear {
         Ok(Self { bias, ..map })
     }
 
-    /// As [`Linear::new`], with weights and biases drawn as `init` says.
+    /// Like [`Linear::new`], with weights and biases drawn as `init` says.
     pub fn drawn(weights: &WeightBuilder, input: usize, output: usize, init: Init) -> Result<Self> {
         Ok(Self {
             weight: weights.param("weight", (output, input), init)?,

@@ -180,7 +180,7 @@ impl Spec {
         self.places.iter().map(block).collect()
     }
 
-    /// As [`Spec::build`], with blocks that the family has made.
+    /// Like [`Spec::build`], with blocks that the family has made.
     pub(crate) fn build_with(
         &self,
         weights: &WeightBuilder,

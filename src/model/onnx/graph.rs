@@ -263,7 +263,7 @@ impl Graph {
         self.plus(&y, bias)
     }
 
-    /// As [`Graph::linear`], by a matrix that the graph has as a table of rows too; it is kept once.
+    /// Like [`Graph::linear`], by a matrix that the graph has as a table of rows too; it is kept once.
     pub fn linear_by_rows(
         &mut self,
         x: &Value,

@@ -8,7 +8,7 @@ use crate::ops::cuda::{Gpu, args, column_grid, compute_dtype, pointer, prepared,
 use crate::ops::graph::tape;
 use crate::ops::linear::cuda::{activation_backward, code};
 
-/// As [`Activation::apply`].
+/// Like [`Activation::apply`].
 pub(in crate::ops) fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
     let dtype = compute_dtype(x);
     let gpu = Gpu::of(x.device())?;

@@ -69,7 +69,7 @@ impl Default for AdamWOptions {
     }
 }
 
-/// One AdamW step over `params` (one group, each parameter once) with their `states`, in place.
+/// Takes one AdamW step over `params` (one group, each parameter once) with their `states`, in place.
 ///
 /// Every gradient is multiplied by `grad_scale` on the way (the clipping factor, or 1 / accumulation steps; 1 for none).
 /// Frozen parameters and those that no backward pass reached are left alone, state included, as in PyTorch. The
@@ -107,7 +107,7 @@ pub struct GradScale {
 }
 
 impl GradScale {
-    /// Multiplication by `factor`.
+    /// Multiplies gradients by `factor`.
     pub fn new(factor: f64) -> Self {
         Self { factor, clip: None }
     }
@@ -141,7 +141,7 @@ fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     (max_norm / (norm + 1e-6)).min(1.0)
 }
 
-/// As [`adamw_step`], for several groups at once: on a GPU in three launches for all of them.
+/// Like [`adamw_step`], for several groups at once: on a GPU in three launches for all of them.
 pub fn adamw_step_groups(groups: &mut [AdamWGroup<'_>], scale: &GradScale) -> Result<()> {
     groups.iter().try_for_each(AdamWGroup::check)?;
     #[cfg(feature = "cuda")]
@@ -350,7 +350,7 @@ pub fn grad_norm(params: &[Param]) -> Result<f64> {
     grad_norm_later(params)?.value()
 }
 
-/// As [`grad_norm`], without waiting for a GPU: the norm is formed where the gradients are, and read when it is asked for.
+/// Like [`grad_norm`], without waiting for a GPU: the norm is formed where the gradients are, and read when it is asked for.
 pub fn grad_norm_later(params: &[Param]) -> Result<GradNorm> {
     let mut seen = HashSet::new();
     let params: Vec<&Param> = (params.iter())

@@ -9,7 +9,7 @@ use crate::ops::cuda::{
 };
 use crate::ops::graph::tape;
 
-/// As [`crate::ops::scale`].
+/// Like [`crate::ops::scale`].
 pub(in crate::ops) fn scale(x: &Tensor, factor: f64) -> Result<Tensor> {
     let x = x.contiguous()?;
     let result = times(&x, factor)?;
@@ -36,7 +36,7 @@ fn times(x: &Tensor, factor: f64) -> Result<Fresh> {
     Ok(y)
 }
 
-/// As [`crate::ops::add`], for two of one shape.
+/// Like [`crate::ops::add`], for two of one shape.
 pub(in crate::ops) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let dtype = match a.dtype() == b.dtype() {
         true => a.dtype(),
@@ -70,7 +70,7 @@ fn combined(operation: &str, a: &Tensor, b: &Tensor) -> Result<Fresh> {
     Ok(y)
 }
 
-/// As [`crate::ops::mul`], for two of one shape.
+/// Like [`crate::ops::mul`], for two of one shape.
 pub(in crate::ops) fn mul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let dtype = compute_dtype(a);
     let (a, b) = (prepared(a, dtype)?, prepared(b, dtype)?);
@@ -92,7 +92,7 @@ pub(in crate::ops) fn mul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     )
 }
 
-/// As [`crate::ops::add_broadcast()`], for shapes that fit.
+/// Like [`crate::ops::add_broadcast()`], for shapes that fit.
 pub(in crate::ops) fn add_broadcast(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     let gpu = Gpu::of(x.device())?;
     let dtype = compute_dtype(x);
@@ -155,7 +155,7 @@ fn column_sums(gpu: &Gpu, x: &Tensor, (rows, width): (usize, usize)) -> Result<F
     Ok(sums)
 }
 
-/// As [`crate::ops::mul_rows`], for rows of `width` and as many factors.
+/// Like [`crate::ops::mul_rows`], for rows of `width` and as many factors.
 pub(in crate::ops) fn mul_rows(x: &Tensor, factors: &Tensor, width: usize) -> Result<Tensor> {
     let dtype = compute_dtype(x);
     let x = prepared(x, dtype)?;

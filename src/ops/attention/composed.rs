@@ -100,7 +100,7 @@ pub(super) fn split(
     })
 }
 
-/// Sparse attention by way of all pairs, without scores of one's own; `plain` as for [`attend`].
+/// Sparse attention by way of all pairs, without scores of your own; `plain` as for [`attend`].
 pub(super) fn sparse(
     qkv: [&Tensor; 3],
     plan: &SparsePlan,

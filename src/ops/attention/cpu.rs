@@ -748,7 +748,7 @@ impl Attention {
 }
 
 impl Attention {
-    /// As [`Attention::softmax_grads`], for the row of one query from a key on, without the softmax.
+    /// Like [`Attention::softmax_grads`], for the row of one query from a key on, without the softmax.
     fn weight_grads(
         &self,
         weights: PairWeights,

@@ -18,7 +18,7 @@ use crate::ops::{AttentionMask, Dropout};
 /// 0 is "not asked yet"; the others are [`AttentionKernel`]s.
 static KERNEL: AtomicU8 = AtomicU8::new(0);
 
-/// As [`crate::ops::set_attention_kernel`].
+/// Like [`crate::ops::set_attention_kernel`].
 pub(in crate::ops) fn set_kernel(kernel: AttentionKernel) {
     let code = match kernel {
         AttentionKernel::Auto => 1,
@@ -45,7 +45,7 @@ fn kernel() -> AttentionKernel {
     }
 }
 
-/// As [`crate::ops::attention()`], for arguments whose shapes have been checked.
+/// Like [`crate::ops::attention()`], for arguments whose shapes have been checked.
 pub(in crate::ops) fn attention(
     [q, k, v]: [&Tensor; 3],
     sizes: Sizes,

@@ -25,7 +25,7 @@ pub struct RelativeIndex {
 }
 
 impl RelativeIndex {
-    /// `row(i - j)` is the row for query i of `queries` and key j of `keys`. There is at least one of each.
+    /// Returns an index in which `row(i - j)` is the row for query i of `queries` and key j of `keys`. There is at least one of each.
     pub fn new(queries: usize, keys: usize, row: impl Fn(i64) -> u32) -> Self {
         let grid = Grid {
             queries: queries.max(1),
@@ -35,7 +35,7 @@ impl RelativeIndex {
         Self::of(grid, 0, 1, row)
     }
 
-    /// `row(offset + query_step · i - key_step · j)` is the row for query i and key j: for queries or keys that
+    /// Returns an index in which `row(offset + query_step · i - key_step · j)` is the row for query i and key j: for queries or keys that
     /// stand at positions of their own, as after the pooling of Funnel Transformer.
     ///
     /// # Errors
@@ -83,7 +83,7 @@ impl RelativeIndex {
         })
     }
 
-    /// T5's buckets for both directions, as MPNet has them: a half of the `buckets` for keys before the query and one for
+    /// Returns T5's buckets for both directions, as MPNet has them: a half of the `buckets` for keys before the query and one for
     /// those after it. A half of each half is for single distances; the others grow with the logarithm up to
     /// `max_distance`, beyond which all share the last. Computed in f32, as transformers does.
     pub fn t5_buckets(queries: usize, keys: usize, buckets: u32, max_distance: u32) -> Self {
@@ -92,7 +92,7 @@ impl RelativeIndex {
         })
     }
 
-    /// DeBERTa-v2's buckets: single distances up to `span / 2`, then such that grow with the logarithm up to
+    /// Returns DeBERTa-v2's buckets: single distances up to `span / 2`, then such that grow with the logarithm up to
     /// `max_position`; row `bucket + span`, at most `2 · span - 1`. Computed in f32, as transformers does.
     pub fn log_buckets(queries: usize, keys: usize, span: u32, max_position: u32) -> Self {
         let last = 2 * i64::from(span) - 1;

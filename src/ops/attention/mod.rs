@@ -107,7 +107,7 @@ pub fn attention(
     attention_with(q, k, v, &options)
 }
 
-/// As [`attention`](attention()), with everything that [`AttentionOptions`] offers: grouped heads, bands, the causal rule,
+/// Like [`attention`](attention()), with everything that [`AttentionOptions`] offers: grouped heads, bands, the causal rule,
 /// rotary positions.
 ///
 /// `q` is (batch, query, heads · d), `k` (batch, key, kv_heads · d), `v` (batch, key, kv_heads · e); the result is (batch,
@@ -127,7 +127,7 @@ pub fn attention_with(
     attend([q, k, v], options, None)
 }
 
-/// As [`attention_with`], for the result of one projection to queries, keys and values: (batch, sequence, width) with
+/// Like [`attention_with`], for the result of one projection to queries, keys and values: (batch, sequence, width) with
 /// width = (heads + 2 · kv_heads) · d, in that layout. Nothing is copied on the CPU, and one gradient of that shape comes
 /// back.
 ///
@@ -141,7 +141,7 @@ pub fn attention_fused(
     attend_fused(qkv, layout, options, None)
 }
 
-/// As [`attention_with`], with terms that depend on the distance between query and key.
+/// Like [`attention_with`], with terms that depend on the distance between query and key.
 ///
 /// Time grows with queries · keys as without them; of the terms nothing is kept for the backward pass, and no more than a
 /// row for each distance is formed on the way.
@@ -172,7 +172,7 @@ pub fn relative_attention(
     attend([q, k, v], options, Some(terms))
 }
 
-/// As [`relative_attention`], for queries, keys and values side by side as [`attention_fused`] takes them.
+/// Like [`relative_attention`], for queries, keys and values side by side as [`attention_fused`] takes them.
 ///
 /// # Errors
 /// As these two.
@@ -185,7 +185,7 @@ pub fn relative_attention_fused(
     attend_fused(qkv, layout, options, Some(terms))
 }
 
-/// As [`attention_with`], or as [`relative_attention`] where there are terms, with weights that depend on each pair's own score
+/// Like [`attention_with`], or as [`relative_attention`] where there are terms, with weights that depend on each pair's own score
 /// in place of the softmax. Masked keys, and those that a query does not see, weigh nothing.
 ///
 /// # Errors

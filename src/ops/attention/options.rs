@@ -59,7 +59,7 @@ impl Band {
 }
 
 impl AttentionOptions {
-    /// Plain attention by `heads` heads of `head_size` features each: scores are divided by √head_size.
+    /// Returns the options of plain attention by `heads` heads of `head_size` features each: scores are divided by √head_size.
     pub fn new(heads: usize, head_size: usize) -> Self {
         Self {
             heads,

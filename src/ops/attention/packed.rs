@@ -18,7 +18,7 @@ use crate::ops::parallel::for_overwrite;
 use crate::ops::{Dropout, concat, narrow};
 use crate::{Error, Result};
 
-/// As [`attention_with`](super::attention_with) and [`attention_fused`](super::attention_fused), or their relative forms where
+/// Like [`attention_with`](super::attention_with) and [`attention_fused`](super::attention_fused), or their relative forms where
 /// there are terms, for sequences of these lengths in one row of the batch. Each sequence's positions begin at 0, and it sees
 /// itself alone. The terms are made for at least as many positions as the longest has.
 pub(super) fn attend(

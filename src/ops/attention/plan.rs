@@ -45,7 +45,7 @@ impl SparsePlan {
         Self::per_head(queries, keys, block, vec![ranges])
     }
 
-    /// As [`SparsePlan::new`], with ranges of its own for every head: `ranges[head][block]`.
+    /// Like [`SparsePlan::new`], with ranges of its own for every head: `ranges[head][block]`.
     ///
     /// # Errors
     /// As there.

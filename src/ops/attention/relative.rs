@@ -47,7 +47,7 @@ pub struct RelativeTerms {
 }
 
 impl RelativeTerms {
-    /// No term yet.
+    /// Returns terms without tables, which add nothing.
     pub fn new(index: RelativeIndex) -> Self {
         Self {
             index,
@@ -329,7 +329,7 @@ impl Terms {
     /// Adds what the queries get from the value table to their results; changes the tile's margin.
     ///
     /// # Safety
-    /// As [`Terms::add_scores`]; nobody else touches the results.
+    /// Like [`Terms::add_scores`]; nobody else touches the results.
     pub(super) unsafe fn add_values(
         &self,
         head: usize,
@@ -347,7 +347,7 @@ impl Terms {
     /// Adds what the value table says of the gradient of the probabilities.
     ///
     /// # Safety
-    /// As [`Terms::add_scores`].
+    /// Like [`Terms::add_scores`].
     pub(super) unsafe fn add_value_scores(
         &self,
         head: usize,
@@ -364,7 +364,7 @@ impl Terms {
     /// Adds to the value table's gradient.
     ///
     /// # Safety
-    /// As [`Terms::add_scores`]; no other task works on the part's head and chunk.
+    /// Like [`Terms::add_scores`]; no other task works on the part's head and chunk.
     pub(super) unsafe fn add_value_grads(
         &self,
         head: usize,
@@ -390,7 +390,7 @@ impl Terms {
     /// what `skip_first` leaves out of the tile.
     ///
     /// # Safety
-    /// As [`Terms::add_scores`]; nobody else touches the gradients, and no other task works on the part's head and chunk.
+    /// Like [`Terms::add_scores`]; nobody else touches the gradients, and no other task works on the part's head and chunk.
     pub(super) unsafe fn add_score_grads(
         &self,
         (head, chunk): (usize, usize),

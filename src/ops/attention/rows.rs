@@ -56,7 +56,7 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// As [`softmax_backward`], with dropout between the probabilities and their use.
+    /// Like [`softmax_backward`], with dropout between the probabilities and their use.
     pub(super) fn softmax_backward_dropped(
         stream: &Stream,
         start: u32,

@@ -194,7 +194,7 @@ impl Table<'_> {
     /// Adds to `grad`, of the table's size, what the gradient in the tile is for it. The tile's margin is zero.
     ///
     /// # Safety
-    /// As [`Table::spread`].
+    /// Like [`Table::spread`].
     pub(super) unsafe fn add_grad(
         &self,
         grid: Grid,

@@ -20,7 +20,7 @@ use crate::ops::graph::tape;
 use crate::ops::parallel::for_overwrite;
 use crate::ops::{Dropout, dropout, naive};
 
-/// Attention in which every block of queries sees the keys of a plan only: time and memory grow with their number.
+/// Returns attention in which every block of queries sees the keys of a plan only: time and memory grow with their number.
 ///
 /// `q` is (batch, query, heads · d), `k` (batch, key, heads · d), `v` (batch, key, heads · e); the result is (batch, query,
 /// heads · e), and 0 for a query that sees no key. Of the options it takes the heads, the scale, dropout, and masks of keys
@@ -38,12 +38,12 @@ pub fn sparse_attention(
     attend([q, k, v], plan, options, false)
 }
 
-/// As [`sparse_attention`], with the logarithm of every query's sum of exponentials after the features of each head: (batch,
+/// Like [`sparse_attention`], with the logarithm of every query's sum of exponentials after the features of each head: (batch,
 /// query, heads · (e + 1)). With it, results for the same queries and other keys can be joined. It is the lowest finite
 /// number where no key is seen.
 ///
 /// # Errors
-/// As [`sparse_attention`].
+/// Like [`sparse_attention`].
 pub fn sparse_attention_sums(
     q: &Tensor,
     k: &Tensor,

@@ -10,7 +10,7 @@ use crate::ops::cuda::{
 };
 use crate::ops::graph::tape;
 
-/// As [`crate::ops::depthwise_conv()`], for sizes that fit.
+/// Like [`crate::ops::depthwise_conv()`], for sizes that fit.
 pub(in crate::ops) fn depthwise_conv(x: &Tensor, w: &Tensor, sizes: Sizes) -> Result<Tensor> {
     let gpu = Gpu::of(x.device())?;
     let dtype = compute_dtype(x);
@@ -95,7 +95,7 @@ pub(in crate::ops) fn depthwise_conv(x: &Tensor, w: &Tensor, sizes: Sizes) -> Re
     )
 }
 
-/// As [`crate::ops::dynamic_conv()`], for sizes that fit.
+/// Like [`crate::ops::dynamic_conv()`], for sizes that fit.
 pub(in crate::ops) fn dynamic_conv(v: &Tensor, kernels: &Tensor) -> Result<Tensor> {
     let gpu = Gpu::of(v.device())?;
     let dtype = compute_dtype(v);

@@ -13,7 +13,7 @@ use crate::ops::cuda::{
 use crate::ops::gemm::cublas::{Matrix, gemm};
 use crate::ops::graph::tape;
 
-/// As [`crate::ops::masked_cross_entropy`], for arguments that have been checked.
+/// Like [`crate::ops::masked_cross_entropy`], for arguments that have been checked.
 pub(in crate::ops) fn masked_cross_entropy(
     hidden: &Tensor,
     weight: &Param,

@@ -141,7 +141,7 @@ fn pool(device: &CudaDevice) -> Result<Option<sys::CUmemoryPool>, DriverError> {
     unsafe { result::device::get_mem_pool(context.cu_device()) }.map(Some)
 }
 
-/// As [`super::super::device_memory`].
+/// Like [`super::super::device_memory`].
 pub(in crate::ops) fn memory(device: &Device) -> Option<DeviceMemory> {
     let Device::Cuda(device) = device else {
         return None;
@@ -162,7 +162,7 @@ pub(in crate::ops) fn memory(device: &Device) -> Option<DeviceMemory> {
     })
 }
 
-/// As [`super::super::reset_peak_memory`].
+/// Like [`super::super::reset_peak_memory`].
 pub(in crate::ops) fn reset_peak(device: &Device) {
     if let Device::Cuda(device) = device
         && let Ok(Some(pool)) = pool(device)

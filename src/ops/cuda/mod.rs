@@ -122,7 +122,7 @@ pub(super) fn not_on_gpu() -> Error {
     ))
 }
 
-/// As [`super::upload`], for a GPU.
+/// Like [`super::upload`], for a GPU.
 pub(super) fn upload(values: &[u32], shape: Shape, device: &Device) -> Result<Tensor> {
     let gpu = Gpu::of(device)?;
     if values.len() != shape.elem_count() || values.is_empty() {

@@ -73,7 +73,7 @@ impl Staging {
         })
     }
 
-    /// As [`copy`].
+    /// Like [`copy`].
     ///
     /// # Safety
     /// As there.

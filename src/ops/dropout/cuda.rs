@@ -7,7 +7,7 @@ use crate::ops::Dropout;
 use crate::ops::cuda::{Fresh, Gpu, Grid, args, compute_dtype, pointer, prepared, suffix};
 use crate::ops::graph::tape;
 
-/// As [`crate::ops::dropout`], for dropout that is active.
+/// Like [`crate::ops::dropout`], for dropout that is active.
 pub(in crate::ops) fn dropout(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
     let gpu = Gpu::of(x.device())?;
     let x = prepared(x, compute_dtype(x))?;

@@ -37,7 +37,7 @@ impl Dropout {
         Stream::new(self, index >> 32).factor(index as u32)
     }
 
-    /// The factors of the elements from `start` on.
+    /// Returns the factors of the elements from `start` on.
     pub fn factors(self, start: u64, factors: &mut [f32]) {
         self.pieces(start, factors.len(), |stream, offset, at, n| {
             write_factors(&stream, offset, &mut factors[at..at + n]);

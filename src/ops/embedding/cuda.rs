@@ -207,7 +207,7 @@ impl HostPlan {
     }
 }
 
-/// As [`crate::ops::select_rows`], for `rows` that `x` has (as many as `width` divides it into).
+/// Like [`crate::ops::select_rows`], for `rows` that `x` has (as many as `width` divides it into).
 pub(in crate::ops) fn select_rows(x: &Tensor, rows: Vec<u32>, width: usize) -> Result<Tensor> {
     let x = x.contiguous()?;
     let out = gather(&x, &rows, width)?;
@@ -224,7 +224,7 @@ pub(in crate::ops) fn select_rows(x: &Tensor, rows: Vec<u32>, width: usize) -> R
     )
 }
 
-/// As [`crate::ops::scatter_rows()`], for a row of `x` for each of `rows`, all below `into_len`.
+/// Like [`crate::ops::scatter_rows()`], for a row of `x` for each of `rows`, all below `into_len`.
 pub(in crate::ops) fn scatter_rows(
     x: &Tensor,
     rows: Vec<u32>,

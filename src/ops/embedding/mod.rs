@@ -137,7 +137,7 @@ impl Lookup {
     }
 }
 
-/// As [`fused`], on the GPU that has the tables.
+/// Like [`fused`], on the GPU that has the tables.
 #[cfg(feature = "cuda")]
 fn on_gpu(lookups: Vec<Lookup>, ids: &Tensor) -> Result<Tensor> {
     let mut shape = ids.dims().to_vec();

@@ -12,7 +12,7 @@ use crate::ops::fourier_mix::wave;
 use crate::ops::gemm::cublas::{Heads, Matrix, gemm, gemm_heads};
 use crate::ops::graph::tape;
 
-/// As [`crate::ops::fourier_mix()`], of an `x` in f32.
+/// Like [`crate::ops::fourier_mix()`], of an `x` in f32.
 pub(in crate::ops) fn fourier_mix(x: &Tensor) -> Result<Tensor> {
     let (_, len, width) = x.dims3()?;
     let gpu = Gpu::of(x.device())?;

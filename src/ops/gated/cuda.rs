@@ -8,7 +8,7 @@ use crate::ops::graph::tape;
 use crate::ops::linear::cuda::code;
 use crate::ops::{Activation, Gate};
 
-/// As [`crate::ops::gated()`], for rows that have halves.
+/// Like [`crate::ops::gated()`], for rows that have halves.
 pub(in crate::ops) fn gated(x: &Tensor, activation: Activation, gate: Gate) -> Result<Tensor> {
     let half = x.dim(D::Minus1)? / 2;
     let n = x.elem_count() / 2;

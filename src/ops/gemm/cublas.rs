@@ -242,7 +242,7 @@ pub(in crate::ops) unsafe fn gemm_heads(
     unsafe { gemm_table(gpu, (batch, heads), (m, k, n), (alpha, beta), c, a, b) }
 }
 
-/// As [`gemm_heads`] by a table of pointers.
+/// Like [`gemm_heads`] by a table of pointers.
 ///
 /// # Safety
 /// As there; `alpha` and `beta` must point to an f32.

@@ -82,7 +82,7 @@ fn is_wanted() -> bool {
     *WANTED.get_or_init(|| std::env::var("CLOZE_CUDA_EPILOGUES").as_deref() != Ok("off"))
 }
 
-/// As [`gemm`](crate::ops::gemm::cublas::gemm) with alpha 1, and the epilogue; `false`, with nothing done, if cuBLASLt has no algorithm
+/// Like [`gemm`](crate::ops::gemm::cublas::gemm) with alpha 1, and the epilogue; `false`, with nothing done, if cuBLASLt has no algorithm
 /// for it or refuses the one that it named.
 ///
 /// # Safety

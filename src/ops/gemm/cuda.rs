@@ -11,7 +11,7 @@ use crate::ops::graph::tape;
 use crate::ops::linear::cuda::code;
 use crate::ops::{Activation, Param};
 
-/// As [`crate::ops::matmul()`], for operands that fit: (batch, m, k) times (batch, k, n).
+/// Like [`crate::ops::matmul()`], for operands that fit: (batch, m, k) times (batch, k, n).
 pub(in crate::ops) fn matmul(
     (a, a_t): (&Tensor, bool),
     (b, b_t): (&Tensor, bool),
@@ -89,7 +89,7 @@ fn multiply(
     unsafe { gemm_heads(&gpu, (batch, 1), (m, k, n), (1.0, 0.0), y, a, b) }
 }
 
-/// As [`crate::ops::linear_grouped()`], for sizes that fit: of `groups` groups of `width` features, `out` each.
+/// Like [`crate::ops::linear_grouped()`], for sizes that fit: of `groups` groups of `width` features, `out` each.
 pub(in crate::ops) fn linear_grouped(
     x: &Tensor,
     weight: &Param,

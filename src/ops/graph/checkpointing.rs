@@ -22,7 +22,7 @@ pub fn checkpoint(
     checkpoint_all(&[x], params, move |xs| f(&xs[0]))
 }
 
-/// As [`checkpoint`], of several tensors, all of which are kept: a decoder's layer reads the encoder's output too.
+/// Like [`checkpoint`], of several tensors, all of which are kept: a decoder's layer reads the encoder's output too.
 pub fn checkpoint_all(
     xs: &[&Tensor],
     params: &[Param],

@@ -20,7 +20,7 @@ pub(in crate::ops) fn like(values: Vec<f32>, other: &Tensor) -> Result<Tensor> {
     Ok(here.to_device(other.device())?.to_dtype(other.dtype())?)
 }
 
-/// As [`tape::record`], of a result that was worked out here, which goes to the device of the arguments.
+/// Like [`tape::record`], of a result that was worked out here, which goes to the device of the arguments.
 ///
 /// `backward(args, gradient of the result)` gives the gradients of all arguments, in their order.
 pub(in crate::ops) fn record(

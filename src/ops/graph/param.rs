@@ -78,7 +78,7 @@ impl Param {
         Ok(param)
     }
 
-    /// As [`Param::new`], for a variable that nobody else holds.
+    /// Like [`Param::new`], for a variable that nobody else holds.
     pub(crate) fn owned(name: impl Into<String>, value: &Tensor) -> Result<Self> {
         Ok(Self {
             inner: Arc::new(Inner {
@@ -121,7 +121,7 @@ impl Param {
         &self.inner.var
     }
 
-    /// As [`Param::var`], for who tells of every change by [`Param::value_changed`].
+    /// Like [`Param::var`], for who tells of every change by [`Param::value_changed`].
     pub(in crate::ops) fn own_var(&self) -> &Var {
         &self.inner.var
     }
@@ -317,7 +317,7 @@ impl Param {
         self.update_grad_tensor(|grad, fresh| storage::with_mut(grad, |grad| update(grad, fresh)))
     }
 
-    /// As [`Param::update_grad`], with the memory as a contiguous f32 tensor on the parameter's device.
+    /// Like [`Param::update_grad`], with the memory as a contiguous f32 tensor on the parameter's device.
     pub(crate) fn update_grad_tensor(
         &self,
         update: impl FnOnce(&Tensor, bool) -> Result<()>,

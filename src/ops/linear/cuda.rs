@@ -13,7 +13,7 @@ use crate::ops::graph::tape;
 use crate::ops::{Activation, Param};
 use std::sync::Mutex;
 
-/// As [`crate::ops::linear_act`], for arguments whose shapes have been checked.
+/// Like [`crate::ops::linear_act`], for arguments whose shapes have been checked.
 pub(in crate::ops) fn linear_act(
     x: &Tensor,
     weight: &Param,

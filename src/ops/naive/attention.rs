@@ -11,7 +11,7 @@ use crate::ops::{
     RotaryPairs,
 };
 
-/// As [`attention_with`](super::super::attention_with), without its checks.
+/// Like [`attention_with`](super::super::attention_with), without its checks.
 pub fn attention_with(
     q: &Tensor,
     k: &Tensor,
@@ -21,7 +21,7 @@ pub fn attention_with(
     attend([q, k, v], options, None, None)
 }
 
-/// As [`relative_attention`](super::super::relative_attention), without its checks.
+/// Like [`relative_attention`](super::super::relative_attention), without its checks.
 pub fn relative_attention(
     q: &Tensor,
     k: &Tensor,
@@ -32,7 +32,7 @@ pub fn relative_attention(
     attend([q, k, v], options, Some(terms), None)
 }
 
-/// As [`pointwise_attention`](super::super::pointwise_attention), without its checks.
+/// Like [`pointwise_attention`](super::super::pointwise_attention), without its checks.
 pub fn pointwise_attention(
     q: &Tensor,
     k: &Tensor,

@@ -20,7 +20,7 @@ pub use self::attention::{attention_with, pointwise_attention, relative_attentio
 pub(super) use self::sparse::counts;
 pub(super) use self::sparse::sparse;
 
-/// As [`super::linear`].
+/// Like [`super::linear`].
 pub fn linear(x: &Tensor, weight: &Param, bias: Option<&Param>) -> Result<Tensor> {
     let (out, width) = weight.shape().dims2()?;
     let mut dims = x.dims().to_vec();
@@ -35,7 +35,7 @@ pub fn linear(x: &Tensor, weight: &Param, bias: Option<&Param>) -> Result<Tensor
     Ok(flat.reshape(dims)?)
 }
 
-/// As [`super::linear_act`].
+/// Like [`super::linear_act`].
 pub fn linear_act(
     x: &Tensor,
     weight: &Param,
@@ -45,7 +45,7 @@ pub fn linear_act(
     activate(&linear(x, weight, bias)?, activation)
 }
 
-/// As [`Activation::apply`].
+/// Like [`Activation::apply`].
 pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     Ok(match activation {
         // Candle's `gelu` and `gelu_erf` are differentiated with constants of six digits: these are exact.
@@ -78,27 +78,27 @@ fn sigmoid(x: &Tensor) -> Result<Tensor> {
     Ok((((x * 0.5)?.tanh()? + 1.0)? * 0.5)?)
 }
 
-/// As [`super::permute`].
+/// Like [`super::permute`].
 pub fn permute(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
     Ok(x.permute(dims)?.contiguous()?)
 }
 
-/// As [`super::narrow()`].
+/// Like [`super::narrow()`].
 pub fn narrow(x: &Tensor, dim: usize, start: usize, len: usize) -> Result<Tensor> {
     Ok(x.narrow(dim, start, len)?.contiguous()?)
 }
 
-/// As [`super::concat()`].
+/// Like [`super::concat()`].
 pub fn concat(parts: &[&Tensor], dim: usize) -> Result<Tensor> {
     Ok(Tensor::cat(parts, dim)?)
 }
 
-/// As [`super::mul`].
+/// Like [`super::mul`].
 pub fn mul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok((a * b)?)
 }
 
-/// As [`super::mul_rows`].
+/// Like [`super::mul_rows`].
 pub fn mul_rows(x: &Tensor, factors: &Tensor) -> Result<Tensor> {
     let mut shape = x.dims().to_vec();
     if let Some(last) = shape.last_mut() {
@@ -108,7 +108,7 @@ pub fn mul_rows(x: &Tensor, factors: &Tensor) -> Result<Tensor> {
     Ok(x.broadcast_mul(&factors.reshape(shape)?.detach())?)
 }
 
-/// As [`super::affine()`].
+/// Like [`super::affine()`].
 pub fn affine(x: &Tensor, weight: &Param, bias: Option<&Param>) -> Result<Tensor> {
     let scaled = x.broadcast_mul(&weight.tensor())?;
     Ok(match bias {
@@ -117,12 +117,12 @@ pub fn affine(x: &Tensor, weight: &Param, bias: Option<&Param>) -> Result<Tensor
     })
 }
 
-/// As [`super::add_broadcast()`].
+/// Like [`super::add_broadcast()`].
 pub fn add_broadcast(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     Ok(x.broadcast_add(y)?)
 }
 
-/// As [`super::matmul`].
+/// Like [`super::matmul`].
 pub fn matmul(a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<Tensor> {
     let stored = |x: &Tensor, transposed: bool| match transposed {
         true => x.t()?.contiguous(),
@@ -131,28 +131,28 @@ pub fn matmul(a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> R
     Ok(stored(a, transpose_a)?.matmul(&stored(b, transpose_b)?)?)
 }
 
-/// As [`super::softmax()`].
+/// Like [`super::softmax()`].
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     let shifted = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?;
     let exp = shifted.exp()?;
     Ok(exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?)
 }
 
-/// As [`super::scatter_rows()`], without its check of the rows.
+/// Like [`super::scatter_rows()`], without its check of the rows.
 pub fn scatter_rows(x: &Tensor, rows: &Tensor, into_len: usize) -> Result<Tensor> {
     let rows = rows.flatten_all()?.to_device(x.device())?;
     let none = Tensor::zeros((into_len, x.dim(1)?), x.dtype(), x.device())?;
     Ok(none.index_add(&rows, x, 0)?)
 }
 
-/// As [`super::mean_segments()`].
+/// Like [`super::mean_segments()`].
 pub fn mean_segments(x: &Tensor, count: usize) -> Result<Tensor> {
     let mut shape = x.dims().to_vec();
     shape.splice(1..2, [count, x.dim(1)? / count]);
     Ok(x.reshape(shape)?.mean(2)?)
 }
 
-/// As [`super::layer_norm`].
+/// Like [`super::layer_norm`].
 pub fn layer_norm(x: &Tensor, weight: &Param, bias: Option<&Param>, eps: f64) -> Result<Tensor> {
     let mean = x.mean_keepdim(D::Minus1)?;
     let centred = x.broadcast_sub(&mean)?;
@@ -165,7 +165,7 @@ pub fn layer_norm(x: &Tensor, weight: &Param, bias: Option<&Param>, eps: f64) ->
     })
 }
 
-/// As [`super::add_layer_norm`].
+/// Like [`super::add_layer_norm`].
 pub fn add_layer_norm(
     x: &Tensor,
     residual: &Tensor,
@@ -178,7 +178,7 @@ pub fn add_layer_norm(
     layer_norm(&sum, weight, bias, eps)
 }
 
-/// As [`super::dropout`].
+/// Like [`super::dropout`].
 pub fn dropout(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
     if !dropout.is_active() {
         return Ok(x.clone());
@@ -189,7 +189,7 @@ pub fn dropout(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
     Ok((x * factors)?)
 }
 
-/// As [`super::attention`].
+/// Like [`super::attention`].
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
@@ -218,7 +218,7 @@ pub(crate) fn lowest(dtype: DType) -> f64 {
     }
 }
 
-/// As [`super::embedding`], without its check of the ids.
+/// Like [`super::embedding`], without its check of the ids.
 pub fn embedding(ids: &Tensor, table: &Param, padding_idx: Option<u32>) -> Result<Tensor> {
     let (_, width) = table.shape().dims2()?;
     let flat = ids.flatten_all()?.to_device(table.device())?;
@@ -240,12 +240,12 @@ pub fn embedding(ids: &Tensor, table: &Param, padding_idx: Option<u32>) -> Resul
     Ok(gathered.reshape(dims)?)
 }
 
-/// As [`super::select_rows`], without its check of the rows.
+/// Like [`super::select_rows`], without its check of the rows.
 pub fn select_rows(x: &Tensor, rows: &Tensor) -> Result<Tensor> {
     Ok(x.index_select(&rows.to_device(x.device())?, 0)?)
 }
 
-/// As [`super::masked_cross_entropy`], without its check of the labels.
+/// Like [`super::masked_cross_entropy`], without its check of the labels.
 pub fn masked_cross_entropy(
     hidden: &Tensor,
     weight: &Param,
@@ -265,12 +265,12 @@ pub fn masked_cross_entropy(
     Ok((log_sum - picked)?.sum_all()?)
 }
 
-/// As [`super::sum_all()`].
+/// Like [`super::sum_all()`].
 pub fn sum_all(x: &Tensor) -> Result<Tensor> {
     Ok(x.sum_all()?)
 }
 
-/// As [`super::gated()`].
+/// Like [`super::gated()`].
 pub fn gated(x: &Tensor, activation: Activation, gate: Gate) -> Result<Tensor> {
     let half = x.dim(D::Minus1)? / 2;
     let part = |start| x.narrow(D::Minus1, start, half);
@@ -281,14 +281,14 @@ pub fn gated(x: &Tensor, activation: Activation, gate: Gate) -> Result<Tensor> {
     })
 }
 
-/// As [`super::rms_norm()`].
+/// Like [`super::rms_norm()`].
 pub fn rms_norm(x: &Tensor, weight: &Param, eps: f64) -> Result<Tensor> {
     let square = x.sqr()?.mean_keepdim(D::Minus1)?;
     let normed = x.broadcast_div(&(square + eps)?.sqrt()?)?;
     Ok(normed.broadcast_mul(&weight.tensor())?)
 }
 
-/// As [`super::normalize_rows()`].
+/// Like [`super::normalize_rows()`].
 pub fn normalize_rows(x: &Tensor, length: RowLength) -> Result<Tensor> {
     let square = x.sqr()?;
     Ok(match length {
@@ -305,7 +305,7 @@ pub fn normalize_rows(x: &Tensor, length: RowLength) -> Result<Tensor> {
     })
 }
 
-/// As [`super::standardize()`].
+/// Like [`super::standardize()`].
 pub fn standardize(x: &Tensor, eps: f64) -> Result<Standardized> {
     let width = x.dim(D::Minus1)?;
     let rows = x.reshape(((), width))?;
@@ -320,13 +320,13 @@ pub fn standardize(x: &Tensor, eps: f64) -> Result<Standardized> {
     })
 }
 
-/// As [`super::scale_by()`].
+/// Like [`super::scale_by()`].
 pub fn scale_by(x: &Tensor, factor: &Tensor) -> Result<Tensor> {
     let factor = factor.flatten_all()?.to_dtype(x.dtype())?;
     Ok(x.broadcast_mul(&factor)?)
 }
 
-/// As [`super::linear_grouped()`].
+/// Like [`super::linear_grouped()`].
 pub fn linear_grouped(
     x: &Tensor,
     weight: &Param,
@@ -355,7 +355,7 @@ pub fn linear_grouped(
     Ok(flat.reshape(shape)?)
 }
 
-/// As [`super::depthwise_conv()`].
+/// Like [`super::depthwise_conv()`].
 pub fn depthwise_conv(x: &Tensor, w: &Tensor, pad: usize) -> Result<Tensor> {
     let (_, len, width) = x.dims3()?;
     let channels = w.dim(0)?;
@@ -378,7 +378,7 @@ pub fn depthwise_conv(x: &Tensor, w: &Tensor, pad: usize) -> Result<Tensor> {
     sum.ok_or_else(|| crate::Error::argument("w", "empty"))
 }
 
-/// As [`super::dynamic_conv()`].
+/// Like [`super::dynamic_conv()`].
 pub fn dynamic_conv(v: &Tensor, kernels: &Tensor) -> Result<Tensor> {
     let (batch, len, width) = v.dims3()?;
     let (_, _, heads, kernel) = kernels.dims4()?;
@@ -395,7 +395,7 @@ pub fn dynamic_conv(v: &Tensor, kernels: &Tensor) -> Result<Tensor> {
     Ok(mixed.reshape((batch, len, width))?)
 }
 
-/// As [`super::conv1d()`].
+/// Like [`super::conv1d()`].
 pub fn conv1d(x: &Tensor, w: &Tensor, conv: Conv1d) -> Result<Tensor> {
     let (batch, len, _) = x.dims3()?;
     let (out, inner, kernel) = w.dims3()?;
@@ -425,7 +425,7 @@ pub fn conv1d(x: &Tensor, w: &Tensor, conv: Conv1d) -> Result<Tensor> {
     Ok(Tensor::cat(&parts, 1)?.reshape((batch, places, out))?)
 }
 
-/// As [`super::fourier_mix()`].
+/// Like [`super::fourier_mix()`].
 pub fn fourier_mix(x: &Tensor) -> Result<Tensor> {
     let (_, len, width) = x.dims3()?;
     let waves = |n: usize, f: fn(f64) -> f64| -> Result<Tensor> {
@@ -443,7 +443,7 @@ pub fn fourier_mix(x: &Tensor) -> Result<Tensor> {
     Ok((transformed(f64::cos)? - transformed(f64::sin)?)?)
 }
 
-/// As [`super::newton_pinv()`].
+/// Like [`super::newton_pinv()`].
 pub fn newton_pinv(a: &Tensor) -> Result<Tensor> {
     let largest = a.sum_keepdim(D::Minus2)?.flatten_all()?.max(0)?;
     let a = a.contiguous()?;
@@ -460,7 +460,7 @@ pub fn newton_pinv(a: &Tensor) -> Result<Tensor> {
     Ok(z)
 }
 
-/// As [`super::damped_ema()`].
+/// Like [`super::damped_ema()`].
 pub fn damped_ema(x: &Tensor, params: EmaParams, truncation: Option<usize>) -> Result<Tensor> {
     let (_, len, width) = x.dims3()?;
     let reach = truncation.unwrap_or(len).clamp(1, len.max(1));
@@ -505,7 +505,7 @@ pub(super) fn ema_kernels(params: [&Tensor; 4], width: usize, reach: usize) -> R
     Ok((back + ahead.pad_with_zeros(1, reach - 1, 0)?)?)
 }
 
-/// As [`super::ctc_loss()`], without its check of the targets, and with a very large number for infinity.
+/// Like [`super::ctc_loss()`], without its check of the targets, and with a very large number for infinity.
 pub fn ctc_loss(logits: &Tensor, targets: CtcTargets) -> Result<Tensor> {
     const NEVER: f64 = -1e30;
     let log_sum = |x: &Tensor, dim: usize| -> candle_core::Result<Tensor> {

@@ -7,7 +7,7 @@ use crate::Result;
 use crate::ops::attention::masks;
 use crate::ops::{AttentionMask, AttentionOptions, SparsePlan};
 
-/// As [`sparse_attention`](super::super::sparse_attention), or with `sums` as
+/// Like [`sparse_attention`](super::super::sparse_attention), or with `sums` as
 /// [`sparse_attention_sums`](super::super::sparse_attention_sums), without their checks.
 pub(in crate::ops) fn sparse(
     [q, k, v]: [&Tensor; 3],

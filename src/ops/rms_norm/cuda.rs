@@ -9,7 +9,7 @@ use crate::ops::cuda::{
 };
 use crate::ops::graph::tape;
 
-/// As [`crate::ops::rms_norm()`], for arguments whose shapes have been checked.
+/// Like [`crate::ops::rms_norm()`], for arguments whose shapes have been checked.
 pub(in crate::ops) fn rms_norm(x: &Tensor, weight: &Param, eps: f64) -> Result<Tensor> {
     let dtype = compute_dtype(x);
     let gpu = Gpu::of(x.device())?;

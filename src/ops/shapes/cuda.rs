@@ -8,7 +8,7 @@ use crate::ops::cuda::{Fresh, Gpu, compute_dtype, copied, not_on_gpu, prepared};
 use crate::ops::graph::tape;
 use crate::ops::shapes::narrow::Piece;
 
-/// As [`crate::ops::permute()`], for an order of the dimensions.
+/// Like [`crate::ops::permute()`], for an order of the dimensions.
 pub(in crate::ops) fn permute(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
     let x = x.contiguous()?;
     let y = x.detach().permute(dims)?;
@@ -30,7 +30,7 @@ pub(in crate::ops) fn permute(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
     )
 }
 
-/// As [`crate::ops::narrow()`].
+/// Like [`crate::ops::narrow()`].
 pub(in crate::ops) fn narrow(x: &Tensor, dim: usize, start: usize, len: usize) -> Result<Tensor> {
     let x = x.contiguous()?;
     let part = x.narrow(dim, start, len)?;
@@ -51,7 +51,7 @@ pub(in crate::ops) fn narrow(x: &Tensor, dim: usize, start: usize, len: usize) -
     })
 }
 
-/// As [`crate::ops::concat()`], for parts that fit together.
+/// Like [`crate::ops::concat()`], for parts that fit together.
 pub(in crate::ops) fn concat(parts: &[&Tensor], dim: usize) -> Result<Tensor> {
     let dtype = compute_dtype(parts[0]);
     let gpu = Gpu::of(parts[0].device())?;
@@ -92,7 +92,7 @@ pub(in crate::ops) fn concat(parts: &[&Tensor], dim: usize) -> Result<Tensor> {
     })
 }
 
-/// As [`Piece::put`].
+/// Like [`Piece::put`].
 fn put(piece: Piece, from: &Tensor, to: &mut Fresh) -> Result<()> {
     let rows = to.shape.elem_count() / piece.row.max(1);
     copy_rows(

@@ -6,7 +6,7 @@ use crate::Result;
 use crate::ops::cuda::{Gpu, Grid, args, compute_dtype, pointer, prepared, size, suffix};
 use crate::ops::graph::tape;
 
-/// As [`crate::ops::softmax()`], over rows of `width`.
+/// Like [`crate::ops::softmax()`], over rows of `width`.
 pub(in crate::ops) fn softmax(x: &Tensor, width: usize) -> Result<Tensor> {
     let gpu = Gpu::of(x.device())?;
     let dtype = compute_dtype(x);

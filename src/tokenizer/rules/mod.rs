@@ -97,7 +97,7 @@ pub(super) enum Stretches {
     One,
     /// Added tokens without a part to play stand for themselves, with spaces between the stretches.
     Spaced,
-    /// As [`Stretches::Spaced`], with nothing between the stretches.
+    /// Like [`Stretches::Spaced`], with nothing between the stretches.
     Tight,
     /// All added tokens stand for themselves, with spaces between.
     EveryAdded,

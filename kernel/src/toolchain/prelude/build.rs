@@ -106,7 +106,7 @@ impl Artifact {
     }
 }
 
-/// Has cargo compile the prelude; each crate is told to `waiting`.
+/// Compiles the prelude with cargo, and reports each crate to `waiting`.
 fn compile(
     toolchain: &Toolchain,
     sources: &Sources,

@@ -31,7 +31,7 @@ pub struct Libraries {
 }
 
 impl Libraries {
-    /// Finds or builds the cell library and, given its sources, the prelude. What takes long is told to `waiting`.
+    /// Finds or builds the cell library and, given its sources, the prelude. What takes long is reported to `waiting`.
     pub fn prepare(
         toolchain: &Toolchain,
         sources: Option<&Sources>,

@@ -70,7 +70,7 @@ pub(crate) enum Joining {
     Stretches,
     /// The same, but no spaces between stretches, nor behind `<unk>`.
     TightUnknown,
-    /// As [`Joining::Stretches`] between all added tokens, with no space before `[MASK]` and `[SEP]`.
+    /// Like [`Joining::Stretches`] between all added tokens, with no space before `[MASK]` and `[SEP]`.
     TightMask,
     /// The model's own way for all tokens, special ones too.
     Model,
