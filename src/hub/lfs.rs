@@ -10,9 +10,9 @@ use ureq::http::Method;
 use super::digest::FileDigest;
 use super::failure::{Failure, FailureKind};
 use super::http::{Body, Client, Request, encode_path};
+use super::in_parallel::in_parallel;
 use super::name::{Repo, RepoKind};
 use super::remote::text;
-use super::snapshot::in_parallel;
 use crate::notebook::progress::Progress;
 
 /// A file that is to be pushed.

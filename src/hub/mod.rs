@@ -56,6 +56,8 @@ pub(crate) mod failure;
 #[cfg(feature = "hub")]
 pub(crate) mod http;
 #[cfg(feature = "hub")]
+pub(crate) mod in_parallel;
+#[cfg(feature = "hub")]
 mod lfs;
 #[cfg(feature = "hub")]
 mod login;

@@ -11,10 +11,10 @@ use ureq::http::Method;
 use super::digest::{FileDigest, git_hash};
 use super::failure::{Failure, FailureKind};
 use super::http::{Body, Client, Pauses, Request, encode};
+use super::in_parallel::in_parallel;
 use super::lfs::{self, Upload};
 use super::login::{offline, whoami};
 use super::name::{Repo, RepoKind};
-use super::snapshot::in_parallel;
 use crate::{Error, Result};
 
 /// How a folder is pushed.

@@ -316,7 +316,7 @@ mod tests {
         }
         let decoder = format!(
             r#"{{"decoder": {{"type": "Sequence", "decoders": [{0}, [{0}, {0}]]}}}}"#,
-            vec![double; 5].join(",")
+            [double; 5].join(",")
         );
         let told = Outline::read(decoder.as_bytes()).map(drop).unwrap_err();
         assert!(told.contains("its decoder"), "{told}");

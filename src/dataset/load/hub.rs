@@ -15,9 +15,10 @@ use crate::base::files;
 use crate::hub::cache::{RepoCache, make_parent};
 use crate::hub::failure::{Failure, FailureKind};
 use crate::hub::http::{Client, Request};
+use crate::hub::in_parallel::in_parallel;
 use crate::hub::name::{Repo, RepoKind};
 use crate::hub::remote::RepoInfo;
-use crate::hub::snapshot::{explain, fetch_files, in_parallel};
+use crate::hub::snapshot::{explain, fetch_files};
 use crate::hub::{Hub, Settings};
 use crate::{Error, Result};
 

@@ -73,11 +73,13 @@ pub struct Logged {
     pub cdn: bool,
 }
 
+/// Finds the Xet hash and the content of the file with a SHA-256.
+pub type Find = dyn Fn(&str) -> Option<(String, hyper::body::Bytes)> + Send;
+
 /// A server of Xet storage.
 pub struct XetStorage {
     pub url: String,
-    /// Returns the Xet hash and the content of the file with this SHA-256.
-    pub find: Box<dyn Fn(&str) -> Option<(String, hyper::body::Bytes)> + Send>,
+    pub find: Box<Find>,
 }
 
 #[derive(Default)]
