@@ -69,7 +69,7 @@ functions! {
 
 /// One rank's end of NCCL's communicator of a whole group.
 pub(crate) struct Nccl {
-    library: Library,
+    functions: Library,
     comm: Comm,
     rank: usize,
     size: usize,
@@ -128,7 +128,7 @@ impl Nccl {
         };
         let all = agree(group, "joining NCCL", made)?.is_some();
         let nccl = Self {
-            library,
+            functions: library,
             comm,
             rank,
             size,
@@ -151,7 +151,7 @@ impl Nccl {
         stream: *mut c_void,
     ) -> Result<()> {
         let (each, rest) = (len / self.size, len % self.size);
-        let (library, comm) = (&self.library, self.comm);
+        let (library, comm) = (&self.functions, self.comm);
         if each > 0 {
             // SAFETY: this rank's part lies within the data.
             let own = unsafe { data.add(self.rank * each) };
@@ -207,7 +207,7 @@ impl Nccl {
     pub(crate) fn watch(&self) -> Result<()> {
         let mut state = 0;
         // SAFETY: the communicator lives, and so does the number.
-        let code = unsafe { (self.library.comm_get_async_error)(self.comm, &mut state) };
+        let code = unsafe { (self.functions.comm_get_async_error)(self.comm, &mut state) };
         self.check(code, "ncclCommGetAsyncError")?;
         match state {
             0 | IN_PROGRESS => Ok(()),
@@ -215,7 +215,7 @@ impl Nccl {
                 self.abort();
                 Err(Error::Distributed(format!(
                     "an exchange on the GPUs failed: {}",
-                    explain(&self.library, state)
+                    explain(&self.functions, state)
                 )))
             }
         }
@@ -226,7 +226,7 @@ impl Nccl {
             0 | IN_PROGRESS => Ok(()),
             code => Err(Error::Distributed(format!(
                 "{what} failed: {}",
-                explain(&self.library, code)
+                explain(&self.functions, code)
             ))),
         }
     }
@@ -234,7 +234,7 @@ impl Nccl {
     fn abort(&self) {
         if !self.aborted.swap(true, Ordering::Relaxed) {
             // SAFETY: it is ended once, and used no more: whoever gets the error ends the job.
-            unsafe { (self.library.comm_abort)(self.comm) };
+            unsafe { (self.functions.comm_abort)(self.comm) };
         }
     }
 }

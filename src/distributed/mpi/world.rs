@@ -14,7 +14,7 @@ const MOST: usize = 1 << 30;
 
 /// All ranks of a job. Lives on the thread that made it.
 pub(super) struct World {
-    library: Library,
+    functions: Library,
     pub(super) rank: usize,
     pub(super) size: usize,
     pub(super) local_rank: usize,
@@ -27,7 +27,7 @@ impl World {
     /// Initializes MPI, once in a process.
     pub(super) fn join(library: Library) -> Result<Self> {
         let mut world = Self {
-            library,
+            functions: library,
             rank: 0,
             size: 1,
             local_rank: 0,
@@ -39,7 +39,7 @@ impl World {
     }
 
     fn initialize(&mut self) -> Result<()> {
-        let (library, constants) = (&self.library, &self.library.constants);
+        let (library, constants) = (&self.functions, &self.functions.constants);
         let mut flag: c_int = 0;
         // SAFETY: may be asked at any time.
         self.check(
@@ -85,7 +85,7 @@ impl World {
         let (local_rank, local_size) = self.place_in(machine)?;
         // SAFETY: the communicator was made above and is used nowhere else.
         self.check(
-            unsafe { (self.library.comm_free)(&mut machine) },
+            unsafe { (self.functions.comm_free)(&mut machine) },
             "MPI_Comm_free",
         )?;
         (self.rank, self.size) = (rank, size);
@@ -96,16 +96,16 @@ impl World {
     fn place_in(&self, communicator: usize) -> Result<(usize, usize)> {
         let (mut rank, mut size): (c_int, c_int) = (0, 0);
         // SAFETY: the communicator is valid, and both numbers live.
-        let code = unsafe { (self.library.comm_rank)(communicator, &mut rank) };
+        let code = unsafe { (self.functions.comm_rank)(communicator, &mut rank) };
         self.check(code, "MPI_Comm_rank")?;
         // SAFETY: as above.
-        let code = unsafe { (self.library.comm_size)(communicator, &mut size) };
+        let code = unsafe { (self.functions.comm_size)(communicator, &mut size) };
         self.check(code, "MPI_Comm_size")?;
         Ok((rank as usize, size as usize))
     }
 
     pub(super) fn name(&self) -> String {
-        format!("{} ({})", self.library.version(), self.library.file)
+        format!("{} ({})", self.functions.version(), self.functions.file)
     }
 
     fn check(&self, code: c_int, what: &str) -> Result<()> {
@@ -113,7 +113,7 @@ impl World {
             0 => Ok(()),
             _ => Err(Error::Distributed(format!(
                 "{what} failed: {}",
-                self.library.explain(code)
+                self.functions.explain(code)
             ))),
         }
     }
@@ -136,7 +136,7 @@ impl World {
             taken.starts.push(((other - skip) * width) as c_int);
         }
         self.received.resize((size - 1) * width, 0.0);
-        let (library, constants) = (&self.library, &self.library.constants);
+        let (library, constants) = (&self.functions, &self.functions.constants);
         // SAFETY: the counts and starts of both sides lie within `values` and `received`, which nobody else holds.
         let code = unsafe {
             (library.alltoallv)(
@@ -159,10 +159,10 @@ impl World {
     pub(super) fn all_gather(&mut self, values: &mut [f32]) -> Result<()> {
         fits(values.len())?;
         let shares = Layout::of_shares(values.len(), self.size);
-        let constants = &self.library.constants;
+        let constants = &self.functions.constants;
         // SAFETY: the shares lie within `values`; each rank's own is already in its place.
         let code = unsafe {
-            (self.library.allgatherv)(
+            (self.functions.allgatherv)(
                 constants.in_place as *mut c_void,
                 0,
                 constants.float,
@@ -177,12 +177,12 @@ impl World {
     }
 
     pub(super) fn broadcast(&mut self, bytes: &mut [u8]) -> Result<()> {
-        let constants = &self.library.constants;
+        let constants = &self.functions.constants;
         for part in bytes.chunks_mut(MOST) {
             let count = part.len() as c_int;
             // SAFETY: the buffer has so many bytes.
             let code = unsafe {
-                (self.library.bcast)(
+                (self.functions.bcast)(
                     part.as_mut_ptr().cast(),
                     count,
                     constants.byte,
@@ -196,7 +196,7 @@ impl World {
     }
 
     pub(super) fn exchange(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let (library, constants) = (&self.library, &self.library.constants);
+        let (library, constants) = (&self.functions, &self.functions.constants);
         // Short messages, which most are, travel with their lengths.
         let mut frame = [0u8; FRAME];
         frame[..8].copy_from_slice(&(mine.len() as u64).to_le_bytes());
@@ -271,12 +271,12 @@ impl World {
 
     pub(super) fn finalize(&mut self) {
         // SAFETY: MPI was initialized on this thread, and nothing is asked of it afterwards.
-        unsafe { (self.library.finalize)() };
+        unsafe { (self.functions.finalize)() };
     }
 
     pub(super) fn abort(&mut self, code: i32) {
         // SAFETY: may be called at any time after the initialization.
-        unsafe { (self.library.abort)(self.library.constants.world, code) };
+        unsafe { (self.functions.abort)(self.functions.constants.world, code) };
     }
 }
 
