@@ -10,6 +10,8 @@ pub(super) mod cublas;
 pub(super) mod cublas_lt;
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;
+#[cfg(test)]
+mod noise;
 #[cfg(target_arch = "x86_64")]
 mod operand;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -274,16 +276,8 @@ fn multiply(
 
 #[cfg(test)]
 mod tests {
+    use super::noise::noise;
     use super::*;
-
-    fn noise(n: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..n).map(|_| next()).collect()
-    }
 
     /// Returns the relative error of a product against f64, and that of plain multiply-adds in f32.
     fn errors(

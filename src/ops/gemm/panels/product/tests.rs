@@ -1,13 +1,5 @@
 use super::*;
-
-fn noise(n: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
-}
+use crate::ops::gemm::noise::noise;
 
 /// Sizes with tiles of every height, panels that are not full, one block and several, more rows than
 /// columns and fewer, stretches.
