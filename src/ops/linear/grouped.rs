@@ -110,14 +110,7 @@ impl Sizes {
                 ),
             ));
         }
-        if let Some(bias) = bias.filter(|bias| bias.shape().dims() != [out]) {
-            return Err(Error::Weights(format!(
-                "{} has shape {:?}, but {} has {out} outputs",
-                bias.name(),
-                bias.shape(),
-                weight.name()
-            )));
-        }
+        super::check_bias(weight, bias, out)?;
         Ok(Self {
             rows: x.elem_count() / (width * groups).max(1),
             groups,

@@ -23,6 +23,19 @@ pub fn linear(x: &Tensor, weight: &Param, bias: Option<&Param>) -> Result<Tensor
     linear_act(x, weight, bias, Activation::Linear)
 }
 
+/// Checks that the bias has a number for each of the map's outputs.
+fn check_bias(weight: &Param, bias: Option<&Param>, out: usize) -> Result<()> {
+    if let Some(bias) = bias.filter(|bias| bias.shape().dims() != [out]) {
+        return Err(Error::Weights(format!(
+            "{} has shape {:?}, but {} has {out} outputs",
+            bias.name(),
+            bias.shape(),
+            weight.name()
+        )));
+    }
+    Ok(())
+}
+
 /// Returns `activation(x · weightᵀ + bias)`.
 pub fn linear_act(
     x: &Tensor,
@@ -42,14 +55,7 @@ pub fn linear_act(
             ),
         ));
     }
-    if let Some(bias) = bias.filter(|bias| bias.shape().dims() != [out]) {
-        return Err(Error::Weights(format!(
-            "{} has shape {:?}, but {} has {out} outputs",
-            bias.name(),
-            bias.shape(),
-            weight.name()
-        )));
-    }
+    check_bias(weight, bias, out)?;
     #[cfg(feature = "cuda")]
     if crate::ops::cuda::takes(x, [weight].into_iter().chain(bias)) {
         let shape = [&dims[..dims.len() - 1], &[out]].concat();
