@@ -20,8 +20,7 @@ use crate::model::{
     Architecture, Config, Context, Family, Init, ModelFlops, ModelInputs, WeightBuilder,
 };
 use crate::ops::{
-    self, AttentionMask, AttentionOptions, Conv1d, Dropout, FusedLayout, Param, RelativeIndex,
-    RelativeTerms,
+    self, AttentionOptions, Conv1d, Dropout, FusedLayout, Param, RelativeIndex, RelativeTerms,
 };
 use crate::{Error, Result};
 
@@ -638,10 +637,7 @@ struct DisentangledBlock {
 impl Block for DisentangledBlock {
     fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let context = &pass.context;
-        let seq = match &pass.mask {
-            AttentionMask::Packed(lengths) => lengths.iter().copied().max().unwrap_or(0),
-            _ => x.dim(1)?,
-        };
+        let seq = pass.mask.longest(x.dim(1)?);
         let terms = self.distances.as_ref();
         let terms = terms.map(|distances| distances.terms(seq, context));
         let options = AttentionOptions {

@@ -65,13 +65,7 @@ impl SelfAttention {
             mask: mask.clone(),
             ..AttentionOptions::new(self.heads, self.head_size)
         };
-        let (queries, keys) = match mask {
-            AttentionMask::Packed(lengths) => {
-                let longest = lengths.iter().copied().max().unwrap_or(0);
-                (longest, longest)
-            }
-            _ => (query.dim(1)?, key.dim(1)?),
-        };
+        let [queries, keys] = [query.dim(1)?, key.dim(1)?].map(|len| mask.longest(len));
         let terms = positions.terms(queries, keys)?;
         ops::relative_attention(&query, &key, &value, &terms, &options)
     }

@@ -60,6 +60,16 @@ pub enum AttentionMask {
     Packed(Arc<[usize]>),
 }
 
+impl AttentionMask {
+    /// Returns the positions of the longest sequence, in rows of `len` positions each.
+    pub(crate) fn longest(&self, len: usize) -> usize {
+        match self {
+            Self::Packed(lengths) => lengths.iter().copied().max().unwrap_or(0),
+            _ => len,
+        }
+    }
+}
+
 /// How attention is computed on a GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AttentionKernel {
