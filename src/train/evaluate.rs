@@ -166,9 +166,14 @@ impl Trainer {
         let metric = Metric::of_best(&self.args);
         let wanted = self.compute_metrics.is_some() || metric.needs_predictions();
         let ranks = self.ranks()?;
+        let context = Context::eval().label_smoothing(args.label_smoothing_factor);
         let task = Task {
             deal: (ranks.rank(), ranks.size()),
-            context: Context::eval().label_smoothing(args.label_smoothing_factor),
+            context: if wanted {
+                context.keeping_logits()
+            } else {
+                context
+            },
             predicts: wanted,
         };
         let started = Instant::now();
@@ -423,18 +428,14 @@ fn measure(
         interrupt::check("evaluating")?;
         let batch = batch?;
         measured.samples += batch.batch;
-        let context = match task.predicts {
-            true => task.context.clone().keeping_logits(),
-            false => task.context.clone(),
-        };
         if model.counts(&batch).iter().any(|&count| count > 0) {
-            let loss = ops::no_grad(|| model.loss(&batch, &context))
+            let loss = ops::no_grad(|| model.loss(&batch, &task.context))
                 .map_err(|error| explain(error, &batch))?;
             unread.push(loss);
             measured.batches.push(number);
         }
         if task.predicts {
-            let predicted = predict_batch(model, &batch, number, context.take_logits());
+            let predicted = predict_batch(model, &batch, number, task.context.take_logits());
             let predicted = predicted.map_err(|error| explain(error, &batch))?;
             measured.predicted.push(predicted);
         }
