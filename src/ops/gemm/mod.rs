@@ -19,6 +19,8 @@ mod packed;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod panels;
 #[cfg(target_arch = "x86_64")]
+mod shared;
+#[cfg(target_arch = "x86_64")]
 mod skinny;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod tiles;

@@ -20,6 +20,7 @@ use rayon::prelude::*;
 
 use super::amx;
 use super::operand::Operand;
+use super::shared::Shared;
 use super::tiles::{PART, SIDE, TILE};
 use super::transpose::transpose;
 use crate::ops::graph::storage;
@@ -45,19 +46,6 @@ fn kernel<const PARTS: usize>() -> Kernel {
 /// 32 x 32 elements of the result from packed blocks of both operands: `([a, b, where to fetch memory into the cache from
 /// meanwhile], steps, result, bytes between its rows, whether to add to it)`.
 pub(in crate::ops) type Kernel = unsafe fn([*const u8; 3], usize, *mut f32, usize, bool);
-
-/// A pointer into a buffer that tasks share, each writing elsewhere.
-#[derive(Clone, Copy)]
-struct Shared<T>(*mut T);
-// SAFETY: whoever writes through it says why no other task touches the same place.
-unsafe impl<T> Send for Shared<T> {}
-unsafe impl<T> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    fn get(&self) -> *mut T {
-        self.0
-    }
-}
 
 /// Memory for packed blocks, aligned as the unit likes it, that grows and is kept for the next product.
 #[derive(Default)]

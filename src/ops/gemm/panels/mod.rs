@@ -15,6 +15,7 @@ use std::sync::LazyLock;
 
 use rayon::prelude::*;
 
+use crate::ops::gemm::shared::Shared;
 use crate::ops::graph::storage;
 use crate::ops::parallel::{for_each_task, for_overwrite};
 use crate::ops::simd::{self, Level};
@@ -85,24 +86,6 @@ pub(in crate::ops) struct Panels {
     scales: Vec<f32>,
     /// A column's scale times the sum of its weights, with [`Kind::Int8`].
     sums: Vec<f32>,
-}
-
-/// A pointer to memory that tasks share, each writing elements of its own.
-struct Shared<T>(*mut T);
-// SAFETY: tasks write disjoint elements, and nobody reads before all are done.
-unsafe impl<T> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    fn get(&self) -> *mut T {
-        self.0
-    }
-
-    /// # Safety
-    /// The elements must lie in the memory, and belong to the calling task alone.
-    unsafe fn row<'a>(&self, start: usize, width: usize) -> &'a mut [T] {
-        // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), width) }
-    }
 }
 
 impl Panels {

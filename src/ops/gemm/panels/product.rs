@@ -14,9 +14,10 @@ use std::ops::Range;
 
 use super::side::{CHUNK, Cut, Side, blocks_of};
 use super::tiles::{self, Fetch, Place};
-use super::{Kind, Shared, Unit};
+use super::{Kind, Unit};
 use crate::ops::gemm::accumulate::Accumulate;
 use crate::ops::gemm::operand::Operand;
+use crate::ops::gemm::shared::Shared;
 use crate::ops::graph::storage;
 use crate::ops::parallel::for_each_task;
 use crate::ops::simd::{self, Level};

@@ -3,8 +3,9 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Kind, Shared};
+use super::Kind;
 use crate::ops::gemm::operand::Operand;
+use crate::ops::gemm::shared::Shared;
 use crate::ops::gemm::transpose::transpose;
 use crate::ops::parallel::for_each_task;
 
