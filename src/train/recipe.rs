@@ -328,11 +328,8 @@ impl Recipe {
 
 /// Returns the split to evaluate on, if there is one.
 fn held_out(splits: &DatasetDict) -> Option<Dataset> {
-    let names = ["validation", "test"].into_iter();
-    names
-        .filter_map(|name| splits.get(name).ok())
-        .next()
-        .cloned()
+    let mut names = ["validation", "test"].into_iter();
+    names.find_map(|name| splits.get(name).ok().cloned())
 }
 
 /// Returns a setting by the name that it has here, and its value; nothing if it changes nothing here, which is said.
