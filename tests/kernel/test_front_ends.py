@@ -8,8 +8,9 @@ import time
 import unittest
 
 import zmq
+from jupyter_client.kernelspec import get_kernel_spec
 
-from harness import TIMEOUT, Cell, KernelCase, start
+from harness import KERNEL, TIMEOUT, Cell, KernelCase, start
 
 
 class Input(KernelCase):
@@ -142,6 +143,34 @@ class Children(unittest.TestCase):
                 else:
                     self.fail(f"{child} goes on")
                 manager.shutdown_kernel(now=True)
+
+    def test_what_cells_start_ends_when_the_pipes_close_before_the_signal_comes(self):
+        # The process that runs cells, started as the kernel starts it, but by a parent that lives on.
+        kernel = get_kernel_spec(KERNEL).argv[0]
+        commands, to_commands = os.pipe()
+        answers, to_answers = os.pipe()
+        for fd, name in [(commands, 200), (to_answers, 201), (answers, 202), (to_answers, 203)]:
+            os.dup2(fd, name)
+        process = subprocess.Popen(
+            [kernel],
+            env={**os.environ, "EVCXR_IS_RUNTIME": "1", "CLOZE_CELL_LIBRARIES": ""},
+            pass_fds=[200, 201, 202, 203],
+            process_group=0,
+        )
+        child = subprocess.Popen(["sleep", "86399"], process_group=process.pid)
+        try:
+            for fd in [200, 201, 202, 203, commands, answers, to_answers]:
+                os.close(fd)
+            with self.assertRaises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+            os.close(to_commands)
+            self.assertEqual(process.wait(5), -signal.SIGKILL)
+            self.assertEqual(child.wait(5), -signal.SIGKILL)
+        finally:
+            process.kill()
+            child.kill()
+            process.wait()
+            child.wait()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 use std::ffi::c_void;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::FromRawFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -60,11 +60,20 @@ pub fn run_if_child() {
             File::from_raw_fd(REPLIES_FD),
         )
     };
-    if let Err(error) = run(commands, answers, replies) {
-        eprintln!("The process that runs the cells stopped: {error}");
-        std::process::exit(99);
+    match run(commands, answers, replies) {
+        // The pipes are closed: the kernel is gone. They close before the signal of its death is sent, so that this place is
+        // sometimes reached first; what the cells have started must end then, too.
+        Ok(()) => end_own_group(),
+        Err(error) if is_closed_pipe(error.as_ref()) => end_own_group(),
+        Err(error) => eprintln!("The process that runs the cells stopped: {error}"),
     }
-    std::process::exit(0);
+    std::process::exit(99);
+}
+
+fn is_closed_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 fn run(
@@ -223,8 +232,13 @@ extern "C" fn on_interrupt(_signal: i32) {
     }
 }
 
-/// The kernel is gone, however it ended: so is this process, and what its cells have started.
+/// Ends this process when the kernel is gone, however it ended.
 extern "C" fn on_hang_up(_signal: i32) {
+    end_own_group();
+}
+
+/// Ends this process and what its cells have started.
+fn end_own_group() {
     // SAFETY: sends a signal to this process's own group, which the kernel made for it; safe in a handler.
     unsafe {
         libc::kill(0, libc::SIGKILL);
