@@ -82,8 +82,11 @@ impl Group {
         if environment.size <= 1 {
             return Ok(Self::alone());
         }
+        let usr1_is_free = signal::usr1_is_free();
         let mpi = Mpi::join(&environment)?;
-        signal::stop_on_usr1();
+        if usr1_is_free {
+            signal::stop_on_usr1();
+        }
         Ok(Self::of(Box::new(mpi)))
     }
 

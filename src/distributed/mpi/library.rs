@@ -82,7 +82,7 @@ pub(super) struct Constants {
     pub(super) funneled: c_int,
 }
 
-/// MPICH and its relatives since 3.1 (Intel MPI, MVAPICH, Cray MPICH), in `libmpi.so.12`.
+/// MPICH and its relatives since 3.1 (Intel MPI, MVAPICH, Cray MPICH), in `libmpi.so.12`, which Debian calls `libmpich.so.12`.
 const MPICH: Constants = Constants {
     world: 0x4400_0000,
     byte: 0x4c00_010d,
@@ -172,9 +172,10 @@ fn candidates(launcher: &str) -> Vec<String> {
     const OPEN_MPI: &str = "libmpi.so.40";
     const ABI: &str = "libmpi_abi.so.1";
     const MPICH: &str = "libmpi.so.12";
+    const MPICH_OF_DEBIAN: &str = "libmpich.so.12";
     let names = match launcher {
-        "MPICH's mpiexec" => [MPICH, ABI, OPEN_MPI],
-        _ => [OPEN_MPI, ABI, MPICH],
+        "MPICH's mpiexec" => [MPICH, MPICH_OF_DEBIAN, ABI, OPEN_MPI],
+        _ => [OPEN_MPI, ABI, MPICH, MPICH_OF_DEBIAN],
     };
     let beside = beside_launcher();
     let mut found = Vec::new();
