@@ -1,4 +1,4 @@
-//! Tells the program whether it is compiled in a clone of Cloze, and takes the versions of all crates along.
+//! Records whether the program is compiled in a clone of Cloze, and includes the versions of all crates.
 
 use std::path::{Path, PathBuf};
 
@@ -16,12 +16,12 @@ fn main() {
         );
         return;
     }
-    // In a package of a registry the folder above holds other packages.
+    // For a package of a registry, the parent folder contains other packages.
     let clone = package.join("..").canonicalize().unwrap_or_default();
     if clone.join("src/lib.rs").exists() && clone.join("kernel/prelude/lib.rs").exists() {
         println!("cargo::rustc-env=CLOZE_CLONE={}", clone.display());
     }
-    // Of the package, or of the clone's workspace.
+    // The lock file of the package, or of the clone's workspace.
     let lock = [package.join("Cargo.lock"), clone.join("Cargo.lock")]
         .into_iter()
         .find(|file| file.exists());

@@ -1,6 +1,6 @@
-//! What every cell links against: the part of the kernel that lives in the process that runs the cells.
+//! The library that every cell links against: the part of the kernel that lives in the process that runs the cells.
 //!
-//! Compiled on its own by the notebook's compiler as a dynamic library that shares the standard library with the
+//! The notebook's compiler compiles it separately, as a dynamic library that shares the standard library with the
 //! cells, because the panic hook and the buffer of stdout belong to that copy, not to the kernel's own.
 #![warn(missing_docs)]
 
@@ -22,29 +22,29 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
-/// Separates the fields of an event; never part of a field.
+/// Separates the fields of an event; fields never contain it.
 const FIELD: char = '\u{1f}';
 /// Ends an event.
 const END: char = '\u{1e}';
 
-/// How often text that has no newline yet is passed on while a cell runs.
+/// How often text without a final newline is flushed while a cell runs.
 const FLUSH_EVERY: Duration = Duration::from_millis(80);
 
-/// So long what is printed to stdout waits for the kernel to read what came before it over other pipes.
+/// How long printing to stdout waits for the kernel to read what was written to other pipes before.
 const SETTLE_FOR: Duration = Duration::from_millis(50);
 
 static EVENTS: AtomicI32 = AtomicI32::new(-1);
-/// The pipe behind stderr, whatever a cell does with descriptor 2.
+/// A duplicate of stderr's descriptor, whatever a cell does with descriptor 2.
 static STDERR: AtomicI32 = AtomicI32::new(-1);
-/// Whether the kernel was too slow to wait for it in this cell.
+/// Whether the kernel was too slow to wait for in this cell.
 static KERNEL_IS_SLOW: AtomicBool = AtomicBool::new(false);
 static RUNNING: AtomicBool = AtomicBool::new(false);
 static CELL_THREAD: Mutex<Option<ThreadId>> = Mutex::new(None);
 
-/// What stands before the kernel's own words in what is printed: a byte 1 and the session's mark.
+/// Precedes the kernel's own control words in what is printed: a byte 1 and the session's mark.
 static MARK: OnceLock<String> = OnceLock::new();
 
-/// Called once, before the first cell. `events` is the descriptor that events are written to.
+/// Called once, before the first cell. `events` is the descriptor to which events are written.
 #[unsafe(no_mangle)]
 pub extern "C" fn cloze_cell_start(events: i32) {
     EVENTS.store(events, Ordering::SeqCst);
@@ -66,7 +66,7 @@ pub extern "C" fn cloze_cell_start(events: i32) {
         loop {
             std::thread::sleep(FLUSH_EVERY);
             if RUNNING.load(Ordering::Relaxed) {
-                // Who holds the lock writes; that may take as long as it likes.
+                // The thread that holds the lock is writing, which may take any amount of time.
                 let _ = std::io::stdout().flush();
                 reads.look();
             } else {
@@ -76,15 +76,15 @@ pub extern "C" fn cloze_cell_start(events: i32) {
     });
 }
 
-/// Notices when a thread of this process waits for its standard input: then somebody must be asked.
+/// Detects a thread of this process that waits for standard input; the user must then be asked.
 #[derive(Default)]
 struct Reads {
-    /// How often in a row it was seen waiting.
+    /// The number of consecutive checks that found it waiting.
     seen: usize,
 }
 
 impl Reads {
-    /// Seen waiting so often, a thread waits for what will not come by itself.
+    /// A thread found waiting this often waits for input that will not come by itself.
     const SURE: usize = 2;
 
     fn look(&mut self) {
@@ -92,7 +92,7 @@ impl Reads {
             true => self.seen += 1,
             false => self.seen = 0,
         }
-        // Again and again: the kernel knows whether it has asked, and for which read.
+        // Reported repeatedly: the kernel knows whether it has already asked for this read.
         if self.seen >= Self::SURE {
             self.seen = 0;
             event(&["reads"]);
@@ -100,9 +100,9 @@ impl Reads {
     }
 }
 
-/// Whether a thread of this process is in `read` of descriptor 0. Where the system does not tell, none is.
+/// Whether a thread of this process is in `read` of descriptor 0. False where the system does not report it.
 fn waits_for_input() -> bool {
-    // The number of `read`, and the descriptor, as the system writes them.
+    // The number of the system call `read`, and the descriptor, as the system prints them.
     const READ: &str = if cfg!(target_arch = "x86_64") { "0 0x0 " } else { "63 0x0 " };
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     tasks.into_iter().any(|task| {
@@ -111,7 +111,7 @@ fn waits_for_input() -> bool {
     })
 }
 
-/// Called on the thread that runs the cells, before each of them.
+/// Called on the thread that runs the cells, before each cell.
 #[unsafe(no_mangle)]
 pub extern "C" fn cloze_cell_begin() {
     if let Ok(mut thread) = CELL_THREAD.lock() {
@@ -122,14 +122,14 @@ pub extern "C" fn cloze_cell_begin() {
     event(&["begin"]);
 }
 
-/// Called after each cell: what it printed is on its way when this returns.
+/// Called after each cell: its output has been written when this returns.
 #[unsafe(no_mangle)]
 pub extern "C" fn cloze_cell_end() {
     RUNNING.store(false, Ordering::Relaxed);
     let _ = std::io::stdout().flush();
 }
 
-/// Reports a panic, where it was raised, and from where in cells it was reached.
+/// Reports a panic: its message, its place, and the calls in cells that led to it.
 fn report_panic(kind: &[&str], panic: &PanicHookInfo) {
     let (file, line, column) =
         panic.location().map_or(("", 0, 0), |at| (at.file(), at.line(), at.column()));
@@ -140,23 +140,24 @@ fn report_panic(kind: &[&str], panic: &PanicHookInfo) {
     event(&fields.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
-/// The calls on this thread's stack that are in cells, the innermost first: each as the address in the cell's library, and
-/// the path of that. The kernel finds out the lines: std's own backtraces know no library that was loaded after the first.
+/// Returns the calls in cells on this thread's stack, the innermost first, each as an address in the cell's library and
+/// the path of that library. The kernel finds the lines: std's own backtraces do not see libraries loaded after the
+/// first backtrace.
 fn frames_in_cells() -> Vec<String> {
-    // Where there is no such file the place of the panic itself must do.
+    // Where this file does not exist, only the place of the panic itself is reported.
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let cells: Vec<(Range<usize>, &str)> = maps.lines().filter_map(cell_mapping).collect();
     let frames = return_addresses().into_iter().filter_map(|address| {
         let (_, path) = cells.iter().find(|(addresses, _)| addresses.contains(&address))?;
-        // A library's first mapping is where its own addresses count from.
+        // Addresses of a library are relative to its first mapping.
         let (first, _) = cells.iter().find(|(_, other)| other == path)?;
-        // Of the call, not of what follows it.
+        // The return address minus one is inside the call itself.
         Some(format!("{:x} {path}", address - first.start - 1))
     });
     frames.collect()
 }
 
-/// The addresses and the path in a line of `/proc/self/maps`, if they are those of a cell.
+/// Parses the addresses and the path in a line of `/proc/self/maps`, if they belong to a cell.
 fn cell_mapping(line: &str) -> Option<(Range<usize>, &str)> {
     let path = &line[line.find('/')?..];
     if !path.rsplit('/').next()?.starts_with("libcode_") {
@@ -167,10 +168,10 @@ fn cell_mapping(line: &str) -> Option<(Range<usize>, &str)> {
     Some((address(start)?..address(end)?, path))
 }
 
-/// Where the calls on this thread's stack return to, the innermost first.
+/// Returns the return addresses on this thread's stack, the innermost first.
 fn return_addresses() -> Vec<usize> {
     unsafe extern "C" {
-        // The platform's unwinder, which std unwinds panics with.
+        // The platform's unwinder, which std uses for panics.
         fn _Unwind_Backtrace(
             visit: extern "C" fn(*mut c_void, *mut c_void) -> c_int,
             argument: *mut c_void,
@@ -178,20 +179,20 @@ fn return_addresses() -> Vec<usize> {
         fn _Unwind_GetIP(frame: *mut c_void) -> usize;
     }
     extern "C" fn visit(frame: *mut c_void, addresses: *mut c_void) -> c_int {
-        // SAFETY: called by the unwinder only, below: with a frame of its own, and with the list, which nothing else
+        // SAFETY: only the unwinder calls this, below, with a frame of its own and with the list, which nothing else
         // touches meanwhile.
         unsafe { (*addresses.cast::<Vec<usize>>()).push(_Unwind_GetIP(frame)) };
         0
     }
     let mut addresses: Vec<usize> = Vec::new();
-    // SAFETY: declared as the unwinder's interface has it; `visit` does not unwind, and the list outlives the call.
+    // SAFETY: declared as in the unwinder's interface; `visit` does not unwind, and the list outlives the call.
     unsafe { _Unwind_Backtrace(visit, (&raw mut addresses).cast()) };
     addresses
 }
 
-/// What an error becomes that leaves a cell by `?`: a report to the kernel.
+/// The error type of cells: an error that leaves a cell through `?` is reported to the kernel.
 ///
-/// Of the name that evcxr has for it, which messages of the compiler tell.
+/// It has evcxr's name for it, which compiler messages mention.
 pub struct EvcxrUserCodeError;
 
 impl<T: Into<Box<dyn Error>>> From<T> for EvcxrUserCodeError {
@@ -201,7 +202,7 @@ impl<T: Into<Box<dyn Error>>> From<T> for EvcxrUserCodeError {
     }
 }
 
-/// Reports an error with what caused it. Not part of every cell: it is the same for all types.
+/// Reports an error with its causes. A function of its own, because it is the same for all types.
 fn report_returned(kind: &str, error: Box<dyn Error>) {
     let mut causes = Vec::new();
     let mut source = error.source();
@@ -213,7 +214,7 @@ fn report_returned(kind: &str, error: Box<dyn Error>) {
     report_error(kind, error.to_string(), interrupted, causes);
 }
 
-/// The same for what is no error but can be shown; its causes may be known to its `Debug`.
+/// The same for types that are not errors but can be displayed; their `Debug` may show causes.
 pub struct Shown;
 
 impl<T: Display + Debug> From<T> for Shown {
@@ -223,7 +224,7 @@ impl<T: Display + Debug> From<T> for Shown {
     }
 }
 
-/// Reports what is no error, with the causes that its `Debug` knows.
+/// Reports a value that is not an error, with the causes that its `Debug` shows.
 fn report_shown(kind: &str, error: &dyn Display, debug: &dyn Debug) {
     let debug = format!("{debug:?}");
     let mut causes = Vec::new();
@@ -238,15 +239,15 @@ fn report_shown(kind: &str, error: &dyn Display, debug: &dyn Debug) {
     report_error(kind, error.to_string(), false, causes);
 }
 
-/// Whether an error says that the prelude's own work was interrupted.
-#[allow(improper_ctypes_definitions)] // Both sides are Rust, of one compiler.
+/// Whether an error reports that the prelude's own work was interrupted.
+#[allow(improper_ctypes_definitions)] // Both sides are Rust code, from one compiler.
 type IsInterrupt = extern "C" fn(&(dyn Error + 'static)) -> bool;
 
 static IS_INTERRUPT: OnceLock<IsInterrupt> = OnceLock::new();
 
-/// Called once, before the first cell, with what the prelude knows of its errors.
+/// Called once, before the first cell, with the prelude's function that recognises interruptions.
 #[unsafe(no_mangle)]
-#[allow(improper_ctypes_definitions)] // Both sides are Rust, of one compiler.
+#[allow(improper_ctypes_definitions)] // Both sides are Rust code, from one compiler.
 pub extern "C" fn cloze_cell_knows_interrupts(is_interrupt: IsInterrupt) {
     let _ = IS_INTERRUPT.set(is_interrupt);
 }
@@ -260,8 +261,8 @@ fn report_error(kind: &str, message: String, interrupted: bool, causes: Vec<Stri
     notice("EVCXR_ERROR_OCCURRED");
 }
 
-/// `alloc::boxed::Box<dyn core::error::Error>` → `Box<dyn Error>`, but `std::io::error::Error` → `std::io::Error`, because
-/// there are many types called just `Error`.
+/// Shortens `alloc::boxed::Box<dyn core::error::Error>` to `Box<dyn Error>`, but `std::io::error::Error` to
+/// `std::io::Error`, because many types are called just `Error`.
 fn short_type_name(full: &str) -> String {
     if full.ends_with("::Error") && !full.contains('<') {
         return full.replace("::error::Error", "::Error");
@@ -289,19 +290,19 @@ fn event(fields: &[&str]) {
     }
     let fields: Vec<String> = fields.iter().map(|field| field.replace([FIELD, END], " ")).collect();
     let record = fields.join(&FIELD.to_string()) + &END.to_string();
-    // SAFETY: the kernel opened this descriptor for events and keeps it open as long as the process lives; it is not
+    // SAFETY: the kernel opened this descriptor for events, and it stays open as long as the process lives; it is not
     // closed here.
     let mut pipe = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
     let _ = pipe.write_all(record.as_bytes());
 }
 
-/// Tells evcxr something when the cell is done; not over stdout, where a cell may print the same.
+/// Sends evcxr a notice for the end of the cell; not over stdout, where a cell may print the same.
 pub fn notice(text: &str) {
     event(&["notice", text]);
 }
 
-/// Waits until the kernel has read what this process has written to its other pipes: of several pipes nobody can tell what
-/// came first. With that, what a library or a thread says on stderr stands before what the cell prints after it.
+/// Waits until the kernel has read what this process wrote to its other pipes, because the order across several pipes
+/// is unknown. This way, what a library or a thread writes to stderr appears before what the cell prints afterwards.
 fn settle() {
     let pending = || {
         [&STDERR, &EVENTS].into_iter().any(|pipe| {
@@ -322,7 +323,7 @@ fn settle() {
     }
 }
 
-/// How many bytes of a pipe nobody has read yet.
+/// Returns the number of unread bytes in a pipe.
 fn unread(pipe: c_int) -> c_int {
     unsafe extern "C" {
         fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
@@ -336,14 +337,14 @@ fn unread(pipe: c_int) -> c_int {
     }
 }
 
-/// Prints to stdout, after all that was said on stderr before.
+/// Prints to stdout, after everything that was written to stderr before.
 pub fn print(arguments: std::fmt::Arguments) {
     settle();
     std::print!("{arguments}");
 }
 
-/// Prints to stderr what comes after all that was printed to stdout before, and before all that is printed after it. The
-/// two are pipes of their own, of which nobody can tell what came first.
+/// Prints to stderr, after everything that was printed to stdout before, and before everything printed to it
+/// afterwards. The two are separate pipes, whose relative order is otherwise unknown.
 pub fn eprint(arguments: std::fmt::Arguments) {
     let text = arguments.to_string();
     let Some(mark) = MARK.get().filter(|_| RUNNING.load(Ordering::Relaxed)) else {
@@ -356,33 +357,33 @@ pub fn eprint(arguments: std::fmt::Arguments) {
     let _ = stdout.flush();
 }
 
-/// As the standard library's, in the place where it stands between what goes to stderr.
+/// Like the standard library's, but in order with what goes to stderr.
 #[macro_export]
 macro_rules! print {
     ($($text:tt)*) => { $crate::print(::std::format_args!($($text)*)) };
 }
 
-/// As the standard library's, in the place where it stands between what goes to stderr.
+/// Like the standard library's, but in order with what goes to stderr.
 #[macro_export]
 macro_rules! println {
     () => { $crate::print(::std::format_args!("\n")) };
     ($($text:tt)*) => { $crate::print(::std::format_args!("{}\n", ::std::format_args!($($text)*))) };
 }
 
-/// As the standard library's, in the place where it stands between what goes to stdout.
+/// Like the standard library's, but in order with what goes to stdout.
 #[macro_export]
 macro_rules! eprint {
     ($($text:tt)*) => { $crate::eprint(::std::format_args!($($text)*)) };
 }
 
-/// As the standard library's, in the place where it stands between what goes to stdout.
+/// Like the standard library's, but in order with what goes to stdout.
 #[macro_export]
 macro_rules! eprintln {
     () => { $crate::eprint(::std::format_args!("\n")) };
     ($($text:tt)*) => { $crate::eprint(::std::format_args!("{}\n", ::std::format_args!($($text)*))) };
 }
 
-/// As the standard library's, told where it stands in the notebook.
+/// Like the standard library's, but with the position in the notebook.
 #[macro_export]
 macro_rules! dbg {
     ($place:literal) => { $crate::eprint(::std::format_args!("[{}]\n", $place)) };
@@ -399,58 +400,59 @@ macro_rules! dbg {
     ($place:literal, $($value:expr),+ $(,)?) => { ($($crate::dbg!($place, $value)),+,) };
 }
 
-/// Statements that stay in the cell where they are: what they define is seen by what follows, and not kept.
+/// Statements that stay in the cell: later statements of the cell see their definitions, later cells do not.
 #[macro_export]
 macro_rules! here {
     ($($statement:tt)*) => { $($statement)* };
 }
 
-/// The session's variables between cells, under their names.
+/// The session's variables between cells, by name.
 ///
-/// Stands in for the one that evcxr writes into every cell, of the same methods: what of it does not depend on the
-/// variables' types is compiled here, once.
+/// Replaces the store that evcxr writes into every cell, with the same methods. Code that does not depend on the
+/// variables' types is compiled once, here.
 #[derive(Default)]
 pub struct VariableStore {
     variables: HashMap<String, Box<dyn Any>>,
 }
 
 impl VariableStore {
-    /// An empty one.
+    /// Creates an empty store.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Keeps a variable.
+    /// Stores a variable.
     pub fn put_variable<T: 'static>(&mut self, name: &str, value: T) {
         self.put(name, Box::new(value));
     }
 
-    /// Whether a variable is of this type, or there is none of the name; if not, evcxr is told.
+    /// Whether a variable has this type or does not exist; otherwise notifies evcxr.
     pub fn check_variable<T: 'static>(&mut self, name: &str) -> bool {
         self.check(name, TypeId::of::<T>())
     }
 
-    /// Hands out a variable.
+    /// Takes a variable out of the store.
     ///
     /// # Panics
-    /// If there is none of this name and type, after `check_variable` a fault of the kernel.
+    /// Panics if there is no variable of this name and type, which after `check_variable` is a bug of the kernel.
     pub fn take_variable<T: 'static>(&mut self, name: &str) -> T {
         let value = self.take(name, TypeId::of::<T>());
-        // SAFETY: `take` has seen that the value is of this type, and hands it out but once.
+        // SAFETY: `take` has checked that the value has this type, and returns it only once.
         let taken = unsafe { value.cast::<T>().read() };
-        // SAFETY: the box that the value was in, which is empty by now.
+        // SAFETY: the box that contained the value, which is empty by now.
         unsafe { free(value, Layout::new::<T>()) };
         taken
     }
 
-    /// A variable that is made when it is first asked for.
+    /// Takes a variable out of the store, creating it if it does not exist.
     ///
     /// # Panics
     /// As [`take_variable`](Self::take_variable).
     pub fn lazy_arc<T: 'static, F: FnOnce() -> T>(&mut self, name: &str, create: F) -> Arc<T> {
         let other = self.variables.get(name).is_some_and(|value| !value.is::<Arc<T>>());
         if other && let Some(old) = self.variables.remove(name) {
-            // The crate that it comes from was built anew, so that it is of another type. What still works in it goes on.
+            // The crate that defines its type was built again, so the type is a different one. Threads that use it
+            // continue.
             std::mem::forget(old);
         }
         if !self.variables.contains_key(name) {
@@ -476,16 +478,16 @@ impl VariableStore {
         match found {
             Some(found) if found == kind => return true,
             Some(_) => eprintln!(
-                "The variable `{name}` is lost: its type was defined anew, or the crate that it comes from was built anew."
+                "The variable `{name}` is lost: its type was defined again, or the crate that it comes from was built again."
             ),
-            // A cell that is left before its end keeps none of the variables that it would have defined.
-            None => eprintln!("There is no variable `{name}`: the cell that defines it returned before its end."),
+            // A cell that is left early keeps none of the variables that it would have defined.
+            None => eprintln!("There is no variable `{name}`: the cell that defines it returned early."),
         }
         notice(&format!("EVCXR_VARIABLE_CHANGED_TYPE:{name}"));
         false
     }
 
-    /// Hands out a variable of this type: where its box was.
+    /// Returns a variable of this type: the pointer to its value.
     fn take(&mut self, name: &str, kind: TypeId) -> *mut u8 {
         match self.variables.remove(name) {
             Some(value) if (*value).type_id() == kind => Box::into_raw(value).cast(),
@@ -494,13 +496,13 @@ impl VariableStore {
     }
 }
 
-/// Gives back the memory of a box of this layout that has nothing in it any more.
+/// Frees a box of this layout whose value has been moved out.
 ///
 /// # Safety
-/// As [`std::alloc::dealloc`] has it.
+/// As for [`std::alloc::dealloc`].
 unsafe fn free(memory: *mut u8, layout: Layout) {
     if layout.size() > 0 {
-        // SAFETY: the caller's promise; a box of size 0 has no memory.
+        // SAFETY: promised by the caller; a box of size 0 has no memory.
         unsafe { std::alloc::dealloc(memory, layout) };
     }
 }
@@ -510,18 +512,18 @@ fn gone(name: &str) -> ! {
     panic!("the variable `{name}` has gone missing")
 }
 
-/// Shows a value of a type that the prelude knows a display for; false if it knows none.
+/// Displays a value whose type the prelude has a display for; false if it has none.
 type Show = unsafe extern "C" fn(*const c_void, *const c_void) -> bool;
 
 static SHOW: OnceLock<Show> = OnceLock::new();
 
-/// Called once, before the first cell, with the prelude's own displays of types that other crates define.
+/// Called once, before the first cell, with the prelude's function that displays types of other crates.
 #[unsafe(no_mangle)]
 pub extern "C" fn cloze_cell_shows(show: Show) {
     let _ = SHOW.set(show);
 }
 
-/// The number of a type, of which the lifetimes do not count.
+/// Returns the id of a type, ignoring lifetimes.
 fn type_id<T>() -> TypeId {
     trait Numbered {
         fn number(&self) -> TypeId
@@ -537,18 +539,18 @@ fn type_id<T>() -> TypeId {
         }
     }
     let phantom = PhantomData::<T>;
-    // SAFETY: only the lifetime in the type of a reference changes. The value behind it is of size 0, and the method asks
-    // for nothing that lives for so long.
+    // SAFETY: changes only the lifetime in the type of a reference. The value behind it has size 0, and the method
+    // requires nothing to live that long.
     let phantom = unsafe {
         std::mem::transmute::<&(dyn Numbered + '_), &(dyn Numbered + 'static)>(&phantom)
     };
     phantom.number()
 }
 
-/// How the value of a cell's last expression is shown when its type has no `evcxr_display` of its own: as the prelude shows
-/// it, or as its `Debug`.
+/// Displays the value of a cell's last expression if its type has no `evcxr_display` of its own: as the prelude
+/// displays it, or through its `Debug`.
 ///
-/// An inherent method of the same name wins over this one, so one compilation serves both.
+/// An inherent method of the same name takes precedence over this one, so one compilation serves both.
 pub trait ShowValue {
     /// Sends the value to the front end.
     fn evcxr_display(&self);
@@ -557,7 +559,7 @@ pub trait ShowValue {
 impl<T: Debug> ShowValue for T {
     fn evcxr_display(&self) {
         let kind = type_id::<T>();
-        // A statement's value is not news.
+        // The unit value of a statement is not displayed.
         if kind == TypeId::of::<()>() || is_shown((&raw const kind).cast(), (&raw const *self).cast()) {
             return;
         }
@@ -565,9 +567,9 @@ impl<T: Debug> ShowValue for T {
     }
 }
 
-/// Whether the prelude has shown the value.
+/// Whether the prelude has displayed the value.
 fn is_shown(kind: *const c_void, value: *const c_void) -> bool {
-    // SAFETY: the prelude's function, with a type's number and a value of that type.
+    // SAFETY: the prelude's function, called with a type's id and a value of that type.
     SHOW.get().is_some_and(|show| unsafe { show(kind, value) })
 }
 

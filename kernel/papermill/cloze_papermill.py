@@ -1,6 +1,6 @@
 """Teaches papermill to write parameters in Rust.
 
-papermill runs notebooks with any kernel, but writes parameters only in languages that it has a translator for. Importing this
+papermill runs notebooks with any kernel, but can write parameters only in languages that it has a translator for. Importing this
 module adds one for Rust; installed, it is imported whenever papermill starts.
 
 A parameter keeps the type that the cell tagged `parameters` gives it: `-p batch_size 16` stays a `usize` if it was one.
@@ -20,7 +20,7 @@ class RustTranslator(Translator):
     def codify(cls, parameters, comment="Parameters"):
         lines = [cls.comment(comment)]
         for name, value in parameters.items():
-            # A second name for the variable's own value decides the type, so the new one must be of it.
+            # The first assignment fixes the type, so the new value must have the same type.
             lines.append(f"let {name} = {{ let mut same = {name}; same = {cls.translate(value)}; same }};")
         return "\n".join(lines) + "\n"
 
@@ -46,12 +46,12 @@ class RustTranslator(Translator):
             return "(0.0 / 0.0)"
         if value in (float("inf"), float("-inf")):
             return "(1.0 / 0.0)" if value > 0 else "(-1.0 / 0.0)"
-        # As Python writes it, `1e-05` and `0.5` are Rust, too.
+        # Python's notation, such as `1e-05` and `0.5`, is valid Rust.
         return repr(float(value))
 
     @classmethod
     def translate_str(cls, value):
-        # Of `&str` as well as of `String`, `PathBuf` and `Option<&str>`.
+        # Fits `&str`, `String`, `PathBuf` and `Option<&str>`.
         return f"{cls.quote(value)}.into()"
 
     @classmethod
@@ -60,11 +60,11 @@ class RustTranslator(Translator):
 
     @classmethod
     def translate_dict(cls, value):
-        raise PapermillException("a Rust notebook has no parameters that are dictionaries: give each value a name of its own")
+        raise PapermillException("a Rust notebook can't have dictionaries as parameters: give each value its own name")
 
     @classmethod
     def inspect(cls, parameters_cell):
-        """The variables of the cell tagged `parameters`, for papermill's list of them and its check of names."""
+        """Returns the variables of the cell tagged `parameters`, which papermill lists and checks names against."""
         found = re.findall(r"^\s*let\s+(?:mut\s+)?(\w+)\s*(?::\s*([^=]+?))?\s*=\s*(.*?);\s*(?://\s*(.*))?$",
                            parameters_cell["source"], re.M)
         return [Parameter(name, kind or "None", value, note) for name, kind, value, note in found]
@@ -72,7 +72,7 @@ class RustTranslator(Translator):
     @staticmethod
     def quote(text):
         escaped = json.dumps(str(text), ensure_ascii=False)
-        # JSON's ways to write control characters are not Rust's.
+        # JSON and Rust escape control characters differently.
         pairs = {"\\b": "\\u{8}", "\\f": "\\u{c}"}
         out, rest = "", escaped
         while rest:

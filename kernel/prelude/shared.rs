@@ -1,9 +1,9 @@
-//! What cells would otherwise compile anew, each for itself: how the types of the library are dropped, and its generic
-//! functions for the types that they are mostly called with.
+//! Code that each cell would otherwise compile again: the drop code of the library's types, and its generic functions
+//! for the types that they are mostly called with.
 //!
-//! Nobody calls these functions. A crate that is compiled without optimization uses the generic code that a crate below it
-//! already holds, if that one is compiled without optimization, too, as this one is for notebooks (see
-//! `src/toolchain/prelude/build.rs`). Most cells are such crates.
+//! Nobody calls these functions. A crate that is compiled without optimization uses the generic code of a dependency if
+//! that is compiled without optimization, too, as this one is for notebooks (see `src/toolchain/prelude/build.rs`).
+//! Most cells are such crates.
 #![allow(missing_docs, clippy::all)]
 
 use std::collections::HashMap;
@@ -57,7 +57,7 @@ pub fn types(
 
 type Collator1 = Box<dyn Collator>;
 
-/// Types of others that library calls give.
+/// Types of other crates that library calls return.
 pub fn others(
     _: (
         String,
@@ -81,7 +81,7 @@ pub fn others(
 ) {
 }
 
-/// The calls that guides are made of.
+/// The calls of the guides.
 pub fn calls(name: &str, text: &String) -> std::result::Result<(), Box<dyn std::error::Error>> {
     let eli5 = load_eli5(name)?;
     let eli5 = eli5
@@ -126,7 +126,7 @@ pub fn calls(name: &str, text: &String) -> std::result::Result<(), Box<dyn std::
     tensors(&logits)
 }
 
-/// What is done with tensors.
+/// Operations on tensors.
 fn tensors(tensor: &Tensor) -> std::result::Result<(), Box<dyn std::error::Error>> {
     let zeros = Tensor::zeros((2, 3), DType::F32, &Device::Cpu)?;
     let _ = (

@@ -1,4 +1,4 @@
-//! What can go wrong in the kernel itself, as opposed to in a cell.
+//! Errors of the kernel itself, as opposed to those of a cell.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,13 +15,13 @@ pub enum Error {
         what: &'static str,
         source: io::Error,
     },
-    /// A file is not the notebook that it should be.
-    #[error("{} is not a notebook that can be run: {problem}", path.display())]
+    /// A file is not a notebook that this program can run.
+    #[error("{} is not a notebook that Cloze can run: {problem}", path.display())]
     Notebook { path: PathBuf, problem: String },
-    /// Anything that is best said in a sentence.
+    /// Any other error, as a sentence.
     #[error("{0}")]
     Message(String),
-    /// A notebook's cell failed; it was shown already.
+    /// A cell of a notebook failed; its error has already been shown.
     #[error("{} failed at cell {cell}", path.display())]
     CellFailed { path: PathBuf, cell: usize },
 }
@@ -29,13 +29,13 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// For `map_err`: an input or output error with the path that it is about.
+    /// Returns a function for `map_err` that adds the path to an I/O error.
     pub fn file(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File { path, source }
     }
 
-    /// For `map_err`: a failed system call.
+    /// Returns a function for `map_err` that names the failed system call.
     pub fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System { what, source }
     }

@@ -114,7 +114,7 @@ fn floor(module: &str) -> usize {
     FLOORS
         .iter()
         .position(|floor| floor.contains(&room))
-        .unwrap_or_else(|| panic!("the room `{room}` stands on no floor"))
+        .unwrap_or_else(|| panic!("the room `{room}` is not listed"))
 }
 
 #[test]

@@ -11,12 +11,12 @@ mod run;
 mod session;
 mod toolchain;
 
-/// Damaged copies of the files that the tests read.
+/// Makes damaged copies of the files that the tests read.
 #[cfg(test)]
 #[path = "../../tests/support/damage.rs"]
 mod damage;
 
-/// What the fuzzers call, which are compiled with this program as their library.
+/// Entry points of the fuzzers, which compile this program as their library.
 #[cfg(fuzzing)]
 pub mod fuzzing {
     pub use crate::jupyter::untrusted::message;
@@ -31,7 +31,7 @@ use clap::Parser;
 use crate::cli::{Cli, Command};
 use crate::error::{Error, Result};
 
-/// What rust-analyzer does to learn the types of a session is made of small allocations.
+/// Learning the types of a session makes rust-analyzer allocate many small pieces.
 #[cfg(not(fuzzing))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody may be left to read it.
+            // stderr may be closed.
             let _ = writeln!(std::io::stderr(), "error: {error}");
             ExitCode::FAILURE
         }

@@ -1,4 +1,4 @@
-//! The commands around the kernel, as a person at a shell meets them. None of them builds the prelude.
+//! The commands of `cloze`, run from a shell. None of the tests builds the prelude.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ fn said(output: &Output) -> String {
 }
 
 #[test]
-fn uninstall_removes_the_kernelspec_that_was_asked_for_and_nothing_else() {
+fn uninstall_removes_only_the_named_kernelspec() {
     let prefix = tempfile::tempdir().expect("a folder");
     let cache = tempfile::tempdir().expect("a folder");
     let variables = [("CLOZE_KERNEL_CACHE", cache.path())];
@@ -41,7 +41,7 @@ fn uninstall_removes_the_kernelspec_that_was_asked_for_and_nothing_else() {
 }
 
 #[test]
-fn a_users_kernels_are_where_jupyter_looks_for_them() {
+fn user_kernels_are_installed_where_jupyter_looks() {
     let data = tempfile::tempdir().expect("a folder");
     let folder = data.path().join("kernels/cloze");
     fs::create_dir_all(&folder).expect("made");
@@ -57,7 +57,7 @@ fn a_users_kernels_are_where_jupyter_looks_for_them() {
 }
 
 #[test]
-fn who_has_no_jupyterlab_is_told_how_to_get_it() {
+fn lab_explains_how_to_install_a_missing_jupyterlab() {
     let empty = tempfile::tempdir().expect("a folder");
     let refused = cloze(&["lab"], &[("PATH", empty.path())]);
     assert_eq!(refused.status.code(), Some(1));
@@ -67,7 +67,7 @@ fn who_has_no_jupyterlab_is_told_how_to_get_it() {
 }
 
 #[test]
-fn the_doctor_looks_at_everything_and_says_what_to_do() {
+fn doctor_checks_everything_and_suggests_fixes() {
     let cache = tempfile::tempdir().expect("a folder");
     let data = tempfile::tempdir().expect("a folder");
     let variables = [
@@ -88,7 +88,7 @@ fn the_doctor_looks_at_everything_and_says_what_to_do() {
     ] {
         assert!(said.contains(told), "{told}\n{said}");
     }
-    // As builds of other versions leave them.
+    // Builds of other versions leave such folders.
     for name in ["prelude-0123", "prelude-4567"] {
         fs::create_dir(cache.path().join(name)).expect("made");
     }
@@ -100,7 +100,7 @@ fn the_doctor_looks_at_everything_and_says_what_to_do() {
     assert!(said.contains("2 preludes, 0 in use"), "{said}");
 }
 
-/// A command that finds neither a cache nor a home of the machine.
+/// Returns a command with an empty cache and home folder.
 fn alone(arguments: &[&str], home: &Path) -> Output {
     cloze(
         arguments,
@@ -113,7 +113,7 @@ fn alone(arguments: &[&str], home: &Path) -> Output {
 }
 
 #[test]
-fn fill_guesses_with_what_ships_whichever_mask_is_written() {
+fn fill_works_with_the_bundled_model_and_any_mask_token() {
     let home = tempfile::tempdir().expect("a folder");
     let filled = |text: &str, top_k: &str| {
         let output = alone(
@@ -128,7 +128,7 @@ fn fill_guesses_with_what_ships_whichever_mask_is_written() {
     assert_eq!(own.matches("Paris is the capital of").count(), 4, "{own}");
     assert_eq!(filled("Paris is the capital of [MASK].", "3"), own);
     assert!(filled("Paris is the capital of <mask>.", "5").len() > own.len());
-    // What ships lies in the user's cache now, whole.
+    // The bundled model has been unpacked into the user's cache.
     let unpacked = home.path().join("cache/cloze/bundled");
     let folder = fs::read_dir(unpacked).expect("it is there").next();
     let folder = folder.expect("a folder").expect("read").path();
@@ -136,7 +136,7 @@ fn fill_guesses_with_what_ships_whichever_mask_is_written() {
 }
 
 #[test]
-fn fill_tells_what_is_wrong() {
+fn fill_reports_invalid_arguments() {
     let home = tempfile::tempdir().expect("a folder");
     for (arguments, words) in [
         (
@@ -159,7 +159,7 @@ fn fill_tells_what_is_wrong() {
 }
 
 #[test]
-fn train_learns_from_lines_and_saves_what_fill_opens() {
+fn train_learns_from_lines_and_saves_a_model_that_fill_opens() {
     let home = tempfile::tempdir().expect("a folder");
     let at = |name: &str| home.path().join(name).display().to_string();
     let lines: String = (0..48)
@@ -169,7 +169,7 @@ fn train_learns_from_lines_and_saves_what_fill_opens() {
     let settings = "model = \"bundled:tiny_roberta\"\nlearning_rate = 1e-3\nmax_steps = 50\nmax_seq_length = 24\n";
     fs::write(home.path().join("run.toml"), settings).expect("written");
     let (data, config, out) = (at("lines.txt"), at("run.toml"), at("out"));
-    // What stands on the line counts more than what stands in the file.
+    // The command line takes precedence over the file.
     let arguments = [
         "train",
         "--config",
@@ -204,14 +204,14 @@ fn train_learns_from_lines_and_saves_what_fill_opens() {
         home.path(),
     );
     assert!(filled.status.success(), "{}", said(&filled));
-    // A second training of the same settings goes on where asked to, and there is nothing left to do.
+    // A second run with the same settings resumes if asked to, and has nothing left to do.
     let again = [&arguments[..], &["--resume"]].concat();
     let again = alone(&again, home.path());
     assert!(again.status.success(), "{}", said(&again));
 }
 
 #[test]
-fn train_tells_what_is_wrong_before_anything_is_trained() {
+fn train_reports_invalid_arguments_before_training() {
     let home = tempfile::tempdir().expect("a folder");
     let at = |name: &str| home.path().join(name).display().to_string();
     fs::write(home.path().join("lines.txt"), "one\ntwo\nthree\n").expect("written");

@@ -1,4 +1,4 @@
-//! `cloze launch` on notebooks, which none of them needs the prelude for. Without an `mpirun` the tests say so and pass.
+//! `cloze launch` on notebooks that do not need the prelude. Without an `mpirun` the tests report that and pass.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -7,11 +7,11 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Executes a notebook of these cells on two ranks; `None` without mpirun.
+/// Executes a notebook with these cells on two ranks; returns `None` without mpirun.
 fn launch(cells: &[&str]) -> Option<(TempDir, Output)> {
     let mpirun = Command::new("mpirun").arg("--version").output();
     if mpirun.is_err() {
-        println!("SKIPPED: there is no mpirun here (Debian: apt-get install openmpi-bin)");
+        println!("SKIPPED: mpirun was not found (Debian: apt-get install openmpi-bin)");
         return None;
     }
     let cells: Vec<Value> = (cells.iter().enumerate())
@@ -40,7 +40,7 @@ fn launch(cells: &[&str]) -> Option<(TempDir, Output)> {
 const RANK: &str = "let rank: usize = std::env::var(\"OMPI_COMM_WORLD_RANK\")?.parse()?;";
 
 #[test]
-fn every_rank_executes_the_notebook_and_the_first_shows_and_writes_it() {
+fn all_ranks_execute_the_notebook_and_the_first_one_shows_and_writes_it() {
     let note = "std::fs::write(format!(\"rank-{rank}\"), \"was here\")?;\nprintln!(\"rank {rank} speaks\");";
     let Some((folder, output)) = launch(&[RANK, note]) else {
         return;
@@ -62,7 +62,7 @@ fn every_rank_executes_the_notebook_and_the_first_shows_and_writes_it() {
 }
 
 #[test]
-fn a_cell_that_fails_on_one_rank_ends_all_and_says_why() {
+fn a_failing_cell_on_one_rank_ends_all_ranks_with_its_error() {
     let started = Instant::now();
     let fails = "if rank == 1 { panic!(\"this rank gives up\") }\nstd::thread::sleep(std::time::Duration::from_secs(100 * (1 - rank as u64)));";
     let Some((_folder, output)) = launch(&[RANK, fails]) else {

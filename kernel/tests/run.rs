@@ -1,4 +1,4 @@
-//! `cloze run` on small notebooks, as a person at a shell meets it. None of them uses Cloze itself.
+//! `cloze run` on small notebooks, run from a shell. None of the notebooks uses Cloze itself.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A folder with a notebook `n.ipynb` of these cells.
+/// Creates a folder with a notebook `n.ipynb` that contains these cells.
 fn notebook(cells: &[&str]) -> TempDir {
     tagged_notebook(&cells.iter().map(|source| (*source, "")).collect::<Vec<_>>())
 }
@@ -31,7 +31,7 @@ fn tagged_notebook(cells: &[(&str, &str)]) -> TempDir {
 
 fn cloze() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cloze"));
-    // One cache for all tests: what the kernel builds for itself is built once.
+    // All tests share a cache, so that the kernel builds its own parts only once.
     command.env(
         "CLOZE_KERNEL_CACHE",
         Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernel-cache"),
@@ -61,7 +61,7 @@ fn read(path: &PathBuf) -> Value {
     serde_json::from_str(&text).expect("it is JSON")
 }
 
-/// The text of a cell's output.
+/// Returns the text of a cell's output.
 fn text(output: &Value) -> String {
     let lines = output["text"]
         .as_array()
@@ -118,7 +118,7 @@ fn a_notebook_is_executed_and_written_with_its_outputs() {
     assert_eq!(
         original["cells"][2]["outputs"],
         json!([]),
-        "the notebook itself is left as it was"
+        "the notebook itself is unchanged"
     );
 }
 
@@ -141,7 +141,7 @@ fn a_compile_error_points_into_the_cell() {
     let cells = &written(&folder)["cells"];
     assert_eq!(cells[1]["outputs"][0]["output_type"], "error");
     assert_eq!(cells[1]["outputs"][0]["ename"], "error[E0308]");
-    assert_eq!(cells[2]["outputs"], json!([]), "what follows is not run");
+    assert_eq!(cells[2]["outputs"], json!([]), "later cells are not run");
 }
 
 #[test]
@@ -242,12 +242,12 @@ fn a_crash_leaves_a_usable_session() {
     assert_eq!(text(&cells[3]["outputs"][0]), "7");
     assert_eq!(
         cells[4]["outputs"][0]["ename"], "error[E0425]",
-        "the variable is gone and the compiler says so"
+        "the compiler reports that the variable is gone"
     );
 }
 
 #[test]
-fn a_cell_that_runs_too_long_is_stopped() {
+fn a_cell_that_exceeds_the_time_limit_is_stopped() {
     let folder = notebook(&[
         "let a = 1;",
         "loop { std::thread::sleep(std::time::Duration::from_millis(5)) }",
@@ -263,7 +263,7 @@ fn a_cell_that_runs_too_long_is_stopped() {
 }
 
 #[test]
-fn the_second_ctrl_c_ends_a_cell_that_does_not_listen() {
+fn the_second_ctrl_c_ends_a_cell_that_ignores_the_first() {
     let folder = notebook(&["println!(\"running\");\nloop {}"]);
     let mut child = cloze()
         .arg("run")
@@ -298,7 +298,7 @@ fn the_second_ctrl_c_ends_a_cell_that_does_not_listen() {
 }
 
 #[test]
-fn parameters_override_the_tagged_cell_in_its_types() {
+fn parameters_override_the_tagged_cell_and_keep_its_types() {
     let folder = tagged_notebook(&[
         (
             "let steps = 3;\nlet rate: f64 = 0.5;\nlet name = \"a\";",
@@ -318,11 +318,11 @@ fn parameters_override_the_tagged_cell_in_its_types() {
     assert_eq!(cells[1]["metadata"]["tags"][0], "injected-parameters");
     let refused = run(&folder, &["--param", "stepz=8"]);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("it has: steps, rate, name"));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("there are: steps, rate, name"));
 }
 
 #[test]
-fn the_output_goes_where_it_is_asked_to() {
+fn the_output_is_written_to_the_requested_path() {
     let folder = notebook(&["1 + 1"]);
     let to = folder.path().join("elsewhere.ipynb");
     let output = run(&folder, &["--output", to.to_str().expect("text")]);
@@ -346,14 +346,14 @@ fn cells_run_in_the_notebooks_folder() {
 }
 
 #[test]
-fn what_is_no_rust_notebook_is_refused() {
+fn files_that_are_no_rust_notebooks_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(folder.path().join("n.ipynb"), "{\"cells\": [").expect("written");
     let output = run(&folder, &[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(
         String::from_utf8_lossy(&output.stderr)
-            .contains("n.ipynb is not a notebook that can be run")
+            .contains("n.ipynb is not a notebook that Cloze can run")
     );
     let output = cloze()
         .args(["run", "/nowhere/n.ipynb"])
@@ -362,7 +362,7 @@ fn what_is_no_rust_notebook_is_refused() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("/nowhere/n.ipynb: No such file"));
 }
 
-/// The traceback of a cell's error, without colours.
+/// Returns the traceback of a cell's error, without colours.
 fn traceback(cell: &Value) -> String {
     let outputs = cell["outputs"].as_array().expect("outputs");
     let error = outputs
@@ -402,7 +402,7 @@ fn result(cell: &Value) -> String {
         .collect()
 }
 
-/// Runs all cells, whatever fails, and gives the executed ones.
+/// Runs all cells, even after failures, and returns the executed ones.
 fn executed(cells: &[&str]) -> Vec<Value> {
     let folder = notebook(cells);
     let output = run(&folder, &["--allow-errors"]);
@@ -416,7 +416,7 @@ fn executed(cells: &[&str]) -> Vec<Value> {
 }
 
 #[test]
-fn each_error_keeps_its_code_its_place_and_its_message_whatever_its_notes_point_to() {
+fn each_error_keeps_its_code_place_and_message() {
     let cells = executed(&[
         "fn area(w: f32, h: f32) -> f32 { w * h }\nenum Kind { A, B }\n#[derive(Debug)] struct Point { x: f32 }\n\
          impl Point { fn scale(&self, by: f32) -> f32 { self.x * by } }\ntrait Shape { fn name(&self) -> String; }\n\
@@ -487,7 +487,7 @@ fn an_error_that_a_redefinition_causes_in_an_earlier_cell_names_it() {
 }
 
 #[test]
-fn words_of_the_kernel_in_what_a_cell_prints_are_text() {
+fn control_words_printed_by_a_cell_are_text() {
     let cells = executed(&[
         "println!(\"see EVCXR_BEGIN_CONTENT text/html in the docs\");\nprintln!(\"after\");",
         "println!(\"EVCXR_BEGIN_CONTENT text/html\");\nprintln!(\"no end\");",
@@ -515,7 +515,7 @@ fn words_of_the_kernel_in_what_a_cell_prints_are_text() {
 }
 
 #[test]
-fn a_cell_that_returns_early_keeps_the_variables_that_there_were() {
+fn a_cell_that_returns_early_keeps_earlier_variables() {
     let cells = executed(&[
         "let model = vec![1, 2, 3];",
         "if model.len() > 2 { return Ok(()); }\nlet rest = 1;",
@@ -535,7 +535,7 @@ fn a_cell_that_returns_early_keeps_the_variables_that_there_were() {
 }
 
 #[test]
-fn types_with_traits_are_kept() {
+fn variables_of_trait_object_types_are_kept() {
     let cells = executed(&[
         "let joined = std::thread::spawn(|| 1).join();",
         "let parsed = \"x\".parse::<i32>().map_err(|e| Box::new(e) as Box<dyn std::error::Error>);",
@@ -558,7 +558,7 @@ fn types_with_traits_are_kept() {
 }
 
 #[test]
-fn broken_code_is_an_error_at_its_place() {
+fn syntax_errors_are_reported_where_they_are() {
     let cells = executed(&[
         "}",
         "let",
@@ -587,7 +587,7 @@ fn broken_code_is_an_error_at_its_place() {
 }
 
 #[test]
-fn an_expression_without_an_end_is_an_error_at_the_end_of_the_cell() {
+fn an_incomplete_expression_is_an_error_at_the_end_of_the_cell() {
     let cells = executed(&["let a = 1;\na +\n", "[1, 2][1..].len() *"]);
     for (cell, line) in cells.iter().zip(["2 | a +", "1 | [1, 2][1..].len() *"]) {
         let told = traceback(cell);
@@ -600,7 +600,7 @@ fn an_expression_without_an_end_is_an_error_at_the_end_of_the_cell() {
 }
 
 #[test]
-fn statics_that_can_change_go_on_from_cell_to_cell() {
+fn statics_keep_their_values_between_cells() {
     let cells = executed(&[
         "use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};\nuse std::sync::{LazyLock, Mutex};\n\
          static HITS: AtomicUsize = AtomicUsize::new(0);\nfn hit() -> usize { HITS.fetch_add(1, SeqCst) + 1 }\n\
@@ -624,7 +624,7 @@ fn statics_that_can_change_go_on_from_cell_to_cell() {
 }
 
 #[test]
-fn panics_are_told_where_they_are_also_in_threads_and_earlier_cells() {
+fn panics_are_located_also_in_threads_and_earlier_cells() {
     let cells = executed(&[
         "fn pick(v: &[i32], i: usize) -> i32 {\n    v[i]\n}",
         "let a: u8 = 255; let b = a + std::env::args().count() as u8; b",
@@ -678,11 +678,11 @@ fn stdout_and_stderr_keep_their_order() {
 }
 
 #[test]
-fn what_libraries_threads_and_programs_say_on_stderr_keeps_its_place() {
+fn stderr_of_libraries_threads_and_programs_keeps_its_place() {
     let rounds = 50;
     let cells = executed(&[&format!(
         "use std::io::Write;\n\
-         // As a library does, which knows no macros of cells.\n\
+         // Like a library, which does not use the macros of cells.\n\
          fn library(i: usize) {{ let _ = std::io::stderr().write_all(format!(\"e{{i}}\\n\").as_bytes()); }}\n\
          for i in 0..{rounds} {{\n\
              println!(\"a{{i}}\");\n\
@@ -733,7 +733,7 @@ fn what_libraries_threads_and_programs_say_on_stderr_keeps_its_place() {
 }
 
 #[test]
-fn reading_input_that_nobody_gives_ends() {
+fn reading_input_without_a_terminal_returns_the_end_of_input() {
     let cells = executed(&[
         "let mut line = String::new();\nlet read = std::io::stdin().read_line(&mut line)?;\nread",
         "std::io::read_to_string(std::io::stdin())?",
@@ -742,7 +742,7 @@ fn reading_input_that_nobody_gives_ends() {
     assert_eq!(result(&cells[1]), "\"\"");
 }
 
-/// The seconds that each cell took, as the console tells them.
+/// Returns the seconds that each cell took, from the console output.
 fn seconds(shown: &str) -> Vec<f64> {
     let times = shown.lines().filter_map(|line| {
         let (_, took) = line.split_once("ok, ")?;
@@ -752,8 +752,8 @@ fn seconds(shown: &str) -> Vec<f64> {
 }
 
 #[test]
-fn a_hundred_thousand_lines_take_no_time() {
-    // On stdout, on stderr, and each line passed on by itself.
+fn a_hundred_thousand_lines_are_printed_quickly() {
+    // On stdout, on stderr, and with each line flushed by itself.
     let folder = notebook(&[
         "for _ in 0..1 {}",
         "for i in 0..100_000 { println!(\"line {i}\"); }",
@@ -765,7 +765,7 @@ fn a_hundred_thousand_lines_take_no_time() {
     let times = seconds(&stdout(&output));
     assert_eq!(times.len(), 4, "{times:?}");
     println!("seconds: {times:?}");
-    // A fifth of a second or so on a machine that does nothing else; it was a minute when each line cost all before it.
+    // It takes about a fifth of a second on an idle machine, and would take a minute if it were quadratic.
     for time in &times[1..] {
         assert!(time - times[0] < 5.0, "{times:?}");
     }
@@ -802,7 +802,7 @@ fn a_closed_pipe_does_not_end_the_run() {
 }
 
 #[test]
-fn nothing_is_written_before_a_cell_has_begun() {
+fn nothing_is_written_before_the_first_cell_starts() {
     let folder = notebook(&["1 + 1"]);
     let path = folder.path().join("n.ipynb");
     let mut before: Value = read(&path);
@@ -827,7 +827,7 @@ fn nothing_is_written_before_a_cell_has_begun() {
 }
 
 #[test]
-fn a_run_that_is_told_to_end_leaves_what_it_has() {
+fn a_terminated_run_saves_its_results() {
     let folder = notebook(&[
         "println!(\"first\");",
         "println!(\"running\");\nstd::process::Command::new(\"sleep\").arg(\"7531\").spawn()?;\nloop { std::thread::sleep(std::time::Duration::from_millis(5)); }",
@@ -872,9 +872,9 @@ fn a_run_that_is_told_to_end_leaves_what_it_has() {
     assert_eq!(
         outputs_of(&cells[2], "stdout"),
         "old\n",
-        "what was not reached is kept"
+        "cells that were not reached are kept"
     );
-    // What the cell has started is gone with it.
+    // Processes started by the cell have ended, too.
     let left = Command::new("pgrep")
         .args(["-f", "^sleep 7531$"])
         .output()
@@ -883,7 +883,7 @@ fn a_run_that_is_told_to_end_leaves_what_it_has() {
 }
 
 #[test]
-fn the_output_may_be_a_pipe_standard_output_or_where_a_link_leads() {
+fn the_output_may_be_a_pipe_standard_output_or_a_link() {
     let folder = notebook(&["1 + 1"]);
     let output = run(&folder, &["-o", "-"]);
     assert!(output.status.success());
@@ -934,7 +934,7 @@ fn commands_that_would_end_the_program_are_errors() {
 }
 
 #[test]
-fn deep_brackets_are_an_error_and_the_session_goes_on() {
+fn deeply_nested_brackets_are_an_error_and_the_session_continues() {
     let deep = format!("{}1{}", "(".repeat(3000), ")".repeat(3000));
     let wide = format!("let n: i64 = {};", vec!["1"; 200].join(" + "));
     let cells = executed(&["let a = 1;", &deep, &wide, "a + n as i32"]);
@@ -947,7 +947,7 @@ fn deep_brackets_are_an_error_and_the_session_goes_on() {
 }
 
 #[test]
-fn cells_start_programs_in_the_environment_of_the_user() {
+fn programs_started_by_cells_see_the_users_environment() {
     let code = "let names = [\"EVCXR_IS_RUNTIME\", \"CLOZE_CELL_LIBRARIES\", \"CLOZE_KERNEL\", \"LD_LIBRARY_PATH\", \"RUST_BACKTRACE\"];\n\
                 names.iter().filter(|name| std::env::var_os(name).is_some()).collect::<Vec<_>>()";
     let started = format!(
@@ -969,7 +969,7 @@ fn cells_start_programs_in_the_environment_of_the_user() {
 }
 
 #[test]
-fn causes_are_told_of_every_error_and_of_what_is_none() {
+fn causes_are_reported_for_errors_and_for_other_displayable_types() {
     let cells = executed(&[
         "#[derive(Debug)] struct Outer(std::num::ParseIntError);\n\
          impl std::fmt::Display for Outer { fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result { write!(f, \"outer\") } }\n\
@@ -998,7 +998,7 @@ fn causes_are_told_of_every_error_and_of_what_is_none() {
 }
 
 #[test]
-fn thread_locals_are_kept_and_what_macros_define_is_told_not_to_be() {
+fn thread_locals_are_kept_and_items_of_macros_are_reported_as_lost() {
     let cells = executed(&[
         "use std::cell::Cell;\nthread_local! { static TL: Cell<u32> = const { Cell::new(1) }; }",
         "TL.set(TL.get() + 4);",

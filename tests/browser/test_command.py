@@ -30,7 +30,7 @@ class Commands(unittest.TestCase):
         done = subprocess.run([CLOZE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
         return done.returncode, done.stdout
 
-    def test_what_is_installed_runs_under_its_name_and_can_be_removed(self):
+    def test_the_installed_kernel_runs_under_its_name_and_can_be_removed(self):
         status, said = self.cloze("install", "--prefix", str(self.folder), "--name", "another")
         self.assertEqual(status, 0, said)
         spec = self.folder / "share/jupyter/kernels/another"
@@ -42,12 +42,12 @@ class Commands(unittest.TestCase):
         self.assertEqual(status, 0, said)
         self.assertFalse(spec.exists())
 
-    def test_lab_installs_the_kernel_where_jupyter_knows_none(self):
+    def test_lab_installs_the_kernel_if_jupyter_has_none(self):
         self.lab(self.another_jupyter())
         self.assertIn("installed the kernel `cloze`", self.said)
         self.assertTrue((self.folder / "data/kernels/cloze/kernel.json").exists())
 
-    def test_lab_takes_the_kernel_that_its_jupyter_knows(self):
+    def test_lab_uses_the_kernel_that_jupyter_has(self):
         self.lab(Path(sys.prefix))
         self.assertNotIn("installed the kernel", self.said)
         self.assertFalse((self.folder / "data/kernels/cloze").exists())

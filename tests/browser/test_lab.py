@@ -95,7 +95,7 @@ class Walk(unittest.TestCase):
         cls.page = browser.new_page(viewport={"width": 1180, "height": 900}, device_scale_factor=2)
         cls.page.set_default_timeout(PATIENCE)
 
-    def test_the_guide_trains_live_survives_an_interrupt_and_goes_on(self):
+    def test_the_guide_shows_live_training_and_resumes_after_an_interrupt(self):
         page = self.page
         page.goto(self.lab.url("guide.ipynb"))
         page.locator(".jp-NotebookPanel").wait_for()

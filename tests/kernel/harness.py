@@ -1,4 +1,4 @@
-"""What the tests share: a kernel under test, and its cells."""
+"""Shared by the tests: a kernel under test, and its cells."""
 import os
 import time
 import unittest
@@ -19,7 +19,7 @@ def start(**options):
 
 
 class Cell:
-    """A cell on its way: its reply, and what it shows, with the time at which each message came."""
+    """A running cell: its reply, and its output messages with the time at which each arrived."""
 
     def __init__(self, client, code, **options):
         self.client = client
@@ -28,7 +28,7 @@ class Cell:
         self.messages = []
 
     def next(self, timeout=TIMEOUT):
-        """The next message that belongs to the cell."""
+        """Returns the next message that belongs to the cell."""
         end = time.monotonic() + timeout
         while True:
             message = self.client.get_iopub_msg(timeout=max(end - time.monotonic(), 0))
@@ -43,7 +43,7 @@ class Cell:
         return message
 
     def end(self, timeout=TIMEOUT):
-        """The reply, when all of the output is there."""
+        """Returns the reply, once all output has arrived."""
         self.until(lambda m: m["msg_type"] == "status" and m["content"]["execution_state"] == "idle", timeout)
         while True:
             reply = self.client.get_shell_msg(timeout=timeout)

@@ -1,4 +1,4 @@
-"""What people wish their Rust kernel did, checked through jupyter_client.
+"""The behaviour of the kernel, checked through jupyter_client.
 
 Run with `python -m unittest discover tests/kernel`, with the kernel installed under the name in CLOZE_KERNEL_NAME
 (default: cloze).
@@ -41,7 +41,7 @@ class Output(KernelCase):
         self.assertEqual([m["content"]["data"]["text/html"] for m in shown], ["0", "1", "2", "3"])
         self.assertGreater(shown[-1]["came"] - shown[0]["came"], 1.0)
 
-    def test_order_is_kept_and_streams_are_apart(self):
+    def test_output_keeps_its_order_and_streams_are_separate(self):
         cell = self.run_cell(
             """println!("a");
                println!("EVCXR_BEGIN_CONTENT text/html\\n<i>b</i>\\nEVCXR_END_CONTENT");
@@ -52,14 +52,14 @@ class Output(KernelCase):
         self.assertLess(cell.kinds().index("stream"), cell.kinds().index("display_data"))
         self.assertEqual((cell.text(), cell.text("stderr")), ("a\nc\n", "d\n"))
 
-    def test_streams_that_take_turns_a_hundred_thousand_times_are_quick(self):
+    def test_a_hundred_thousand_switches_between_streams_are_fast(self):
         self.run_cell("1")
         for turns, most in [(500, 1000), (100_000, 5000)]:
             cell = self.run_cell(f'for i in 0..{turns} {{ println!("o{{i}}"); eprintln!("e{{i}}"); }}')
             self.assertEqual(cell.text("stdout"), "".join(f"o{i}\n" for i in range(turns)))
             self.assertEqual(cell.text("stderr"), "".join(f"e{i}\n" for i in range(turns)))
             said = [m["content"]["text"] for m in cell.messages if m["msg_type"] == "stream"]
-            # As it was written, and only in a flood of turns stream by stream.
+            # In the order of writing; only after very many switches, stream by stream.
             self.assertTrue("".join(said).startswith("".join(f"o{i}\ne{i}\n" for i in range(500))))
             self.assertLessEqual(len(said), most)
             self.assertLess(cell.messages[-1]["came"], 30)
@@ -69,14 +69,14 @@ class Output(KernelCase):
         self.assertIsNone(self.run_cell("()").result())
         self.assertEqual(self.run_cell("1 + 1").result(), "2")
 
-    def test_expressions_are_answered_beside_the_cell(self):
+    def test_user_expressions_are_evaluated_with_the_cell(self):
         cell = self.run_cell("let five = 5;", user_expressions={"six": "five + 1", "none": "nothing"})
         six, none = cell.reply["user_expressions"]["six"], cell.reply["user_expressions"]["none"]
         self.assertEqual((six["status"], six["data"]["text/plain"]), ("ok", "6"))
         self.assertEqual(none["status"], "error")
         self.assertEqual(cell.kinds(), [])
 
-    def test_a_silent_cell_shows_nothing_and_counts_nothing(self):
+    def test_a_silent_cell_shows_nothing_and_is_not_counted(self):
         before = self.run_cell("1").reply["execution_count"]
         cell = self.run_cell('println!("unseen");', silent=True)
         self.assertEqual((cell.kinds(), cell.reply["execution_count"]), ([], before))
@@ -84,7 +84,7 @@ class Output(KernelCase):
 
 class Types(KernelCase):
     def test_the_types_of_the_standard_library_are_known(self):
-        """Also where the analyzer is shown less of it than there is."""
+        """Also where rust-analyzer is shown only an outline."""
         for code in [
             "let map: std::collections::HashMap<String, u8> = Default::default();",
             "let keys = map.keys().cloned().collect::<Vec<_>>();",
@@ -110,7 +110,7 @@ class Failures(KernelCase):
         self.assertEqual(errors[0]["ename"], cell.reply["ename"])
         return errors[0]
 
-    def test_every_way_to_fail_is_an_error_and_leaves_a_usable_kernel(self):
+    def test_every_kind_of_failure_is_an_error_and_leaves_a_usable_kernel(self):
         self.run_cell("fn kept() -> i32 { 7 }")
         for code, name, told in [
             ('let before = 1;\npanic!("on purpose");', "panic", "on purpose"),
@@ -119,7 +119,7 @@ class Failures(KernelCase):
             ("unsafe { std::ptr::null_mut::<u8>().write_volatile(1) };", "SegmentationFault", "SIGSEGV"),
             ("std::process::exit(3);", "ProcessExited", "exit status: 3"),
             ("std::process::abort();", "Aborted", "SIGABRT"),
-            # As the system does when memory runs out.
+            # As the operating system does when memory runs out.
             ('std::process::Command::new("kill").args(["-9", &std::process::id().to_string()]).status()?;', "Killed", "out of memory"),
         ]:
             with self.subTest(name):
@@ -133,7 +133,7 @@ class Failures(KernelCase):
         self.assertIn("let first = v[0];", traceback)
         self.assertNotIn("lib.rs", traceback)
 
-    def test_a_panic_elsewhere_points_to_the_line_that_led_there(self):
+    def test_a_panic_in_a_library_points_to_the_calling_line(self):
         self.run_cell('fn earlier(n: usize) -> usize {\n    assert!(n > 0, "not above");\n    n\n}\nlet zero = 0usize;')
         for code, line, told in [
             # Raised in the standard library, by functions that do not know their caller; without a loop, and with one.
@@ -149,21 +149,21 @@ class Failures(KernelCase):
                 self.assertRegex(shown, re.escape(f"\x1b[0m {line}\n") + r".*\|.* \x1b\[31m\^\x1b\[0m panicked")
                 self.assertNotIn("run_user_code", shown)
 
-    def test_cells_queued_behind_a_failure_are_aborted(self):
+    def test_cells_queued_after_a_failure_are_aborted(self):
         first = Cell(self.client, 'std::thread::sleep(std::time::Duration::from_millis(500)); panic!("stop");')
         others = [Cell(self.client, "1"), Cell(self.client, "2")]
         self.assertEqual(first.end()["status"], "error")
         self.assertEqual([cell.end()["status"] for cell in others], ["aborted"] * 2)
         self.run_cell("3")
 
-    def test_cells_behind_a_failure_go_on_where_that_is_asked_for(self):
+    def test_queued_cells_continue_after_a_failure_without_stop_on_error(self):
         first = Cell(self.client, 'panic!("go on");', stop_on_error=False)
         second = Cell(self.client, "4")
         self.assertEqual((first.end()["status"], second.end()["status"]), ("error", "ok"))
 
 
 class Interrupts(KernelCase):
-    def test_a_second_interrupt_ends_the_process_and_says_what_is_lost(self):
+    def test_a_second_interrupt_ends_the_process_and_lists_lost_variables(self):
         self.run_cell("let precious = 1;\nfn kept() -> i32 { 7 }")
         cell = Cell(self.client, 'println!("running");\nloop { std::thread::sleep(std::time::Duration::from_millis(5)); }')
         cell.until(lambda m: m["msg_type"] == "stream")
@@ -176,14 +176,14 @@ class Interrupts(KernelCase):
         self.assertIn("precious", reply["evalue"])
         self.assertEqual(self.run_cell("kept()").result(), "7")
 
-    def test_an_interrupt_of_an_idle_kernel_changes_nothing(self):
+    def test_interrupting_an_idle_kernel_changes_nothing(self):
         self.run_cell("let still_here = 3;")
         self.manager.interrupt_kernel()
         time.sleep(0.3)
         self.assertEqual(self.run_cell("still_here").result(), "3")
 
     @unittest.skipUnless(os.environ.get("CLOZE_TEST_PRELUDE"), "needs the prelude")
-    def test_one_interrupt_stops_code_that_listens_and_keeps_variables(self):
+    def test_one_interrupt_stops_code_that_checks_for_it_and_keeps_variables(self):
         self.run_cell("use cloze::prelude::*;\nlet kept = vec![1, 2, 3];")
         cell = Cell(
             self.client,
@@ -201,7 +201,7 @@ class Interrupts(KernelCase):
 
 
 class Protocol(KernelCase):
-    def test_a_kernel_answers_while_a_cell_runs(self):
+    def test_requests_are_answered_while_a_cell_runs(self):
         cell = Cell(self.client, "std::thread::sleep(std::time::Duration::from_secs(3));")
         cell.until(lambda m: m["msg_type"] == "execute_input")
         self.client.kernel_info()
@@ -225,14 +225,14 @@ class Protocol(KernelCase):
         socket.close()
         self.run_cell("1 + 1")
 
-    def test_the_key_is_not_for_others_to_read(self):
+    def test_the_connection_key_is_private(self):
         mode = stat.S_IMODE(os.stat(self.manager.connection_file).st_mode)
         self.assertEqual(mode & 0o077, 0)
         key = self.manager.session.key
         pid = self.manager.provisioner.pid
         self.assertNotIn(key, Path(f"/proc/{pid}/cmdline").read_bytes())
 
-    def test_it_listens_where_the_connection_file_says_and_nowhere_else(self):
+    def test_it_listens_only_at_the_addresses_of_the_connection_file(self):
         pid = self.manager.provisioner.pid
         own = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
         rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
@@ -240,7 +240,7 @@ class Protocol(KernelCase):
         ports = [value for name, value in self.client.get_connection_info().items() if name.endswith("_port")]
         self.assertEqual(listening, {f"0100007F:{port:04X}" for port in ports})
 
-    def test_a_cell_that_is_not_stored_counts_nothing(self):
+    def test_a_cell_outside_the_history_is_not_counted(self):
         before = self.run_cell("1").reply["execution_count"]
         cell = self.run_cell("2 + 2", store_history=False)
         self.assertEqual((cell.result(), cell.reply["execution_count"]), ("4", before))
@@ -251,14 +251,14 @@ class Protocol(KernelCase):
         reply = self.client.comm_info(reply=True, timeout=TIMEOUT)["content"]
         self.assertEqual((reply["status"], reply["comms"]), ("ok", {}))
 
-    def test_metadata_comes_with_what_it_is_of(self):
+    def test_displays_carry_their_metadata(self):
         cell = self.run_cell(
             'println!("EVCXR_BEGIN_CONTENT image/svg+xml metadata={{\\"width\\": 20}}\\n<svg/>\\nEVCXR_END_CONTENT");'
         )
         shown = [m["content"] for m in cell.messages if m["msg_type"] == "display_data"]
         self.assertEqual([content["metadata"] for content in shown], [{"image/svg+xml": {"width": 20}}])
 
-    def test_input_is_asked_of_the_front_end(self):
+    def test_input_is_requested_from_the_front_end(self):
         code = """println!("EVCXR_INPUT_REQUEST:name? ");
                   let mut line = String::new();
                   std::io::stdin().read_line(&mut line)?;
@@ -277,20 +277,20 @@ class Protocol(KernelCase):
                    line.trim().to_owned()"""
         return Cell(self.client, code, **options)
 
-    def test_what_is_asked_as_a_password_is_marked_as_one(self):
+    def test_password_prompts_are_marked_as_passwords(self):
         cell = self.ask("_PASSWORD", allow_stdin=True)
         question = self.client.get_stdin_msg(timeout=TIMEOUT)["content"]
         self.assertEqual((question["prompt"], question["password"]), ("say: ", True))
         self.client.input("sesame")
         self.assertEqual((cell.end()["status"], cell.result()), ("ok", '"sesame"'))
 
-    def test_an_interrupt_answers_a_cell_that_waits_for_input(self):
+    def test_an_interrupt_ends_a_cells_wait_for_input(self):
         cell = self.ask("", allow_stdin=True)
         self.client.get_stdin_msg(timeout=TIMEOUT)
         self.manager.interrupt_kernel()
         self.assertEqual((cell.end(timeout=10)["status"], cell.result()), ("ok", '""'))
 
-    def test_who_can_not_be_asked_gives_an_empty_line(self):
+    def test_a_front_end_without_stdin_gives_an_empty_line(self):
         cell = self.ask("", allow_stdin=False)
         self.assertEqual((cell.end(timeout=TIMEOUT)["status"], cell.result()), ("ok", '""'))
         self.assertIn("can't give", cell.text("stderr"))
@@ -328,7 +328,7 @@ class Sessions(unittest.TestCase):
                 client.stop_channels()
                 manager.shutdown_kernel()
 
-    def test_a_kernel_serves_sockets_in_the_file_system_as_well(self):
+    def test_ipc_sockets_are_served(self):
         with tempfile.TemporaryDirectory() as folder:
             manager = KernelManager(kernel_name=KERNEL, transport="ipc", ip=f"{folder}/kernel")
             manager.start_kernel()
@@ -342,7 +342,7 @@ class Sessions(unittest.TestCase):
                 client.stop_channels()
                 manager.shutdown_kernel()
 
-    def test_a_restart_forgets_variables_and_runs_on(self):
+    def test_a_restart_forgets_variables(self):
         manager, client = start()
         try:
             self.assertEqual(Cell(client, "let gone = 1;").end()["status"], "ok")
@@ -370,7 +370,7 @@ class Endurance(KernelCase):
             sizes.append(int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024)
         return sizes
 
-    def test_500_cells_do_not_make_the_kernel_grow(self):
+    def test_500_cells_do_not_leak_memory(self):
         self.run_cell("let mut total = 0u64;")
         sizes = []
         for number in range(self.CELLS):
@@ -380,7 +380,7 @@ class Endurance(KernelCase):
         self.assertEqual(self.run_cell("total").result(), str(sum(range(self.CELLS))))
         kernel, cells = zip(*sizes)
         self.assertLess(kernel[-1] - kernel[0], 50, sizes)
-        # Each cell's library stays loaded: its variables may be of its types.
+        # The library of each cell stays loaded: variables may have its types.
         self.assertLess(cells[-1] - cells[0], self.CELLS * 0.1, sizes)
 
 

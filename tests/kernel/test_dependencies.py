@@ -1,4 +1,4 @@
-"""Crates that a notebook brings in with `:dep`, seen from the notebook's folder and kept for the next session.
+"""Crates that a notebook adds with `:dep`: paths are relative to the notebook, and builds are kept for the next session.
 
 CLOZE_TEST_NETWORK also fetches one from crates.io.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from harness import Cell, start
 
 MANIFEST = '[package]\nname = "helper"\nversion = "0.1.0"\nedition = "2024"\n'
-# Leaves a line for each time that it is built.
+# Writes a line each time it is built.
 BUILD = """use std::io::Write;
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -27,7 +27,7 @@ class Dependencies(unittest.TestCase):
         self.folder = Path(folder.name)
 
     def session(self):
-        """A kernel started in the folder, as a front end starts it in the notebook's."""
+        """A kernel started in the folder, as front ends start it in the notebook's folder."""
         manager, client = start(cwd=str(self.folder))
 
         def end():
@@ -43,7 +43,7 @@ class Dependencies(unittest.TestCase):
             self.assertEqual(reply["status"], "ok", (code, reply, cell.text("stderr")))
         return cell.result()
 
-    def test_a_path_is_seen_from_the_notebook_and_what_was_built_is_kept(self):
+    def test_paths_are_relative_to_the_notebook_and_builds_are_kept(self):
         crate = self.folder / "helper"
         (crate / "src").mkdir(parents=True)
         (crate / "Cargo.toml").write_text(MANIFEST)
@@ -58,7 +58,7 @@ class Dependencies(unittest.TestCase):
             self.assertEqual(result, "42")
         self.assertEqual((crate / "built.txt").read_text(), "built\n")
 
-    def test_two_sessions_with_a_crate_do_not_wait_for_each_other(self):
+    def test_two_sessions_with_the_same_crate_do_not_block_each_other(self):
         crate = self.folder / "helper"
         (crate / "src").mkdir(parents=True)
         (crate / "Cargo.toml").write_text(MANIFEST)
@@ -75,7 +75,7 @@ class Dependencies(unittest.TestCase):
             end_one()
             end_two()
 
-    def test_a_crate_that_is_built_anew_loses_its_variables_and_nothing_else(self):
+    def test_rebuilding_a_crate_loses_only_its_own_variables(self):
         crate = self.folder / "helper"
         (crate / "src").mkdir(parents=True)
         (crate / "Cargo.toml").write_text(MANIFEST + "\n[features]\nmore = []\n")
@@ -89,7 +89,7 @@ class Dependencies(unittest.TestCase):
             end()
 
     @unittest.skipUnless(os.environ.get("CLOZE_TEST_NETWORK"), "fetches a crate: set CLOZE_TEST_NETWORK")
-    def test_another_tokio_makes_another_runtime(self):
+    def test_changing_the_version_of_tokio_starts_a_new_runtime(self):
         client, end = self.session()
         try:
             cells = [
@@ -104,7 +104,7 @@ class Dependencies(unittest.TestCase):
             end()
 
     @unittest.skipUnless(os.environ.get("CLOZE_TEST_NETWORK"), "fetches a crate: set CLOZE_TEST_NETWORK")
-    def test_a_crate_comes_from_crates_io(self):
+    def test_a_crate_is_fetched_from_crates_io(self):
         client, end = self.session()
         try:
             cells = [":dep itertools", "use itertools::Itertools;", '["a", "b"].iter().join("-")']
@@ -112,7 +112,7 @@ class Dependencies(unittest.TestCase):
         finally:
             end()
 
-    def test_a_crate_that_is_not_there_is_an_error_and_the_session_goes_on(self):
+    def test_a_missing_crate_is_an_error_and_the_session_continues(self):
         client, end = self.session()
         try:
             reply = Cell(client, ':dep nowhere = { path = "nowhere" }').end()

@@ -1,4 +1,4 @@
-"""What front ends and other peers do that a kernel must live with."""
+"""Behaviour of front ends and other peers that the kernel must cope with."""
 import os
 import signal
 import socket
@@ -16,7 +16,7 @@ from harness import KERNEL, TIMEOUT, Cell, KernelCase, start
 class Input(KernelCase):
     READ = "let mut line = String::new();\nlet count = std::io::stdin().read_line(&mut line)?;\n(count, line)"
 
-    def test_a_cell_that_reads_without_asking_gets_what_the_front_end_is_asked_for(self):
+    def test_reading_stdin_without_a_prompt_asks_the_front_end(self):
         cell = Cell(self.client, self.READ, allow_stdin=True)
         question = self.client.get_stdin_msg(timeout=TIMEOUT)
         self.assertEqual(question["msg_type"], "input_request")
@@ -24,7 +24,7 @@ class Input(KernelCase):
         self.assertEqual(cell.end()["status"], "ok")
         self.assertEqual(cell.result(), '(7, "Ferris\\n")')
 
-    def test_the_first_interrupt_ends_the_input_and_variables_stay(self):
+    def test_the_first_interrupt_ends_the_input_and_keeps_variables(self):
         self.run_cell("let before = 5;")
         cell = Cell(self.client, "std::io::read_to_string(std::io::stdin())?", allow_stdin=True)
         self.client.get_stdin_msg(timeout=TIMEOUT)
@@ -38,7 +38,7 @@ class Input(KernelCase):
         cell.end()
         self.assertEqual(cell.result(), '(6, "again\\n")')
 
-    def test_who_can_not_be_asked_ends_the_input(self):
+    def test_a_front_end_without_stdin_ends_the_input(self):
         cell = self.run_cell(self.READ, allow_stdin=False)
         self.assertEqual(cell.result(), '(0, "")')
 
@@ -52,7 +52,7 @@ class Peers(KernelCase):
             peer.send(b"ping")
             return peer.recv() if peer.poll(5000) else None
 
-    def test_peers_that_go_away_badly_do_not_stop_the_heartbeat(self):
+    def test_peers_that_disconnect_badly_do_not_stop_the_heartbeat(self):
         code = f"import zmq\ns = zmq.Context().socket(zmq.REQ)\ns.connect('tcp://127.0.0.1:{self.manager.hb_port}')\n" \
                "while True:\n    s.send(b'x')\n    s.recv()\n    print('.', flush=True)\n"
         for _ in range(6):
@@ -71,7 +71,7 @@ class Peers(KernelCase):
                     time.sleep(0.05)
         self.assertEqual(self.ping(), b"ping")
 
-    def test_a_history_search_takes_no_time_whatever_its_pattern(self):
+    def test_a_history_search_is_fast_for_any_pattern(self):
         self.run_cell("let a = \"" + "a" * 400 + "\";")
         for pattern in ["*a" * 10 + "*b", "*" * 100_000]:
             begin = time.monotonic()
@@ -79,7 +79,7 @@ class Peers(KernelCase):
             self.assertEqual(reply["content"]["status"], "ok")
             self.assertLess(time.monotonic() - begin, 5)
 
-    def test_deep_brackets_survive(self):
+    def test_deeply_nested_brackets_do_not_end_the_kernel(self):
         deep = "(" * 5000 + "1" + ")" * 5000
         self.client.complete(deep, reply=True, timeout=TIMEOUT)
         self.client.inspect(deep, reply=True, timeout=TIMEOUT)
@@ -92,7 +92,7 @@ class Names(KernelCase):
         content = self.client.complete(code, reply=True, timeout=TIMEOUT)["content"]
         return content["matches"], content["metadata"]["_jupyter_types_experimental"]
 
-    def test_completion_inserts_names_once_and_shows_what_they_take(self):
+    def test_completion_inserts_each_name_once_and_shows_signatures(self):
         self.run_cell("let mut names = vec![String::new()];")
         names, kinds = self.matches("names.pu")
         self.assertIn("push", names)
@@ -104,7 +104,7 @@ class Names(KernelCase):
         own = self.matches("nam")[0]
         self.assertEqual(own.count("names"), 1)
 
-    def test_inspection_works_among_the_arguments_of_a_call_and_in_use_lines(self):
+    def test_inspection_works_inside_calls_and_in_use_lines(self):
         for code, told in [
             ("let v = Vec::<u8>::with_capacity(", "with_capacity"),
             ("std::fs::copy(\"a\", ", "copy"),
@@ -117,14 +117,14 @@ class Names(KernelCase):
 
 
 class Commands(KernelCase):
-    def test_quit_is_an_error_and_the_kernel_lives(self):
+    def test_quit_is_an_error_and_the_kernel_keeps_running(self):
         self.run_cell("let a = 1;")
         self.assertIn(":quit", self.run_cell(":quit", status="error").reply["evalue"])
         self.assertEqual(self.run_cell("a").result(), "1")
 
 
 class Children(unittest.TestCase):
-    def test_what_cells_start_ends_with_the_kernel(self):
+    def test_processes_started_by_cells_end_with_the_kernel(self):
         for end in ["shutdown", "kill"]:
             with self.subTest(end):
                 manager, client = start()
@@ -144,8 +144,8 @@ class Children(unittest.TestCase):
                     self.fail(f"{child} goes on")
                 manager.shutdown_kernel(now=True)
 
-    def test_what_cells_start_ends_when_the_pipes_close_before_the_signal_comes(self):
-        # The process that runs cells, started as the kernel starts it, but by a parent that lives on.
+    def test_processes_started_by_cells_end_even_if_the_pipes_close_before_the_signal(self):
+        # The process that runs cells, started as the kernel starts it, but by a parent that stays alive.
         kernel = get_kernel_spec(KERNEL).argv[0]
         commands, to_commands = os.pipe()
         answers, to_answers = os.pipe()

@@ -1,4 +1,4 @@
-"""Clients that send what they should not: the kernel answers or drops it as ipykernel does, and lives on."""
+"""Clients that send invalid messages: the kernel answers or drops them as ipykernel does, and keeps running."""
 import contextlib
 import json
 import os
@@ -20,7 +20,7 @@ def header(kind, **changes):
 
 
 class Peer:
-    """A socket of its own to one of the kernel's channels, that says what it likes."""
+    """A raw socket to one of the kernel's channels, which can send anything."""
 
     def __init__(self, client, channel):
         info = client.get_connection_info()
@@ -53,7 +53,7 @@ class HostileClients(KernelCase):
         return peer
 
     def states(self, request):
-        """What iopub tells of a request, until it is idle."""
+        """Returns the states that iopub reports for a request, until it is idle."""
         told = []
         while not told or told[-1] != "idle":
             message = self.client.get_iopub_msg(timeout=TIMEOUT)
@@ -62,7 +62,7 @@ class HostileClients(KernelCase):
         return told
 
     def connected(self, channel, kind):
-        """A connection to a channel, after the handshake of a socket of this kind."""
+        """Connects to a channel and completes the handshake of this socket type."""
         info = self.client.get_connection_info()
         peer = socket.create_connection((info["ip"], info[channel + "_port"]), timeout=TIMEOUT)
         self.addCleanup(peer.close)
@@ -73,7 +73,7 @@ class HostileClients(KernelCase):
         peer.sendall(b"\x04" + bytes([len(ready)]) + ready)
         return peer
 
-    def test_who_listens_and_never_reads_holds_nobody_up(self):
+    def test_a_client_that_never_reads_blocks_nobody(self):
         for _ in range(2):
             self.connected("iopub", b"SUB").sendall(b"\x00\x01\x01")
         time.sleep(0.5)
@@ -81,8 +81,8 @@ class HostileClients(KernelCase):
         self.assertEqual(len(cell.text()), 50_000 * 1001)
         self.assertEqual(self.run_cell("2 + 3").result(), "5")
 
-    def test_a_frame_that_announces_more_than_there_is_memory_ends_nothing(self):
-        # Who can reach a port can say this: it takes no key.
+    def test_a_frame_that_announces_more_than_memory_does_not_end_the_kernel(self):
+        # Anyone who can reach a port can send this: it needs no key.
         self.run_cell("let seven = 7;")
         for channel in ["shell", "iopub", "stdin", "control", "hb"]:
             for kind in [0, 1, 4]:
@@ -105,7 +105,7 @@ class HostileClients(KernelCase):
         self.assertEqual(peer.replies(1, timeout=1), [])
         self.assertEqual(self.run_cell("1 + 1").result(), "2")
 
-    def test_a_message_counts_once_and_only_with_its_signature(self):
+    def test_a_message_is_accepted_once_and_only_with_its_signature(self):
         peer = self.peer()
         good = peer.frames(header("kernel_info_request"))
         for signature in [b"", b"0" * 64, good[1][:-1], good[1].upper(), good[1] + b"00"]:
@@ -113,13 +113,13 @@ class HostileClients(KernelCase):
         self.assertEqual(peer.replies(1, timeout=1), [])
         peer.socket.send_multipart(good)
         self.assertEqual(len(peer.replies(1)), 1)
-        # Heard by somebody and sent again, on whatever channel.
+        # A replay of an intercepted message, on any channel.
         for channel in ["shell", "control"]:
             other = self.peer(channel)
             other.socket.send_multipart(good)
             self.assertEqual(other.replies(1, timeout=1), [])
 
-    def test_requests_that_are_not_understood_are_refused_and_end_idle(self):
+    def test_invalid_requests_are_refused_and_end_idle(self):
         peer = self.peer()
         for kind, content in [
             ("execute_request", {}),
@@ -147,7 +147,7 @@ class HostileClients(KernelCase):
             peer.send(header(kind), content)
             self.assertEqual(peer.replies(1)[0]["content"]["status"], "ok", kind)
 
-    def test_places_are_counted_in_code_points(self):
+    def test_positions_are_counted_in_code_points(self):
         self.run_cell("let word_of_mine = vec![1];")
         for code in ["'😀𝄞é'; word_of", "let a😀 = word_of", "é\u0301\u202e word_of", "a\r\nword_of 😀"]:
             at = code.index("word_of") + 7
@@ -158,7 +158,7 @@ class HostileClients(KernelCase):
                 for asked in (self.client.complete, self.client.inspect):
                     self.assertEqual(asked(code, place, reply=True, timeout=TIMEOUT)["content"]["status"], "ok")
 
-    def test_what_is_private_is_not_offered_however_busy_the_machine_is(self):
+    def test_private_names_are_never_offered_even_on_a_busy_machine(self):
         self.run_cell("let list = vec![String::new()];\nstruct Vec3 { x: u8 }\nimpl Vec3 { fn len(&self) -> u8 { self.x } fn buf(&self) {} }\nlet mine = Vec3 { x: 1 };")
         for code, offered, private in [
             ("list.", ["push", "len", "first", "iter"], ["buf", "append_elements", "extend_with"]),
@@ -173,7 +173,7 @@ class HostileClients(KernelCase):
             self.assertEqual([name for name in private if name in matches], [], code)
             self.assertEqual(len(matches), len(set(matches)), code)
 
-    def test_what_is_large_takes_no_longer_than_it_must(self):
+    def test_large_requests_take_linear_time(self):
         peer = self.peer()
         begun = time.monotonic()
         for kind, content in [
@@ -188,25 +188,25 @@ class HostileClients(KernelCase):
         self.assertLess(time.monotonic() - begun, 30)
         self.assertEqual(self.run_cell("// " + "a" * (5 << 20) + "\n2").result(), "2")
 
-    def test_answers_to_no_question_are_not_kept_for_the_next(self):
+    def test_unrequested_input_is_discarded(self):
         peer = self.peer("stdin")
         for content in [{"value": "stray"}, {}, {"value": 5}, []]:
             peer.send(header("input_reply"), content)
         peer.send(header("kernel_info_request"))
         ask = "let mut line = String::new();\nstd::io::stdin().read_line(&mut line)?;\nline.trim().to_owned()"
-        # A question has one line for an answer.
+        # A question gets one line as its answer.
         for answer, read in [("two\nlines", '"two lines"'), ("one", '"one"')]:
             cell = Cell(self.client, ask, allow_stdin=True)
             self.client.get_stdin_msg(timeout=TIMEOUT)
             self.client.input(answer)
             self.assertEqual((cell.end()["status"], cell.result()), ("ok", read))
 
-    def test_a_silent_failure_stops_nobody(self):
+    def test_a_silent_failure_does_not_abort_queued_cells(self):
         failing = Cell(self.client, 'panic!("alone");', silent=True)
         behind = Cell(self.client, "5")
         self.assertEqual((failing.end()["status"], behind.end()["status"]), ("error", "ok"))
 
-    def test_expressions_fail_one_by_one(self):
+    def test_user_expressions_fail_independently(self):
         asked = {"sum": "1 + 1", "none": "nope", "empty": "", "panic": 'panic!("x")', "open": "(", "quote": "'"}
         for options in [{}, {"silent": True}]:
             told = self.run_cell("3", user_expressions=asked, **options).reply["user_expressions"]
@@ -215,7 +215,7 @@ class HostileClients(KernelCase):
         failed = self.run_cell('panic!("x");', status="error", user_expressions=asked).reply
         self.assertEqual(failed["user_expressions"], {})
 
-    def test_a_flood_of_interrupts_ends_one_process_and_no_other(self):
+    def test_many_interrupts_end_only_one_process(self):
         peer = self.peer("control")
 
         def flood(count):
@@ -232,11 +232,11 @@ class HostileClients(KernelCase):
         self.assertEqual(cell.end()["ename"], "Interrupted")
         self.assertEqual(self.run_cell("kept()").result(), "7")
 
-    def test_what_is_interrupted_while_it_compiles_loses_nothing(self):
+    def test_interrupting_a_compilation_loses_nothing(self):
         self.run_cell("let precious = vec![1, 2, 3];\nfn kept() -> i32 { 7 }")
         peer = self.peer("control")
         for _ in range(3):
-            # Long to compile.
+            # Slow to compile.
             functions = "".join(f"fn slow_{i}() -> Vec<String> {{ (0..{i}).map(|n| format!(\"{{n:?}}\")).collect() }}\n" for i in range(400))
             cell = Cell(self.client, functions)
             cell.until(lambda message: message["msg_type"] == "execute_input")
@@ -249,7 +249,7 @@ class HostileClients(KernelCase):
 
 
 class Ends(unittest.TestCase):
-    def test_a_kernel_ends_in_the_midst_of_a_cell_on_either_channel(self):
+    def test_a_shutdown_during_a_cell_works_on_both_channels(self):
         for channel in ["control", "shell"]:
             manager, client = start()
             peer = Peer(client, channel)

@@ -21,7 +21,7 @@ class Papermill(unittest.TestCase):
         self.folder = Path(folder.name)
 
     def papermill(self, cells, *parameters):
-        """Runs a notebook of these cells, the first of which is tagged, as a person at a shell does."""
+        """Runs a notebook with these cells, the first of which is tagged `parameters`, from a shell."""
         kernel = {"name": KERNEL, "display_name": "Cloze", "language": "rust"}
         cells = [{"cell_type": "code", "id": f"c{number}", "execution_count": None, "outputs": [], "source": source,
                   "metadata": {"tags": [] if number else ["parameters"]}} for number, source in enumerate(cells)]
@@ -37,7 +37,7 @@ class Papermill(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         return json.loads((self.folder / "out.ipynb").read_text())
 
-    def test_parameters_are_written_in_the_types_that_the_notebook_gives_them(self):
+    def test_parameters_keep_the_types_in_the_notebook(self):
         written = self.papermill(
             ['let epochs: usize = 1;\nlet rate: f32 = 0.1;\nlet model = String::from("a");\nlet name = "b";\nlet fast = false;\n'
              'let sizes: Vec<u8> = vec![1];\nlet limit: Option<usize> = Some(3);',
@@ -52,7 +52,7 @@ class Papermill(unittest.TestCase):
 
 class Quotes(unittest.TestCase):
     @unittest.skipUnless(importlib.util.find_spec("papermill"), "papermill is not installed")
-    def test_texts_are_written_as_rust_reads_them(self):
+    def test_strings_are_escaped_for_rust(self):
         sys.path.insert(0, str(PACKAGE))
         self.addCleanup(sys.path.remove, str(PACKAGE))
         from cloze_papermill import RustTranslator

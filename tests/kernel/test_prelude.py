@@ -47,7 +47,7 @@ needs_prelude = unittest.skipUnless(os.environ.get("CLOZE_TEST_PRELUDE"), "needs
 
 @needs_prelude
 def private_functions(kind):
-    """The names that an inherent `impl` of this type gives to private functions, and no public function has.
+    """Returns the names of private functions in an inherent `impl` of this type that no public function has.
 
     Names that public functions of other types have too (single words, mostly) are asked for one by one, as long as there is
     time for it: on a busy machine some of them are offered.
@@ -76,7 +76,7 @@ class Work(KernelCase):
         cls.folder.cleanup()
 
     def steps_shown(self, cell):
-        """The steps that the training's display showed, in order."""
+        """Returns the steps that the training's display showed, in order."""
         shown = [m["content"]["data"]["text/plain"] for m in cell.messages if m["msg_type"].endswith("display_data")]
         return [int(found[1]) for text in shown if (found := re.match(r"step (\d+)/", text))]
 
@@ -86,7 +86,7 @@ class Work(KernelCase):
         self.manager.interrupt_kernel()
         return cell, cell.end()
 
-    def test_interrupted_training_gives_its_history_and_goes_on_later(self):
+    def test_interrupted_training_returns_its_history_and_can_be_resumed(self):
         cell, reply = self.interrupt_training("let history = trainer.train()?;\nhistory")
         self.assertEqual(reply["status"], "ok", reply)
         seen = self.steps_shown(cell)
@@ -105,14 +105,14 @@ class Work(KernelCase):
         self.assertGreaterEqual(self.steps_shown(cell)[0], first)
         self.assertGreater(int(self.run_cell("history.step()").result()), first)
 
-    def test_progress_comes_at_most_five_times_a_second(self):
+    def test_progress_is_sent_at_most_five_times_a_second(self):
         cell, _ = self.interrupt_training("let pace = trainer.train()?;")
         came = [m["came"] for m in cell.messages if m["msg_type"].endswith("display_data")]
         # Messages may be late, never early, so that they are counted: one every 0.2 s, the first at once, the last whenever
         # it comes.
         self.assertLessEqual(len(came), came[-1] / 0.2 + 2)
 
-    def test_other_work_ends_with_an_interrupted_error_and_keeps_variables(self):
+    def test_other_interrupted_work_returns_an_error_and_keeps_variables(self):
         self.run_cell("let fill = FillMask::new(model.clone(), tokenizer.clone());\nlet texts = vec![\"A <mask>.\"; 64];")
         for name, work in [
             ("map", "asks.map(Map::new(|batch: &Batch| Ok(batch.clone())))?;"),
@@ -130,7 +130,7 @@ class Work(KernelCase):
                 self.assertIn("interrupted while", reply["evalue"])
                 self.assertEqual(self.run_cell("texts.len()").result(), "64")
 
-    def test_work_shows_a_bar_that_moves(self):
+    def test_map_shows_a_progress_bar(self):
         cell = self.run_cell(
             """let slow = Map::new(|batch: &Batch| { std::thread::sleep(std::time::Duration::from_millis(4)); Ok(batch.clone()) });
                let slow = asks.map(slow.num_proc(1))?;"""
@@ -139,8 +139,8 @@ class Work(KernelCase):
         self.assertGreaterEqual(len(updates), 2, cell.kinds())
         self.assertRegex(updates[0], r"^Map [\d,]+ / [\d,]+ rows")
 
-    def test_evaluation_shows_a_bar(self):
-        # Its batches come slowly: what is over in less than half a second shows nothing.
+    def test_evaluation_shows_a_progress_bar(self):
+        # Its batches are slow: evaluations of less than half a second show no bar.
         self.run_cell(
             """struct Slow(MaskingCollator);
                impl Collator for Slow {
@@ -155,7 +155,7 @@ class Work(KernelCase):
         self.assertGreaterEqual(batches, 20)
         def bar(messages):
             return [m["content"]["data"]["text/plain"] for m in messages if m["msg_type"].endswith("display_data")]
-        # One that is interrupted leaves nothing to the next.
+        # An interrupted evaluation does not affect the next.
         cell = Cell(self.client, "trainer.evaluate_on(&slow)?;")
         cell.until(lambda _: bar(cell.messages))
         self.manager.interrupt_kernel()
@@ -167,7 +167,7 @@ class Work(KernelCase):
                 self.assertRegex(text, f"^Evaluate [0-9]+ / {batches} batches")
             self.assertTrue(shown[-1].startswith(f"Evaluate {batches} / {batches} batches"), shown[-1])
 
-    def test_values_show_themselves_as_html_and_text(self):
+    def test_values_are_displayed_as_html_and_text(self):
         for code, told in [
             ("asks", "train"),
             ("asks[\"train\"].row(0)?", "q_id"),
@@ -214,7 +214,7 @@ class Work(KernelCase):
         self.assertLess(places["from_pretrained"], places["bos_token"], matches)
 
     def test_completion_offers_nothing_private(self):
-        # What `impl Tokenizer` and `impl Trainer` declare for the library's own use.
+        # Internal functions of `impl Tokenizer` and `impl Trainer`.
         for kind, value in [("Tokenizer", "tokenizer"), ("Trainer", "trainer")]:
             private = private_functions(kind)
             self.assertGreater(len(private), 3, private)
@@ -240,7 +240,7 @@ class Work(KernelCase):
 
 @needs_prelude
 class Crashes(KernelCase):
-    def test_after_a_crash_the_prelude_is_there_at_once(self):
+    def test_the_prelude_is_available_immediately_after_a_crash(self):
         self.run_cell('use cloze::prelude::*;\nlet t = Tensor::zeros((2, 2), DType::F32, &Device::Cpu)?;')
         cell = self.run_cell("unsafe { std::ptr::null_mut::<u8>().write_volatile(1) };", "error")
         self.assertEqual(cell.reply["ename"], "SegmentationFault")
@@ -251,7 +251,7 @@ class Crashes(KernelCase):
 
 @needs_prelude
 class StockNotebooks(KernelCase):
-    def test_the_line_that_the_stock_kernel_needs_costs_nothing(self):
+    def test_the_dep_line_of_the_stock_kernel_is_skipped(self):
         cell = self.run_cell(':dep cloze = { path = ".." }\nuse cloze::prelude::*;')
         self.assertEqual(cell.kinds(), [])
         self.assertLess(cell.messages[-1]["came"], 20)
@@ -260,7 +260,7 @@ class StockNotebooks(KernelCase):
 
 @needs_prelude
 class Notebooks(unittest.TestCase):
-    def test_an_executed_notebook_holds_the_last_state_only(self):
+    def test_an_executed_notebook_keeps_only_the_last_state_of_displays(self):
         with tempfile.TemporaryDirectory() as folder:
             cells = [DATA, BLOCKS, TRAINER.format(folder=folder, epochs=1), "let history = trainer.train()?;\nhistory"]
             notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in cells])
@@ -275,7 +275,7 @@ class Notebooks(unittest.TestCase):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Knows one token, and one model whose files come a few bytes at a time."""
+    """A Hub with one token, and one model whose files are sent a few bytes at a time."""
 
     protocol_version = "HTTP/1.1"
     COMMIT = "c0ffee" + 34 * "0"
@@ -322,7 +322,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def with_hub():
-    """A kernel for which the Hub is a server of its own, and the folder that it has as the Hub's home."""
+    """A kernel that uses this server as its Hub, and its HF_HOME."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as home:
@@ -341,7 +341,7 @@ def with_hub():
 
 @needs_prelude
 class Download(unittest.TestCase):
-    def test_an_interrupted_download_is_an_error_keeps_variables_and_goes_on_later(self):
+    def test_an_interrupted_download_is_an_error_and_can_be_resumed(self):
         with with_hub() as (manager, client, home):
             setup = Cell(client, "use cloze::prelude::*;\nlet kept = vec![1, 2, 3];")
             self.assertEqual(setup.end()["status"], "ok")
@@ -368,7 +368,7 @@ class Download(unittest.TestCase):
 
 @needs_prelude
 class Login(unittest.TestCase):
-    def test_a_token_is_asked_for_as_a_password_and_kept_for_the_user_only(self):
+    def test_the_token_is_requested_as_a_password_and_stored_privately(self):
         with with_hub() as (_, client, home):
             cell = Cell(client, "use cloze::prelude::*;\nnotebook_login()?;", allow_stdin=True)
             question = client.get_stdin_msg(timeout=TIMEOUT)["content"]
@@ -389,7 +389,7 @@ if __name__ == "__main__":
 @needs_prelude
 @unittest.skipUnless(shutil.which("mpirun"), "there is no mpirun here (Debian: apt-get install openmpi-bin)")
 class Ranks(KernelCase):
-    """A training on two ranks, started from a cell."""
+    """Training on two ranks, started from a cell."""
 
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
@@ -399,13 +399,13 @@ class Ranks(KernelCase):
         (self.folder / "lines.txt").write_text(lines)
 
     def launch(self, *settings):
-        """A cell that trains with these settings."""
+        """Returns a cell that trains with these settings."""
         program = KernelSpecManager().get_kernel_spec(KERNEL).argv[0]
         settings = ["train", "--model", "bundled:tiny_roberta", "--dataset", str(self.folder / "lines.txt"), "--output",
                     str(self.folder / "out"), "--line-by-line", "--max-seq-length=24", *settings]
         return f"cloze::distributed::Launch::new(2, {json.dumps(program)}).args({json.dumps(settings)}).run()?;"
 
-    def test_a_cell_shows_the_progress_of_two_ranks_as_it_comes(self):
+    def test_a_cell_shows_the_live_progress_of_two_ranks(self):
         cell = self.run_cell(self.launch("--max-steps=30", "--eval-strategy=steps", "--eval-steps=10", "--save-strategy=no"))
         shown = [(m["came"], m["content"]["text"]) for m in cell.messages if m["msg_type"] == "stream"]
         text = "".join(text for _, text in shown)
@@ -417,12 +417,12 @@ class Ranks(KernelCase):
             return next(when for when, text in shown if words in text)
         self.assertLess(came("step 1/30"), came("saved "))
 
-    def test_a_rank_that_fails_is_the_cells_error(self):
+    def test_a_failing_rank_is_the_cells_error(self):
         cell = self.run_cell(self.launch("--learning-rate=fast"), status="error")
         self.assertIn("on 2 ranks ended with", cell.reply["evalue"])
         self.assertIn("learning", cell.text("stderr"))
 
-    def test_an_interrupt_stops_the_ranks_behind_a_checkpoint_and_variables_stay(self):
+    def test_an_interrupt_stops_the_ranks_after_a_checkpoint_and_keeps_variables(self):
         self.run_cell("let kept = 5;")
         cell = Cell(self.client, self.launch("--max-steps=100000", "--save-strategy=no"))
         cell.until(lambda _: "step 1/" in cell.text("stderr"))

@@ -1,4 +1,4 @@
-"""The Jupyter project's own tests of a kernel, every one that applies.
+"""The Jupyter project's own kernel tests, all that apply.
 
 Run with `python -m unittest discover tests/kernel`, with the kernel installed under the name in CLOZE_KERNEL_NAME
 (default: cloze). Needs jupyter_kernel_test.
@@ -9,12 +9,12 @@ import jupyter_kernel_test
 from jupyter_kernel_test import IopubWelcomeTests, KernelTests
 
 KERNEL = os.environ.get("CLOZE_KERNEL_NAME", "cloze")
-# A first `let` waits for the analyzer to load the standard library; CI has two slow cores.
+# The first `let` waits for rust-analyzer to load the standard library; CI has two slow cores.
 jupyter_kernel_test.TIMEOUT = 120
 
 
 def block(mime, content):
-    """A cell that shows something, as the library does."""
+    """Returns a cell that displays something, as the library does."""
     return f'println!("EVCXR_BEGIN_CONTENT {mime}\\n{content}\\nEVCXR_END_CONTENT");'
 
 

@@ -1,4 +1,4 @@
-//! `cloze doctor`: what is there, what is missing, and how to mend it.
+//! `cloze doctor`: reports what is installed, what is missing, and how to fix it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,10 +10,10 @@ use crate::toolchain::environment::cache_folder;
 use crate::toolchain::prelude::Sources;
 use crate::{Error, Result};
 
-/// Free space below which a build may fail.
+/// Free disk space, in GiB, below which a build may fail.
 const ENOUGH_GIB: f64 = 5.0;
 
-/// Looks at everything; an error if something is missing that notebooks can't do without.
+/// Runs every check and prints the results. Fails if something is missing that notebooks need.
 pub fn doctor() -> Result<()> {
     let toolchain = Toolchain::find();
     let looks: [(&str, Finding); 8] = [
@@ -40,8 +40,8 @@ pub fn doctor() -> Result<()> {
     }
     match bad {
         0 => Ok(()),
-        1 => Err("one thing must be mended before notebooks run".into()),
-        _ => Err(format!("{bad} things must be mended before notebooks run").into()),
+        1 => Err("one problem must be fixed before notebooks can run".into()),
+        _ => Err(format!("{bad} problems must be fixed before notebooks can run").into()),
     }
 }
 
@@ -60,7 +60,7 @@ fn library_sources(toolchain: &Result<Toolchain>) -> Finding {
     match toolchain {
         Ok(toolchain) if toolchain.has_sources() => Good("there".into()),
         Ok(_) => Bad(
-            "missing, so that no variable's type can be inferred: rustup component add rust-src"
+            "missing, so the types of variables can't be inferred: rustup component add rust-src"
                 .into(),
         ),
         Err(_) => Bad("no compiler".into()),
@@ -69,7 +69,7 @@ fn library_sources(toolchain: &Result<Toolchain>) -> Finding {
 
 fn linker(toolchain: &Result<Toolchain>) -> Finding {
     if !succeeds(Command::new("cc").arg("--version")) {
-        return Bad("`cc` is missing, which links Rust programs: install gcc or clang".into());
+        return Bad("`cc`, which links Rust programs, is missing: install gcc or clang".into());
     }
     if on_path("mold") {
         return Good("mold".into());
@@ -80,13 +80,13 @@ fn linker(toolchain: &Result<Toolchain>) -> Finding {
             .join(&t.host)
             .join("bin/gcc-ld/ld.lld")
     });
-    // The default of this target since 1.90.
+    // The default linker of this target since Rust 1.90.
     if own.is_some_and(|linker| linker.exists())
         && cfg!(all(target_os = "linux", target_arch = "x86_64"))
     {
         return Good("rust-lld, the toolchain's own".into());
     }
-    Absent("the system's, which is slow: install mold for faster cells".into())
+    Absent("the system's, which is slow: install mold to compile cells faster".into())
 }
 
 fn own_sources() -> Finding {
@@ -100,7 +100,7 @@ fn jupyter() -> Finding {
     match kernelspec::find_jupyter() {
         Some(path) => Good(format!("JupyterLab, {}", path.display())),
         None => Absent(
-            "JupyterLab is not on the path (pipx install jupyterlab); `cloze run` works without"
+            "JupyterLab is not on the path (pipx install jupyterlab); `cloze run` works without it"
                 .into(),
         ),
     }
@@ -126,7 +126,7 @@ fn cache() -> Finding {
     let preludes = preludes(&folder);
     match free_space(&folder) {
         Ok(free) if gib(free) < ENOUGH_GIB => Bad(format!(
-            "{}: {used:.1} GiB used, {:.1} GiB free, and a build needs {ENOUGH_GIB:.0}\n{preludes}",
+            "{}: {used:.1} GiB used, only {:.1} GiB free; a build needs {ENOUGH_GIB:.0} GiB\n{preludes}",
             folder.display(),
             gib(free)
         )),
@@ -139,7 +139,7 @@ fn cache() -> Finding {
     }
 }
 
-/// How many preludes there are; a build removes old ones by itself.
+/// Counts the preludes. A build removes old ones.
 fn preludes(cache: &Path) -> String {
     let all = crate::toolchain::prelude::list(cache);
     let in_use = all.iter().filter(|prelude| prelude.in_use).count();
@@ -148,7 +148,7 @@ fn preludes(cache: &Path) -> String {
         1 => "1 prelude".to_owned(),
         count => format!("{count} preludes"),
     };
-    format!("{count}, {in_use} in use; old ones are removed when a new one is built")
+    format!("{count}, {in_use} in use; builds remove old ones")
 }
 
 fn gib(bytes: u64) -> f64 {
@@ -171,7 +171,8 @@ fn free_space(folder: &Path) -> Result<u64> {
     let path =
         std::ffi::CString::new(folder.as_os_str().as_bytes()).map_err(|error| error.to_string())?;
     let mut stats = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
-    // SAFETY: a path that ends with a zero, and a structure of the right type to be filled in; zeroes are a valid value.
+    // SAFETY: the path ends with a NUL byte, and the structure to fill in has the right type; all zeroes are a valid
+    // value.
     let (done, stats) = unsafe {
         (
             libc::statvfs(path.as_ptr(), stats.as_mut_ptr()),

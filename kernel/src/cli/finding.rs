@@ -1,9 +1,9 @@
-//! What `cloze doctor` finds when it looks at something.
+//! The result of one check of `cloze doctor`.
 
-/// The outcome of one look.
+/// The outcome of a check.
 pub enum Finding {
     Good(String),
-    /// Something that only some need.
+    /// Missing, but only some users need it.
     Absent(String),
     Bad(String),
 }

@@ -1,11 +1,11 @@
-//! The GPU, as `cloze doctor` sees it: what is there, what is missing, and how to mend it.
+//! The GPU checks of `cloze doctor`: what is installed, what is missing, and how to fix it.
 
 use std::path::Path;
 
 use super::finding::Finding::{self, Absent, Bad, Good};
 use crate::toolchain::gpu::{CAPABILITY, Machine, runs};
 
-/// What `cloze doctor` says about GPUs. `kernelspec` is the installed kernel's folder.
+/// Checks the GPU setup. `kernelspec` is the folder of the installed kernel.
 pub fn look(kernelspec: Option<&Path>) -> Finding {
     explain(&Machine::look(kernelspec))
 }
@@ -19,7 +19,7 @@ fn explain(machine: &Machine) -> Finding {
         toolkit,
         built_for,
     } = machine;
-    // Whoever installed the kernel for GPUs needs what others only could use.
+    // A missing driver is an error only if the installed kernel was built for GPUs.
     let missing = |text: String| match built_for {
         Some(_) => Bad(text),
         None => Absent(text),
@@ -28,7 +28,7 @@ fn explain(machine: &Machine) -> Finding {
         return match (on_the_bus, built_for) {
             (0, None) => Absent("none found: models run on the CPU".into()),
             (0, Some(_)) => Bad(
-                "none found, but the installed kernel is built for one: install it anew without `--features cuda`".into(),
+                "none found, but the installed kernel is built for one: install it again without `--features cuda`".into(),
             ),
             _ => missing(format!(
                 "{} on the bus, but the driver does not know {}: install the NVIDIA driver (Ubuntu: sudo ubuntu-drivers install; \
@@ -58,10 +58,10 @@ fn explain(machine: &Machine) -> Finding {
         ));
     }
     let Some(toolkit) = toolkit else {
-        // What is built already runs without it.
+        // A prelude that is already built runs without nvcc.
         return match built_for {
             Some(built_for) => Good(format!(
-                "{words}\nkernel built for {built_for}; no nvcc to build it anew with"
+                "{words}\nkernel built for {built_for}; no nvcc to build it again"
             )),
             None => Absent(format!(
                 "{words}\nbut no nvcc: install the CUDA toolkit{} and put its `bin` on the path, then cloze install --features cuda",
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
     use crate::toolchain::gpu::{Card, Version};
 
-    /// A machine on which everything is well.
+    /// Describes a machine whose GPU setup is complete.
     fn whole() -> Machine {
         let line = "9.0, NVIDIA H100 80GB HBM3, 580.65.06, 81559 MiB";
         Machine {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_a_gpu_is_a_normal_place() {
+    fn a_missing_gpu_is_reported_but_is_no_fault() {
         absent(&Machine::default(), &["none found", "CPU"]);
         let built = Machine {
             built_for: Some("90".into()),
@@ -142,14 +142,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_whole_is_good_with_or_without_a_kernel_for_it() {
+    fn a_complete_setup_is_good_with_and_without_a_gpu_kernel() {
         good(&whole(), &["H100", "nvcc 13.0", "built for 90"]);
         let machine = Machine {
             built_for: None,
             ..whole()
         };
         good(&machine, &["cloze install --features cuda"]);
-        // The toolkit is for building only.
+        // The toolkit is needed only to build.
         let machine = Machine {
             toolkit: None,
             ..whole()
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_driver_is_told_with_ways_to_get_it() {
+    fn a_missing_driver_is_reported_with_ways_to_install_it() {
         let machine = Machine {
             cards: Vec::new(),
             driver: false,
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_toolkit_is_told_with_the_versions_that_the_driver_supports() {
+    fn a_missing_toolkit_is_reported_with_the_versions_the_driver_supports() {
         let machine = Machine {
             toolkit: None,
             built_for: None,
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_capability_that_was_not_compiled_for_is_told_with_the_command_that_mends_it() {
+    fn an_unsupported_compute_capability_is_reported_with_the_command_that_fixes_it() {
         let machine = Machine {
             cards: vec![Card::read("8.6, NVIDIA GeForce RTX 3090, 580.65.06, 24576 MiB").unwrap()],
             ..whole()
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_toolkit_that_is_too_new_for_the_driver_is_told() {
+    fn a_toolkit_newer_than_the_driver_is_reported() {
         let machine = Machine {
             driver_cuda: Some(Version(12, 8)),
             ..whole()

@@ -1,4 +1,4 @@
-//! `cloze install` and `cloze uninstall`: the kernelspec by which Jupyter finds the kernel.
+//! `cloze install` and `cloze uninstall`: write and remove the kernelspec through which Jupyter finds the kernel.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::toolchain::gpu::CAPABILITY;
 use crate::toolchain::prelude::{Libraries, SOURCES, Sources};
 use crate::{Error, Result};
 
-/// What the front ends show beside notebooks of this kernel.
+/// Icons that front ends show for notebooks of this kernel.
 const LOGOS: [(&str, &[u8]); 3] = [
     ("logo-svg.svg", include_bytes!("../../assets/logo.svg")),
     (
@@ -29,7 +29,7 @@ pub fn install(arguments: &Install) -> Result<()> {
     let toolchain = Toolchain::find()?;
     println!("compiler: {}", toolchain.name());
     if !toolchain.has_sources() {
-        println!("adding the sources of Rust's standard library (rustup component add rust-src)");
+        println!("installing the sources of Rust's standard library (rustup component add rust-src)");
         toolchain.add_sources()?;
     }
     let mut environment = serde_json::Map::new();
@@ -37,7 +37,7 @@ pub fn install(arguments: &Install) -> Result<()> {
         Some(folder) => {
             let sources = Sources::at(folder).ok_or_else(|| {
                 format!(
-                    "{} holds no sources of Cloze: --source takes a clone, or the folder of the package `cloze`",
+                    "{} contains no sources of Cloze: --source takes a clone, or the folder of the package `cloze`",
                     folder.display()
                 )
             })?;
@@ -52,7 +52,7 @@ pub fn install(arguments: &Install) -> Result<()> {
     println!("sources: {sources}");
     if let Some(capability) = &sources.capability {
         println!("GPU kernels: for compute capability {capability}");
-        // Sessions look for the prelude that was built for it.
+        // Sessions look for the prelude that was built for this capability.
         environment.insert(CAPABILITY.into(), capability.as_str().into());
     }
     Libraries::prepare(&toolchain, Some(&sources), &|what| println!("{what}"))?;
@@ -91,7 +91,7 @@ pub fn install(arguments: &Install) -> Result<()> {
     Ok(())
 }
 
-/// Removes the kernelspec; what was built stays in the cache.
+/// Removes the kernelspec. Built preludes stay in the cache.
 pub fn uninstall(place: &Place) -> Result<()> {
     let folder = place.folder()?;
     if !folder.join("kernel.json").exists() {
@@ -104,7 +104,7 @@ pub fn uninstall(place: &Place) -> Result<()> {
     }
     fs::remove_dir_all(&folder).map_err(Error::file(&folder))?;
     println!(
-        "removed {}; what was built is in {}",
+        "removed {}; built preludes are still in {}",
         folder.display(),
         crate::toolchain::environment::cache_folder()?.display()
     );
@@ -112,7 +112,7 @@ pub fn uninstall(place: &Place) -> Result<()> {
 }
 
 impl Place {
-    /// The folder of the kernelspec.
+    /// Returns the folder of the kernelspec.
     pub fn folder(&self) -> Result<PathBuf> {
         let valid = !self.name.is_empty()
             && self
@@ -121,7 +121,7 @@ impl Place {
                 .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
         if !valid {
             return Err(format!(
-                "`{}` can't be a kernel's name: letters, digits, `-`, `_` and `.` can",
+                "`{}` is not a valid kernel name: use letters, digits, `-`, `_` and `.` only",
                 self.name
             )
             .into());
@@ -134,30 +134,30 @@ impl Place {
     }
 }
 
-/// Where Jupyter looks for a user's own kernels.
+/// Returns the folder in which Jupyter looks for the user's own kernels.
 fn user_data() -> Result<PathBuf> {
     if let Some(folder) = std::env::var_os("JUPYTER_DATA_DIR") {
         return Ok(folder.into());
     }
     if cfg!(target_os = "macos") {
         return Ok(dirs::home_dir()
-            .ok_or("there is no home folder")?
+            .ok_or("no home folder was found")?
             .join("Library/Jupyter"));
     }
     Ok(dirs::data_dir()
-        .ok_or("there is no folder for a user's data: name one with --prefix")?
+        .ok_or("no folder for user data was found: name one with --prefix")?
         .join("jupyter"))
 }
 
-/// The program that the kernelspec starts: this one, or a copy beside the kernelspec if this one lies in a build folder,
-/// from where the next build would take it away.
+/// Returns the program that the kernelspec starts: this one, or a copy beside the kernelspec if this one is in a build
+/// folder, where the next build would replace it.
 fn settle(folder: &Path) -> Result<PathBuf> {
-    let program = std::env::current_exe().map_err(Error::system("the path of this program"))?;
+    let program = std::env::current_exe().map_err(Error::system("finding the path of this program"))?;
     if crate::toolchain::prelude::target_folder().is_none() {
         return Ok(program);
     }
     let copy = folder.join("cloze");
-    // A kernel may run from the old copy: it keeps its file, and the new one takes the name.
+    // A kernel may still be running from the old copy. It keeps its open file; the new copy takes over the name.
     let new = tempfile::Builder::new()
         .tempfile_in(folder)
         .map_err(Error::file(folder))?;

@@ -1,10 +1,10 @@
-//! Where the kernelspec is that Jupyter would find.
+//! Finds the kernelspec that Jupyter would use.
 
 use std::path::{Path, PathBuf};
 
 use super::{Install, Place};
 
-/// The folder of the kernelspec that the JupyterLab on the path sees, or of the user's own where there is none.
+/// Returns the folder of the kernelspec that the JupyterLab on the path sees, or else of the user's own.
 pub fn find() -> Option<PathBuf> {
     let name = Install::default().place.name;
     data_folders(find_jupyter().as_deref())
@@ -13,7 +13,7 @@ pub fn find() -> Option<PathBuf> {
         .find(|folder| folder.join("kernel.json").exists())
 }
 
-/// The program `jupyter-lab` on the path.
+/// Returns the program `jupyter-lab` on the path.
 pub fn find_jupyter() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)
@@ -21,8 +21,8 @@ pub fn find_jupyter() -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// The folders that Jupyter looks into, in its order: those that the environment names, the user's, the installation's own,
-/// the system's.
+/// Returns the folders that Jupyter searches, in its order: those named by the environment, the user's, the
+/// installation's, and the system's.
 fn data_folders(jupyter: Option<&Path>) -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = std::env::var_os("JUPYTER_PATH")
         .iter()
@@ -42,7 +42,7 @@ fn data_folders(jupyter: Option<&Path>) -> Vec<PathBuf> {
     folders
 }
 
-/// The installation that a program written in Python belongs to: its first line names the interpreter.
+/// Returns the installation that a Python program belongs to, from the interpreter named in its first line.
 fn prefix(program: &Path) -> Option<PathBuf> {
     let program = program.canonicalize().ok()?;
     let text = std::fs::read(&program).ok()?;
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_belongs_to_the_installation_of_its_interpreter() {
+    fn the_installation_is_found_through_the_interpreter() {
         let folder = tempfile::tempdir().expect("a folder");
         let bin = folder.path().join("venv/bin");
         std::fs::create_dir_all(&bin).expect("made");

@@ -1,4 +1,4 @@
-//! `cloze lab`: JupyterLab on the notebooks.
+//! `cloze lab`: opens the notebooks in JupyterLab.
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use super::{Install, Lab, install};
 use crate::toolchain::prelude::Sources;
 use crate::{Error, Result};
 
-/// Becomes JupyterLab.
+/// Replaces this process with JupyterLab.
 pub fn lab(arguments: &Lab) -> Result<()> {
     let Some(jupyter) = find_jupyter() else {
         return Err("JupyterLab was not found. To get it, one of:\n  \
@@ -24,7 +24,7 @@ pub fn lab(arguments: &Lab) -> Result<()> {
     }
     let folder = arguments.folder.clone().or_else(notebooks);
     if folder.is_none() {
-        println!("the notebooks that come with Cloze: cloze notebooks writes them to a folder");
+        println!("`cloze notebooks` writes the notebooks that come with Cloze to a folder");
     }
     let folder = folder.unwrap_or_else(|| ".".into());
     let error = Command::new(&jupyter)
@@ -34,7 +34,7 @@ pub fn lab(arguments: &Lab) -> Result<()> {
     Err(Error::file(&jupyter)(error))
 }
 
-/// The notebooks that come with Cloze, if it is a clone.
+/// Returns the folder of the notebooks that come with Cloze, if the sources are a clone.
 fn notebooks() -> Option<PathBuf> {
     let notebooks = Sources::own()?.clone_folder()?.join("notebooks");
     Some(notebooks).filter(|folder| folder.is_dir())

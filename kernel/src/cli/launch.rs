@@ -1,4 +1,4 @@
-//! `cloze launch`: a program or a notebook on several ranks.
+//! `cloze launch`: starts a program or a notebook on several ranks.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -9,15 +9,15 @@ use cloze::distributed::{Launch as Start, environment};
 
 use crate::{Error, Result};
 
-/// PROGRAM is started N times, as the ranks that train one model together: by mpirun, or by srun within a Slurm job. Of a
-/// notebook, which is executed as by `cloze run`, the first rank shows its progress and writes the result. USR1 lets the
-/// training write a checkpoint and stop.
+/// Starts PROGRAM N times, as the ranks that train one model together, through mpirun, or through srun within a Slurm
+/// job. A notebook is executed as by `cloze run`; its first rank shows the progress and writes the result. The signal
+/// USR1 makes the training write a checkpoint and stop.
 #[derive(Debug, Args)]
 pub struct Launch {
     /// How many ranks to start
     #[arg(short = 'n', long, value_name = "N")]
     pub ranks: usize,
-    /// This is one of the ranks, to run a notebook
+    /// Run the notebook as one of the ranks (internal)
     #[arg(long, hide = true)]
     pub as_rank: bool,
     /// The program or notebook, and its arguments (for a notebook, those of `cloze run`)
@@ -30,12 +30,12 @@ pub struct Launch {
     pub program: Vec<String>,
 }
 
-/// Becomes the launcher, or one rank's `cloze run`.
+/// Replaces this process with the launcher, or runs the notebook as one rank.
 pub fn launch(arguments: &Launch) -> Result<()> {
     let Some((program, rest)) = arguments.program.split_first() else {
         return Err("name a program or a notebook".into());
     };
-    let own = std::env::current_exe().map_err(Error::system("finding this program"))?;
+    let own = std::env::current_exe().map_err(Error::system("finding the path of this program"))?;
     let is_notebook = Path::new(program)
         .extension()
         .is_some_and(|end| end == "ipynb");
@@ -58,7 +58,7 @@ pub fn launch(arguments: &Launch) -> Result<()> {
     Err(Error::file(Path::new(command.get_program()))(error))
 }
 
-/// Returns what a rank does with a notebook. All compute the same: the first shows it.
+/// Returns the arguments of `cloze run` for one rank. All ranks compute the same; only the first shows it.
 fn rank(own: &Path, notebook: &str, rest: &[String]) -> Command {
     let mut command = Command::new(own);
     command.arg("run").arg(notebook);
@@ -88,7 +88,7 @@ mod tests {
     use super::super::{Cli, Command};
 
     #[test]
-    fn the_programs_own_arguments_are_left_to_it() {
+    fn arguments_after_the_program_are_passed_to_it() {
         let line = [
             "cloze", "launch", "-n", "4", "train", "--epochs", "3", "-n", "2",
         ];

@@ -17,7 +17,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::run::Run;
 
-/// Rust notebooks for masked language modelling: the Jupyter kernel and what belongs to it.
+/// Rust notebooks for masked language modelling: the Jupyter kernel and its tools.
 #[derive(Debug, Parser)]
 #[command(version, name = "cloze")]
 pub struct Cli {
@@ -31,24 +31,24 @@ pub enum Command {
     Run(Run),
     /// Train on several ranks: start a program or a notebook N times
     Launch(launch::Launch),
-    /// Build the prelude, and make the kernel known to Jupyter
+    /// Build the prelude and register the kernel with Jupyter
     Install(Install),
-    /// Make Jupyter forget the kernel
+    /// Remove the kernel from Jupyter
     Uninstall(Place),
-    /// Open JupyterLab on the notebooks
+    /// Open the notebooks in JupyterLab
     Lab(Lab),
     /// Write the notebooks that come with Cloze to a folder
     Notebooks {
-        /// Where to; what is there already stays as it is
+        /// The folder to write to; existing files are kept
         #[arg(default_value = "cloze-notebooks")]
         folder: PathBuf,
     },
-    /// Tell what is there, what is missing and how to mend it
+    /// Report what is installed, what is missing and how to fix it
     Doctor,
-    /// Train a model without a notebook: --model NAME --dataset NAME --output FOLDER, and any argument of the training
+    /// Train a model without a notebook: --model NAME --dataset NAME --output FOLDER, and any training argument
     #[command(disable_help_flag = true)]
     Train {
-        /// Settings, as --name value; a file of them after --config
+        /// Settings, as --name value; --config FILE reads them from a file
         #[arg(
             trailing_var_arg = true,
             allow_hyphen_values = true,
@@ -60,19 +60,19 @@ pub enum Command {
     Fill {
         /// The model: a folder, a name on the Hub, or bundled:NAME
         model: String,
-        /// The text, with the model's mask token, <mask> or [MASK] for what is to be filled
+        /// The text, with <mask>, [MASK] or the model's own mask token where a word is to be filled in
         text: String,
-        /// How many candidates each mask gets
+        /// The number of candidates for each mask
         #[arg(long, default_value = "5")]
         top_k: NonZeroUsize,
     },
-    /// Serve a Jupyter client; the kernelspec says so
+    /// Serve a Jupyter client; called by Jupyter through the kernelspec
     #[command(hide = true)]
     Kernel {
         /// Features of Cloze that the prelude is built with
         #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
         features: Vec<String>,
-        /// The file that describes the connection
+        /// The connection file
         connection_file: PathBuf,
     },
 }
@@ -84,18 +84,18 @@ pub struct Install {
     /// Build with these features of Cloze, for instance `cuda`
     #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
     pub features: Vec<String>,
-    /// Build from this clone of Cloze, or this folder of its package, and let sessions do so
+    /// Build from this clone of Cloze or this folder of its package, and use it in sessions
     #[arg(long, value_name = "DIR")]
     pub source: Option<PathBuf>,
 }
 
-/// Where the kernelspec is.
+/// Where the kernelspec is written.
 #[derive(Debug, Args)]
 pub struct Place {
-    /// Among the user's own kernels (the default)
+    /// Install for the current user (the default)
     #[arg(long, conflicts_with = "prefix")]
     pub user: bool,
-    /// Among the kernels of this installation, for instance a virtual environment
+    /// Install into this prefix, for instance a virtual environment
     #[arg(long, value_name = "DIR")]
     pub prefix: Option<PathBuf>,
     /// The name of the kernel

@@ -1,4 +1,4 @@
-//! `cloze notebooks`: the guide and its fellows, which are in this program, written to a folder.
+//! `cloze notebooks`: writes the notebooks that are built into this program to a folder.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -12,7 +12,7 @@ macro_rules! notebooks {
     };
 }
 
-/// The notebooks, the guide first.
+/// The notebooks, the main guide first.
 const NOTEBOOKS: [(&str, &[u8]); 7] = notebooks!(
     "masked_language_modeling.ipynb"
     "training_loop_by_hand.ipynb"
@@ -23,7 +23,7 @@ const NOTEBOOKS: [(&str, &[u8]); 7] = notebooks!(
     "spoken_digits.ipynb"
 );
 
-/// Writes the notebooks to `folder`, which is made if needed. One that is there already stays as it is.
+/// Writes the notebooks to `folder`, which is created if needed. Existing files are kept.
 pub fn write(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(Error::file(folder))?;
     for (name, text) in NOTEBOOKS {
@@ -34,7 +34,7 @@ pub fn write(folder: &Path) -> Result<()> {
                 println!("{}", path.display());
             }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                println!("{} is there already and stays as it is", path.display());
+                println!("{} already exists and was kept", path.display());
             }
             Err(error) => return Err(Error::file(&path)(error)),
         }
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_notebook_is_in_the_program_and_none_is_overwritten() {
+    fn every_notebook_is_built_in_and_none_is_overwritten() {
         let clone = Path::new(env!("CARGO_MANIFEST_DIR")).join("../notebooks");
         let folder = tempfile::tempdir().expect("a folder");
         let to = folder.path().join("mine");

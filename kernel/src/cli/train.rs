@@ -1,4 +1,4 @@
-//! `cloze train` and `cloze fill`: without a notebook, for servers and batch systems.
+//! `cloze train` and `cloze fill`: training and filling masks without a notebook, for servers and batch systems.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-/// Trains as the settings say, which come from the file after `--config` and from all other arguments.
+/// Trains with the settings given as arguments and in the file after `--config`.
 pub fn train(arguments: &[String]) -> Result<()> {
     let mut rest = Vec::new();
     let mut config = None;
@@ -40,7 +40,7 @@ pub fn train(arguments: &[String]) -> Result<()> {
     }
     let recipe = Recipe::from_args(rest, config).map_err(told)?;
     let history = recipe.run().map_err(told)?;
-    // Of several ranks the first one speaks.
+    // Only the first of several ranks prints.
     if cloze::distributed::environment().rank == 0 {
         println!("{history:?}");
         println!("saved {}", recipe.arguments.output_dir.display());
@@ -51,7 +51,7 @@ pub fn train(arguments: &[String]) -> Result<()> {
 /// Fills the masks of `text`.
 pub fn fill(model: &str, text: &str, top_k: usize) -> Result<()> {
     let fill_mask = FillMask::from_pretrained(model).map_err(told)?;
-    // Whatever the model's own mask is, `<mask>` and `[MASK]` may be written.
+    // `<mask>` and `[MASK]` are accepted whatever the model's own mask token is.
     let mut text = text.to_owned();
     if let Some(mask) = fill_mask.tokenizer().mask_token()
         && !text.contains(mask)

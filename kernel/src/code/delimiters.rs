@@ -1,11 +1,12 @@
-//! Brackets, texts and comments that have no end or no beginning: what makes all that follows mean something else.
+//! Finds brackets, strings and comments that are not closed, or not opened, and so change the meaning of everything
+//! after them.
 //!
-//! evcxr puts a cell into code of its own, so the compiler would find the fault there, or none at all.
+//! evcxr wraps each cell in generated code, so the compiler would report the fault there, or not at all.
 
 use super::depth::BRACKETS;
 use super::{Complaint, token};
 
-/// The first thing that is wrong with a cell's brackets, texts and comments.
+/// Returns the first fault in a cell's brackets, strings and comments.
 pub fn check(code: &str) -> Result<(), Complaint> {
     let complain = |at: usize, length: usize, message: &str, label: &str| {
         Err(Complaint {
@@ -22,29 +23,29 @@ pub fn check(code: &str) -> Result<(), Complaint> {
         let Some(length) = token(rest) else {
             let (what, length) = match first {
                 '/' => ("comment", 2),
-                _ => ("text", 1),
+                _ => ("string", 1),
             };
-            let message = format!("a {what} has no end");
-            return complain(at, length, &message, "it begins here");
+            let message = format!("unterminated {what}");
+            return complain(at, length, &message, "it starts here");
         };
         match first {
             _ if rest.starts_with("//") || rest.starts_with("/*") => {}
             '(' | '[' | '{' => {
                 open.push((first, at));
                 if open.len() > BRACKETS {
-                    let message = format!("brackets are in each other more than {BRACKETS} deep");
-                    return complain(at, 1, &message, "take the innermost out into a variable");
+                    let message = format!("brackets are nested more than {BRACKETS} levels deep");
+                    return complain(at, 1, &message, "move the innermost expression into a variable");
                 }
             }
             ')' | ']' | '}' => match open.pop() {
                 None => {
                     let message = format!("unexpected closing delimiter: `{first}`");
-                    return complain(at, 1, &message, "nothing was opened that it could close");
+                    return complain(at, 1, &message, "no bracket is open here");
                 }
                 Some((opened, from)) if closing(opened) != first => {
                     let message = format!("mismatched closing delimiter: `{first}`");
                     let (line, column) = super::line_and_column(code, from);
-                    let label = format!("it should close the `{opened}` at {line}:{column}");
+                    let label = format!("it does not match the `{opened}` at {line}:{column}");
                     return complain(at, 1, &message, &label);
                 }
                 Some(_) => {}
@@ -75,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whole_code_is_left_alone() {
+    fn balanced_code_is_accepted() {
         for code in [
             "",
             "let a = [1, (2), { 3 }];",
@@ -88,15 +89,15 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_beginning_or_no_end_is_told_at_its_place() {
+    fn an_unbalanced_delimiter_is_reported_where_it_is() {
         for (code, at, told) in [
             ("}", 0, "unexpected"),
             ("} let w = 1;", 0, "unexpected"),
             ("let a = 1;\n}}", 11, "unexpected"),
             ("f(]", 2, "mismatched"),
             ("if x {\n  y(", 10, "never closed"),
-            ("let s = \"abc", 8, "a text"),
-            ("/* no end", 0, "a comment"),
+            ("let s = \"abc", 8, "unterminated string"),
+            ("/* no end", 0, "unterminated comment"),
         ] {
             let complaint = check(code).expect_err(code);
             assert_eq!(complaint.at.start, at, "{code}");
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_has_a_limit() {
+    fn deep_nesting_is_refused() {
         let nested = |depth: usize| format!("{}1{}", "(".repeat(depth), ")".repeat(depth));
         assert_eq!(check(&nested(BRACKETS)), Ok(()));
         assert!(

@@ -1,19 +1,19 @@
-//! How deep code is nested. Parsers, and all that looks at what they make, call themselves for what is in each other, and a
-//! stack has an end; so it is found out before anything is parsed.
+//! Measures how deeply code is nested. Parsers, and the visitors of what they produce, recurse once for each level, and
+//! the stack is finite; so the depth is checked before anything is parsed.
 
 use super::tokens;
 
-/// The stack of a thread that parses code.
+/// The stack size of a thread that parses code.
 pub const STACK: usize = 512 << 20;
 
-/// Brackets may be in each other so deep.
+/// The limit on nested brackets.
 pub const BRACKETS: usize = 500;
 
-/// So many operators and keywords may follow each other between two brackets, commas or semicolons: each may put what
-/// follows, or what was before, one level deeper. (`!!!x`, `1 + 1 + 1`, `if a {} else if b {}`, `A<B<C>>`.)
+/// The limit on operators and keywords in a row between two brackets, commas or semicolons: each may nest what follows
+/// it, or what precedes it, one level deeper (`!!!x`, `1 + 1 + 1`, `if a {} else if b {}`, `A<B<C>>`).
 pub const PARTS: usize = 2000;
 
-/// Does what parses code on a thread with a large stack.
+/// Runs `work`, which parses code, on a thread with a large stack.
 pub fn on_deep_stack<T: Send>(parse: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
@@ -27,9 +27,9 @@ pub fn on_deep_stack<T: Send>(parse: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Where code is nested deeper than a parser should be asked to follow.
+/// Returns the byte at which code becomes too deeply nested for a parser.
 pub fn too_deep_at(code: &str) -> Option<usize> {
-    // The parts so far in each of the brackets that are open.
+    // The number of operators so far in each open bracket.
     let mut open = vec![0];
     let mut tokens = tokens(code).peekable();
     while let Some((at, token)) = tokens.next() {
@@ -53,7 +53,7 @@ pub fn too_deep_at(code: &str) -> Option<usize> {
     None
 }
 
-/// Words that have something within them that has no brackets about it.
+/// Keywords that nest what follows without brackets around it.
 const KEYWORDS: [&str; 19] = [
     "as", "break", "const", "dyn", "else", "fn", "for", "if", "impl", "in", "let", "match", "move",
     "mut", "ref", "return", "unsafe", "while", "yield",
@@ -64,7 +64,7 @@ fn is_operator(token: &str) -> bool {
     token.starts_with(is_one)
 }
 
-/// Whether what begins with this token goes on with the block before it.
+/// Whether the code that begins with this token continues the block before it.
 fn goes_on(token: &str) -> bool {
     matches!(token, "else" | "as") || is_operator(token) && token != "#"
 }
@@ -75,7 +75,7 @@ mod tests {
     use crate::code::prepare;
 
     #[test]
-    fn whatever_is_nested_too_deep_is_refused_at_its_place() {
+    fn code_that_is_nested_too_deep_is_refused_where_it_exceeds_the_limit() {
         for (before, again, after) in [
             ("", "(", "1"),
             ("", "f(1)", "(2)"),
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn long_code_is_not_deep() {
+    fn long_code_is_not_refused_as_deep() {
         for again in [
             "let a = f(1, 2)?;\nif a { b } else { c }\n",
             "fn f<T: A + B>(a: &'a T) -> Vec<T> { a.b().c()? }\n",

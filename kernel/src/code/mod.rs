@@ -1,4 +1,4 @@
-//! The code of cells: what is looked at and changed before it is compiled, and the way back from what was compiled.
+//! The code of cells: checks and changes before compilation, and the mapping from the changed code back to the cell.
 
 mod delimiters;
 mod depth;
@@ -13,28 +13,28 @@ pub use depth::{STACK, on_deep_stack, too_deep_at};
 pub use prepare::prepare;
 pub use tokens::{token, tokens};
 
-/// What is wrong with a cell, found before it is compiled.
+/// A fault in a cell that was found before compilation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Complaint {
-    /// The bytes of the cell that it is about.
+    /// The bytes of the cell that it concerns.
     pub at: std::ops::Range<usize>,
     pub message: String,
-    /// What stands under the place.
+    /// The label shown under the place.
     pub label: String,
     pub help: Option<String>,
 }
 
-/// A cell as it was written, and as it is given to evcxr.
+/// A cell as it was written, and as it is passed to evcxr.
 #[derive(Clone, Debug)]
 pub struct Cell {
-    /// Its number in the notebook; 0 for what the kernel asks itself.
+    /// Its number in the notebook; 0 for code of the kernel's own.
     pub number: usize,
     pub original: String,
     pub prepared: String,
     edits: Vec<Edit>,
 }
 
-/// `removed` bytes at `at` of the original give way to `inserted`.
+/// `removed` bytes at `at` of the original are replaced by `inserted`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Edit {
     pub at: usize,
@@ -42,21 +42,22 @@ pub struct Edit {
     pub inserted: String,
 }
 
-/// A statement or item of a cell, as evcxr cuts them: all text is in one, with what stands before the next.
+/// A statement or item of a cell, as evcxr splits them. Together they cover the whole text; each begins with the text
+/// since the one before.
 #[derive(Clone, Debug)]
 pub struct Chunk {
-    /// Where it is in the prepared code.
+    /// Its range in the prepared code.
     pub start: usize,
     pub end: usize,
     pub node: SyntaxNode,
-    /// The text from its beginning to the end of the cell was parsed behind so many bytes.
+    /// The text from its beginning to the end of the cell was parsed behind this many bytes.
     shift: usize,
 }
 
 impl Cell {
-    /// A cell with some changes made to it; they do not overlap.
+    /// Returns the cell with changes applied, which must not overlap.
     pub fn new(number: usize, original: &str, mut edits: Vec<Edit>) -> Arc<Self> {
-        // What is put in at a place comes before what takes its place.
+        // An insertion at a place comes before a replacement at the same place.
         edits.sort_by_key(|edit| (edit.at, edit.removed > 0));
         let mut prepared = String::new();
         let mut at = 0;
@@ -74,7 +75,7 @@ impl Cell {
         })
     }
 
-    /// The same cell with more changes, which are in bytes of the prepared code.
+    /// Returns the cell with further changes, given in bytes of the prepared code.
     pub fn changed(&self, more: Vec<Edit>) -> Arc<Self> {
         let more = more.into_iter().map(|edit| Edit {
             at: self.original_offset(edit.at),
@@ -84,7 +85,7 @@ impl Cell {
         Self::new(self.number, &self.original, edits)
     }
 
-    /// The byte of the original that a byte of the prepared code stems from.
+    /// Returns the byte of the original that a byte of the prepared code comes from.
     pub fn original_offset(&self, prepared: usize) -> usize {
         let mut shift = 0isize;
         for edit in &self.edits {
@@ -102,7 +103,7 @@ impl Cell {
             .min(self.original.len())
     }
 
-    /// The names of the cell's macros whose rules write items.
+    /// Returns the names of the cell's macros whose rules produce items.
     pub fn macros_that_define(&self) -> Vec<String> {
         const ITEMS: [&str; 9] = [
             "struct", "enum", "union", "fn", "trait", "impl", "mod", "const", "static",
@@ -121,7 +122,7 @@ impl Cell {
             .collect()
     }
 
-    /// The names of the macros that are called as statements of the cell.
+    /// Returns the names of the macros that the cell calls as statements.
     pub fn called_macros(&self) -> Vec<String> {
         let statements = self.chunks().into_iter().filter(|chunk| {
             matches!(
@@ -137,13 +138,13 @@ impl Cell {
         calls.collect()
     }
 
-    /// The statements and items, in their order.
+    /// Returns the statements and items, in order.
     pub fn chunks(&self) -> Vec<Chunk> {
         chunks(&self.prepared)
     }
 }
 
-/// The statements and items of a code, without the commands before them.
+/// Splits code into statements and items, leaving out leading commands.
 pub fn chunks(code: &str) -> Vec<Chunk> {
     const BEFORE: &str = "fn f(){";
     let first = first_rust(code);
@@ -186,7 +187,8 @@ pub fn chunks(code: &str) -> Vec<Chunk> {
     chunks
 }
 
-/// Where the Rust begins in a cell: behind commands (`:dep`, `!ls`), comments and empty lines, as evcxr has it.
+/// Returns the byte at which the Rust code of a cell begins: after commands (`:dep`, `!ls`), comments and empty lines,
+/// as in evcxr.
 fn first_rust(code: &str) -> usize {
     let mut at = 0;
     for line in code.split_inclusive('\n') {
@@ -200,19 +202,19 @@ fn first_rust(code: &str) -> usize {
 }
 
 impl Chunk {
-    /// Where a node inside of it is in the prepared code.
+    /// Returns the range of an inner node in the prepared code.
     pub fn range(&self, node: &SyntaxNode) -> std::ops::Range<usize> {
         let range = node.text_range();
         let at = |size: ra_ap_syntax::TextSize| usize::from(size).wrapping_sub(self.shift);
         at(range.start())..at(range.end())
     }
 
-    /// Whether it is a function, a type or another item, which later cells see.
+    /// Whether it is a function, a type or another item, which later cells can use.
     pub fn is_item(&self) -> bool {
         ast::Item::can_cast(self.node.kind())
     }
 
-    /// The name of the type that it defines, if it does.
+    /// Returns the name of the type that it defines, if any.
     pub fn type_name(&self) -> Option<String> {
         let item = ast::Item::cast(self.node.clone())?;
         let name = match item {
@@ -225,7 +227,7 @@ impl Chunk {
         name.map(|name| name.text().to_string())
     }
 
-    /// The name of the innermost function that a byte of the prepared code is in.
+    /// Returns the name of the innermost function that contains a byte of the prepared code.
     pub fn function_at(&self, offset: usize) -> Option<String> {
         let mut found = None;
         for function in self.node.descendants().filter_map(ast::Fn::cast) {
@@ -240,7 +242,7 @@ impl Chunk {
     }
 }
 
-/// The line and the column of a byte; both count from 1, columns count characters.
+/// Returns the line and the column of a byte. Both count from 1; columns count characters.
 pub fn line_and_column(code: &str, offset: usize) -> (usize, usize) {
     let before = &code[..code.floor_char_boundary(offset.min(code.len()))];
     let line = before.matches('\n').count() + 1;
@@ -259,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_found_again_whatever_was_changed_before_it() {
+    fn positions_map_back_through_any_changes() {
         let original = "dbg!(a);\nlet b = line!();\nb";
         let edit = |at, removed, inserted: &str| Edit {
             at,
@@ -297,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_looked_at_before_compiling_takes_time_in_proportion() {
+    fn preparing_a_cell_takes_linear_time() {
         for again in [
             "let a = line!(); ",
             "dbg!(1);\n",

@@ -1,5 +1,5 @@
-//! Looks at a cell before evcxr does: refuses what evcxr would drop without a word, and puts in the cell's own places where
-//! code asks for its place.
+//! Prepares a cell for evcxr: refuses code that evcxr would drop silently, and replaces macros that report their
+//! position by the position in the cell.
 
 use std::sync::Arc;
 
@@ -7,15 +7,15 @@ use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, SyntaxNode, ast};
 
 use super::{Cell, Chunk, Complaint, Edit, chunks, delimiters, depth, line_and_column, tokens};
 
-/// The cell as it is given to evcxr.
+/// Returns the cell as it is passed to evcxr.
 pub fn prepare(number: usize, code: &str) -> Result<Arc<Cell>, Complaint> {
     delimiters::check(code)?;
     if let Some(at) = depth::too_deep_at(code) {
         return Err(Complaint {
             at: at..at + 1,
-            message: "parts of this may be in each other too deep for the compiler".into(),
-            label: format!("after {} operators without an end", depth::PARTS),
-            help: Some("take parts of it out into variables".into()),
+            message: "this may be nested too deeply for the compiler".into(),
+            label: format!("after {} operators in a row", depth::PARTS),
+            help: Some("move parts of it into variables".into()),
         });
     }
     for chunk in chunks(code) {
@@ -32,15 +32,15 @@ pub fn prepare(number: usize, code: &str) -> Result<Arc<Cell>, Complaint> {
             return Err(complain(
                 &chunk.node,
                 "expected a pattern after `let`",
-                "no name follows",
+                "no name follows it",
                 None,
             ));
         }
         if let Some(returned) = empty_return(&chunk.node) {
-            let help = "put what follows into a block that is not entered, or end the cell with `return Ok(())`";
+            let help = "wrap the rest of the cell in an `if`, or leave the cell with `return Ok(())`";
             return Err(complain(
                 &returned,
-                "a cell is not a function that `return` alone could leave",
+                "a bare `return` can't leave a cell",
                 "here",
                 Some(help),
             ));
@@ -58,7 +58,8 @@ pub fn prepare(number: usize, code: &str) -> Result<Arc<Cell>, Complaint> {
     Ok(Cell::new(number, code, edits))
 }
 
-/// `thread_local! { static A: T = a; }` as items that later cells see: evcxr takes a macro's call for a statement.
+/// Rewrites `thread_local! { static A: T = a; }` as items that later cells can use: evcxr takes a macro call for a
+/// statement.
 fn thread_locals(chunk: &Chunk) -> Option<(std::ops::Range<usize>, String)> {
     let call = chunk.node.descendants().find_map(ast::MacroCall::cast)?;
     if call.path()?.syntax().text().to_string().rsplit("::").next() != Some("thread_local") {
@@ -92,11 +93,11 @@ fn thread_locals(chunk: &Chunk) -> Option<(std::ops::Range<usize>, String)> {
         .collect();
     let items = items.filter(|items| !items.is_empty())?;
     let range = chunk.range(&chunk.node);
-    // A call that has no end reaches beyond the cell, into what was put behind it for the parser.
+    // An unclosed call extends beyond the cell, into the code that was appended for the parser.
     (range.end <= chunk.end).then(|| (range, items.join(" ")))
 }
 
-/// A `return` without a value that would leave the cell, not a function in it.
+/// Finds a `return` without a value that would leave the cell rather than a function in it.
 fn empty_return(node: &SyntaxNode) -> Option<SyntaxNode> {
     if ast::Fn::can_cast(node.kind())
         || ast::Item::can_cast(node.kind())
@@ -113,11 +114,12 @@ fn empty_return(node: &SyntaxNode) -> Option<SyntaxNode> {
     node.children().find_map(|child| empty_return(&child))
 }
 
-/// `line!()`, `column!()`, `file!()` and `dbg!` tell places of the generated code: they are given the cell's.
+/// Replaces `line!()`, `column!()`, `file!()` and `dbg!`, which would report positions in the generated code, by
+/// positions in the cell.
 fn places(number: usize, code: &str) -> Vec<Edit> {
     let all: Vec<(usize, &str)> = tokens(code).collect();
     let mut edits = Vec::new();
-    // The place of the last of them, from which the next one's is counted on.
+    // The position of the previous one, from which the next is counted.
     let (mut seen, mut line, mut column) = (0, 1, 1);
     for (index, &(at, word)) in all.iter().enumerate() {
         let next = |ahead: usize| all.get(index + ahead).map_or("", |(_, token)| *token);
@@ -142,7 +144,7 @@ fn places(number: usize, code: &str) -> Vec<Edit> {
             "line" if empty => format!("{line}u32"),
             "column" if empty => format!("{column}u32"),
             "file" if empty => format!("\"cell {number}\""),
-            // Without colons before it: evcxr takes what begins with one for a command.
+            // Without leading colons: evcxr takes a line that begins with a colon for a command.
             "dbg" => {
                 let separator = if empty { "" } else { ", " };
                 edits.push(Edit {
@@ -175,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_without_an_end_stays_as_it_is() {
+    fn an_unclosed_call_is_left_unchanged() {
         for code in [
             "thread_local! { static A: u9 = 1''''''Fo''''; }",
             "thread_local! { static A: u8 = 'a; }",
@@ -185,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_asks_for_its_place_is_given_that_in_the_cell() {
+    fn position_macros_report_the_position_in_the_cell() {
         assert_eq!(
             prepared("let a = 1;\nlet b = line!();"),
             "let a = 1;\nlet b = 2u32;"
@@ -199,7 +201,7 @@ mod tests {
             prepared("f(dbg!(x + 1), dbg!())"),
             "f(cloze_cell::dbg!(\"cell 4, line 1\", x + 1), cloze_cell::dbg!(\"cell 4, line 1\"))"
         );
-        // Texts, comments, names and macros of others are none of them.
+        // Strings, comments, names and other macros are left unchanged.
         for same in [
             "\"line!()\" // dbg!(1)",
             "std::line!()",
@@ -211,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn thread_locals_become_items() {
+    fn thread_local_macros_become_items() {
         let code = "thread_local! {\n    static A: Cell<u32> = const { Cell::new(1) };\n    pub static B: u8 = 2\n}\nA.get()";
         let prepared = prepared(code);
         assert!(
@@ -236,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_evcxr_would_drop_without_a_word_is_refused() {
+    fn code_that_evcxr_would_drop_silently_is_refused() {
         for (code, at) in [
             ("let", 0),
             ("println!();\nlet = 5;", 12),

@@ -1,6 +1,6 @@
-//! Where tokens of Rust end: as much of a lexer as brackets, texts and comments need.
+//! Finds where Rust tokens end: as much of a lexer as brackets, strings and comments require.
 
-/// The length of the token that the code begins with; none if it has no end.
+/// Returns the length of the token that the code begins with, or `None` if it is not terminated.
 pub fn token(code: &str) -> Option<usize> {
     let first = code.chars().next()?;
     if code.starts_with("//") {
@@ -30,7 +30,7 @@ pub fn token(code: &str) -> Option<usize> {
     Some(first.len_utf8())
 }
 
-/// `/* ... */`, which may hold others.
+/// Scans `/* ... */`, which may be nested.
 fn comment(code: &str) -> Option<usize> {
     let mut depth = 0;
     let mut at = 0;
@@ -51,7 +51,7 @@ fn comment(code: &str) -> Option<usize> {
     None
 }
 
-/// A text whose opening quote ends before byte `start`.
+/// Scans a string whose opening quote ends before byte `start`.
 fn text(code: &str, start: usize) -> Option<usize> {
     let mut escaped = false;
     for (at, c) in code[start..].char_indices() {
@@ -65,7 +65,8 @@ fn text(code: &str, start: usize) -> Option<usize> {
     None
 }
 
-/// `r"..."`, `r#"..."#` and their kin: `Some(None)` if it has no end, `None` if it is none.
+/// Scans `r"..."`, `r#"..."#` and similar. Returns `Some(None)` if it is not terminated, and `None` if it is no raw
+/// string.
 fn raw_text(code: &str) -> Option<Option<usize>> {
     let prefix = ["r", "br", "cr"].into_iter().find(|prefix| {
         code.strip_prefix(prefix)
@@ -80,7 +81,7 @@ fn raw_text(code: &str) -> Option<Option<usize>> {
     Some(code[start..].find(&end).map(|at| start + at + end.len()))
 }
 
-/// `'x'` and `'\n'`, or the quote of a lifetime.
+/// Scans `'x'` and `'\n'`, or the quote of a lifetime.
 fn character(code: &str) -> usize {
     let mut characters = code.char_indices().skip(1);
     match characters.next() {
@@ -99,7 +100,8 @@ fn character(code: &str) -> usize {
     }
 }
 
-/// The tokens of a code and where they begin, but for blanks and comments. A token without an end reaches to the code's.
+/// Iterates over the tokens of a code and their positions, without white space and comments. An unterminated token
+/// extends to the end.
 pub fn tokens(code: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut at = 0;
     std::iter::from_fn(move || {

@@ -1,23 +1,23 @@
-//! How far the crates are that a cell adds: written down by the stand-in cargo, for the session to show.
+//! The progress of building the crates that a cell adds: recorded by the stand-in cargo, for the session to show.
 
 use std::fs;
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
-/// What cargo says of itself while it works.
+/// The progress that cargo reports while it works.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Progress {
-    /// `Building`, `Downloading`.
+    /// For example `Building` or `Downloading`.
     pub doing: String,
     pub done: usize,
-    /// 0 while nobody knows.
+    /// The number of crates; 0 until cargo knows it.
     pub total: usize,
-    /// The crates that are compiled at present.
+    /// The crates that are being compiled.
     pub names: String,
 }
 
 impl Progress {
-    /// Reads a line like `Building [=====>     ] 12/34: syn, quote`, without its colours.
+    /// Parses a line such as `Building [=====>     ] 12/34: syn, quote`, without its colours.
     fn read(line: &str) -> Option<Self> {
         let (doing, rest) = line.trim().split_once(" [")?;
         let (_, rest) = rest.split_once("] ")?;
@@ -36,17 +36,17 @@ impl Progress {
             "{} [] {}/{}: {}",
             self.doing, self.done, self.total, self.names
         );
-        // Nothing is lost where it can not be written but the bar.
+        // If the file can't be written, only the progress bar is missing.
         let unfinished = place(folder).with_extension("unfinished");
         let _ = fs::write(&unfinished, text).and_then(|()| fs::rename(&unfinished, place(folder)));
     }
 
-    /// What the stand-in in this folder has written down last.
+    /// Returns the last progress that the stand-in recorded in this folder.
     pub fn of(folder: &Path) -> Option<Self> {
         Self::read(&fs::read_to_string(place(folder)).ok()?)
     }
 
-    /// Forgets what was written down.
+    /// Deletes the record.
     pub fn forget(folder: &Path) {
         let _ = fs::remove_file(place(folder));
     }
@@ -56,13 +56,13 @@ fn place(folder: &Path) -> PathBuf {
     folder.join("building")
 }
 
-/// The variables by which cargo tells its progress to what is no terminal.
+/// Environment variables that make cargo report its progress although stderr is no terminal.
 pub const TELLING: [(&str, &str); 2] = [
     ("CARGO_TERM_PROGRESS_WHEN", "always"),
     ("CARGO_TERM_PROGRESS_WIDTH", "100"),
 ];
 
-/// Passes on what cargo says on stderr, but for its progress, which is written down in the session's folder.
+/// Forwards cargo's stderr, except for its progress, which is recorded in the session's folder.
 pub fn listen(folder: &Path, said: impl Read, mut pass_on: impl Write) {
     let mut line = Vec::new();
     for byte in BufReader::new(said).bytes().map_while(Result::ok) {
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cargo_tells_of_its_progress_is_written_down_and_the_rest_passed_on() {
+    fn cargos_progress_is_recorded_and_its_other_output_forwarded() {
         let folder = tempfile::tempdir().expect("a folder");
         let said = "   Compiling syn v2.0.1\n    Building [=====>    ] 12/34: syn, quote(build)\r\u{1b}[K   Compiling regex v1.0.0\n\
                     error: no such crate\n";

@@ -1,7 +1,7 @@
 //! The process that runs the cells: our own binary, started again by evcxr.
 //!
-//! evcxr speaks to it over pipes that the kernel moved out of the way of stdin and stdout (see [`super::pipes`]), so that
-//! what a cell prints reaches the kernel byte by byte, and what evcxr wants to know is told to it when the cell is done.
+//! It talks to evcxr over pipes that the kernel keeps apart from stdin and stdout (see [`super::pipes`]), so that what
+//! a cell prints reaches the kernel byte by byte; the kernel forwards to evcxr what it needs when the cell is done.
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -18,10 +18,11 @@ use crate::toolchain::environment::LIBRARY_PATH;
 const IS_CHILD: &str = "EVCXR_IS_RUNTIME";
 /// The libraries to load before the first cell, separated by `:`; the first is the cell library.
 pub const LIBRARIES: &str = "CLOZE_CELL_LIBRARIES";
-/// What only this session knows, and so tells the kernel's own words from what a cell prints by which the session reads what it prints.
-/// The library finds it out before the first cell, and by it that it is in this kernel.
+/// A secret of the session, by which the kernel tells its own control words from the output of cells. The library reads
+/// it before the first cell, and recognises this kernel by it.
 pub const MARK: &str = "CLOZE_KERNEL";
-/// Variables that evcxr and the kernel change for this process, and under which names it finds the user's own values.
+/// Variables that evcxr and the kernel change for this process, each with the name under which the user's own value is
+/// kept.
 pub const RESTORED: [(&str, &str); 2] = [
     ("RUST_BACKTRACE", "CLOZE_ORIGINAL_RUST_BACKTRACE"),
     (LIBRARY_PATH, "CLOZE_ORIGINAL_LIBRARY_PATH"),
@@ -31,14 +32,14 @@ pub const RESTORED: [(&str, &str); 2] = [
 pub const COMMANDS_FD: i32 = 200;
 /// Answers to evcxr, one a line.
 pub const ANSWERS_FD: i32 = 201;
-/// What the kernel says back at the end of a cell.
+/// What the kernel replies at the end of a cell.
 pub const REPLIES_FD: i32 = 202;
-/// Panics and errors, told to the kernel.
+/// Reports of panics and errors, for the kernel.
 pub const EVENTS_FD: i32 = 203;
 
-/// On stdout behind the session's mark, after everything that a cell printed.
+/// Written to stdout after the session's mark, after everything that a cell printed.
 pub const END_OF_CELL: &str = "CLOZE_END_OF_CELL";
-/// Written by the kernel itself, behind the mark, after everything that a dead process printed.
+/// Written by the kernel itself, after the mark and after everything that a dead process printed.
 pub const END_OF_PROCESS: &str = "CLOZE_END_OF_PROCESS";
 
 type CellFunction = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
@@ -48,11 +49,11 @@ static ON_INTERRUPT: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
 
 /// Runs cells until evcxr hangs up, if this process was started for that.
 pub fn run_if_child() {
-    // The second one is gone when cells run, so that a cell can start this program for itself.
+    // The second variable is removed before cells run, so that a cell can start this program itself.
     if std::env::var_os(IS_CHILD).is_none() || std::env::var_os(LIBRARIES).is_none() {
         return;
     }
-    // SAFETY: the kernel opened these descriptors for this process before it was started, for nobody else.
+    // SAFETY: the kernel opened these descriptors for this process alone, before it started.
     let (commands, answers, replies) = unsafe {
         (
             File::from_raw_fd(COMMANDS_FD),
@@ -61,11 +62,11 @@ pub fn run_if_child() {
         )
     };
     match run(commands, answers, replies) {
-        // The pipes are closed: the kernel is gone. They close before the signal of its death is sent, so that this place is
-        // sometimes reached first; what the cells have started must end then, too.
+        // The pipes are closed, so the kernel is gone. They close before the signal of its death is sent, so this line
+        // is sometimes reached first; processes started by cells must end here, too.
         Ok(()) => end_own_group(),
         Err(error) if is_closed_pipe(error.as_ref()) => end_own_group(),
-        Err(error) => eprintln!("The process that runs the cells stopped: {error}"),
+        Err(error) => eprintln!("The process that runs the cells failed: {error}"),
     }
     std::process::exit(99);
 }
@@ -82,12 +83,12 @@ fn run(
     mut replies: File,
 ) -> Result<(), Box<dyn std::error::Error>> {
     for fd in [COMMANDS_FD, ANSWERS_FD, REPLIES_FD, EVENTS_FD] {
-        // SAFETY: changes a flag of our own descriptors: programs that a cell starts must not keep them open.
+        // SAFETY: changes a flag of our own descriptors, so that programs started by a cell do not inherit them.
         unsafe {
             libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
         }
     }
-    // SAFETY: handlers that do nothing but what is safe in one (see `on_interrupt` and `on_hang_up`).
+    // SAFETY: the handlers only do what is safe in a signal handler (see `on_interrupt` and `on_hang_up`).
     unsafe {
         libc::signal(
             libc::SIGINT,
@@ -99,7 +100,7 @@ fn run(
     let hooks = Hooks::load(&std::env::var(LIBRARIES).unwrap_or_default())?;
     leave_the_environment_as_it_was();
     let mut store: *mut c_void = std::ptr::null_mut();
-    // Never unloaded: variables and thread-local destructors live in them.
+    // Libraries are never unloaded: variables and thread-local destructors live in them.
     let mut cells = Vec::new();
     for line in BufReader::new(commands).lines() {
         let line = line?;
@@ -109,18 +110,18 @@ fn run(
         else {
             return Err(format!("unknown command `{line}`").into());
         };
-        // SAFETY: the library was compiled from a cell by evcxr for this process, against the libraries loaded above.
-        // For all to see: a `static` that lives on is found by the cells that come later (see `super::statics`).
+        // SAFETY: evcxr compiled the library from a cell for this process, against the libraries loaded above.
+        // Loaded with global visibility, so that later cells find its shared `static`s (see `super::statics`).
         let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL)? };
         hooks.begin();
-        // SAFETY: evcxr generates the function with this signature; `store` is what the previous cell returned.
+        // SAFETY: evcxr generates the function with this signature; `store` was returned by the previous cell.
         unsafe {
             let cell: Symbol<CellFunction> = library.get(function.as_bytes())?;
             store = cell(store);
         }
         hooks.end();
         cells.push(std::mem::ManuallyDrop::new(library));
-        // The kernel answers with what evcxr must hear of, when it has dealt with all that was printed.
+        // The kernel answers, with whatever evcxr must receive, once it has processed everything that was printed.
         std::io::stdout().write_all(format!("\u{1}{mark}{END_OF_CELL}\n").as_bytes())?;
         std::io::stdout().flush()?;
         let mut length = [0; 4];
@@ -133,9 +134,10 @@ fn run(
     Ok(())
 }
 
-/// Takes out of the environment what was meant for this process, so that programs which cells start do not find it.
+/// Removes the variables that were meant for this process from the environment, so that programs started by cells do
+/// not see them.
 fn leave_the_environment_as_it_was() {
-    // SAFETY: the libraries have started threads that do not look at the environment, and no cell has run yet.
+    // SAFETY: the threads that the libraries started do not read the environment, and no cell has run yet.
     unsafe {
         for name in [IS_CHILD, LIBRARIES, MARK] {
             std::env::remove_var(name);
@@ -150,7 +152,7 @@ fn leave_the_environment_as_it_was() {
     }
 }
 
-/// The functions of the cell library and the prelude that the process itself calls.
+/// Functions of the cell library and the prelude that this process calls.
 struct Hooks {
     begin: Option<Symbol<Hook>>,
     end: Option<Symbol<Hook>>,
@@ -164,7 +166,7 @@ impl Hooks {
             end: None,
             clear_interrupt: None,
         };
-        // What the prelude tells the cell library, by name: its function, and who is to be told.
+        // Functions of the prelude that the cell library calls: the name of each, and of the setter that receives it.
         const TOLD: [(&[u8], &[u8]); 2] = [
             (b"cloze_prelude_show", b"cloze_cell_shows"),
             (
@@ -174,8 +176,8 @@ impl Hooks {
         ];
         let mut listeners: [Option<Symbol<unsafe extern "C" fn(Hook)>>; 2] = [None, None];
         for path in libraries.split(':').filter(|path| !path.is_empty()) {
-            // SAFETY: libraries that the kernel built, whose functions have the signatures used here; leaked below, so
-            // that the symbols stay valid.
+            // SAFETY: the kernel built these libraries, and their functions have the signatures used here; the
+            // libraries are leaked below, so the symbols stay valid.
             unsafe {
                 let library = Library::open(Some(Path::new(path)), RTLD_NOW | RTLD_GLOBAL)?;
                 if let Ok(start) = library.get::<unsafe extern "C" fn(i32)>(b"cloze_cell_start") {
@@ -207,7 +209,7 @@ impl Hooks {
 
     fn begin(&self) {
         for hook in [&self.clear_interrupt, &self.begin].into_iter().flatten() {
-            // SAFETY: a function of a loaded library, of this signature.
+            // SAFETY: a function of a loaded library, with this signature.
             unsafe { hook() }
         }
     }
@@ -217,7 +219,7 @@ impl Hooks {
             // SAFETY: as above.
             unsafe { hook() }
         }
-        // SAFETY: flushes every C stream; C code in a cell's libraries may have printed.
+        // SAFETY: flushes every C stream, since C code in a cell's libraries may have printed.
         unsafe {
             libc::fflush(std::ptr::null_mut());
         }
@@ -227,19 +229,20 @@ impl Hooks {
 extern "C" fn on_interrupt(_signal: i32) {
     let request = ON_INTERRUPT.load(Ordering::SeqCst);
     if !request.is_null() {
-        // SAFETY: only `Hooks::load` stores here: a function of this signature that does nothing but set an atomic.
+        // SAFETY: only `Hooks::load` stores here, and only a function of this signature that does nothing but set an
+        // atomic.
         unsafe { std::mem::transmute::<*mut c_void, Hook>(request)() }
     }
 }
 
-/// Ends this process when the kernel is gone, however it ended.
+/// Ends this process when the kernel is gone, for whatever reason.
 extern "C" fn on_hang_up(_signal: i32) {
     end_own_group();
 }
 
-/// Ends this process and what its cells have started.
+/// Ends this process and every process that its cells started.
 fn end_own_group() {
-    // SAFETY: sends a signal to this process's own group, which the kernel made for it; safe in a handler.
+    // SAFETY: signals this process's own group, which the kernel created for it; allowed in a signal handler.
     unsafe {
         libc::kill(0, libc::SIGKILL);
     }

@@ -1,4 +1,4 @@
-//! Whether a cell is worth optimizing.
+//! Decides whether a cell is worth optimizing.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,11 +7,11 @@ use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, SyntaxNode, ast};
 use super::generated::{definitions_and_cell, without_wrapping};
 use crate::code::tokens;
 
-/// Whether the code does nothing itself that takes time: it calls what is compiled already, in no loop and no closure of
-/// its own, and no function of the notebook that does.
+/// Whether the code does no work of its own: it only calls compiled code, without loops or closures of its own and
+/// without calling functions of the notebook that have them.
 ///
-/// Most cells of a guide are like that, and optimizing them is most of what compiling them costs, because the code that
-/// keeps a session's variables from cell to cell grows with their number.
+/// Most cells of a guide are like that. Optimizing them would take most of their compile time, because the code that
+/// carries a session's variables from cell to cell grows with their number.
 pub fn only_calls(code: &str) -> bool {
     let (definitions, cell) = definitions_and_cell(code);
     let cell = without_wrapping(cell);
@@ -23,15 +23,15 @@ pub fn only_calls(code: &str) -> bool {
     !names(&cell).any(|name| working.contains(name))
 }
 
-/// Whether there is a loop in the code, or a closure, which a loop elsewhere may call.
+/// Whether the code contains a loop, or a closure, which a loop elsewhere may call.
 fn works(code: &str) -> bool {
     let mut before = "";
     tokens(code).any(|(_, token)| {
-        // Behind an operand the bar is the operator, or one between patterns.
+        // After an operand the bar is an operator, or separates patterns.
         let behind_operand = before.ends_with(|c: char| {
             c.is_alphanumeric() || matches!(c, '_' | ')' | ']' | '"' | '\'' | '?')
         }) && !matches!(before, "move" | "return");
-        // Of the operator `||` the second bar is no closure either.
+        // The second bar of the operator `||` begins no closure either.
         let is_operator = behind_operand || before == "|";
         before = token;
         match token {
@@ -41,28 +41,28 @@ fn works(code: &str) -> bool {
     })
 }
 
-/// The words of a code.
+/// Splits code into words.
 fn names(code: &str) -> impl Iterator<Item = &str> {
     tokens(code)
         .map(|(_, token)| token)
         .filter(|token| token.starts_with(|c: char| c.is_alphabetic() || c == '_'))
 }
 
-/// What earlier cells have defined.
+/// The items that earlier cells defined.
 struct Definitions {
     items: Vec<Item>,
-    /// Of each item: the items that it mentions, and those of which it calls a function.
+    /// For each item: the items that it mentions, and the items whose functions it calls.
     mentions: Vec<HashSet<usize>>,
     calls: Vec<HashSet<usize>>,
 }
 
 /// An item of the notebook.
 struct Item {
-    /// The functions and macros that it is made of.
+    /// The functions and macros that it defines.
     functions: HashSet<String>,
-    /// The types by which it is reached.
+    /// The types through which its code is reached.
     types: HashSet<String>,
-    /// Whether there is a loop or a closure in it.
+    /// Whether it contains a loop or a closure.
     works: bool,
     text: String,
 }
@@ -89,7 +89,7 @@ impl Definitions {
                 }
                 let found = seen.iter().flat_map(|(name, times)| {
                     let others = by_name.get(name).into_iter().flatten();
-                    // Its own name stands in it once; again if it calls itself.
+                    // An item contains its own name once, and again if it calls itself.
                     others.filter(move |&&other| other != at || *times > 1)
                 });
                 found.copied().collect()
@@ -103,7 +103,7 @@ impl Definitions {
         }
     }
 
-    /// The names by which a cell reaches what loops, calls itself, or mentions what does.
+    /// Returns the names through which a cell reaches items that loop, call themselves, or mention such items.
     fn working(&self) -> HashSet<&str> {
         let mut working: HashSet<usize> = (0..self.items.len())
             .filter(|&at| self.items[at].works || self.calls_itself(at))
@@ -124,7 +124,7 @@ impl Definitions {
             .collect()
     }
 
-    /// Whether an item calls itself, at once or through those that it calls.
+    /// Whether an item calls itself, directly or through the items that it calls.
     fn calls_itself(&self, item: usize) -> bool {
         let mut seen = HashSet::new();
         let mut next: Vec<usize> = self.calls[item].iter().copied().collect();
@@ -154,7 +154,7 @@ impl Item {
             let name = name.text().to_string();
             match is_macro {
                 true => functions.insert(name),
-                // A function is there already.
+                // Functions are recorded already.
                 false => !functions.contains(&name) && types.insert(name),
             };
         }
@@ -181,7 +181,7 @@ mod tests {
     use crate::evcxr::generated::tests::generated;
 
     #[test]
-    fn code_that_only_calls_is_not_optimized() {
+    fn cells_that_only_call_compiled_code_are_not_optimized() {
         for (items, cell) in [
             (
                 "use cloze::prelude::*;",
@@ -190,7 +190,7 @@ mod tests {
             ("", "v.iter().sum::<f32>()"),
             ("fn twice(x: f64) -> f64 { 2.0 * x }", "twice(3.0)"),
             ("", "let ok = a || b.is_some() || matches!(c, A | B);"),
-            // What works is not mentioned.
+            // Items that do work are not mentioned.
             (
                 "fn slow(n: u64) -> u64 { let mut s = 0; for i in 0..n { s += i } s }",
                 "let a = 1;",
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn code_with_loops_closures_or_functions_that_have_them_is() {
+    fn cells_with_loops_or_closures_or_calls_to_such_functions_are_optimized() {
         for (items, cell) in [
             ("", "for i in 0..9 {}"),
             ("", "let v = x.map(|y| y + 1);"),

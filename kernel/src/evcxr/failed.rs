@@ -1,5 +1,5 @@
-//! What the compiler said of a cell that did not compile, kept by the stand-in for cargo: evcxr's own report puts an error's
-//! note in the place of the error, and drops what is not in the cell.
+//! The compiler's messages about a cell that did not compile, kept by the stand-in for cargo: evcxr's own report shows
+//! an error's note in place of the error, and drops messages about code outside the cell.
 
 use std::fs;
 use std::path::Path;
@@ -7,10 +7,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// The file that the stand-in writes, in the session's folder.
+/// The file that the stand-in writes in the session's folder.
 const FILE: &str = "failed.json";
 
-/// A compilation that failed: what was compiled, and what the compiler said.
+/// A failed compilation: the source, and the compiler's messages.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Failed {
     pub source: String,
@@ -18,7 +18,7 @@ pub struct Failed {
 }
 
 impl Failed {
-    /// Keeps what was said, in JSON one a line, by the compiler or by cargo.
+    /// Keeps the JSON messages, one per line, of the compiler or of cargo.
     pub fn write(folder: &Path, source: &str, said: &[u8]) {
         let messages = String::from_utf8_lossy(said)
             .lines()
@@ -33,22 +33,23 @@ impl Failed {
             source: source.to_owned(),
             messages,
         };
-        // Without it evcxr's report must do.
+        // If this fails, evcxr's own report is used.
         let _ = serde_json::to_vec(&failed).map(|json| fs::write(folder.join(FILE), json));
     }
 
-    /// The last one since it was [forgotten](Self::forget).
+    /// Returns the last failure since [`forget`](Self::forget).
     pub fn read(folder: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(folder.join(FILE)).ok()?).ok()
     }
 
-    /// A new cell begins.
+    /// Deletes the record, when a new cell begins.
     pub fn forget(folder: &Path) {
         let _ = fs::remove_file(folder.join(FILE));
     }
 }
 
-/// What the compiler said, without the places of its notes: evcxr takes a note in the cell for the error itself.
+/// Returns the compiler's messages without the positions of notes: evcxr would mistake a note in the cell for the error
+/// itself.
 pub fn for_evcxr(said: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     for line in said.split_inclusive(|&byte| byte == b'\n') {
@@ -82,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn evcxr_gets_no_places_of_notes() {
+    fn positions_of_notes_are_withheld_from_evcxr() {
         let said = json!({ "reason": "compiler-message", "message": { "message": "m", "spans": [1], "children": [{ "spans": [2] }] } });
         let passed = for_evcxr(format!("{said}\nnot JSON\n").as_bytes());
         let passed = String::from_utf8_lossy(&passed).into_owned();

@@ -1,25 +1,26 @@
-//! The code that evcxr 0.22 makes of a cell: what it looks like, and what is changed in it before it is compiled.
+//! The code that evcxr 0.22 generates for a cell: how to recognise it, and how it is changed before it is compiled.
 
-/// How the function begins that runs a cell, before its number.
+/// How the name of the function that runs a cell begins, before its number.
 pub const CELL_FUNCTION: &str = "run_user_code_";
 
-/// How the functions begin that hold a cell's statements: the one that runs them, and the one that rust-analyzer is shown.
+/// How the functions that hold a cell's statements begin: the one that runs them, and the one that rust-analyzer
+/// analyses.
 pub const HOLDS_STATEMENTS: [&str; 2] = [
     "pub extern \"C\" fn run_user_code_",
     "async fn evcxr_analysis_wrapper(",
 ];
 
-/// In lines that evcxr writes to show a cell's value.
+/// Appears in the lines that evcxr writes to show a cell's value.
 pub const SHOWS_VALUE: [&str; 2] = ["evcxr_display", "evcxr_send_text_plain"];
 
-/// The lines in which a cell's value is shown.
+/// Lines that evcxr writes around a cell's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wrapping {
     Before,
     Behind,
 }
 
-/// Whether a line, without the blanks around it, is one that evcxr writes around a cell's value.
+/// Returns which of the lines around a cell's value this is, if any. `line` has no white space around it.
 pub fn wrapping(line: &str) -> Option<Wrapping> {
     match line {
         "(" => Some(Wrapping::Before),
@@ -29,7 +30,7 @@ pub fn wrapping(line: &str) -> Option<Wrapping> {
     }
 }
 
-/// Returns the name and the type of the variable that a line keeps for later cells, if it is such a line:
+/// Returns the name and the type of the variable that a line stores for later cells, if it does:
 /// `evcxr_variable_store.put_variable::<TYPE>(stringify!(NAME), NAME);`.
 pub fn stored_variable(line: &str) -> Option<(&str, &str)> {
     let rest = line
@@ -39,15 +40,15 @@ pub fn stored_variable(line: &str) -> Option<(&str, &str)> {
     Some((rest.split(')').next()?, kind))
 }
 
-/// Names of the generated code, said otherwise.
+/// Replaces names of the generated code in a message.
 pub fn in_words_of_the_cell(text: &str) -> String {
     text.replace("`evcxr_variable_store`", "the end of the cell")
         .replace("`EvcxrUserCodeError`", "an error of the cell")
         .replace("EvcxrUserCodeError", "an error of the cell")
 }
 
-/// Whether the cell has to do with no variable and with nothing outside of its text, as the first cells of a session: then
-/// the same text has the same library, and is compiled once for all sessions.
+/// Whether the cell uses no variable and nothing outside its own text, like the first cells of a session. The same text
+/// then gives the same library, which is compiled once for all sessions.
 pub fn is_alone(source: &str) -> bool {
     let outside = [
         "put_variable",
@@ -61,7 +62,7 @@ pub fn is_alone(source: &str) -> bool {
     !outside.iter().any(|sign| source.contains(sign))
 }
 
-/// The items that earlier cells have defined, and the function that runs the cell, without what evcxr writes between them.
+/// Returns the items of earlier cells and the function that runs the cell, without evcxr's own code between them.
 pub fn definitions_and_cell(code: &str) -> (&str, &str) {
     let (definitions, cell) = code
         .split_once("#[unsafe(no_mangle)]")
@@ -71,7 +72,7 @@ pub fn definitions_and_cell(code: &str) -> (&str, &str) {
     (&definitions[..end.unwrap_or(definitions.len())], cell)
 }
 
-/// The function that runs a cell, without the closures that evcxr wraps its statements in.
+/// Returns the function that runs a cell, without the closures in which evcxr wraps its statements.
 pub fn without_wrapping(cell: &str) -> String {
     let own = [
         "pub extern \"C\" fn",
@@ -83,9 +84,9 @@ pub fn without_wrapping(cell: &str) -> String {
         .fold(cell.to_owned(), |cell, own| cell.replace(own, ""))
 }
 
-/// Puts the cell library in the place of what evcxr writes into every cell: the type by which `?` leaves the cell, which
-/// here tells the error's causes; the store of variables; and how a value is shown, so that the common cases compile at
-/// the first attempt. What is compiled already need not be compiled again, and lines keep their numbers.
+/// Uses the cell library in place of what evcxr writes into every cell: the type through which `?` leaves the cell,
+/// which here reports the error's causes; the store of variables; and the display of values, which here compiles at the
+/// first attempt in the common cases. Compiled code need not be compiled again. Lines keep their numbers.
 pub fn with_cell_library(code: &str) -> String {
     const ERROR: &str =
         "            struct EvcxrUserCodeError {}\n            impl<T: std::fmt::Display> From<T>";
@@ -108,7 +109,8 @@ pub fn with_cell_library(code: &str) -> String {
         STORE,
         "mod evcxr_internal_runtime { pub use ::cloze_cell::VariableStore;",
     );
-    // What evcxr is to hear does not go where a cell prints. Its own line comes behind all of the cell's.
+    // Notices for evcxr do not go to stdout, where a cell may print anything. The last occurrence is evcxr's own, which
+    // comes after all code of the cell.
     if let Some(at) = out.rfind(PANICKED) {
         let ours = "::cloze_cell::notice(\"EVCXR_PANIC_NOTIFICATION\");";
         out.replace_range(at..at + PANICKED.len(), ours);
@@ -120,7 +122,7 @@ pub fn with_cell_library(code: &str) -> String {
 pub mod tests {
     use super::*;
 
-    /// As evcxr 0.22 writes it.
+    /// Code as evcxr 0.22 generates it.
     pub fn generated(items: &str, cell: &str) -> String {
         format!(
             "#![allow(unused_imports, unused_mut, dead_code)]\n{items}\n\n            struct EvcxrUserCodeError {{}}\n            \
@@ -134,7 +136,7 @@ pub mod tests {
     }
 
     #[test]
-    fn the_cell_library_takes_the_place_of_what_evcxr_writes_and_lines_stay() {
+    fn the_cell_library_replaces_evcxrs_runtime_and_keeps_line_numbers() {
         let told = "println!(\"EVCXR_PANIC_NOTIFICATION\");\n";
         let code = generated("", &format!("{told}f()?;")) + told;
         let changed = with_cell_library(&code);
@@ -144,7 +146,7 @@ pub mod tests {
         assert!(
             !changed.contains("fn take()") && changed.contains("pub fn create_variable_store()")
         );
-        // What a cell prints is its own affair.
+        // A cell may print such a line itself.
         assert!(changed.contains("\nprintln!(\"EVCXR_PANIC_NOTIFICATION\");\nf()?;"));
         assert!(changed.contains("\n::cloze_cell::notice(\"EVCXR_PANIC_NOTIFICATION\");"));
         assert_eq!(changed.matches(told.trim_end()).count(), 1);

@@ -1,9 +1,9 @@
-//! evcxr 0.22, and everything here that hangs on its insides: an upgrade touches this room and no other.
+//! evcxr 0.22 and everything that depends on its internals: an upgrade touches this room and no other.
 //!
-//! [`Evaluator`] is what the rest of the kernel sees of it. Around it stand what evcxr starts and believes to be cargo
-//! ([`stand_in`]) and its own runtime ([`child`]), the pipes between them ([`pipes`]), the folder that all of it works in
-//! ([`session_dir`]), and what is known of the code that evcxr makes of a cell ([`generated`]): the way back from it
-//! ([`source_map`]), `static`s that live on ([`statics`]), types that it writes too short ([`retype`]).
+//! The rest of the kernel sees [`Evaluator`]. Around it are the programs that evcxr starts and takes for cargo
+//! ([`stand_in`]) and for its own runtime ([`child`]), the pipes between them ([`pipes`]), the folder in which they
+//! work ([`session_dir`]), and the code that evcxr generates for a cell ([`generated`]): the mapping back to the cell
+//! ([`source_map`]), `static`s that persist ([`statics`]), and types that evcxr writes too short ([`retype`]).
 
 pub mod building;
 pub mod child;
@@ -24,7 +24,7 @@ use ::evcxr::{CommandContext, CompilationError, EvalContext};
 
 use crate::Result;
 
-/// evcxr, started: it compiles cells, has them run, and knows their variables.
+/// A running evcxr: compiles cells, runs them, and knows their variables.
 pub struct Evaluator {
     context: CommandContext,
 }
@@ -32,29 +32,29 @@ pub struct Evaluator {
 /// Content by MIME type.
 pub type Shown = Vec<(String, String)>;
 
-/// Why a cell did not come to its end.
+/// Why a cell did not finish.
 pub enum EvalError {
     /// The process that runs the cells is gone.
     Died(Death),
     /// The cell does not compile, or evcxr can't do what it asks for.
     Compiler(Vec<CompileError>),
-    /// Anything else, in words for the person at the notebook.
+    /// Any other error, as a message for the user.
     Other(String),
 }
 
 /// How the process that runs the cells ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Death {
-    /// As the system says it: `signal: 11 (SIGSEGV) (core dumped)`.
+    /// As the operating system describes it: `signal: 11 (SIGSEGV) (core dumped)`.
     pub status: String,
-    /// The number of the signal, if it was one.
+    /// The number of the signal, if a signal ended it.
     pub signal: Option<i32>,
-    /// Whether it ended by itself.
+    /// Whether the process exited by itself.
     pub exited: bool,
 }
 
 impl Death {
-    /// From what evcxr says of it.
+    /// Parses evcxr's message.
     fn read(message: &str) -> Self {
         let status = message
             .rsplit("Subprocess terminated with status: ")
@@ -71,26 +71,26 @@ impl Death {
     }
 }
 
-/// An error of a cell as evcxr tells it.
+/// An error in a cell, as evcxr reports it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CompileError {
     pub code: Option<String>,
     pub message: String,
-    /// What it says of places, or of none.
+    /// Its labels; some have no place in the cell.
     pub labels: Vec<Label>,
     pub help: Vec<String>,
     pub hint: Option<String>,
-    /// Whether it is evcxr's own, which no compiler said: of its commands, and of variables that can't be kept.
+    /// Whether it is evcxr's own rather than the compiler's: about its commands, or about variables that can't be kept.
     pub is_own: bool,
 }
 
-/// What an error says of a place in the cell; lines and columns count from 1.
+/// A label at a place in the cell; lines and columns count from 1.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Label {
     pub text: String,
     /// The first line and column, and the last.
     pub span: Option<((usize, usize), (usize, usize))>,
-    /// What went wrong, as opposed to why.
+    /// Whether it marks the fault itself, as opposed to its cause.
     pub primary: bool,
 }
 
@@ -117,17 +117,17 @@ impl From<&CompilationError> for CompileError {
     }
 }
 
-/// A name that may be written, as rust-analyzer offers it.
+/// A completion that rust-analyzer offers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Offer {
-    /// What it would insert.
+    /// The text that it would insert.
     pub code: String,
     /// `function`, `instance`, ...
     pub kind: &'static str,
     pub label: String,
 }
 
-/// The names that may be written at a place, and the bytes that they would replace.
+/// The completions at a place, and the bytes that they would replace.
 pub struct Offers {
     pub start: usize,
     pub end: usize,
@@ -139,11 +139,11 @@ impl Evaluator {
     pub fn start(command: Command) -> Result<Self> {
         let (context, outputs) = EvalContext::with_subprocess_command(command)
             .map_err(|error| format!("The session could not be started: {error}"))?;
-        // Output comes over the kernel's own pipes; evcxr waits until its own are empty.
+        // Output comes over the kernel's own pipes; evcxr waits until its own pipes are empty.
         std::thread::spawn(move || while outputs.stdout.recv().is_ok() {});
         std::thread::spawn(move || while outputs.stderr.recv().is_ok() {});
         let mut context = CommandContext::with_eval_context(context);
-        // The cell library reports returned errors by their `Display`.
+        // The cell library reports returned errors with their `Display`.
         for command in [
             ":efmt {}".to_owned(),
             format!(":opt {}", stand_in::OPT_LEVEL),
@@ -155,7 +155,7 @@ impl Evaluator {
         Ok(Self { context })
     }
 
-    /// Compiles a cell and has it run. What it shows by evcxr's own means is given back.
+    /// Compiles and runs a cell. Returns what it displayed through evcxr's own channel.
     pub fn execute(&mut self, code: &str) -> Result<Shown, EvalError> {
         match self.context.execute(code) {
             Ok(outputs) => Ok(outputs.content_by_mime_type.into_iter().collect()),
@@ -170,17 +170,17 @@ impl Evaluator {
         }
     }
 
-    /// The process that runs the cells.
+    /// Returns the process that runs the cells.
     pub fn process(&self) -> Arc<Mutex<Child>> {
         self.context.process_handle()
     }
 
-    /// The session's variables and their types.
+    /// Returns the session's variables and their types.
     pub fn variables(&self) -> impl Iterator<Item = (&str, &str)> {
         self.context.variables_and_types()
     }
 
-    /// What may be written at a byte of the code.
+    /// Returns the completions at a byte of the code.
     pub fn offers(&mut self, code: &str, at: usize) -> Option<Offers> {
         let found = self.context.completions(code, at).ok()?;
         let offers = found.completions.into_iter().map(|one| Offer {
@@ -195,36 +195,37 @@ impl Evaluator {
         })
     }
 
-    /// The documentation of the name that a code ends with, as text and as HTML; `None` if there is no such name.
+    /// Returns the documentation of the name that the code ends with, as text and as HTML, or `None` if there is no
+    /// such name.
     pub fn documentation(&mut self, code: &str) -> Option<(String, String)> {
         let (text, html) = self.context.hover_at(code, code.len()).ok()?;
         (text != "No documentation found").then_some((text, html))
     }
 }
 
-/// What evcxr says of itself, said of the notebook.
+/// Rewords evcxr's messages about itself for users of the notebook.
 fn in_our_words(message: &str) -> String {
     if message.contains("is a closure, which cannot be persisted") {
         let name = message.split('`').nth(1).unwrap_or_default();
         return format!(
             "The variable `{name}` is a closure, whose type has no name, so it can't be kept for later cells.\n\
-             To keep it, put it into a box: let {name}: Box<dyn Fn(i32) -> i32> = Box::new(|x| x + 1);\n\
+             To keep it, box it: let {name}: Box<dyn Fn(i32) -> i32> = Box::new(|x| x + 1);\n\
              To use it in this cell only, put the cell into braces: {{ let {name} = ...; ... }}"
         );
     }
     if message.contains("no parsable errors were found") {
         let told = match message.contains("overflowed its stack") {
             true => {
-                "its stack overflowed: parts of the code are in each other too deep. Take some out into variables"
+                "its stack overflowed: the code is nested too deeply. Move some of it into variables"
             }
             false => message,
         };
-        return format!("The compiler ended without saying what is wrong: {told}");
+        return format!("The compiler stopped without an error message: {told}");
     }
     message
         .replace(
             "prevent evcxr from attempting to persist\nthe variable by wrapping your code in braces",
-            "leave it out of what is kept by putting the code into braces",
+            "put the code into braces, so that the variable is not kept",
         )
         .replace("cannot be persisted", "can't be kept for later cells")
         .replace("can't be persisted", "can't be kept for later cells")
@@ -235,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_a_process_is_read_from_what_evcxr_says() {
+    fn evcxrs_message_tells_how_the_process_ended() {
         let died =
             Death::read("Subprocess terminated with status: signal: 11 (SIGSEGV) (core dumped)");
         assert_eq!(died.signal, Some(libc::SIGSEGV));

@@ -1,7 +1,8 @@
 //! The pipes between the kernel and the process that runs the cells.
 //!
-//! evcxr starts that process with pipes of its own for stdin, stdout and stderr, and starts it again after a crash. Just
-//! before the process begins, evcxr's pipes are moved to high descriptors and ours take their place.
+//! evcxr starts that process with pipes of its own for stdin, stdout and stderr, and starts it again after a crash.
+//! Just before the process begins, evcxr's pipes are moved to high descriptors, and the kernel's pipes take their
+//! place.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -24,13 +25,13 @@ impl Pipe {
     }
 }
 
-/// All of them. Both ends stay open in the kernel, for the next process after a crash.
+/// The pipes of a session. Both ends of each stay open in the kernel, for the next process after a crash.
 #[derive(Debug)]
 pub struct Pipes {
     pub stdout: Pipe,
     pub stderr: Pipe,
     pub events: Pipe,
-    /// What is written to it is the business of the session's remote.
+    /// Written to only by the session's `Remote`.
     pub stdin: io::PipeReader,
     pub replies: Pipe,
 }
@@ -46,7 +47,8 @@ impl Pipes {
         })
     }
 
-    /// Puts the pipes in place in every process that `command` starts, which then ends with the thread that started it.
+    /// Installs the pipes in every process that `command` starts. Each such process ends with the thread that started
+    /// it.
     pub fn connect(&self, command: &mut Command) -> io::Result<()> {
         let stdin = OwnedFd::from(self.stdin.try_clone()?);
         let stdout = OwnedFd::from(self.stdout.writer.try_clone()?);
@@ -63,13 +65,14 @@ impl Pipes {
                 (stdout.as_raw_fd(), 1),
                 (stderr.as_raw_fd(), 2),
             ] {
-                // SAFETY: dup2 of descriptors that this closure owns or that every process has; async-signal-safe.
+                // SAFETY: duplicates descriptors that this closure owns or that every process has; dup2 is
+                // async-signal-safe.
                 if unsafe { libc::dup2(from, to) } < 0 {
                     return Err(io::Error::last_os_error());
                 }
             }
-            // SAFETY: plain system calls on the new process: its own group, so that Ctrl-C in a terminal reaches the
-            // kernel only, which decides; and an end with its parent (see `child::on_hang_up`).
+            // SAFETY: plain system calls in the new process. Its own process group keeps Ctrl-C in a terminal to the
+            // kernel, which decides what to do; and the process ends with its parent (see `child::on_hang_up`).
             unsafe {
                 libc::setpgid(0, 0);
                 #[cfg(target_os = "linux")]
@@ -77,7 +80,7 @@ impl Pipes {
             }
             Ok(())
         };
-        // SAFETY: the closure only makes async-signal-safe system calls and allocates nothing.
+        // SAFETY: the closure only makes async-signal-safe system calls and does not allocate.
         unsafe {
             command.pre_exec(moves);
         }

@@ -1,8 +1,8 @@
-//! Types of variables that evcxr writes down short, where the short name means nothing.
+//! Corrects the types of variables where evcxr records a short name that does not resolve.
 //!
-//! rust-analyzer, which tells evcxr the types, leaves the traits of `dyn Trait` without their paths, and has `!` for the type
-//! of what never is. Where the compiler does not find such a name, it says which traits are called so; the variable is then
-//! bound once more with the whole path written out, which evcxr keeps.
+//! rust-analyzer, from which evcxr gets the types, writes the traits of `dyn Trait` without their paths, and `!` for
+//! the type of an expression that never returns. When the compiler does not find such a name, it suggests the traits
+//! that have it; the variable is then bound again with the full path in its type, which evcxr keeps.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,10 +14,11 @@ use super::failed::Failed;
 use super::generated::stored_variable;
 use crate::code::{Cell, Edit};
 
-/// So many ways to write the types are tried.
+/// The number of spellings of the types that are tried.
 const ATTEMPTS: usize = 6;
 
-/// Cells that bind those variables again whose types could not be found, the likeliest first.
+/// Returns the cell with the unresolved variables bound again, one version for each spelling of their types, the
+/// likeliest first.
 pub fn attempts(failed: &Failed, cell: &Cell) -> Vec<Arc<Cell>> {
     let lines: Vec<&str> = failed.source.lines().collect();
     let mut variables: BTreeMap<&str, &str> = BTreeMap::new();
@@ -88,7 +89,7 @@ pub fn attempts(failed: &Failed, cell: &Cell) -> Vec<Arc<Cell>> {
     attempts.collect()
 }
 
-/// The paths that the compiler would import a name from.
+/// Returns the paths from which the compiler suggests importing a name.
 fn importable(message: &Value, name: &str) -> Vec<String> {
     let children = message["children"].as_array().into_iter().flatten();
     let spans = children.flat_map(|child| child["spans"].as_array().into_iter().flatten());
@@ -104,7 +105,8 @@ fn importable(message: &Value, name: &str) -> Vec<String> {
         .collect()
 }
 
-/// The standard library's first, each once; what is in `core` is in `std` as well.
+/// Sorts the standard library's paths first and removes duplicates; every path of `core` that is also in `std` counts
+/// as one.
 fn sort_paths(paths: &mut Vec<String>) {
     let all: BTreeSet<String> = paths.drain(..).collect();
     paths.extend(
@@ -117,11 +119,11 @@ fn sort_paths(paths: &mut Vec<String>) {
             })
             .cloned(),
     );
-    // `std::io::Write` is stored more often than `std::fmt::Write`.
+    // Variables hold `std::io::Write` more often than `std::fmt::Write`.
     paths.sort_by_key(|path| (!path.starts_with("std::"), path.starts_with("std::fmt::")));
 }
 
-/// A type with the names in it that stand alone written as paths.
+/// Replaces unqualified names in a type by their paths.
 fn with_paths(kind: &str, paths: &BTreeMap<&str, &str>) -> String {
     let mut out = String::new();
     let mut rest = kind;
@@ -151,7 +153,7 @@ fn is_mutable(code: &str, name: &str) -> bool {
     words.windows(2).rev().any(|pair| pair == ["mut", name])
 }
 
-/// The cell with bindings behind its statements, before the value that it ends with.
+/// Returns the cell with bindings after its statements, before the value that it ends with.
 fn with_bindings(cell: &Cell, bindings: &str) -> Arc<Cell> {
     let chunks = cell.chunks();
     let value = chunks.last().filter(|last| {
@@ -189,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn traits_are_written_with_their_paths() {
+    fn traits_get_their_full_paths() {
         let line = "evcxr_variable_store.put_variable::<Result<i32, Box<dyn Any + Send>>>(stringify!(r), r);";
         let failed = failed(
             line,
@@ -207,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_several_traits_is_tried_with_each() {
+    fn an_ambiguous_name_is_tried_with_each_trait() {
         let line = "evcxr_variable_store.put_variable::<Box<dyn Write>>(stringify!(w), w);";
         let failed = failed(
             line,
@@ -225,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_is_is_nothing() {
+    fn the_never_type_becomes_the_unit_type() {
         let line = "evcxr_variable_store.put_variable::<!>(stringify!(n), n);";
         let failed = failed(line, "E0658", "the `!` type is experimental", &[]);
         let cell = Cell::new(1, "let n = panic!();", vec![]);

@@ -1,7 +1,7 @@
-//! The folder in which one session's cells are compiled, and what is in it.
+//! The folder in which the cells of one session are compiled.
 //!
-//! Sessions take numbered folders from a pool, each locked while in use, so that several run side by side without
-//! waiting for each other and what one built (crates brought in with `:dep`) is there for the next.
+//! Sessions take numbered folders from a pool and lock them while in use. Several can run side by side without waiting
+//! for each other, and what one built (crates added with `:dep`) is there for the next.
 
 use std::env::consts::DLL_EXTENSION;
 use std::fs::{self, File};
@@ -15,28 +15,28 @@ use crate::toolchain::environment::{
 };
 use crate::{Error, Result};
 
-/// What this program answers to in a session.
+/// The names under which this program is called as a tool in a session.
 pub const NAMES: [&str; 2] = ["cargo", "rustup"];
 
 const PLAN: &str = "build-plan.json";
 
-/// So many cells that were compiled once for all sessions stay.
+/// The number of precompiled cells that are kept.
 const KNOWN_CELLS: usize = 64;
 
-/// How cells are compiled in a session_dir; the stand-in tools read it.
+/// How cells are compiled in a session directory; the stand-in tools read it.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct BuildPlan {
     pub rustc: PathBuf,
     pub cargo: PathBuf,
     pub sysroot: PathBuf,
     pub host: String,
-    /// What the compiler says of itself.
+    /// The compiler's version, from `rustc -vV`.
     pub version: String,
-    /// The standard library's sources, which rust-analyzer is shown under [`library`].
+    /// The standard library's sources, which rust-analyzer sees through [`library`].
     pub std_sources: PathBuf,
-    /// Arguments of rustc that make the prelude and the cell library known.
+    /// Arguments of rustc that link the prelude and the cell library.
     pub flags: Vec<String>,
-    /// The folder whose sources tell the types of the prelude, if there is one.
+    /// The folder of sources from which rust-analyzer learns the prelude's types, if there is one.
     pub analysis: Option<PathBuf>,
 }
 
@@ -48,7 +48,7 @@ pub struct SessionDir {
 }
 
 impl SessionDir {
-    /// Takes a free folder of the pool, or makes one.
+    /// Takes a free folder of the pool, or creates one.
     pub fn enter() -> Result<Self> {
         let pool = cache_folder()?.join("sessions");
         for number in 1.. {
@@ -73,8 +73,8 @@ impl SessionDir {
         unreachable!("there is always a next number")
     }
 
-    /// Leaves out the cells of the session that was here before; what cargo built for them stays, and so do the last
-    /// of those that every session begins with.
+    /// Removes the cells of the previous session. What cargo built for them stays, and so do the most recent of the
+    /// cells that every session begins with.
     fn sweep(&self) -> Result<()> {
         let known = fs::read_dir(known_cells(&self.folder));
         let mut known: Vec<_> = known.into_iter().flatten().flatten().collect();
@@ -101,9 +101,9 @@ impl SessionDir {
         Ok(())
     }
 
-    /// evcxr and rust-analyzer find `cargo` here, which is this program (see [`crate::evcxr::stand_in`]).
+    /// Puts this program where evcxr and rust-analyzer look for `cargo` (see [`crate::evcxr::stand_in`]).
     fn lay_out_tools(&self) -> Result<()> {
-        let program = std::env::current_exe().map_err(Error::system("the path of this program"))?;
+        let program = std::env::current_exe().map_err(Error::system("finding the path of this program"))?;
         let bin = self.bin();
         fs::create_dir_all(&bin).map_err(Error::file(&bin))?;
         for tool in NAMES {
@@ -114,7 +114,7 @@ impl SessionDir {
         Ok(())
     }
 
-    /// Where it is.
+    /// Returns the path of the folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -123,7 +123,7 @@ impl SessionDir {
         self.folder.join("cargo-home/bin")
     }
 
-    /// Points evcxr and rust-analyzer at this session_dir, through the environment, the only way that they offer.
+    /// Points evcxr and rust-analyzer at this folder through the environment, the only means they offer.
     ///
     /// Must be called before any other thread is started.
     pub fn move_in(&self) {
@@ -147,10 +147,10 @@ impl SessionDir {
         }
     }
 
-    /// Shows rust-analyzer no library at all: what evcxr starts with needs none.
+    /// Shows rust-analyzer an empty library: the code that evcxr starts with needs none.
     pub fn show_nothing(&self) -> Result<()> {
         let bare = self.folder.join("bare");
-        // There must be something called so for the folder to be taken for a library.
+        // rust-analyzer accepts the folder as a library only if `core` is in it.
         let core = bare.join("core");
         fs::create_dir_all(&core).map_err(Error::file(&core))?;
         self.show_library(&bare)
@@ -166,7 +166,7 @@ impl SessionDir {
         std::os::unix::fs::symlink(shown, &link).map_err(Error::file(&link))
     }
 
-    /// Changes the manifest of the cells as evcxr will after `:opt LEVEL`.
+    /// Changes the manifest of the cells as evcxr does after `:opt LEVEL`.
     pub fn set_opt_level(&self, level: &str) -> Result<()> {
         let path = self.folder.join("Cargo.toml");
         let manifest = fs::read_to_string(&path).map_err(Error::file(&path))?;
@@ -186,22 +186,22 @@ impl SessionDir {
     }
 }
 
-/// Where the libraries of cells are kept that sessions begin with.
+/// Returns the folder of precompiled cells.
 pub fn known_cells(folder: &Path) -> PathBuf {
     folder.join("known-cells")
 }
 
-/// Where rust-analyzer finds the standard library in a session_dir.
+/// Returns where rust-analyzer finds the standard library in a session directory.
 pub fn library(folder: &Path) -> PathBuf {
     folder.join("library")
 }
 
-/// Whether rust-analyzer is shown a library in a session_dir by now.
+/// Whether rust-analyzer is shown a library in a session directory yet.
 pub fn shows_library(folder: &Path) -> bool {
     library(folder).join("Cargo.toml").exists()
 }
 
-/// The compilation of a cell, as seen from outside of it: it can be stopped.
+/// A handle with which other threads can stop the compilation of a cell.
 #[derive(Clone, Debug)]
 pub struct Compilation {
     folder: PathBuf,
@@ -214,32 +214,33 @@ impl Compilation {
         }
     }
 
-    /// There is no compilation before this, and the next one may begin.
+    /// Forgets any earlier compilation, and lets the next one begin.
     pub fn allow(&self) {
         let _ = fs::remove_file(self.stop_file());
         let _ = fs::remove_file(self.group_file());
     }
 
-    /// Stops the compilation that is under way by this signal, and any that is about to begin.
+    /// Sends this signal to the running compilation, and keeps any other from beginning.
     pub fn stop(&self, signal: i32) {
         let _ = fs::write(self.stop_file(), "");
         let group = fs::read_to_string(self.group_file())
             .ok()
             .and_then(|text| text.parse().ok());
         if let Some(group) = group.filter(|group: &libc::pid_t| *group > 1) {
-            // SAFETY: a signal to the process group that a stand-in made for itself and wrote down.
+            // SAFETY: signals the process group that a stand-in created for itself and recorded.
             unsafe {
                 libc::kill(-group, signal);
             }
         }
     }
 
-    /// In a stand-in tool: this process and those that it starts are the compilation. False if it must not begin.
+    /// Called in a stand-in tool: makes this process and its children the compilation. Returns false if it must not
+    /// begin.
     pub fn begin(folder: &Path) -> bool {
         let this = Self {
             folder: folder.to_owned(),
         };
-        // SAFETY: makes this process the first of a group of its own.
+        // SAFETY: makes this process the leader of its own group.
         unsafe {
             libc::setpgid(0, 0);
         }
@@ -257,7 +258,7 @@ impl Compilation {
 }
 
 impl BuildPlan {
-    /// The plan of the session_dir that the process was started in.
+    /// Returns the build plan of the session directory in which this process was started.
     pub fn here() -> Option<(PathBuf, Self)> {
         let folder = PathBuf::from(std::env::var_os(SESSION_DIR)?);
         let json = fs::read(folder.join(PLAN)).ok()?;

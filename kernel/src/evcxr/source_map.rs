@@ -1,4 +1,4 @@
-//! The way back: from a line of the code that evcxr generates to the cell that it stems from.
+//! Maps lines of the code that evcxr generates back to the cells they come from.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use ra_ap_syntax::{AstNode, ast};
 use super::generated::{HOLDS_STATEMENTS, Wrapping, wrapping};
 use crate::code::{Cell, chunks, line_and_column};
 
-/// For each line of a generated code, what it stems from.
+/// The origin of each line of the generated code.
 #[derive(Clone, Debug, Default)]
 pub struct SourceMap {
     lines: Vec<Option<Origin>>,
@@ -28,14 +28,14 @@ pub struct Spot {
     pub cell: Arc<Cell>,
     pub line: usize,
     pub column: usize,
-    /// The byte of the original code.
+    /// The byte in the original code.
     pub offset: usize,
-    /// The function or item that it is in.
+    /// The function or item that contains it.
     pub within: Option<String>,
 }
 
 impl Spot {
-    /// Of an index that is out of bounds the compiler gives the place of the bracket: here that of what is indexed.
+    /// Moves the place of an out-of-bounds index, which the compiler reports at the bracket, to the indexed value.
     pub fn of_indexed(mut self) -> Self {
         let code = &self.cell.original;
         if !code[self.offset..].starts_with('[') {
@@ -65,7 +65,7 @@ impl Spot {
 }
 
 impl SourceMap {
-    /// Finds the statements of the cells in `generated`: those of `current`, and the items of earlier ones.
+    /// Finds the cells' statements in `generated`: all statements of `current`, and the items of earlier cells.
     pub fn new(generated: &str, current: Option<&Arc<Cell>>, earlier: &[Arc<Cell>]) -> Self {
         let mut map = Self {
             lines: vec![None; generated.lines().count() + 1],
@@ -97,8 +97,8 @@ impl SourceMap {
         map
     }
 
-    /// What evcxr writes about the value of a cell, to show it, is led to that value: a call that ends a cell is compiled with
-    /// the place of the bracket before it.
+    /// Maps the code that evcxr writes around a cell's value, to show it, to that value: the compiler gives a call that
+    /// ends a cell the place of the bracket before it.
     fn adopt_wrapping(&mut self) {
         for line in 0..self.generated.len() {
             if self.lines[line].is_some() {
@@ -109,7 +109,7 @@ impl SourceMap {
                 self.lines[line] = self.lines.get(line + 1).cloned().flatten();
                 self.generated[line].clear();
             } else if wrapping == Some(Wrapping::Behind) && line > 0 {
-                // To the beginning of the value.
+                // Map it to the beginning of the value.
                 let open = (0..line)
                     .rev()
                     .find(|&at| self.generated[at].is_empty() && self.lines[at].is_some());
@@ -119,7 +119,7 @@ impl SourceMap {
         }
     }
 
-    /// Notes the first place in a part of the generated code where a text stands on lines of its own that nobody has.
+    /// Claims the first place in a part of the generated code where a text fills whole lines that are not claimed yet.
     fn claim(
         &mut self,
         generated: &str,
@@ -157,7 +157,7 @@ impl SourceMap {
         true
     }
 
-    /// The place in a cell that a line and a column (in characters) of the generated code stem from.
+    /// Returns the place in a cell that a line and a column (in characters) of the generated code come from.
     pub fn spot(&self, line: usize, column: usize) -> Option<Spot> {
         let text = self.generated.get(line.checked_sub(1)?)?;
         let bytes: usize = text
@@ -168,10 +168,10 @@ impl SourceMap {
         self.spot_at_byte(line, bytes + 1)
     }
 
-    /// The same for a column that counts bytes.
+    /// The same for a column in bytes.
     pub fn spot_at_byte(&self, line: usize, column: usize) -> Option<Spot> {
         let origin = self.lines.get(line.checked_sub(1)?)?.as_ref()?;
-        // Of a line that evcxr wrote, the beginning counts.
+        // For a line that evcxr wrote, use the beginning.
         let column = match self.line(line).is_empty() {
             true => 1,
             false => column,
@@ -194,7 +194,7 @@ impl SourceMap {
         })
     }
 
-    /// A line of the generated code.
+    /// Returns a line of the generated code.
     pub fn line(&self, number: usize) -> &str {
         number
             .checked_sub(1)
@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn statements_that_share_a_line_and_items_of_earlier_cells_are_found() {
+    fn lines_map_to_statements_that_share_a_line_and_to_items_of_earlier_cells() {
         let earlier = Cell::new(2, "// a note\nfn base() {\n    boom()\n}", vec![]);
         let current = Cell::new(5, "let a = 1; let b = a;\nfoo();\nfoo();\nb", vec![]);
         let generated = "#![allow(x)]\nfn base() {\n    boom()\n}\nuse std::fmt;\npub extern \"C\" fn run_user_code_3(\nlet a = 1; \n\

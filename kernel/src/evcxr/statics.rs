@@ -1,8 +1,8 @@
-//! `static`s that can change keep what is in them from cell to cell.
+//! Keeps the values of `static`s that can change from cell to cell.
 //!
-//! evcxr compiles the items of earlier cells anew into each cell's library, so each would have a counter of its own, at its
-//! beginning. Here the library of the cell that defines such a `static` gives it a name for the dynamic linker, and the
-//! libraries of later cells declare it under that name instead of defining it.
+//! evcxr compiles the items of earlier cells again into each cell's library, so each library would have its own, newly
+//! initialized copy. Here the library of the cell that defines such a `static` exports it to the dynamic linker, and
+//! the libraries of later cells declare it under that name instead of defining it.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,12 +14,12 @@ use serde::{Deserialize, Serialize};
 use super::generated::CELL_FUNCTION;
 use crate::code::Cell;
 
-/// What of the process's `static`s is known, in the session's folder.
+/// The known `static`s of the process, in the session's folder.
 const KNOWN: &str = "statics.json";
-/// Those that the library defines which was compiled last.
+/// The `static`s that the last compiled library defines.
 const DEFINED: &str = "statics-defined.json";
 
-/// Types in which something can change behind a shared reference begin so.
+/// Prefixes of types with interior mutability.
 const CHANGEABLE: [&str; 9] = [
     "Atomic",
     "Mutex",
@@ -82,24 +82,24 @@ const STANDARD: [&str; 46] = [
     "f64",
 ];
 
-/// A `static` of a process: the name that it goes by in code, and for the dynamic linker.
+/// A `static` of a process: its name in code, and its symbol for the dynamic linker.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 struct Static {
     name: String,
     symbol: String,
 }
 
-/// By a key of everything that says what it is.
+/// Maps a key, a hash of everything that identifies a `static`, to the `static`.
 type Statics = HashMap<String, Static>;
 
 #[derive(Debug, Default, Deserialize, Serialize)]
 struct Known {
-    /// The number of the cell that is compiled, so that a `static` defined again is another one.
+    /// The number of the cell that is compiled; it makes a `static` that is defined again a new one.
     generation: usize,
     statics: Statics,
 }
 
-/// A cell is about to be compiled: what it defines begins anew.
+/// Called before a cell is compiled: the `static`s that it defines start anew.
 pub fn begin(folder: &Path, cell: &Cell) {
     let mut known: Known = read(folder, KNOWN);
     known.generation += 1;
@@ -120,7 +120,7 @@ pub fn begin(folder: &Path, cell: &Cell) {
     let _ = fs::remove_file(folder.join(DEFINED));
 }
 
-/// The cell has run, so its library is there for the next ones.
+/// Called after a cell has run: its library is now available to later cells.
 pub fn ran(folder: &Path) {
     let defined: Statics = read(folder, DEFINED);
     if !defined.is_empty() {
@@ -130,7 +130,7 @@ pub fn ran(folder: &Path) {
     }
 }
 
-/// The process is gone, and with it all that was in its `static`s.
+/// Called when the process is gone, and the values of its `static`s with it.
 pub fn forget(folder: &Path) {
     let mut known: Known = read(folder, KNOWN);
     known.statics.clear();
@@ -138,7 +138,8 @@ pub fn forget(folder: &Path) {
     let _ = fs::remove_file(folder.join(DEFINED));
 }
 
-/// In a stand-in tool: the code of a cell in which the `static`s are those of the process. Lines stay where they are.
+/// Called in a stand-in tool: returns a cell's code in which the `static`s refer to those of the process. Line numbers
+/// are kept.
 pub fn shared(folder: &Path, code: &str, dependencies: &str) -> String {
     if !code.contains("static ") {
         return code.to_owned();
@@ -155,7 +156,7 @@ fn rewrite(code: &str, dependencies: &str, known: &Known) -> (String, Statics) {
     let types = types(&root);
     let mut defined = Statics::new();
     let mut edits: Vec<(usize, usize, String)> = Vec::new();
-    // A function that the cell itself is in comes last, and is compiled once.
+    // A function defined by the running cell comes last and is compiled only once.
     let items = root.children().filter(|item| {
         let function = format!("fn {CELL_FUNCTION}");
         !item.text().to_string().contains(&function)
@@ -182,7 +183,7 @@ fn rewrite(code: &str, dependencies: &str, known: &Known) -> (String, Statics) {
             key.update(item.text().to_string().trim().as_bytes());
             key.update(&number.to_le_bytes());
             if !standard {
-                // What else it is made of may have changed under the same name.
+                // Other types that it is made of may have changed under the same name.
                 key.update(types.as_bytes());
                 key.update(dependencies.as_bytes());
             }
@@ -223,7 +224,7 @@ fn rewrite(code: &str, dependencies: &str, known: &Known) -> (String, Statics) {
     (out, defined)
 }
 
-/// Where an item begins behind its documentation.
+/// Returns where an item begins after its documentation.
 fn first_token(item: &SyntaxNode) -> Option<usize> {
     let first = item
         .children_with_tokens()
@@ -231,7 +232,7 @@ fn first_token(item: &SyntaxNode) -> Option<usize> {
     Some(first.text_range().start().into())
 }
 
-/// The names in a type.
+/// Returns the names in a type.
 fn words(kind: &SyntaxNode) -> Vec<String> {
     kind.descendants_with_tokens()
         .filter_map(|part| part.into_token())
@@ -240,7 +241,7 @@ fn words(kind: &SyntaxNode) -> Vec<String> {
         .collect()
 }
 
-/// All that defines types in a code, in an order of its own: evcxr's is another each time.
+/// Returns all definitions that types depend on, sorted: evcxr's order varies.
 fn types(root: &SyntaxNode) -> String {
     let mut all: Vec<String> = root
         .children()
@@ -269,7 +270,7 @@ fn read<T: Default + serde::de::DeserializeOwned>(folder: &Path, name: &str) -> 
         .unwrap_or_default()
 }
 
-/// Who can't write here can't compile either, and is told so then.
+/// Ignores errors: where this folder can't be written to, compiling fails too, and reports it.
 fn write(folder: &Path, name: &str, value: &impl Serialize) {
     let _ = serde_json::to_vec(value).map(|json| fs::write(folder.join(name), json));
 }
@@ -282,7 +283,7 @@ mod tests {
     const RUN: &str = "pub extern \"C\" fn run_user_code_1() { static IN_CELL: AtomicUsize = AtomicUsize::new(0); }\n";
 
     #[test]
-    fn what_one_cell_defines_the_next_one_declares() {
+    fn a_static_is_defined_by_one_cell_and_declared_by_later_ones() {
         let mut known = Known {
             generation: 4,
             statics: Statics::new(),
@@ -307,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_type_that_changed_makes_another_of_it() {
+    fn a_changed_type_makes_a_new_static() {
         let statics = "static ALL: Mutex<Vec<Point>> = Mutex::new(Vec::new());\n";
         let known = Known::default();
         let key = |code: &str| rewrite(code, "", &known).1.into_keys().next();
@@ -317,12 +318,12 @@ mod tests {
         ));
         let other = key(&format!("struct Point {{ x: f64 }}\n{statics}"));
         assert!(one.is_some() && one == same && one != other);
-        // A standard type is what it is.
+        // A standard type never changes.
         assert_eq!(key(COUNTER), key(&format!("struct Point;\n{COUNTER}")));
     }
 
     #[test]
-    fn each_in_a_function_is_one_and_what_can_not_change_is_left_alone() {
+    fn statics_in_functions_are_told_apart_and_immutable_ones_are_left_unchanged() {
         let code = "fn a() { static N: AtomicU8 = AtomicU8::new(0); }\nfn b() { static N: AtomicU8 = AtomicU8::new(0); }\n\
                     static NAMES: [&str; 1] = [\"static \"];\nstatic mut LAST: u8 = 0;\n";
         let (code, defined) = rewrite(code, "", &Known::default());

@@ -1,4 +1,4 @@
-//! Requests that need no session: answered at once, on whichever channel they come, also while a cell runs.
+//! Handles requests that need no session: they are answered at once, on either channel, even while a cell runs.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,7 +14,7 @@ use super::request::Request;
 use super::{execute, info, is_complete};
 use crate::session::remote::{Interrupted, Remote};
 
-/// What such requests are answered from.
+/// The state that such requests are answered from.
 #[derive(Clone)]
 pub struct Answers {
     pub iopub: IoPub,
@@ -27,7 +27,7 @@ pub struct Answers {
 #[derive(Debug, Default)]
 pub struct Answer {
     pub reply: Option<JupyterMessageContent>,
-    /// Whether the kernel ends once the reply is sent.
+    /// Whether the kernel exits after sending the reply.
     pub ends: bool,
 }
 
@@ -41,7 +41,7 @@ impl<T: Into<JupyterMessageContent>> From<T> for Answer {
 }
 
 impl Answers {
-    /// Answers a request; what is no request has no answer.
+    /// Answers a request. Messages that are no requests get no answer.
     pub fn answer(&self, request: &Request) -> Answer {
         let message = &request.message;
         let kind = message.message_type();
@@ -66,7 +66,7 @@ impl Answers {
             }
             .into(),
             JupyterMessageContent::CommOpen(open) => {
-                // There are no comm targets here; who opens one is told by its being closed.
+                // There are no comm targets here, so a comm that is opened is closed at once.
                 let close = CommClose {
                     comm_id: open.comm_id.clone(),
                     data: Default::default(),
@@ -88,7 +88,7 @@ impl Answers {
                     status: ReplyStatus::Ok,
                     error: None,
                 };
-                // Front ends other than the one that asked hear of it on iopub.
+                // Other front ends learn of it on iopub.
                 self.iopub.send(Some(message), reply.clone());
                 Answer {
                     reply: Some(reply.into()),
@@ -106,13 +106,13 @@ impl Answers {
             _ => refusal(
                 kind,
                 "UnknownRequest",
-                &format!("this kernel does not answer {kind} here"),
+                &format!("this kernel does not handle {kind} on this channel"),
             ),
         }
     }
 }
 
-/// A reply of a type that the protocol's library has no name for.
+/// Builds a reply whose type the protocol's library does not know.
 fn known(kind: &str, content: serde_json::Value) -> Answer {
     let unknown = UnknownMessage {
         msg_type: kind.to_owned(),
@@ -124,7 +124,7 @@ fn known(kind: &str, content: serde_json::Value) -> Answer {
     }
 }
 
-/// Says that a request is not answered; nothing, if it is none.
+/// Builds an error reply to a request; a message that is no request gets none.
 fn refusal(kind: &str, name: &str, told: &str) -> Answer {
     match kind.ends_with("_request") {
         true => known(

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::position::{to_byte, to_character};
 use crate::session::Session;
 
-/// What may follow at the cursor.
+/// Returns the completions at the cursor.
 pub fn handle(session: Option<&mut Session>, request: &CompleteRequest) -> CompleteReply {
     let code = &request.code;
     let cursor = to_character(code, to_byte(code, request.cursor_pos));

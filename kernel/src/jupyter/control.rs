@@ -1,4 +1,4 @@
-//! The control channel: heard while a cell runs.
+//! The control channel, which is served while a cell runs.
 
 use jupyter_protocol::{ExecutionState, JupyterMessage};
 use jupyter_zmq_client::KernelControlConnection;
@@ -8,7 +8,7 @@ use zeromq::SocketRecv;
 use super::answers::Answers;
 use super::request::{self, Heard};
 
-/// Serves until the kernel ends; tells `end` when a client asks for that.
+/// Serves until the kernel exits; notifies `end` when a client asks for a shutdown.
 pub async fn serve(
     mut socket: KernelControlConnection,
     heard: Heard,

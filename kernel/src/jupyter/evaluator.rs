@@ -1,4 +1,4 @@
-//! The thread that owns the session. Requests that need it wait here in line; everything else is answered beside it.
+//! The thread that owns the session. Requests that need the session queue here; everything else is answered elsewhere.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,10 +22,10 @@ use crate::session::failure::Failure;
 use crate::session::remote::Remote;
 use crate::toolchain::prelude::Sources;
 
-/// Requests that were on their way when a cell failed arrive within this time.
+/// How long to wait for requests that were already on their way when a cell failed.
 const IN_TRANSIT: Duration = Duration::from_millis(100);
 
-/// What the evaluator's handlers work with.
+/// The state that the evaluator's handlers work with.
 pub struct Evaluator {
     pub iopub: IoPub,
     pub replies: UnboundedSender<JupyterMessage>,
@@ -33,20 +33,20 @@ pub struct Evaluator {
     pub remote: Remote,
     /// The number of the last cell.
     pub count: usize,
-    /// What the person should know before anything runs.
+    /// A warning to show before anything runs.
     pub warning: Option<String>,
     session_dir: Arc<SessionDir>,
     sources: Option<Sources>,
     events: Sink,
     waiting: Waiting,
     session: Option<Session>,
-    /// Requests as they come in.
+    /// Incoming requests.
     line: Receiver<Arc<JupyterMessage>>,
-    /// Requests that were taken out of the line already.
+    /// Requests already taken from the channel.
     next: VecDeque<Arc<JupyterMessage>>,
 }
 
-/// What to start one with.
+/// The parts of a new evaluator.
 pub struct Parts {
     pub iopub: IoPub,
     pub replies: UnboundedSender<JupyterMessage>,
@@ -58,7 +58,7 @@ pub struct Parts {
     pub ask: Ask,
 }
 
-/// Starts the thread; requests that are sent to the answer are handled one after the other.
+/// Starts the thread. Requests sent to the returned channel are handled one after the other.
 pub fn start(parts: Parts) -> std::io::Result<Sender<Arc<JupyterMessage>>> {
     let (requests, line) = crossbeam_channel::unbounded();
     let waiting = parts.waiting;
@@ -76,12 +76,12 @@ pub fn start(parts: Parts) -> std::io::Result<Sender<Arc<JupyterMessage>>> {
                 remote.asks();
                 match running {
                     Some((request, _)) => ask(&request, prompt, password),
-                    // A silent cell speaks to nobody.
+                    // A silent cell can't ask for input.
                     None => drop(remote.end_input()),
                 }
             }
             (event, Some((request, count))) => iopub.happened(&request, count, event),
-            // What a thread prints after its cell has ended has no place to go.
+            // Output of a thread after its cell has ended can't be attributed to any request.
             (_, None) => {}
         })
     };
@@ -112,7 +112,7 @@ pub fn start(parts: Parts) -> std::io::Result<Sender<Arc<JupyterMessage>>> {
 
 impl Evaluator {
     fn run(&mut self) {
-        // Started before anybody asks; if that fails, whoever asks first is told.
+        // Start the session before the first request; if that fails, the first request reports it.
         let _ = self.session();
         if self.line.is_empty()
             && let Some(session) = &mut self.session
@@ -136,7 +136,7 @@ impl Evaluator {
         }
     }
 
-    /// Answers a request; true if the cells that are queued behind it must not be run.
+    /// Answers a request. Returns true if the cells queued after it must not run.
     fn handle(&mut self, request: &Arc<JupyterMessage>) -> bool {
         match &request.content {
             JupyterMessageContent::ExecuteRequest(content) => {
@@ -156,7 +156,8 @@ impl Evaluator {
         }
     }
 
-    /// Takes in what was sent before the running cell's reply is: what comes later was sent by somebody who knows it.
+    /// Takes in requests that were sent before the running cell's reply: whoever sends a later one has seen the
+    /// failure.
     pub fn take_in_queue(&mut self) {
         let end = Instant::now() + IN_TRANSIT;
         while let Ok(request) = self.line.recv_deadline(end) {
@@ -164,7 +165,7 @@ impl Evaluator {
         }
     }
 
-    /// Answers the cells that were queued behind a failed one, without running them.
+    /// Answers the cells queued after a failed one, without running them.
     fn abort(&mut self) {
         for request in std::mem::take(&mut self.next) {
             if !matches!(request.content, JupyterMessageContent::ExecuteRequest(_)) {
@@ -187,7 +188,7 @@ impl Evaluator {
         }
     }
 
-    /// The session, started if there is none.
+    /// Returns the session, starting it if necessary.
     pub fn session(&mut self) -> Result<&mut Session, Failure> {
         if self.session.is_none() {
             let started = Session::start(

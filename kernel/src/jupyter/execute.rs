@@ -14,10 +14,10 @@ use super::iopub::{IoPub, media};
 use crate::session::event::Stream;
 use crate::session::failure::Failure;
 
-/// How long a cell has to stop after an interrupt before the person is told what else there is to do.
+/// How long a cell may take to stop after an interrupt before the user is told about the second interrupt.
 pub const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Runs a cell; true if it failed and what is queued behind it must not be run.
+/// Runs a cell. Returns true if it failed and the cells queued after it must not run.
 pub fn handle(
     evaluator: &mut Evaluator,
     request: &Arc<JupyterMessage>,
@@ -75,7 +75,7 @@ fn run(
     if content.code.trim().is_empty() {
         return Ok(());
     }
-    // Said before the session is there, which takes a while.
+    // Shown before the session has started, which takes a while.
     if let Some(warning) = evaluator.warning.take().filter(|_| !content.silent) {
         evaluator.iopub.text(Some(request), Stream::Stderr, warning);
     }
@@ -89,7 +89,7 @@ fn run(
     outcome
 }
 
-/// What the expressions that came with the request are worth after the cell.
+/// Evaluates the request's user expressions after the cell.
 fn expressions(
     evaluator: &mut Evaluator,
     content: &ExecuteRequest,
@@ -130,7 +130,7 @@ pub fn error(failure: &Failure) -> ReplyError {
     }
 }
 
-/// Tells how to stop a cell that goes on after an interrupt.
+/// Explains how to stop a cell that continues after an interrupt.
 pub async fn explain_interrupt(iopub: IoPub) {
     let Some((asked, _)) = iopub.running() else {
         return;
@@ -139,8 +139,8 @@ pub async fn explain_interrupt(iopub: IoPub) {
     if let Some((running, _)) = iopub.running()
         && Arc::ptr_eq(&running, &asked)
     {
-        let text = "The cell was asked to stop and goes on: it is busy with a step, or does not look at interrupts. \
-                    A second interrupt ends its process; variables are lost then.\n";
+        let text = "The cell was asked to stop but is still running: it is busy with a step, or does not check for interrupts. \
+                    A second interrupt ends its process, and all variables are lost.\n";
         iopub.text(Some(&running), Stream::Stderr, text.into());
     }
 }

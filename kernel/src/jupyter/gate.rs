@@ -1,7 +1,9 @@
-//! What peers send passes through here before the sockets read it: whoever can reach a port may speak, key or not, and the
-//! library below makes room for as many bytes as the head of a frame announces. A few bytes could so end the kernel.
+//! Checks everything that peers send before the sockets read it. Anyone who can reach a port may send, with or without
+//! the key, and the ZeroMQ library allocates as many bytes as a frame's header announces, so a few bytes could end the
+//! kernel.
 //!
-//! The kernel listens where the connection file says, and its sockets stand behind that, in a folder that is the user's only.
+//! The kernel listens at the addresses of the connection file; its sockets are bound behind that, in a folder that only
+//! the user can read.
 //! See <https://rfc.zeromq.org/spec/23/> for the frames.
 
 use std::io;
@@ -14,23 +16,23 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::mpsc::{Receiver, channel};
 
-/// No message of a front end has a frame that is longer, or more frames.
+/// Limits on the length and the number of frames; no front end's message exceeds them.
 const LONGEST: u64 = 256 << 20;
 const MOST_FRAMES: u32 = 1000;
-/// What the peers say of themselves first.
+/// The length in bytes of the greeting that begins a connection.
 const GREETING: u64 = 64;
-/// How long it looks away from a listener that reports an error.
+/// The pause after a listener reports an error.
 const PAUSE: Duration = Duration::from_millis(10);
-/// So much is read at once.
+/// The number of bytes read at once.
 const PIECE: usize = 64 << 10;
-/// So many pieces may wait for a peer.
+/// The number of pieces that may be queued for a peer.
 const WAITING: usize = 512;
-/// So long a peer for which that many wait may take nothing.
+/// How long a peer with a full queue may accept nothing.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A path of a socket has 108 bytes, of which the sockets' own names take some.
+/// A socket path has at most 108 bytes, some of which the sockets' own names take.
 const PATH: usize = 90;
 
-/// Where the kernel's sockets are to be bound; `folder` is the kernel's own.
+/// Returns where the kernel's sockets are to be bound; `folder` is the kernel's own.
 pub fn behind(connection: &ConnectionInfo, folder: &Path) -> io::Result<ConnectionInfo> {
     Ok(ConnectionInfo {
         transport: Transport::IPC,
@@ -39,7 +41,7 @@ pub fn behind(connection: &ConnectionInfo, folder: &Path) -> io::Result<Connecti
     })
 }
 
-/// Listens where `outside` says, and passes what comes on to the sockets that are bound to `inside`.
+/// Listens at the addresses of `outside`, and forwards to the sockets that are bound to `inside`.
 pub async fn open(outside: &ConnectionInfo, inside: &ConnectionInfo) -> io::Result<()> {
     for port in [
         outside.shell_port,
@@ -66,7 +68,7 @@ pub async fn open(outside: &ConnectionInfo, inside: &ConnectionInfo) -> io::Resu
             }
             Transport::IPC => {
                 let place = socket(outside, port);
-                // Left by the kernel before a restart.
+                // The kernel leaves it behind when it restarts.
                 if std::fs::symlink_metadata(&place).is_ok_and(|it| it.file_type().is_socket()) {
                     std::fs::remove_file(&place)?;
                 }
@@ -89,7 +91,7 @@ fn socket(connection: &ConnectionInfo, port: u16) -> PathBuf {
     format!("{}-{port}", connection.ip).into()
 }
 
-/// An empty folder that nobody else can look into.
+/// Returns an empty folder that only the user can access.
 fn private(folder: &Path) -> io::Result<PathBuf> {
     let folder = match folder.as_os_str().len() < PATH {
         true => {
@@ -104,7 +106,7 @@ fn private(folder: &Path) -> io::Result<PathBuf> {
     Ok(folder)
 }
 
-/// The address as the system knows it: `*` is any, and IPv6 may stand in brackets.
+/// Returns the address as the operating system expects it: `*` means any, and IPv6 addresses may be in brackets.
 fn address(ip: &str) -> &str {
     match ip {
         "*" => "0.0.0.0",
@@ -112,7 +114,7 @@ fn address(ip: &str) -> &str {
     }
 }
 
-/// Passes on what a peer and the kernel say, until one of them leaves.
+/// Forwards between a peer and the kernel until one of them disconnects.
 async fn relay(peer: impl AsyncRead + AsyncWrite, behind: PathBuf) -> io::Result<()> {
     let kernel = UnixStream::connect(behind).await?;
     let (mut from_peer, to_peer) = tokio::io::split(peer);
@@ -146,8 +148,8 @@ async fn relay(peer: impl AsyncRead + AsyncWrite, behind: PathBuf) -> io::Result
     done
 }
 
-/// Sends a peer what waits for it. The kernel waits for who is slow; but one that takes nothing at all, and lets so much wait
-/// that everybody else would have to wait for it, has gone to sleep, and may come again.
+/// Sends a peer its queued pieces. A slow peer is waited for. A peer that accepts nothing while its queue is full would
+/// block everyone else; it is taken to be suspended and disconnected, and may reconnect.
 async fn deliver(
     mut to_send: Receiver<Vec<u8>>,
     mut peer: impl AsyncWrite + Unpin,
@@ -168,11 +170,11 @@ async fn deliver(
 
 /// The frames of what a peer sends.
 struct Frames {
-    /// So many bytes come before the head of the next frame.
+    /// The number of bytes before the next frame's header.
     skip: u64,
-    /// What there is of a head.
+    /// The bytes of an incomplete header.
     head: Vec<u8>,
-    /// The frames of the message so far.
+    /// The number of frames in the message so far.
     count: u32,
 }
 
@@ -187,7 +189,7 @@ impl Default for Frames {
 }
 
 impl Frames {
-    /// Takes in what comes next; false if it begins something that no front end sends.
+    /// Processes the next bytes. Returns false if they begin something that no front end sends.
     fn pass(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             let passed = self.skip.min(bytes.len() as u64);
@@ -219,7 +221,7 @@ impl Frames {
 mod tests {
     use super::*;
 
-    /// Whether all of it passes, in pieces of this length.
+    /// Whether all of `bytes` passes in pieces of this length.
     fn passes(said: &[u8], piece: usize) -> bool {
         let mut frames = Frames::default();
         said.chunks(piece).all(|piece| frames.pass(piece))
@@ -242,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn honest_messages_pass_however_they_are_cut() {
+    fn valid_messages_pass_in_pieces_of_any_length() {
         let long = vec![0xff; 70_000];
         let said = message(&[b"", b"<IDS|MSG>", &long, &[0xff; 255], b"{}"]);
         let said = [&said[..], &said[GREETING as usize..]].concat();
@@ -252,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_announces_too_much_is_stopped_before_it_is_passed_on() {
+    fn oversized_frames_are_stopped_before_they_are_forwarded() {
         for length in [LONGEST + 1, 1 << 40, 1 << 62, u64::MAX] {
             let mut said = message(&[b"a", b"b"]);
             said.push(2);

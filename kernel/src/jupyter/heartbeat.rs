@@ -1,17 +1,18 @@
-//! The heartbeat: what a peer sends comes back, so that it knows that the kernel lives.
+//! The heartbeat: echoes what a client sends, which shows that the kernel is alive.
 //! See <https://jupyter-client.readthedocs.io/en/stable/messaging.html#heartbeat-for-kernels>.
 
 use std::time::Duration;
 
 use zeromq::{RouterSocket, Socket, SocketRecv, SocketSend, ZmqError};
 
-/// How long it looks away from a socket that reports an error.
+/// The pause after a socket reports an error.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Serves until the kernel ends.
+/// Serves until the kernel exits.
 ///
-/// The protocol has a REP socket for it, which hands out the error of one peer and then serves the others no more. For peers
-/// a ROUTER looks the same: it sends each message back by the way that it came, and a peer that went away concerns nobody else.
+/// The protocol specifies a REP socket, but this library's returns the error of one peer and then stops serving all
+/// others. To peers a ROUTER looks the same: it sends each message back where it came from, and a peer that has gone
+/// affects nobody else.
 pub async fn start(endpoint: &str) -> Result<(), ZmqError> {
     let mut socket = RouterSocket::new();
     socket.bind(endpoint).await?;

@@ -4,29 +4,29 @@ use std::collections::HashSet;
 
 use jupyter_protocol::{HistoryEntry, HistoryReply, HistoryRequest};
 
-/// The number that this session has in replies.
+/// The number of this session in replies.
 const SESSION: i32 = 1;
 
-/// A search compares so many characters with parts of its pattern that hold `?`: enough for any that is meant, and over in a
-/// moment.
+/// The number of characters that a search compares with parts of its pattern that contain `?`: enough for any sensible
+/// pattern, and done in a moment.
 const STEPS: usize = 20_000_000;
 
 /// A cell: its number and its code.
 type Cell = (usize, String);
 
-/// The cells of this session, the only one that is remembered.
+/// The cells of this session; earlier sessions are not kept.
 #[derive(Debug, Default)]
 pub struct History {
     cells: Vec<Cell>,
 }
 
 impl History {
-    /// Remembers a cell.
+    /// Adds a cell.
     pub fn add(&mut self, count: usize, code: &str) {
         self.cells.push((count, code.to_owned()));
     }
 
-    /// The cells that are asked for.
+    /// Returns the cells that a request asks for.
     pub fn handle(&self, request: &HistoryRequest) -> HistoryReply {
         let (found, output) = match request {
             HistoryRequest::Range {
@@ -48,7 +48,7 @@ impl History {
             } => (self.search(pattern, *unique, *n), *output),
         };
         let entry = |(count, code): &Cell| match output {
-            // Outputs are not remembered: where they are asked for, they are empty.
+            // Outputs are not kept; where they are requested they are empty.
             true => {
                 HistoryEntry::InputOutput(SESSION as usize, *count, (code.clone(), String::new()))
             }
@@ -58,7 +58,7 @@ impl History {
     }
 
     fn range(&self, session: Option<i32>, start: i32, stop: i32) -> Vec<&Cell> {
-        // 0 is the current session, as is its number; others are forgotten.
+        // 0 means the current session, and so does its number; other sessions are not kept.
         if !matches!(session, None | Some(0 | SESSION)) {
             return Vec::new();
         }
@@ -91,8 +91,8 @@ fn last(mut cells: Vec<&Cell>, n: i32) -> Vec<&Cell> {
     cells.split_off(skip)
 }
 
-/// Whether a pattern with `*` and `?` describes the whole text. What stands between two `*` is looked for behind what was
-/// found before: the first place is as good as any.
+/// Whether a pattern with `*` and `?` matches the whole text. The part between two `*` is searched for after the
+/// previous match: the first match is as good as any.
 fn matches_glob(pattern: &str, text: &str, steps: &mut usize) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else {
         return behind(pattern, text) == Some("");
@@ -114,7 +114,7 @@ fn is_one(wanted: char, found: char) -> bool {
     wanted == '?' || wanted == found
 }
 
-/// What is left of a text that begins as the part of a pattern says.
+/// Returns the rest of a text that begins with a match of this part of a pattern.
 fn behind<'t>(part: &str, text: &'t str) -> Option<&'t str> {
     let mut rest = text.chars();
     part.chars()
@@ -122,7 +122,7 @@ fn behind<'t>(part: &str, text: &'t str) -> Option<&'t str> {
         .then_some(rest.as_str())
 }
 
-/// What is left of a text that ends as the part of a pattern says.
+/// Returns the rest of a text that ends with a match of this part of a pattern.
 fn before<'t>(part: &str, text: &'t str) -> Option<&'t str> {
     let mut rest = text.chars();
     part.chars()
@@ -131,7 +131,7 @@ fn before<'t>(part: &str, text: &'t str) -> Option<&'t str> {
         .then_some(rest.as_str())
 }
 
-/// What is left of a text behind the first place that is as the part of a pattern says.
+/// Returns the rest of a text after the first match of this part of a pattern.
 fn find<'t>(part: &str, text: &'t str, steps: &mut usize) -> Option<&'t str> {
     if !part.contains('?') {
         return text.find(part).map(|at| &text[at + part.len()..]);
@@ -166,14 +166,14 @@ mod tests {
     }
 
     #[test]
-    fn the_tail_is_the_last_cells() {
+    fn a_tail_request_returns_the_last_cells() {
         let tail =
             found(json!({ "hist_access_type": "tail", "n": 2, "output": false, "raw": true }));
         assert_eq!(tail, json!([[1, 3, "let a = 1;"], [1, 4, "a"]]));
     }
 
     #[test]
-    fn a_range_ends_before_its_stop() {
+    fn a_range_excludes_its_stop() {
         let range = |session: i32| {
             found(
                 json!({ "hist_access_type": "range", "session": session, "start": 2, "stop": 4,
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn any_pattern_is_matched_in_no_time() {
+    fn hostile_patterns_are_matched_quickly() {
         let text = "a".repeat(200_000);
         let half = "a".repeat(100_000);
         let start = std::time::Instant::now();
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_describes_all_of_the_text() {
+    fn a_pattern_matches_the_whole_text() {
         for (pattern, found) in [
             ("", false),
             ("*", true),
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_search_takes_a_pattern() {
+    fn a_search_request_matches_a_pattern() {
         let search = |unique: bool| {
             found(
                 json!({ "hist_access_type": "search", "pattern": "a*", "n": 10, "unique": unique,

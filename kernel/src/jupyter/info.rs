@@ -2,7 +2,7 @@
 
 use jupyter_protocol::{CodeMirrorMode, HelpLink, KernelInfoReply, LanguageInfo, ReplyStatus};
 
-/// What this kernel is.
+/// Describes this kernel.
 pub fn reply() -> KernelInfoReply {
     let link = |text: &str, url: &str| HelpLink {
         text: text.into(),

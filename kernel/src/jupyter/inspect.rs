@@ -8,7 +8,7 @@ use super::position::to_byte;
 use crate::code::tokens;
 use crate::session::Session;
 
-/// What is known of the name at the cursor.
+/// Returns the documentation of the name at the cursor.
 pub fn handle(session: Option<&mut Session>, request: &InspectRequest) -> InspectReply {
     let mut reply = InspectReply {
         found: false,
@@ -35,8 +35,8 @@ pub fn handle(session: Option<&mut Session>, request: &InspectRequest) -> Inspec
     reply
 }
 
-/// Where the name ends that a byte is in or behind; behind `f(` it is the name of the function, and so it is among its
-/// arguments where no name is.
+/// Returns where the name at or before a byte ends. After `f(`, and among its arguments where there is no other name,
+/// that is the name of the function.
 fn end_of_name(code: &str, at: usize) -> Option<usize> {
     let is_name = |c: char| c.is_alphanumeric() || c == '_';
     let rest = code[at..]
@@ -51,7 +51,7 @@ fn end_of_name(code: &str, at: usize) -> Option<usize> {
     before.ends_with(is_name).then_some(before.len())
 }
 
-/// Where the innermost bracket is that is still open and belongs to a call.
+/// Returns the innermost open bracket that belongs to a call.
 fn open_call(code: &str) -> Option<usize> {
     let mut open: Vec<(usize, &str)> = Vec::new();
     for (at, token) in tokens(code) {
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cursor_may_stand_anywhere_in_a_name_or_behind_its_bracket() {
+    fn the_cursor_may_be_anywhere_in_a_name_or_after_its_bracket() {
         let code = "foo(bar)";
         assert_eq!(
             [0, 2, 3, 4, 6].map(|at| end_of_name(code, at)),
@@ -82,7 +82,7 @@ mod tests {
         );
         assert_eq!(end_of_name("foo(", 4), Some(3));
         assert_eq!(end_of_name("1 + ", 4), None);
-        // Among the arguments of a call, and in the call in which another has ended.
+        // Among the arguments of a call, and after a call nested in it.
         let call = "let t = Trainer::new(model, f(1), ";
         assert_eq!(end_of_name(call, call.len()), call.find('('));
         assert_eq!(end_of_name("f(\"(\", ", 7), Some(1));

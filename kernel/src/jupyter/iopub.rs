@@ -1,4 +1,4 @@
-//! The one writer to iopub: whatever the front ends see passes through here, in order.
+//! The only writer to iopub: everything that front ends see passes through here, in order.
 //!
 //! See <https://jupyter-client.readthedocs.io/en/stable/messaging.html#messages-on-the-iopub-pub-sub-channel>.
 
@@ -17,27 +17,28 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use crate::session::event::{Display, Event, Stream};
 use crate::session::failure::Failure;
 
-/// So many times at once, and so many more times a second, text of a cell goes from one stream to the other in messages of its own.
-/// A front end needs a good part of a millisecond for each, and shows each as an output of its own.
+/// The number of times that a cell's text may switch between streams in messages of its own: this many at once, and so
+/// many more per second. A front end needs a good part of a millisecond for each message, and shows each as a separate
+/// output.
 const SWITCHES: f64 = 2000.0;
 const SWITCHES_PER_SECOND: f64 = 200.0;
-/// Beyond that, what is printed in this time goes out as one message for each stream.
+/// Beyond that, text printed within this time is combined into one message per stream.
 const GATHERED: Duration = Duration::from_millis(100);
 
-/// How long the writer looks away from a socket that only reports errors.
+/// The pause after the socket reports an error.
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// A message and the request that it belongs to.
 pub type Item = (Option<Arc<JupyterMessage>>, JupyterMessageContent);
 
-/// A request whose cell runs, and its number.
+/// The request whose cell is running, and the cell's number.
 type Running = (Arc<JupyterMessage>, usize);
 
-/// Sends to iopub, from any thread, without waiting.
+/// Sends to iopub from any thread, without blocking.
 #[derive(Clone)]
 pub struct IoPub {
     queue: UnboundedSender<Item>,
-    /// The request whose cell runs, and its number.
+    /// The request whose cell is running, and the cell's number.
     running: Arc<Mutex<Option<Running>>>,
 }
 
@@ -49,7 +50,7 @@ impl IoPub {
         iopub
     }
 
-    /// The way in, and what has come in.
+    /// Returns the sending and the receiving end of the queue.
     pub fn queue() -> (Self, UnboundedReceiver<Item>) {
         let (queue, items) = unbounded_channel();
         let running = Arc::default();
@@ -65,7 +66,7 @@ impl IoPub {
         let _ = self.queue.send((parent.cloned(), content.into()));
     }
 
-    /// Whether the kernel works on a request.
+    /// Reports whether the kernel is busy with a request.
     pub fn status(&self, parent: Option<&Arc<JupyterMessage>>, state: ExecutionState) {
         let idle = state == ExecutionState::Idle;
         self.send(
@@ -74,7 +75,7 @@ impl IoPub {
                 execution_state: state,
             },
         );
-        // A request that was answered beside a running cell must not make the kernel look idle.
+        // A request that is answered while a cell runs must not make the kernel look idle.
         if idle && let Some((running, _)) = self.running() {
             self.send(
                 Some(&running),
@@ -85,13 +86,13 @@ impl IoPub {
         }
     }
 
-    /// From now on what happens belongs to this request.
+    /// Begins a cell: events from now on belong to this request.
     pub fn begin_cell(&self, request: &Arc<JupyterMessage>, count: usize) {
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) =
             Some((request.clone(), count));
     }
 
-    /// The cell has ended.
+    /// Ends the cell.
     pub fn end_cell(&self) {
         self.running
             .lock()
@@ -99,7 +100,7 @@ impl IoPub {
             .take();
     }
 
-    /// The request whose cell runs, and its number.
+    /// Returns the request whose cell is running, and the cell's number.
     pub fn running(&self) -> Option<Running> {
         self.running
             .lock()
@@ -107,7 +108,7 @@ impl IoPub {
             .clone()
     }
 
-    /// Sends on what a cell did.
+    /// Sends an event of a cell.
     pub fn happened(&self, parent: &Arc<JupyterMessage>, count: usize, event: Event) {
         let parent = Some(parent);
         match event {
@@ -187,7 +188,7 @@ impl IoPub {
     }
 }
 
-/// A bundle in the protocol's own type.
+/// Converts a MIME bundle to the protocol's type.
 pub fn media(data: Map<String, Value>) -> Media {
     serde_json::from_value(Value::Object(data)).unwrap_or_default()
 }
@@ -198,14 +199,14 @@ async fn write(mut socket: KernelIoPubXPubConnection, mut items: UnboundedReceiv
     loop {
         tokio::select! {
             subscription = socket.recv_subscription() => {
-                // A client that subscribes is told so: from here on it misses nothing.
+                // Tell a client that it is subscribed: it misses nothing from here on.
                 match subscription {
                     Ok(SubscriptionEvent::Subscribe(topic)) => {
                         let welcome = JupyterMessage::new(IoPubWelcome::new(topic), None);
                         let _ = socket.send(welcome).await;
                     }
                     Ok(SubscriptionEvent::Unsubscribe(_)) => {}
-                    // A client that went away badly; should it go on, it must not keep this loop busy.
+                    // A client disconnected badly. If it persists, it must not keep this loop busy.
                     Err(_) => tokio::time::sleep(PAUSE).await,
                 }
             }
@@ -229,7 +230,7 @@ async fn write(mut socket: KernelIoPubXPubConnection, mut items: UnboundedReceiv
             };
             for content in contents {
                 let message = JupyterMessage::new(content, parent.as_deref());
-                // On iopub the first frame is the topic, which nobody uses, not the identity of whoever asked.
+                // On iopub the first frame is the topic, which nobody uses, rather than the identity of a client.
                 let topic = message.message_type().to_owned();
                 let _ = socket
                     .send(message.with_zmq_identities(vec![topic.into()]))
@@ -248,11 +249,11 @@ fn same_parent(one: &Option<Arc<JupyterMessage>>, other: &Option<Arc<JupyterMess
     }
 }
 
-/// How often the text of a request has gone from one stream to the other.
+/// How often the text of a request has switched between streams.
 struct Pace {
     parent: Option<Arc<JupyterMessage>>,
     last: Option<Stream>,
-    /// So many times more it may in messages of its own, as of `at`.
+    /// The number of further switches allowed in messages of their own, as of `at`.
     left: f64,
     at: Instant,
 }
@@ -269,7 +270,7 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Whether text of this stream may go out at once, behind that which went out last.
+    /// Whether text of this stream may be sent at once, after the text that was sent last.
     fn allows(&mut self, stream: Stream) -> bool {
         if self.last.replace(stream) == Some(stream) {
             return true;
@@ -292,8 +293,8 @@ fn stream_of(name: &Stdio) -> Stream {
     }
 }
 
-/// Text that has piled up goes out as one message, in the order in which it was printed as long as the streams do not
-/// take turns too often, and stream by stream after that. What does not belong to it is put into `held`.
+/// Combines queued text into one message, keeping the order in which it was printed as long as the streams do not
+/// switch too often, and one message per stream after that. An item that does not belong to it is put into `held`.
 async fn gather(
     parent: &Option<Arc<JupyterMessage>>,
     mut first: StreamContent,
@@ -350,7 +351,7 @@ async fn gather(
 mod tests {
     use super::*;
 
-    /// What goes out of what comes in.
+    /// Returns the messages sent for these texts.
     async fn sent(texts: impl IntoIterator<Item = (Stream, String)>) -> Vec<(Stream, String)> {
         let (iopub, mut items) = IoPub::queue();
         for (stream, text) in texts {
@@ -383,14 +384,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_thousand_turns_keep_their_order() {
+    async fn a_thousand_switches_keep_their_order() {
         assert!(sent(turns(1000)).await.into_iter().eq(turns(1000)));
         let same = (0..50).map(|_| (Stream::Stderr, "x".to_owned()));
         assert_eq!(sent(same).await, [(Stream::Stderr, "x".repeat(50))]);
     }
 
     #[tokio::test]
-    async fn a_flood_of_turns_is_few_messages_and_each_stream_keeps_its_order() {
+    async fn many_switches_become_few_messages_and_each_stream_keeps_its_order() {
         let out = sent(turns(100_000)).await;
         assert!(out.len() < 2500, "{} messages", out.len());
         assert!(out.iter().take(1000).cloned().eq(turns(1000)));

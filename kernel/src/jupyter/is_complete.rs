@@ -4,7 +4,7 @@ use jupyter_protocol::{IsCompleteReply, IsCompleteReplyStatus, IsCompleteRequest
 
 use crate::code::token;
 
-/// Whether the code can be run as it is, or a line must follow.
+/// Checks whether the code can be run as it is or needs another line.
 pub fn handle(request: &IsCompleteRequest) -> IsCompleteReply {
     let (status, indent) = match judge(&request.code) {
         Judgement::Complete => (IsCompleteReplyStatus::Complete, String::new()),
@@ -19,19 +19,20 @@ pub fn handle(request: &IsCompleteRequest) -> IsCompleteReply {
 #[derive(Debug, PartialEq)]
 enum Judgement {
     Complete,
-    /// More must follow, inside of this many brackets.
+    /// More code must follow, inside this many brackets.
     Incomplete {
         depth: usize,
     },
     Invalid,
 }
 
-/// Judges by what is certain without parsing: brackets, texts and comments that are still open, and operators that want
+/// Decides from what is certain without parsing: open brackets, strings and comments, and operators that need a right
+/// operand.
 /// something on their right.
 fn judge(code: &str) -> Judgement {
     let mut open = Vec::new();
     let mut rest = code;
-    // The last characters that are code, without blanks and comments.
+    // The last characters of code, without white space and comments.
     let mut last = String::new();
     while let Some(c) = rest.chars().next() {
         let token = match token(rest) {
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn open_brackets_texts_and_operators_want_more() {
+    fn open_brackets_strings_and_operators_need_more() {
         assert_eq!(
             judge("fn f() {\n    if true {"),
             Judgement::Incomplete { depth: 2 }
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bracket_that_closes_nothing_is_invalid() {
+    fn an_unmatched_closing_bracket_is_invalid() {
         for code in [")", "(]", "fn f() }"] {
             assert_eq!(judge(code), Judgement::Invalid, "{code}");
         }

@@ -1,7 +1,7 @@
-//! The Jupyter kernel: sockets, and one small handler per request.
+//! The Jupyter kernel: its sockets, and one small handler per request.
 //!
-//! Who does what: [`shell`] and [`control`] read requests; what needs the session goes to the [`evaluator`]'s thread;
-//! [`iopub`] is the one writer of what front ends see. [`gate`] stands before all sockets.
+//! [`shell`] and [`control`] read requests; those that need the session go to the thread of the [`evaluator`];
+//! [`iopub`] alone writes what front ends see; [`gate`] is in front of all sockets.
 
 mod answers;
 mod complete;
@@ -36,12 +36,12 @@ use crate::session::remote::Remote;
 use crate::toolchain::prelude::Sources;
 use crate::{Error, Result};
 
-/// How often the kernel checks that the process that started it still runs.
+/// How often the kernel checks that the process that started it is still running.
 const PARENT_CHECK: Duration = Duration::from_secs(2);
-/// How long the last messages have to leave.
+/// How long the last messages have to be sent.
 const FAREWELL: Duration = Duration::from_millis(200);
 
-/// Serves the connection that the file describes, until a client asks to shut down.
+/// Serves the connection described by the file until a client asks for a shutdown.
 pub fn serve(connection_file: &Path, features: &[String]) -> Result<()> {
     let text = std::fs::read_to_string(connection_file).map_err(Error::file(connection_file))?;
     let connection: ConnectionInfo = serde_json::from_str(&text).map_err(|error| {
@@ -52,7 +52,7 @@ pub fn serve(connection_file: &Path, features: &[String]) -> Result<()> {
     })?;
     if !connection.key.is_empty() && connection.signature_scheme != "hmac-sha256" {
         return Err(format!(
-            "the signature scheme {} is not known",
+            "unknown signature scheme {}",
             connection.signature_scheme
         )
         .into());
@@ -66,7 +66,7 @@ pub fn serve(connection_file: &Path, features: &[String]) -> Result<()> {
         .build()
         .map_err(Error::system("starting the kernel's runtime"))?;
     let served = runtime.block_on(run(&connection, session_dir, sources));
-    // The evaluator may be in the midst of a cell.
+    // The evaluator may be in the middle of a cell.
     runtime.shutdown_background();
     served
 }
@@ -137,7 +137,7 @@ async fn run(
         }
         .serve(receive, heard.clone()),
     );
-    // Ctrl-C in the terminal that Jupyter runs in reaches the kernel as well.
+    // Ctrl-C in the terminal where Jupyter runs also reaches the kernel.
     tokio::spawn({
         let (iopub, remote) = (iopub, remote.clone());
         async move {
@@ -159,7 +159,7 @@ async fn run(
     Ok(())
 }
 
-/// Ends when the process that started this one has.
+/// Returns when the parent process has ended.
 async fn parent_gone() {
     let parent = std::os::unix::process::parent_id();
     while std::os::unix::process::parent_id() == parent {

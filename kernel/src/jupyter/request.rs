@@ -1,4 +1,4 @@
-//! Requests off the wire: the signature checked, and what the protocol lets a client leave out filled in.
+//! Parses requests: checks the signature, and fills in what the protocol lets a client leave out.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,16 +8,16 @@ use jupyter_zmq_client::{Connection, RawMessage};
 use serde_json::{Map, Value, json};
 use zeromq::ZmqMessage;
 
-/// What a client sent.
+/// A message from a client.
 #[derive(Debug)]
 pub struct Request {
-    /// Where its content can't be understood, this is a message without one, of the type that it names.
+    /// If its content is invalid, this is a message of the same type without content.
     pub message: Arc<JupyterMessage>,
-    /// Why its content can't be understood.
+    /// Why its content is invalid.
     pub problem: Option<String>,
 }
 
-/// The signatures of messages that were accepted: none is heard twice, on whatever channel.
+/// The signatures of accepted messages: none is accepted twice, on whatever channel.
 #[derive(Clone, Debug, Default)]
 pub struct Heard {
     inner: Arc<Mutex<Signatures>>,
@@ -26,15 +26,15 @@ pub struct Heard {
 #[derive(Debug, Default)]
 struct Signatures {
     known: HashSet<Vec<u8>>,
-    /// The oldest first.
+    /// Oldest first.
     order: VecDeque<Vec<u8>>,
 }
 
 impl Heard {
-    /// So many of the last are known.
+    /// The number of signatures that are remembered.
     const MOST: usize = 1 << 16;
 
-    /// Whether a signature was not heard before; from now on it was.
+    /// Whether a signature is new; remembers it.
     fn is_new(&self, signature: Vec<u8>) -> bool {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if !inner.known.insert(signature.clone()) {
@@ -50,8 +50,8 @@ impl Heard {
     }
 }
 
-/// The message, or nothing where nobody can be answered: its signature is wrong, it was heard before, or nothing says what it
-/// is and who sent it.
+/// Parses a message. Returns `None` if it can't be answered: its signature is wrong or was seen before, or its type or
+/// sender is missing.
 pub fn read<S>(message: ZmqMessage, connection: &Connection<S>, heard: &Heard) -> Option<Request> {
     match understand(message, connection, heard) {
         Ok(request) => Some(request),
@@ -76,10 +76,10 @@ fn understand<S>(
     if let Some(signature) = signature.filter(|_| connection.mac.is_some())
         && !heard.is_new(signature)
     {
-        return Err("the same one came before".into());
+        return Err("it was received before".into());
     }
     let [header, parent, metadata, content, buffers @ ..] = &raw.jparts[..] else {
-        return Err("it has too few parts".into());
+        return Err("it has too few frames".into());
     };
     let header = read_header(header).map_err(|error| format!("its header: {error}"))?;
     let kind = header.msg_type.as_str();
@@ -99,7 +99,7 @@ fn understand<S>(
     };
     let message = JupyterMessage {
         zmq_identities: raw.zmq_identities,
-        // Empty where there is none.
+        // Empty if there is none.
         parent_header: serde_json::from_slice(parent).ok(),
         metadata: serde_json::from_slice(metadata).unwrap_or_default(),
         content,
@@ -113,7 +113,7 @@ fn understand<S>(
     })
 }
 
-/// The header: only what it is and which one must be said.
+/// Parses the header; only the type and the id of the message are required.
 fn read_header(bytes: &[u8]) -> serde_json::Result<Header> {
     let mut header: Value = serde_json::from_slice(bytes)?;
     if let Value::Object(header) = &mut header {
@@ -131,7 +131,7 @@ fn fill_in(kind: &str, content: &mut Value) {
         "execute_request" => json!({
             "silent": false, "store_history": true, "user_expressions": {}, "allow_stdin": true, "stop_on_error": true,
         }),
-        // The end of the code.
+        // Defaults to the end of the code.
         "complete_request" => json!({ "cursor_pos": usize::MAX }),
         "inspect_request" => json!({ "cursor_pos": usize::MAX, "detail_level": 0 }),
         "history_request" => json!({
@@ -145,7 +145,7 @@ fn fill_in(kind: &str, content: &mut Value) {
     let (Value::Object(defaults), Value::Object(content)) = (defaults, content) else {
         return;
     };
-    // A silent cell is not stored, whatever else is said.
+    // A silent cell is never stored.
     let null =
         |content: &Map<String, Value>, name: &str| content.get(name).is_none_or(Value::is_null);
     for (name, value) in defaults {
@@ -155,7 +155,7 @@ fn fill_in(kind: &str, content: &mut Value) {
     }
     if kind == "history_request" {
         for name in ["n", "session", "start", "stop"] {
-            // More cells than anybody has are all of them.
+            // A number larger than any history means all of it.
             if let Some(number) = content[name].as_i64() {
                 let within = number.clamp(i32::MIN.into(), i32::MAX.into());
                 content.insert(name.into(), within.into());
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_needs_no_more_than_the_message_and_its_type() {
+    fn a_header_needs_only_the_message_id_and_type() {
         let with = |header: &str| heard(&["<IDS|MSG>", "", header, "{}", "{}", "{}"]);
         let request = with(r#"{"msg_id": "1", "msg_type": "kernel_info_request", "username": 5}"#)
             .expect("understood");
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn content_that_is_not_understood_leaves_a_message_that_can_be_answered() {
+    fn a_message_with_invalid_content_can_still_be_answered() {
         for (kind, content) in [
             ("execute_request", "{}"),
             ("execute_request", "[]"),
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_left_out_is_filled_in() {
+    fn optional_fields_are_filled_in() {
         for (kind, content) in [
             ("execute_request", r#"{"code": "1", "silent": null}"#),
             ("complete_request", r#"{"code": "1", "cursor_pos": null}"#),
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_counts_once() {
+    fn a_signature_is_accepted_once() {
         let heard = Heard::default();
         assert!(heard.is_new(vec![1]) && heard.is_new(vec![2]) && !heard.is_new(vec![1]));
         for number in 0..=Heard::MOST {

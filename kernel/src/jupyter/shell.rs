@@ -1,4 +1,5 @@
-//! The shell channel: requests that need the session go to its thread, the others are answered here, at once.
+//! The shell channel: requests that need the session are forwarded to its thread, the others are answered here, at
+//! once.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use super::answers::Answers;
 use super::request::{self, Heard, Request};
 use super::waiting::Waiting;
 
-/// What the shell hands on and answers with.
+/// What the shell channel forwards to and answers with.
 pub struct Shell {
     pub answers: Answers,
     pub replies: UnboundedSender<JupyterMessage>,
@@ -22,7 +23,7 @@ pub struct Shell {
 }
 
 impl Shell {
-    /// Reads requests until the kernel ends.
+    /// Reads requests until the kernel exits.
     pub async fn serve(self, mut socket: RouterRecvConnection, heard: Heard) {
         while let Ok(message) = socket.socket.recv().await {
             if let Some(request) = request::read(message, &socket, &heard) {
@@ -54,7 +55,7 @@ impl Shell {
     }
 }
 
-/// Sends replies, whoever they are from.
+/// Sends the replies of all threads.
 pub async fn send(
     mut socket: RouterSendConnection,
     mut replies: UnboundedReceiver<JupyterMessage>,

@@ -1,4 +1,4 @@
-//! The stdin channel: a cell asks the person for a line.
+//! The stdin channel: a cell asks the user for a line.
 //! See <https://jupyter-client.readthedocs.io/en/stable/messaging.html#messages-on-the-stdin-router-dealer-channel>.
 
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use super::request::{self, Heard};
 use crate::session::event::Stream;
 use crate::session::remote::Remote;
 
-/// A question of a cell: the request that runs it, and what it asks.
+/// A question of a cell: the request that runs the cell, and the prompt.
 struct Question {
     request: Arc<JupyterMessage>,
     prompt: String,
     password: bool,
 }
 
-/// Passes on a cell's question: the request that runs it, the prompt, whether what is typed is hidden.
+/// Forwards a cell's question: the request that runs it, the prompt, and whether the input is hidden.
 pub type Ask = Arc<dyn Fn(&Arc<JupyterMessage>, String, bool) + Send + Sync>;
 
 /// Serves the channel.
@@ -42,7 +42,7 @@ pub fn start(socket: KernelStdinConnection, heard: Heard, iopub: IoPub, remote: 
             prompt => format!(" ({prompt})"),
         };
         let text = format!(
-            "The cell asks for input{what}, which this front end can't give: its input ends here.\n"
+            "The cell asks for input{what}, which this front end can't give: it reads the end of the input.\n"
         );
         iopub.text(Some(request), Stream::Stderr, text);
         let _ = remote.end_input();

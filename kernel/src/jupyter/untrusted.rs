@@ -1,4 +1,4 @@
-//! What the kernel does with a message that others made, as far as that needs no session. Whatever the bytes are, it returns.
+//! Handles untrusted messages as far as that needs no session, for the fuzzers: whatever the bytes are, it returns.
 
 use std::sync::Arc;
 
@@ -14,14 +14,14 @@ use super::{complete, inspect};
 use crate::code;
 use crate::session::remote::Remote;
 
-/// Reads bytes as a message, a frame a line, answers it, and writes what it is answered.
+/// Parses bytes as a message, one frame per line, answers it, and serializes the answer.
 pub fn message(bytes: &[u8]) {
     let mut frames = bytes.split(|&byte| byte == b'\n').map(<[u8]>::to_vec);
     let mut message = ZmqMessage::from(frames.next().unwrap_or_default());
     for frame in frames {
         message.push_back(frame.into());
     }
-    // Without a key: nobody who mutates a message could sign it.
+    // No key: a mutated message could not be signed.
     let connection = Connection {
         socket: (),
         mac: None,
@@ -89,7 +89,7 @@ fn connection_info() -> ConnectionInfo {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn a_message_is_answered_or_dropped_whatever_it_holds() {
+    fn any_message_is_answered_or_dropped() {
         crate::damage::replay("kernel_message", 500, super::message);
     }
 }

@@ -1,4 +1,4 @@
-//! Tells the front end what a cell waits for while the session starts.
+//! Shows what a cell is waiting for while the session starts.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,10 +10,10 @@ use jupyter_protocol::{
 use super::iopub::IoPub;
 use crate::session::STARTING;
 
-/// The display that says what is being waited for.
+/// The display that shows it.
 const DISPLAY: &str = "cloze-waiting";
 
-/// What is being waited for, shown in the output of the cell that waits.
+/// What the session's start is waiting for, shown in the output of the waiting cell.
 #[derive(Clone)]
 pub struct Waiting {
     iopub: IoPub,
@@ -36,7 +36,7 @@ impl Waiting {
         }
     }
 
-    /// Something is being waited for.
+    /// Sets what is being waited for.
     pub fn on(&self, what: String) {
         let mut state = self.state();
         state.over = false;
@@ -44,7 +44,7 @@ impl Waiting {
         self.show(&mut state);
     }
 
-    /// A cell came that will have to wait if the session is not there yet.
+    /// Called for each request: a cell has to wait if the session has not started yet.
     pub fn for_request(&self, request: &Arc<JupyterMessage>) {
         let is_cell = matches!(&request.content, JupyterMessageContent::ExecuteRequest(content) if !content.silent);
         let mut state = self.state();
@@ -54,7 +54,7 @@ impl Waiting {
         }
     }
 
-    /// Nothing is waited for any more.
+    /// Ends the display: the session has started.
     pub fn over(&self) {
         let state = std::mem::replace(
             &mut *self.state(),
@@ -77,7 +77,7 @@ impl Waiting {
         let (Some(what), Some(request)) = (&state.what, &state.request) else {
             return;
         };
-        // A start that needs no building is over before anybody reads that it is waited for.
+        // A start that builds nothing is over before anyone could read the message.
         if what == STARTING {
             return;
         }

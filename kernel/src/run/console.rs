@@ -1,6 +1,6 @@
-//! What `cloze run` shows in the terminal.
+//! The terminal output of `cloze run`.
 //!
-//! Who reads it may go away before the run ends (`| head -1`): the run goes on all the same.
+//! If its reader goes away before the run ends (`| head -1`), the run continues.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use crate::session::event::{Display, Event, Stream};
 use crate::session::failure::Failure;
 
-/// How much of a cell's first line is shown.
+/// The number of characters shown of a cell's first line.
 const TITLE: usize = 72;
-/// How often a status is told where it can't replace the last one.
+/// How often a status is printed where it can't replace the previous one.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// The terminal, or whatever stdout is.
@@ -20,23 +20,23 @@ pub struct Console {
     start: Instant,
     /// When the running cell began.
     cell: Instant,
-    /// Whether stdout is for the notebook, and what is shown goes to stderr.
+    /// Whether stdout is reserved for the notebook, so that output goes to stderr.
     aside: bool,
-    /// Whether stdout stands at the beginning of a line.
+    /// Whether stdout is at the beginning of a line.
     fresh: bool,
     terminal: bool,
     /// Whether the last line is a status that the next one replaces.
     status: bool,
-    /// When the last status was told where lines can't be replaced.
+    /// When the last status was printed where lines can't be replaced.
     told: Option<Instant>,
     /// The last state of a display that changed while the cell ran.
     last_state: Option<String>,
-    /// The number of this rank, where `cloze launch` started several and it is not the first, whose stdout is shown.
+    /// This rank's number, if `cloze launch` started several and this is not the first, whose stdout is shown.
     rank: Option<usize>,
 }
 
 impl Console {
-    /// One for a notebook of so many cells; with `aside` it leaves stdout alone.
+    /// Creates a console for a notebook with this many cells; with `aside` it writes nothing to stdout.
     pub fn new(cells: usize, aside: bool) -> Self {
         let now = Instant::now();
         Self {
@@ -56,7 +56,7 @@ impl Console {
         }
     }
 
-    /// The notebook that begins, the `number`th of `count`.
+    /// Announces a notebook, the `number`th of `count`.
     pub fn notebook(&mut self, path: &Path, number: usize, count: usize) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let which = match count {
@@ -66,7 +66,7 @@ impl Console {
         self.line(&format!("{name}{which}: {} cells", self.cells));
     }
 
-    /// The session is there.
+    /// Reports that the session has started.
     pub fn ready(&mut self) {
         self.end_status();
         let line = format!("  ready after {}", seconds(self.start));
@@ -115,14 +115,14 @@ impl Console {
         }
     }
 
-    /// Something that the kernel has to say.
+    /// Prints a note of the kernel's own.
     pub fn note(&mut self, text: &str) {
         self.end_line();
         self.line(&format!("  -- {text}"));
     }
 
     pub fn written(&mut self, place: &str) {
-        self.line(&format!("wrote {place}, {} in all", seconds(self.start)));
+        self.line(&format!("wrote {place} after {}", seconds(self.start)));
     }
 
     pub fn show(&mut self, event: &Event) {
@@ -161,7 +161,7 @@ impl Console {
         self.line(&self.dim(&note));
     }
 
-    /// A display that may be replaced: its state is the status line until the cell ends.
+    /// Shows a display that may be replaced: its state is the status line until the cell ends.
     fn changing(&mut self, display: &Display) {
         let Some(text) = display
             .data
@@ -197,7 +197,7 @@ impl Console {
         }
     }
 
-    /// Writes what is shown; nobody may be left to see it.
+    /// Writes output, ignoring errors: stdout may be closed.
     fn out(&self, text: &str) {
         let _ = match self.aside {
             true => io::stderr().write_all(text.as_bytes()),
@@ -210,12 +210,12 @@ impl Console {
         };
     }
 
-    /// Whether there is a person to ask.
+    /// Whether there is a user to ask.
     pub fn can_ask() -> bool {
         io::stdin().is_terminal()
     }
 
-    /// Asks the person at the terminal for a line. None if there is nobody to ask, or the person ended the input.
+    /// Asks the user at the terminal for a line. Returns `None` if there is no terminal, or the user ended the input.
     pub fn ask(&mut self, prompt: &str, password: bool) -> Option<String> {
         if !Self::can_ask() {
             let what = match prompt {
@@ -223,12 +223,12 @@ impl Console {
                 prompt => format!(" ({prompt})"),
             };
             self.note(&format!(
-                "the cell asks for input{what}, which ends here: there is no terminal"
+                "the cell asks for input{what}, but there is no terminal: it reads the end of the input"
             ));
             return None;
         }
         if password {
-            self.note("what you type will be seen");
+            self.note("your input will be visible");
         }
         self.print(prompt);
         let mut line = String::new();

@@ -1,4 +1,4 @@
-//! Tells code of other languages that notebooks are written in from Rust.
+//! Detects code that is written in another language than Rust.
 
 /// Whether a line is Python and can't be Rust.
 pub fn is_python(line: &str) -> bool {
@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn python_is_told_from_rust() {
+    fn python_is_distinguished_from_rust() {
         for line in [
             "import numpy as np",
             "from torch.nn import Linear",

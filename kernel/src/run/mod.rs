@@ -1,4 +1,4 @@
-//! `cloze run`: notebooks executed without Jupyter.
+//! `cloze run`: executes notebooks without Jupyter.
 
 mod arguments;
 mod console;
@@ -29,13 +29,13 @@ use crate::session::{Session, prelude_dep};
 use crate::toolchain::prelude::Sources;
 use crate::{Error, Result};
 
-/// How often interrupts and the time limit are looked at.
+/// How often interrupts and the time limit are checked.
 const TICK: Duration = Duration::from_millis(50);
-/// How long a cell that runs over its time has to stop by itself.
+/// How long a cell that exceeds its time limit has to stop by itself.
 const GRACE: Duration = Duration::from_secs(5);
-/// The same when the whole program is to end: whoever asked for it will not wait long.
+/// The same when the whole program is to end: whoever sent the signal will not wait long.
 const SHORT_GRACE: Duration = Duration::from_secs(2);
-/// Tags of cells, as nbclient and papermill know them: a failure of the cell is expected; the cell is not run.
+/// Cell tags of nbclient and papermill: the cell is expected to fail; the cell is skipped.
 const RAISES: &str = "raises-exception";
 const SKIP: &str = "skip-execution";
 
@@ -75,7 +75,7 @@ struct Execution<'a> {
     arguments: &'a Run,
     console: Console,
     remote: Remote,
-    /// Whether a cell has begun: before that there is nothing to write.
+    /// Whether a cell has begun; before that there is nothing to write.
     begun: bool,
 }
 
@@ -106,7 +106,7 @@ impl<'a> Execution<'a> {
         let (finish, finished) = crossbeam_channel::unbounded();
         let (tell, events) = crossbeam_channel::unbounded();
         let (session_dir, remote) = (self.session_dir.clone(), self.remote.clone());
-        // Nobody answers who has no terminal: what a cell reads from its input has an end.
+        // Without a terminal nobody can answer: cells that read input find its end.
         remote.set_input(if Console::can_ask() {
             Input::Asked
         } else {
@@ -121,7 +121,7 @@ impl<'a> Execution<'a> {
             .spawn(move || serve(session_dir, sources, remote, sink, &to_run, &finish))
             .map_err(Error::system("starting the session"))?;
         let ran = self.run_cells(&cells, &events, &finished);
-        // Also with what there is after a failure; a notebook of which nothing ran stays as it is.
+        // The result is written after a failure, too; a notebook of which no cell ran is left unchanged.
         let written = match self.begun || ran.is_ok() {
             true => Some(place::write(&self.notebook.json()?, place, &self.path)),
             false => None,
@@ -133,7 +133,7 @@ impl<'a> Execution<'a> {
         self.remote.end_process();
         match written {
             Some(Ok(place)) => self.console.written(&place),
-            // Both are told: what failed, and where the outcome is.
+            // Report both: what failed, and where the result is.
             Some(Err(error)) => {
                 if let Err(earlier) = &ran {
                     self.console.note(&earlier.to_string());
@@ -142,7 +142,7 @@ impl<'a> Execution<'a> {
             }
             None => self
                 .console
-                .note("no cell has begun, so nothing was written"),
+                .note("no cell was started, so nothing was written"),
         }
         ran
     }
@@ -153,7 +153,7 @@ impl<'a> Execution<'a> {
         events: &Receiver<Event>,
         finished: &Receiver<Result<Result<(), Failure>>>,
     ) -> Result<()> {
-        // The session says when it is ready.
+        // The session reports when it is ready.
         self.wait(None, events, finished)?
             .map_err(|failure| failure.value)?;
         self.console.ready();
@@ -210,7 +210,7 @@ impl<'a> Execution<'a> {
         }
     }
 
-    /// Shows what happens until the session has finished what it does.
+    /// Shows events until the session has finished its current task.
     fn wait(
         &mut self,
         cell: Option<usize>,
@@ -219,14 +219,14 @@ impl<'a> Execution<'a> {
     ) -> Result<Result<(), Failure>> {
         let start = Instant::now();
         let mut limit = self.arguments.timeout.filter(|_| cell.is_some());
-        // Why the cell is stopped, if it is.
+        // Why the cell is being stopped, if it is.
         let mut stopped: Option<Failure> = None;
         loop {
             select! {
                 recv(events) -> event => if let Ok(event) = event { self.happened(cell, &event) },
                 recv(finished) -> outcome => {
                     let outcome = outcome.unwrap_or_else(|_| Err("The session ended unexpectedly.".into()));
-                    // All that the cell did was sent before it finished.
+                    // All events of the cell were sent before it finished.
                     for event in events.try_iter().collect::<Vec<_>>() {
                         self.happened(cell, &event);
                     }
@@ -274,7 +274,7 @@ impl<'a> Execution<'a> {
                 }
                 if self.remote.interrupt() == Interrupted::Ended {
                     self.console
-                        .note("the cell does not stop: its process is ended");
+                        .note("the cell does not stop: ending its process");
                 }
             }
         }
@@ -300,7 +300,7 @@ impl<'a> Execution<'a> {
     }
 }
 
-/// Runs the session on a thread of its own: first it tells that it is ready, then the outcome of each cell.
+/// Runs the session on a thread of its own. Sends one message when it is ready, then the result of each cell.
 fn serve(
     session_dir: Arc<SessionDir>,
     sources: Option<Sources>,
@@ -322,7 +322,7 @@ fn serve(
     }
 }
 
-/// The sources of the prelude, if the notebook uses it: those that it names, or those that this program is from.
+/// Returns the sources of the prelude, if the notebook uses it: those that it names, or this program's own.
 fn prelude_sources(notebook: &Notebook, folder: &Path) -> Result<Option<Sources>> {
     let code: Vec<String> = notebook
         .code_cells()

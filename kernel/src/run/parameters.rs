@@ -1,5 +1,5 @@
-//! Parameters of a notebook, as papermill has them: `let` statements in the cell tagged `parameters`, overridden by a cell
-//! that is put in after it.
+//! Notebook parameters as in papermill: `let` statements in the cell tagged `parameters`, overridden by a cell that is
+//! inserted after it.
 
 use ra_ap_syntax::{AstNode, SyntaxKind, SyntaxNode, ast};
 
@@ -25,11 +25,11 @@ impl std::str::FromStr for Parameter {
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, value) = text
             .split_once('=')
-            .ok_or("a parameter is written name=value")?;
+            .ok_or("a parameter has the form name=value")?;
         let is_name = name.chars().all(|c| c.is_alphanumeric() || c == '_')
             && name.starts_with(|c: char| c.is_alphabetic() || c == '_');
         if !is_name {
-            return Err(format!("`{name}` can't be the name of a variable"));
+            return Err(format!("`{name}` is not a valid variable name"));
         }
         Ok(Self {
             name: name.to_owned(),
@@ -38,7 +38,7 @@ impl std::str::FromStr for Parameter {
     }
 }
 
-/// Gives the notebook its parameters; a run with none leaves it as it is. Tells what the person should know.
+/// Injects the parameters into the notebook; without any, it is left unchanged. Returns warnings.
 pub fn inject(notebook: &mut Notebook, parameters: &[Parameter]) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     if parameters.is_empty() {
@@ -67,7 +67,7 @@ pub fn inject(notebook: &mut Notebook, parameters: &[Parameter]) -> Result<Vec<S
                 .map(|declaration| declaration.name.as_str())
                 .collect();
             return Err(refuse(format!(
-                "it has no parameter `{}`; it has: {}",
+                "there is no parameter `{}`; there are: {}",
                 parameter.name,
                 names.join(", ")
             )));
@@ -86,26 +86,26 @@ pub fn inject(notebook: &mut Notebook, parameters: &[Parameter]) -> Result<Vec<S
     Ok(warnings)
 }
 
-/// A `let` or a `const` of the defaults.
+/// A `let` or a `const` among the defaults.
 #[derive(Debug, PartialEq)]
 struct Declaration {
     /// `let`, `let mut`, `const` or `static`.
     word: &'static str,
     name: String,
-    /// The type, where it is written.
+    /// The type, if it is written.
     kind: Option<String>,
     default: String,
     type_: Type,
 }
 
-/// What values a parameter takes, as far as its declaration says.
+/// The type of values that a parameter takes, as far as its declaration shows.
 #[derive(Clone, Debug, PartialEq)]
 enum Type {
     Text,
     OwnedText,
     Bool,
     Character,
-    /// With the suffix that a literal needs where no type is written.
+    /// A number with the suffix that its literal needs where no type is written.
     Integer(Option<String>),
     Fraction(Option<String>),
     Optional(Box<Type>),
@@ -165,7 +165,7 @@ fn declarations(code: &str) -> Vec<Declaration> {
     found
 }
 
-/// The type that is written, or that of the value where it says no more than `_`.
+/// Returns the written type, or the value's where it is written as `_`.
 fn type_of_name(kind: &SyntaxNode, by_value: Type) -> Type {
     let text: String = kind
         .text()
@@ -210,7 +210,7 @@ fn type_of_value(value: &SyntaxNode) -> Type {
             ast::LiteralKind::Bool(_) => Type::Bool,
             ast::LiteralKind::Char(_) => Type::Character,
             ast::LiteralKind::IntNumber(number) => match number.suffix() {
-                // `1f32` is a fraction by its suffix.
+                // `1f32` is a float because of its suffix.
                 Some(suffix @ ("f32" | "f64")) => Type::Fraction(Some(suffix.to_owned())),
                 suffix => Type::Integer(suffix.map(str::to_owned)),
             },
@@ -259,7 +259,7 @@ fn type_of_value(value: &SyntaxNode) -> Type {
     }
 }
 
-/// The statement that gives a parameter its value, in the type that it was declared with.
+/// Returns the statement that assigns a value to a parameter, in its declared type.
 fn statement(parameter: &Parameter, declaration: Option<&Declaration>) -> Result<String, String> {
     let Parameter { name, value } = parameter;
     let Some(declaration) = declaration else {
@@ -272,7 +272,7 @@ fn statement(parameter: &Parameter, declaration: Option<&Declaration>) -> Result
     let kind = declaration.kind.as_deref();
     let rendered = rendered(value, &declaration.type_, kind).ok_or_else(|| {
         format!(
-            "`{value}` is no value for the parameter `{name}`, which is declared as `{} {name}{} = {}`",
+            "`{value}` does not fit the parameter `{name}`, which is declared as `{} {name}{} = {}`",
             declaration.word,
             kind.map(|kind| format!(": {kind}")).unwrap_or_default(),
             declaration.default
@@ -282,7 +282,7 @@ fn statement(parameter: &Parameter, declaration: Option<&Declaration>) -> Result
     Ok(format!("{} {name}{kind} = {rendered};\n", declaration.word))
 }
 
-/// A value as Rust writes it in this type; none if it has none there.
+/// Formats a value as a Rust expression of this type; `None` if it has none.
 fn rendered(value: &str, type_: &Type, kind: Option<&str>) -> Option<String> {
     let text = value;
     let value = value.trim();
@@ -334,7 +334,7 @@ fn rendered(value: &str, type_: &Type, kind: Option<&str>) -> Option<String> {
                 return None;
             }
             let mut digits = digits.trim_start_matches('+').to_owned();
-            // Rust wants a digit on both sides of the point, and a point or an exponent.
+            // Rust requires a digit on both sides of the point, and a point or an exponent.
             if digits.trim_start_matches('-').starts_with('.') {
                 digits = digits.replacen('.', "0.", 1);
             }
@@ -382,7 +382,7 @@ fn within(kind: &str) -> Option<&str> {
     rest.trim_end().strip_suffix('>').map(str::trim)
 }
 
-/// The elements of `[1, 2]` or `["a", "b"]`, as JSON has them, or of `1, 2`.
+/// Returns the elements of `[1, 2]` or `["a", "b"]`, written as in JSON, or of `1, 2`.
 fn elements(value: &str) -> Option<Vec<String>> {
     let inside = value.trim_start_matches("vec!");
     if inside.starts_with('[') {
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn code_is_no_value() {
+    fn code_is_refused_as_a_value() {
         assert!(given("let epochs = 3;", "std::process::exit(1)").is_err());
         assert!(given("let epochs = 3;", "inf").is_err());
     }

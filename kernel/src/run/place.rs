@@ -1,5 +1,5 @@
-//! Where executed notebooks go: settled and checked before anything runs, because what a run has found out is lost if it
-//! turns out afterwards that it can't be written.
+//! Decides where executed notebooks are written. All places are checked before anything runs, because the results of a
+//! run would be lost if they could not be written afterwards.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,14 +14,14 @@ use crate::{Error, Result};
 /// Names that mean standard output.
 const STDOUT: [&str; 3] = ["-", "/dev/stdout", "/proc/self/fd/1"];
 
-/// Where one executed notebook goes.
+/// Where an executed notebook is written.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Place {
     Stdout,
     Path(PathBuf),
 }
 
-/// The place of each notebook of a run, in their order. Folders that are missing are made.
+/// Returns the place of each notebook of a run, in order, creating missing folders.
 pub fn settle(arguments: &Run) -> Result<Vec<Place>> {
     let notebooks = &arguments.notebooks;
     let mut taken: HashMap<PathBuf, &Path> = HashMap::new();
@@ -39,7 +39,7 @@ pub fn settle(arguments: &Run) -> Result<Vec<Place>> {
                 let same = canonical(&path);
                 if let Some(other) = taken.insert(same, notebook) {
                     return Err(format!(
-                        "{} and {} would both be written to {}: give them places of their own.",
+                        "{} and {} would both be written to {}: write them to different places.",
                         other.display(),
                         notebook.display(),
                         path.display()
@@ -77,7 +77,7 @@ fn path_for(notebook: &Path, arguments: &Run) -> Result<PathBuf> {
                 None => error.to_string(),
             };
             Error::from(format!(
-                "Nothing was run, because its outcome could not be kept: could not make the folder {}: {reason}",
+                "Nothing was run, because the result could not be saved: can't create the folder {}: {reason}",
                 folder.display()
             ))
         })?;
@@ -88,18 +88,18 @@ fn path_for(notebook: &Path, arguments: &Run) -> Result<PathBuf> {
     });
     match checked {
         Ok(Destination::Stream(_)) if several => Err(format!(
-            "Several notebooks can't all be written to {}, which is no folder.",
+            "Several notebooks can't all be written to {}, which is not a folder.",
             path.display()
         )
         .into()),
         Ok(_) => Ok(path),
         Err(error) => {
-            Err(format!("Nothing was run, because its outcome could not be kept: {error}").into())
+            Err(format!("Nothing was run, because the result could not be saved: {error}").into())
         }
     }
 }
 
-/// One path for each file, whatever ways lead to it.
+/// Returns the same path for a file however it is reached.
 fn canonical(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| {
         let folder = path.parent().and_then(|folder| folder.canonicalize().ok());
@@ -110,7 +110,7 @@ fn canonical(path: &Path) -> PathBuf {
     })
 }
 
-/// Writes an executed notebook to its place, or, if that fails, somewhere else. Says where it is.
+/// Writes an executed notebook to its place or, if that fails, somewhere else. Returns where it was written.
 pub fn write(json: &[u8], place: &Place, notebook: &Path) -> Result<String> {
     let path = match place {
         Place::Stdout => {
@@ -128,7 +128,7 @@ pub fn write(json: &[u8], place: &Place, notebook: &Path) -> Result<String> {
     }
 }
 
-/// Saves what could not be written where it should: in the first folder that takes it.
+/// Saves a notebook that could not be written to its place in the first folder that accepts it.
 fn rescue(json: &[u8], notebook: &Path, problem: &str) -> Result<String> {
     let stem = notebook.file_stem().unwrap_or_default().to_string_lossy();
     let folders = [
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_folders_are_made_and_names_that_collide_are_refused() {
+    fn missing_folders_are_created_and_colliding_names_are_refused() {
         let folder = tempfile::tempdir().expect("a folder");
         let at = |name: &str| folder.path().join(name);
         for name in ["a", "b"] {
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_takes_no_file_is_refused_before_the_run() {
+    fn an_unwritable_place_is_refused_before_the_run() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("file");
         fs::write(&file, "").expect("written");
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_written_is_saved_elsewhere_and_named() {
+    fn a_notebook_that_cannot_be_written_is_saved_elsewhere() {
         let folder = tempfile::tempdir().expect("a folder");
         let place = Place::Path(folder.path().join("gone/out.ipynb"));
         let told = write(b"{}", &place, &folder.path().join("n.ipynb"))

@@ -1,4 +1,4 @@
-//! Ctrl-C and its kin, counted, to be looked at when it suits.
+//! Counts Ctrl-C and similar signals, to be checked at a convenient time.
 
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
@@ -13,13 +13,13 @@ extern "C" fn end(signal: i32) {
     ENDING.store(signal, Ordering::SeqCst);
 }
 
-/// From now on interrupts are counted, and other wishes that the program end are noted, instead of ending it.
+/// From now on, counts interrupts and records other signals that ask the program to end, instead of ending it.
 pub fn listen() {
     // SAFETY: the handlers only touch atomics.
     unsafe {
         libc::signal(libc::SIGINT, count as *const () as libc::sighandler_t);
         for signal in [libc::SIGTERM, libc::SIGHUP] {
-            // Who was started by `nohup` goes on.
+            // A program started by `nohup` keeps ignoring SIGHUP.
             if libc::signal(signal, end as *const () as libc::sighandler_t) == libc::SIG_IGN {
                 libc::signal(signal, libc::SIG_IGN);
             }
@@ -27,12 +27,12 @@ pub fn listen() {
     }
 }
 
-/// How many interrupts came since it was last asked.
+/// Returns the number of interrupts since the last call.
 pub fn take_interrupts() -> usize {
     INTERRUPTS.swap(0, Ordering::SeqCst)
 }
 
-/// The name of the signal that asked the program to end, if one did.
+/// Returns the name of the signal that asked the program to end, if one did.
 pub fn ending() -> Option<&'static str> {
     match ENDING.load(Ordering::SeqCst) {
         0 => None,
@@ -41,9 +41,9 @@ pub fn ending() -> Option<&'static str> {
     }
 }
 
-/// Lets the program end, as others do, when the reader of its output has gone away.
+/// Restores the usual behaviour when the reader of stdout goes away: the program ends.
 pub fn end_with_the_pipe() {
-    // SAFETY: gives a signal its default meaning.
+    // SAFETY: restores a signal's default action.
     unsafe {
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
     }

@@ -1,4 +1,4 @@
-//! What a run does with a notebook that others made, as far as that needs no session. Whatever the bytes are, it returns.
+//! Handles untrusted notebooks as far as that needs no session, for the fuzzers: whatever the bytes are, it returns.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::session::event::{Display, Event, Stream};
 use crate::session::failure::Failure;
 use crate::session::prelude_dep;
 
-/// Reads bytes as a notebook, gives it parameters, looks at its cells, fills in what they might show, and writes it.
+/// Parses bytes as a notebook, injects parameters, analyses its cells, adds outputs, and writes it.
 pub fn notebook(bytes: &[u8]) {
     code::on_deep_stack(|| read(bytes));
 }
@@ -69,7 +69,7 @@ fn read(bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn a_notebook_is_read_or_refused_whatever_it_holds() {
+    fn any_notebook_is_read_or_refused() {
         crate::damage::replay("notebook", 300, super::notebook);
     }
 }

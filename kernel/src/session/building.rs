@@ -1,4 +1,4 @@
-//! The bar that shows how far the crates are that a cell adds.
+//! A progress bar for building the crates that a cell adds.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use serde_json::{Map, Value};
 use super::event::{Display, Event, Sink};
 use crate::evcxr::building::Progress;
 
-/// After so long a person is shown that crates are built.
+/// The delay after which the bar appears.
 const BUILDING: Duration = Duration::from_secs(1);
 
-/// How often it is looked how far they are.
+/// How often the progress is read.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// The thread that shows how far the crates are; it has said its last when this is dropped.
+/// The thread that shows the progress; dropping this waits for its last display.
 pub struct Telling {
     end: Option<crossbeam_channel::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -33,8 +33,8 @@ impl Drop for Telling {
 }
 
 impl Telling {
-    /// Shows how far the crates are that a cell adds, if that takes a while: from what the stand-in for cargo writes down in
-    /// the session's folder, until the cell has begun or this is dropped.
+    /// Shows how far the crates that a cell adds have been built, if that takes a while, until the cell has begun or
+    /// this is dropped. The stand-in for cargo records the progress in the session's folder.
     pub fn begin(begun: Arc<AtomicBool>, events: Sink, folder: PathBuf) -> Self {
         Progress::forget(&folder);
         let (end, ended) = crossbeam_channel::bounded::<()>(0);
@@ -79,7 +79,7 @@ impl Telling {
     }
 }
 
-/// The bar.
+/// Renders the bar.
 fn display(id: &str, progress: &Progress, took: Duration, state: State) -> Display {
     let seconds = took.as_secs_f64();
     let share = match (state, progress.total) {
@@ -88,10 +88,10 @@ fn display(id: &str, progress: &Progress, took: Duration, state: State) -> Displ
         (_, total) => 100.0 * progress.done as f64 / total as f64,
     };
     let words = match state {
-        State::Done => "built the crates that this cell adds".to_owned(),
-        State::Failed => "the crates that this cell adds were not built".to_owned(),
+        State::Done => "built the crates added by this cell".to_owned(),
+        State::Failed => "the crates added by this cell were not built".to_owned(),
         State::First | State::Working if progress.total == 0 => {
-            "finding and downloading the crates that this cell adds".to_owned()
+            "finding and downloading the crates added by this cell".to_owned()
         }
         State::First | State::Working => {
             let names = match progress.names.as_str() {
@@ -125,10 +125,10 @@ fn display(id: &str, progress: &Progress, took: Duration, state: State) -> Displ
     }
 }
 
-/// How far a build is.
+/// The state of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// It is shown for the first time.
+    /// Shown for the first time.
     First,
     Working,
     Done,
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bar_says_how_far_the_crates_are() {
+    fn the_bar_shows_the_progress_of_the_crates() {
         let progress = Progress {
             doing: "Building".into(),
             done: 12,

@@ -1,5 +1,5 @@
-//! Commands at the head of a cell (`:dep`, `:vars`, ...): those of evcxr that do here what they say, and an answer for the
-//! others, which act on what this kernel has put in their place or end the process that they run in.
+//! Commands at the head of a cell (`:dep`, `:vars`, ...). evcxr runs those that work here; the kernel answers the
+//! others, which would act on parts of evcxr that this kernel replaces, or end the process that they run in.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,16 +12,16 @@ use super::remote::Remote;
 use crate::evcxr::{Evaluator, statics};
 use crate::toolchain::environment::outside;
 
-/// What commands have to do with.
+/// What the kernel's own commands need.
 pub struct Kernel<'a> {
     pub evaluator: &'a Evaluator,
     pub remote: &'a Remote,
     pub events: &'a Sink,
-    /// The session's.
+    /// The session's event sink.
     pub folder: &'a Path,
 }
 
-/// The commands that there are, and what they do.
+/// The available commands, and what they do.
 const COMMANDS: [(&str, &str); 13] = [
     (
         ":clear",
@@ -34,75 +34,74 @@ const COMMANDS: [(&str, &str); 13] = [
     (":doc NAME", "Show the documentation of a name"),
     (
         ":env NAME=VALUE",
-        "Set a variable of the environment for the process that starts next",
+        "Set an environment variable for the next process that runs the cells",
     ),
-    (":explain", "Explain the last error of the compiler"),
+    (":explain", "Explain the last compiler error"),
     (":help", "Show this list"),
-    (":offline 0|1", "Whether cargo may use the network"),
-    (":opt 0|1|2|3", "How much cells are optimized"),
+    (":offline 0|1", "Keep cargo off the network (1), or let it use the network (0)"),
+    (":opt 0|1|2|3", "Set the optimization level of cells"),
     (
         ":restart",
-        "End the process that runs the cells, with all variables, and start another",
+        "Restart the process that runs the cells, losing all variables",
     ),
     (":show_deps", "Show the crates that were added"),
     (":type NAME", "Show the type of a variable (:t for short)"),
     (":vars", "Show the variables and their types"),
-    ("!COMMAND", "Run a command of the shell"),
+    ("!COMMAND", "Run a shell command"),
 ];
 
-/// Commands of evcxr that have no effect here, and what there is instead.
+/// Commands of evcxr that have no effect here, and what replaces them.
 const WITHOUT_EFFECT: [(&str, &str); 17] = [
-    (":allow_static_linking", "how cells are linked is settled"),
+    (":allow_static_linking", "the linking of cells can't be changed"),
     (
         ":build_env",
-        "set the variable before the kernel is started",
+        "set the variable before starting the kernel",
     ),
     (
         ":cache",
-        "what was built is kept by itself (`cloze doctor` shows where)",
+        "builds are cached automatically (`cloze doctor` shows where)",
     ),
     (
         ":clear_cache",
-        "what was built is kept by itself (`cloze doctor` shows where)",
+        "builds are cached automatically (`cloze doctor` shows where)",
     ),
     (
         ":codegen_backend",
         "cells are compiled with the installed compiler",
     ),
-    (":efmt", "errors are shown with their causes"),
+    (":efmt", "errors are always shown with their causes"),
     (
         ":fmt",
-        "values are shown by their `Debug`; println!(\"{:#?}\", value) prints them otherwise",
+        "values are displayed through their `Debug`; use println!(\"{:#?}\", value) for another format",
     ),
-    (":internal_debug", "it is of use to who works on evcxr"),
+    (":internal_debug", "it only serves the developers of evcxr"),
     (
         ":last_compile_dir",
-        "`cloze doctor` shows where everything is",
+        "`cloze doctor` shows the location of all files",
     ),
     (
         ":last_error_json",
-        "errors are shown in the cell; :explain says more",
+        "errors are shown in the cell; :explain shows more",
     ),
     (":linker", "the linker is the toolchain's"),
-    (":load_config", "there is no configuration"),
+    (":load_config", "there is no configuration file"),
     (
         ":preserve_vars_on_panic",
         "variables are always kept when a cell panics",
     ),
-    (":sccache", "what was built is kept by itself"),
+    (":sccache", "builds are cached automatically"),
     (
         ":time_passes",
-        "it needs a nightly compiler and evcxr's own builds",
+        "it would need a nightly compiler and evcxr's own way of building",
     ),
     (
         ":toolchain",
-        "cells are compiled with the toolchain that the kernel was started with",
+        "cells are compiled with the toolchain of the environment in which the kernel was started",
     ),
     (":types", ":vars shows the types"),
 ];
 
-/// Runs what is the kernel's own business of a cell's commands. What evcxr has to do is left in the code that is given back;
-/// lines keep their places.
+/// Runs the kernel's own commands of a cell. Returns the code that is left for evcxr, with the same line numbers.
 pub fn run(code: &str, kernel: &mut Kernel) -> Result<String, Failure> {
     let mut left: Vec<String> = Vec::new();
     let mut in_commands = true;
@@ -143,14 +142,14 @@ pub fn run(code: &str, kernel: &mut Kernel) -> Result<String, Failure> {
             ":quit" => {
                 return Err(Failure::new(
                     "error",
-                    ":quit would end the kernel, and with it everything that runs in it.\n\
-                     To end a session, close the notebook or shut its kernel down; :restart begins anew with no variables.",
+                    ":quit would end the kernel and everything that runs in it.\n\
+                     To end a session, close the notebook or shut down its kernel; :restart starts again without variables.",
                 ));
             }
             ":timing" => {
                 return Err(Failure::new(
                     "error",
-                    ":timing has no effect in this kernel: `cloze run` tells each cell's time, and so do front ends",
+                    ":timing has no effect in this kernel: `cloze run` and the front ends show the time of each cell",
                 ));
             }
             _ if word.starts_with(':') => {
@@ -175,7 +174,7 @@ pub fn run(code: &str, kernel: &mut Kernel) -> Result<String, Failure> {
     Ok(left.join("\n"))
 }
 
-/// Runs a command of the shell, with the environment that the user started the kernel with.
+/// Runs a shell command in the environment that the user started the kernel with.
 fn shell(command: &str, kernel: &Kernel) -> Result<(), Failure> {
     let mut shell = Command::new("sh");
     let output = outside(shell.args(["-c", command]).stdin(Stdio::null()))
@@ -208,7 +207,7 @@ fn show_text(kernel: &Kernel, text: String) {
     display(kernel, data);
 }
 
-/// Shows a table with a heading.
+/// Shows a table with a header.
 fn show(kernel: &Kernel, heading: &[(&str, &str)], rows: &[(&str, &str)]) {
     let width = rows
         .iter()

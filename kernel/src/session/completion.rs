@@ -1,10 +1,10 @@
-//! What a front end offers to write: names, each once, with their signatures beside them.
+//! Completions for front ends: each name once, with its signature.
 
 use std::collections::HashSet;
 
 use crate::evcxr::Offer;
 
-/// What may be written, and the bytes of the code that it would replace.
+/// The completions, and the bytes of the code that they replace.
 #[derive(Debug)]
 pub struct Completions {
     pub start: usize,
@@ -16,37 +16,37 @@ pub struct Completions {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
     pub name: String,
-    /// What the front end shows beside it: the signature of what can be called, or what kind of thing it is.
+    /// The text shown beside it: the signature of a function, or the kind of any other item.
     pub kind: String,
     pub signature: String,
     pub is_field: bool,
 }
 
-/// Where the cursor is.
+/// The position of the cursor.
 pub struct Context<'a> {
-    /// Behind `Type::`.
+    /// After `Type::`.
     pub of_type: bool,
-    /// Behind `value.`.
+    /// After `value.`.
     pub of_value: bool,
-    /// What is there of the name.
+    /// The part of the name that is already written.
     pub written: &'a str,
 }
 
-/// Each name once: what came first.
+/// Removes duplicate names, keeping the first of each.
 pub fn once(candidates: &mut Vec<Candidate>) {
     let mut seen = HashSet::new();
     candidates.retain(|candidate| seen.insert(candidate.name.clone()));
 }
 
-/// The names among what rust-analyzer has found, those of fields beside those of functions. It would insert whole calls with names for their arguments, which a person
-/// had to take out again.
+/// Converts rust-analyzer's completions to names, keeping fields apart from functions. rust-analyzer would insert whole
+/// calls with placeholder arguments, which the user would have to delete.
 pub fn candidates(found: &[Offer], context: &Context) -> Vec<Candidate> {
     let mut seen = HashSet::new();
     let mut candidates: Vec<(bool, Candidate)> = Vec::new();
     for one in found {
         let (code, kind, label) = (one.code.as_str(), one.kind, one.label.as_str());
         let name = name(code);
-        // Part of how values show themselves, and nobody's word.
+        // Internal methods of evcxr and the cell library, for displaying values.
         let hidden = name.starts_with("evcxr") && !context.written.starts_with("evcxr")
             || name.starts_with("cloze_cell") && !context.written.starts_with("cloze_c");
         if name.is_empty() || hidden {
@@ -75,7 +75,7 @@ pub fn candidates(found: &[Offer], context: &Context) -> Vec<Candidate> {
             is_field: context.of_value && kind == "instance" && signature.is_empty(),
             signature,
         };
-        // A function may have the name of a field, which may be private.
+        // A function may have the same name as a field, which may be private.
         if seen.insert((candidate.name.clone(), candidate.is_field)) {
             candidates.push((context.of_type && needs_value, candidate));
         }
@@ -87,14 +87,14 @@ pub fn candidates(found: &[Offer], context: &Context) -> Vec<Candidate> {
         .collect()
 }
 
-/// What of a piece of code is a name: all that can be written before a bracket. What is more than that stays whole.
+/// Returns the name at the beginning of a piece of code, up to a bracket. Anything more complex is returned whole.
 fn name(code: &str) -> &str {
     let code = code.trim();
     let is_name = |c: char| c.is_alphanumeric() || c == '_' || c == '#';
     let end = code.find(|c| !is_name(c)).unwrap_or(code.len());
     match &code[end..] {
         rest if rest.starts_with('!') => &code[..=end],
-        // A path or a piece of code of several words is inserted as it is; a call is its name.
+        // A path or several words are inserted unchanged; of a call, only the name.
         rest if rest.starts_with('(')
             || end == code.len()
             || rest.starts_with("::<")
@@ -106,9 +106,9 @@ fn name(code: &str) -> &str {
     }
 }
 
-/// Whether what the documentation says of a name begins with a declaration that others can't see.
+/// Whether the declaration at the beginning of a name's documentation is private.
 pub fn is_private(documentation: &str, name: &str) -> bool {
-    // The crate that evcxr makes of the cells: what they define is theirs.
+    // The crate that evcxr generates for the cells: all of its items are the user's own.
     if documentation.starts_with("ctx") {
         return false;
     }
@@ -128,7 +128,8 @@ pub fn is_private(documentation: &str, name: &str) -> bool {
         })
 }
 
-/// The whole path of the name that a code ends with, if that is in a `use` line: `use std::{fmt, io::Read` → `std::io::Read`.
+/// Returns the full path of the name that the code ends with, if it is in a `use` line: `use std::{fmt, io::Read` →
+/// `std::io::Read`.
 pub fn used_path(code: &str) -> Option<String> {
     let statement = code.rsplit([';', '\n']).next()?.trim_start();
     let statement = statement.strip_prefix("pub ").unwrap_or(statement);
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_offered_once_with_what_they_take_beside_them() {
+    fn names_are_offered_once_with_their_signatures() {
         let found = [
             offer("push(value)", "function", "push(value: T)"),
             offer("clone_into(target);", "function", "clone_into(…)"),
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_a_value_comes_before_what_needs_one() {
+    fn constructors_come_before_methods() {
         let found = [
             offer("get(&self)", "function", "get(&self)"),
             offer("new()", "function", "new()"),
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_in_a_use_line_has_a_path() {
+    fn names_in_use_lines_are_resolved_to_paths() {
         for (code, path) in [
             ("use std::collections::HashMap", "std::collections::HashMap"),
             (
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn private_declarations_are_told_from_public_ones() {
+    fn private_declarations_are_recognised() {
         assert!(is_private("alloc::vec::Vec\n\nbuf: RawVec<T, A>", "buf"));
         assert!(is_private(
             "cloze::Tokenizer\n\npub(crate) fn made(core: Core) -> Tokenizer",

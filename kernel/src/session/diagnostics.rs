@@ -1,8 +1,8 @@
-//! The compiler's errors, told in the lines of the cells.
+//! Reports compiler errors in terms of the cells' lines.
 //!
-//! evcxr has a report of its own, which puts an error's note in the place of the error and drops what is not in the cell.
-//! What the compiler said is kept by the stand-in for cargo instead ([`Failed`]), and every place in it is led back to the
-//! cell that it stems from.
+//! evcxr's own report shows an error's note in place of the error, and drops messages about code outside the cell. Here
+//! the stand-in for cargo keeps the compiler's messages ([`Failed`]), and every span in them is mapped back to the cell
+//! it comes from.
 
 use std::sync::Arc;
 
@@ -14,21 +14,21 @@ use crate::evcxr::failed::Failed;
 use crate::evcxr::generated::{SHOWS_VALUE, in_words_of_the_cell};
 use crate::evcxr::source_map::{SourceMap, Spot};
 
-/// A place that the compiler speaks of, in a cell.
+/// A span of a compiler message, in a cell.
 struct Place {
     cell: Arc<Cell>,
-    /// Bytes of the original.
+    /// Bytes of the original code.
     start: usize,
     end: usize,
     within: Option<String>,
     label: String,
     primary: bool,
     replacement: Option<String>,
-    /// Whether the compiler speaks of what comes behind the cell.
+    /// Whether the message is about generated code after the cell.
     behind: bool,
 }
 
-/// The failure that these errors are; none if there is no error among them.
+/// Builds the failure from the compiler's errors; `None` if there is no error among them.
 pub fn failure(failed: &Failed, map: &SourceMap, cell: &Arc<Cell>) -> Option<Failure> {
     let mut errors: Vec<(u8, &Value, Vec<Place>)> = Vec::new();
     for message in &failed.messages {
@@ -50,7 +50,7 @@ pub fn failure(failed: &Failed, map: &SourceMap, cell: &Arc<Cell>) -> Option<Fai
         if !places.iter().any(|place| place.primary) && spans(message).iter().any(shows) {
             places.extend(shown_value(cell));
         }
-        // The cell's own errors first, then those that it causes in others, then what is in no cell at all.
+        // Errors in this cell first, then errors that it causes in other cells, then errors in no cell at all.
         let rank = if places
             .iter()
             .any(|place| place.primary && Arc::ptr_eq(&place.cell, cell))
@@ -67,7 +67,7 @@ pub fn failure(failed: &Failed, map: &SourceMap, cell: &Arc<Cell>) -> Option<Fai
     }
     errors.sort_by_key(|(rank, ..)| *rank);
     let best = errors.first()?.0;
-    // What is wrong in no cell follows from what is wrong in one.
+    // Errors outside all cells follow from an error in a cell.
     errors.retain(|(rank, ..)| *rank < 2 || *rank == best);
     let mut traceback: Vec<String> = Vec::new();
     let mut reports: Vec<Vec<String>> = Vec::new();
@@ -86,7 +86,7 @@ pub fn failure(failed: &Failed, map: &SourceMap, cell: &Arc<Cell>) -> Option<Fai
     })
 }
 
-/// The failure that a complaint about a cell is.
+/// Builds the failure from a fault that was found before compilation.
 pub fn complaint(complaint: &Complaint, code: &str) -> Failure {
     let (line, column) = line_and_column(code, complaint.at.start);
     let length = code[complaint.at.start..]
@@ -125,7 +125,7 @@ fn title(message: &Value) -> String {
     }
 }
 
-/// The message, in words of the cell.
+/// Returns the message, without references to generated code.
 fn headline(message: &Value, places: &[Place]) -> String {
     let text = message["message"].as_str().unwrap_or_default();
     let found_generated =
@@ -136,10 +136,10 @@ fn headline(message: &Value, places: &[Place]) -> String {
             .nth(3)
             .filter(|kind| !kind.contains("evcxr"));
         let kind = kind.map_or_else(|| "the value".to_owned(), |kind| format!("a `{kind}`"));
-        return format!("{kind} can't be shown: it has no `Debug`");
+        return format!("{kind} can't be displayed: it does not implement `Debug`");
     }
     match text.split_once(", found ") {
-        // What comes behind the cell is none of its business.
+        // Generated code after the cell is not shown to the user.
         Some((expected, _)) if found_generated => format!("{expected}, found the end of the cell"),
         Some((expected, found)) if message["code"].is_null() => {
             match places.iter().find_map(|place| found_instead(place, found)) {
@@ -151,7 +151,7 @@ fn headline(message: &Value, places: &[Place]) -> String {
     }
 }
 
-/// What the cell has at a place where the compiler found something that was put behind a statement of it.
+/// Returns what follows in the cell where the compiler found code that was inserted after a statement.
 fn found_instead(place: &Place, found: &str) -> Option<String> {
     let word = found.split('`').nth(1).filter(|_| place.primary)?;
     let code = &place.cell.original;
@@ -222,7 +222,7 @@ fn report(message: &Value, places: &[Place], map: &SourceMap, cell: &Arc<Cell>) 
     lines
 }
 
-/// The imports that are suggested, which would stand before all that is in the cell.
+/// Returns the suggested imports, which belong before all other code of the cell.
 fn imports(child: &Value) -> impl Iterator<Item = &str> {
     spans(child)
         .iter()
@@ -231,7 +231,7 @@ fn imports(child: &Value) -> impl Iterator<Item = &str> {
         .filter(|text| text.starts_with("use ") && !text.contains("evcxr"))
 }
 
-/// The lines of the cells that are spoken of, those of the running cell first.
+/// Formats the marked lines of the cells, those of the running cell first.
 fn show(places: &[Place], cell: &Arc<Cell>) -> Vec<String> {
     let mut lines = Vec::new();
     let mut shown: Vec<&Arc<Cell>> = Vec::new();
@@ -258,7 +258,7 @@ fn show(places: &[Place], cell: &Arc<Cell>) -> Vec<String> {
         let marks = of_cell().map(|place| {
             let (line, column) = line_and_column(code, place.start);
             let (last, end) = line_and_column(code, place.end);
-            // A span of several lines is marked to the end of its first.
+            // A span of several lines is marked up to the end of its first line.
             let first = code.lines().nth(line - 1).unwrap_or_default();
             let end = if last == line {
                 end
@@ -277,7 +277,7 @@ fn show(places: &[Place], cell: &Arc<Cell>) -> Vec<String> {
     lines
 }
 
-/// The value that a cell ends with: what is wrong with showing it is wrong there.
+/// Returns the place of the cell's last value: an error in the code that displays it is reported there.
 fn shown_value(cell: &Arc<Cell>) -> Option<Place> {
     let chunks = cell.chunks();
     let last = chunks.last().filter(|last| !last.is_item())?;
@@ -287,7 +287,7 @@ fn shown_value(cell: &Arc<Cell>) -> Option<Place> {
         start: cell.original_offset(range.start),
         end: cell.original_offset(range.end),
         within: None,
-        label: "the value that the cell ends with is shown; `;` behind it would leave that out"
+        label: "the value at the end of a cell is displayed; add `;` to hide it"
             .into(),
         primary: true,
         replacement: None,
@@ -295,7 +295,7 @@ fn shown_value(cell: &Arc<Cell>) -> Option<Place> {
     })
 }
 
-/// Whether an error is at what evcxr writes around the value of a cell, as that of an expression without an end is.
+/// Whether an error is in the code that evcxr writes around the cell's value, as for an incomplete expression.
 fn is_behind_value(message: &Value, map: &SourceMap) -> bool {
     spans(message).iter().any(|span| {
         let line = span["line_start"].as_u64().unwrap_or(0) as usize;
@@ -303,7 +303,7 @@ fn is_behind_value(message: &Value, map: &SourceMap) -> bool {
     })
 }
 
-/// The last character of a cell.
+/// Returns the last character of a cell.
 fn end_of(cell: &Arc<Cell>) -> Option<Place> {
     let text = cell.original.trim_end();
     let start = text.char_indices().last()?.0;
@@ -319,7 +319,7 @@ fn end_of(cell: &Arc<Cell>) -> Option<Place> {
     })
 }
 
-/// The lines as they would be with all that is suggested.
+/// Returns the lines with all suggestions applied.
 fn with_suggestions(places: &[Place]) -> Vec<String> {
     let Some(first) = places.iter().find(|place| place.replacement.is_some()) else {
         return Vec::new();
@@ -364,7 +364,7 @@ fn places(message: &Value, map: &SourceMap) -> Vec<Place> {
         .collect()
 }
 
-/// The place of a span in a cell; where a macro wrote the code, that of the macro's call.
+/// Returns the place of a span in a cell. In code generated by a macro, that is the macro call.
 fn place(span: &Value, map: &SourceMap) -> Option<Place> {
     let mut at = span;
     while !at["file_name"].as_str()?.ends_with("lib.rs") || spots(at, map).is_none() {
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_note_does_not_take_the_place_of_its_error() {
+    fn a_note_is_not_shown_in_place_of_its_error() {
         let note = json!({ "level": "note", "message": "function defined here", "spans": [span(1, 4..8, "", true)] });
         let error = json!({ "level": "error", "message": "mismatched types", "code": { "code": "E0308" },
                             "spans": [span(5, 6..7, "expected `f32`, found integer", true)], "children": [note] });
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn generated_code_is_not_spoken_of_where_there_is_an_error_in_a_cell() {
+    fn errors_in_generated_code_are_hidden_if_a_cell_has_errors() {
         let generated = json!({ "level": "error", "message": "cannot find type `X`", "code": { "code": "E0412" },
                                 "spans": [span(2, 1..2, "", true)], "children": [] });
         let own = json!({ "level": "error", "message": "oh", "code": null, "spans": [span(3, 5..6, "", true)], "children": [] });
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_at_the_end_is_missing_in_the_cell() {
+    fn an_error_after_the_cell_is_reported_at_its_end() {
         let error = json!({ "level": "error", "message": "expected identifier, found `#`", "code": null,
                             "spans": [span(2, 1..2, "", true)], "children": [] });
         let told = told(vec![error]);
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn all_parts_of_a_suggestion_are_shown_in_the_line() {
+    fn all_parts_of_a_suggestion_are_applied_to_the_line() {
         let part = |columns: std::ops::Range<usize>, text: &str| {
             let mut span = span(5, columns, "", true);
             span["suggested_replacement"] = text.into();

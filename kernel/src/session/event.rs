@@ -1,13 +1,13 @@
-//! What a cell does while it runs, as a front end shows it.
+//! Events of a running cell, for front ends.
 
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-/// Where what happens goes. Called in the order in which it happened.
+/// Receives events, in the order in which they happened.
 pub type Sink = Arc<dyn Fn(Event) + Send + Sync>;
 
-/// Where text was printed.
+/// The stream that text was printed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     Stdout,
@@ -15,7 +15,7 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// The name that the protocol and the notebook format use.
+    /// Returns the name used by the protocol and the notebook format.
     pub fn name(self) -> &'static str {
         match self {
             Self::Stdout => "stdout",
@@ -24,27 +24,27 @@ impl Stream {
     }
 }
 
-/// Something shown: one thing in one or several representations.
+/// A display: one value in one or several representations.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Display {
     /// Content by MIME type.
     pub data: Map<String, Value>,
     /// Metadata by MIME type.
     pub metadata: Map<String, Value>,
-    /// The name under which it can be replaced later.
+    /// The id under which it can be replaced later.
     pub display_id: Option<String>,
-    /// Whether it replaces the display of that name.
+    /// Whether it replaces the display with that id.
     pub update: bool,
     /// Whether it is the value of the cell's last expression.
     pub is_result: bool,
 }
 
-/// One thing that happened, in the order in which it did.
+/// An event of a running cell.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     Text(Stream, String),
     Display(Display),
-    /// Forget what the cell has shown so far; with `wait`, when something new is shown.
+    /// Clear the cell's output; with `wait`, only when the next output arrives.
     Clear {
         wait: bool,
     },
@@ -53,8 +53,8 @@ pub enum Event {
         prompt: String,
         password: bool,
     },
-    /// The cell reads its input, in which there is nothing, without having asked.
+    /// The cell reads from its empty standard input without having asked for a line.
     Reads,
-    /// What the kernel itself is doing meanwhile: building, compiling, starting.
+    /// What the kernel itself is doing: building, compiling, starting.
     Waiting(String),
 }

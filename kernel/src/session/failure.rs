@@ -1,4 +1,4 @@
-//! How a cell failed, told in the cell's own lines.
+//! Describes how a cell failed, in terms of the cell's lines.
 
 use std::ops::Range;
 
@@ -7,18 +7,18 @@ use super::report::{Panic, ReturnedError};
 use crate::evcxr::CompileError;
 use crate::evcxr::source_map::Spot;
 
-/// A cell's failure, as the protocol and the notebook format want it.
+/// A cell's failure, as in the protocol and the notebook format.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
-    /// What kind: `error[E0308]`, `panic`, the type of a returned error, ...
+    /// The kind: `error[E0308]`, `panic`, the type of a returned error, ...
     pub name: String,
     pub value: String,
-    /// Lines, with the colours of a terminal.
+    /// Lines, with terminal colours.
     pub traceback: Vec<String>,
 }
 
-// Colours are for signs, and words have the page's own colour: on the red ground of JupyterLab's dark theme the others have
-// little contrast. Never bold and coloured: there those are the dark colours.
+// Symbols are coloured, and text has the page's own colour: on the red background of JupyterLab's dark theme other
+// colours have little contrast. Nothing is both bold and coloured: those are rendered as the dark colours there.
 pub const BOLD: &str = "\u{1b}[1m";
 pub const RED: &str = "\u{1b}[31m";
 pub const BLUE: &str = "\u{1b}[34m";
@@ -26,7 +26,7 @@ pub const CYAN: &str = "\u{1b}[36m";
 pub const PLAIN: &str = "\u{1b}[0m";
 
 impl Failure {
-    /// A failure that is best said in one message.
+    /// Builds a failure with a single message.
     pub fn new(name: &str, value: impl Into<String>) -> Self {
         let value = value.into();
         let mut lines = value.lines();
@@ -42,7 +42,7 @@ impl Failure {
         }
     }
 
-    /// Errors as evcxr tells them, each with the lines of the cell that it points to.
+    /// Builds a failure from evcxr's errors, each with the lines of the cell that it marks.
     pub fn compilation(errors: &[CompileError], code: &str) -> Self {
         let first = errors.first();
         Self {
@@ -55,17 +55,17 @@ impl Failure {
         }
     }
 
-    /// A panic of a cell, shown at the places in cells through which it was reached.
+    /// Builds a failure from a panic, with the places in cells through which it was reached.
     pub fn panic(panic: &Panic, places: &Places, number: usize) -> Self {
         let mut failure = Self::new("panic", panic.message.clone());
         failure.traceback.extend(ways(panic, places, Some(number)));
         failure
     }
 
-    /// An error that `?` passed on.
+    /// Builds a failure from an error that `?` returned.
     pub fn returned(error: &ReturnedError) -> Self {
         let mut failure = Self::new(&error.type_name, error.message.clone());
-        // Some errors have their cause in their own message already.
+        // Some errors already include their cause in their message.
         for cause in error
             .causes
             .iter()
@@ -90,7 +90,7 @@ fn compilation_error(error: &CompileError, code: &str) -> Vec<String> {
     let mut notes = Vec::new();
     for label in &error.labels {
         if let Some(((line, column), (last, end))) = label.span {
-            // A span of several lines is marked to the end of its first.
+            // A span of several lines is marked up to the end of its first line.
             let first = code.lines().nth(line - 1).unwrap_or_default();
             let end = if last == line {
                 end
@@ -123,19 +123,19 @@ fn compilation_error(error: &CompileError, code: &str) -> Vec<String> {
     lines
 }
 
-/// Columns of a line of the cell, and what is to say of them; lines and columns count from 1.
+/// A labelled range of columns in a line of the cell; lines and columns count from 1.
 pub struct Mark<'a> {
     pub line: usize,
     pub columns: Range<usize>,
     pub label: &'a str,
-    /// What went wrong, as opposed to why.
+    /// Whether it marks the fault itself, as opposed to its cause.
     pub primary: bool,
 }
 
-/// So many characters of a line are shown.
+/// The number of characters shown of a line.
 const LONG: usize = 200;
 
-/// Lines of the cell, each once, with carets under the columns that are marked.
+/// Formats lines of the cell, each once, with carets under the marked columns.
 pub fn excerpt(code: &str, mut marks: Vec<Mark>) -> Vec<String> {
     marks.retain(|mark| (1..=code.lines().count()).contains(&mark.line));
     marks.sort_by_key(|mark| (mark.line, !mark.primary));
@@ -145,7 +145,7 @@ pub fn excerpt(code: &str, mut marks: Vec<Mark>) -> Vec<String> {
     for same in marks.chunk_by(|one, other| one.line == other.line) {
         let number = same[0].line;
         let text = code.lines().nth(number - 1).unwrap_or_default();
-        // Of a line that is too long to be read, what is about the first mark.
+        // Of a line that is too long, show the part around the first mark.
         let (skipped, text) = match text.chars().count() > LONG {
             true => {
                 let skipped = same[0].columns.start.saturating_sub(LONG / 2);
@@ -192,7 +192,7 @@ pub fn in_cell(within: Option<&str>, number: usize) -> String {
     }
 }
 
-/// What a panic of a thread that a cell started says on stderr.
+/// Formats the message that a panic in a thread of a cell prints on stderr.
 pub fn panic_of_thread(name: &str, panic: &Panic, places: &Places) -> String {
     let name = match name {
         "" => String::new(),
@@ -206,7 +206,7 @@ pub fn panic_of_thread(name: &str, panic: &Panic, places: &Places) -> String {
     told
 }
 
-/// Where a panic was raised, and the call in the cell of this number that led there.
+/// Returns where a panic was raised, and the call in this cell that led to it.
 fn ways(panic: &Panic, places: &Places, number: Option<usize>) -> Vec<String> {
     let (spots, is_own) = places.of_panic(panic);
     let show = |spot: &Spot, label: &'static str| {
@@ -237,7 +237,7 @@ fn ways(panic: &Panic, places: &Places, number: Option<usize>) -> Vec<String> {
             lines.push(format!("{BLUE}  -->{PLAIN} {place}, line {}", first.line));
         }
         lines.extend(show(first, label));
-        // The way there from the cell that runs, if it begins elsewhere.
+        // The call in the running cell, if the panic was raised elsewhere.
         let from = spots[1..]
             .iter()
             .find(|spot| in_running(spot) && spot.within.is_none());
@@ -271,7 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn causes_that_the_message_tells_already_are_not_repeated() {
+    fn causes_that_the_message_includes_are_not_repeated() {
         let error = ReturnedError {
             type_name: "Error".into(),
             message: "reading a.json: not found".into(),
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_long_line_what_is_about_the_mark_is_shown() {
+    fn a_long_line_is_shown_around_its_mark() {
         let code = format!("{}X{}", "a".repeat(5000), "b".repeat(5000));
         let mark = Mark {
             line: 1,
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn carets_stand_under_the_columns_of_a_line_that_is_shown_once() {
+    fn a_line_is_shown_once_with_carets_under_its_columns() {
         let mark = |line, columns, label, primary| Mark {
             line,
             columns,

@@ -1,11 +1,11 @@
-//! From an address in a cell's library to the cell's lines.
+//! Maps an address in a cell's library to lines of the cell.
 
 use addr2line::Context;
 use addr2line::gimli::{Dwarf, EndianSlice, Error, NativeEndian};
 use object::{Object, ObjectSection};
 
-/// The lines and columns of cells at an address of the library with these bytes, the innermost first: several where a call
-/// was inlined.
+/// Returns the lines and columns of cells at an address of the library with these bytes, the innermost first; there are
+/// several where a call was inlined.
 pub fn of_address(library: &[u8], address: u64) -> Option<Vec<(usize, usize)>> {
     let file = object::File::parse(library).ok()?;
     let dwarf = Dwarf::load(|section| {

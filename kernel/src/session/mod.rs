@@ -1,4 +1,4 @@
-//! A session: evcxr, the process that runs the cells, and what passes between them.
+//! A session: evcxr, the process that runs the cells, and the communication between them.
 
 mod building;
 mod commands;
@@ -41,33 +41,33 @@ use crate::toolchain::prelude::{Libraries, Sources};
 use crate::toolchain::{Toolchain, outline};
 use crate::{Error, Result};
 
-/// The message while a cell waits and nothing has to be built.
+/// The status while the session starts and nothing has to be built.
 pub const STARTING: &str = "starting";
 
-/// So long it may take to ask which of the names that may follow are private, of a type that is not read of in sources.
-/// JupyterLab forgets completions that take longer than a second, rust-analyzer's part included.
+/// The time limit for finding out which completions are private, for types whose sources are not read. JupyterLab
+/// discards completions that take longer than a second, including rust-analyzer's part.
 const VISIBILITY: Duration = Duration::from_millis(250);
 
-/// evcxr with everything around it that makes cells start fast and fail honestly.
+/// evcxr, together with everything that makes cells start fast and fail informatively.
 pub struct Session {
     evaluator: Evaluator,
     streams: Streams,
     events: Sink,
-    /// Where events go instead while a value is looked up.
+    /// Collects events while a value is evaluated, instead of sending them.
     captured: Captured,
     remote: Remote,
     places: Places,
     folder: PathBuf,
-    /// Whether it was the compiler that the last cell failed by.
+    /// Whether the last cell failed to compile.
     failed_to_compile: bool,
-    /// The folders of the sources that completion has to do with, and what is private in them, once that was asked for.
+    /// The source folders that completion uses, and the private names in them, once they have been read.
     crate_sources: Vec<PathBuf>,
     private_names: Arc<OnceLock<PrivateNames>>,
-    /// The types that cells have defined.
+    /// The types that cells defined.
     own_types: HashSet<String>,
     has_prelude: bool,
     is_warm: bool,
-    // Dropped last: the others use them.
+    // Dropped last, because the others use them.
     _libraries: Libraries,
     _dir: Arc<SessionDir>,
 }
@@ -75,8 +75,8 @@ pub struct Session {
 type Captured = Arc<Mutex<Option<Vec<Event>>>>;
 
 impl Session {
-    /// Starts a session in `session_dir`, which must have been moved into. The thread that calls this must live as long as
-    /// the session: the process that runs the cells ends with it.
+    /// Starts a session in `session_dir`, which must have been entered with `move_in`. The calling thread must live as
+    /// long as the session: the process that runs the cells ends with it.
     pub fn start(
         session_dir: Arc<SessionDir>,
         sources: Option<&Sources>,
@@ -97,7 +97,7 @@ impl Session {
         let waiting = |what: String| events(Event::Waiting(what));
         if !toolchain.has_sources() {
             waiting(
-                "adding the sources of Rust's standard library (rustup component add rust-src)"
+                "installing the sources of Rust's standard library (rustup component add rust-src)"
                     .into(),
             );
             toolchain.add_sources()?;
@@ -115,13 +115,13 @@ impl Session {
         })?;
         let library = outline::shown(&toolchain)?;
         waiting(STARTING.into());
-        // evcxr begins with a cell of its own, which needs no types. They are loaded with code that does, at one go:
-        // rust-analyzer forgets what it has parsed from one piece of code to the next.
+        // evcxr starts with a cell of its own, which needs no types. They are loaded together with the first code that
+        // needs them: rust-analyzer forgets what it has parsed from one piece of code to the next.
         session_dir.show_nothing()?;
         statics::forget(session_dir.folder());
         let compilation = Compilation::of(&session_dir);
         compilation.allow();
-        let pipes = Pipes::new().map_err(Error::system("making pipes"))?;
+        let pipes = Pipes::new().map_err(Error::system("creating pipes"))?;
         let mark = uuid::Uuid::new_v4().simple().to_string();
         let mut command = cell_process(&toolchain, &libraries, &mark)?;
         pipes
@@ -138,7 +138,7 @@ impl Session {
         streams.unmute();
         let begun = streams.about_to_run();
         remote.connect(evaluator.process(), input, compilation, begun);
-        // rust-analyzer looks at the library and the crates again because the manifest is another one.
+        // The changed manifest makes rust-analyzer load the library and the crates again.
         session_dir.show_library(&library)?;
         session_dir.set_opt_level(OPT_LEVEL)?;
         let mut session = Self {
@@ -170,7 +170,7 @@ impl Session {
         Ok(session)
     }
 
-    /// Begins to read what the first completion would have to wait for. A session that nobody types into has no use for it.
+    /// Starts to read what the first completion needs. A session without a user who types does not need it.
     pub fn expect_completions(&self) {
         let (names, folders) = (self.private_names.clone(), self.crate_sources.clone());
         std::thread::spawn(move || {
@@ -178,15 +178,15 @@ impl Session {
         });
     }
 
-    /// Does what the first cells would have to wait for: loads the types of the library and of the prelude, as far as a
-    /// first `let` needs them, and tells evcxr that cells use `?`.
+    /// Prepares what the first cells would have to wait for: loads the types of the library and of the prelude, as far
+    /// as a first `let` needs them, and makes evcxr learn that cells use `?`.
     fn learn(&mut self) {
         let typical = self.typical_code();
         let _ = self.evaluator.documentation(typical);
         let _ = self.value("std::fs::metadata(\".\")?;");
     }
 
-    /// Code that ends with a variable.
+    /// Returns code that ends with a variable.
     fn typical_code(&self) -> &'static str {
         match self.has_prelude {
             true => {
@@ -196,7 +196,7 @@ impl Session {
         }
     }
 
-    /// Runs the cell of this number. Its output goes to the session's events, all of it before this returns.
+    /// Runs a cell. All of its output is sent to the session's events before this returns.
     pub fn execute(&mut self, number: usize, code: &str) -> Result<(), Failure> {
         let code = code.strip_prefix('\u{feff}').unwrap_or(code);
         let code = self.without_prelude_dep(code);
@@ -220,7 +220,7 @@ impl Session {
         if outcome.is_ok() || !self.failed_to_compile {
             return outcome;
         }
-        // Types that evcxr writes too short are written out, if that is all that is wrong.
+        // Types that evcxr writes too short are written out, if nothing else is wrong.
         let attempts = Failed::read(&self.folder).map(|failed| retype::attempts(&failed, &cell));
         for cell in attempts.into_iter().flatten() {
             let again = self.execute_cell(&cell);
@@ -248,7 +248,7 @@ impl Session {
         self.remote.begin();
         let executed = self.evaluator.execute(&cell.prepared);
         let interrupts = self.remote.end();
-        // What went wrong is led back to the cell while it counts as running.
+        // The error is mapped to cells while this cell still counts as the running one.
         let outcome = match executed {
             Ok(outputs) => {
                 let report = self.streams.report();
@@ -274,7 +274,7 @@ impl Session {
                 let outcome = self.outcome(&report, cell, interrupts);
                 for name in self.places.macros_that_define(cell) {
                     let text = format!(
-                        "What `{name}!` defines is seen by this cell only: items are kept for later cells where they are written out.\n"
+                        "Items defined by `{name}!` exist in this cell only: only items that are written out are kept for later cells.\n"
                     );
                     (self.events)(Event::Text(Stream::Stderr, text));
                 }
@@ -303,9 +303,9 @@ impl Session {
         outcome
     }
 
-    /// The errors of a cell that does not compile.
+    /// Builds the failure of a cell that does not compile.
     fn compilation(&self, errors: &[CompileError], cell: &Arc<Cell>) -> Failure {
-        // evcxr's own come first.
+        // evcxr's own errors come first.
         let own: Vec<_> = errors
             .iter()
             .filter(|error| error.is_own)
@@ -323,7 +323,7 @@ impl Session {
         Failure::compilation(errors, &cell.original)
     }
 
-    /// Does what the first completion of a method would have to wait for, if nobody asks for anything else.
+    /// Prepares what the first completion of a method would have to wait for, unless it is prepared already.
     pub fn warm_up(&mut self) {
         if !std::mem::replace(&mut self.is_warm, true) {
             let code = format!("{}.i", self.typical_code());
@@ -331,7 +331,7 @@ impl Session {
         }
     }
 
-    /// What an expression is worth, without showing it.
+    /// Evaluates an expression without showing it.
     pub fn value(&mut self, code: &str) -> Result<Display, Failure> {
         let captured = self.captured.clone();
         let replace = |with| {
@@ -353,7 +353,7 @@ impl Session {
             .ok_or_else(|| Failure::new("error", "the expression has no value to show"))
     }
 
-    /// What may be written at a byte of the code, and the bytes that it would replace.
+    /// Returns the completions at a byte of the code, and the bytes that they replace.
     pub fn complete(&mut self, code: &str, at: usize) -> Option<Completions> {
         let code = self.without_prelude_dep(code);
         let at = at.min(code.len());
@@ -364,14 +364,14 @@ impl Session {
         let written = code.get(found.start..at).unwrap_or_default();
         let before = code.get(..found.start).unwrap_or_default();
         let context = Context {
-            // After a type, what makes a value of it comes before what needs one.
+            // After a type, constructors come before methods.
             of_type: before.ends_with("::"),
             of_value: before.ends_with('.'),
             written,
         };
         let mut candidates = completion::candidates(&found.offers, &context);
-        // rust-analyzer takes all crates for one, in which everything may be used. What is private is known from the sources
-        // where the type is; of a type that the sources do not have, it is asked for by name.
+        // rust-analyzer takes all crates for one crate, in which everything is accessible. For most types the sources
+        // tell what is private; for any other type, the documentation of the name is looked up.
         let private_names = self.private_names.clone();
         let private_names = private_names.get_or_init(|| PrivateNames::read(&self.crate_sources));
         let is_doubtful = |candidate: &Candidate| {
@@ -412,7 +412,8 @@ impl Session {
         })
     }
 
-    /// The type that stands before the point or the colons at the end of a code, unless the session defines one of its name.
+    /// Returns the type before the dot or the colons at the end of the code, unless the session defines a type of that
+    /// name.
     fn type_before(&mut self, code: &str) -> Option<String> {
         let type_ = match receiver::named_type(code) {
             Some(name) => name.to_owned(),
@@ -432,7 +433,7 @@ impl Session {
         (!is_own).then_some(type_)
     }
 
-    /// The documentation of the name that ends at a byte of the code, as text and as HTML.
+    /// Returns the documentation of the name that ends at a byte of the code, as text and as HTML.
     pub fn inspect(&mut self, code: &str, at: usize) -> Option<(String, String)> {
         let code = self.without_prelude_dep(code);
         if code::too_deep_at(&code).is_some() {
@@ -440,13 +441,13 @@ impl Session {
         }
         let (name, rest) = code.split_at_checked(at)?;
         if let Some(path) = completion::used_path(name) {
-            // evcxr takes `use` lines apart; the name is known as a type or as a value.
+            // evcxr splits `use` lines; the name is found as a type or as a value.
             let asked = [format!("let _: {path}"), path.clone(), format!("{path}(")];
             return asked
                 .iter()
                 .find_map(|code| self.evaluator.documentation(code));
         }
-        // A method is known by its call: without the bracket its name may be that of a field.
+        // A method is found by its call: without the bracket its name may be that of a field.
         let call = format!("{name}(");
         let candidates = match rest.starts_with('(') {
             true => [call.as_str(), name],
@@ -459,7 +460,7 @@ impl Session {
 
     fn outcome(&self, report: &Report, cell: &Cell, interrupts: usize) -> Result<(), Failure> {
         if report.panicked {
-            // What ended a worker ends the call that waits for it, and is told by the worker only.
+            // A panic in a worker thread ends the call that waits for the worker, and only the worker reports it.
             let panic = report.panics.last().or(report.panics_of_threads.last());
             return Err(match panic {
                 Some(panic) => Failure::panic(panic, &self.places, cell.number),
@@ -468,7 +469,7 @@ impl Session {
         }
         if report.returned {
             return Err(match report.errors.last() {
-                // The work that listens says so in its own words.
+                // Interrupted work of the library describes itself.
                 Some(error) if interrupts > 0 && error.interrupted => Failure::new(
                     "Interrupted",
                     format!("{}; variables are kept", error.message),
@@ -498,7 +499,7 @@ impl Session {
                 let message = report.panics.last().map_or("", |panic| &panic.message);
                 (
                     "panic",
-                    format!("{message} (in code that can't unwind, so the process aborted)"),
+                    format!("{message} (in code that can't unwind, so the process was aborted)"),
                 )
             }
             Some(libc::SIGSEGV | libc::SIGBUS) => {
@@ -507,7 +508,7 @@ impl Session {
             Some(libc::SIGILL) => (
                 "IllegalInstruction",
                 format!(
-                    "{PROCESS} crashed ({status}): unreachable or undefined code, as unsafe code may lead to"
+                    "{PROCESS} crashed ({status}): it reached invalid instructions, perhaps because of unsafe code"
                 ),
             ),
             Some(libc::SIGABRT) => ("Aborted", format!("{PROCESS} aborted ({status})")),
@@ -533,12 +534,12 @@ impl Session {
         )
     }
 
-    /// A notebook written for the stock kernel brings Cloze in with `:dep`; here it is there already.
+    /// Removes the `:dep` line by which a notebook for the stock kernel adds Cloze; here it is built in.
     fn without_prelude_dep(&self, code: &str) -> String {
         if !self.has_prelude || !code.contains(":dep") {
             return code.to_owned();
         }
-        // Blanks instead, so that what a front end says of places stays true.
+        // Replaced by spaces, so that positions stay valid for front ends.
         let lines = code.split('\n').map(|line| match prelude_dep(line) {
             Some(_) => " ".repeat(line.len()),
             None => line.to_owned(),
@@ -547,7 +548,7 @@ impl Session {
     }
 }
 
-/// What follows `:dep` in a line that brings Cloze in.
+/// Returns what follows `:dep` in a line that adds Cloze.
 pub fn prelude_dep(line: &str) -> Option<&str> {
     let dep = line.trim_start().strip_prefix(":dep")?.trim_start();
     let rest = dep.strip_prefix("cloze")?;
@@ -555,9 +556,9 @@ pub fn prelude_dep(line: &str) -> Option<&str> {
     ends.then_some(dep)
 }
 
-/// The command that starts the process that runs the cells.
+/// Returns the command that starts the process that runs the cells.
 fn cell_process(toolchain: &Toolchain, libraries: &Libraries, mark: &str) -> Result<Command> {
-    let program = std::env::current_exe().map_err(Error::system("the path of this program"))?;
+    let program = std::env::current_exe().map_err(Error::system("finding the path of this program"))?;
     let mut command = Command::new(program);
     outside(&mut command);
     let mut path: Vec<PathBuf> = vec![toolchain.libraries()];
@@ -574,7 +575,7 @@ fn cell_process(toolchain: &Toolchain, libraries: &Libraries, mark: &str) -> Res
     command
         .env(LIBRARY_PATH, std::env::join_paths(path).unwrap_or_default())
         .env(child::LIBRARIES, load.join(":"))
-        // The library then shows displays while they change, see its `notebook::live`.
+        // Tells the library that it may update displays while they are shown; see its `notebook::live`.
         .env(child::MARK, mark);
     for (name, original) in child::RESTORED {
         match std::env::var_os(name) {

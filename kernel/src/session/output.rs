@@ -1,9 +1,9 @@
-//! Reads what a cell prints: plain text, displays, and the kernel's own words, all in one stream of bytes.
+//! Parses what a cell prints: plain text, displays, and the kernel's own control words, all in one stream of bytes.
 //!
-//! What a cell prints is data, whatever it says. The kernel's own words, and the displays of its own library, stand
-//! behind the session's mark ([`crate::evcxr::child::MARK`]), anywhere in a line. Of the words that the stock kernel knows, two are
-//! taken for such at the beginning of a line: a display, well formed, and a request for input. A display that is still
-//! open when the cell ends was none: its text is given back.
+//! What a cell prints is data, whatever it looks like. The kernel's own control words, and the displays of its library,
+//! follow the session's mark ([`crate::evcxr::child::MARK`]), anywhere in a line. Of the stock kernel's control words,
+//! two are recognised at the beginning of a line: a well-formed display, and a request for input. A display that is
+//! still open when the cell ends is returned as text.
 
 use serde_json::{Map, Value};
 
@@ -14,47 +14,47 @@ const BEGIN_CONTENT: &str = "EVCXR_BEGIN_CONTENT ";
 const END_CONTENT: &str = "EVCXR_END_CONTENT";
 const INPUT: &str = "EVCXR_INPUT_REQUEST";
 const PASSWORD: &str = "EVCXR_INPUT_REQUEST_PASSWORD";
-/// Behind the mark: so many bytes follow that belong to stderr, printed at this very place.
+/// After the mark: the number of following bytes that belong to stderr, printed at exactly this point.
 const STDERR: &str = "CLOZE_STDERR ";
 
-/// The type under which the library asks for the cell's output to be cleared; the content is `wait` or empty.
+/// The MIME type with which the library asks to clear the cell's output; the content is `wait` or empty.
 const CLEAR_OUTPUT: &str = "application/x-cloze-clear-output";
 
-/// What the stream said.
+/// A parsed part of the stream.
 #[derive(Debug, PartialEq)]
 pub enum Output {
-    /// For the front end.
+    /// An event for the front end.
     Event(Event),
-    /// The cell has printed all that it will.
+    /// The cell has finished printing.
     EndOfCell,
-    /// The process is dead, and so said its last.
+    /// The process is dead, and all of its output has been read.
     EndOfProcess,
 }
 
-/// Takes bytes as they arrive and gives back what they said, as early as it is sure.
+/// Takes bytes as they arrive, and returns what they mean as soon as that is certain.
 #[derive(Debug)]
 pub struct Reader {
-    /// Before the kernel's own words.
+    /// Precedes the kernel's own control words.
     mark: String,
-    /// Bytes of an unfinished line.
+    /// The bytes of an incomplete line.
     pending: Vec<u8>,
-    /// So many of them hold no newline.
+    /// The number of pending bytes that are known to contain no newline.
     searched: usize,
-    /// Whether what comes next begins a line.
+    /// Whether the next byte begins a line.
     fresh: bool,
-    /// So many of the next bytes are of stderr.
+    /// The number of the next bytes that belong to stderr.
     aside: usize,
     /// The content block that is being read.
     block: Option<Block>,
-    /// A display that may get another representation in the next block.
+    /// A display that may get another representation from the next block.
     bundle: Option<Display>,
 }
 
 #[derive(Debug)]
 struct Block {
-    /// Its first line, as it came.
+    /// Its first line, unchanged.
     header: String,
-    /// Whether it stood behind the mark, as then does its end.
+    /// Whether it followed the mark; its end then does, too.
     marked: bool,
     mime: String,
     display_id: Option<String>,
@@ -64,7 +64,7 @@ struct Block {
 }
 
 impl Reader {
-    /// One for the session of this mark.
+    /// Creates a reader for the session with this mark.
     pub fn new(mark: &str) -> Self {
         Self {
             mark: format!("\u{1}{mark}"),
@@ -77,7 +77,7 @@ impl Reader {
         }
     }
 
-    /// Reads on.
+    /// Parses more bytes.
     pub fn read(&mut self, bytes: &[u8]) -> Vec<Output> {
         let mut said = Vec::new();
         self.pending.extend_from_slice(bytes);
@@ -113,12 +113,12 @@ impl Reader {
         said
     }
 
-    /// Whether a display waits for another representation of itself.
+    /// Whether a display is being held for another representation.
     pub fn holds_display(&self) -> bool {
         self.bundle.is_some()
     }
 
-    /// Gives back a display that waited for another representation of itself.
+    /// Returns a display that was held for another representation.
     pub fn flush(&mut self, said: &mut Vec<Output>) {
         if let Some(display) = self.bundle.take() {
             said.push(Output::Event(Event::Display(display)));
@@ -149,7 +149,7 @@ impl Reader {
         self.text(line + "\n", said);
     }
 
-    /// A line with the mark in it: what stands before, and the kernel's own word behind it.
+    /// Handles a line that contains the mark: text before it, and a control word after it.
     fn marked(&mut self, before: &str, word: &str, said: &mut Vec<Output>) {
         if word == END_CONTENT
             && let Some(block) = self.block.as_mut().filter(|block| block.marked)
@@ -159,7 +159,7 @@ impl Reader {
             }
             return self.content(said);
         }
-        // Whatever else the kernel says, a block that is open was none.
+        // Whatever the control word, a block that is still open was none.
         self.give_back(said);
         self.text(before.to_owned(), said);
         if let Some(block) = Block::from_header(word, true) {
@@ -180,7 +180,7 @@ impl Reader {
         }
     }
 
-    /// Gives back the text of a block that has no end.
+    /// Returns the text of a block that has no end.
     fn give_back(&mut self, said: &mut Vec<Output>) {
         if let Some(block) = self.block.take() {
             let lines = std::iter::once(block.header).chain(block.lines);
@@ -210,7 +210,7 @@ impl Reader {
         said.push(Output::Event(Event::Text(stream, text)));
     }
 
-    /// The block that is open has come to its end.
+    /// Completes the open block.
     fn content(&mut self, said: &mut Vec<Output>) {
         let Some(block) = self.block.take() else {
             return;
@@ -229,7 +229,7 @@ impl Reader {
             }
             _ => Value::String(content),
         };
-        // Blocks that follow each other are one display in several representations, until one comes twice.
+        // Consecutive blocks are one display in several representations, until a MIME type is repeated.
         let same = self.bundle.as_ref().is_some_and(|bundle| {
             bundle.display_id == block.display_id
                 && bundle.update == block.update
@@ -251,12 +251,12 @@ impl Reader {
         bundle.data.insert(block.mime, value);
     }
 
-    /// At the end of a cell: the display that still waits, if the cell's last expression may have shown it.
+    /// At the end of a cell, returns the display that is still held, if the cell's last expression may have shown it.
     pub fn take_result(&mut self) -> Option<Display> {
         self.bundle.take()
     }
 
-    /// How much of the unfinished line can't be the beginning of a word of the kernel's, nor of a character.
+    /// Returns how much of the incomplete line can be neither the beginning of a control word nor part of a character.
     fn ready(&self) -> usize {
         let bytes = &self.pending[..];
         let may_be = |word: &[u8]| bytes.starts_with(word) || word.starts_with(bytes);
@@ -268,7 +268,8 @@ impl Reader {
             return 0;
         }
         let whole = match std::str::from_utf8(bytes) {
-            // An error in the middle stays one; only an unfinished character at the end may still become whole.
+            // An invalid byte in the middle stays invalid; only an incomplete character at the end may still become
+            // valid.
             Err(error) if error.error_len().is_none() => error.valid_up_to(),
             _ => bytes.len(),
         };
@@ -280,7 +281,7 @@ impl Reader {
     }
 }
 
-/// Whether a line asks for input: `EVCXR_INPUT_REQUEST:prompt`.
+/// Parses a request for input: `EVCXR_INPUT_REQUEST:prompt`.
 fn is_request(line: &str) -> bool {
     [PASSWORD, INPUT].iter().any(|word| {
         let rest = line.strip_prefix(word);
@@ -306,7 +307,7 @@ impl Block {
             metadata: None,
             lines: Vec::new(),
         };
-        // The metadata may hold spaces, so it comes last.
+        // The metadata may contain spaces, so it comes last.
         if let Some((before, metadata)) = attributes.split_once("metadata=") {
             block.metadata = serde_json::from_str(metadata).ok();
             attributes = before;
@@ -345,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_cut_in_two_is_put_together() {
+    fn a_character_that_arrives_in_two_parts_is_joined() {
         let mut reader = Reader::new("m");
         let bytes = "é".as_bytes();
         assert_eq!(reader.read(&bytes[..1]), []);
@@ -361,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_of_the_kernel_cut_anywhere_is_never_shown_as_text() {
+    fn a_control_word_split_anywhere_is_never_shown_as_text() {
         let all = "abc\u{1}mEVCXR_BEGIN_CONTENT text/html\nx\n\u{1}mEVCXR_END_CONTENT\nd\u{1}mCLOZE_END_OF_CELL\n";
         for cut in 0..all.len() {
             let mut reader = Reader::new("m");
@@ -395,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_without_an_end_is_given_back_as_text_when_the_cell_ends() {
+    fn an_unterminated_block_is_returned_as_text_when_the_cell_ends() {
         let mut reader = Reader::new("m");
         let printed = "EVCXR_BEGIN_CONTENT text/html\nhalf\nmore";
         assert_eq!(reader.read(printed.as_bytes()), []);
@@ -405,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_display_of_the_library_ends_only_where_the_library_ends_it() {
+    fn only_the_library_can_end_its_own_display() {
         let mut reader = Reader::new("m");
         reader.read("\u{1}mEVCXR_BEGIN_CONTENT text/plain\na\nEVCXR_END_CONTENT\nb\n\u{1}mEVCXR_END_CONTENT\n".as_bytes());
         let display = reader.take_result().expect("one display");
@@ -413,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_to_stderr_keeps_its_place() {
+    fn text_on_stderr_keeps_its_place() {
         let mut reader = Reader::new("m");
         let all = "a\nb\u{1}mCLOZE_STDERR 4\ne\né\u{1}mCLOZE_STDERR 1\n!c\n";
         let mut said = Vec::new();
@@ -440,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_begins_like_a_marker_comes_out_whole() {
+    fn a_line_that_begins_like_a_control_word_is_kept_whole() {
         let mut reader = Reader::new("m");
         let mut said = reader.read(b"EVCXR_");
         assert_eq!(said, []);
@@ -449,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn representations_that_follow_each_other_are_one_display() {
+    fn consecutive_representations_are_one_display() {
         let mut reader = Reader::new("m");
         let mut said = reader.read(
             b"EVCXR_BEGIN_CONTENT text/html\n<b>1</b>\nEVCXR_END_CONTENT\n\
@@ -479,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_names_the_display_that_it_replaces() {
+    fn an_update_carries_the_id_of_the_display_it_replaces() {
         let mut reader = Reader::new("m");
         let mut said = reader.read(
             b"EVCXR_BEGIN_CONTENT text/html display_id=p1 update=1 metadata={\"a\": 1}\nx\ny\nEVCXR_END_CONTENT\n",

@@ -1,4 +1,4 @@
-//! Which cell a place in compiled code belongs to: for panics, in whatever thread, and for the compiler's errors.
+//! Finds the cell that a place in compiled code belongs to, for panics in any thread and for compiler errors.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs;
@@ -10,7 +10,7 @@ use super::report::Panic;
 use crate::code::Cell;
 use crate::evcxr::source_map::{SourceMap, Spot};
 
-/// The cells of a session, and what their libraries were compiled from. Shared by the threads that ask.
+/// The cells of a session, and the sources of their libraries. Shared between threads.
 #[derive(Clone, Debug)]
 pub struct Places {
     inner: Arc<Mutex<Inner>>,
@@ -18,24 +18,24 @@ pub struct Places {
 
 #[derive(Debug)]
 struct Inner {
-    /// Where evcxr keeps the code that it made last.
+    /// The file in which evcxr keeps the last generated code.
     source: PathBuf,
-    /// Where the cells' libraries are.
+    /// The folder of the cells' libraries.
     libraries: PathBuf,
-    /// Cells that have run, whose items live on.
+    /// Cells that have run, whose items are still defined.
     cells: Vec<Arc<Cell>>,
     running: Option<Arc<Cell>>,
-    /// By the name of a cell's library.
+    /// Source maps, by the name of a cell's library.
     built: HashMap<String, Arc<SourceMap>>,
-    /// The libraries whose lines are remembered, the oldest first.
+    /// The libraries whose source maps are kept, the oldest first.
     order: VecDeque<String>,
 }
 
-/// The lines of so many libraries are remembered.
+/// The number of libraries whose source maps are kept.
 const REMEMBERED: usize = 128;
 
 impl Places {
-    /// Those of a session in this folder, for cells compiled for `host`.
+    /// Creates the places of a session in this folder, for cells compiled for `host`.
     pub fn new(folder: &Path, host: &str) -> Self {
         Self {
             inner: Arc::new(Mutex::new(Inner {
@@ -53,14 +53,14 @@ impl Places {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A cell is about to be compiled.
+    /// Called before a cell is compiled.
     pub fn begin(&self, cell: &Arc<Cell>) {
         let mut inner = self.lock();
         inner.note_libraries();
         inner.running = Some(cell.clone());
     }
 
-    /// The cell has run; its items are kept if evcxr keeps them.
+    /// Called after the cell has run; its items are kept if evcxr keeps them.
     pub fn end(&self, keeps: bool) {
         let mut inner = self.lock();
         inner.note_libraries();
@@ -72,7 +72,7 @@ impl Places {
         }
     }
 
-    /// The macros that a cell calls as statements and that define items: those are seen by that cell only.
+    /// Returns the macros that define items and that a cell calls as statements: only that cell sees those items.
     pub fn macros_that_define(&self, cell: &Cell) -> Vec<String> {
         let inner = self.lock();
         let cells = inner.cells.iter().map(Arc::as_ref).chain([cell]);
@@ -82,13 +82,14 @@ impl Places {
         called
     }
 
-    /// Where the lines of a code are from that evcxr made of the running cell.
+    /// Maps code that evcxr generated for the running cell back to cells.
     pub fn map_of(&self, generated: &str) -> SourceMap {
         let inner = self.lock();
         SourceMap::new(generated, inner.running.as_ref(), &inner.cells)
     }
 
-    /// The places in cells through which a panic was reached, the innermost first, and whether the first is its own.
+    /// Returns the places in cells through which a panic was reached, the innermost first, and whether the first is
+    /// where it was raised.
     pub fn of_panic(&self, panic: &Panic) -> (Vec<Spot>, bool) {
         let mut inner = self.lock();
         inner.note_libraries();
@@ -117,7 +118,7 @@ impl Places {
 }
 
 impl Inner {
-    /// Remembers what the libraries were made from that are there since it was last looked.
+    /// Keeps the sources of libraries that appeared since the last call.
     fn note_libraries(&mut self) {
         let Some(running) = &self.running else { return };
         let files = fs::read_dir(&self.libraries)
@@ -137,9 +138,10 @@ impl Inner {
             self.built.insert(name.clone(), map.clone());
             self.order.push_back(name);
         }
-        // Old ones are hardly asked for: only by what an early cell has left running, or in a variable.
+        // Old ones are rarely needed: only for code of an early cell that is still running, or that is stored in a
+        // variable.
         while self.order.len() > REMEMBERED {
-            // The name stays, so that its library is not taken for a new one.
+            // The name is kept, so that the library is not taken for a new one.
             if let Some(old) = self
                 .order
                 .pop_front()

@@ -1,24 +1,25 @@
-//! What the types of libraries have for themselves.
+//! Finds the private names of library types.
 //!
-//! rust-analyzer takes all crates for one, in which everything may be used, and offers what is private, too. Their sources
-//! say what is: they are read once, and what a type offers is then known without asking, however busy the machine is.
+//! rust-analyzer takes all crates for one crate, in which everything is accessible, and offers private names, too.
+//! Their sources tell what is private: they are read once, and completions can then be filtered without queries,
+//! however busy the machine is.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What can be written behind the values and the names of library types, and what can't.
+/// Public and private members of library types.
 #[derive(Debug, Default)]
 pub struct PrivateNames {
     /// By the name of the type.
     types: HashMap<String, Members>,
-    /// The functions of traits: who has the trait, has them.
+    /// The functions of traits: every type that implements the trait has them.
     of_traits: HashSet<String>,
-    /// What is private in any type.
+    /// The names that are private in any type.
     private_somewhere: HashSet<String>,
 }
 
-/// The functions of all types of one name, and their fields, which have a point before them.
+/// The functions and fields of all types with the same name. Fields are written with a leading dot.
 #[derive(Debug, Default)]
 struct Members {
     public: HashSet<String>,
@@ -26,21 +27,21 @@ struct Members {
     derefs_to: Option<Target>,
 }
 
-/// What a type derefs to.
+/// The target of a type's `Deref`.
 #[derive(Clone, Debug, PartialEq)]
 enum Target {
     Type(String),
-    /// Its argument of this number.
+    /// The type argument with this index.
     Argument(usize),
 }
 
-/// What the lines between two brackets are about.
+/// What a block in braces defines.
 #[derive(Clone, Debug, PartialEq)]
 enum Block {
     Struct(String),
-    /// Of a type, by itself.
+    /// An inherent `impl` of a type.
     Type(String),
-    /// Of a type, as it has a trait; its parameters, where that is `Deref`.
+    /// An implementation of a trait for a type, with the type's parameters if the trait is `Deref`.
     TraitOfType(String, Option<Vec<String>>),
     Trait,
 }
@@ -55,13 +56,13 @@ impl PrivateNames {
         all
     }
 
-    /// Whether anything private is called so.
+    /// Whether any type has a private member of this name.
     pub fn contains(&self, name: &str, is_field: bool) -> bool {
         self.private_somewhere.contains(&*member(name, is_field))
     }
 
-    /// Whether a function or a field of a type is private, as far as the sources tell. A type is written as in a
-    /// declaration; what it derefs to counts as well.
+    /// Whether a function or a field of a type is private, as far as the sources tell. The type is written as in a
+    /// declaration; the types that it derefs to are searched as well.
     pub fn is_private(&self, type_: &str, name: &str, is_field: bool) -> Option<bool> {
         const DEEPEST: usize = 8;
         let member = member(name, is_field);
@@ -83,7 +84,7 @@ impl PrivateNames {
                 None => break,
             };
         }
-        // A trait may have a function of the same name, and this type the trait.
+        // A trait may have a function of the same name, and this type may implement it.
         match private && self.of_traits.contains(&*member) {
             true => None,
             false => Some(private),
@@ -103,11 +104,11 @@ impl PrivateNames {
         }
     }
 
-    /// Adds what a file declares that is formatted as usual.
+    /// Adds the declarations of a file that is formatted by rustfmt.
     fn add(&mut self, text: &str) {
-        // The blocks that a line is in, and how far each is indented.
+        // The blocks that contain the line, and the indentation of each.
         let mut blocks: Vec<(usize, Block)> = Vec::new();
-        // A head that goes on in the next line.
+        // A head that continues on the next line.
         let mut head = String::new();
         let mut head_indent = 0;
         for line in text.lines() {
@@ -163,7 +164,7 @@ impl PrivateNames {
         }
     }
 
-    /// Adds a struct, and the fields that stand in its head: `struct Pair(pub u8, u8);`
+    /// Adds a struct, and the fields in its head: `struct Pair(pub u8, u8);`
     fn add_struct(&mut self, name: &str, head: &str) {
         self.types.entry(name.to_owned()).or_default();
         let until = head.find(['{', ';']).unwrap_or(head.len());
@@ -210,7 +211,7 @@ fn first_word(code: &str) -> &str {
     &code[..end.unwrap_or(code.len())]
 }
 
-/// The block that a head begins.
+/// Returns the block that a head begins.
 fn block(head: &str) -> Option<Block> {
     let word = first_word(head);
     let (_, rest) = head.split_once(word)?;
@@ -239,7 +240,7 @@ fn block(head: &str) -> Option<Block> {
     Some(Block::TraitOfType(type_, is_deref.then_some(arguments)))
 }
 
-/// How long the `<...>` is that a text begins with.
+/// Returns the length of the `<...>` at the beginning of a text.
 fn bracketed(text: &str) -> usize {
     let mut depth = 0;
     let mut before = ' ';
@@ -257,7 +258,7 @@ fn bracketed(text: &str) -> usize {
     text.len()
 }
 
-/// The parts between the commas of a list, but for those in brackets.
+/// Splits a list at its commas, except those in brackets.
 fn split(list: &str) -> Vec<&str> {
     let (mut depth, mut start, mut before) = (0, 0, ' ');
     let mut parts = Vec::new();
@@ -279,7 +280,7 @@ fn split(list: &str) -> Vec<&str> {
     parts
 }
 
-/// The name of a type, behind its references and paths, and its arguments: `&'a std::vec::Vec<u8>` → `Vec`, `u8`.
+/// Returns the name of a type, without references and path, and its arguments: `&'a std::vec::Vec<u8>` → `Vec`, `u8`.
 fn taken_apart(type_: &str) -> Option<(String, Vec<String>)> {
     let mut rest = type_.trim();
     loop {
@@ -310,7 +311,7 @@ fn taken_apart(type_: &str) -> Option<(String, Vec<String>)> {
     is_name.then(|| (name.to_owned(), arguments.map(str::to_owned).collect()))
 }
 
-/// The code behind `pub` or `pub(crate)`, if it begins so.
+/// Returns the code after `pub` or `pub(crate)`, if it begins so.
 fn without_visibility(code: &str) -> Option<&str> {
     let rest = code.strip_prefix("pub")?;
     match rest.strip_prefix('(') {
@@ -319,7 +320,7 @@ fn without_visibility(code: &str) -> Option<&str> {
     }
 }
 
-/// The name of the field that a line declares.
+/// Returns the name of the field that a line declares.
 fn field(code: &str) -> Option<&str> {
     let code = without_visibility(code).unwrap_or(code);
     let (name, _) = code.split_once(": ")?;
@@ -327,7 +328,7 @@ fn field(code: &str) -> Option<&str> {
     is_name.then_some(name)
 }
 
-/// The name of the function that a line declares.
+/// Returns the name of the function that a line declares.
 fn function(code: &str) -> Option<&str> {
     let mut code = without_visibility(code).unwrap_or(code);
     for word in ["default ", "const ", "async ", "unsafe "] {
@@ -368,18 +369,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_private_depends_on_the_type() {
+    fn privacy_depends_on_the_type() {
         let names = names();
         for (type_, name, private) in [
             ("Tokenizer", "made", Some(true)),
             ("&'a mut cloze::Tokenizer", "grow", Some(true)),
             ("Tokenizer", "encode", Some(false)),
-            // Perhaps it has the trait.
+            // It may implement the trait.
             ("Tokenizer", "len", None),
             ("Vec<String>", "append_elements", Some(true)),
             ("Vec<String>", "len", Some(false)),
             ("Vec<String>", "clone_into", Some(false)),
-            // Of what it derefs to; what is public on the way is found first.
+            // Members of the type that it derefs to; public members on the way are found first.
             ("Vec<u8>", "swap_unchecked", Some(true)),
             ("Vec<u8>", "first", Some(false)),
             ("Vec<u8>", "push", Some(false)),
@@ -401,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_told_from_functions() {
+    fn fields_and_functions_of_the_same_name_are_distinguished() {
         let names = names();
         for (type_, name, private) in [
             ("Tokenizer", "core", true),

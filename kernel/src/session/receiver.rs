@@ -1,14 +1,14 @@
-//! What stands before the point or the colons behind which a name is completed.
+//! Finds the expression or the type whose member is being completed.
 
 use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, ast};
 
 use crate::code::too_deep_at;
 
-/// The variable that the expression is put into, so that its type is told.
+/// The variable that the expression is assigned to, so that its type can be looked up.
 const VARIABLE: &str = "cloze_receiver";
 
-/// Code that ends with a variable whose value is that of the expression before the point at its end:
-/// `f(a, b.` → `f(a, { let cloze_receiver = b; cloze_receiver`.
+/// Returns code that ends with a variable holding the value of the expression before the dot at the end: `f(a, b.` →
+/// `f(a, { let cloze_receiver = b; cloze_receiver`.
 pub fn as_variable(code: &str) -> Option<String> {
     let code = code.strip_suffix('.')?.trim_end();
     let start = start_of_expression(code)?;
@@ -18,14 +18,14 @@ pub fn as_variable(code: &str) -> Option<String> {
     ))
 }
 
-/// The type in what the documentation says of that variable: `let cloze_receiver: Vec<u8>`.
+/// Returns the type in the documentation of that variable: `let cloze_receiver: Vec<u8>`.
 pub fn type_in(documentation: &str) -> Option<&str> {
     let at = documentation.find(&format!("{VARIABLE}: "))?;
     let type_ = documentation[at + VARIABLE.len() + 2..].lines().next()?;
     Some(type_.split(" //").next().unwrap_or(type_).trim())
 }
 
-/// The name of the type before the colons at the end of a code: `Vec::<u8>::` → `Vec`.
+/// Returns the name of the type before the colons at the end of the code: `Vec::<u8>::` → `Vec`.
 pub fn named_type(code: &str) -> Option<&str> {
     let code = code.strip_suffix("::")?;
     let path = match code.strip_suffix('>') {
@@ -39,7 +39,7 @@ pub fn named_type(code: &str) -> Option<&str> {
         .then_some(&path[start..])
 }
 
-/// Where the expression begins that a code ends with, as a method is called on it.
+/// Returns where the expression at the end of the code begins, as the receiver of a method call.
 fn start_of_expression(code: &str) -> Option<usize> {
     const BEFORE: &str = "fn f(){";
     if too_deep_at(code).is_some() {
@@ -66,9 +66,9 @@ fn start_of_expression(code: &str) -> Option<usize> {
             | SyntaxKind::TUPLE_EXPR => closed(SyntaxKind::R_PAREN),
             SyntaxKind::INDEX_EXPR | SyntaxKind::ARRAY_EXPR => closed(SyntaxKind::R_BRACK),
             SyntaxKind::MACRO_EXPR | SyntaxKind::RECORD_EXPR => true,
-            // Inside of a macro's call.
+            // Inside a macro call.
             SyntaxKind::MACRO_CALL => true,
-            // Parts of the expressions above; whatever else is around them is not part of what the method is called on.
+            // Parts of the enclosing expressions; anything else around the receiver does not belong to it.
             _ if ast::Expr::can_cast(node.kind()) || ast::Stmt::can_cast(node.kind()) => break,
             _ => continue,
         };
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_expression_reaches_back_to_where_its_value_comes_from() {
+    fn a_receiver_includes_the_calls_that_produce_it() {
         for (code, before, expression) in [
             ("names.", "", "names"),
             ("let y = f(a, b.", "let y = f(a, ", "b"),
@@ -115,14 +115,14 @@ mod tests {
     }
 
     #[test]
-    fn a_type_is_read_from_what_is_said_of_the_variable() {
+    fn the_type_is_read_from_the_variables_documentation() {
         let told = "\nlet cloze_receiver: Vec<Option<u8>>\n\nsize = 24";
         assert_eq!(type_in(told), Some("Vec<Option<u8>>"));
         assert_eq!(type_in("No documentation found"), None);
     }
 
     #[test]
-    fn the_type_before_the_colons_is_named() {
+    fn the_type_before_the_colons_is_found() {
         assert_eq!(named_type("let t = Tokenizer::"), Some("Tokenizer"));
         assert_eq!(named_type("std::vec::Vec::<u8>::"), Some("Vec"));
         assert_eq!(named_type("std::vec::"), None);

@@ -1,4 +1,4 @@
-//! What other threads can do to a session while it runs a cell.
+//! Controls a session from other threads while it runs a cell.
 
 use std::fs::{File, OpenOptions};
 use std::io::{PipeReader, Write};
@@ -11,55 +11,55 @@ use std::time::{Duration, Instant};
 use crate::evcxr::session_dir::Compilation;
 use crate::{Error, Result};
 
-/// Interrupts the running cell, first politely, then for good; answers it when it asks for input.
+/// Interrupts the running cell, first gently, then by ending its process; answers its requests for input.
 #[derive(Clone, Debug, Default)]
 pub struct Remote {
     inner: Arc<Inner>,
 }
 
-/// What a cell finds that reads from its standard input.
+/// What a cell gets when it reads from standard input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Input {
-    /// Somebody, who is asked for each line.
+    /// The user is asked for each line.
     #[default]
     Asked,
-    /// Nobody: the input is at its end.
+    /// The end of the input: there is no user.
     Ended,
 }
 
-/// What an interrupt has done.
+/// The effect of an interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interrupted {
     /// Nothing: no cell runs.
     Nothing,
     /// The cell was asked to stop.
     Asked,
-    /// The cell is asked once more: it does not run yet, so there is nothing but its compilation to be stopped.
+    /// The cell was asked again: it is not running yet, so only its compilation can be stopped.
     AskedAgain,
     /// The process that runs the cells was ended.
     Ended,
 }
 
-/// The session that is meant.
+/// The session that interrupts and input are sent to.
 #[derive(Debug)]
 struct Target {
     process: Arc<Mutex<Child>>,
     stdin: Stdin,
     compilation: Compilation,
-    /// Whether the cell runs by now, after it was compiled.
+    /// Whether the cell is running, as opposed to being compiled.
     begun: Arc<AtomicBool>,
-    /// The process that was to run the cell: one that came in its place has nothing to do with it.
+    /// The process that was to run the cell; a process that replaced it must not be touched.
     runs_in: u32,
-    /// How often the cell was interrupted since it runs.
+    /// The number of interrupts since the cell began to run.
     asked: usize,
 }
 
 /// The kernel's end of the standard input of the process that runs the cells.
 #[derive(Debug)]
 struct Stdin {
-    /// The other end, which the process has too: as long as it is open the way back to it is.
+    /// The other end, which the process has too: it can be reopened for writing as long as it is open.
     reader: PipeReader,
-    /// While there is none, the process reads the end of its input.
+    /// While it is `None`, the process reads the end of its input.
     writer: Option<File>,
 }
 
@@ -73,16 +73,17 @@ impl Stdin {
 }
 
 impl Target {
-    /// Stops the cell's compilation or, if it runs, its code. Tells how often it was asked to since it runs.
+    /// Stops the cell's compilation or, if it is running, its code. Returns the number of interrupts since it began to
+    /// run.
     fn interrupt(&mut self, times: usize) -> usize {
         let begun = self.begun.load(Ordering::SeqCst);
         self.asked += usize::from(begun);
-        // Nothing is lost with a compiler.
+        // Killing a compiler loses nothing.
         let insist = times > 1 && !begun;
         self.compilation
             .stop(if insist { libc::SIGKILL } else { libc::SIGTERM });
         let process = lock(&self.process);
-        // Where another process has taken its place already, the cell is over.
+        // If another process has already replaced it, the cell is over.
         if process.id() == self.runs_in {
             let process = process.id() as libc::pid_t;
             match self.asked {
@@ -97,21 +98,21 @@ impl Target {
 #[derive(Debug, Default)]
 struct Inner {
     session: Mutex<Option<Target>>,
-    /// 0: no cell runs; otherwise one more than the interrupts that it got.
+    /// 0 if no cell is running, and otherwise one more than the number of its interrupts.
     state: AtomicUsize,
-    /// Whether the cell waits for a line of input.
+    /// Whether the cell is waiting for a line of input.
     asking: AtomicBool,
     input: Mutex<Input>,
-    /// When it was last given input, or told that there is no more.
+    /// When the cell last received input or the end of its input.
     answered: Mutex<Option<Instant>>,
 }
 
-/// What was said of a cell before an answer can have reached it arrives within this time.
+/// The time within which reports that were sent before an answer reached the cell arrive.
 const ON_ITS_WAY: Duration = Duration::from_millis(100);
 
 impl Remote {
-    /// Points it at a session: the process that runs its cells, that process's stdin, how its cells are compiled, and
-    /// whether the cell runs by now.
+    /// Connects to a session: the process that runs its cells, that process's stdin, its compilations, and a flag for
+    /// whether the cell is running.
     pub fn connect(
         &self,
         process: Arc<Mutex<Child>>,
@@ -133,7 +134,7 @@ impl Remote {
         });
     }
 
-    /// Says what cells find that read from their standard input.
+    /// Sets what cells get when they read from standard input.
     pub fn set_input(&self, input: Input) {
         *lock(&self.inner.input) = input;
     }
@@ -142,7 +143,7 @@ impl Remote {
         lock(&self.inner.session)
     }
 
-    /// A cell begins.
+    /// Begins a cell.
     pub fn begin(&self) {
         let input = *lock(&self.inner.input);
         if let Some(target) = self.session().as_mut() {
@@ -158,13 +159,13 @@ impl Remote {
         self.inner.state.store(1, Ordering::SeqCst);
     }
 
-    /// The cell has ended: how often it was interrupted.
+    /// Ends the cell. Returns the number of its interrupts.
     pub fn end(&self) -> usize {
         self.inner.state.swap(0, Ordering::SeqCst).saturating_sub(1)
     }
 
-    /// Asks the cell to stop: its compilation, or its code once that runs. Asked a second time, code that runs loses its
-    /// process, and with it all variables.
+    /// Asks the cell to stop: its compilation, or its code once that is running. At the second request the process of
+    /// running code is ended, and all variables are lost.
     pub fn interrupt(&self) -> Interrupted {
         let raised = self
             .inner
@@ -179,7 +180,7 @@ impl Remote {
             Some(target) => target.interrupt(times),
             None => 0,
         };
-        // Who waits for a line looks at nothing else.
+        // Code that waits for a line checks for nothing else.
         if asked == 1 && self.inner.asking.load(Ordering::SeqCst) {
             let _ = self.end_input();
         }
@@ -190,32 +191,32 @@ impl Remote {
         }
     }
 
-    /// The id of the process that runs the cells, which is also that of its group.
+    /// Returns the id of the process that runs the cells, which is also the id of its group.
     pub fn process(&self) -> Option<libc::pid_t> {
         let session = self.session();
         let target = session.as_ref()?;
         Some(lock(&target.process).id() as libc::pid_t)
     }
 
-    /// Ends the process that runs the cells and all that the cells have started.
+    /// Ends the process that runs the cells and every process that the cells started.
     pub fn end_process(&self) {
         if let Some(process) = self.process() {
             end_group(process);
         }
     }
 
-    /// The cell has asked for a line of input, and waits for it.
+    /// Records that the cell asked for a line of input and is waiting for it.
     pub fn asks(&self) {
         self.inner.asking.store(true, Ordering::SeqCst);
     }
 
-    /// The cell reads without having asked. False if it has been asked for already, or what it reads is on its way.
+    /// Records that the cell reads without having asked. Returns false if it already asked, or if input is on its way.
     pub fn reads(&self) -> bool {
         let on_its_way = lock(&self.inner.answered).is_some_and(|then| then.elapsed() < ON_ITS_WAY);
         !on_its_way && !self.inner.asking.swap(true, Ordering::SeqCst)
     }
 
-    /// Gives the cell the line of input that it waits for, unless it got one already.
+    /// Sends the cell the line of input that it is waiting for, unless it already got one.
     pub fn answer(&self, line: &str) -> Result<()> {
         if !self.inner.asking.swap(false, Ordering::SeqCst) {
             return Ok(());
@@ -226,13 +227,13 @@ impl Remote {
             .as_mut()
             .and_then(|target| target.stdin.writer.as_mut());
         let Some(writer) = writer else { return Ok(()) };
-        // One question, one line: what stood in more would answer the next one, in whatever cell.
+        // One question gets one line: further lines would answer the next question, in whatever cell.
         let line = line.trim_end_matches(['\r', '\n']);
         writeln!(writer, "{}", line.replace(['\r', '\n'], " "))
             .map_err(Error::system("answering the cell"))
     }
 
-    /// Tells the cell that there is no more input, until the next cell begins.
+    /// Signals the end of the input to the cell, until the next cell begins.
     pub fn end_input(&self) -> Result<()> {
         *lock(&self.inner.answered) = Some(Instant::now());
         self.inner.asking.store(false, Ordering::SeqCst);
@@ -248,17 +249,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn signal(process: libc::pid_t, signal: i32) {
-    // SAFETY: a signal to our own child; whoever calls this holds the lock under which it would be waited for, so that the
-    // id is its own.
+    // SAFETY: signals our own child; the caller holds the lock under which the child would be reaped, so the id is
+    // still its own.
     unsafe {
         libc::kill(process, signal);
     }
 }
 
-/// Ends a process that runs cells, and what its cells have started: they are one group, made before the process began.
+/// Ends a process that runs cells, and the processes that its cells started: they are one group, created before the
+/// process began.
 pub fn end_group(process: libc::pid_t) {
     if process > 1 {
-        // SAFETY: a signal to the group of our own child; a group lives as long as any process in it.
+        // SAFETY: signals the group of our own child; a group exists as long as any process in it.
         unsafe {
             libc::kill(-process, libc::SIGKILL);
         }

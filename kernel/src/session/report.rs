@@ -1,4 +1,4 @@
-//! What a finished cell leaves beside its output: panics and errors, as the cell library reports them.
+//! Panics and errors of a finished cell, as the cell library reports them.
 
 use std::path::PathBuf;
 
@@ -9,12 +9,13 @@ pub struct Panic {
     pub line: usize,
     pub column: usize,
     pub message: String,
-    /// The calls in cells that led there, the innermost first: each an address in a cell's library, and the path of that.
+    /// The calls in cells that led there, the innermost first: each an address in a cell's library, and that library's
+    /// path.
     pub calls: Vec<(u64, PathBuf)>,
 }
 
 impl Panic {
-    /// From what the cell library tells of it.
+    /// Parses a record of the cell library.
     pub fn from_fields(fields: &[&str]) -> Option<Self> {
         let [file, line, column, message, calls @ ..] = fields else {
             return None;
@@ -38,23 +39,23 @@ impl Panic {
 pub struct ReturnedError {
     pub type_name: String,
     pub message: String,
-    /// What caused it, the nearest first.
+    /// Its causes, the nearest first.
     pub causes: Vec<String>,
-    /// Whether it says that Cloze's own work was interrupted.
+    /// Whether it reports that Cloze's own work was interrupted.
     pub interrupted: bool,
 }
 
-/// What a finished cell leaves beside its output.
+/// Everything that a finished cell reported.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
-    /// Whether a panic ended the cell; a panic that the cell caught does not.
+    /// Whether a panic ended the cell; a caught panic does not.
     pub panicked: bool,
     pub panics: Vec<Panic>,
-    /// Those of threads that the cell started; one of them may have been passed on to the cell.
+    /// Panics of threads that the cell started; one of them may have been propagated to the cell.
     pub panics_of_threads: Vec<Panic>,
     /// Whether `?` ended the cell.
     pub returned: bool,
     pub errors: Vec<ReturnedError>,
-    /// Whether the process that ran the cell is gone.
+    /// Whether the process that ran the cell has ended.
     pub process_died: bool,
 }

@@ -1,4 +1,4 @@
-//! Listens to the process that runs the cells: one thread reads all its pipes and keeps their order.
+//! Reads all pipes of the process that runs the cells, on one thread, keeping the order of its output.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -16,7 +16,7 @@ use super::report::{Panic, Report, ReturnedError};
 use crate::evcxr::child::END_OF_PROCESS;
 use crate::evcxr::pipes::Pipes;
 
-/// How long a display waits for another representation of itself.
+/// How long a display is held for another representation.
 const SETTLE: Duration = Duration::from_millis(15);
 
 /// The kernel's end of the pipes.
@@ -26,14 +26,14 @@ pub struct Streams {
     has_value: Arc<AtomicBool>,
     stdout: io::PipeWriter,
     stale: [io::PipeReader; 2],
-    /// Before the kernel's own words in what the cells print.
+    /// Precedes the kernel's own control words in what the cells print.
     mark: String,
-    /// Whether the cell runs by now, after it was compiled.
+    /// Whether the cell is running, as opposed to being compiled.
     begun: Arc<AtomicBool>,
 }
 
 impl Streams {
-    /// Starts to listen; what happens is sent to `events` once [`Streams::unmute`] was called.
+    /// Starts to read; events are sent to `events` once [`Streams::unmute`] has been called.
     pub fn listen(pipes: Pipes, mark: &str, places: Places, events: Sink) -> io::Result<Self> {
         let (sender, reports) = crossbeam_channel::unbounded();
         let muted = Arc::new(AtomicBool::new(true));
@@ -75,30 +75,30 @@ impl Streams {
         Ok(streams)
     }
 
-    /// From here on what happens is of interest: evcxr has run the cell that it starts with.
+    /// From here on events are sent: evcxr has run its own first cell.
     pub fn unmute(&self) {
         self.reports.try_iter().for_each(drop);
         self.muted.store(false, Ordering::SeqCst);
     }
 
-    /// A cell is about to be compiled; the answer turns true when it runs.
+    /// Called before a cell is compiled; the returned flag becomes true when the cell begins to run.
     pub fn about_to_run(&self) -> Arc<AtomicBool> {
         self.begun.store(false, Ordering::SeqCst);
         self.begun.clone()
     }
 
-    /// Whether the next cell ends with an expression, whose value its last display is.
+    /// Sets whether the next cell ends with an expression, whose value its last display is.
     pub fn expect_value(&self, expected: bool) {
         self.has_value.store(expected, Ordering::SeqCst);
     }
 
-    /// The report of the cell that evcxr says has ended, if it ran at all. What the cell printed was sent before.
+    /// Returns the report of a finished cell, if it ran at all. Its output was sent before.
     pub fn report(&self) -> Report {
-        // More than one if evcxr had to run the cell again: the last counts.
+        // There is more than one report if evcxr ran the cell again; the last one counts.
         self.reports.try_iter().last().unwrap_or_default()
     }
 
-    /// The report of a cell whose process died.
+    /// Returns the report of a cell whose process died.
     pub fn report_of_dead_process(&mut self) -> Report {
         for pipe in &mut self.stale {
             let _ = drain(pipe);
@@ -115,19 +115,19 @@ impl Streams {
     }
 }
 
-/// Which pipes beside stdout there is something to read from.
+/// The pipes besides stdout that can be read.
 #[derive(Clone, Copy)]
 struct Ready {
     stderr: bool,
     records: bool,
 }
 
-/// How much of a pipe is read.
+/// How much of a pipe to read.
 #[derive(Clone, Copy)]
 enum Amount {
-    /// At most what it holds.
+    /// At most its capacity.
     Piece,
-    /// Until it is empty, also what is written meanwhile.
+    /// Everything, including what is written meanwhile.
     All,
 }
 
@@ -140,12 +140,12 @@ struct Listener {
     reports: Sender<Report>,
     reader: Reader,
     places: Places,
-    /// What evcxr must hear at the end of the cell.
+    /// Notices for evcxr at the end of the cell.
     notices: Vec<String>,
-    /// Bytes of unfinished records about panics and errors.
+    /// The bytes of incomplete records of panics and errors.
     records: Vec<u8>,
     report: Report,
-    /// Bytes of an unfinished character.
+    /// The bytes of an incomplete character.
     stderr: Vec<u8>,
 }
 
@@ -153,9 +153,9 @@ impl Listener {
     fn run(&mut self) {
         loop {
             let ready = self.wait();
-            // In this order. A cell prints nothing to stdout while there is something unread in the other two pipes, so
-            // what is in stdout by now came before that; and of the others no more is read than one piece, because
-            // the cell may print as soon as they are empty.
+            // The order matters. A cell prints nothing to stdout while the other two pipes hold unread data, so what is
+            // in stdout by now came first; and only one piece of the others is read, because the cell may print again
+            // as soon as they are empty.
             if self.read_stdout().is_err() {
                 return;
             }
@@ -163,7 +163,7 @@ impl Listener {
                 self.read_records();
             }
             if ready.is_some_and(|ready| ready.stderr) {
-                // A display came before it, if one still waits.
+                // A display that is still held came first.
                 self.flush();
                 self.read_stderr(Amount::Piece);
             }
@@ -173,14 +173,14 @@ impl Listener {
         }
     }
 
-    /// Sends the display that waits for another representation of itself.
+    /// Sends the display that is held for another representation.
     fn flush(&mut self) {
         let mut said = Vec::new();
         self.reader.flush(&mut said);
         self.pass_on(said);
     }
 
-    /// Waits for anything to read; `None` when nothing came in a while.
+    /// Waits until a pipe can be read; `None` if nothing arrived in time.
     fn wait(&self) -> Option<Ready> {
         let mut polled = [
             self.pipes.stdout.reader.as_raw_fd(),
@@ -197,7 +197,7 @@ impl Listener {
         } else {
             -1
         };
-        // SAFETY: an array of valid descriptors and its length.
+        // SAFETY: an array of valid descriptors, and its length.
         let found =
             unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) };
         let [_, stderr, records] = polled.map(|one| one.revents != 0);
@@ -311,7 +311,7 @@ impl Listener {
         self.hand_over_report();
         let mut reply = (notices.len() as u32).to_le_bytes().to_vec();
         reply.extend(notices.as_bytes());
-        // The process may have died meanwhile; evcxr notices that by itself.
+        // The process may have died meanwhile, which evcxr notices itself.
         let _ = self.pipes.replies.writer.write_all(&reply);
     }
 
@@ -346,7 +346,7 @@ fn set_nonblocking(fd: RawFd, nonblocking: bool) -> io::Result<()> {
     }
 }
 
-/// Everything that is there now.
+/// Reads everything that is available.
 fn drain_nonblocking(pipe: &mut io::PipeReader) -> io::Result<Vec<u8>> {
     let mut all = Vec::new();
     match pipe.read_to_end(&mut all) {
@@ -355,7 +355,7 @@ fn drain_nonblocking(pipe: &mut io::PipeReader) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Throws away what is left in a pipe whose reader is gone.
+/// Discards the unread data of a pipe whose reader has gone.
 fn drain(pipe: &mut io::PipeReader) -> io::Result<()> {
     set_nonblocking(pipe.as_raw_fd(), true)?;
     let drained = drain_nonblocking(pipe);

@@ -1,4 +1,4 @@
-//! The environment that the user started the kernel with, and the folder where everything is kept that the kernel builds.
+//! The environment that the user started the kernel with, and the cache folder.
 
 use std::ffi::OsString;
 use std::fs;
@@ -6,41 +6,41 @@ use std::path::PathBuf;
 
 use crate::{Error, Result};
 
-/// The session's folder, for the stand-in tools.
+/// Holds the session's folder, for the stand-in tools.
 pub const SESSION_DIR: &str = "CLOZE_SESSION_DIR";
-/// What the variables were before the kernel put its stand-in tools in front.
+/// The values of variables before the kernel put its stand-in tools first.
 pub const ORIGINAL_PATH: &str = "CLOZE_ORIGINAL_PATH";
 pub const ORIGINAL_CARGO_HOME: &str = "CLOZE_ORIGINAL_CARGO_HOME";
 pub const ORIGINAL_LIBRARY: &str = "CLOZE_ORIGINAL_RUST_SRC_PATH";
-/// Where rust-analyzer looks for the standard library's sources first.
+/// The first place where rust-analyzer looks for the standard library's sources.
 pub const LIBRARY_VARIABLE: &str = "RUST_SRC_PATH";
-/// Where the dynamic linker looks for libraries.
+/// The variable with the dynamic linker's search path.
 pub const LIBRARY_PATH: &str = match cfg!(target_os = "macos") {
     true => "DYLD_LIBRARY_PATH",
     false => "LD_LIBRARY_PATH",
 };
-/// Where everything that the kernel builds is kept; by default `cloze/kernel` in the user's cache folder.
+/// Overrides the cache folder, by default `cloze/kernel` in the user's cache folder.
 const CACHE: &str = "CLOZE_KERNEL_CACHE";
 
-/// Everything that the kernel builds.
+/// Returns the folder for everything that the kernel builds.
 pub fn cache_folder() -> Result<PathBuf> {
     let folder = match std::env::var_os(CACHE) {
         Some(folder) => PathBuf::from(folder),
         None => dirs::cache_dir()
-            .ok_or("There is no cache folder: set CLOZE_KERNEL_CACHE to one.")?
+            .ok_or("No cache folder was found: set CLOZE_KERNEL_CACHE.")?
             .join("cloze/kernel"),
     };
     fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
     folder.canonicalize().map_err(Error::file(&folder))
 }
 
-/// `PATH` without the stand-in tools.
+/// Returns `PATH` without the stand-in tools.
 pub fn original_path() -> Option<OsString> {
     std::env::var_os(ORIGINAL_PATH).or_else(|| std::env::var_os("PATH"))
 }
 
-/// What a process outside of a session must find in its environment: variables and their values, or `None` where the
-/// variable was not set.
+/// Returns the environment for processes outside the session: variables and their values, or `None` where the variable
+/// was not set.
 pub fn original_environment() -> Vec<(OsString, Option<OsString>)> {
     let mut all: Vec<(OsString, Option<OsString>)> = std::env::vars_os()
         .map(|(name, _)| name)
@@ -64,8 +64,8 @@ pub fn original_environment() -> Vec<(OsString, Option<OsString>)> {
     all
 }
 
-/// Whether `cargo run` sets a variable for the program that it starts. A cargo that finds it, started by that program,
-/// takes it for a change: some crates ask to be compiled anew then.
+/// Whether `cargo run` sets a variable for the program that it starts. A cargo started by that program would treat the
+/// variable as a change: some crates would then be compiled again.
 fn is_of_cargo_run(name: &str) -> bool {
     let others = [
         "CARGO_MANIFEST_DIR",
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cargo_run_sets_is_told_from_what_a_person_sets() {
+    fn variables_of_cargo_run_are_told_from_those_of_the_user() {
         for name in [
             "CARGO_MANIFEST_DIR",
             "CARGO_PKG_VERSION",

@@ -1,32 +1,32 @@
-//! The GPUs of this machine, and what a kernel for them is built for.
+//! The machine's GPUs, and what the installed kernel was built for.
 
 use std::fmt;
 use std::path::Path;
 use std::process::Command;
 
-/// The compute capability that the CUDA kernels of a build are for; nvcc's build script reads the same variable.
+/// Sets the compute capability for which the CUDA kernels are built; nvcc's build script reads the same variable.
 pub const CAPABILITY: &str = "CUDA_COMPUTE_CAP";
 
-/// What a look at the machine found.
+/// The state of the machine.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
-    /// NVIDIA's GPUs on the bus, whether or not there is a driver for them.
+    /// The number of NVIDIA GPUs on the bus, with or without a driver.
     pub on_the_bus: usize,
-    /// Those that the driver knows.
+    /// The GPUs that the driver knows.
     pub cards: Vec<Card>,
     /// Whether the driver's library can be loaded.
     pub driver: bool,
-    /// The CUDA version that the driver supports at most.
+    /// The highest CUDA version that the driver supports.
     pub driver_cuda: Option<Version>,
-    /// nvcc's.
+    /// The version of nvcc.
     pub toolkit: Option<Version>,
-    /// What the installed kernel was built for, if it uses GPUs.
+    /// The compute capability that the installed kernel was built for, if it uses GPUs.
     pub built_for: Option<String>,
 }
 
 #[derive(Clone, Debug)]
 pub struct Card {
-    /// Name, driver and memory, as nvidia-smi says it.
+    /// Name, driver and memory, as printed by nvidia-smi.
     pub words: String,
     pub capability: Option<Version>,
 }
@@ -35,7 +35,7 @@ pub struct Card {
 pub struct Version(pub u32, pub u32);
 
 impl Version {
-    /// The first "12.4" in `text` behind `label`.
+    /// Returns the first version such as "12.4" in `text` after `label`.
     fn after(text: &str, label: &str) -> Option<Self> {
         let (_, rest) = text.split_once(label)?;
         let (major, rest) = rest.trim_start().split_once('.')?;
@@ -44,7 +44,7 @@ impl Version {
         Some(Self(major.parse().ok()?, minor.parse().ok()?))
     }
 
-    /// As CUDA_COMPUTE_CAP wants it: 90.
+    /// Returns the value for CUDA_COMPUTE_CAP, for example 90.
     pub fn digits(self) -> String {
         format!("{}{}", self.0, self.1)
     }
@@ -56,8 +56,8 @@ impl fmt::Display for Version {
     }
 }
 
-/// Whether kernels that were compiled for `built_for` ("90", "90a", "120f") run on a GPU of that capability: later ones take
-/// the earlier ones', but for those with a letter (a: this one only; f: of its generation).
+/// Whether kernels compiled for `built_for` ("90", "90a", "120f") run on a GPU of this capability. Later GPUs run the
+/// kernels of earlier ones, except those with a letter (a: this capability only; f: its family).
 pub fn runs(built_for: &str, capability: Option<Version>) -> bool {
     let Some(capability) = capability else {
         return true;
@@ -75,7 +75,7 @@ pub fn runs(built_for: &str, capability: Option<Version>) -> bool {
 }
 
 impl Machine {
-    /// Looks at the machine; `kernelspec` is the installed kernel's folder.
+    /// Inspects the machine; `kernelspec` is the folder of the installed kernel.
     pub fn look(kernelspec: Option<&Path>) -> Self {
         let smi = |arguments: &[&str]| {
             let output = Command::new("nvidia-smi").args(arguments).output().ok()?;
@@ -88,7 +88,7 @@ impl Machine {
         Self {
             on_the_bus: on_the_bus(Path::new("/sys/bus/pci/devices")),
             cards: cards.lines().filter_map(Card::read).collect(),
-            // SAFETY: the driver's library, whose loading has no effect beyond making its functions known.
+            // SAFETY: loading the driver's library has no side effects beyond making its functions available.
             driver: unsafe { libloading::Library::new("libcuda.so.1") }.is_ok(),
             driver_cuda: smi(&[]).and_then(|text| Version::after(&text, "CUDA Version:")),
             toolkit: nvcc
@@ -99,7 +99,7 @@ impl Machine {
 }
 
 impl Card {
-    /// From "9.0, NVIDIA H100 80GB HBM3, 580.65.06, 81559 MiB".
+    /// Parses "9.0, NVIDIA H100 80GB HBM3, 580.65.06, 81559 MiB".
     pub fn read(line: &str) -> Option<Self> {
         let (capability, words) = line.split_once(',')?;
         Some(Self {
@@ -109,7 +109,7 @@ impl Card {
     }
 }
 
-/// NVIDIA's display controllers among the devices of that folder.
+/// Counts NVIDIA's display controllers among the devices in this folder.
 fn on_the_bus(devices: &Path) -> usize {
     let entries = std::fs::read_dir(devices).into_iter().flatten().flatten();
     let is = |folder: &Path, file: &str, start: &str| {
@@ -120,7 +120,7 @@ fn on_the_bus(devices: &Path) -> usize {
         .count()
 }
 
-/// What the kernel of that kernelspec was built for; `None` if it does not use GPUs.
+/// Returns the capability that the kernel of this kernelspec was built for; `None` if it does not use GPUs.
 fn built_for(kernelspec: &Path) -> Option<String> {
     let text = std::fs::read_to_string(kernelspec.join("kernel.json")).ok()?;
     let spec: serde_json::Value = serde_json::from_str(&text).ok()?;
@@ -130,7 +130,7 @@ fn built_for(kernelspec: &Path) -> Option<String> {
     uses_gpu.then(|| capability.to_owned())
 }
 
-/// The compute capability to build for: as the environment says, or else that of the first GPU.
+/// Returns the compute capability to build for: the environment's, or else that of the first GPU.
 pub fn capability() -> Option<String> {
     if let Ok(asked) = std::env::var(CAPABILITY) {
         return Some(asked);
@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn later_gpus_take_what_was_compiled_for_earlier_ones_unless_a_letter_says_no() {
+    fn later_gpus_run_kernels_of_earlier_ones_except_those_with_a_letter() {
         let on = |built_for, major, minor| runs(built_for, Some(Version(major, minor)));
         assert!(on("80", 8, 0) && on("80", 9, 0) && on("8.0", 8, 6) && !on("90", 8, 9));
         assert!(on("90a", 9, 0) && !on("90a", 10, 0));
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_read_from_what_the_tools_print() {
+    fn versions_are_parsed_from_the_tools_output() {
         let nvcc = "nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release 13.0, V13.0.88\n";
         assert_eq!(Version::after(nvcc, "release"), Some(Version(13, 0)));
         let smi = "| NVIDIA-SMI 550.54.15   Driver Version: 550.54.15   CUDA Version: 12.4     |";
@@ -165,11 +165,11 @@ mod tests {
     }
 
     #[test]
-    fn gpus_are_counted_on_the_bus_and_other_devices_are_not() {
+    fn only_nvidia_gpus_on_the_bus_are_counted() {
         let folder = tempfile::tempdir().unwrap();
         for (name, vendor, class) in [
             ("0000:01:00.0", "0x10de\n", "0x030200\n"),
-            // Its sound, another vendor's GPU.
+            // The GPU's audio device, and another vendor's GPU.
             ("0000:01:00.1", "0x10de\n", "0x040300\n"),
             ("0000:02:00.0", "0x1002\n", "0x030000\n"),
         ] {
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernelspec_says_what_the_kernel_was_built_for() {
+    fn the_kernelspec_records_what_the_kernel_was_built_for() {
         let folder = tempfile::tempdir().unwrap();
         let write = |text: &str| std::fs::write(folder.path().join("kernel.json"), text).unwrap();
         assert_eq!(built_for(folder.path()), None);

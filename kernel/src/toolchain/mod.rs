@@ -1,4 +1,4 @@
-//! The compiler that cells are compiled with.
+//! The Rust toolchain that compiles the cells.
 
 pub mod environment;
 pub mod gpu;
@@ -10,25 +10,25 @@ use std::process::Command;
 
 use crate::{Error, Result};
 
-/// The Rust toolchain, found once.
+/// A Rust toolchain.
 #[derive(Clone, Debug)]
 pub struct Toolchain {
     pub rustc: PathBuf,
     pub cargo: PathBuf,
     pub sysroot: PathBuf,
-    /// `rustc -vV`, whole: what a library was compiled with.
+    /// The full output of `rustc -vV`, which identifies the compiler of a library.
     pub version: String,
     /// For example `x86_64-unknown-linux-gnu`.
     pub host: String,
 }
 
 impl Toolchain {
-    /// The toolchain that `rustc` and `cargo` on the path (or in cargo's home) stand for.
+    /// Finds the toolchain of the `rustc` and `cargo` on the path, or in cargo's home.
     pub fn find() -> Result<Self> {
         let rustc = find_tool("rustc")?;
         let sysroot =
             PathBuf::from(output(Command::new(&rustc).args(["--print", "sysroot"]))?.trim());
-        // The real ones: rustup's stand-ins look up the toolchain at every call.
+        // The tools themselves: rustup's proxies would look up the toolchain at every call.
         let direct = |name: &str| Some(sysroot.join("bin").join(name)).filter(|path| path.exists());
         let cargo = direct("cargo").map_or_else(|| find_tool("cargo"), Ok)?;
         let rustc = direct("rustc").unwrap_or(rustc);
@@ -52,12 +52,13 @@ impl Toolchain {
         self.version.lines().next().unwrap_or_default()
     }
 
-    /// Makes a command, and all that it starts, use this toolchain, whatever a folder that they come through asks for.
+    /// Makes a command, and everything that it starts, use this toolchain, whatever toolchain a folder on the way asks
+    /// for.
     pub fn pin<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         pin(command, &self.sysroot)
     }
 
-    /// Where the standard library is, both for the linker and when a cell is loaded.
+    /// Returns the folder of the standard library, for the linker and for loading cells.
     pub fn libraries(&self) -> PathBuf {
         self.sysroot
             .join("lib/rustlib")
@@ -65,17 +66,17 @@ impl Toolchain {
             .join("lib")
     }
 
-    /// Where the standard library's sources are, if they are there.
+    /// Returns where the standard library's sources belong.
     pub fn std_sources(&self) -> PathBuf {
         self.sysroot.join("lib/rustlib/src/rust/library")
     }
 
-    /// Whether the standard library's sources are there; without them no variable's type can be inferred.
+    /// Whether the standard library's sources are installed; without them no variable's type can be inferred.
     pub fn has_sources(&self) -> bool {
         self.std_sources().join("core/src/lib.rs").exists()
     }
 
-    /// Asks rustup for the standard library's sources.
+    /// Installs the standard library's sources through rustup.
     pub fn add_sources(&self) -> Result<()> {
         let toolchain = self.sysroot.file_name().unwrap_or_default();
         let added = Command::new(find_tool("rustup").unwrap_or_else(|_| "rustup".into()))
@@ -100,7 +101,7 @@ pub fn pin<'a>(command: &'a mut Command, sysroot: &Path) -> &'a mut Command {
     command
 }
 
-/// The first file called `name` on the path that is not one of our own stand-ins, or else in cargo's home.
+/// Returns the first file called `name` on the path that is not one of our stand-ins, or else the one in cargo's home.
 fn find_tool(name: &str) -> Result<PathBuf> {
     let path = environment::original_path().unwrap_or_default();
     let cargo_home = std::env::var_os("CARGO_HOME")

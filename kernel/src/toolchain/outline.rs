@@ -1,8 +1,8 @@
-//! The standard library as rust-analyzer is shown it: what a notebook can name, and no more.
+//! The standard library as shown to rust-analyzer: only what a notebook can name.
 //!
-//! Reading all of it is most of what the first `let` of a session would wait for. So the crates that the library is made
-//! of in secret are left out, and of the thousands of intrinsics, three times as long as the rest of `core`, only what they
-//! take and give is shown. Everything else is the toolchain's own, by links.
+//! Reading the whole library would take most of the time of a session's first `let`. So the library's internal crates
+//! are left out, and of the thousands of intrinsics, three times as long as the rest of `core`, only the signatures are
+//! shown. Everything else is linked to the toolchain's own files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::toolchain::Toolchain;
 use crate::toolchain::environment::cache_folder;
 use crate::{Error, Result};
 
-/// What is shown as it is, of the folder of the sources.
+/// Parts of the sources that are shown unchanged.
 const SHOWN: [&str; 9] = [
     "Cargo.toml",
     "Cargo.lock",
@@ -25,12 +25,12 @@ const SHOWN: [&str; 9] = [
     "rustc-std-workspace-core",
     "rustc-std-workspace-std",
 ];
-/// Crates from elsewhere whose types or macros the library itself is written in.
+/// External crates that define types or macros of the library itself.
 const USED: [&str; 2] = ["cfg-if", "hashbrown"];
 /// The intrinsics: part of `core`, in a folder of their own.
 const INTRINSICS: &str = "stdarch/crates/core_arch/src";
 
-/// The folder to show in place of the toolchain's own, made if it is not there yet.
+/// Returns the folder to show in place of the toolchain's own, creating it if necessary.
 pub fn shown(toolchain: &Toolchain) -> Result<PathBuf> {
     let real = toolchain.std_sources();
     let key = format!(
@@ -45,7 +45,7 @@ pub fn shown(toolchain: &Toolchain) -> Result<PathBuf> {
     if folder.exists() {
         return Ok(folder);
     }
-    // Made under a name of its own: two sessions may get here at once.
+    // Created under a temporary name: two sessions may get here at once.
     let unfinished = tempfile::Builder::new()
         .prefix("unfinished-")
         .tempdir_in(&cache)
@@ -69,7 +69,7 @@ pub fn shown(toolchain: &Toolchain) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// What cargo says of the library's crates, without those that are not shown.
+/// Removes the hidden crates from cargo's metadata of the library.
 pub fn without_hidden_crates(metadata: &str) -> Option<String> {
     let mut metadata: Value = serde_json::from_str(metadata).ok()?;
     let is_shown = |name: &str| SHOWN.contains(&name) || USED.contains(&name);
@@ -112,8 +112,8 @@ fn outline_folder(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The source without the bodies, the documentation and the tests of its functions, and without those of the compiler's
-/// that they call, as far as it is formatted by rustfmt: what begins at the left margin ends there.
+/// Returns a source formatted by rustfmt without function bodies, documentation, tests, and the compiler intrinsics
+/// that the bodies call. An item begins and ends at the left margin.
 fn outline(source: &str) -> String {
     let mut out = String::with_capacity(source.len() / 4);
     let mut lines = source.lines();
@@ -132,7 +132,7 @@ fn outline(source: &str) -> String {
             continue;
         }
         if line == "#[cfg(test)]" {
-            // The item that it belongs to: a `use`, or a block.
+            // The item that the attribute belongs to: a `use`, or a block.
             let whole = lines.by_ref().find(|line| {
                 line.starts_with('}') || line.ends_with(';') && !line.starts_with(' ')
             });
@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hidden_crates_are_named_nowhere() {
+    fn hidden_crates_are_removed_everywhere() {
         let package = |name: &str| serde_json::json!({ "name": name, "id": format!("id-{name}") });
         let node = |name: &str, uses: &[&str]| {
             let ids: Vec<String> = uses.iter().map(|name| format!("id-{name}")).collect();
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn functions_keep_what_they_take_and_give_and_all_else_stays() {
+    fn functions_keep_their_signatures_and_other_items_stay() {
         let source = "\
 use crate::simd::*;
 

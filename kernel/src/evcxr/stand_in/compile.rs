@@ -18,13 +18,13 @@ use crate::toolchain::environment::outside;
 use crate::toolchain::pin;
 use crate::{Error, Result};
 
-/// The crate that evcxr makes of each cell.
+/// The crate that evcxr generates for each cell.
 const CELL: &str = "ctx";
 
-/// How large the compiler makes its stack, in bytes.
+/// The variable that sets the compiler's stack size, in bytes.
 const MIN_STACK: &str = "RUST_MIN_STACK";
 
-/// Compiles the cell in the session's folder, as evcxr asks for it: `cargo build` or `cargo check`, with these arguments.
+/// Compiles the cell in the session's folder, as evcxr asks: `cargo build` or `cargo check`, with these arguments.
 pub fn compile_cell(
     folder: &Path,
     plan: &BuildPlan,
@@ -41,28 +41,29 @@ pub fn compile_cell(
     }
 }
 
-/// The crate that evcxr has made of a cell, and how it is compiled.
+/// The crate that evcxr generated for a cell, and how it is compiled.
 struct CellCrate<'a> {
     folder: &'a Path,
     plan: &'a BuildPlan,
     manifest: String,
-    /// As evcxr wrote it.
+    /// The source as evcxr wrote it.
     code: String,
-    /// As it is compiled: of the same lines.
+    /// The source as it is compiled, with the same line numbers.
     source: String,
     /// Arguments of rustc.
     flags: Vec<String>,
-    /// Whether only the types are asked for.
+    /// Whether only the types are checked.
     check: bool,
 }
 
 impl<'a> CellCrate<'a> {
-    /// Writes what is compiled beside evcxr's own file, with the same lines, so that messages still point where evcxr expects.
+    /// Writes the source to compile beside evcxr's own file, with the same line numbers, so that messages point where
+    /// evcxr expects.
     fn lay_out(folder: &'a Path, plan: &'a BuildPlan, check: bool) -> Result<Self> {
         let manifest = read(&folder.join("Cargo.toml"))?;
         let code = read(&folder.join("src/lib.rs"))?;
         let source = with_cell_library(&statics::shared(folder, &code, dependencies(&manifest)));
-        // Lines for panics; what is stripped otherwise is what tells them.
+        // Reports of panics need the line tables, which would otherwise be stripped.
         let flags = [
             "-Awarnings",
             "-Cprefer-dynamic",
@@ -83,12 +84,12 @@ impl<'a> CellCrate<'a> {
         Ok(cell)
     }
 
-    /// The file that is compiled.
+    /// Returns the path of the file to compile.
     fn file(&self) -> PathBuf {
         self.folder.join("cell/lib.rs")
     }
 
-    /// Compiles a cell with other crates: the real cargo builds them.
+    /// Compiles a cell that uses other crates: the real cargo builds them.
     fn with_cargo(&self, verb: &str, arguments: &[String]) -> Result<ExitCode> {
         write(
             &self.folder.join("cell/Cargo.toml"),
@@ -118,7 +119,7 @@ impl<'a> CellCrate<'a> {
         })
     }
 
-    /// Runs the real cargo; what it tells of its progress is written down for the session.
+    /// Runs the real cargo, and records its progress for the session.
     fn run_cargo(&self, arguments: &[String]) -> Result<(bool, Vec<u8>)> {
         let mut cargo = Command::new(&self.plan.cargo);
         let cargo = pin(outside(cargo.args(arguments)), &self.plan.sysroot)
@@ -139,7 +140,7 @@ impl<'a> CellCrate<'a> {
         Ok((output.status.success(), output.stdout))
     }
 
-    /// Compiles a cell that uses nothing but the prelude: one call of rustc, or none if the same was compiled before.
+    /// Compiles a cell that uses only the prelude: one call of rustc, or none if the same cell was compiled before.
     fn with_rustc(&self) -> Result<ExitCode> {
         let opt_level = self.opt_level();
         let library = self.cell_library()?;
@@ -171,7 +172,7 @@ impl<'a> CellCrate<'a> {
         }
     }
 
-    /// The level that the manifest asks for, or none where optimizing is not worth its time.
+    /// Returns the optimization level in the manifest, or 0 where optimizing is not worth its time.
     fn opt_level(&self) -> &str {
         let asked = self
             .manifest
@@ -184,7 +185,7 @@ impl<'a> CellCrate<'a> {
         }
     }
 
-    /// Where the cell's library goes, in a folder that is there.
+    /// Returns the path for the cell's library, in a folder that exists.
     fn cell_library(&self) -> Result<PathBuf> {
         let output = self
             .folder
@@ -198,7 +199,7 @@ impl<'a> CellCrate<'a> {
         }))
     }
 
-    /// Where the outcome of the same compilation is kept.
+    /// Returns where the result of this compilation is kept for later sessions.
     fn known(&self, opt_level: &str) -> Known {
         let key = format!(
             "{opt_level}\n{:?}\n{}\n{}",
@@ -226,15 +227,15 @@ impl<'a> CellCrate<'a> {
             .arg("cell/lib.rs");
         outside(&mut rustc).stdout(Stdio::inherit());
         if std::env::var_os(MIN_STACK).is_none() {
-            // Enough for all that the kernel lets through.
+            // Enough for all code that the kernel's depth limit accepts.
             rustc.env(MIN_STACK, (64 << 20).to_string());
         }
         rustc
     }
 }
 
-/// Compiles, and once more if the cell passes on by `?` what is no `std::error::Error` but can be shown: causes are told
-/// of errors only.
+/// Compiles, and compiles again if `?` passes on a type that is not a `std::error::Error` but can be displayed: causes
+/// are reported for errors only.
 fn with_plain_errors(
     file: &Path,
     source: &str,
@@ -249,11 +250,11 @@ fn with_plain_errors(
     }
     write(file, &source.replacen(ERROR, SHOWN, 1))?;
     let second = compile()?;
-    // If it is something else that is wrong, the first report is the better one.
+    // If something else is wrong, the first report is better.
     Ok(if second.0 { second } else { first })
 }
 
-/// What the manifest of a cell says of other crates.
+/// Returns the dependencies in the manifest of a cell.
 pub fn dependencies(manifest: &str) -> &str {
     let dependencies = manifest.split_once("[dependencies]");
     dependencies.map_or("", |(_, rest)| rest).trim()

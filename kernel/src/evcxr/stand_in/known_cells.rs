@@ -10,7 +10,7 @@ use super::done;
 use crate::evcxr::failed::{Failed, for_evcxr};
 use crate::{Error, Result};
 
-/// Where the outcome of compiling a cell is kept: its library, or the errors.
+/// Where the result of compiling a cell is kept: its library, or the errors.
 pub struct Known(pub PathBuf);
 
 impl Known {
@@ -18,9 +18,9 @@ impl Known {
         self.0.with_extension("errors")
     }
 
-    /// Does as the compiler did, if it did anything.
+    /// Repeats the kept result, if there is one.
     pub fn recall(&self, library: &Path, folder: &Path, code: &str) -> Option<Result<ExitCode>> {
-        // The last used are kept.
+        // Mark it as used: the most recently used results are kept.
         let touch = |path| File::open(path).and_then(|file| file.set_modified(SystemTime::now()));
         if let Ok(errors) = fs::read(self.errors()) {
             let _ = touch(self.errors());
@@ -36,8 +36,8 @@ impl Known {
         Some(done(library))
     }
 
-    /// Keeps what the compiler did, whole or not at all. Of errors only those that evcxr provokes, to learn whether cells
-    /// use `?`: others may have to do with more than the text.
+    /// Keeps the result of a compilation, atomically. Of errors, keeps only those that evcxr provokes to learn whether
+    /// cells use `?`: others may depend on more than the text.
     pub fn remember(&self, library: &Path, built: bool, said: &[u8]) -> Result<()> {
         let unfinished = self.0.with_extension("unfinished");
         let folder = self.0.parent().unwrap_or(Path::new(""));

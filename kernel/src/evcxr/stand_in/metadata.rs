@@ -1,4 +1,4 @@
-//! What rust-analyzer asks cargo at every start, answered from memory where it can be.
+//! `cargo metadata` for rust-analyzer, which asks for it at every start: answered from a cache where possible.
 
 use std::fs;
 use std::io::Write;
@@ -13,13 +13,13 @@ use crate::toolchain::outline::without_hidden_crates;
 use crate::toolchain::pin;
 use crate::{Error, Result};
 
-/// The cell library as rust-analyzer is shown it: what the cells' own code is given of it.
+/// The cell library as rust-analyzer sees it: the macros that the cells' own code uses.
 const CELL: &str = "[package]\nname = \"cloze_cell\"\nversion = \"0.0.0\"\nedition = \"2024\"\n";
 const CELL_SOURCE: &str = "#[macro_export]\nmacro_rules! dbg {\n    ($place:literal) => { () };\n    \
     ($place:literal, $value:expr $(,)?) => { $value };\n    ($place:literal, $($value:expr),+ $(,)?) => { ($($value),+,) };\n}\n";
 
-/// What rust-analyzer asks to know the crates: those of the standard library, as it is shown here, and those of the cell
-/// with the prelude's sources, which evcxr does not know of.
+/// Answers rust-analyzer's question about the crates: those of the standard library, as shown here, or those of the
+/// cell together with the prelude's sources, which evcxr does not know of.
 pub fn metadata(folder: &Path, plan: &BuildPlan, arguments: &[String]) -> Result<ExitCode> {
     let asked_for = arguments
         .windows(2)
@@ -58,7 +58,7 @@ pub fn metadata(folder: &Path, plan: &BuildPlan, arguments: &[String]) -> Result
     {
         contents += &format!("cloze = {{ path = {:?} }}\n", prelude.to_string_lossy());
     }
-    // Of the cell library it needs to know what has a type that is used.
+    // Of the cell library, rust-analyzer needs only what affects types.
     contents += "cloze_cell = { path = \"cell\" }\n";
     write(&analysis.join("cell/Cargo.toml"), CELL)?;
     write(&analysis.join("cell/src/lib.rs"), CELL_SOURCE)?;
@@ -83,7 +83,7 @@ pub fn metadata(folder: &Path, plan: &BuildPlan, arguments: &[String]) -> Result
     answer.pass_on(|stdout| stdout)
 }
 
-/// The arguments but for the copy of the lock file, which is another one each time.
+/// The arguments without the path of the lock file's copy, which differs each time.
 fn without_lockfile(arguments: &[String]) -> String {
     let mut kept: Vec<&str> = arguments.iter().map(String::as_str).collect();
     if let Some(at) = kept
@@ -95,14 +95,14 @@ fn without_lockfile(arguments: &[String]) -> String {
     kept.join(" ")
 }
 
-/// What the real cargo says.
+/// The output of the real cargo.
 pub struct Answer {
     stdout: String,
     succeeded: bool,
 }
 
 impl Answer {
-    /// Says the same, with a change.
+    /// Passes the output on, with a change.
     pub fn pass_on(self, change: impl FnOnce(String) -> String) -> Result<ExitCode> {
         let said = std::io::stdout().write_all(change(self.stdout).as_bytes());
         said.map_err(Error::system("writing to stdout"))?;
@@ -113,7 +113,7 @@ impl Answer {
     }
 }
 
-/// Asks the real cargo, unless the same was asked with this compiler before.
+/// Asks the real cargo, unless the same question was asked before with this compiler.
 pub fn answer(
     folder: &Path,
     plan: &BuildPlan,

@@ -1,8 +1,9 @@
 //! Stand-ins for the tools that evcxr and rust-analyzer call, so that a cell costs one call of the compiler.
 //!
-//! For each cell evcxr asks cargo to build a crate whose dependencies have not changed; cargo finds that out anew every
-//! time, and compiles the prelude if it is a dependency. Here `cargo build` of a cell is a call of rustc that links
-//! against the prebuilt prelude. Cells with other crates (`:dep`) go through the real cargo, and so does everything else.
+//! For each cell evcxr asks cargo to build a crate whose dependencies have not changed; cargo checks that anew every
+//! time, and compiles the prelude if it is a dependency. Here `cargo build` of a cell is one call of rustc that links
+//! against the prebuilt prelude. Cells with other crates (`:dep`) go through the real cargo, and so does everything
+//! else.
 
 mod compile;
 mod known_cells;
@@ -18,14 +19,14 @@ use crate::toolchain::environment::outside;
 use crate::toolchain::pin;
 use crate::{Error, Result};
 
-/// Where evcxr wants to be told the path of the library that it asked for.
+/// The variable that names the file to which evcxr wants the path of the compiled library written.
 const LIBRARY_PATH_FILE: &str = "EVCXR_EXECUTION_SO_PATH";
 
-/// What a session says when nobody has asked for another level: evcxr's default, written so that it can be told from what
-/// a person writes.
+/// The level that a session sets unless the user chooses another: evcxr's default, spelled so that it differs from what
+/// a user writes.
 pub const OPT_LEVEL: &str = "+2";
 
-/// Does the work of the tool under whose name this program was called, if it was called so in a session.
+/// Acts as the tool under whose name this program was called, if it was called as one in a session.
 pub fn run_as_tool() -> Option<ExitCode> {
     let name = std::env::args_os().next()?;
     let name = Path::new(&name).file_name()?.to_str()?.to_owned();
@@ -44,7 +45,7 @@ pub fn run_as_tool() -> Option<ExitCode> {
     }))
 }
 
-/// `rustup which TOOL`: the stand-in for cargo, and the real compiler.
+/// `rustup which TOOL`: returns the stand-in for cargo, and the real compiler.
 fn rustup(folder: &Path, plan: &BuildPlan, arguments: &[String]) -> Result<ExitCode> {
     match arguments {
         [which, tool] if which == "which" && tool == "cargo" => {
@@ -69,7 +70,7 @@ fn cargo(folder: &Path, plan: &BuildPlan, arguments: &[String]) -> Result<ExitCo
             Ok(ExitCode::SUCCESS)
         }
         "metadata" => metadata::metadata(folder, plan, arguments),
-        // What rust-analyzer asks of every workspace. Cells are compiled without what is configured for cargo.
+        // rust-analyzer asks this of every workspace. Cells are compiled without cargo's configuration.
         "config" if in_session => Ok(ExitCode::SUCCESS),
         "rustc" if in_session && arguments.iter().any(|argument| argument == "--print") => {
             let asked = metadata::answer(folder, plan, &arguments.join(" "), || {
@@ -83,7 +84,7 @@ fn cargo(folder: &Path, plan: &BuildPlan, arguments: &[String]) -> Result<ExitCo
     }
 }
 
-/// The first argument that is no option, nor the value of `-Z`.
+/// Returns the first argument that is neither an option nor the value of `-Z`.
 fn verb(arguments: &[String]) -> &str {
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
@@ -96,7 +97,7 @@ fn verb(arguments: &[String]) -> &str {
     ""
 }
 
-/// Becomes the real cargo.
+/// Replaces this process with the real cargo.
 fn real_cargo(plan: &BuildPlan, arguments: &[String]) -> Error {
     let error = pin(
         outside(Command::new(&plan.cargo).args(arguments)),

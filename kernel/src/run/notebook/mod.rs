@@ -1,4 +1,4 @@
-//! Notebook files: read, given outputs, written. What we do not know in them is kept as it is.
+//! Notebook files: reads them, adds outputs and writes them. Unknown fields are preserved.
 
 mod stream;
 
@@ -15,20 +15,20 @@ use crate::{Error, Result};
 
 use self::stream::StreamText;
 
-/// A notebook of format 4.
+/// A notebook in format 4.
 #[derive(Clone, Debug)]
 pub struct Notebook {
     path: PathBuf,
     root: Value,
-    /// Where each display with a name is: the cell and the output.
+    /// The cell and the output of each display that has an id.
     displays: HashMap<String, Vec<(usize, usize)>>,
-    /// Whether the running cell's outputs are to be cleared when something new is shown.
+    /// Whether to clear the running cell's outputs at its next output.
     clear_next: bool,
-    /// The text that the running cell prints, while nothing else has come after it.
+    /// The stream text that the running cell is printing, until another output follows.
     open: Option<OpenText>,
 }
 
-/// Text of one stream that may go on; its output in the notebook is filled in when it is over.
+/// Text of one stream that may continue; it is copied into its output when it is complete.
 #[derive(Clone, Debug)]
 struct OpenText {
     cell: usize,
@@ -44,33 +44,33 @@ impl Notebook {
         Self::parse(path, &bytes)
     }
 
-    /// Reads the bytes of a notebook.
+    /// Parses a notebook.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let wrong = |problem: String| Error::Notebook {
             path: path.to_owned(),
             problem,
         };
         let text = std::str::from_utf8(bytes)
-            .map_err(|_| wrong("it is not text in UTF-8, as notebooks are".into()))?;
-        // Some editors begin a file with a byte order mark.
+            .map_err(|_| wrong("it is not UTF-8 text".into()))?;
+        // Some editors write a byte order mark.
         let text = text.trim_start_matches('\u{feff}');
         if text.trim().is_empty() {
             return Err(wrong("the file is empty".into()));
         }
         let root: Value = serde_json::from_str(text)
-            .map_err(|error| wrong(format!("it is not JSON, as notebooks are: {error}")))?;
+            .map_err(|error| wrong(format!("it is not JSON: {error}")))?;
         match root["nbformat"].as_u64() {
             Some(4) => {}
             Some(other) => {
                 return Err(wrong(format!(
-                    "its format is {other}, and 4 is read; `jupyter nbconvert --to notebook --nbformat 4 {}` converts it",
+                    "its format is {other}, but only format 4 is supported; `jupyter nbconvert --to notebook --nbformat 4 {}` converts it",
                     path.display()
                 )));
             }
             None => return Err(wrong("it has no `nbformat`".into())),
         }
         if !root["cells"].is_array() {
-            return Err(wrong("it has no list of cells".into()));
+            return Err(wrong("it has no `cells`".into()));
         }
         let notebook = Self {
             path: path.to_owned(),
@@ -81,13 +81,13 @@ impl Notebook {
         };
         match notebook.other_language() {
             Some(language) => Err(wrong(format!(
-                "its language is {language}, and this kernel runs Rust"
+                "its language is {language}, but this kernel runs Rust"
             ))),
             None => Ok(notebook),
         }
     }
 
-    /// The language, if it is known or plain to see that it is not Rust.
+    /// Returns the notebook's language if it is stated, or if the code is plainly not Rust.
     fn other_language(&self) -> Option<String> {
         let metadata = &self.root["metadata"];
         let named = metadata["kernelspec"]["language"]
@@ -97,7 +97,7 @@ impl Notebook {
             let is_rust = language.eq_ignore_ascii_case("rust");
             return (!is_rust).then(|| language.to_owned());
         }
-        // A kernelspec without a language: the kernels that most notebooks are for.
+        // Kernelspecs that name no language: the kernels of most notebooks.
         let kernel = metadata["kernelspec"]["name"].as_str().unwrap_or_default();
         if kernel.starts_with("python") || kernel == "ir" || kernel.starts_with("julia") {
             return Some(kernel.to_owned());
@@ -107,7 +107,7 @@ impl Notebook {
                 let source = self.source(cell);
                 source.lines().any(super::foreign::is_python)
             });
-        python.then(|| "Python, by the look of its cells".into())
+        python.then(|| "Python, judging by its cells".into())
     }
 
     pub fn path(&self) -> &Path {
@@ -122,20 +122,20 @@ impl Notebook {
         &mut self.root["cells"][cell]
     }
 
-    /// The places of the cells that hold code.
+    /// Returns the indexes of the code cells.
     pub fn code_cells(&self) -> Vec<usize> {
         (0..self.cells().len())
             .filter(|&cell| self.cells()[cell]["cell_type"] == "code")
             .collect()
     }
 
-    /// The source of a cell, without a byte order mark.
+    /// Returns the source of a cell, without a byte order mark.
     pub fn source(&self, cell: usize) -> String {
         let source = text(&self.cells()[cell]["source"]);
         source.trim_start_matches('\u{feff}').to_owned()
     }
 
-    /// The first cell with a tag.
+    /// Returns the first cell with a tag.
     pub fn tagged(&self, tag: &str) -> Option<usize> {
         (0..self.cells().len()).find(|&cell| self.has_tag(cell, tag))
     }
@@ -147,7 +147,7 @@ impl Notebook {
             .is_some_and(|tags| tags.iter().any(|other| other == tag))
     }
 
-    /// Puts in a new code cell with a tag.
+    /// Inserts a new code cell with a tag.
     pub fn insert(&mut self, at: usize, source: &str, tag: &str) {
         let mut cell = json!({
             "cell_type": "code",
@@ -173,7 +173,7 @@ impl Notebook {
         self.cell_mut(cell)["source"] = lines(source);
     }
 
-    /// A cell begins to run, as number `count` of the session: what it showed before is forgotten.
+    /// Begins a cell, as number `count` of the session: its earlier outputs are removed.
     pub fn begin(&mut self, cell: usize, count: usize) {
         self.close_text();
         self.clear_next = false;
@@ -181,7 +181,7 @@ impl Notebook {
         self.cell_mut(cell)["execution_count"] = json!(count);
     }
 
-    /// Adds to a cell's outputs what it did.
+    /// Adds an event to a cell's outputs.
     pub fn add(&mut self, cell: usize, event: &Event) {
         match event {
             Event::Text(stream, text) => {
@@ -195,7 +195,7 @@ impl Notebook {
         }
     }
 
-    /// Adds a cell's failure to its outputs.
+    /// Adds a failure to a cell's outputs.
     pub fn fail(&mut self, cell: usize, failure: &Failure) {
         self.push(
             cell,
@@ -250,7 +250,7 @@ impl Notebook {
         });
     }
 
-    /// Puts the text that was open into its output: nothing will be added to it.
+    /// Copies the open text into its output: it is complete.
     fn close_text(&mut self) {
         if let Some(open) = self.open.take() {
             self.cell_mut(open.cell)["outputs"][open.output]["text"] =
@@ -295,7 +295,7 @@ impl Notebook {
         }
     }
 
-    /// The notebook as Jupyter writes it.
+    /// Serializes the notebook the way Jupyter does.
     pub fn json(&mut self) -> Result<Vec<u8>> {
         self.close_text();
         let mut json = Vec::new();
@@ -310,7 +310,7 @@ impl Notebook {
     }
 }
 
-/// A text that may be stored as one string or as a list of lines.
+/// Joins a text that may be stored as one string or as a list of lines.
 fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -319,7 +319,7 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// A text as the format stores it: a list of lines, each with its newline.
+/// Splits a text into the list of lines that the format stores, each with its newline.
 fn lines(text: &str) -> Value {
     text.split_inclusive('\n').collect::<Vec<_>>().into()
 }
@@ -368,14 +368,14 @@ mod tests {
     }
 
     #[test]
-    fn a_cells_source_is_its_lines_together() {
+    fn a_cells_source_joins_its_lines() {
         let notebook = notebook();
         assert_eq!(notebook.code_cells(), [1]);
         assert_eq!(notebook.source(1), "let a = 1;\na");
     }
 
     #[test]
-    fn text_is_gathered_by_stream() {
+    fn consecutive_text_of_a_stream_is_joined() {
         let mut notebook = notebook();
         notebook.begin(1, 1);
         for event in [
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_replaces_the_display_of_its_name() {
+    fn an_update_replaces_the_display_with_its_id() {
         let mut notebook = notebook();
         notebook.begin(1, 1);
         notebook.add(1, &html("1", Some("p"), false));
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_and_what_is_not_reached_survive_a_write() {
+    fn unknown_fields_and_unreached_cells_are_preserved() {
         let json = notebook().json().expect("JSON");
         let again = Notebook::parse(Path::new("n.ipynb"), &json);
         let again = again.expect("a notebook");
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_order_mark_is_passed_over_and_old_formats_are_named() {
+    fn a_byte_order_mark_is_skipped_and_old_formats_are_refused_by_name() {
         let text = "\u{feff}{\"cells\": [], \"metadata\": {}, \"nbformat\": 4}";
         assert!(Notebook::parse(Path::new("n.ipynb"), text.as_bytes()).is_ok());
         let old = "{\"worksheets\": [], \"nbformat\": 3}";

@@ -1,17 +1,17 @@
-//! Text of one stream, with what carriage returns leave of it.
+//! Text of one stream, with carriage returns applied.
 
-/// Takes text piece by piece; each piece costs its own length, however much there is already.
+/// Appends text piece by piece; each piece costs time proportional to its own length.
 #[derive(Clone, Debug, Default)]
 pub struct StreamText {
     text: String,
     /// Where the last line begins.
     line: usize,
-    /// A carriage return came last: what follows overwrites the line, unless it is a newline.
+    /// The last character was a carriage return: what follows overwrites the line, unless it is a newline.
     returned: bool,
 }
 
 impl StreamText {
-    /// Adds a piece.
+    /// Appends a piece.
     pub fn push(&mut self, mut new: &str) {
         while !new.is_empty() {
             let end = new.find(['\r', '\n']).unwrap_or(new.len());
@@ -36,7 +36,7 @@ impl StreamText {
         }
     }
 
-    /// All of it. A return at the very end has overwritten nothing yet, and stays.
+    /// Returns the whole text. A carriage return at the very end has overwritten nothing yet, and is kept.
     pub fn into_text(self) -> String {
         match self.returned {
             true => self.text + "\r",
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_return_overwrites_its_line_wherever_the_text_is_cut() {
+    fn a_carriage_return_overwrites_its_line_wherever_the_text_is_split() {
         let all = "a\r\nbc\rd\n1\r2\r3";
         for cut in 0..=all.len() {
             let (before, after) = all.split_at(cut);

@@ -1,5 +1,5 @@
-//! Builds the prelude with cargo, in the target folder of the clone or of the package that is written where there is none, and
-//! keeps a copy that later builds can't change.
+//! Builds the prelude with cargo, in the target folder of the clone or of a generated package, and keeps a copy that
+//! later builds can't change.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::env::consts::{DLL_EXTENSION, DLL_PREFIX, DLL_SUFFIX};
@@ -16,19 +16,19 @@ use crate::toolchain::environment::{cache_folder, outside};
 use crate::toolchain::gpu::CAPABILITY;
 use crate::{Error, Result};
 
-/// The name of the dynamic library, in the prelude's folder.
+/// Returns the file name of the dynamic library, in the prelude's folder.
 pub fn library_name() -> String {
     format!("{DLL_PREFIX}{CRATE}{DLL_SUFFIX}")
 }
 
 /// The prelude's crate.
 const CRATE: &str = "cloze_prelude";
-/// The folder of the metadata of all crates that are in the library.
+/// The folder with the metadata of all crates in the library.
 pub const METADATA: &str = "deps";
-/// The folder of the packages that tell rust-analyzer the types.
+/// The folder of the packages from which rust-analyzer learns the types.
 pub const ANALYSIS: &str = "analysis/cloze";
 
-/// The folder of the prelude for this toolchain and these sources, and what keeps it there.
+/// Returns the folder of the prelude for this toolchain and these sources, and a guard that keeps it in the cache.
 pub fn find_or_build(
     toolchain: &Toolchain,
     sources: &Sources,
@@ -47,7 +47,7 @@ pub fn find_or_build(
     let lock = all.join("prelude.lock");
     let lock = fs::File::create(&lock).map_err(Error::file(&lock))?;
     if lock.try_lock().is_err() {
-        waiting("another session builds the prelude".into());
+        waiting("another session is building the prelude".into());
         lock.lock()
             .map_err(Error::system("locking the prelude's cache"))?;
         if let Some(hold) = cache::take(&folder)? {
@@ -69,20 +69,20 @@ pub fn find_or_build(
     if sources.clone_folder().is_none() {
         package::clean(&place);
     }
-    let hold = cache::take(&folder)?.ok_or("the prelude went away as soon as it was built")?;
+    let hold = cache::take(&folder)?.ok_or("the prelude disappeared right after it was built")?;
     cache::prune(&all);
     Ok((folder, hold))
 }
 
 fn reason(all: &Path) -> String {
     if !cache::list(all).is_empty() {
-        "building the prelude anew: its sources, the compiler or this kernel changed".into()
+        "building the prelude again: its sources, the compiler or this kernel changed".into()
     } else {
-        "building the prelude: once, minutes if nothing of it was compiled yet".into()
+        "building the prelude: needed only once; takes minutes if nothing has been compiled yet".into()
     }
 }
 
-/// A file that cargo made, and the package that it is from.
+/// A file that cargo produced, and the package that it comes from.
 struct Artifact {
     package: String,
     crate_name: String,
@@ -92,7 +92,7 @@ struct Artifact {
 }
 
 impl Artifact {
-    /// From a line of what cargo says, if it is about an artifact.
+    /// Parses a line of cargo's output, if it is about an artifact.
     fn read(line: &str) -> Option<Self> {
         let message: Value = serde_json::from_str(line).ok()?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -128,7 +128,7 @@ fn compile(
     let mut compiled = 0;
     let said = cargo.stdout.take().map(BufReader::new);
     for line in said.into_iter().flat_map(BufReader::lines) {
-        let line = line.map_err(Error::system("reading what cargo says"))?;
+        let line = line.map_err(Error::system("reading cargo's output"))?;
         let Some(artifact) = Artifact::read(&line) else {
             continue;
         };
@@ -157,20 +157,20 @@ fn compile(
     .into())
 }
 
-/// The call of cargo that compiles the prelude.
+/// Returns the cargo command that compiles the prelude.
 fn cargo(toolchain: &Toolchain, sources: &Sources, (folder, package): (&Path, &str)) -> Command {
     let mut cargo = Command::new(&toolchain.cargo);
     let features = sources.features.iter();
     let target = target_folder().into_iter();
-    // In a clone the package that this program is in, so that crates which were compiled for the program serve again.
+    // In a clone, build the package of this program, so that crates compiled for the program are reused.
     cargo
         .args(["rustc", "--release", "-p", package])
         .args(["--lib", "--crate-type", "dylib"])
         .arg("--message-format=json-render-diagnostics")
         .args(features.flat_map(|feature| ["--features", feature]))
         .args(target.flat_map(|folder| ["--target-dir".into(), folder]))
-        // Only the prelude's own crate, of which nothing runs for long, and not the library: what it holds of generic code
-        // serves cells then (see `prelude/shared.rs`).
+        // These flags apply only to the prelude's own crate, which does no long-running work, and not to the library:
+        // cells can then use the generic code that the crate contains (see `prelude/shared.rs`).
         .args([
             "--",
             "-Cprefer-dynamic",
@@ -186,7 +186,7 @@ fn cargo(toolchain: &Toolchain, sources: &Sources, (folder, package): (&Path, &s
     cargo
 }
 
-/// The target folder that cargo put this program into, if it did: what was compiled for the program serves again.
+/// Returns the target folder that contains this program, if there is one: crates compiled for the program are reused.
 pub fn target_folder() -> Option<PathBuf> {
     let program = std::env::current_exe().ok()?;
     let profile = program
@@ -195,7 +195,7 @@ pub fn target_folder() -> Option<PathBuf> {
     Some(profile.parent()?.to_owned())
 }
 
-/// Copies the library and the metadata of the crates in it.
+/// Copies the library and the metadata of its crates.
 fn keep(artifacts: &[Artifact], packages: &Packages, folder: &Path) -> Result<()> {
     let metadata = folder.join(METADATA);
     fs::create_dir_all(&metadata).map_err(Error::file(&metadata))?;
@@ -219,7 +219,7 @@ fn keep(artifacts: &[Artifact], packages: &Packages, folder: &Path) -> Result<()
                 .or_else(|| with(DLL_EXTENSION))
         {
             let to = metadata.join(file.file_name().unwrap_or_default());
-            // Cargo replaces its files, it does not write into them, so a second name for one keeps what is in it.
+            // Cargo replaces its files instead of writing into them, so a hard link preserves the contents.
             if fs::hard_link(file, &to).is_err() {
                 fs::copy(file, &to).map_err(Error::file(file))?;
             }
@@ -228,18 +228,18 @@ fn keep(artifacts: &[Artifact], packages: &Packages, folder: &Path) -> Result<()
     if found {
         Ok(())
     } else {
-        Err("cargo did not say where it put the prelude".into())
+        Err("cargo did not report where it put the prelude".into())
     }
 }
 
-/// The packages that the prelude is made of.
+/// The packages that the prelude consists of.
 struct Packages {
     /// By id.
     packages: HashMap<String, Value>,
-    /// By id: the features that are on, and the packages that it uses under which names.
+    /// By id: the enabled features, and the names under which it uses other packages.
     nodes: HashMap<String, Value>,
     root: String,
-    /// The ids of all that the library needs.
+    /// The ids of all packages that the library needs.
     closure: HashSet<String>,
 }
 
@@ -285,7 +285,7 @@ impl Packages {
             .iter()
             .find(|(_, package)| package["name"] == "cloze")
             .map(|(id, _)| id.clone())
-            .ok_or("cargo names no package `cloze`")?;
+            .ok_or("cargo's metadata contains no package `cloze`")?;
         let mut closure = HashSet::new();
         let mut next = vec![root.clone()];
         while let Some(id) = next.pop() {
@@ -304,8 +304,9 @@ impl Packages {
         })
     }
 
-    /// Writes manifests that name the same sources but only those dependencies which the prelude's users meet in types:
-    /// rust-analyzer loads a tenth of the crates, and finds the types all the same. Sources in the folder `own` are read there.
+    /// Writes manifests that point to the same sources, but list only dependencies whose types the prelude's users
+    /// meet: rust-analyzer then loads a tenth of the crates, and still finds the types. Sources in the folder `own` are
+    /// read in place.
     fn write_analysis(&self, folder: &Path, own: Option<&Path>) -> Result<()> {
         let mut folders: BTreeMap<&str, String> = BTreeMap::new();
         for (id, package) in self
@@ -334,7 +335,7 @@ impl Packages {
             let source = Path::new(library["src_path"].as_str().unwrap_or_default());
             let source = match own {
                 Some(own) if source.starts_with(own) => source.to_owned(),
-                // Cargo sweeps its copies of packages away when they have not been used for months.
+                // Cargo deletes its copies of packages that have not been used for months.
                 _ => copy_package(package, source, &target)?,
             };
             let mut manifest = format!(
@@ -378,8 +379,8 @@ impl Packages {
     }
 }
 
-/// Copies the sources of a package, whose library begins in the file `source`, to a folder; returns where that file is
-/// there.
+/// Copies the sources of a package, whose library begins in the file `source`, to a folder. Returns the copy of that
+/// file.
 fn copy_package(package: &Value, source: &Path, to: &Path) -> Result<PathBuf> {
     let manifest = Path::new(package["manifest_path"].as_str().unwrap_or_default());
     let root = manifest.parent().unwrap_or(Path::new(""));
@@ -403,10 +404,10 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Crates whose types a notebook meets in the prelude's own.
+/// Crates whose types appear in the prelude's own types.
 const SHOWN: [&str; 3] = ["candle-core", "candle-nn", "half"];
 
-/// The packages that a package uses, and the names that it has for them.
+/// Returns the packages that a package uses, and its names for them.
 fn normal_dependencies(node: &Value) -> impl Iterator<Item = (&str, &str)> {
     node["deps"]
         .as_array()

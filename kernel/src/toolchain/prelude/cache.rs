@@ -1,4 +1,4 @@
-//! The preludes in the cache: which of them are in use, and which have had their time.
+//! The preludes in the cache: tracks which are in use, and removes old ones.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -6,23 +6,23 @@ use std::time::SystemTime;
 
 use crate::{Error, Result};
 
-/// How the folder of a prelude begins.
+/// The prefix of a prelude's folder.
 pub const PREFIX: &str = "prelude-";
-/// How folders begin that are being filled or removed.
+/// The prefix of folders that are being filled or removed.
 pub const UNFINISHED: &str = "unfinished-";
-/// So many of each set of features stay: one may still be wanted by another checkout, or after a step back.
+/// The number of preludes kept for each set of features: another checkout, or an older revision, may still need one.
 const KEPT: usize = 3;
 
-/// In a prelude's folder: locked by who uses it, and last written to when somebody began to.
+/// In a prelude's folder: locked while it is in use, and touched whenever a session starts to use it.
 const IN_USE: &str = "in-use";
 /// In a prelude's folder: the features that it was built with.
 const FEATURES: &str = "features";
 
-/// A prelude that is not removed as long as this lives.
+/// Keeps a prelude from being removed until this is dropped.
 #[derive(Debug)]
 pub struct Hold(#[expect(dead_code, reason = "held, not read")] File);
 
-/// Holds on to the prelude in `folder`; `None` if there is none.
+/// Takes hold of the prelude in `folder`; `None` if there is none.
 pub fn take(folder: &Path) -> Result<Option<Hold>> {
     if !folder.exists() {
         return Ok(None);
@@ -31,7 +31,7 @@ pub fn take(folder: &Path) -> Result<Option<Hold>> {
         return Ok(None);
     };
     mark.lock_shared().map_err(Error::file(folder))?;
-    // It may have been removed between the two.
+    // It may have been removed in between.
     if !folder.join(IN_USE).exists() {
         return Ok(None);
     }
@@ -39,7 +39,7 @@ pub fn take(folder: &Path) -> Result<Option<Hold>> {
     Ok(Some(Hold(mark)))
 }
 
-/// Writes down what the prelude in `folder` was built with.
+/// Records what the prelude in `folder` was built with.
 pub fn label(folder: &Path, features: &[String]) -> Result<()> {
     let path = folder.join(FEATURES);
     fs::write(&path, features.join(",")).map_err(Error::file(&path))
@@ -54,7 +54,7 @@ pub struct Cached {
     last_used: SystemTime,
 }
 
-/// All preludes in the cache, those that were used last first.
+/// Returns all preludes in the cache, the most recently used first.
 pub fn list(cache: &Path) -> Vec<Cached> {
     let mut all: Vec<Cached> = folders(cache, PREFIX)
         .map(|folder| {
@@ -75,8 +75,8 @@ pub fn list(cache: &Path) -> Vec<Cached> {
     all
 }
 
-/// Removes the preludes that nobody uses, but for the last few of each set of features, and what builds that broke off
-/// have left. Called by who holds the lock of the builds.
+/// Removes unused preludes, except for the most recent of each set of features, and the remains of interrupted builds.
+/// The caller must hold the lock for builds.
 pub fn prune(cache: &Path) {
     let unfinished = folders(cache, UNFINISHED);
     unfinished.for_each(|folder| drop(fs::remove_dir_all(folder)));
@@ -88,7 +88,7 @@ pub fn prune(cache: &Path) {
         if newer.count() < KEPT {
             continue;
         }
-        // Who wants it at this very moment waits for the lock, and then finds that it is gone.
+        // A session that wants it at this moment waits for the lock, and then finds that it is gone.
         let Ok(mark) = open_mark(&old.folder) else {
             continue;
         };
@@ -122,7 +122,7 @@ mod tests {
 
     use super::*;
 
-    /// A prelude of these features that was last used so many days ago.
+    /// Makes a prelude with these features that was last used this many days ago.
     fn keep(cache: &Path, name: &str, features: &str, days: u64) -> PathBuf {
         let folder = cache.join(format!("{PREFIX}{name}"));
         fs::create_dir(&folder).expect("made");
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_each_set_of_features_and_those_in_use_stay() {
+    fn recent_and_used_preludes_are_kept() {
         let cache = tempfile::tempdir().expect("a folder");
         let cache = cache.path();
         for days in 0..6 {
@@ -157,7 +157,7 @@ mod tests {
         fs::create_dir(cache.join(format!("{UNFINISHED}x"))).expect("made");
         fs::create_dir(cache.join("sessions")).expect("made");
         let hold = take(&held).expect("taken").expect("there");
-        // Whoever takes one uses it: another is the oldest now.
+        // Taking a prelude counts as using it, so another one is the oldest now.
         let mark = open_mark(&held).expect("marked");
         mark.set_modified(SystemTime::UNIX_EPOCH).expect("dated");
         prune(cache);
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_used_again_counts_as_new() {
+    fn using_a_prelude_makes_it_recent() {
         let cache = tempfile::tempdir().expect("a folder");
         let cache = cache.path();
         let old = keep(cache, "old", "", 300);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_nothing_to_take_where_no_prelude_is() {
+    fn a_missing_prelude_cannot_be_taken() {
         let cache = tempfile::tempdir().expect("a folder");
         assert!(
             take(&cache.path().join("prelude-x"))

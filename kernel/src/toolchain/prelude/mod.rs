@@ -1,4 +1,4 @@
-//! The prebuilt prelude: Cloze as a dynamic library that cells link against, built once and kept.
+//! The prebuilt prelude: Cloze as a dynamic library that cells link against, built once and cached.
 
 mod build;
 mod cache;
@@ -17,21 +17,21 @@ use crate::toolchain::Toolchain;
 use crate::toolchain::environment::{cache_folder, outside};
 use crate::{Error, Result};
 
-/// What the compiler of a cell must be told about, and the process that runs cells must load.
+/// The libraries that cells are compiled against and that the process that runs them loads.
 #[derive(Debug, Default)]
 pub struct Libraries {
     /// Arguments of rustc.
     pub flags: Vec<String>,
-    /// To be loaded before the first cell, in this order.
+    /// Libraries to load before the first cell, in this order.
     pub load: Vec<PathBuf>,
-    /// The folder of the package whose sources tell the types of the prelude.
+    /// The folder of the package from whose sources the prelude's types are learnt.
     pub analysis: Option<PathBuf>,
     /// Keeps the prelude in the cache.
     _hold: Option<cache::Hold>,
 }
 
 impl Libraries {
-    /// Finds or builds the cell library and, given its sources, the prelude. What takes long is reported to `waiting`.
+    /// Finds or builds the cell library and, if its sources are given, the prelude. Reports slow steps to `waiting`.
     pub fn prepare(
         toolchain: &Toolchain,
         sources: Option<&Sources>,
@@ -52,7 +52,7 @@ impl Libraries {
         Ok(libraries)
     }
 
-    /// The folders of the sources that tell the types, those of the crates that Cloze's own types are made of.
+    /// Returns the source folders of the crates whose types appear in Cloze's own types.
     pub fn analysed(&self) -> Vec<PathBuf> {
         let packages = self.analysis.iter().filter_map(|package| package.parent());
         let manifests = packages
@@ -76,7 +76,7 @@ impl Libraries {
     }
 }
 
-/// The library that is part of every cell, compiled for this toolchain.
+/// Compiles the library that is linked into every cell, for this toolchain.
 fn cell_library(toolchain: &Toolchain) -> Result<PathBuf> {
     const SOURCE: &str = include_str!("../../../cell/lib.rs");
     let key = blake3::hash(format!("{}\n{SOURCE}", toolchain.version).as_bytes()).to_hex();
@@ -86,7 +86,7 @@ fn cell_library(toolchain: &Toolchain) -> Result<PathBuf> {
         return Ok(library);
     }
     std::fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
-    // Two sessions may get here at once, and a library must not be replaced that a process has loaded.
+    // Two sessions may get here at once, and a library that a process has loaded must not be replaced.
     let lock = folder.join("lock");
     let lock = std::fs::File::create(&lock).map_err(Error::file(&lock))?;
     lock.lock()
@@ -96,7 +96,8 @@ fn cell_library(toolchain: &Toolchain) -> Result<PathBuf> {
     }
     let source = folder.join("lib.rs");
     std::fs::write(&source, SOURCE).map_err(Error::file(&source))?;
-    // Built under a name of its own: what has its name is whole. Nobody else is at it, so what there is was left.
+    // Built under a temporary name, so a file under the final name is complete. The lock is held, so any temporary file
+    // is a leftover.
     const UNFINISHED: &str = "unfinished-";
     for file in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
         if file.file_name().to_string_lossy().starts_with(UNFINISHED) {
@@ -115,7 +116,7 @@ fn cell_library(toolchain: &Toolchain) -> Result<PathBuf> {
             "--edition=2024",
             "--crate-type=dylib",
         ])
-        // From 2 on a crate keeps its generic code to itself, and each cell would compile it anew.
+        // From level 2 on a crate does not share its generic code, and each cell would compile it again.
         .args(["-Cprefer-dynamic", "-Copt-level=1", "-o"])
         .arg(unfinished.path())
         .arg(&source);

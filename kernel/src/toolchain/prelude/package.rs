@@ -1,4 +1,4 @@
-//! The package that the prelude is built from where there is no clone: written from what this program holds.
+//! Generates the package that the prelude is built from where there is no clone.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,18 +8,18 @@ use crate::{Error, Result};
 /// The name of the package.
 pub const NAME: &str = "cloze-prelude";
 
-/// What is in the package, besides its manifest.
+/// The files of the package, besides its manifest.
 const FILES: [(&str, &str); 3] = [
     ("src/lib.rs", include_str!("../../../prelude/lib.rs")),
     ("src/shared.rs", include_str!("../../../prelude/shared.rs")),
-    // The versions that this program was tested with; cargo leaves out what the package does not use.
+    // The versions that this program was tested with; cargo leaves out packages that are not used.
     (
         "Cargo.lock",
         include_str!(concat!(env!("OUT_DIR"), "/Cargo.lock")),
     ),
 ];
 
-/// The manifest: Cloze of this program's own version from the registry, or the package in a folder.
+/// Returns the manifest: it depends on this version of Cloze from the registry, or on the package in a folder.
 fn manifest(cloze: Option<&Path>) -> String {
     let version = env!("CARGO_PKG_VERSION");
     let cloze = match cloze {
@@ -35,7 +35,7 @@ fn manifest(cloze: Option<&Path>) -> String {
     )
 }
 
-/// Changes when anything in the package does.
+/// Returns a hash that changes when anything in the package does.
 pub fn fingerprint(cloze: Option<&Path>) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     hasher.update(manifest(cloze).as_bytes());
@@ -45,7 +45,7 @@ pub fn fingerprint(cloze: Option<&Path>) -> blake3::Hash {
     hasher.finalize()
 }
 
-/// Writes the package below the cache, and returns its folder.
+/// Writes the package to the cache, and returns its folder.
 pub fn write(cloze: Option<&Path>, cache: &Path) -> Result<PathBuf> {
     let key = fingerprint(cloze).to_hex();
     let folder = cache.join(format!("package-{}", &key[..16]));
@@ -59,7 +59,7 @@ pub fn write(cloze: Option<&Path>, cache: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Removes what cargo compiled in the package's own folder: the prelude has its copy.
+/// Removes what cargo compiled in the package's own folder; the prelude has its copy.
 pub fn clean(folder: &Path) {
     let _ = fs::remove_dir_all(folder.join("target"));
 }
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_package_names_this_version_or_the_folder() {
+    fn the_package_depends_on_this_version_or_on_the_folder() {
         let of_registry: toml::Table = manifest(None).parse().expect("a manifest");
         assert_eq!(
             of_registry["dependencies"]["cloze"].as_str(),
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn the_written_package_is_one_that_cargo_reads() {
+    fn cargo_can_read_the_generated_package() {
         let cache = tempfile::tempdir().expect("a folder");
         let folder = write(None, cache.path()).expect("written");
         let output = std::process::Command::new(env!("CARGO"))
@@ -99,7 +99,7 @@ mod tests {
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
-        // The library's code is that of the clone, letter by letter, and the versions are there.
+        // The library's source is the clone's, byte for byte, and the lock file is included.
         let lock = fs::read_to_string(folder.join("Cargo.lock")).expect("the versions");
         assert!(lock.contains("name = \"candle-core\""));
         assert_eq!(write(None, cache.path()).expect("again"), folder);

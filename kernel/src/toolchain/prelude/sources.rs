@@ -1,4 +1,4 @@
-//! Where the prelude is built from, and whether that has changed.
+//! The sources that the prelude is built from, and whether they have changed.
 
 use std::fmt;
 use std::fs;
@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use super::package;
 use crate::{Error, Result};
 
-/// Sources of Cloze to build the prelude from, if not those that belong to this program: a clone, or its package.
+/// Overrides the sources of Cloze that the prelude is built from: a clone, or the library's package.
 pub const SOURCES: &str = "CLOZE_SOURCES";
 
-/// The clone that this program was compiled in, if it was not installed from a registry.
+/// The clone that this program was compiled in, unless it was installed from a registry.
 const OWN_CLONE: Option<&str> = option_env!("CLOZE_CLONE");
 
-/// Where Cloze comes from, and the features that it is built with.
+/// The sources of Cloze, and the features to build.
 #[derive(Clone, Debug)]
 pub struct Sources {
     place: Place,
@@ -24,11 +24,11 @@ pub struct Sources {
 
 #[derive(Clone, Debug)]
 enum Place {
-    /// The workspace of a clone.
+    /// A clone's workspace.
     Clone(PathBuf),
-    /// The package of the library in this folder.
+    /// The library's package in this folder.
     Folder(PathBuf),
-    /// The package of the library in the registry, of this program's version.
+    /// The library's package in the registry, in this program's version.
     Registry,
 }
 
@@ -41,7 +41,7 @@ impl Sources {
         }
     }
 
-    /// The clone of Cloze at `path`, or the library's package, if it is one of them.
+    /// Returns the sources at `path`, if it is a clone of Cloze or the library's package.
     pub fn at(path: &Path) -> Option<Self> {
         let folder = path.canonicalize().ok()?;
         if !folder.join("src/lib.rs").exists() {
@@ -56,8 +56,8 @@ impl Sources {
         is_cloze.then(|| Self::of(Place::Folder(folder)))
     }
 
-    /// Those that the environment names; the clone that this program was compiled in, if it is still there; or, for a
-    /// program that was installed from a registry, the library from there.
+    /// Returns the sources named by the environment; or the clone that this program was compiled in, if it still
+    /// exists; or, for a program installed from a registry, the library in the registry.
     pub fn own() -> Option<Self> {
         if let Some(folder) = std::env::var_os(SOURCES) {
             return Self::at(Path::new(&folder));
@@ -68,12 +68,12 @@ impl Sources {
         }
     }
 
-    /// What to say when there is nothing to build the prelude from.
+    /// Returns the message for when there are no sources to build the prelude from.
     pub fn missing() -> Error {
         let place = match std::env::var_os(SOURCES) {
             Some(folder) => format!(
-                "{SOURCES} names {}, which holds no sources of Cloze, so notebooks can't use it. Name a clone, or install the \
-                 kernel anew with `cloze install`.",
+                "{SOURCES} is set to {}, which contains no sources of Cloze, so notebooks can't use it. Set it to a clone, or install the \
+                 kernel again with `cloze install`.",
                 Path::new(&folder).display()
             ),
             None => format!(
@@ -85,7 +85,7 @@ impl Sources {
         Error::Message(place)
     }
 
-    /// The folder of the library's package, if it is neither cargo's nor to be fetched.
+    /// Returns the folder of the library's package, if it is local and not managed by cargo.
     pub fn folder(&self) -> Option<&Path> {
         match &self.place {
             Place::Clone(folder) | Place::Folder(folder) => Some(folder),
@@ -93,7 +93,7 @@ impl Sources {
         }
     }
 
-    /// The clone, if they are one.
+    /// Returns the clone, if the sources are one.
     pub fn clone_folder(&self) -> Option<&Path> {
         match &self.place {
             Place::Clone(folder) => Some(folder),
@@ -101,7 +101,7 @@ impl Sources {
         }
     }
 
-    /// The folder to call cargo in, and the name of the package in it that is the prelude.
+    /// Returns the folder to run cargo in, and the name of the prelude's package there.
     pub(super) fn package(&self, cache: &Path) -> Result<(PathBuf, &'static str)> {
         match &self.place {
             Place::Clone(folder) => Ok((folder.clone(), env!("CARGO_PKG_NAME"))),
@@ -111,7 +111,7 @@ impl Sources {
         }
     }
 
-    /// The sources that a notebook's own `:dep cloze = { path = ".." }` names, seen from its folder.
+    /// Returns the sources that a notebook's own `:dep cloze = { path = ".." }` refers to, relative to its folder.
     pub fn named_by(dep: &str, folder: &Path) -> Option<Self> {
         let (_, path) = dep.split_once("path")?;
         let path = path
@@ -122,7 +122,7 @@ impl Sources {
         Self::at(&folder.join(path.split('"').next()?))
     }
 
-    /// The same, built with these features.
+    /// Returns the same sources with these features.
     pub fn with_features(mut self, features: &[String]) -> Self {
         self.features = features.to_vec();
         let on_gpu = features.iter().any(|feature| feature == "cuda");
@@ -130,7 +130,7 @@ impl Sources {
         self
     }
 
-    /// A number that changes when any file does that the prelude is compiled from.
+    /// Returns a hash that changes when any file does that the prelude is compiled from.
     pub fn fingerprint(&self) -> Result<blake3::Hash> {
         let mut hasher = blake3::Hasher::new();
         let parts = match &self.place {
@@ -165,7 +165,7 @@ impl fmt::Display for Sources {
     }
 }
 
-/// What the prelude is compiled from in a clone, and in the library's package.
+/// The files that the prelude is compiled from, in a clone and in the library's package.
 const OF_CLONE: [&str; 7] = [
     "Cargo.toml",
     "Cargo.lock",
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dep_line_names_the_folder_of_its_sources() {
+    fn a_dep_line_gives_the_folder_of_the_sources() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         let found =
             Sources::named_by(r#"cloze = { path = "../.." }"#, &folder).expect("the workspace");
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_of_a_clone_builds_from_it_and_a_package_is_told_from_it() {
+    fn a_clone_and_a_package_are_recognised_as_sources() {
         // The tests are compiled in a clone.
         let own = Sources::at(Path::new(OWN_CLONE.expect("a clone"))).expect("it is there");
         assert!(own.clone_folder().is_some());
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_library_of_the_registry_is_called_from_a_written_package() {
+    fn the_registrys_library_is_used_through_a_generated_package() {
         let cache = tempfile::tempdir().expect("a folder");
         let sources = Sources::of(Place::Registry);
         let (folder, name) = sources.package(cache.path()).expect("written");
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_any_source_or_feature_is_noticed_and_a_touch_is_not() {
+    fn any_changed_source_or_feature_is_noticed_but_a_touched_file_is_not() {
         let folder = tempfile::tempdir().expect("a folder");
         let write = |path: &str, text: &str| {
             let path = folder.path().join(path);
