@@ -29,7 +29,9 @@ pub fn install(arguments: &Install) -> Result<()> {
     let toolchain = Toolchain::find()?;
     println!("compiler: {}", toolchain.name());
     if !toolchain.has_sources() {
-        println!("installing the sources of Rust's standard library (rustup component add rust-src)");
+        println!(
+            "installing the sources of Rust's standard library (rustup component add rust-src)"
+        );
         toolchain.add_sources()?;
     }
     let mut environment = serde_json::Map::new();
@@ -152,7 +154,8 @@ fn user_data() -> Result<PathBuf> {
 /// Returns the program that the kernelspec starts: this one, or a copy beside the kernelspec if this one is in a build
 /// folder, where the next build would replace it.
 fn settle(folder: &Path) -> Result<PathBuf> {
-    let program = std::env::current_exe().map_err(Error::system("finding the path of this program"))?;
+    let program =
+        std::env::current_exe().map_err(Error::system("finding the path of this program"))?;
     if crate::toolchain::prelude::target_folder().is_none() {
         return Ok(program);
     }

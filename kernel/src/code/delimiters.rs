@@ -34,7 +34,12 @@ pub fn check(code: &str) -> Result<(), Complaint> {
                 open.push((first, at));
                 if open.len() > BRACKETS {
                     let message = format!("brackets are nested more than {BRACKETS} levels deep");
-                    return complain(at, 1, &message, "move the innermost expression into a variable");
+                    return complain(
+                        at,
+                        1,
+                        &message,
+                        "move the innermost expression into a variable",
+                    );
                 }
             }
             ')' | ']' | '}' => match open.pop() {

@@ -37,7 +37,8 @@ pub fn prepare(number: usize, code: &str) -> Result<Arc<Cell>, Complaint> {
             ));
         }
         if let Some(returned) = empty_return(&chunk.node) {
-            let help = "wrap the rest of the cell in an `if`, or leave the cell with `return Ok(())`";
+            let help =
+                "wrap the rest of the cell in an `if`, or leave the cell with `return Ok(())`";
             return Err(complain(
                 &returned,
                 "a bare `return` can't leave a cell",

@@ -103,7 +103,8 @@ impl SessionDir {
 
     /// Puts this program where evcxr and rust-analyzer look for `cargo` (see [`crate::evcxr::stand_in`]).
     fn lay_out_tools(&self) -> Result<()> {
-        let program = std::env::current_exe().map_err(Error::system("finding the path of this program"))?;
+        let program =
+            std::env::current_exe().map_err(Error::system("finding the path of this program"))?;
         let bin = self.bin();
         fs::create_dir_all(&bin).map_err(Error::file(&bin))?;
         for tool in NAMES {

@@ -51,11 +51,7 @@ pub fn serve(connection_file: &Path, features: &[String]) -> Result<()> {
         )
     })?;
     if !connection.key.is_empty() && connection.signature_scheme != "hmac-sha256" {
-        return Err(format!(
-            "unknown signature scheme {}",
-            connection.signature_scheme
-        )
-        .into());
+        return Err(format!("unknown signature scheme {}", connection.signature_scheme).into());
     }
     let sources = Sources::own().map(|sources| sources.with_features(features));
     let session_dir = Arc::new(SessionDir::enter()?);

@@ -38,7 +38,10 @@ const COMMANDS: [(&str, &str); 13] = [
     ),
     (":explain", "Explain the last compiler error"),
     (":help", "Show this list"),
-    (":offline 0|1", "Keep cargo off the network (1), or let it use the network (0)"),
+    (
+        ":offline 0|1",
+        "Keep cargo off the network (1), or let it use the network (0)",
+    ),
     (":opt 0|1|2|3", "Set the optimization level of cells"),
     (
         ":restart",
@@ -52,11 +55,11 @@ const COMMANDS: [(&str, &str); 13] = [
 
 /// Commands of evcxr that have no effect here, and what replaces them.
 const WITHOUT_EFFECT: [(&str, &str); 17] = [
-    (":allow_static_linking", "the linking of cells can't be changed"),
     (
-        ":build_env",
-        "set the variable before starting the kernel",
+        ":allow_static_linking",
+        "the linking of cells can't be changed",
     ),
+    (":build_env", "set the variable before starting the kernel"),
     (
         ":cache",
         "builds are cached automatically (`cloze doctor` shows where)",

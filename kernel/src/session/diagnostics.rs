@@ -287,8 +287,7 @@ fn shown_value(cell: &Arc<Cell>) -> Option<Place> {
         start: cell.original_offset(range.start),
         end: cell.original_offset(range.end),
         within: None,
-        label: "the value at the end of a cell is displayed; add `;` to hide it"
-            .into(),
+        label: "the value at the end of a cell is displayed; add `;` to hide it".into(),
         primary: true,
         replacement: None,
         behind: false,

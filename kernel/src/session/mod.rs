@@ -558,7 +558,8 @@ pub fn prelude_dep(line: &str) -> Option<&str> {
 
 /// Returns the command that starts the process that runs the cells.
 fn cell_process(toolchain: &Toolchain, libraries: &Libraries, mark: &str) -> Result<Command> {
-    let program = std::env::current_exe().map_err(Error::system("finding the path of this program"))?;
+    let program =
+        std::env::current_exe().map_err(Error::system("finding the path of this program"))?;
     let mut command = Command::new(program);
     outside(&mut command);
     let mut path: Vec<PathBuf> = vec![toolchain.libraries()];

@@ -50,8 +50,7 @@ impl Notebook {
             path: path.to_owned(),
             problem,
         };
-        let text = std::str::from_utf8(bytes)
-            .map_err(|_| wrong("it is not UTF-8 text".into()))?;
+        let text = std::str::from_utf8(bytes).map_err(|_| wrong("it is not UTF-8 text".into()))?;
         // Some editors write a byte order mark.
         let text = text.trim_start_matches('\u{feff}');
         if text.trim().is_empty() {

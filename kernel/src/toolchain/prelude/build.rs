@@ -78,7 +78,8 @@ fn reason(all: &Path) -> String {
     if !cache::list(all).is_empty() {
         "building the prelude again: its sources, the compiler or this kernel changed".into()
     } else {
-        "building the prelude: needed only once; takes minutes if nothing has been compiled yet".into()
+        "building the prelude: needed only once; takes minutes if nothing has been compiled yet"
+            .into()
     }
 }
 
