@@ -126,7 +126,7 @@ fn assert_fraction(what: &str, hits: f64, total: f64, probability: f64, theirs: 
 }
 
 #[test]
-fn fractions_are_the_references_within_sampling_error() {
+fn fractions_equal_those_of_transformers_within_sampling_error() {
     // Name in the fixture, mlm_probability, mask_replace_prob, random_replace_prob.
     let policies = [
         ("default_0.15", 0.15, 0.8, 0.1),
@@ -181,7 +181,7 @@ fn fractions_are_the_references_within_sampling_error() {
 }
 
 #[test]
-fn random_tokens_come_evenly_from_the_whole_vocabulary() {
+fn random_tokens_are_uniform_over_the_vocabulary() {
     let tokenizer = tokenizer("roberta");
     let examples = rows(&tokenizer);
     let collator = MaskingCollator::new(&tokenizer)
@@ -233,7 +233,7 @@ fn without_a_column_special_ids_are_exempt_and_with_one_the_marked_positions() {
 }
 
 #[test]
-fn rows_are_padded_as_the_reference_pads_them() {
+fn rows_are_padded_as_in_transformers() {
     for family in &families() {
         let tokenizer = tokenizer(family);
         let padding = &expected(family)["padding"];
@@ -276,7 +276,7 @@ fn rows_are_padded_as_the_reference_pads_them() {
 }
 
 #[test]
-fn whole_words_are_masked_whole() {
+fn whole_words_are_masked_together() {
     for family in &families() {
         let tokenizer = tokenizer(family);
         let mask = tokenizer.mask_token_id().unwrap();
@@ -335,7 +335,7 @@ fn whole_words_are_masked_whole() {
 }
 
 #[test]
-fn without_offsets_the_spelling_says_where_words_begin() {
+fn without_offsets_the_spelling_marks_the_beginnings_of_words() {
     for (family, text, words) in [
         (
             "roberta",
@@ -490,7 +490,7 @@ fn ids(loader: &DataLoader, epoch: u64) -> Vec<Vec<u32>> {
 }
 
 #[test]
-fn every_epoch_sees_every_example_once_in_its_own_order() {
+fn every_epoch_uses_every_example_once_in_its_own_order() {
     let tokenizer = tokenizer("roberta");
     let loader = DataLoader::new(numbered(103), PaddingCollator::new(&tokenizer), 8).unwrap();
     let in_order: Vec<u32> = (10..113).collect();
@@ -526,7 +526,7 @@ fn every_epoch_sees_every_example_once_in_its_own_order() {
 }
 
 #[test]
-fn an_epoch_resumed_at_any_batch_goes_on_as_the_whole_one() {
+fn an_epoch_resumed_at_any_batch_continues_identically() {
     let tokenizer = tokenizer("roberta");
     let loader = DataLoader::new(
         rows(&tokenizer)[..50].to_vec(),
@@ -574,7 +574,7 @@ impl Examples for Faulty {
 }
 
 #[test]
-fn errors_and_panics_of_the_thread_arrive_at_their_batch() {
+fn errors_and_panics_of_the_thread_are_returned_at_their_batch() {
     let tokenizer = tokenizer("roberta");
     for (panics, text) in [(false, "row 21 is broken"), (true, "index 21 is cursed")] {
         let examples = Faulty {
@@ -594,7 +594,7 @@ fn errors_and_panics_of_the_thread_arrive_at_their_batch() {
 }
 
 #[test]
-fn a_dropped_epoch_stops_working() {
+fn a_dropped_epoch_stops_its_thread() {
     let tokenizer = tokenizer("roberta");
     let asked = Arc::new(AtomicUsize::new(0));
     let examples = Faulty {
@@ -616,7 +616,7 @@ fn a_dropped_epoch_stops_working() {
 }
 
 #[test]
-fn a_loader_of_nothing_is_refused() {
+fn an_empty_loader_is_refused() {
     let tokenizer = tokenizer("roberta");
     let new = |examples: Vec<Example>, size| {
         DataLoader::new(examples, PaddingCollator::new(&tokenizer), size)
@@ -734,7 +734,7 @@ fn a_column_of_texts_is_tokenized_row_by_row() {
 }
 
 #[test]
-fn the_cache_tells_tokenizers_apart() {
+fn the_cache_distinguishes_tokenizers() {
     let cache = tempfile::tempdir().unwrap();
     let dataset = Dataset::builder()
         .column("text", vec!["zhir gai", "nom"])
@@ -762,7 +762,7 @@ fn the_cache_tells_tokenizers_apart() {
 }
 
 #[test]
-fn columns_that_can_not_be_used_are_named() {
+fn unusable_columns_are_named() {
     let tokenizer = tokenizer("roberta");
     let dataset = Dataset::builder()
         .column("score", vec![1, 2])

@@ -31,7 +31,7 @@ fn fill(device: &Device, spare: usize) -> Vec<Tensor> {
 }
 
 #[test]
-fn memory_is_counted_and_its_peak_begins_anew() {
+fn memory_is_counted_and_its_peak_can_be_reset() {
     const BYTES: u64 = 16 << 20;
     let Some(device) = gpu::device() else { return };
     let _alone = ALONE.lock().unwrap();
@@ -49,7 +49,7 @@ fn memory_is_counted_and_its_peak_begins_anew() {
 }
 
 #[test]
-fn an_error_tells_which_settings_need_less_and_the_run_can_be_repeated() {
+fn an_error_suggests_settings_and_the_run_can_be_repeated() {
     let Some(device) = gpu::device() else { return };
     let _alone = ALONE.lock().unwrap();
     let tokenizer = Tokenizer::train_bpe(["a star is born near a star"], 300).unwrap();

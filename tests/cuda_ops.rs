@@ -27,7 +27,7 @@ mod models {
     use super::*;
 
     #[test]
-    fn every_model_is_the_references_in_f32() {
+    fn every_model_agrees_with_transformers_in_f32() {
         let Some(device) = device() else { return };
         let limits = parity::Limits {
             logits: 1e-4,
@@ -39,7 +39,7 @@ mod models {
     }
 
     #[test]
-    fn every_model_is_the_references_within_the_noise_of_bf16() {
+    fn every_model_agrees_with_transformers_within_bf16_precision() {
         let Some(device) = device() else { return };
         if !Precision::Bf16.is_available_on(&device) {
             eprintln!("skipped: this GPU has no unit for bf16");
@@ -57,7 +57,7 @@ mod models {
     }
 
     #[test]
-    fn training_takes_the_references_steps() {
+    fn training_takes_the_same_steps_as_pytorch() {
         let Some(device) = device() else { return };
         replay::replay_all(&device, 1e-4);
     }
@@ -175,7 +175,7 @@ mod training {
     }
 
     #[test]
-    fn clipped_steps_in_groups_are_those_of_the_cpu() {
+    fn clipped_steps_in_groups_agree_with_the_cpu() {
         let Some(device) = device() else { return };
         for (gpu, cpu) in stepped(&device, false)
             .iter()
@@ -277,7 +277,7 @@ mod few_bits {
     }
 
     #[test]
-    fn values_are_rounded_as_on_the_cpu() {
+    fn rounding_agrees_with_the_cpu() {
         let Some(device) = device() else { return };
         for range in [
             QuantRange::Dynamic,
@@ -292,7 +292,7 @@ mod few_bits {
     }
 
     #[test]
-    fn integers_are_those_of_the_cpu() {
+    fn integers_agree_with_the_cpu() {
         let Some(device) = device() else { return };
         let step = Scale::All(0.01);
         let features = Scale::Features((1..17).map(|i| 0.002 * i as f32).collect());
@@ -393,7 +393,7 @@ mod speech {
     /// Losses and gradients in training, where frames, features and whole layers are left out, with either kind of
     /// normalization.
     #[test]
-    fn what_training_leaves_out_is_left_out_as_on_the_cpu() {
+    fn dropout_in_training_agrees_with_the_cpu() {
         let Some(device) = device() else { return };
         let samples = 400;
         let values: Vec<f32> = (0..2 * samples).map(|i| (i as f32 * 0.37).sin()).collect();
@@ -455,7 +455,7 @@ mod uploads {
     use cloze::model::ModelInputs;
 
     #[test]
-    fn batches_that_nobody_waited_for_arrive_whole() {
+    fn asynchronously_copied_batches_arrive_complete() {
         let Some(device) = device() else { return };
         let ids = |n: u32, len: u32| -> Vec<u32> {
             (0..len).map(|i| i ^ n.wrapping_mul(0x9E37_79B9)).collect()

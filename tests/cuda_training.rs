@@ -121,7 +121,7 @@ fn differences(a: &History, b: &History) -> (f64, f64) {
 }
 
 #[test]
-fn a_run_in_f32_is_the_cpus() {
+fn a_run_in_f32_agrees_with_the_cpu() {
     let Some(device) = device() else { return };
     let (cpu, cpu_weights) = run(&Device::Cpu, |args| args);
     let (gpu, gpu_weights) = run(&device, |args| args);
@@ -143,7 +143,7 @@ fn a_run_in_f32_is_the_cpus() {
 }
 
 #[test]
-fn runs_in_fewer_bits_are_those_of_f32_within_their_noise() {
+fn runs_in_fewer_bits_agree_with_f32_within_their_precision() {
     let Some(device) = device() else { return };
     let (exact, _) = run(&Device::Cpu, |args| args);
     let (fp16, _) = run(&device, |args| args.fp16(true));
@@ -220,7 +220,7 @@ fn an_overflow_in_fp16_skips_the_step_and_lowers_the_scale() {
 }
 
 #[test]
-fn a_run_that_was_stopped_resumes_bit_for_bit() {
+fn a_stopped_run_resumes_bit_for_bit() {
     let Some(device) = device() else { return };
     let args = |out: &Path| {
         arguments(out)
@@ -256,7 +256,7 @@ fn a_run_that_was_stopped_resumes_bit_for_bit() {
 }
 
 #[test]
-fn what_was_trained_predicts_evaluates_and_opens_elsewhere_the_same() {
+fn a_trained_model_gives_the_same_results_elsewhere() {
     let Some(device) = device() else { return };
     let out = tempfile::tempdir().unwrap();
     let trained = model(&device);

@@ -161,7 +161,7 @@ fn compare_folder(folder: &Path) -> usize {
 }
 
 #[test]
-fn every_case_of_every_folder_gives_what_the_reference_gives() {
+fn every_case_agrees_with_transformers() {
     let folders = folders();
     let (mut compared, mut unsupported, mut differing) = (0, 0, Vec::new());
     for folder in &folders {
@@ -187,7 +187,7 @@ fn every_case_of_every_folder_gives_what_the_reference_gives() {
 }
 
 #[test]
-fn a_text_without_a_mask_fails_the_batch_and_the_error_names_the_mask_token() {
+fn a_text_without_a_mask_is_an_error_that_names_the_mask_token() {
     let texts = ["Bram <mask> veos.", "Bram souxram."];
     let error = open("roberta").fill_batch(texts).unwrap_err().to_string();
     assert!(error.contains("<mask>"), "{error}");
@@ -228,7 +228,7 @@ fn errors_say_what_to_do() {
 }
 
 #[test]
-fn results_do_not_depend_on_the_batch_and_come_in_the_order_of_the_texts() {
+fn results_are_independent_of_the_batch_and_in_the_order_of_the_texts() {
     let pipeline = open("roberta").top_k(3);
     let texts: Vec<String> = (0..70)
         .map(|i| {
@@ -250,7 +250,7 @@ fn results_do_not_depend_on_the_batch_and_come_in_the_order_of_the_texts() {
 }
 
 #[test]
-fn by_hand_gives_what_the_pipeline_gives() {
+fn single_steps_agree_with_the_pipeline() {
     let pipeline = open("roberta").top_k(3);
     let text = "Bram souxram <mask> veos.";
 
@@ -272,7 +272,7 @@ fn by_hand_gives_what_the_pipeline_gives() {
 }
 
 #[test]
-fn several_masks_are_reached_by_number_and_read_as_text() {
+fn several_masks_are_accessed_by_number_and_displayed() {
     let predictions = open("bert_uncased")
         .top_k(2)
         .fill("zil [MASK] she [MASK], souxram!")

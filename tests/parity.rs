@@ -37,7 +37,7 @@ fn opened() -> impl Iterator<Item = (String, MaskedLm, ModelInputs)> {
 
 /// As a model that is only read computes them: no graph, weights rearranged and kept.
 #[test]
-fn logits_stay_the_same_where_weights_are_kept_and_close_at_lower_precision() {
+fn cached_weights_give_equal_logits_and_lower_precision_close_ones() {
     let mut failed = Vec::new();
     let mut compared = 0;
     for (name, model, inputs) in opened() {
@@ -71,13 +71,13 @@ fn logits_stay_the_same_where_weights_are_kept_and_close_at_lower_precision() {
 
 #[test]
 #[ignore = "needs CLOZE_TRANSFORMERS: Pythons with torch and transformers"]
-fn every_family_that_is_saved_opens_in_transformers() {
+fn saved_models_of_every_family_open_in_transformers() {
     open_in_transformers::check();
 }
 
 /// Texts of different lengths: the loss and all gradients with padding, and with the texts one behind the other.
 #[test]
-fn padding_that_is_left_out_changes_nothing() {
+fn removing_padding_changes_nothing() {
     let mut packed = Vec::new();
     for (name, model, inputs) in opened() {
         let [padded, unpadded] = [false, true].map(|unpadded| {

@@ -58,7 +58,7 @@ fn max_difference(ours: &Tensor, theirs: &Tensor) -> f32 {
 }
 
 #[test]
-fn a_folder_saved_by_the_reference_opens_with_its_logits_and_token_ids() {
+fn a_folder_saved_by_transformers_opens_with_its_logits_and_token_ids() {
     for name in &folders() {
         let folder = fixture(name);
         let (inputs, theirs) = reference(&folder);
@@ -90,7 +90,7 @@ fn save(name: &str) -> tempfile::TempDir {
 }
 
 #[test]
-fn what_we_save_has_the_references_files_names_shapes_and_config() {
+fn saved_folders_have_the_files_names_shapes_and_config_of_transformers() {
     for name in &folders() {
         let saved = save(name);
         for file in ["config.json", "model.safetensors", "tokenizer.json"] {
@@ -169,7 +169,7 @@ fn python() -> Option<String> {
 }
 
 #[test]
-fn what_we_save_opens_in_the_python_library_with_the_same_logits() {
+fn saved_folders_open_in_transformers_with_the_same_logits() {
     let Some(python) = python() else {
         eprintln!(
             "SKIPPED: no Python with transformers was found; set CLOZE_PYTHON to one to run this test"

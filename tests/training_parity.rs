@@ -8,6 +8,6 @@ use candle_core::Device;
 mod checks;
 
 #[test]
-fn training_takes_the_references_steps() {
+fn training_takes_the_same_steps_as_pytorch() {
     checks::replay_all(&Device::Cpu, 1e-4);
 }

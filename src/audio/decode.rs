@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_are_those_that_soundfile_reads() {
+    fn samples_equal_those_of_soundfile() {
         for (path, expected) in recordings() {
             let audio = Audio::open(&path).unwrap();
             let name = path.display();
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_bytes_end_in_sound_or_in_an_error() {
+    fn damaged_bytes_decode_or_are_an_error() {
         let mut state = 7u64;
         let mut draw = |below: usize| {
             state = state
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wav_whose_writer_did_not_know_its_length_is_read_to_its_end() {
+    fn a_wav_of_unknown_length_is_read_to_its_end() {
         let mut bytes = std::fs::read(fixtures().join("s16.wav")).unwrap();
         let data = bytes.windows(4).position(|word| word == b"data").unwrap();
         let whole = Audio::decode(bytes.clone(), "x").unwrap();
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn other_files_and_senseless_numbers_are_refused_in_words() {
+    fn other_files_and_invalid_numbers_are_refused_with_a_reason() {
         let error = Audio::decode(b"OggS....", "a.ogg").unwrap_err();
         assert!(
             error.to_string().contains("neither a WAV nor a FLAC"),

@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_have_mean_0_and_variance_1_and_silence_stays_silent() {
+    fn values_are_normalized_and_silence_stays_silent() {
         let samples = (0..4000).map(|i| 0.3 + 0.1 * (i as f32).sin()).collect();
         let audio = Audio::new(samples, 16_000).unwrap();
         let values = FeatureExtractor::default().input_values(&audio).unwrap();
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_read_and_saved_with_what_it_holds_besides() {
+    fn the_file_keeps_unknown_fields() {
         let text = r#"{"do_normalize": false, "feature_size": 1, "return_attention_mask": true, "sampling_rate": 8000,
             "padding_value": 0.5, "processor_class": "Wav2Vec2Processor"}"#;
         let read = FeatureExtractor::parse(text.as_bytes()).unwrap();
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_waveform_or_no_sense_is_refused() {
+    fn invalid_waveforms_and_settings_are_refused() {
         for (text, word) in [
             (r#"{"feature_size": 80}"#, "spectrum"),
             (r#"{"sampling_rate": 0}"#, "sampling_rate is 0"),

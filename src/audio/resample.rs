@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tone_stays_the_same_tone_at_every_rate() {
+    fn a_tone_keeps_its_frequency_at_every_rate() {
         for rate in [8_000, 11_025, 15_989, 22_050, 44_100, 48_000, 96_000] {
             let seconds = 0.5;
             let from = tone(1_000.0, rate, (f64::from(rate) * seconds) as usize);
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_lower_rate_cannot_carry_is_gone() {
+    fn frequencies_above_the_lower_rates_limit_are_removed() {
         let from = tone(11_000.0, 44_100, 22_050);
         let to = resample(&from, 44_100, 16_000);
         let found = difference(&to, &vec![0.0; to.len()]);
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_rate_leaves_samples_as_they_are_and_short_ones_work() {
+    fn the_same_rate_keeps_samples_and_short_inputs_work() {
         let from = tone(440.0, 16_000, 50);
         assert_eq!(resample(&from, 16_000, 16_000), from);
         assert!(resample(&[], 8_000, 16_000).is_empty());

@@ -273,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_gpu_is_told_with_what_helps() {
+    fn an_out_of_memory_error_suggests_what_helps() {
         let driver = r#"DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")"#;
         let error = Error::from(candle_core::Error::Cuda(driver.into()).bt());
         assert!(matches!(error, Error::DeviceMemory { .. }), "{error}");

@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn near_keys_are_found_and_others_left_alone() {
+    fn similar_keys_are_found_and_others_are_not() {
         let known = [
             "num_hidden_layers",
             "hidden_size",

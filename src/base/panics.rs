@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_becomes_its_words() {
+    fn a_panic_becomes_its_message() {
         assert_eq!(caught(|| 5), Ok(5));
         let index = std::hint::black_box(3);
         let error = caught(|| [1, 2][index]).unwrap_err();

@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn waveforms_and_labels_are_padded_each_to_their_longest() {
+    fn waveforms_and_labels_are_padded_to_the_longest_of_each() {
         let examples = [
             example(&[1.0, 2.0, 3.0], Some(&[5])),
             example(&[4.0], Some(&[6, 7])),
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_told() {
+    fn missing_columns_are_reported() {
         let key = BatchKey::new(0, 0);
         let without = collator(false)
             .collate(&[example(&[1.0], None)], key)

@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_tokens_go_in_spans_of_the_mean_length_and_labels_are_the_whole_text() {
+    fn spans_have_the_mean_length_and_labels_are_the_whole_text() {
         let tokenizer = tokenizer();
         let mask = tokenizer.mask_token_id().unwrap();
         let examples = vec![example(&tokenizer, 400); 40];
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_lie_everywhere_alike() {
+    fn spans_are_uniformly_distributed() {
         let tokenizer = tokenizer();
         let mask = tokenizer.mask_token_id().unwrap();
         let examples = vec![example(&tokenizer, 30); 4000];
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn sentences_change_places_and_lose_nothing() {
+    fn sentences_are_permuted_without_loss() {
         let tokenizer = tokenizer();
         let encoding = tokenizer
             .encode("One two. Three four! Five six? Seven eight.")
@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_follows_from_its_place_alone_and_padding_is_no_text() {
+    fn a_batch_depends_only_on_its_position_and_padding_is_ignored() {
         let tokenizer = tokenizer();
         let examples: Vec<Example> = [5, 40, 17].map(|n| example(&tokenizer, n)).into();
         let collator = DenoisingCollator::new(&tokenizer);

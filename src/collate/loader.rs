@@ -282,7 +282,7 @@ mod tests {
     use crate::tokenizer::Tokenizer;
 
     #[test]
-    fn the_order_of_many_examples_is_an_order_too_and_goes_on_anywhere() {
+    fn a_large_epoch_is_a_permutation_and_resumes_anywhere() {
         let tokenizer = Tokenizer::train_bpe(["a spiral galaxy"], 300).unwrap();
         let examples: Vec<Example> = (0..1001).map(|i| Example::from(vec![i, i])).collect();
         let loader = DataLoader::new(examples, PaddingCollator::new(&tokenizer), 10);

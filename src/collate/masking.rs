@@ -538,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_are_whole_words_side_by_side_and_as_many_tokens_as_wanted() {
+    fn spans_are_adjacent_whole_words_with_the_requested_number_of_tokens() {
         let tokenizer = tokenizer();
         let example = example(&tokenizer, 400);
         let collator = MaskingCollator::new(&tokenizer).mlm_probability(0.2);

@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_number_comes_once_and_keys_differ() {
+    fn every_number_occurs_once_and_keys_differ() {
         for len in [1, 2, 3, 64, 1000, 4097] {
             let order = Permutation::new(len, &[1, len]);
             let mut found: Vec<u64> = (0..len).map(|place| order.at(place)).collect();
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_spread_evenly() {
+    fn positions_are_spread_evenly() {
         const BINS: u64 = 50;
         const LEN: u64 = 100_000;
         // Where neighbours go hangs on nothing that shows: pairs of bins are all about as frequent.

@@ -18,7 +18,7 @@ fn column<'a>(batch: &'a MlmBatch, name: &str) -> &'a [i64] {
 }
 
 #[test]
-fn shapes_and_pronunciations_of_masked_characters_do_not_tell_them() {
+fn shapes_and_pronunciations_do_not_reveal_masked_characters() {
     let tokenizer = tokenizer("roc_bert");
     let mask = tokenizer.mask_token_id().unwrap();
     let words: Vec<String> = (0..tokenizer.len() as u32)
@@ -76,7 +76,7 @@ fn shapes_and_pronunciations_of_masked_characters_do_not_tell_them() {
 }
 
 #[test]
-fn words_in_the_cells_of_a_table_are_masked_and_stay_in_their_cells() {
+fn masked_words_of_a_table_keep_their_cells() {
     let tokenizer = tokenizer("tapas");
     let words: Vec<String> = (0..tokenizer.len() as u32)
         .filter_map(|id| tokenizer.id_to_token(id))
@@ -135,7 +135,7 @@ fn words_in_the_cells_of_a_table_are_masked_and_stay_in_their_cells() {
 }
 
 #[test]
-fn entities_are_masked_with_their_ids_for_labels() {
+fn masked_entities_have_their_ids_as_labels() {
     let tokenizer = tokenizer("luke");
     let titles: Vec<String> = {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -235,7 +235,7 @@ fn entities_are_masked_with_their_ids_for_labels() {
 }
 
 #[test]
-fn texts_with_and_without_entities_share_a_batch() {
+fn texts_with_and_without_entities_fit_in_one_batch() {
     let tokenizer = tokenizer("luke");
     let texts = vec!["alpha beta", "gamma", ""];
     let batch = |spans: Vec<Vec<Vec<i64>>>| {
@@ -275,7 +275,7 @@ fn texts_with_and_without_entities_share_a_batch() {
 }
 
 #[test]
-fn pages_of_words_with_boxes_become_batches_that_the_model_takes() {
+fn pages_with_boxes_become_batches_for_the_model() {
     let tokenizer =
         Tokenizer::train_wordpiece(["invoice total sum of it", "invoice total sum"], 60, true)
             .unwrap();

@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_come_back_read_or_mapped() {
+    fn tables_are_read_back_from_memory_or_a_map() {
         let folder = tempfile::tempdir().unwrap();
         for rows in [10, 250_000] {
             let path = folder.path().join("deep/table.arrow");
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_and_bytes_that_no_file_of_the_size_holds_are_refused() {
+    fn impossible_numbers_of_rows_and_bytes_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("claims.arrow");
         let read = |bytes: Vec<u8>| {
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_cut_short_or_damaged_is_an_error_and_never_a_panic() {
+    fn truncated_and_damaged_files_are_errors_and_never_panics() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("table.arrow");
         write(&path, 50);

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_those_of_datasets() {
+    fn values_equal_those_of_datasets() {
         // datasets 5.2, Dataset.from_dict({"a": values}).cast_column("a", Value(type))["a"]
         let ints = cast_to(vec![1.0, 2.0], "int64").unwrap();
         assert_eq!(ints.column::<i64>("a").unwrap(), [1, 2]);
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_change_a_value_is_refused_with_its_row() {
+    fn lossy_casts_are_refused_with_their_row() {
         let refused = |result: Result<Dataset>, told: &str| {
             let error = result.unwrap_err().to_string();
             assert!(error.contains(told), "{error}");
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_were_left_out_are_not_cast() {
+    fn rows_outside_the_selection_are_not_cast() {
         let dataset = Dataset::builder()
             .column("a", vec!["1", "x", "3"])
             .column("b", vec![1, 2, 3])

@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn values_come_back_as_they_went_in() {
+    fn values_round_trip() {
         round_trip(vec!["a".to_owned(), String::new()]);
         round_trip(vec![1u32, 2, u32::MAX]);
         round_trip(vec![true, false]);
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_names_its_row() {
+    fn a_type_mismatch_names_its_row() {
         let column = vec![vec![1i64], vec![2, -3]].into_column();
         assert_eq!(Vec::<u32>::read(&column), Err(ReadError::Overflow(1)));
         let column = vec![vec![Some(1)], vec![], vec![None]].into_column();
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_is_always_empty_reads_as_lists_of_anything() {
+    fn always_empty_lists_read_as_lists_of_any_type() {
         let nothing: ArrayRef = Arc::new(arrow::array::ListArray::new_null(
             Arc::new(arrow::datatypes::Field::new_list_field(
                 DataType::Null,

@@ -157,7 +157,7 @@ mod tests {
     use crate::dataset::type_name;
 
     #[test]
-    fn names_of_types_are_read_back() {
+    fn type_names_round_trip() {
         for name in [
             "string",
             "bool",

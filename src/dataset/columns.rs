@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_renamed_removed_and_chosen() {
+    fn columns_are_renamed_removed_and_selected() {
         let dataset = sample();
         assert_eq!(
             dataset.rename_column("b", "text").unwrap().column_names(),
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_column_lists_those_there_are() {
+    fn a_missing_column_lists_the_existing_ones() {
         let error = sample().remove_columns(["a", "title"]).unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn two_columns_of_one_name_are_refused() {
+    fn duplicate_column_names_are_refused() {
         assert!(
             sample()
                 .rename_column("a", "b")

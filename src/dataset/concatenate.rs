@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_follow_each_other_and_selections_stay() {
+    fn rows_are_concatenated_and_selections_kept() {
         let a = Dataset::builder()
             .column("n", vec![1i64, 2, 3])
             .build()
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_that_a_dataset_lacks_are_filled_with_nulls() {
+    fn missing_columns_are_filled_with_nulls() {
         let a = Dataset::builder().column("n", vec![1i64]).build().unwrap();
         let b = Dataset::builder()
             .column("m", vec!["x", "y"])
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn other_types_are_named() {
+    fn conflicting_types_are_named() {
         let a = Dataset::builder().column("n", vec![1i64]).build().unwrap();
         let c = Dataset::builder().column("n", vec!["x"]).build().unwrap();
         let d = Dataset::builder()

@@ -246,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_of_all_answers_become_one_list() {
+    fn urls_of_all_answers_are_merged_into_one_list() {
         let mut builder = ListBuilder::new(ListBuilder::new(StringBuilder::new()));
         for answers in [vec![vec!["a", "b"], vec![]], vec![], vec![vec!["c"]]] {
             for urls in answers {
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn splits_go_by_the_names_that_a_mirror_has() {
+    fn splits_are_found_under_the_mirrors_names() {
         let today = ["train", "validation1", "validation2", "test"];
         assert_eq!(split_of("train_asks", &today), Some("train"));
         assert_eq!(split_of("validation_asks", &today), Some("validation1"));
@@ -285,7 +285,7 @@ mod tests {
 
     /// Every layout that says the same becomes the same table.
     #[test]
-    fn all_layouts_become_the_original() {
+    fn all_layouts_convert_to_the_original() {
         let original = json!({
             "q_id": "1", "title": "Why?", "selftext": "", "document": "", "subreddit": "askscience",
             "answers": {"a_id": ["a", "b"], "text": ["Because.", "No."], "score": [5, -1]},

@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn records_within_records_flatten_in_place_and_nulls_reach_the_fields() {
+    fn nested_records_flatten_in_place_and_nulls_propagate() {
         let dataset = load(
             "{\"a\": 1, \"b\": {\"x\": {\"y\": [1], \"z\": \"t\"}, \"w\": 2}, \"c\": [{\"k\": 1}]}\n\
              {\"a\": 2, \"b\": null, \"c\": []}\n{\"a\": 3, \"b\": {\"x\": null, \"w\": 5}, \"c\": []}\n",
@@ -98,13 +98,13 @@ mod tests {
     }
 
     #[test]
-    fn a_flat_dataset_stays_as_it_is() {
+    fn a_flat_dataset_is_unchanged() {
         let dataset = Dataset::builder().column("a", vec![1]).build().unwrap();
         assert_eq!(dataset.flatten().unwrap().column_names(), ["a"]);
     }
 
     #[test]
-    fn names_that_would_collide_are_refused() {
+    fn colliding_names_are_refused() {
         let dataset = load("{\"a\": {\"b\": 1}, \"a.b\": 2}\n");
         assert!(
             dataset

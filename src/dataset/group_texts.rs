@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_cut_within_batches_and_the_rest_is_dropped() {
+    fn blocks_are_cut_within_batches_and_the_remainder_is_dropped() {
         let dataset = tokens(vec![
             vec![1, 2, 3],
             vec![4, 5],
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_view_of_rows_groups_as_those_rows() {
+    fn a_selection_of_rows_groups_like_those_rows() {
         let dataset = tokens(vec![
             vec![1, 2, 3],
             vec![4, 5],
@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_size_that_makes_no_sense_is_refused() {
+    fn an_invalid_block_size_is_refused() {
         let dataset = tokens(vec![vec![1, 2, 3], vec![4, 5]]);
         let message = |g: GroupTexts| group(&dataset, g).unwrap_err().to_string();
         assert_eq!(message(0.into()), "block_size: must be at least 1");
@@ -493,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_that_can_not_be_grouped_are_named() {
+    fn columns_that_cannot_be_grouped_are_named() {
         let dataset = Dataset::builder()
             .column("input_ids", vec![vec![1, 2], vec![3]])
             .column("title", vec!["a", "b"])

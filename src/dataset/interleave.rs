@@ -241,7 +241,7 @@ mod tests {
 
     // interleave_datasets of datasets 5.2
     #[test]
-    fn the_order_is_that_of_datasets() {
+    fn the_order_equals_that_of_datasets() {
         let cases: &[Case] = &[
             (
                 &[3, 4, 5],
@@ -569,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_end_or_no_sense_is_refused() {
+    fn endless_and_invalid_interleavings_are_refused() {
         let refused = |lengths: &[usize], probabilities: &[f64], stopping, told: &str| {
             let turns = Interleave::new(datasets(lengths)).stopping_strategy(stopping);
             let error = turns
@@ -600,7 +600,7 @@ mod tests {
     }
 
     #[test]
-    fn selections_interleave_with_their_own_rows() {
+    fn selections_interleave_only_their_own_rows() {
         let mut all = datasets(&[4, 3]);
         all[0] = all[0].select(&[3, 1]).unwrap();
         let rows = interleave(&all).unwrap().column::<i64>("n").unwrap();

@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn results_come_in_order_and_few_items_are_taken_ahead() {
+    fn results_are_ordered_and_few_items_are_read_ahead() {
         for threads in [1, 2, 7] {
             let mut out = Vec::new();
             let taken = std::sync::atomic::AtomicUsize::new(0);
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_error_in_order_ends_the_work() {
+    fn the_first_error_ends_the_work() {
         let mut out = Vec::new();
         let result = ordered(
             "failing",

@@ -116,7 +116,7 @@ mod tests {
 
     // numpy.random.default_rng(seed).permutation(len)
     #[test]
-    fn permutations_are_those_of_numpy() {
+    fn permutations_equal_those_of_numpy() {
         let expected: [(u64, &[usize]); 6] = [
             (0, &[2, 4, 3, 6, 5, 0, 1]),
             (42, &[5, 6, 0, 7, 3, 2, 4, 9, 1, 8]),
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_permutation_is_that_of_numpy() {
+    fn a_long_permutation_equals_that_of_numpy() {
         let order = NumpyGenerator::new(42).permutation(100_000);
         assert_eq!(
             order[..8],

@@ -531,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn deep_records_are_shown_in_the_time_that_their_text_takes() {
+    fn deep_records_are_displayed_in_linear_time() {
         let mut value = Value::from("x".repeat(60));
         for depth in 0..400 {
             value = match depth % 2 {
@@ -546,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_field_lists_those_there_are() {
+    fn a_missing_field_lists_the_existing_ones() {
         let row = Row::new()
             .with("text", "hello")
             .with("answers", Row::new().with("score", vec![1]));

@@ -232,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_come_back_as_they_went_in() {
+    fn records_round_trip() {
         let rows = [
             Row::new()
                 .with("a", 1)
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_function_on_records_keeps_the_types_of_columns_it_hands_on() {
+    fn a_function_on_records_keeps_the_types_of_unchanged_columns() {
         let dataset = Dataset::builder()
             .column("n", (0..2500).collect::<Vec<i32>>())
             .column("ids", vec![Vec::<u8>::new(); 2500])

@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn every_format_gives_the_rows_back() {
+    fn every_format_round_trips() {
         let folder = tempfile::tempdir().unwrap();
         let dataset = sample().shuffle(3).unwrap();
         dataset
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dict_is_saved_with_its_splits_and_can_be_replaced_by_itself() {
+    fn a_dict_is_saved_with_its_splits_and_can_overwrite_itself() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("dict");
         let dict = DatasetDict::from_iter([("train", sample()), ("test", sample().slice(0..0))]);
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn other_data_beside_the_same_state_has_another_fingerprint() {
+    fn different_data_with_the_same_state_has_a_different_fingerprint() {
         let folder = tempfile::tempdir().unwrap();
         let (a, b) = (folder.path().join("a"), folder.path().join("b"));
         sample().save_to_disk(&a).unwrap();
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_column_that_a_format_can_not_hold_is_an_error_and_no_panic() {
+    fn an_unsupported_column_type_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let empty = arrow::array::FixedSizeBinaryArray::try_new_with_len(
             0,
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_file_can_not_point_elsewhere() {
+    fn a_state_file_cannot_point_outside_its_folder() {
         let folder = tempfile::tempdir().unwrap();
         let state = json!({"_data_files": [{"filename": "../secret.arrow"}]});
         std::fs::write(folder.path().join(STATE), state.to_string()).unwrap();

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_selected_in_any_order_and_as_often_as_named() {
+    fn rows_are_selected_in_any_order_and_with_repetition() {
         // Over several batches, and a selection of a selection.
         let dataset = concatenate(&[numbers(0..10), numbers(10..20), numbers(20..30)]).unwrap();
         let selected = dataset.select(&[25, 3, 3, 12, 29]).unwrap();
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_gives_the_order_of_the_reference() {
+    fn a_seed_gives_the_same_order_as_in_datasets() {
         // datasets.Dataset.from_dict({"n": range(10)}).shuffle(seed=42)["n"]
         assert_eq!(
             values(&numbers(0..10).shuffle(42).unwrap()),

@@ -261,7 +261,7 @@ mod tests {
 
     // Dataset.sort of datasets 5.2
     #[test]
-    fn the_order_is_that_of_datasets() {
+    fn the_order_equals_that_of_datasets() {
         let first = NullPlacement::AtStart;
         assert_eq!(sorted("f"), [5, 3, 4, 0, 8, 2, 6, 1, 7]);
         assert_eq!(
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sorted_selection_has_its_rows_and_what_has_no_order_is_refused() {
+    fn a_selection_keeps_its_rows_when_sorted_and_unordered_types_are_refused() {
         let chosen = dataset().select(&[8, 0, 0, 5]).unwrap().sort("f").unwrap();
         assert_eq!(chosen.column::<i64>("i").unwrap(), [5, 0, 0, 8]);
         assert!(dataset().slice(0..0).sort("s").unwrap().is_empty());

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn percentages_round_halves_to_the_even_row() {
+    fn percentages_round_halves_to_even() {
         let part = |percent: i64, rows: usize| {
             let term = &parse(&format!("train[:{percent}%]")).unwrap()[0];
             term.range("", rows).unwrap().end
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_splits_are_refused_with_the_grammar() {
+    fn malformed_splits_are_refused_with_the_syntax() {
         for split in [
             "",
             "train[5]",
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_grammar_allows_is_understood() {
+    fn every_valid_split_is_parsed() {
         for split in [
             "train",
             "train_asks[:5000]",

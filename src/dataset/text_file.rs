@@ -287,7 +287,7 @@ mod tests {
     use crate::dataset::{Row, Value, load_dataset};
 
     #[test]
-    fn numbers_are_written_as_python_writes_them() {
+    fn numbers_are_formatted_as_in_python() {
         for (value, expected) in [
             (1.0, "1.0"),
             (1e-5, "1e-05"),
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn csv_is_what_datasets_writes() {
+    fn csv_equals_that_of_datasets() {
         let dataset = Dataset::builder()
             .column("f", vec![Some(1.5), None, Some(f64::NAN), Some(-0.0)])
             .column("i", vec![Some(0), Some(1), None, Some(3)])
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn packed_files_are_read_back() {
+    fn compressed_files_round_trip() {
         let folder = tempfile::tempdir().unwrap();
         let rows = (0..20_000).map(|i| {
             Row::new()

@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_make_no_sense_are_refused() {
+    fn invalid_sizes_are_refused() {
         for split in [
             0.0.into(),
             1.0.into(),
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_do_not_overlap_and_follow_the_seed() {
+    fn parts_do_not_overlap_and_depend_on_the_seed() {
         let split = numbers(1000)
             .train_test_split(TrainTestSplit::new(0.25).seed(3))
             .unwrap();

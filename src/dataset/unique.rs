@@ -49,7 +49,7 @@ mod tests {
 
     // Dataset.unique of datasets 5.2
     #[test]
-    fn values_come_once_in_the_order_of_datasets() {
+    fn values_are_unique_and_ordered_as_in_datasets() {
         let nan = Some(f64::NAN);
         let numbers = vec![
             Some(1.5),

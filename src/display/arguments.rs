@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_set_is_told_from_what_is_as_usual() {
+    fn changed_settings_are_distinguished_from_defaults() {
         let arguments = TrainingArguments::new("out").learning_rate(3e-4);
         let html = arguments.to_html();
         let (set, usual) = html.split_once("as usual").expect("both");

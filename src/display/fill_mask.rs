@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_word_at_the_mask_is_bold_wherever_else_it_stands() {
+    fn only_the_word_at_the_mask_is_bold() {
         assert_eq!(
             sequence("The round is round.", " round", (13, 1)),
             "The round is <b>round</b>."
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn the_word_is_found_where_the_tokenizer_has_changed_one_side() {
+    fn the_word_is_found_even_if_the_tokenizer_changed_its_context() {
         // Twelve spaces before the mask became one, so only the end tells which "is" it is.
         assert_eq!(
             sequence("it is as it is now", "is", (23, 4)),
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_sequence_is_cut_around_the_word() {
+    fn a_long_sequence_is_clipped_around_the_word() {
         let long = format!("{}word {}", "before ".repeat(100), "after ".repeat(100));
         let shown = sequence(&long, "word", (700, 601));
         assert!(shown.contains("before <b>word</b> after"), "{shown}");

@@ -233,7 +233,7 @@ mod tests {
     use crate::model::Column;
 
     #[test]
-    fn a_batch_of_waveforms_shows_its_columns_and_has_no_tokens() {
+    fn a_batch_of_waveforms_displays_its_columns() {
         let batch = MlmBatch::from_waveforms(vec![0.0; 6], (2, 3)).unwrap();
         let labels = Column::ids(vec![5, 6], [2, 1]).unwrap();
         let batch = batch.with_column("labels", labels);

@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tensor_shows_its_numbers_and_leaves_out_the_middle_of_many() -> Result<()> {
+    fn a_tensor_displays_its_values_and_omits_the_middle() -> Result<()> {
         let small = Tensor::new(&[[1.5f32, -2.0], [0.25, f32::NAN]], &Device::Cpu)?;
         let html = small.to_html();
         for shown in ["2 × 2, f32, cpu", "1.5000", "-2.0000", "0.2500", "NaN"] {
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn tensors_of_every_type_and_without_elements_are_shown() -> Result<()> {
+    fn tensors_of_every_type_and_empty_ones_are_displayed() -> Result<()> {
         for kind in [DType::U8, DType::I64, DType::BF16, DType::F16, DType::F64] {
             let ones = Tensor::ones((3,), kind, &Device::Cpu)?;
             assert!(ones.to_html().contains('1'), "{kind:?}");

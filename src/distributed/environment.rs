@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn every_launcher_is_known_by_its_variables() {
+    fn every_launcher_is_recognised_by_its_variables() {
         assert_eq!(read(with(&[])).size, 1);
         let found = read(with(&[
             ("OMPI_COMM_WORLD_SIZE", "4"),
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn launchers_without_mpi_are_refused_with_what_to_start_instead() {
+    fn launchers_without_mpi_are_refused_with_an_alternative() {
         let torchrun = [
             ("WORLD_SIZE", "4"),
             ("RANK", "1"),

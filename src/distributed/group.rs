@@ -422,7 +422,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_one_rank_knows_all_ranks_get() {
+    fn a_broadcast_reaches_all_ranks() {
         let found = on_threads(3, |group| {
             let said = group.vote("here", Ok(group.rank() * 10)).unwrap();
             let any = group.any("there", group.rank() == 2).unwrap();
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn one_ranks_failure_ends_the_work_of_all_and_names_it() {
+    fn a_failure_on_one_rank_ends_all_ranks_and_names_it() {
         let found = on_threads(3, |group| {
             group.begin();
             let work = match group.rank() {
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn ranks_that_do_different_things_are_told_where_they_are() {
+    fn diverging_ranks_are_reported_with_their_positions() {
         let found = on_threads(2, |group| {
             let place = ["evaluating", "saving"][group.rank()];
             group.vote(place, Ok(())).unwrap_err().to_string()
@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupt_of_one_rank_is_one_of_all() {
+    fn an_interrupt_on_one_rank_interrupts_all() {
         let found = on_threads(2, |group| {
             let mine = match group.rank() {
                 0 => Err(Error::Interrupted("evaluating".to_owned())),
@@ -493,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_added_up_and_handed_round() {
+    fn shares_are_reduced_and_gathered() {
         for size in [1, 2, 3, 4] {
             let found = on_threads(size, |group| {
                 let mut values: Vec<f32> =

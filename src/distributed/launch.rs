@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn ranks_are_bound_to_cores_of_their_own() {
+    fn each_rank_is_bound_to_its_own_cores() {
         let open = Starter::OpenMpi("mpirun".into());
         assert_eq!(
             words(&open, 2, 16),
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn no_ranks_are_an_error() {
+    fn zero_ranks_are_an_error() {
         let error = Launch::new(0, "true").command().unwrap_err().to_string();
         assert!(error.contains("at least 1"), "{error}");
     }

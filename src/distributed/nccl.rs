@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_pass_through_a_library_found_at_run_time() {
+    fn sums_use_a_library_loaded_at_run_time() {
         let folder = tempfile::tempdir().unwrap();
         let Some(library) = stand_in(folder.path()) else {
             eprintln!("skipped: there is no C++ compiler to build the stand-in with");

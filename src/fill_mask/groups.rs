@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neighbours_in_length_go_together() {
+    fn texts_of_similar_length_share_a_group() {
         let lengths = [9, 3, 5, 3, 7];
         assert_eq!(
             by_length(&lengths, 2, true).unwrap(),
@@ -58,13 +58,13 @@ mod tests {
     }
 
     #[test]
-    fn groups_in_order_leave_the_rest_to_the_last() {
+    fn ordered_groups_leave_the_remainder_to_the_last() {
         assert_eq!(in_order(5, 2).unwrap(), [vec![0, 1], vec![2, 3], vec![4]]);
         assert!(in_order(5, 0).is_err());
     }
 
     #[test]
-    fn long_texts_make_small_groups() {
+    fn long_texts_form_small_groups() {
         let groups = by_length(&[4096; 5], 32, true).unwrap();
         assert_eq!(groups.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1]);
         assert_eq!(by_length(&[100_000], 32, true).unwrap(), [[0]]);

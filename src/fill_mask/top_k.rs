@@ -146,14 +146,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_values_keep_their_order_and_nan_comes_last() {
+    fn equal_values_keep_their_order_and_nan_sorts_last() {
         let values = [1.0, f32::NAN, 2.0, 1.0, f32::NEG_INFINITY, 2.0];
         assert_eq!(best(&values, 6), [2, 5, 0, 3, 4, 1]);
         assert_eq!(best(&values, 3), [2, 5, 0]);
     }
 
     #[test]
-    fn a_large_row_gives_what_sorting_gives() {
+    fn a_large_row_agrees_with_sorting() {
         let values: Vec<f32> = (0..50_000u64)
             .map(|i| (i * 48_271 % 10_007) as f32)
             .collect();
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_of_many_are_the_same_as_by_sorting_with_nan_among_them() {
+    fn a_small_k_agrees_with_sorting_even_with_nan() {
         let value = |i: usize| match i % 97 {
             0 => f32::NAN,
             1 => f32::NEG_INFINITY,
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn every_row_of_a_matrix_gets_its_own() {
+    fn each_row_of_a_matrix_has_its_own_result() {
         let tensor = Tensor::new(&[[1f32, 3., 2.], [6., 4., 5.]], &Device::Cpu).unwrap();
         let (values, indices) = tensor.top_k(2).unwrap();
         assert_eq!(values, [3., 2., 6., 5.]);

@@ -114,7 +114,7 @@ mod tests {
     const FILES: [(&str, &[u8]); 2] = [("set/a.txt", b"one"), ("set/deep/b.txt", b"two")];
 
     #[test]
-    fn what_is_unpacked_is_whole_and_is_mended_when_a_part_is_gone() {
+    fn unpacked_files_are_complete_and_missing_ones_are_restored() {
         let cache = tempfile::tempdir().unwrap();
         let folder = unpack(&FILES, cache.path()).unwrap();
         let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn other_contents_have_another_folder() {
+    fn different_contents_have_different_folders() {
         let cache = tempfile::tempdir().unwrap();
         let first = unpack(&FILES, cache.path()).unwrap();
         let other = unpack(&[("set/a.txt", b"1ne"), FILES[1]], cache.path()).unwrap();
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_that_cannot_be_written_says_what_to_set() {
+    fn an_unwritable_cache_is_reported_with_the_variable_to_set() {
         let cache = tempfile::tempdir().unwrap();
         let file = cache.path().join("file");
         std::fs::write(&file, "").unwrap();
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_lists_the_names_that_there_are() {
+    fn an_unknown_name_lists_the_known_names() {
         let text = unpacked("model", "tiny_robert").unwrap_err().to_string();
         let names = "bundled:eli5_sample.jsonl, bundled:pretraining_heldout.txt, bundled:pretraining_sample.txt, \
                      bundled:spoken_digits, bundled:tiny_roberta";
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_model_s_two_halves_are_named_by_its_index() {
+    fn the_index_names_both_shards_of_the_model() {
         let index = cloze_data::files()
             .find(|(name, _)| *name == "tiny_roberta/model.safetensors.index.json")
             .map(|(_, bytes)| serde_json::from_slice::<serde_json::Value>(bytes).unwrap())
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_named_is_looked_in_and_not_left() {
+    fn an_overridden_data_folder_is_never_left() {
         let data = tempfile::tempdir().unwrap();
         std::fs::create_dir(data.path().join("mine")).unwrap();
         assert_eq!(

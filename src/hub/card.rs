@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_card_tells_everything() {
+    fn a_full_card_contains_everything() {
         let text = full().to_markdown();
         for part in [
             "base_model: distilbert/distilroberta-base\n",
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_that_is_no_number_does_not_break_the_metadata() {
+    fn a_nan_loss_does_not_break_the_metadata() {
         let mut card = full();
         card.results[1].eval_loss = f64::NAN;
         let text = card.to_markdown();

@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn content_is_told_by_either_hash() {
+    fn content_is_verified_by_either_hash() {
         // `printf hello | sha256sum` and `printf hello | git hash-object --stdin`.
         let sha256 = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
         let git = "b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0";

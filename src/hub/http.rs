@@ -700,7 +700,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_counts_when_it_was_read_to_its_length() {
+    fn a_body_is_accepted_only_in_full_length() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weights");
         std::fs::write(&path, [7; 100]).unwrap();
@@ -722,7 +722,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_shown_without_signatures_and_passwords() {
+    fn urls_are_shown_without_signatures_and_passwords() {
         assert_eq!(
             place("https://me:secret@cdn.example/x?Signature=abc"),
             "cdn.example"
@@ -731,7 +731,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_addresses_are_encoded_whole() {
+    fn path_segments_of_urls_are_fully_encoded() {
         assert_eq!(encode("refs/pr/1"), "refs%2Fpr%2F1");
         assert_eq!(encode_path("a b/c?d#e.json"), "a%20b/c%3Fd%23e.json");
     }

@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mistyped_file_is_told_before_any_network() {
+    fn a_mistyped_path_is_reported_without_network_access() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("train.jsonl"), "{}").unwrap();
         let name = folder.path().join("trian.jsonl");
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pointer_in_place_of_a_tokenizer_is_named() {
+    fn an_lfs_pointer_in_place_of_a_tokenizer_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         let pointer = "version https://git-lfs.example/spec/v1\noid sha256:00\nsize 1\n";
         std::fs::write(folder.path().join("tokenizer.json"), pointer).unwrap();
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn distances_count_swapped_neighbours_once() {
+    fn edit_distance_counts_a_transposition_once() {
         let of = |a: &str, b: &str| {
             distance(
                 &a.chars().collect::<Vec<_>>(),

@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn other_tokens_stay_beside_a_new_one() {
+    fn a_new_token_keeps_the_others() {
         let first = with_section("", "laptop", "hf_a");
         assert_eq!(first, "[laptop]\nhf_token = hf_a\n\n");
         let both = with_section(&first, "desk top", "hf_b");
@@ -212,7 +212,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn stored_tokens_are_for_the_owner_alone() {
+    fn stored_tokens_are_readable_only_by_the_owner() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new/folder/token");

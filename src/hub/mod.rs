@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_says_where_was_looked() {
+    fn an_unknown_name_reports_where_it_was_searched_for() {
         let folder = tempfile::tempdir().unwrap();
         let home = folder.path().to_string_lossy().into_owned();
         let offline = |repo: &Repo, needs| {

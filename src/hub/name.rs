@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_would_leave_the_cache_are_no_names() {
+    fn names_that_would_leave_the_cache_are_refused() {
         for name in [
             "",
             "/",

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn safetensors_come_before_pickles_and_nothing_else_is_taken() {
+    fn safetensors_are_preferred_to_pickles_and_other_files_skipped() {
         let all = [
             ".gitattributes",
             "README.md",
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_repository_lacks_is_said() {
+    fn missing_files_of_a_repository_are_reported() {
         let text = Needs::Model
             .first(&files(&["config.json", "tf_model.h5"]))
             .unwrap_err();
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tokenizer_of_bytes_needs_no_vocabulary() {
+    fn a_byte_tokenizer_needs_no_vocabulary() {
         let names = ["config.json", "tokenizer_config.json", "word_shape.json"];
         assert_eq!(Needs::Tokenizer.first(&files(&names)).unwrap().len(), 3);
         let folder = tempfile::tempdir().unwrap();
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn shards_are_followed_and_must_be_plain_names() {
+    fn shards_are_followed_and_must_have_plain_names() {
         let folder = tempfile::tempdir().unwrap();
         let index = "model.safetensors.index.json";
         let fetched = [index.to_owned()];

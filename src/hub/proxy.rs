@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_that_can_not_be_used_is_said_without_its_password() {
+    fn an_unusable_proxy_is_reported_without_its_password() {
         for text in ["socks5://me:secret@a:1", "http://", "me:secret@"] {
             let variables = [("HTTPS_PROXY", text)];
             let message = proxy_for("https", &with(&variables)).unwrap_err();
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_certificates_is_said() {
+    fn a_file_without_certificates_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ca.pem");
         let text = path.to_str().unwrap().to_owned();

@@ -426,7 +426,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hidden_files_checkpoints_and_ignored_ones_stay_here() {
+    fn hidden_files_checkpoints_and_ignored_files_are_not_uploaded() {
         let folder = tempfile::tempdir().unwrap();
         let write = |path: &str| {
             let path = folder.path().join(path);

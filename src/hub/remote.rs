@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn etags_lose_their_dress_and_never_name_another_folder() {
+    fn etags_are_unquoted_and_never_name_another_folder() {
         assert_eq!(plain_etag("\"abc\""), "abc");
         assert_eq!(plain_etag("W/\"abc\""), "abc");
         assert!(is_safe_etag("d7edf6bd2a681fb0175f7735299831ee1b22b812"));

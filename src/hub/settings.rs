@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_follow_the_variables_of_the_python_library() {
+    fn folders_follow_the_variables_of_huggingface_hub() {
         let cases: [(Variables, &str, &str); 6] = [
             (
                 &[("HOME", "/h")],
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn offline_is_said_by_either_variable_and_the_newer_one_wins() {
+    fn offline_mode_is_set_by_either_variable_and_the_newer_one_wins() {
         let offline =
             |variables: Variables| Settings::from_variables(&with(variables)).unwrap().offline;
         assert!(offline(&[("HF_HUB_OFFLINE", "1")]));
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn the_endpoint_must_be_an_address() {
+    fn the_endpoint_must_be_a_url() {
         let endpoint = |text: &str| Settings::from_variables(&with(&[("HF_ENDPOINT", text)]));
         assert_eq!(
             endpoint("https://mirror.example/hub/").unwrap().endpoint,

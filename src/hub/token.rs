@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_environment_wins_over_the_file_and_the_newer_name_over_the_older() {
+    fn the_environment_overrides_the_file_and_the_newer_name_the_older() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
         let nothing = |_: &str| None;
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_never_shown() {
+    fn a_token_is_never_displayed() {
         let token = Token::new("hf_verysecret").unwrap();
         assert_eq!(
             format!("{token:?} {:?}", Some(&token)),

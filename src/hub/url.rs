@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_keep_their_endings_and_never_leave_the_folder() {
+    fn names_keep_their_extensions_and_never_leave_the_folder() {
         for (url, name) in [
             (
                 "https://example.org/a/train.jsonl.gz?token=x#y",

@@ -286,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_lose_their_signatures() {
+    fn urls_are_shown_without_signatures() {
         assert_eq!(
             without_signatures("error for http://cas.example/x?X-Signature=abc (why?)"),
             "error for http://cas.example/x?... (why?)"

@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn misspelled_keys_are_told_in_every_family_and_no_others() {
+    fn misspelled_keys_are_reported_in_every_family_and_no_others() {
         let mut renamed = 0;
         for (config, family) in built() {
             let name = config.model_type();
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_no_model_can_have_are_refused() {
+    fn impossible_numbers_are_refused() {
         for (key, value) in [
             ("hidden_dropout_prob", 2.5),
             ("attention_dropout", -0.1),
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_not_told_when_the_one_that_it_looks_like_is_there_too() {
+    fn a_key_is_not_reported_if_the_similar_one_is_present() {
         let family = Family::find(&Config::new("bert")).unwrap();
         let config = Config::small("bert").set("hidden_sizes", 3);
         assert_eq!(config.misspelled(family.aliases), []);

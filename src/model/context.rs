@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn same_seed_and_pass_give_the_same_keys_and_other_passes_others() {
+    fn keys_depend_only_on_the_seed_and_the_pass() {
         let keys = |seed, pass| {
             let context = Context::train(seed, pass);
             [context.dropout(0.1).key, context.dropout(0.1).key]

@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn normal_draws_have_the_asked_moments() {
+    fn normal_draws_have_the_requested_moments() {
         let values = normal(1_000_001, 0.02, 5);
         let n = values.len() as f64;
         let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;

@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_family_stands_once_in_the_list_and_its_defaults_are_json() {
+    fn every_family_is_listed_once_and_its_defaults_are_json() {
         let mut names = SUPPORTED_MODEL_TYPES.to_vec();
         names.sort_unstable();
         names.dedup();
@@ -191,14 +191,14 @@ mod tests {
     }
 
     #[test]
-    fn families_agree_on_what_an_input_of_one_name_is_like() {
+    fn families_agree_on_inputs_of_the_same_name() {
         for input in FAMILIES.iter().flat_map(|family| family.inputs) {
             assert_eq!(known_input(input.name), Some(input), "{}", input.name);
         }
     }
 
     #[test]
-    fn the_page_on_families_names_every_one() {
+    fn the_page_on_families_mentions_every_family() {
         let page = include_str!("../../docs/families.md");
         let missing = |name: &&&str| !page.contains(&format!("`{name}`"));
         let missing: Vec<_> = SUPPORTED_MODEL_TYPES.iter().filter(missing).collect();

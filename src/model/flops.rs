@@ -34,7 +34,7 @@ mod tests {
     use crate::model::{Config, MaskedLm};
 
     #[test]
-    fn every_family_counts_its_maps_its_attention_and_its_head() {
+    fn every_family_counts_linear_maps_attention_and_head() {
         for model_type in ["bert", "roberta", "distilbert"] {
             let model = MaskedLm::from_config(&Config::small(model_type), 1).unwrap();
             let flops = model.flops().unwrap();
@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_of_distilroberta_costs_what_its_weights_say() {
+    fn a_token_of_distilroberta_costs_as_many_flops_as_its_weights_imply() {
         let config = Config::new("roberta")
             .set("vocab_size", 50265)
             .set("num_hidden_layers", 6)

@@ -703,7 +703,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_of_another_vocabulary_is_told_with_what_to_do() {
+    fn a_token_outside_the_vocabulary_is_reported_with_a_fix() {
         let config = Config::new("roberta")
             .set("vocab_size", 100)
             .set("hidden_size", 16)
@@ -733,7 +733,7 @@ mod tests {
     /// One of candle's own operations anywhere in the graph would send the whole backward pass through candle's walk, with
     /// its copies.
     #[test]
-    fn every_familys_graph_is_made_of_our_operations_alone() {
+    fn every_familys_graph_uses_only_our_operations() {
         for model_type in SUPPORTED_MODEL_TYPES {
             let model = MaskedLm::from_config(&Config::small(model_type), 1).unwrap();
             let loss = model

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn every_familys_vocabulary_grows_shrinks_and_opens_again() {
+    fn every_familys_vocabulary_grows_shrinks_and_reloads() {
         for model_type in SUPPORTED_MODEL_TYPES {
             let mut model = MaskedLm::from_config(&Config::small(model_type), 1).unwrap();
             if model.main_input() != "input_ids" {
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn new_tokens_have_the_mean_bias_and_may_begin_anywhere() {
+    fn new_tokens_have_the_mean_bias_and_may_start_anywhere() {
         let mut model = MaskedLm::from_config(&Config::small("bert"), 1).unwrap();
         let bias = model.param("cls.predictions.bias").unwrap().clone();
         let values: Vec<f32> = (0..100).map(|i| i as f32 / 100.0).collect();

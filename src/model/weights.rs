@@ -777,7 +777,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn old_and_prefixed_names_become_todays() {
+    fn old_and_prefixed_names_are_converted() {
         let map = |names: &[&'static str]| {
             canonical_names(
                 names.iter().copied(),

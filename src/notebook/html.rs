@@ -214,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_is_the_standard_one() {
+    fn base64_follows_the_standard() {
         for (text, encoded) in [
             ("", ""),
             ("f", "Zg=="),
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn thousands_stand_apart() {
+    fn thousands_are_separated() {
         assert_eq!(thousands(0), "0");
         assert_eq!(thousands(999), "999");
         assert_eq!(thousands(1_000), "1,000");
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_in_a_text_is_markup() {
+    fn text_is_escaped() {
         assert_eq!(
             escape("<script>alert('&\"')</script>\u{1b}"),
             "&lt;script&gt;alert(&#39;&amp;&quot;&#39;)&lt;/script&gt;\u{fffd}"
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn times_read_like_a_clock() {
+    fn durations_are_formatted_like_a_clock() {
         for (seconds, text) in [
             (0.04, "0.0 s"),
             (9.94, "9.9 s"),

@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_a_line_without_its_end_and_no_line_is_an_error() {
+    fn an_answer_is_a_line_without_its_newline_and_no_line_is_an_error() {
         let mut lines: &[u8] = b"Ann Lee \r\n\nlast";
         let answers: Vec<String> = std::iter::from_fn(|| answer(&mut lines).ok()).collect();
         assert_eq!(answers, ["Ann Lee ", "", "last"]);
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_is_asked_on_one_line() {
+    fn a_prompt_is_sent_on_one_line() {
         assert_eq!(request(Host::Plain, "a\nb"), "a\nb");
         assert_eq!(
             request(Host::Stock, "a\nb? "),

@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_block_names_its_type_first_so_that_the_stock_kernel_reads_it() {
+    fn a_block_starts_with_its_type_for_the_stock_kernel() {
         let block = block("text/html", " display_id=a update=1", "<b>x</b>\n");
         let expected =
             "EVCXR_BEGIN_CONTENT text/html display_id=a update=1\n<b>x</b>\nEVCXR_END_CONTENT\n";
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn states_that_come_too_fast_are_not_rendered() {
+    fn frequent_updates_are_not_rendered() {
         let mut display = LiveDisplay {
             id: "a".into(),
             host: Host::Live,
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_live_kernel_gets_the_states_in_between() {
+    fn only_the_live_kernel_gets_intermediate_states() {
         for host in [Host::Stock, Host::Plain] {
             let mut display = LiveDisplay {
                 id: "a".into(),
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn each_display_has_a_name_of_its_own() {
+    fn each_display_has_its_own_id() {
         assert_ne!(LiveDisplay::new().id, LiveDisplay::new().id);
     }
 }

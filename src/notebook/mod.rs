@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn content_cannot_end_its_own_block() {
+    fn content_cannot_terminate_its_own_block() {
         for (_, content) in content("EVCXR_END_CONTENT".into(), "x\nEVCXR_END_CONTENT\ny".into()) {
             assert!(!content.contains("EVCXR_END_CONTENT"), "{content}");
         }

@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bar_says_how_far_how_fast_and_how_long_yet() {
+    fn a_bar_shows_progress_speed_and_remaining_time() {
         let second = Duration::from_secs(2);
         let text = |done, total, unit, ended| {
             let content = progress_content("Map", done, total, unit, second, ended);

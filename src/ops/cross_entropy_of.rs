@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_loss_and_its_gradient_are_those_of_log_softmax() {
+    fn the_loss_and_its_gradient_equal_those_of_log_softmax() {
         let values: Vec<f32> = (0..21)
             .map(|i| ((i * 37) % 17) as f32 / 4.0 - 2.0)
             .collect();
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_smoothed_loss_and_its_gradient_are_those_of_the_formula() {
+    fn the_smoothed_loss_and_its_gradient_follow_the_formula() {
         let values: Vec<f32> = (0..21)
             .map(|i| ((i * 31) % 17) as f32 / 3.0 - 2.5)
             .collect();

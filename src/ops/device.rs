@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_best_device_can_be_computed_on_and_asked_again() {
+    fn the_best_device_works_and_can_be_requested_again() {
         let device = Device::best().unwrap();
         assert!(device.same_device(&Device::best().unwrap()));
         let one = candle_core::Tensor::new(1f32, &device).unwrap();
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_that_is_not_there_is_an_error_that_says_what_is_missing() {
+    fn a_missing_gpu_is_an_error_that_explains_why() {
         let error = Device::gpu(1000).unwrap_err();
         assert!(error.to_string().starts_with("device: "), "{error}");
     }

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn senseless_bits_and_ranges_are_refused() {
+    fn invalid_bits_and_ranges_are_refused() {
         let x = Tensor::new(&[1f32], &Device::Cpu).unwrap();
         for (range, bits) in [
             (QuantRange::Dynamic, 1),

@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mapped_file_reads_like_the_file() {
+    fn a_mapped_file_equals_the_file() {
         let path = std::env::temp_dir().join(format!("cloze-mapped-{}", std::process::id()));
         std::fs::write(&path, b"words").unwrap();
         assert_eq!(&*MappedFile::open(&path).unwrap(), b"words");

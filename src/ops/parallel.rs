@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_task_is_done_once_inside_and_outside_of_the_pool() {
+    fn every_task_runs_once_inside_and_outside_the_pool() {
         for tasks in [0, 1, 2, 7, 1000] {
             let done: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
             let add = |task: usize| {
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_panics_is_heard_of() {
+    fn a_panicking_task_is_reported() {
         let loops = || for_each_task(20, |task| assert!(task != 13, "thirteen"));
         assert!(std::panic::catch_unwind(loops).is_err());
         assert!(std::panic::catch_unwind(|| rayon::scope(|_| loops())).is_err());

@@ -120,7 +120,7 @@ mod tests {
     ];
 
     #[test]
-    fn rates_are_those_of_jiwer() {
+    fn error_rates_equal_those_of_jiwer() {
         for (references, hypotheses, wer, cer) in JIWER {
             let found = word_error_rate(references, hypotheses).unwrap();
             assert!(
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_without_a_partner_are_refused() {
+    fn texts_without_a_counterpart_are_refused() {
         assert!(word_error_rate(&["a"], &["a", "b"]).is_err());
         assert!(word_error_rate::<&str, &str>(&[], &[]).is_err());
     }

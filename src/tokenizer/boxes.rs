@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_a_page_comes_in_further_rows_with_its_boxes() {
+    fn the_rest_of_a_long_page_follows_in_further_rows_with_its_boxes() {
         let tokenizer = tokenizer();
         let words = vec!["invoice", "xo", "total", "sum", "of", "oxo", "all"];
         let boxes: Vec<WordBox> = (0..7).map(|i| [i, 10 * i, 20 + i, 30 + 10 * i]).collect();
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn boxes_off_the_page_and_too_few_of_them_are_told() {
+    fn boxes_outside_the_page_and_missing_boxes_are_reported() {
         let tokenizer = tokenizer();
         let options = EncodeOptions::new();
         for bbox in [[3, 0, 2, 5], [0, 0, 1001, 5], [-1, 0, 2, 5], [0, 9, 2, 5]] {

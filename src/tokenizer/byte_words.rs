@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn every_character_is_of_the_kind_that_the_library_takes_it_for() {
+    fn every_character_is_classified_as_in_the_tokenizers_crate() {
         // Between a letter, a digit and a mark, the splits tell what a character is taken for.
         let all: Vec<char> = ('\0'..=char::MAX).collect();
         for chunk in all.chunks(256) {
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn random_texts_split_as_the_library_splits_them() {
+    fn random_texts_split_as_in_the_tokenizers_crate() {
         let alphabet: Vec<char> = "aZé漢'  \t\n\u{a0}\u{3000}19½.,-\u{301}🧿smtdrevl<>"
             .chars()
             .collect();
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn the_short_way_gives_the_ids_of_the_long_way() {
+    fn the_fast_path_gives_the_same_ids() {
         let texts: Vec<String> = (0..200)
             .map(|i| {
                 format!(

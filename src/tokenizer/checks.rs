@@ -276,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn misspelled_keys_are_found_and_others_left_alone() {
+    fn misspelled_keys_are_found_and_others_accepted() {
         let config: Map<String, Value> = serde_json::from_str(
             r#"{"mask_tokn": "<m>", "do_lowercase": true, "model_maxlength": 3, "Pad_Token": "<p>", "my_own_note": 1,
                 "tokenizer_class": "BertTokenizer", "paddingside": "left", "x": 1, "truncation-side": "left"}"#,
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_that_make_much_of_little_are_refused() {
+    fn rules_that_blow_up_the_text_are_refused() {
         let read = |rule: &str, times: usize| {
             let rules = vec![rule; times].join(",");
             let text =
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_and_absurd_ids_are_named() {
+    fn shared_and_impossible_ids_are_named() {
         assert!(ids([("a", 0), ("b", 7)].into_iter()).is_ok());
         let same = ids([("a", 3), ("b", 1), ("c", 3)].into_iter()).unwrap_err();
         assert!(

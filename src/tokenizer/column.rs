@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_cut_and_padded_as_single_texts_are() {
+    fn rows_are_truncated_and_padded_like_single_texts() {
         let tokenizer = tokenizer();
         for padding in [Padding::None, Padding::Longest, Padding::MaxLength(12)] {
             let function = tokenizer.tokenize_column("text").truncation(9);
@@ -527,7 +527,7 @@ mod tests {
 
     /// The windows that the tokenizers crate cuts.
     #[test]
-    fn windows_overlap_as_those_of_the_tokenizers_crate() {
+    fn windows_overlap_as_in_the_tokenizers_crate() {
         for (length, most, stride) in [
             (23, 7, 0),
             (23, 7, 3),
@@ -565,7 +565,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_comes_in_further_rows() {
+    fn truncated_text_follows_in_further_rows() {
         let tokenizer = tokenizer();
         let function = tokenizer.tokenize_column("text").max_length(9).stride(2);
         let (ids, ..) = rows(function);

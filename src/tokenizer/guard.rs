@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_is_an_error_and_later_work_is_not_disturbed() {
+    fn a_panic_is_an_error_and_later_calls_work() {
         let numbers: Vec<u8> = Vec::new();
         let error = guarded("counting", || Ok(numbers[3])).unwrap_err();
         let text = error.to_string();

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::Tokenizer;
 
 #[test]
-fn reformers_pieces_are_those_of_transformers() {
+fn reformers_pieces_equal_those_of_transformers() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizers/reformer");
     let tokenizer = Tokenizer::from_path(&folder).unwrap();
     let text = std::fs::read_to_string(folder.join("expected.json")).unwrap();

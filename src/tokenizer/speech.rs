@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn letters_of_texts_make_a_tokenizer_that_is_saved_and_opened_again() {
+    fn a_tokenizer_of_letters_round_trips() {
         let tokenizer = Tokenizer::train_letters(["seven one", "two-ß", "one|two"]).unwrap();
         let letters = "-enostvwß";
         assert_eq!(tokenizer.len(), 5 + letters.chars().count());
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn words_have_the_steps_in_which_they_were_said() {
+    fn words_have_the_frames_in_which_they_were_said() {
         let tokenizer = Tokenizer::train_letters(["ab"]).unwrap();
         let id = |token: &str| tokenizer.token_to_id(token).unwrap();
         let (blank, space, a, b) = (id("<pad>"), id("|"), id("a"), id("b"));

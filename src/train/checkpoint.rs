@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_write_leaves_the_older_folder_and_no_litter() {
+    fn a_failed_write_keeps_the_older_folder_and_leaves_no_temporary_files() {
         let dir = tempfile::tempdir().unwrap();
         let path = folder(dir.path(), 5);
         write(&path, files("old")).unwrap();
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_whose_numbers_make_no_sense_is_refused() {
+    fn a_state_with_invalid_numbers_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let write = |seconds: f64| {
             let history = History {
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_is_the_newest_by_number_that_is_undamaged() {
+    fn the_latest_checkpoint_is_the_highest_undamaged_one() {
         let dir = tempfile::tempdir().unwrap();
         for step in [9, 10, 100] {
             write(&folder(dir.path(), step), files("weights")).unwrap();

@@ -25,7 +25,7 @@ mod tests {
     use super::is_due;
 
     #[test]
-    fn it_is_due_after_as_many_evaluations_in_a_row_without_improvement() {
+    fn it_stops_after_patience_evaluations_without_improvement() {
         assert!(!is_due(&[3.0, 2.0, 2.5], 2, 0.0));
         assert!(is_due(&[3.0, 2.0, 2.5, 2.0], 2, 0.0));
         assert!(!is_due(&[3.0, 2.0, 2.5, 1.9, 2.1], 2, 0.0));
@@ -39,7 +39,7 @@ mod tests {
     }
 
     #[test]
-    fn a_metric_that_is_not_a_number_is_no_improvement() {
+    fn a_nan_metric_is_no_improvement() {
         assert!(is_due(&[3.0, f64::NAN], 1, 0.0));
     }
 }

@@ -144,7 +144,7 @@ fn goes_on(model_type: &str, data: &[Example], collator: &MaskingCollator) -> Op
 }
 
 #[test]
-fn a_run_of_every_family_goes_on_from_its_checkpoint_bit_for_bit() {
+fn every_family_resumes_bit_for_bit() {
     let (tokenizer, data) = data();
     let collator = MaskingCollator::new(&tokenizer);
     let failed: Vec<String> = (SUPPORTED_MODEL_TYPES.iter())
@@ -200,7 +200,7 @@ fn every_family_trains_in_bf16() {
 }
 
 #[test]
-fn those_that_write_learn_to_mend_what_the_denoising_collator_has_damaged() {
+fn sequence_to_sequence_families_learn_to_denoise() {
     let (tokenizer, data) = data();
     let collator = DenoisingCollator::new(&tokenizer);
     let failed: Vec<String> = (["bart", "mbart", "mvp"].iter())

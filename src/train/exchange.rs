@@ -327,7 +327,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn units_cover_every_parameter_once_and_ranks_share_them() {
+    fn units_cover_every_parameter_once_and_are_divided_among_ranks() {
         let param = |i: usize, len: usize| {
             let zeros = Tensor::zeros(len, DType::F32, &Device::Cpu).unwrap();
             Param::new(format!("p{i}"), &zeros).unwrap()

@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_defaults_are_pytorchs() {
+    fn the_defaults_equal_those_of_pytorch() {
         let scaler = GradScaler::new();
         let GradScaler {
             scale,
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn gradients_that_are_not_finite_halve_it_and_start_the_count_anew() {
+    fn non_finite_gradients_halve_it_and_restart_the_count() {
         let mut scaler = GradScaler::new().growth_interval(3).init_scale(8.0);
         let mut scales = Vec::new();
         for norm in [
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn it_never_grows_beyond_the_numbers_that_the_loss_has() {
+    fn it_never_grows_beyond_the_range_of_the_loss() {
         let largest = f64::from(f32::MAX);
         let mut scaler = GradScaler::new().growth_interval(1).init_scale(largest);
         assert!(scaler.update(1.0));
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_exhausted_after_so_many_steps_that_only_the_model_can_be_to_blame() {
+    fn it_gives_up_when_no_scale_helps() {
         let mut scaler = GradScaler::new();
         let steps = (1..)
             .find(|_| {
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn its_state_survives_being_written_down_in_the_middle() {
+    fn its_state_round_trips() {
         let mut scaler = GradScaler::new().growth_interval(3).init_scale(1e30);
         scaler.update(1.0);
         scaler.update(1.0);

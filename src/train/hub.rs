@@ -336,7 +336,7 @@ fn results(history: &History) -> Vec<CardResult> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_versions_on_the_card_are_those_that_are_built_with() {
+    fn the_card_lists_the_versions_of_the_build() {
         let manifest = include_str!("../../Cargo.toml");
         for (name, version) in super::VERSIONS {
             let key = if name == "Candle" {

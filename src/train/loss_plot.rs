@@ -458,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn smoothing_does_not_redraw_what_was_drawn_before() {
+    fn smoothing_only_looks_back() {
         let whole = smoothed(&losses(1000), 1000.0).expect("a smooth curve");
         for so_far in [80, 500, 999] {
             let part = smoothed(&losses(so_far), 1000.0).expect("a smooth curve");
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn smoothing_takes_noise_away_and_keeps_gaps() {
+    fn smoothing_removes_noise_and_keeps_gaps() {
         let mut points = losses(1000);
         points[500].1 = f64::NAN;
         let smooth = smoothed(&points, 1000.0).expect("a smooth curve");

@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_that_make_no_sense_together_are_told() {
+    fn contradictory_settings_are_reported() {
         let said = |optim, args: &str| settings(optim, args).unwrap_err().to_string();
         assert!(said(OptimizerName::Sgd, "nesterov=true").contains("momentum"));
         assert!(said(OptimizerName::Sgd, "momentum=-0.1").contains("-0.1"));

@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_device_is_told_with_the_batch_and_with_settings_that_take_the_same_steps() {
+    fn an_out_of_memory_error_suggests_settings_with_the_same_steps() {
         let args = TrainingArguments::new("out").gradient_accumulation_steps(2);
         let error = explain(full(), &[batch(3, 4), batch(32, 512)], Use::Training, &args);
         assert!(
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_set_already_is_not_advised() {
+    fn settings_already_in_use_are_not_suggested() {
         let args = TrainingArguments::new("out")
             .bf16(true)
             .gradient_checkpointing(true);
@@ -119,14 +119,14 @@ mod tests {
     }
 
     #[test]
-    fn an_evaluation_has_a_batch_size_of_its_own() {
+    fn evaluation_has_its_own_batch_size() {
         let args = TrainingArguments::new("out");
         let text = explain(full(), &[batch(9, 128)], Use::Evaluation, &args).to_string();
         assert!(text.contains("per_device_eval_batch_size(5)"), "{text}");
     }
 
     #[test]
-    fn other_errors_stay_as_they_are() {
+    fn other_errors_are_unchanged() {
         let args = TrainingArguments::new("out");
         let other = Error::Dataset("the dataset is empty".to_owned());
         let same = explain(other, &[batch(2, 2)], Use::Training, &args);

@@ -154,7 +154,7 @@ mod tests {
     use crate::model::Config;
 
     #[test]
-    fn the_longest_prefix_decides_and_layers_learn_the_slower_the_lower_they_are() {
+    fn the_longest_prefix_wins_and_lower_layers_learn_more_slowly() {
         let config = Config::new("roberta")
             .set("vocab_size", 50)
             .set("hidden_size", 16)
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_without_parameters_and_numbers_below_0_are_told() {
+    fn empty_groups_and_negative_numbers_are_reported() {
         let config = Config::new("bert")
             .set("vocab_size", 20)
             .set("num_hidden_layers", 1);
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn biases_and_normalization_of_all_families_are_spared() {
+    fn biases_and_normalization_of_all_families_have_no_decay() {
         for name in [
             "roberta.embeddings.LayerNorm.weight",
             "roberta.encoder.layer.0.attention.self.query.bias",

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_are_known_by_the_names_that_drivers_give_them() {
+    fn devices_are_recognised_by_their_driver_names() {
         for (name, precision, tf32, tera) in [
             ("NVIDIA H100 80GB HBM3", Precision::Bf16, false, 989.4),
             ("NVIDIA H100 80GB HBM3", Precision::F32, true, 494.7),
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_has_no_peak() {
+    fn unknown_devices_have_no_peak() {
         for name in ["NVIDIA A1000 Laptop GPU", "NVIDIA H1000", "", "Tesla K80"] {
             assert_eq!(by_name(name, Precision::Bf16, false), None, "{name}");
         }

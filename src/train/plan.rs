@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn every_batch_is_dealt_to_one_rank_and_the_step_stays_the_same() {
+    fn every_batch_goes_to_one_rank_and_steps_stay_the_same() {
         let args = TrainingArguments::new("out")
             .per_device_train_batch_size(2)
             .global_batch_size(10);

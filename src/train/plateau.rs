@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_those_of_pytorch() {
+    fn rates_equal_those_of_pytorch() {
         let default = SchedulerKwargs::default();
         let halved = SchedulerKwargs {
             patience: 1,

@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fp16_on_the_cpu_is_an_error_that_says_what_to_do() {
+    fn fp16_on_the_cpu_is_an_error_with_advice() {
         let args = TrainingArguments::new("out").fp16(true);
         let error = choose(&args, &Device::Cpu).unwrap_err();
         assert!(
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn the_others_are_taken_as_asked_for() {
+    fn the_other_precisions_are_accepted() {
         let args = TrainingArguments::new("out");
         let on_cpu = |args: &TrainingArguments| choose(args, &Device::Cpu).unwrap();
         assert_eq!(on_cpu(&args), Precision::F32);

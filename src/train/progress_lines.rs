@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_come_at_once_and_then_less_and_less_often() {
+    fn progress_lines_start_at_once_and_become_less_frequent() {
         let mut lines = ProgressLines::default();
         let begun = Instant::now();
         let due: Vec<u64> = (0..1200)

@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_have_the_digits_that_say_something() {
+    fn numbers_have_their_significant_digits() {
         assert_eq!(device_use(None, None, ", "), "");
         let memory = Some(5 << 29);
         assert_eq!(

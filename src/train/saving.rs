@@ -286,7 +286,7 @@ mod tests {
     use super::surplus;
 
     #[test]
-    fn the_oldest_go_but_never_the_best_or_the_newest() {
+    fn the_oldest_are_removed_but_never_the_best_or_the_newest() {
         assert_eq!(surplus(&[1, 2, 3, 4], None, Some(2)), [1, 2]);
         assert_eq!(surplus(&[1, 2, 3, 4], Some(1), Some(2)), [2, 3]);
         assert!(surplus(&[1, 4], Some(1), Some(1)).is_empty());

@@ -521,7 +521,7 @@ mod tests {
 
     /// The rates that `get_scheduler` of transformers gives for a peak of 3e-4.
     #[test]
-    fn rates_are_those_of_transformers() {
+    fn rates_equal_those_of_transformers() {
         let line = [
             0.0003,
             0.0002571428571428571,
@@ -584,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_with_further_settings_are_those_of_transformers() {
+    fn rates_with_further_settings_equal_those_of_transformers() {
         let schedule = |kind, steps, kwargs| Schedule::new(kind, 3e-4, 2, steps).kwargs(kwargs);
         let default = SchedulerKwargs::default();
         let cycles = |n| SchedulerKwargs {
@@ -647,7 +647,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_above_a_least_one_are_those_of_transformers() {
+    fn rates_with_a_minimum_equal_those_of_transformers() {
         let default = SchedulerKwargs::default();
         let rates = |kind, (warmup, steps), kwargs, expected: &[f64]| {
             let schedule = Schedule::new(kind, 3e-4, warmup, steps).kwargs(kwargs);
@@ -719,7 +719,7 @@ mod tests {
     }
 
     #[test]
-    fn warmup_stable_and_decay_are_those_of_transformers() {
+    fn warmup_stable_decay_equals_that_of_transformers() {
         let rates = |steps, kwargs, expected: &[f64]| {
             let kind = SchedulerType::WarmupStableDecay;
             let schedule = Schedule::new(kind, 3e-4, 3, steps).kwargs(kwargs);
@@ -801,7 +801,7 @@ mod tests {
     }
 
     #[test]
-    fn every_type_has_the_name_that_transformers_has_for_it() {
+    fn every_type_has_its_name_from_transformers() {
         for kind in SchedulerType::ALL {
             assert_eq!(kind.name().parse::<SchedulerType>().unwrap(), kind);
         }
@@ -811,7 +811,7 @@ mod tests {
     }
 
     #[test]
-    fn schedules_that_lack_a_number_say_which() {
+    fn schedules_name_a_missing_setting() {
         for (name, expected) in [
             ("cosine_with_min_lr", "min_lr_rate"),
             ("warmup_stable_decay", "num_decay_steps"),

@@ -97,7 +97,7 @@ fn weights(model: &MaskedLm) -> Vec<Vec<f32>> {
 }
 
 #[test]
-fn training_lowers_the_loss_and_its_checkpoint_recognizes_the_same() {
+fn training_lowers_the_loss_and_its_checkpoint_gives_the_same_transcripts() {
     for norm in ["group", "layer"] {
         let processor = processor(norm);
         let model = model(&processor, norm, 3);
@@ -146,7 +146,7 @@ fn training_lowers_the_loss_and_its_checkpoint_recognizes_the_same() {
 }
 
 #[test]
-fn a_run_that_was_stopped_goes_on_bit_for_bit_and_knows_its_data() {
+fn a_stopped_run_resumes_bit_for_bit_and_recognises_its_data() {
     let processor = processor("group");
     let data = prepared(&processor, 24);
     let trainer = |folder: &Path, seed: u64, data: Dataset, steps: usize| {
@@ -196,7 +196,7 @@ fn a_run_that_was_stopped_goes_on_bit_for_bit_and_knows_its_data() {
 }
 
 #[test]
-fn batches_of_datasets_and_of_examples_are_the_same() {
+fn batches_of_datasets_and_of_examples_are_equal() {
     let processor = processor("layer");
     let data = prepared(&processor, 4);
     assert_eq!(data.column_names(), ["input_values", "labels"]);

@@ -609,7 +609,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_that_is_scaled_by_a_power_of_two_trains_bit_for_bit_as_without() {
+    fn scaling_the_loss_by_a_power_of_two_changes_no_bit() {
         let plain = model(1);
         let expected = trainer(nowhere(), &plain).train().unwrap();
         assert_eq!(expected.steps.len(), 12);
@@ -677,7 +677,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tied_table_is_handed_over_before_its_lookups_which_follow_as_rows() {
+    fn a_tied_table_is_exchanged_before_its_lookups_which_follow_as_rows() {
         let model = |seed| {
             let config = Config::new("roberta")
                 .set("vocab_size", 2100)
@@ -742,7 +742,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_that_overflow_are_left_out_counted_and_logged() {
+    fn overflowing_steps_are_skipped_counted_and_logged() {
         let trained = model(1);
         let mut trainer = trainer(nowhere().logging_steps(1), &trained);
         trainer.scaler = Some(too_large());
@@ -805,7 +805,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_scales_its_loss_goes_on_from_a_checkpoint_exactly() {
+    fn a_run_with_loss_scaling_resumes_exactly() {
         let out = tempfile::tempdir().unwrap();
         let scaled = |folder: &Path, model: &MaskedLm| {
             let mut trainer = trainer(args(folder), model);
@@ -836,7 +836,7 @@ mod tests {
     }
 
     #[test]
-    fn gradients_that_no_scale_makes_finite_end_the_run_at_last() {
+    fn gradients_that_stay_non_finite_end_the_run() {
         let broken = model(1);
         let before = bits(&broken);
         let mut trainer = trainer(nowhere(), &broken);
@@ -851,7 +851,7 @@ mod tests {
     }
 
     #[test]
-    fn checkpointing_gradients_changes_no_number_of_a_run() {
+    fn gradient_checkpointing_does_not_change_a_run() {
         let (plain, frugal) = (model(1), model(1));
         let expected = trainer(nowhere(), &plain).train().unwrap();
         let history = trainer(nowhere().gradient_checkpointing(true), &frugal)
@@ -877,7 +877,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_read_late_are_the_same_and_told_in_the_same_order() {
+    fn losses_read_late_are_equal_and_reported_in_order() {
         let run = |reads_later: bool| {
             let out = tempfile::tempdir().unwrap();
             let model = model(1);
@@ -901,7 +901,7 @@ mod tests {
     }
 
     #[test]
-    fn late_numbers_are_read_when_a_log_a_checkpoint_or_the_epoch_needs_them() {
+    fn pending_losses_are_read_for_logs_checkpoints_and_ends_of_epochs() {
         let model = model(1);
         let mut trainer = trainer(nowhere(), &model);
         trainer.reads_later = true;
@@ -932,7 +932,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_number_that_is_not_finite_names_its_step_and_its_step_changes_nothing() {
+    fn a_pending_loss_that_is_not_finite_names_its_step_and_changes_nothing() {
         let spoiled = model(1);
         let mut trainer = trainer(nowhere().learning_rate(1e25).warmup_steps(0), &spoiled);
         trainer.reads_later = true;

@@ -194,7 +194,7 @@ mod tests {
 
     /// The check values of the iSCSI standard (RFC 3720, B.4).
     #[test]
-    fn checksums_are_those_of_the_standard() {
+    fn checksums_follow_the_standard() {
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
         assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn days_have_their_dates() {
+    fn dates_are_computed_from_days() {
         for (days, expected) in [
             (0, (0, 1)),
             (58, (1, 28)),

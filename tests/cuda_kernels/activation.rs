@@ -122,18 +122,18 @@ fn case<T: Element>([rows, width]: [usize; 2], code: u32, activation: Activation
 }
 
 #[test]
-fn f32_is_the_cpus() {
+fn f32_agrees_with_the_cpu() {
     check::<f32>();
 }
 
 #[test]
-fn narrow_types_are_the_cpus_rounded() {
+fn narrow_types_agree_with_the_rounded_cpu_results() {
     check::<bf16>();
     check::<f16>();
 }
 
 #[test]
-fn column_sums_pass_over_what_lies_between_rows() {
+fn column_sums_skip_gaps_between_rows() {
     fn check<T: Element>() {
         for (rows, width, stride) in [(7, 30, 31), (70, 101, 104)] {
             let mut x = noise(rows * stride, 1);

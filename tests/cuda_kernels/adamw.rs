@@ -235,7 +235,7 @@ const PLAIN: Control = Control {
 };
 
 #[test]
-fn three_steps_are_the_cpus_with_and_without_clipping() {
+fn three_steps_agree_with_the_cpu_with_and_without_clipping() {
     for (max_norm, measured) in [(0.0, false), (0.0, true), (1.0, true), (1e6, true)] {
         let mut expected = Expected::new();
         let norms: Vec<f64> = (0..3)
@@ -276,7 +276,7 @@ fn three_steps_are_the_cpus_with_and_without_clipping() {
 }
 
 #[test]
-fn with_loss_scaling_a_step_that_overflowed_changes_nothing_but_the_scale() {
+fn with_loss_scaling_an_overflowing_step_changes_only_the_scale() {
     let scaled = |step: u64, scale: f32| -> Vec<Vec<f32>> {
         let scale = |grad: Vec<f32>| grad.iter().map(|g| g * scale).collect();
         grads(step).into_iter().map(scale).collect()

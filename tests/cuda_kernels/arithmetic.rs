@@ -35,7 +35,7 @@ fn check<T: Element>() {
 }
 
 #[test]
-fn sums_and_multiples_are_the_cpus_in_every_type() {
+fn sums_and_multiples_agree_with_the_cpu_in_every_type() {
     check::<f32>();
     check::<bf16>();
     check::<f16>();
@@ -73,7 +73,7 @@ fn check_repeated<T: Element>() {
 }
 
 #[test]
-fn what_repeats_is_added_and_rows_are_multiplied_as_on_the_cpu() {
+fn repeated_operands_and_row_products_agree_with_the_cpu() {
     check_repeated::<f32>();
     check_repeated::<bf16>();
     check_repeated::<f16>();

@@ -351,17 +351,17 @@ fn check<T: Element>() {
 }
 
 #[test]
-fn bf16_is_the_cpus_rounded() {
+fn bf16_agrees_with_the_rounded_cpu_results() {
     check::<bf16>();
 }
 
 #[test]
-fn f16_is_the_cpus_rounded() {
+fn f16_agrees_with_the_rounded_cpu_results() {
     check::<f16>();
 }
 
 #[test]
-fn nan_stays_in_its_query() {
+fn nan_affects_only_its_query() {
     let (batch, heads, queries, keys, head_dim) = (1, 1, 70, 70, 64);
     let case = Case {
         batch,

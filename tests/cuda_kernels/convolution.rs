@@ -95,13 +95,13 @@ fn dynamic<T: Element>() {
 }
 
 #[test]
-fn f32_is_the_cpus() {
+fn f32_agrees_with_the_cpu() {
     depthwise::<f32>();
     dynamic::<f32>();
 }
 
 #[test]
-fn narrow_types_are_the_cpus_rounded() {
+fn narrow_types_agree_with_the_rounded_cpu_results() {
     depthwise::<bf16>();
     depthwise::<f16>();
     dynamic::<bf16>();

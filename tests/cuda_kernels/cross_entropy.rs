@@ -163,7 +163,7 @@ impl Case {
 }
 
 #[test]
-fn losses_and_gradients_are_the_cpus() {
+fn losses_and_gradients_agree_with_the_cpu() {
     for [rows, vocab, stride] in [[3, 1, 1], [3, 7, 8], [5, 1009, 1009], [4, 2000, 2000]] {
         for bias in [true, false] {
             let case = Case {
@@ -182,7 +182,7 @@ fn losses_and_gradients_are_the_cpus() {
 }
 
 #[test]
-fn a_whole_vocabulary_of_odd_size_is_the_cpus() {
+fn a_vocabulary_of_odd_size_agrees_with_the_cpu() {
     let bias = true;
     let (rows, vocab) = (2, 50_265);
     Case {
@@ -203,7 +203,7 @@ fn a_whole_vocabulary_of_odd_size_is_the_cpus() {
 }
 
 #[test]
-fn of_equal_logits_the_first_is_the_largest() {
+fn the_first_of_equal_logits_is_the_largest() {
     // In one thread's columns, in one warp's, in two warps'; before the first multiple of 16 bytes and behind the last.
     for (first, second) in [(9, 11), (1, 40), (3, 900), (1, 1008), (0, 2)] {
         let mut logits = noise(2 * 1009, 1);
@@ -244,7 +244,7 @@ fn of_equal_logits_the_first_is_the_largest() {
 }
 
 #[test]
-fn nan_and_infinities_show_as_on_the_cpu() {
+fn nan_and_infinities_agree_with_the_cpu() {
     let case = Case {
         rows: 4,
         vocab: 1009,

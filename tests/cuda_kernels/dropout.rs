@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn the_mask_is_the_cpus_also_where_the_indexs_upper_half_changes() {
+fn the_mask_agrees_with_the_cpu_also_above_32_bit_indexes() {
     for (p, key) in [(0.1, 0), (0.3, u64::MAX), (1.0, 5), (0.999_999_94, 1 << 40)] {
         for start in [0, 12_345, (1u64 << 32) - 50, (7 << 32) - 1] {
             let out = unwritten::<f32>(200);
@@ -20,7 +20,7 @@ fn the_mask_is_the_cpus_also_where_the_indexs_upper_half_changes() {
 }
 
 #[test]
-fn a_part_of_a_tensor_has_the_tensors_mask() {
+fn a_part_of_a_tensor_has_that_part_of_the_mask() {
     let half = 1u64 << 32;
     for (base, first) in [
         (0, 0),
@@ -69,7 +69,7 @@ fn check<T: Element>() {
 }
 
 #[test]
-fn every_type_drops_what_the_cpu_drops() {
+fn every_type_drops_the_same_elements_as_the_cpu() {
     check::<f32>();
     check::<bf16>();
     check::<f16>();

@@ -194,14 +194,14 @@ fn check<T: Element>() {
 }
 
 #[test]
-fn sums_of_lookups_and_their_gradients_are_the_cpus() {
+fn sums_of_lookups_and_their_gradients_agree_with_the_cpu() {
     check::<f32>();
     check::<bf16>();
     check::<f16>();
 }
 
 #[test]
-fn rows_are_selected_and_put_back() {
+fn rows_are_selected_and_scattered_back() {
     fn check<T: Element>() {
         for width in [1, 30, 768] {
             let count = 20;

@@ -7,7 +7,7 @@ fn run(name: &str, threads: usize) -> (Result<(), String>, Vec<f32>) {
 }
 
 #[test]
-fn a_right_kernel_runs() {
+fn a_correct_kernel_runs() {
     let (result, out) = run("fault_none", 64);
     assert_eq!(result, Ok(()));
     let want: Vec<f32> = (0..64).rev().map(|i| i as f32).collect();
@@ -22,7 +22,7 @@ fn a_missing_barrier_is_found() {
 }
 
 #[test]
-fn shared_memory_begins_as_nan() {
+fn shared_memory_is_initialized_with_nan() {
     assert!(
         run("fault_unwritten_shared", 64)
             .1
@@ -32,7 +32,7 @@ fn shared_memory_begins_as_nan() {
 }
 
 #[test]
-fn faults_are_told_apart() {
+fn faults_are_distinguished() {
     for (name, complaint) in [
         (
             "fault_divergent_barrier",
@@ -60,7 +60,7 @@ fn faults_are_told_apart() {
 
 #[test]
 #[should_panic(expected = "a kernel wrote beside a buffer")]
-fn writing_in_front_of_a_buffer_is_found() {
+fn writing_before_a_buffer_is_found() {
     let out = Buffer::new(&[0f32; 32]);
     // SAFETY: the four bytes in front of the buffer belong to its mapping.
     unsafe { out.at().cast::<f32>().sub(1).write(1.0) };

@@ -47,12 +47,12 @@ fn check<T: Element>() {
 }
 
 #[test]
-fn f32_is_the_cpus() {
+fn f32_agrees_with_the_cpu() {
     check::<f32>();
 }
 
 #[test]
-fn narrow_types_are_the_cpus_rounded() {
+fn narrow_types_agree_with_the_rounded_cpu_results() {
     check::<bf16>();
     check::<f16>();
 }

@@ -155,18 +155,18 @@ fn check<T: Element>() {
 }
 
 #[test]
-fn f32_is_the_cpus() {
+fn f32_agrees_with_the_cpu() {
     check::<f32>();
 }
 
 #[test]
-fn narrow_types_are_the_cpus_rounded() {
+fn narrow_types_agree_with_the_rounded_cpu_results() {
     check::<bf16>();
     check::<f16>();
 }
 
 #[test]
-fn nan_stays_in_its_row() {
+fn nan_affects_only_its_row() {
     for (rows, width) in [(3, 30), (3, 768), (2, 1500)] {
         let case = Case::<f32> {
             rows,

@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn every_head_begins_where_the_layout_says() {
+fn every_head_starts_where_the_layout_puts_it() {
     let (batch, heads) = (3u64, 5u64);
     let n = (batch * heads) as usize;
     // Base, and the distances of sequences and heads, beyond 32 bits.

@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn parts_are_added_up_into_one_or_two_gradients() {
+fn parts_are_summed_into_one_or_two_gradients() {
     for (parts, width) in [(1, 1), (5, 30), (40, 768), (9, 33)] {
         let partials = noise(parts * 2 * width, 1);
         let before = noise(width, 2);

@@ -68,12 +68,12 @@ fn run<T: Element>(rows: usize, width: usize, x: &[f32], dy: &[f32], w: &[f32]) 
 }
 
 #[test]
-fn f32_is_the_cpus() {
+fn f32_agrees_with_the_cpu() {
     check::<f32>();
 }
 
 #[test]
-fn narrow_types_are_the_cpus_rounded() {
+fn narrow_types_agree_with_the_rounded_cpu_results() {
     check::<bf16>();
     check::<f16>();
 }

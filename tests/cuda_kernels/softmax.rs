@@ -231,7 +231,7 @@ fn cases() -> Vec<Case> {
 }
 
 #[test]
-fn every_mask_and_type_is_the_softmax_in_f64() {
+fn every_mask_and_type_agrees_with_f64() {
     for case in cases() {
         case.check::<f32>();
         case.check::<bf16>();
@@ -240,7 +240,7 @@ fn every_mask_and_type_is_the_softmax_in_f64() {
 }
 
 #[test]
-fn nan_stays_in_its_row() {
+fn nan_affects_only_its_row() {
     for keys in [5, 128, 1500] {
         let case = Case {
             batch: 1,
@@ -281,7 +281,7 @@ fn product(
 }
 
 #[test]
-fn between_two_products_it_is_the_cpus_attention() {
+fn between_two_products_it_agrees_with_the_cpus_attention() {
     const D: usize = 8;
     for case in cases().into_iter().filter(|case| case.keys <= 200) {
         let Case {

@@ -324,13 +324,13 @@ fn a_circle_of_imports_is_found() {
 }
 
 #[test]
-fn rooms_import_only_from_the_rooms_below() {
+fn rooms_import_only_from_rooms_below() {
     let up = arrows_up(&root().join("src"));
     assert!(up.is_empty(), "imports that run up:\n{}", up.join("\n"));
 }
 
 #[test]
-fn an_import_that_runs_up_is_found() {
+fn an_upward_import_is_found() {
     let folder = tempfile::tempdir().expect("a folder");
     let room = folder.path().join("hub");
     fs::create_dir(&room).expect("made");
@@ -346,7 +346,7 @@ fn an_import_that_runs_up_is_found() {
 }
 
 #[test]
-fn the_figure_in_the_readme_shows_the_rooms_in_their_order() {
+fn the_readmes_figure_shows_the_rooms_in_order() {
     let readme = fs::read_to_string(root().join("README.md")).expect("a README");
     let shown: Vec<&str> = readme
         .lines()

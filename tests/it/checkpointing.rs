@@ -118,7 +118,7 @@ fn assert_same(name: &str, model: impl Fn() -> MaskedLm, inputs: &ModelInputs) {
 }
 
 #[test]
-fn losses_and_gradients_of_every_family_are_the_same_bit_for_bit() {
+fn losses_and_gradients_of_every_family_are_equal_bit_for_bit() {
     for (name, config) in families() {
         let model = || MaskedLm::from_config(&config, 3).unwrap();
         assert_same(&name, model, &inputs_of(&config, 17));
@@ -126,7 +126,7 @@ fn losses_and_gradients_of_every_family_are_the_same_bit_for_bit() {
 }
 
 #[test]
-fn products_in_bf16_are_formed_again_in_bf16() {
+fn products_in_bf16_are_recomputed_in_bf16() {
     let (_, config) = families().remove(0);
     // Large enough that the matrix unit takes part where there is one.
     let config = config
@@ -148,7 +148,7 @@ fn products_in_bf16_are_formed_again_in_bf16() {
 }
 
 #[test]
-fn frozen_parameters_stay_without_a_gradient_and_the_others_get_theirs() {
+fn only_trainable_parameters_get_gradients() {
     for (name, config) in families() {
         for part in ["embeddings", "layer.0."] {
             let model = || {
@@ -173,7 +173,7 @@ fn layer() -> (Tensor, Param) {
 }
 
 #[test]
-fn without_a_graph_the_layer_runs_once_and_nothing_is_kept() {
+fn without_a_graph_a_layer_runs_once_and_stores_nothing() {
     let (x, w) = layer();
     let runs = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let (counter, weight) = (std::sync::Arc::clone(&runs), w.clone());
@@ -189,7 +189,7 @@ fn without_a_graph_the_layer_runs_once_and_nothing_is_kept() {
 }
 
 #[test]
-fn a_parameter_that_was_not_named_is_an_error_and_no_lost_gradient() {
+fn an_undeclared_parameter_is_an_error() {
     let (x, w) = layer();
     let hidden = Param::new("hidden", &w.var().as_detached_tensor()).unwrap();
     let (weight, secret) = (w.clone(), hidden.clone());
@@ -208,7 +208,7 @@ fn a_parameter_that_was_not_named_is_an_error_and_no_lost_gradient() {
 }
 
 #[test]
-fn a_backward_pass_inside_no_grad_says_that_it_can_not_be() {
+fn a_backward_pass_inside_no_grad_is_an_error() {
     let (x, w) = layer();
     let weight = w.clone();
     let y = ops::checkpoint(&x, std::slice::from_ref(&w), move |x| {
@@ -243,7 +243,7 @@ fn one_long_pass() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn memory_is_a_fraction_of_what_keeping_everything_takes() {
+fn checkpointing_uses_a_fraction_of_the_memory() {
     let run = |checkpointing: bool| {
         let mut command = std::process::Command::new(std::env::current_exe().unwrap());
         command.args([

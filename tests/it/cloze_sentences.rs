@@ -26,7 +26,7 @@ fn sentences() -> Vec<Cloze> {
 }
 
 #[test]
-fn the_sentences_are_many_and_different_and_hide_one_word_each() {
+fn the_sentences_are_numerous_distinct_and_hide_one_word_each() {
     let sentences = sentences();
     assert!(sentences.len() >= 100, "only {}", sentences.len());
     let different: HashSet<_> = sentences.iter().map(|cloze| cloze.sentence).collect();
@@ -38,7 +38,7 @@ fn the_sentences_are_many_and_different_and_hide_one_word_each() {
 }
 
 #[test]
-fn the_bundled_model_fills_them_as_well_as_it_did_when_it_was_made() {
+fn the_bundled_model_keeps_its_accuracy() {
     let sentences = sentences();
     let fill_mask = FillMask::from_pretrained("bundled:tiny_roberta").unwrap();
     let texts: Vec<&str> = sentences.iter().map(|cloze| cloze.sentence).collect();

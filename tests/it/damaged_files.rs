@@ -28,7 +28,7 @@ macro_rules! replays {
         })*
 
         #[test]
-        fn every_kind_has_its_test() {
+        fn every_kind_has_a_test() {
             let tested = [$(stringify!($part)),*];
             let known: Vec<&str> = untrusted::READERS.iter().map(|(name, _)| *name).collect();
             assert_eq!(tested[..], known[..]);

@@ -76,7 +76,7 @@ fn load_error(name: &str, content: impl AsRef<[u8]>) -> String {
 }
 
 #[test]
-fn columns_and_types_are_those_of_the_reference_for_json_and_parquet() {
+fn columns_and_types_equal_those_of_datasets_for_json_and_parquet() {
     let expected = expected("eli5");
     for (format, file) in [
         ("json", "eli5/train_asks.jsonl"),
@@ -114,7 +114,7 @@ fn columns_and_types_are_those_of_the_reference_for_json_and_parquet() {
 }
 
 #[test]
-fn json_and_parquet_hold_the_same_rows() {
+fn json_and_parquet_give_the_same_rows() {
     let lines = std::fs::read_to_string(fixture("eli5/train_asks.jsonl")).unwrap();
     let (json, parquet) = (
         load("eli5/train_asks.jsonl"),
@@ -158,7 +158,7 @@ fn json_and_parquet_hold_the_same_rows() {
 }
 
 #[test]
-fn columns_of_nulls_take_part_in_everything() {
+fn columns_of_nulls_work_everywhere() {
     // title_urls.url is a list of nulls here.
     let dataset = load("eli5/train_asks.jsonl")["train"].shuffle(1).unwrap();
     let expected: Vec<Row> = dataset.iter().collect();
@@ -200,7 +200,7 @@ fn columns_of_nulls_take_part_in_everything() {
 }
 
 #[test]
-fn every_split_of_the_grammar_gives_the_rows_of_the_reference() {
+fn every_kind_of_split_gives_the_rows_of_datasets() {
     let dict = load("eli5/train_asks.parquet");
     let expected = expected("eli5");
     let slices = expected["slices"].as_object().unwrap();
@@ -233,7 +233,7 @@ fn every_split_of_the_grammar_gives_the_rows_of_the_reference() {
 }
 
 #[test]
-fn percentages_round_as_in_the_reference() {
+fn percentages_round_as_in_datasets() {
     let expected = expected("eli5");
     let table = expected["percent_table"].as_array().unwrap();
     assert!(table.len() >= 100);
@@ -257,7 +257,7 @@ fn percentages_round_as_in_the_reference() {
 }
 
 #[test]
-fn train_and_test_have_the_sizes_and_the_rows_of_the_reference() {
+fn train_and_test_have_the_sizes_and_rows_of_datasets() {
     let expected = expected("eli5");
     let rows = expected["train_test_split_sizes"]["rows"]
         .as_array()
@@ -320,7 +320,7 @@ fn tokenized(expected: &Json) -> Dataset {
 }
 
 #[test]
-fn blocks_are_those_of_the_guide_for_any_number_of_threads() {
+fn blocks_equal_those_of_the_guide_for_any_number_of_threads() {
     let expected = expected("guide");
     let dataset = tokenized(&expected);
     let mut checked = 0;
@@ -490,7 +490,7 @@ fn a_malformed_line_is_named_by_file_and_number() {
 }
 
 #[test]
-fn json_documents_hold_their_records() {
+fn json_documents_contain_their_records() {
     let records = "[\n {\"a\": 1, \"b\": \"x, ]}\\\"\"},\n {\"a\": 2,\n  \"b\": null}\n]";
     for (name, content, field) in [
         ("array.json", records.to_owned(), None),
@@ -638,7 +638,7 @@ fn empty_files_and_missing_ones_are_clear_errors() {
 }
 
 #[test]
-fn files_of_a_folder_or_a_pattern_make_one_dataset_if_they_agree() {
+fn files_of_a_folder_or_a_pattern_form_one_dataset_if_they_agree() {
     let folder = tempfile::tempdir().unwrap();
     let put =
         |name: &str, content: &str| std::fs::write(folder.path().join(name), content).unwrap();
@@ -736,7 +736,7 @@ fn doubled() -> Map {
 }
 
 #[test]
-fn a_map_gives_the_same_for_any_number_of_threads_and_any_batch() {
+fn a_map_is_independent_of_threads_and_batch_size() {
     let dataset = numbers(5_003).shuffle(5).unwrap();
     let expected: Vec<i64> = dataset
         .column::<i64>("n")
@@ -918,7 +918,7 @@ impl BatchFunction for Scale {
 }
 
 #[test]
-fn results_are_reused_for_the_same_work_and_never_for_other_work() {
+fn the_cache_is_used_for_the_same_work_and_never_for_other_work() {
     let cache = tempfile::tempdir().unwrap();
     let calls = Arc::new(AtomicUsize::new(0));
     let map = |factor| {
@@ -1030,7 +1030,7 @@ fn blocks_are_cached_by_their_arguments() {
 }
 
 #[test]
-fn large_files_and_results_lie_on_disk_and_read_the_same() {
+fn large_files_and_results_are_memory_mapped_and_read_the_same() {
     let cache = tempfile::tempdir().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("large.jsonl");
@@ -1080,7 +1080,7 @@ fn large_files_and_results_lie_on_disk_and_read_the_same() {
 }
 
 #[test]
-fn a_cache_that_can_not_be_written_costs_only_the_cache() {
+fn an_unwritable_cache_only_disables_caching() {
     let folder = tempfile::tempdir().unwrap();
     let blocked = folder.path().join("file");
     std::fs::write(&blocked, "in the way of a folder").unwrap();

@@ -41,7 +41,7 @@ fn split(name: &str, rows: &[&str]) -> (String, Vec<String>) {
 }
 
 #[test]
-fn the_card_of_a_folder_decides_its_splits() {
+fn the_card_of_a_folder_determines_its_splits() {
     let card = b"---\nconfigs:\n- config_name: main\n  data_files:\n  - split: train\n    path: 'part-*.csv'\n  - split: secret\n    \
                  path: held/x.csv\n  sep: '|'\n- config_name: other\n  data_dir: held\n---\n# Words\n";
     let folder = folder(&[
@@ -74,7 +74,7 @@ fn the_card_of_a_folder_decides_its_splits() {
 }
 
 #[test]
-fn files_beside_the_data_are_no_data() {
+fn other_files_in_the_folder_are_ignored() {
     let folder = folder(&[
         ("LICENSE.txt", b"words\n"),
         ("CHANGES.txt", b"words\n"),
@@ -93,7 +93,7 @@ fn files_beside_the_data_are_no_data() {
 }
 
 #[test]
-fn compressed_files_are_unpacked_by_content_and_by_name() {
+fn compressed_files_are_recognised_by_content_and_by_name() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/compressed");
     let expected = [
         "{'word': 'uno', 'n': 1}",
@@ -139,7 +139,7 @@ fn compressed_files_are_unpacked_by_content_and_by_name() {
 }
 
 #[test]
-fn a_compressed_table_of_parquet_opens_too() {
+fn a_compressed_parquet_file_opens() {
     let folder = folder(&[("a.jsonl", b"{\"t\": 1}\n{\"t\": 2}\n")]);
     let path = folder.path().join("a.parquet");
     load(folder.path().join("a.jsonl")).unwrap()["train"]
@@ -158,7 +158,7 @@ fn a_compressed_table_of_parquet_opens_too() {
 }
 
 #[test]
-fn a_byte_order_mark_before_data_is_passed_over() {
+fn a_byte_order_mark_before_data_is_skipped() {
     let expected = [split(
         "train",
         &["{'t': 'é', 'n': 1}", "{'t': 'b', 'n': 2}"],
@@ -200,7 +200,7 @@ fn a_byte_order_mark_before_data_is_passed_over() {
 }
 
 #[test]
-fn a_file_that_is_packed_twice_is_named() {
+fn a_doubly_compressed_file_is_named() {
     let gzip = |bytes: &[u8]| {
         let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         std::io::Write::write_all(&mut packed, bytes).unwrap();
@@ -221,7 +221,7 @@ fn a_file_that_is_packed_twice_is_named() {
 }
 
 #[test]
-fn lines_end_in_any_of_three_ways() {
+fn all_three_line_endings_are_read() {
     let folder = folder(&[
         ("mac.txt", b"uno\rdos\r\rtres"),
         ("twice.txt", b"uno\r\r\ndos\r\n"),
@@ -243,7 +243,7 @@ fn lines_end_in_any_of_three_ways() {
 }
 
 #[test]
-fn nan_and_the_infinities_are_numbers_in_json() {
+fn nan_and_infinities_are_read_from_json() {
     for text in [
         "{\"s\": NaN, \"t\": \"NaN\", \"l\": [1, Infinity]}\n{\"s\": -Infinity, \"t\": \"x\", \"l\": []}\n{\"s\": 2, \"t\": null, \"l\": null}\n",
         "[{\"s\": NaN, \"t\": \"NaN\", \"l\": [1, Infinity]},\n {\"s\": -Infinity, \"t\": \"x\", \"l\": []}, {\"s\": 2, \"t\": null, \"l\": null}]",
@@ -266,7 +266,7 @@ fn nan_and_the_infinities_are_numbers_in_json() {
 }
 
 #[test]
-fn files_whose_columns_differ_are_refused_in_any_order_with_advice_that_works() {
+fn files_with_different_columns_are_refused_in_any_order_with_valid_advice() {
     // Within a file records may lack fields.
     let folder = folder(&[
         ("a.csv", b"t\n1\n"),
@@ -301,7 +301,7 @@ fn files_whose_columns_differ_are_refused_in_any_order_with_advice_that_works() 
 }
 
 #[test]
-fn what_is_written_is_read_back_whatever_its_columns_are_called() {
+fn any_column_name_round_trips() {
     let folder = folder(&[("table.csv", b",a,a,\nx,1,2,y\n")]);
     let dataset = load(folder.path()).unwrap()["train"].clone();
     assert_eq!(
@@ -324,7 +324,7 @@ fn what_is_written_is_read_back_whatever_its_columns_are_called() {
 }
 
 #[test]
-fn a_list_of_files_is_one_split_and_every_split_may_have_its_own() {
+fn a_list_of_files_is_one_split_and_each_split_may_have_a_list() {
     let folder = folder(&[
         ("a.txt", b"a\n"),
         ("sub/b.txt", b"b\n"),
@@ -359,7 +359,7 @@ fn a_list_of_files_is_one_split_and_every_split_may_have_its_own() {
 }
 
 #[test]
-fn names_that_lead_nowhere_are_told_without_a_network() {
+fn unknown_names_are_reported_without_network_access() {
     let folder = folder(&[("train.jsonl", b"{}"), ("empty/.keep", b"")]);
     let name = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     for (name, expected) in [
@@ -385,7 +385,7 @@ fn names_that_lead_nowhere_are_told_without_a_network() {
 }
 
 #[test]
-fn sparse_records_do_not_blow_up() {
+fn sparse_records_do_not_exhaust_memory() {
     let lines: String = (0..5000).map(|n| format!("{{\"k{n}\":1}}\n")).collect();
     let folder = folder(&[("a.jsonl", lines.as_bytes())]);
     let started = std::time::Instant::now();

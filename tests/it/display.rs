@@ -224,7 +224,7 @@ fn every_display_is_one_closed_element_of_harmless_tags() {
 }
 
 #[test]
-fn texts_are_shown_as_they_are_written() {
+fn texts_are_displayed_verbatim() {
     let html = fill_mask().fill(EVIL).unwrap().to_html();
     assert!(html.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"));
     assert!(html.contains("&quot;&amp;lt;&quot;"));
@@ -251,7 +251,7 @@ fn a_plot_names_its_axes_and_its_curves() {
 }
 
 #[test]
-fn a_single_loss_is_a_dot_and_gaps_are_left_open() {
+fn a_single_loss_is_a_dot_and_gaps_stay_open() {
     // The training curve's own colour; axes and ticks have another.
     let blue = |line: &&str| line.contains("<polyline") && line.contains("stroke=\"#3B82F6\"");
     let lines = |svg: &str| svg.lines().filter(blue).count();
@@ -292,7 +292,7 @@ fn a_long_curve_keeps_its_spikes_and_stays_small() {
 }
 
 #[test]
-fn a_masked_batch_counts_what_became_of_its_tokens() {
+fn a_masked_batch_counts_its_kinds_of_tokens() {
     let batch = masked_batch();
     let tokenizer = tokenizer();
     let mask = tokenizer.mask_token_id().unwrap();
@@ -339,7 +339,7 @@ fn a_masked_batch_counts_what_became_of_its_tokens() {
 }
 
 #[test]
-fn long_values_are_cut_and_say_so() {
+fn long_values_are_visibly_truncated() {
     let tokenizer = tokenizer();
     let encoding = tokenizer.encode(&"mus ".repeat(2_000)).unwrap();
     let html = encoding.to_html();
@@ -407,7 +407,7 @@ fn a_dataset_shows_its_head_its_types_and_its_size() {
 }
 
 #[test]
-fn an_empty_dataset_and_an_empty_history_are_shown_too() {
+fn an_empty_dataset_and_an_empty_history_are_displayed() {
     let empty = dataset().filter(|_| false).unwrap();
     assert!(empty.to_html().contains("0 rows × 9 columns"));
     let html = History::default().to_html();

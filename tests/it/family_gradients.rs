@@ -96,7 +96,7 @@ fn mega() -> Config {
 }
 
 #[test]
-fn megas_ways_of_attending_have_right_gradients() {
+fn megas_attention_functions_have_correct_gradients() {
     for attention in ["softmax", "laplace", "relu2"] {
         for bias in ["rotary", "simple"] {
             let config = mega()
@@ -111,7 +111,7 @@ fn megas_ways_of_attending_have_right_gradients() {
 }
 
 #[test]
-fn megas_norms_and_averages_have_right_gradients() {
+fn megas_norms_and_averages_have_correct_gradients() {
     for norm in ["scalenorm", "rmsnorm", "layernorm", "batchnorm"] {
         for affine in [true, false] {
             for first in [true, false] {
@@ -139,7 +139,7 @@ fn megas_norms_and_averages_have_right_gradients() {
 }
 
 #[test]
-fn grouped_maps_and_landmarks_have_right_gradients() {
+fn grouped_maps_and_landmarks_have_correct_gradients() {
     let convbert = small("convbert")
         .set("embedding_size", 12)
         .set("num_attention_heads", 4)
@@ -156,7 +156,7 @@ fn grouped_maps_and_landmarks_have_right_gradients() {
 }
 
 #[test]
-fn windows_and_blocks_have_right_gradients() {
+fn windows_and_blocks_have_correct_gradients() {
     let longformer = small("longformer").set("attention_window", vec![2, 6]);
     assert_gradients("longformer", &longformer, 17);
     let big_bird = small("big_bird")
@@ -218,7 +218,7 @@ fn running_statistics_follow_the_batches_of_training_and_are_saved() {
 }
 
 #[test]
-fn padding_leaves_the_results_of_a_text_as_they_are_where_the_family_says_so() {
+fn padding_does_not_change_results_unless_the_family_is_padding_sensitive() {
     let plain = [
         ("longformer", small("longformer").set("attention_window", 4)),
         ("yoso", small("yoso").set("conv_window", 3)),
@@ -247,7 +247,7 @@ fn padding_leaves_the_results_of_a_text_as_they_are_where_the_family_says_so() {
 }
 
 #[test]
-fn configs_that_make_no_sense_are_refused_with_a_reason() {
+fn invalid_configs_are_refused_with_a_reason() {
     let refused = [
         (small("reformer").set("is_decoder", true), "left-to-right"),
         (small("reformer"), "add up to hidden_size"),

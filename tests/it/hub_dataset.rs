@@ -17,7 +17,7 @@ const TASK: &str = "CLOZE_TEST_TASK";
 /// The verbs read their settings from the environment, which belongs to the whole process: each task has its own.
 fn in_a_process(bench: &Bench, task: &str, variables: &[(&str, &str)]) -> String {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "hub_dataset::the_task_of_a_child", "--nocapture"])
+        .args(["--exact", "hub_dataset::child_process", "--nocapture"])
         .env_remove("HF_HUB_CACHE")
         .env_remove("HF_TOKEN")
         .env_remove("HF_HUB_OFFLINE")
@@ -41,7 +41,7 @@ fn in_a_process(bench: &Bench, task: &str, variables: &[(&str, &str)]) -> String
 }
 
 #[test]
-fn the_task_of_a_child() {
+fn child_process() {
     let Ok(task) = std::env::var(TASK) else {
         return;
     };
@@ -227,7 +227,7 @@ fn fetched(bench: &Bench) -> Vec<String> {
 }
 
 #[test]
-fn a_dataset_comes_through_its_parquet_branch_and_then_from_the_cache() {
+fn a_dataset_is_loaded_from_its_parquet_branch_and_then_from_the_cache() {
     let bench = with_shards();
     in_a_process(&bench, "all", &[]);
     bench.server.take_log();
@@ -239,7 +239,7 @@ fn a_dataset_comes_through_its_parquet_branch_and_then_from_the_cache() {
 }
 
 #[test]
-fn of_a_slice_only_the_files_with_its_rows_are_fetched() {
+fn a_slice_fetches_only_the_files_with_its_rows() {
     for (task, expected) in [
         ("first", vec!["train/0000.parquet"]),
         ("middle", vec!["test/0000.parquet", "train/0001.parquet"]),
@@ -252,12 +252,12 @@ fn of_a_slice_only_the_files_with_its_rows_are_fetched() {
 }
 
 #[test]
-fn what_a_dataset_does_not_have_is_said() {
+fn missing_splits_and_configurations_are_reported() {
     in_a_process(&with_shards(), "wrong", &[]);
 }
 
 #[test]
-fn without_that_branch_the_repositorys_own_files_serve() {
+fn without_the_parquet_branch_the_repositorys_files_are_used() {
     let bench = Bench::new();
     let files = vec![
         ("README.md", b"data".to_vec()),
@@ -277,7 +277,7 @@ fn without_that_branch_the_repositorys_own_files_serve() {
 }
 
 #[test]
-fn eli5_category_is_brought_to_the_schema_of_the_original() {
+fn eli5_category_is_converted_to_the_original_schema() {
     let bench = Bench::new();
     commit_to(
         &bench,
@@ -355,7 +355,7 @@ fn lines(range: std::ops::Range<i64>) -> Vec<u8> {
 }
 
 #[test]
-fn of_a_slice_of_own_files_only_those_that_it_needs_are_fetched() {
+fn a_slice_of_repository_files_fetches_only_the_needed_ones() {
     let jsonl: [(&str, Vec<u8>); 4] = [
         ("data/train-00000-of-00003.jsonl", lines(0..10)),
         ("data/train-00001-of-00003.jsonl", lines(10..20)),
@@ -411,7 +411,7 @@ fn question() -> Vec<u8> {
 }
 
 #[test]
-fn the_layouts_of_mirrors_are_known() {
+fn the_layouts_of_mirrors_are_recognised() {
     let bench = Bench::new();
     // Named like the splits of the original, beside those of the other subreddits.
     let files = vec![
@@ -438,7 +438,7 @@ fn the_layouts_of_mirrors_are_known() {
 }
 
 #[test]
-fn the_sample_needs_no_network_and_says_when_it_is_too_small() {
+fn the_sample_works_offline_and_reports_when_it_is_too_small() {
     let bench = Bench::new();
     let text = in_a_process(&bench, "sample", &[]);
     assert_eq!(
@@ -546,7 +546,7 @@ fn pushed_datasets_are_loaded_with_their_splits_and_configurations() {
 }
 
 #[test]
-fn what_can_not_be_pushed_is_refused_before_anything_is_sent() {
+fn invalid_pushes_are_refused_before_anything_is_sent() {
     let bench = Bench::new();
     let hub = bench.with_token();
     let refused = |dict: &DatasetDict, options: PushDataset, told: &str| {
@@ -585,7 +585,7 @@ fn what_can_not_be_pushed_is_refused_before_anything_is_sent() {
 }
 
 #[test]
-fn files_are_loaded_by_their_addresses_and_fetched_again_only_when_they_changed() {
+fn files_are_loaded_from_urls_and_fetched_again_only_when_changed() {
     let bench = Bench::new();
     let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     std::io::Write::write_all(&mut packed, &lines(1..3)).unwrap();

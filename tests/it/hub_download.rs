@@ -82,7 +82,7 @@ fn a_model_is_downloaded_once_and_only_what_it_needs() {
 }
 
 #[test]
-fn a_new_commit_is_seen_and_the_old_one_stays() {
+fn a_new_commit_is_found_and_the_old_one_kept() {
     let bench = Bench::new();
     let first = bench.server.commit(
         "models",
@@ -104,7 +104,7 @@ fn a_new_commit_is_seen_and_the_old_one_stays() {
 }
 
 #[test]
-fn branches_and_renamed_and_bare_names_are_found() {
+fn branches_renamed_repositories_and_bare_names_are_found() {
     let bench = Bench::new();
     bench.server.commit(
         "models",
@@ -180,7 +180,7 @@ fn shards_follow_their_index() {
 }
 
 #[test]
-fn what_does_not_exist_is_said() {
+fn missing_repositories_and_files_are_reported() {
     let bench = Bench::new();
     bench
         .server
@@ -207,7 +207,7 @@ fn what_does_not_exist_is_said() {
 }
 
 #[test]
-fn private_repositories_open_with_the_token_and_the_token_stays_on_its_host() {
+fn private_repositories_open_with_a_token_that_stays_on_its_host() {
     let bench = Bench::new();
     let weights = noise(200_000);
     bench.server.commit(
@@ -236,7 +236,7 @@ fn private_repositories_open_with_the_token_and_the_token_stays_on_its_host() {
 }
 
 #[test]
-fn an_expired_token_is_said_without_showing_it() {
+fn an_expired_token_is_reported_without_showing_it() {
     let bench = Bench::new();
     bench.server.commit(
         "models",
@@ -256,7 +256,7 @@ fn an_expired_token_is_said_without_showing_it() {
 }
 
 #[test]
-fn a_cut_connection_is_resumed_where_it_broke() {
+fn a_broken_connection_is_resumed() {
     let bench = Bench::new();
     let weights = noise(2_000_000);
     bench.server.commit(
@@ -296,7 +296,7 @@ fn a_cut_connection_is_resumed_where_it_broke() {
 }
 
 #[test]
-fn passing_trouble_is_sat_out() {
+fn transient_errors_are_retried() {
     for fault in [
         Fault::Status(500, None),
         Fault::Status(503, None),
@@ -328,7 +328,7 @@ fn passing_trouble_is_sat_out() {
 }
 
 #[test]
-fn a_pause_that_the_server_asks_for_is_kept() {
+fn a_pause_requested_by_the_server_is_respected() {
     let bench = Bench::new();
     bench.server.commit(
         "models",
@@ -361,7 +361,7 @@ fn a_pause_that_the_server_asks_for_is_kept() {
 }
 
 #[test]
-fn a_server_in_trouble_for_good_is_given_up_and_the_cache_serves() {
+fn after_permanent_server_errors_the_cache_is_used() {
     let bench = Bench::new();
     bench.server.commit(
         "models",
@@ -391,7 +391,7 @@ fn a_server_in_trouble_for_good_is_given_up_and_the_cache_serves() {
 }
 
 #[test]
-fn a_hub_that_is_not_there_is_said_at_once() {
+fn an_unreachable_hub_is_reported_at_once() {
     let bench = Bench::new();
     // A port that nobody listens on.
     let port = std::net::TcpListener::bind("127.0.0.1:0")
@@ -452,7 +452,7 @@ fn tampered_content_is_refused_and_removed() {
 }
 
 #[test]
-fn a_damaged_part_of_an_earlier_attempt_is_thrown_away() {
+fn a_damaged_partial_download_is_discarded() {
     let bench = Bench::new();
     let weights = noise(400_000);
     bench.server.commit(
@@ -474,7 +474,7 @@ fn a_damaged_part_of_an_earlier_attempt_is_thrown_away() {
 }
 
 #[test]
-fn a_blob_that_lost_its_end_is_fetched_again() {
+fn a_truncated_blob_is_fetched_again() {
     let bench = Bench::new();
     let weights = noise(400_000);
     bench.server.commit(
@@ -491,7 +491,7 @@ fn a_blob_that_lost_its_end_is_fetched_again() {
 }
 
 #[test]
-fn lengths_that_lie_are_refused() {
+fn wrong_lengths_are_refused() {
     let bench = Bench::new();
     let weights = noise(300_000);
     bench.server.commit(
@@ -522,7 +522,7 @@ fn lengths_that_lie_are_refused() {
 }
 
 #[test]
-fn a_server_that_does_not_resume_still_serves() {
+fn a_server_without_range_requests_works() {
     let bench = Bench::new();
     let weights = noise(800_000);
     bench.server.commit(
@@ -541,7 +541,7 @@ fn a_server_that_does_not_resume_still_serves() {
 }
 
 #[test]
-fn web_pages_in_place_of_answers_are_recognised() {
+fn html_pages_in_place_of_answers_are_recognised() {
     let bench = Bench::new();
     bench.server.commit(
         "models",
@@ -565,7 +565,7 @@ fn web_pages_in_place_of_answers_are_recognised() {
 }
 
 #[test]
-fn file_names_that_leave_their_folder_are_refused() {
+fn file_names_outside_the_folder_are_refused() {
     for name in [
         "../escape.json",
         "/tmp/escape.json",
@@ -659,7 +659,7 @@ fn the_token_does_not_follow_a_redirect_to_another_host() {
 }
 
 #[test]
-fn a_server_that_has_xet_as_well_is_read_over_http() {
+fn a_server_with_xet_is_read_over_http() {
     let bench = Bench::new();
     let weights = noise(300_000);
     bench.server.commit(
@@ -745,7 +745,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 #[test]
-fn redirects_without_end_are_given_up() {
+fn endless_redirects_are_refused() {
     let bench = Bench::new();
     bench.server.commit(
         "models",
@@ -763,7 +763,7 @@ fn redirects_without_end_are_given_up() {
 }
 
 #[test]
-fn a_full_disk_is_said_and_the_part_stays() {
+fn a_full_disk_is_reported_and_the_partial_download_kept() {
     let bench = Bench::new();
     let weights = noise(3_000_000);
     bench.server.commit(

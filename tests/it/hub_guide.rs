@@ -113,7 +113,7 @@ fn python_differs(bench: &Bench, ids: &[u32], logits: &[f32]) -> Option<f64> {
 
 #[test]
 #[ignore = "takes minutes and gigabytes"]
-fn the_guides_notebook_runs_on_names_of_the_hub() {
+fn the_guides_notebook_runs_with_hub_names() {
     let bench = Bench::new();
     put_model(&bench);
     put_dataset(&bench);

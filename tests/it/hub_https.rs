@@ -35,7 +35,7 @@ fn download(bench: &Bench, endpoint: &str, file: &str, variables: &[(&str, &str)
         command.env_remove(name);
     }
     let output = command
-        .args(["--exact", "hub_https::the_task_of_a_child", "--nocapture"])
+        .args(["--exact", "hub_https::child_process", "--nocapture"])
         .env_remove("HF_HUB_CACHE")
         .env_remove("HF_HUB_OFFLINE")
         .env_remove("HF_TOKEN")
@@ -53,7 +53,7 @@ fn download(bench: &Bench, endpoint: &str, file: &str, variables: &[(&str, &str)
 }
 
 #[test]
-fn the_task_of_a_child() {
+fn child_process() {
     let Ok(file) = std::env::var(FILE) else {
         return;
     };
@@ -90,7 +90,7 @@ fn trusted() -> String {
 }
 
 #[test]
-fn a_trusted_certificate_opens_a_safe_connection() {
+fn a_trusted_certificate_opens_a_connection() {
     let bench = bench();
     let endpoint = format!(
         "https://localhost:{}",
@@ -103,7 +103,7 @@ fn a_trusted_certificate_opens_a_safe_connection() {
 }
 
 #[test]
-fn certificates_that_do_not_fit_are_refused_at_once() {
+fn invalid_certificates_are_refused_at_once() {
     let bench = bench();
     let port = tls_in_front_of(hub_of(&bench)).port();
     let (right, wrong) = (
@@ -135,7 +135,7 @@ fn certificates_that_do_not_fit_are_refused_at_once() {
 }
 
 #[test]
-fn a_redirect_from_a_safe_connection_to_an_open_one_is_not_followed() {
+fn a_redirect_from_https_to_http_is_not_followed() {
     let bench = bench();
     let endpoint = format!(
         "https://localhost:{}",
@@ -152,7 +152,7 @@ fn a_redirect_from_a_safe_connection_to_an_open_one_is_not_followed() {
 }
 
 #[test]
-fn what_is_no_tls_is_said() {
+fn a_server_without_tls_is_reported() {
     let bench = bench();
     let endpoint = format!("https://localhost:{}", hub_of(&bench).port());
     let text = download(&bench, &endpoint, "config.json", &[]);
@@ -200,7 +200,7 @@ fn requests_go_through_the_proxy_of_their_scheme() {
 }
 
 #[test]
-fn a_proxy_that_lets_nobody_through_is_said() {
+fn a_refusing_proxy_is_reported() {
     let bench = bench();
     let proxy = Proxy::start(true);
     let address = format!("http://me:verysecret@{}", proxy.address);

@@ -45,7 +45,7 @@ fn pushed_file(server: &HubServer, path: &str) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn login_checks_stores_and_logout_forgets() {
+fn login_verifies_and_stores_and_logout_removes() {
     let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
     let hub = Hub::new(settings(&server, home.path()));
     let text = hub.whoami().unwrap_err().to_string();
@@ -92,7 +92,7 @@ fn login_checks_stores_and_logout_forgets() {
 }
 
 #[test]
-fn a_folder_becomes_one_commit_and_a_second_push_sends_what_changed() {
+fn a_folder_becomes_one_commit_and_a_second_push_sends_only_changes() {
     let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
     let hub = logged_in(&server, home.path());
     let folder = model_folder(home.path());
@@ -161,7 +161,7 @@ fn a_folder_becomes_one_commit_and_a_second_push_sends_what_changed() {
 }
 
 #[test]
-fn large_files_go_in_parts_when_the_server_wants_parts() {
+fn large_files_are_uploaded_in_parts_on_request() {
     let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
     server.state().part_size = Some(400_000);
     let folder = model_folder(home.path());
@@ -186,7 +186,7 @@ fn large_files_go_in_parts_when_the_server_wants_parts() {
 }
 
 #[test]
-fn faults_during_a_push_are_sat_out_or_leave_the_repository_as_it_was() {
+fn failures_during_a_push_are_retried_or_leave_the_repository_unchanged() {
     let passing = [
         ("preupload", Fault::Status(503, None)),
         ("objects/batch", Fault::Status(429, Some(0))),
@@ -294,7 +294,7 @@ fn faults_during_a_push_are_sat_out_or_leave_the_repository_as_it_was() {
 }
 
 #[test]
-fn a_server_that_has_xet_as_well_is_served_by_lfs() {
+fn a_server_with_xet_is_served_by_lfs() {
     let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
     server.state().xet = true;
     let folder = model_folder(home.path());
@@ -316,7 +316,7 @@ fn a_server_that_has_xet_as_well_is_served_by_lfs() {
 }
 
 #[test]
-fn an_empty_file_is_pushed_whatever_its_name() {
+fn an_empty_file_is_pushed_under_any_name() {
     let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
     let folder = model_folder(home.path());
     std::fs::write(folder.join("empty.safetensors"), "").unwrap();
@@ -360,7 +360,7 @@ fn the_token_does_not_follow_a_push_to_another_host() {
 }
 
 #[test]
-fn links_in_a_folder_do_not_lead_a_push_elsewhere() {
+fn links_in_a_folder_do_not_upload_outside_files() {
     let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
     let folder = model_folder(home.path());
     let outside = home.path().join("outside");
@@ -375,7 +375,7 @@ fn links_in_a_folder_do_not_lead_a_push_elsewhere() {
 }
 
 #[test]
-fn what_can_not_be_pushed_is_said() {
+fn invalid_pushes_are_reported() {
     let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
     let folder = model_folder(home.path());
     let nobody = Hub::new(settings(&server, home.path()));

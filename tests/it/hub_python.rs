@@ -65,7 +65,7 @@ fn with_model(weights: &[u8]) -> Bench {
 }
 
 #[test]
-fn what_python_downloaded_is_found_and_the_reverse() {
+fn downloads_are_shared_with_python() {
     let Some(python) = python() else { return };
     let files = ["config.json", "model.safetensors"];
     let weights = noise(1_300_000);
@@ -99,7 +99,7 @@ fn what_python_downloaded_is_found_and_the_reverse() {
 }
 
 #[test]
-fn each_resumes_what_the_other_began() {
+fn each_library_resumes_the_others_download() {
     let Some(python) = python() else { return };
     let weights = noise(900_000);
     let etag = crate::support::hub_server::store::sha256(&weights);
@@ -140,7 +140,7 @@ fn each_resumes_what_the_other_began() {
 }
 
 #[test]
-fn what_one_uploads_the_other_downloads_byte_for_byte() {
+fn uploads_are_downloaded_by_the_other_library_byte_for_byte() {
     let Some(python) = python() else { return };
     let bench = Bench::new();
     let folder = bench.folder.path().join("upload");
@@ -195,7 +195,7 @@ fn what_one_uploads_the_other_downloads_byte_for_byte() {
 }
 
 #[test]
-fn a_login_counts_for_both() {
+fn the_login_is_shared() {
     let Some(python) = python() else { return };
     let bench = Bench::new();
     bench.hub().login(TOKEN).unwrap();
@@ -214,7 +214,7 @@ fn a_login_counts_for_both() {
 }
 
 #[test]
-fn the_model_card_reads_as_metadata() {
+fn python_parses_the_model_cards_metadata() {
     let Some(python) = python() else { return };
     let bench = Bench::new();
     let card = ModelCard::new("my: \"model\"")
@@ -251,7 +251,7 @@ fn the_model_card_reads_as_metadata() {
 
 #[test]
 #[ignore = "a measurement: 330 MB up and down by either client"]
-fn how_fast_a_large_file_travels() {
+fn speed_of_a_large_file() {
     let Some(python) = python() else { return };
     let weights = noise(330_000_000);
     let bench = Bench::new();
@@ -298,7 +298,7 @@ fn how_fast_a_large_file_travels() {
 }
 
 #[test]
-fn python_loads_the_datasets_that_are_pushed() {
+fn python_loads_pushed_datasets() {
     let Some(python) = python() else { return };
     let has_datasets = Command::new(&python)
         .args(["-c", "import datasets"])

@@ -86,7 +86,7 @@ fn trainer(push: bool) -> Trainer {
 
 #[test]
 #[ignore = "run by the other tests, in a process of its own"]
-fn trains_pushes_and_opens_what_was_pushed() {
+fn trains_pushes_and_opens_the_pushed_model() {
     let mut trainer = trainer(true);
     trainer.train().unwrap();
     let opened = MaskedLm::from_pretrained("tester/my_eli5_model").unwrap();
@@ -150,7 +150,7 @@ fn python_agrees(bench: &Bench, text: &str) {
 #[test]
 fn a_trained_model_is_shared_with_its_card() {
     let bench = Bench::new();
-    let text = in_a_process(&bench, "trains_pushes_and_opens_what_was_pushed", &[]);
+    let text = in_a_process(&bench, "trains_pushes_and_opens_the_pushed_model", &[]);
     assert!(text.contains("pushed to"), "{text}");
     python_agrees(&bench, &text);
     let state = bench.server.state();
@@ -218,7 +218,7 @@ fn a_trained_model_is_shared_with_its_card() {
 
 #[test]
 #[ignore = "run by the other tests, in a process of its own"]
-fn walks_through_the_guide_on_names_of_the_hub() {
+fn runs_the_guide_with_hub_names() {
     let folder = std::env::var(FOLDER).unwrap();
     let eli5 = load_eli5_from("eli5", "train_asks[:40]").unwrap();
     let eli5 = eli5.train_test_split(0.2).unwrap().flatten().unwrap();
@@ -292,16 +292,12 @@ fn put_model_and_dataset(bench: &Bench) {
 }
 
 #[test]
-fn the_guide_runs_on_names_of_the_hub_and_its_card_says_what_was_used() {
+fn the_guide_runs_with_hub_names_and_its_card_lists_them() {
     let bench = Bench::new();
     put_model_and_dataset(&bench);
     let cache = bench.folder.path().join("cloze");
     let variables = [("CLOZE_CACHE", cache.to_str().unwrap())];
-    let text = in_a_process(
-        &bench,
-        "walks_through_the_guide_on_names_of_the_hub",
-        &variables,
-    );
+    let text = in_a_process(&bench, "runs_the_guide_with_hub_names", &variables);
     python_agrees(&bench, &text);
     let state = bench.server.state();
     let card = state
@@ -351,15 +347,15 @@ fn pushes_that_fail_do_not_stop_the_training() {
 
 #[test]
 #[ignore = "run by the other tests, in a process of its own"]
-fn is_refused_without_a_login() {
+fn refuses_without_a_login() {
     let text = trainer(true).train().unwrap_err().to_string();
     assert!(text.contains("push_to_hub needs a login"), "{text}");
 }
 
 #[test]
-fn a_missing_login_is_said_before_the_training() {
+fn a_missing_login_is_reported_before_training() {
     let bench = Bench::new();
-    in_a_process(&bench, "is_refused_without_a_login", &[("HF_TOKEN", "")]);
+    in_a_process(&bench, "refuses_without_a_login", &[("HF_TOKEN", "")]);
     assert!(bench.server.take_log().is_empty());
 }
 
@@ -401,7 +397,7 @@ fn trains_by_hand_and_pushes_each_epoch() {
 }
 
 #[test]
-fn a_loop_by_hand_pushes_its_epochs() {
+fn a_manual_loop_pushes_its_epochs() {
     let bench = Bench::new();
     in_a_process(&bench, "trains_by_hand_and_pushes_each_epoch", &[]);
 }

@@ -78,7 +78,7 @@ fn blocks(environment: &[&str]) -> Vec<(String, String)> {
 }
 
 #[test]
-fn in_our_kernel_one_display_changes_in_place_and_ends_complete() {
+fn in_our_kernel_one_display_updates_in_place_and_ends_complete() {
     let blocks = blocks(&["EVCXR_IS_RUNTIME", "CLOZE_KERNEL"]);
     let html: Vec<_> = blocks
         .iter()
@@ -130,7 +130,7 @@ fn in_the_stock_kernel_the_run_is_shown_once_and_the_value_is_complete() {
 }
 
 #[test]
-fn outside_of_a_notebook_no_display_is_printed() {
+fn outside_a_notebook_no_display_is_printed() {
     // The history was asked to show itself, and did so as text.
     assert!(blocks(&[]).is_empty());
 }

@@ -26,7 +26,7 @@ fn marked(from: &Path) -> tempfile::TempDir {
 }
 
 #[test]
-fn tokenizers_open_as_they_do_without() {
+fn tokenizers_open_in_spite_of_byte_order_marks() {
     let fixtures: PathBuf =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guide/tokenizers");
     let mut opened = 0;
@@ -53,7 +53,7 @@ fn tokenizers_open_as_they_do_without() {
 }
 
 #[test]
-fn models_open_as_they_do_without() {
+fn models_open_in_spite_of_byte_order_marks() {
     let config = Config::new("roberta")
         .set("vocab_size", 8)
         .set("hidden_size", 4)

@@ -39,7 +39,7 @@ fn run(bf16: bool) -> (Vec<f32>, f64) {
 }
 
 #[test]
-fn the_losses_are_those_of_f32_within_the_noise_of_bf16() {
+fn losses_agree_with_f32_within_bf16_precision() {
     let (exact, exact_end) = run(false);
     let (rounded, rounded_end) = run(true);
     for (step, (exact, rounded)) in exact.iter().zip(&rounded).enumerate() {
@@ -67,7 +67,7 @@ fn train_twice_in_bf16() {
 }
 
 #[test]
-fn where_there_is_no_unit_for_it_products_stay_f32_and_that_is_said_once() {
+fn without_a_bf16_unit_products_stay_f32_with_one_notice() {
     let output = std::process::Command::new(std::env::current_exe().unwrap())
         .args([
             "--ignored",
@@ -89,7 +89,7 @@ fn a_run_in_bf16_repeats_bit_for_bit() {
 }
 
 #[test]
-fn fill_mask_keeps_the_precision_that_it_is_called_at() {
+fn fill_mask_keeps_its_precision() {
     let fill_mask = FillMask::from_pretrained("bundled:tiny_roberta").unwrap();
     let texts: Vec<String> = (0..32)
         .map(|i| format!("Number {i} of the planets is a <mask> world of rock and ice."))

@@ -60,7 +60,7 @@ fn a_config_of_another_size_is_refused_with_both_shapes() {
 }
 
 #[test]
-fn configs_that_make_no_sense_are_refused() {
+fn invalid_configs_are_refused() {
     let cases: [(&str, serde_json::Value, &str); 6] = [
         ("num_attention_heads", 5.into(), "multiple"),
         ("num_attention_heads", 0.into(), "multiple"),
@@ -93,7 +93,7 @@ fn configs_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn a_folder_without_weights_says_what_was_looked_for() {
+fn a_folder_without_weights_lists_the_expected_files() {
     let folder = copy_of("bert");
     std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
     let error = open(folder.path()).unwrap_err().to_string();
@@ -104,7 +104,7 @@ fn a_folder_without_weights_says_what_was_looked_for() {
 }
 
 #[test]
-fn weights_of_a_foreign_model_are_refused() {
+fn weights_of_another_model_are_refused() {
     let folder = copy_of("bert");
     std::fs::copy(
         fixture("distilbert").join("model.safetensors"),
@@ -116,7 +116,7 @@ fn weights_of_a_foreign_model_are_refused() {
 }
 
 #[test]
-fn a_checkpoint_without_a_head_gets_a_fresh_one_and_says_so() {
+fn a_missing_head_is_initialized_and_reported() {
     let folder = copy_of("roberta");
     let path = folder.path().join("model.safetensors");
     let all = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
@@ -147,7 +147,7 @@ fn a_checkpoint_without_a_head_gets_a_fresh_one_and_says_so() {
 }
 
 #[test]
-fn a_saved_model_opens_with_the_same_logits_and_the_references_file_layout() {
+fn a_saved_model_opens_with_the_same_logits_and_transformers_layout() {
     for name in [
         "roberta",
         "bert",
@@ -201,7 +201,7 @@ const ALSO_SAVED: [(&str, &str); 3] = [
 /// What transformers wrote is written again as it was: the same names, shapes and numbers, those that the model has no use for
 /// among them.
 #[test]
-fn a_saved_model_of_every_family_holds_what_transformers_wrote() {
+fn a_saved_model_of_every_family_contains_the_tensors_of_transformers() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
     let read = |folder: &Path| {
         let path = folder.join("model.safetensors");
@@ -291,7 +291,7 @@ fn saving_over_a_model_that_cannot_be_written_keeps_the_old_one() {
 }
 
 #[test]
-fn inputs_that_do_not_fit_are_refused() {
+fn mismatched_inputs_are_refused() {
     let model = open(&fixture("roberta")).unwrap();
     assert_eq!(model.max_positions(), Some(64));
     let cases = [
@@ -326,7 +326,7 @@ fn inputs_that_do_not_fit_are_refused() {
 }
 
 #[test]
-fn random_models_follow_config_and_seed() {
+fn random_models_depend_on_config_and_seed() {
     let config = Config::new("roberta")
         .set("vocab_size", 300)
         .set("hidden_size", 64)
@@ -376,7 +376,7 @@ fn logits_of(model: &MaskedLm) -> Vec<f32> {
 }
 
 #[test]
-fn dropout_follows_the_context_and_vanishes_in_evaluation() {
+fn dropout_depends_on_the_context_and_is_off_in_evaluation() {
     let config = Config::new("distilbert")
         .set("vocab_size", 150)
         .set("dim", 32)
@@ -426,7 +426,7 @@ fn every_parameter_gets_a_gradient_in_training() {
 }
 
 #[test]
-fn logits_at_rows_are_the_rows_of_all_logits() {
+fn logits_at_selected_rows_equal_those_of_all_rows() {
     let model = open(&fixture("bert")).unwrap();
     let all: Vec<Vec<f32>> = model
         .forward(ids(9))
@@ -451,7 +451,7 @@ fn logits_at_rows_are_the_rows_of_all_logits() {
 }
 
 #[test]
-fn weights_read_back_only_when_all_of_them_fit() {
+fn weights_are_loaded_only_if_all_of_them_fit() {
     let model = open(&fixture("roberta")).unwrap();
     let before = logits(&model);
     let folder = tempfile::tempdir().unwrap();
@@ -500,7 +500,7 @@ fn as_published(name: &str) -> String {
 }
 
 #[test]
-fn debertas_head_is_read_under_either_name_and_saved_under_that() {
+fn debertas_head_is_read_and_saved_under_either_name() {
     for family in ["deberta", "deberta-v2"] {
         let original = open(&fixture(family)).unwrap();
         let notes = original.load_report().notes.join("\n");
@@ -540,7 +540,7 @@ fn debertas_head_is_read_under_either_name_and_saved_under_that() {
 }
 
 #[test]
-fn a_deberta_without_a_head_says_that_its_answers_are_random() {
+fn a_deberta_without_a_head_warns_about_random_predictions() {
     let folder = copy_of("deberta-v2");
     rename_weights(folder.path(), |name| {
         (!name.starts_with("cls.")).then(|| name.to_owned())

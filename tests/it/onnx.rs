@@ -77,7 +77,7 @@ fn case(model: &MaskedLm, batch: usize, seq: usize) -> Value {
 }
 
 #[test]
-fn families_of_usual_parts_are_written_and_the_others_say_what_can_not_be() {
+fn families_are_exported_or_explain_why_they_cannot_be() {
     let out = tempfile::tempdir().unwrap();
     let mut written = Vec::new();
     for folder in folders() {
@@ -102,7 +102,7 @@ fn families_of_usual_parts_are_written_and_the_others_say_what_can_not_be() {
 }
 
 #[test]
-fn a_file_is_replaced_whole_and_never_where_a_folder_is() {
+fn a_file_is_replaced_atomically_and_a_folder_never() {
     let model = open(&folders()[0]);
     let out = tempfile::tempdir().unwrap();
     let path = out.path().join("model.onnx");

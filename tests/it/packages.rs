@@ -44,7 +44,7 @@ fn files(name: &str, folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn each_package_is_small_enough_and_says_what_it_is() {
+fn each_package_is_small_enough_and_has_its_metadata() {
     let packages = packages();
     assert_eq!(packages.len(), 4);
     let mut repositories = Vec::new();
@@ -92,7 +92,7 @@ fn each_package_is_small_enough_and_says_what_it_is() {
 }
 
 #[test]
-fn what_ships_is_what_lies_in_the_folder() {
+fn the_bundled_files_equal_those_in_the_folder() {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
     let mut count = 0;
     for (name, bytes) in cloze_data::files() {

@@ -57,7 +57,7 @@ fn ids(rows: StreamRows) -> Vec<i64> {
 }
 
 #[test]
-fn every_format_streams_the_rows_that_loading_gives() {
+fn every_format_streams_the_same_rows_as_loading() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let rows = records(5000);
@@ -143,7 +143,7 @@ fn several_files_have_many_shards_and_one_order() {
 }
 
 #[test]
-fn what_is_done_lazily_is_what_is_done_to_a_dataset() {
+fn lazy_operations_agree_with_those_on_a_dataset() {
     let folder = tempfile::tempdir().unwrap();
     let file = write(folder.path().join("rows.jsonl"), &lines(&records(4300)));
     let (stream, loaded) = (stream(&file), load_dataset(&file).unwrap()["train"].clone());
@@ -188,7 +188,7 @@ fn what_is_done_lazily_is_what_is_done_to_a_dataset() {
 }
 
 #[test]
-fn what_is_taken_and_what_is_skipped_are_all_of_it() {
+fn take_and_skip_partition_a_stream() {
     let folder = tempfile::tempdir().unwrap();
     let file = write(folder.path().join("rows.jsonl"), &lines(&records(3500)));
     let shuffled = stream(&file).shuffle(9, 100);
@@ -217,7 +217,7 @@ fn what_is_taken_and_what_is_skipped_are_all_of_it() {
 }
 
 #[test]
-fn what_does_not_fit_is_told_with_its_line() {
+fn mismatched_values_are_reported_with_their_line() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let mut text: Vec<String> = (0..60_000)
@@ -356,7 +356,7 @@ fn losses(history: &History) -> Vec<u32> {
 }
 
 #[test]
-fn a_run_on_a_stream_goes_on_where_it_stopped() {
+fn a_run_on_a_stream_resumes() {
     let setting = Setting::new(24_000);
     let stream = setting.stream().lanes(2).unwrap();
     assert!(stream.num_shards() >= 4, "{}", stream.num_shards());
@@ -400,7 +400,7 @@ fn a_run_on_a_stream_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn a_stream_is_gone_over_again_in_another_order() {
+fn each_epoch_of_a_stream_has_its_own_order() {
     let setting = Setting::new(2000);
     let out = tempfile::tempdir().unwrap();
     let stream = setting.stream();
@@ -420,7 +420,7 @@ fn a_stream_is_gone_over_again_in_another_order() {
 }
 
 #[test]
-fn what_a_stream_can_not_do_in_training_is_said_first() {
+fn unsupported_settings_for_streams_are_reported_first() {
     let setting = Setting::new(500);
     let out = tempfile::tempdir().unwrap();
     let stream = setting.stream();

@@ -158,7 +158,7 @@ fn a_run_resumed_after_any_step_equals_the_uninterrupted_one_bit_for_bit() {
 }
 
 #[test]
-fn dropout_and_the_order_of_the_data_follow_from_the_seeds() {
+fn dropout_and_data_order_depend_on_the_seeds() {
     let losses = |args: TrainingArguments| {
         let args = args.save_strategy(IntervalStrategy::No).max_steps(4);
         loss_bits(&trainer(args, model(1)).train().unwrap())
@@ -198,7 +198,7 @@ fn fixed(rows: usize) -> Vec<Example> {
 }
 
 #[test]
-fn accumulating_batches_equals_the_large_batch_also_at_the_short_end_of_an_epoch() {
+fn accumulation_equals_a_large_batch_even_at_the_end_of_an_epoch() {
     let run = |batch: usize, accumulation: usize| {
         let model = MaskedLm::from_config(&config(0.0), 3).unwrap();
         let args = TrainingArguments::new("")
@@ -227,7 +227,7 @@ fn accumulating_batches_equals_the_large_batch_also_at_the_short_end_of_an_epoch
 }
 
 #[test]
-fn a_loss_that_is_not_finite_stops_before_the_weights_are_touched() {
+fn a_non_finite_loss_stops_training_before_an_update() {
     let run = |steps: usize| {
         let model = model(5);
         let args = args(Path::new(""))
@@ -258,7 +258,7 @@ fn a_loss_that_is_not_finite_stops_before_the_weights_are_touched() {
 }
 
 #[test]
-fn a_broken_weight_is_told_of_at_the_first_step() {
+fn a_nan_weight_is_reported_at_the_first_step() {
     let model = model(5);
     let bias = model.param("lm_head.bias").unwrap();
     bias.var()
@@ -274,7 +274,7 @@ fn a_broken_weight_is_told_of_at_the_first_step() {
 }
 
 #[test]
-fn training_stops_when_evaluations_no_longer_improve() {
+fn training_stops_when_evaluations_stop_improving() {
     let out = tempfile::tempdir().unwrap();
     let args = args(out.path())
         .learning_rate(0.0)
@@ -343,7 +343,7 @@ fn a_checkpoint_is_a_model_folder() {
 }
 
 #[test]
-fn mfu_is_the_models_arithmetic_over_what_the_device_could_have_done() {
+fn mfu_is_the_ratio_of_model_flops_to_peak_flops() {
     let args = args(Path::new("")).save_strategy(IntervalStrategy::No);
     let unknown = trainer(args.clone(), model(1)).train().unwrap();
     assert_eq!((unknown.mfu(), unknown.peak_device_memory), (None, None));
@@ -367,7 +367,7 @@ fn mfu_is_the_models_arithmetic_over_what_the_device_could_have_done() {
 }
 
 #[test]
-fn a_history_from_before_flops_were_counted_opens() {
+fn a_history_without_flops_opens() {
     let args = args(Path::new("")).save_strategy(IntervalStrategy::No);
     let history = trainer(args, model(1)).train().unwrap();
     let mut old = serde_json::to_value(&history).unwrap();
@@ -378,7 +378,7 @@ fn a_history_from_before_flops_were_counted_opens() {
 }
 
 #[test]
-fn arguments_that_do_not_fit_are_refused_before_training() {
+fn invalid_arguments_are_refused_before_training() {
     use IntervalStrategy::{Epoch, No, Steps};
     type Change = fn(TrainingArguments) -> TrainingArguments;
     let cases: [(&str, Change); 28] = [
@@ -458,7 +458,7 @@ fn arguments_that_do_not_fit_are_refused_before_training() {
 }
 
 #[test]
-fn data_that_allow_no_training_or_no_evaluation_are_refused() {
+fn data_without_usable_examples_are_refused() {
     let out = tempfile::tempdir().unwrap();
     let make = |train, eval: Option<Vec<Example>>, args| {
         Trainer::new(model(1), args, train, eval, collator())
@@ -513,7 +513,7 @@ fn stopped() -> TempDir {
 }
 
 #[test]
-fn a_damaged_checkpoint_is_refused_and_passed_over() {
+fn a_damaged_checkpoint_is_refused_and_skipped() {
     type Damage = fn(&Path);
     let damages: [(&str, Damage); 4] = [
         ("model.safetensors has", |folder| {
@@ -619,7 +619,7 @@ fn a_resumed_run_may_be_longer() {
 }
 
 #[test]
-fn a_full_disk_is_told_and_costs_neither_older_checkpoints_nor_the_run() {
+fn a_full_disk_is_reported_and_keeps_older_checkpoints_and_the_run() {
     let whole_out = tempfile::tempdir().unwrap();
     let expected = trainer(args(whole_out.path()), model(1)).train().unwrap();
     let size: u64 = std::fs::read_dir(whole_out.path().join("checkpoint-1"))
@@ -651,7 +651,7 @@ fn a_full_disk_is_told_and_costs_neither_older_checkpoints_nor_the_run() {
 }
 
 #[test]
-fn events_come_in_order_and_carry_what_a_display_needs() {
+fn events_are_ordered_and_carry_what_a_display_needs() {
     let out = tempfile::tempdir().unwrap();
     let told = Arc::new(Mutex::new(Vec::new()));
     let listener = {
@@ -713,7 +713,7 @@ fn events_come_in_order_and_carry_what_a_display_needs() {
 }
 
 #[test]
-fn a_callback_can_ask_for_an_evaluation_and_a_checkpoint_and_its_error_ends_the_run() {
+fn a_callback_can_request_evaluations_and_checkpoints_and_its_error_ends_the_run() {
     let out = tempfile::tempdir().unwrap();
     let args = args(out.path())
         .eval_strategy(IntervalStrategy::No)
@@ -742,7 +742,7 @@ fn a_callback_can_ask_for_an_evaluation_and_a_checkpoint_and_its_error_ends_the_
 }
 
 #[test]
-fn evaluation_and_prediction_agree_and_repeat() {
+fn evaluation_and_prediction_agree_and_are_repeatable() {
     let mut trainer = trainer(args(Path::new("unused")), model(1));
     let first = trainer.evaluate().unwrap();
     let again = trainer.evaluate().unwrap();

@@ -69,7 +69,7 @@ fn peak_growth<T>(work: impl FnOnce() -> T) -> (T, usize) {
 /// `CLOZE_TEST_MEGABYTES` sets another size.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_large_file_is_loaded_mapped_and_shuffled_in_little_memory() {
+fn a_large_file_is_processed_in_little_memory() {
     let _alone = alone();
     let megabytes = std::env::var("CLOZE_TEST_MEGABYTES").map_or(256, |text| text.parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
@@ -148,7 +148,7 @@ fn an_interrupt_ends_a_map_between_rows() {
 }
 
 #[test]
-fn an_interrupt_ends_a_map_and_leaves_the_dataset() {
+fn an_interrupt_ends_a_map_and_keeps_the_dataset() {
     let _alone = alone();
     let dataset = Dataset::builder()
         .column("n", (0..100_000).collect::<Vec<i64>>())
@@ -191,7 +191,7 @@ fn maps_with_the_default_cache() {
 }
 
 #[test]
-fn the_environment_moves_the_cache_and_turns_it_off() {
+fn the_environment_moves_or_disables_the_cache() {
     let folder = tempfile::tempdir().unwrap();
     let kept_in =
         |folder: &Path| std::fs::read_dir(folder.join("datasets")).map_or(0, |files| files.count());

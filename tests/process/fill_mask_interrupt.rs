@@ -5,7 +5,7 @@ use std::path::Path;
 use cloze::prelude::*;
 
 #[test]
-fn an_interrupt_ends_a_batch_with_an_error_and_the_pipeline_goes_on() {
+fn an_interrupt_ends_a_batch_with_an_error_and_the_pipeline_stays_usable() {
     let _alone = crate::alone();
     let folder =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guide/fill_mask/distilbert");

@@ -21,11 +21,7 @@ fn child(bench: &Bench, task: &str) -> Child {
 fn child_command(bench: &Bench, task: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args([
-            "--exact",
-            "hub_processes::the_task_of_a_child",
-            "--nocapture",
-        ])
+        .args(["--exact", "hub_processes::child_process", "--nocapture"])
         .env(TASK, task)
         .env("HF_ENDPOINT", bench.server.url())
         .env("HF_HOME", bench.folder.path())
@@ -39,7 +35,7 @@ fn child_command(bench: &Bench, task: &str) -> Command {
 
 /// What a child process does; nothing when the tests run as usual.
 #[test]
-fn the_task_of_a_child() {
+fn child_process() {
     let Ok(task) = std::env::var(TASK) else {
         return;
     };
@@ -90,7 +86,7 @@ fn notebook_login(bench: &Bench, in_a_notebook: bool, input: &str) -> String {
 }
 
 #[test]
-fn a_notebook_asks_for_the_token_as_for_a_password() {
+fn a_notebook_asks_for_the_token_as_a_password() {
     let _alone = crate::alone();
     let bench = Bench::new();
     let text = notebook_login(&bench, true, &format!("{TOKEN}\n"));
@@ -121,7 +117,7 @@ fn a_notebook_asks_for_the_token_as_for_a_password() {
 const NAME: &str = "tester/model";
 
 #[test]
-fn a_download_that_was_killed_is_resumed() {
+fn a_killed_download_is_resumed() {
     let _alone = crate::alone();
     let bench = Bench::new();
     let weights = noise(4_000_000);
@@ -175,7 +171,7 @@ fn a_download_that_was_killed_is_resumed() {
 }
 
 #[test]
-fn processes_that_want_the_same_file_download_it_once() {
+fn concurrent_processes_download_a_file_once() {
     let _alone = crate::alone();
     let bench = Bench::new();
     let weights = noise(2_000_000);
@@ -213,7 +209,7 @@ fn processes_that_want_the_same_file_download_it_once() {
 }
 
 #[test]
-fn a_push_that_was_killed_is_completed_by_the_next() {
+fn a_killed_push_is_completed_by_the_next() {
     let _alone = crate::alone();
     let bench = Bench::new();
     let folder = bench.folder.path().join("my-model");
@@ -263,7 +259,7 @@ fn a_push_that_was_killed_is_completed_by_the_next() {
 }
 
 #[test]
-fn an_interrupt_ends_a_download_and_keeps_the_part() {
+fn an_interrupt_ends_a_download_and_keeps_the_partial_file() {
     let _alone = crate::alone();
     let bench = Bench::new();
     let weights = noise(3_000_000);

@@ -60,7 +60,7 @@ fn interrupting(when: fn(&Event) -> bool) -> impl FnMut(&Event) -> cloze::Result
 }
 
 #[test]
-fn an_interrupt_ends_the_run_after_the_step_and_it_goes_on_from_memory_or_disk() {
+fn an_interrupt_ends_the_run_after_the_step_and_it_resumes_from_memory_or_disk() {
     let _alone = crate::alone();
     let whole = trainer(tempfile::tempdir().unwrap().path())
         .train()
@@ -82,7 +82,7 @@ fn an_interrupt_ends_the_run_after_the_step_and_it_goes_on_from_memory_or_disk()
 }
 
 #[test]
-fn an_evaluation_that_was_interrupted_comes_first_when_the_run_goes_on() {
+fn an_interrupted_evaluation_is_repeated_when_the_run_resumes() {
     let _alone = crate::alone();
     let whole = trainer(tempfile::tempdir().unwrap().path())
         .train()
@@ -99,7 +99,7 @@ fn an_evaluation_that_was_interrupted_comes_first_when_the_run_goes_on() {
 }
 
 #[test]
-fn a_request_between_evaluations_is_an_error_that_says_so() {
+fn an_interrupt_between_evaluations_is_an_error() {
     let _alone = crate::alone();
     let out = tempfile::tempdir().unwrap();
     let mut trainer = trainer(out.path());
@@ -110,7 +110,7 @@ fn a_request_between_evaluations_is_an_error_that_says_so() {
 }
 
 #[test]
-fn resuming_from_a_checkpoint_forgets_the_run_that_was_stopped_in_memory() {
+fn resuming_from_a_checkpoint_discards_the_run_in_memory() {
     let _alone = crate::alone();
     let out = tempfile::tempdir().unwrap();
     let at_step_2 = |event: &Event| matches!(event, Event::StepEnd { step, .. } if step.step == 2);

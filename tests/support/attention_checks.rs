@@ -75,7 +75,7 @@ fn rotary(positions: usize, width: usize, pairs: RotaryPairs) -> Rotary {
 }
 
 #[test]
-fn bands_have_right_values_and_gradients() {
+fn bands_have_correct_values_and_gradients() {
     needs_device!();
     for (left, right) in [(1, 0), (2, 1), (0, 3), (4, 0), (100, 1), (9, usize::MAX)] {
         let band = Band { left, right };
@@ -92,7 +92,7 @@ fn bands_have_right_values_and_gradients() {
 }
 
 #[test]
-fn who_sees_one_key_alone_gets_its_value() {
+fn a_query_with_one_key_gets_its_value() {
     needs_device!();
     let [q, k, v] = [1, 2, 3].map(|seed| tensor(&[2, 9, 8], seed));
     let options = AttentionOptions {
@@ -104,7 +104,7 @@ fn who_sees_one_key_alone_gets_its_value() {
 }
 
 #[test]
-fn the_causal_rule_has_right_values_and_gradients() {
+fn causal_attention_has_correct_values_and_gradients() {
     needs_device!();
     case([2, 9, 9, 2, 2, 4, 3], |options| options.causal = true);
     case([2, 5, 9, 2, 2, 4, 3], |options| options.causal = true);
@@ -116,7 +116,7 @@ fn the_causal_rule_has_right_values_and_gradients() {
 }
 
 #[test]
-fn masks_join_with_bands_and_the_causal_rule() {
+fn masks_combine_with_bands_and_causal_attention() {
     needs_device!();
     for causal in [false, true] {
         case([3, 9, 9, 2, 2, 4, 4], |options| {
@@ -137,7 +137,7 @@ fn masks_join_with_bands_and_the_causal_rule() {
 }
 
 #[test]
-fn a_query_that_sees_nothing_is_zero_and_sends_nothing_back() {
+fn a_query_without_keys_is_zero_and_has_no_gradient() {
     needs_device!();
     let given = Given::new(&Sizes([3, 9, 9, 2, 2, 4, 4]).inputs(), &[], DType::F32);
     let outcome = run(&given, &|given| {
@@ -164,7 +164,7 @@ fn a_query_that_sees_nothing_is_zero_and_sends_nothing_back() {
 }
 
 #[test]
-fn queries_that_do_not_count_are_zero_and_send_nothing_back() {
+fn ignored_queries_are_zero_and_have_no_gradient() {
     needs_device!();
     let counts = ids(&[1, 1, 0, 1, 0, 0, 1, 1, 1, 1], &[2, 5]);
     case([2, 5, 9, 2, 2, 4, 3], |options| {
@@ -192,7 +192,7 @@ fn heads_may_share_keys_and_values() {
 }
 
 #[test]
-fn rotations_have_right_values_and_gradients() {
+fn rotations_have_correct_values_and_gradients() {
     needs_device!();
     for pairs in [RotaryPairs::Half, RotaryPairs::Interleaved] {
         for width in [8, 4] {
@@ -216,7 +216,7 @@ fn rotations_have_right_values_and_gradients() {
 }
 
 #[test]
-fn rotated_scores_depend_on_distances_alone() {
+fn rotated_scores_depend_only_on_distances() {
     needs_device!();
     let x = tensor(&[1, 1, 8], 1);
     let x = x.broadcast_as((1, 6, 8)).unwrap().contiguous().unwrap();
@@ -270,7 +270,7 @@ fn a_fused_projection_is_read_in_both_layouts_and_gets_one_gradient() {
 }
 
 #[test]
-fn parts_of_a_larger_tensor_give_the_same_as_copies_of_them() {
+fn views_agree_with_copies() {
     needs_device!();
     let all = tensor(&[2, 5, 24], 1);
     let options = AttentionOptions {
@@ -301,7 +301,7 @@ fn parts_of_a_larger_tensor_give_the_same_as_copies_of_them() {
 }
 
 #[test]
-fn a_band_costs_its_width_and_not_all_pairs() {
+fn a_band_costs_time_proportional_to_its_width() {
     needs_device!();
     if here().is_cuda() {
         return;
@@ -322,7 +322,7 @@ fn a_band_costs_its_width_and_not_all_pairs() {
 }
 
 #[test]
-fn options_that_do_not_fit_are_errors_that_say_so() {
+fn invalid_options_are_clear_errors() {
     needs_device!();
     let x = tensor(&[2, 3, 8], 1);
     let long = tensor(&[2, 5, 8], 2);
@@ -452,7 +452,7 @@ fn relative(
 }
 
 #[test]
-fn relative_terms_have_right_values_and_gradients_in_every_combination() {
+fn relative_terms_have_correct_values_and_gradients_in_every_combination() {
     needs_device!();
     let index = RelativeIndex::clipped(7, 9, -3, 4);
     for bits in 0..16 {
@@ -464,7 +464,7 @@ fn relative_terms_have_right_values_and_gradients_in_every_combination() {
 }
 
 #[test]
-fn relative_terms_reach_over_blocks_strips_and_sequences() {
+fn relative_terms_span_blocks_strips_and_sequences() {
     needs_device!();
     // Several strips of rows and of columns, the last of them short.
     let index = RelativeIndex::log_buckets(75, 70, 16, 64);
@@ -493,7 +493,7 @@ fn relative_terms_reach_over_blocks_strips_and_sequences() {
 }
 
 #[test]
-fn relative_terms_join_with_every_option() {
+fn relative_terms_combine_with_every_option() {
     needs_device!();
     let index = RelativeIndex::new(9, 9, |distance| (distance * 5).rem_euclid(7) as u32);
     let mask = nine_keys();
@@ -530,7 +530,7 @@ fn relative_terms_join_with_every_option() {
 }
 
 #[test]
-fn positions_of_queries_and_keys_may_go_in_steps_of_their_own() {
+fn positions_of_queries_and_keys_may_have_different_strides() {
     needs_device!();
     let tables = Tables::of(1 | 4 | 8, false);
     // Queries pooled by two, keys not.
@@ -579,7 +579,7 @@ fn a_constant_table_needs_no_gradient() {
 }
 
 #[test]
-fn fused_projections_take_relative_terms() {
+fn fused_projections_support_relative_terms() {
     needs_device!();
     let index = RelativeIndex::clipped(6, 6, -4, 3);
     let inputs = [
@@ -601,7 +601,7 @@ fn fused_projections_take_relative_terms() {
 }
 
 #[test]
-fn terms_that_do_not_fit_are_errors_that_say_so() {
+fn invalid_terms_are_clear_errors() {
     needs_device!();
     let x = tensor(&[1, 5, 8], 1);
     let fails = |index: RelativeIndex, shape: &[usize], says: &str| {
@@ -627,7 +627,7 @@ fn terms_that_do_not_fit_are_errors_that_say_so() {
 }
 
 #[test]
-fn results_and_gradients_are_the_same_bit_for_bit_on_any_number_of_threads() {
+fn results_and_gradients_are_bit_equal_on_any_number_of_threads() {
     needs_device!();
     if here().is_cuda() {
         return;

@@ -106,7 +106,7 @@ mod adamw {
     }
 
     #[test]
-    fn parameters_without_gradient_and_frozen_ones_stay() {
+    fn parameters_without_gradient_and_frozen_ones_are_unchanged() {
         needs_device!();
         let (idle, frozen) = (param(&[5], 1), param(&[5], 2));
         frozen.add_grad(&tensor(&[5], 3)).unwrap();
@@ -127,7 +127,7 @@ mod adamw {
     }
 
     #[test]
-    fn the_norm_is_that_of_all_gradients_together() {
+    fn the_norm_covers_all_gradients() {
         needs_device!();
         let params = [param(&[123, 457], 1), param(&[3], 2)];
         let mut squares = 0.0;
@@ -153,7 +153,7 @@ mod adamw {
     }
 
     #[test]
-    fn states_of_another_shape_are_an_error() {
+    fn states_of_the_wrong_shape_are_an_error() {
         needs_device!();
         let params = [param(&[4], 1)];
         let mut states = [AdamWState::new(&param(&[5], 1)).unwrap()];
@@ -167,7 +167,7 @@ mod gradients {
     use super::*;
 
     #[test]
-    fn a_gradient_that_was_handed_out_never_changes() {
+    fn a_returned_gradient_never_changes() {
         needs_device!();
         let p = param(&[3], 1);
         p.add_grad(&tensor(&[3], 2)).unwrap();
@@ -388,7 +388,7 @@ mod linear {
     }
 
     #[test]
-    fn gradients_are_right_for_every_activation_and_odd_sizes() {
+    fn gradients_are_correct_for_every_activation_and_odd_sizes() {
         needs_device!();
         for activation in ACTIVATIONS {
             for bias in [true, false] {
@@ -401,7 +401,7 @@ mod linear {
     }
 
     #[test]
-    fn a_transposed_input_and_a_narrowed_one_are_read_as_they_are() {
+    fn transposed_and_narrowed_inputs_are_read_in_place() {
         needs_device!();
         check(
             "transposed",
@@ -435,7 +435,7 @@ mod linear {
     }
 
     #[test]
-    fn shapes_that_do_not_fit_are_an_error_that_names_them() {
+    fn mismatched_shapes_are_an_error_that_names_them() {
         needs_device!();
         let error = ops::linear(&tensor(&[2, 5], 1), &param(&[3, 4], 2), None).unwrap_err();
         assert!(error.to_string().contains("needs 4"), "{error}");
@@ -444,7 +444,7 @@ mod linear {
     }
 
     #[test]
-    fn frozen_parameters_get_nothing_and_the_others_all() {
+    fn frozen_parameters_get_no_gradient_and_the_others_do() {
         needs_device!();
         for (train_weight, train_bias) in [(false, true), (true, false), (false, false)] {
             for activation in [Activation::Linear, Activation::Gelu] {
@@ -486,7 +486,7 @@ mod linear {
     }
 
     #[test]
-    fn two_backward_passes_add_up_and_may_share_a_graph() {
+    fn two_backward_passes_accumulate_and_may_share_a_graph() {
         needs_device!();
         let (w, b) = (param(&[5, 4], 2), param(&[5], 3));
         let y = ops::linear_act(&tensor(&[6, 4], 1), &w, Some(&b), Activation::Gelu).unwrap();
@@ -508,7 +508,7 @@ mod linear {
     }
 
     #[test]
-    fn a_weight_used_by_twelve_layers_adds_up_twelve_gradients() {
+    fn a_weight_shared_by_twelve_layers_accumulates_twelve_gradients() {
         needs_device!();
         let params = [tensor(&[6, 6], 2), tensor(&[6], 3)];
         check("shared", &[tensor(&[3, 5, 6], 1)], &params, &|given| {
@@ -523,7 +523,7 @@ mod linear {
     }
 
     #[test]
-    fn results_repeat_bit_for_bit_and_hardly_feel_the_number_of_threads() {
+    fn results_repeat_bit_for_bit_and_hardly_depend_on_threads() {
         needs_device!();
         let inputs = [tensor(&[300, 130], 1)];
         let params = [tensor(&[259, 130], 2), tensor(&[259], 3)];
@@ -551,7 +551,7 @@ mod elementwise {
     use super::*;
 
     #[test]
-    fn activations_have_right_gradients() {
+    fn activations_have_correct_gradients() {
         needs_device!();
         for activation in ACTIVATIONS {
             let x = (tensor(&[5, 7, 11], 1) * 6.0).unwrap();
@@ -577,7 +577,7 @@ mod layer_norm {
     use super::*;
 
     #[test]
-    fn gradients_are_right_with_and_without_residual_dropout_and_bias() {
+    fn gradients_are_correct_with_and_without_residual_dropout_and_bias() {
         needs_device!();
         for shape in [&[3usize, 5, 37][..], &[1, 1, 8], &[70, 768]] {
             let width = *shape.last().unwrap();
@@ -611,7 +611,7 @@ mod layer_norm {
     }
 
     #[test]
-    fn a_strided_input_is_read_as_it_is() {
+    fn a_strided_input_is_read_in_place() {
         needs_device!();
         let params = [tensor(&[6], 3), tensor(&[6], 4)];
         check("strided", &[tensor(&[6, 9], 1)], &params, &|given| {
@@ -646,7 +646,7 @@ mod layer_norm {
     }
 
     #[test]
-    fn lengths_that_do_not_fit_are_an_error() {
+    fn mismatched_lengths_are_an_error() {
         needs_device!();
         assert!(ops::layer_norm(&tensor(&[2, 5], 1), &param(&[4], 1), None, 1e-5).is_err());
         let (x, r) = (tensor(&[2, 4], 1), tensor(&[4], 1));
@@ -658,7 +658,7 @@ mod embedding {
     use super::*;
 
     #[test]
-    fn repeated_rows_add_up_and_padding_gets_nothing() {
+    fn repeated_rows_accumulate_and_padding_gets_no_gradient() {
         needs_device!();
         let words: Vec<u32> = (0..600).map(|i| (i * i) % 11).collect();
         let positions: Vec<u32> = (0..100).collect();
@@ -697,7 +697,7 @@ mod embedding {
     }
 
     #[test]
-    fn any_number_of_lookups_is_added_up_also_in_one_table() {
+    fn any_number_of_lookups_is_summed_even_in_one_table() {
         needs_device!();
         let tables: Vec<Tensor> = (0..8).map(|i| tensor(&[5 + i, 13], i as u64)).collect();
         // The first table is read twice, as XLM reads its words; a row is named in both.
@@ -732,7 +732,7 @@ mod embedding {
     }
 
     #[test]
-    fn a_table_tied_to_the_vocabulary_collects_both_gradients() {
+    fn a_tied_table_collects_both_gradients() {
         needs_device!();
         let words = ids(&[3, 1, 3, 0], &[4]);
         let labels = ids(&[2, 2, 0, 4], &[4]);
@@ -771,7 +771,7 @@ mod embedding {
     }
 
     #[test]
-    fn selected_rows_return_their_gradients_repeats_added() {
+    fn selected_rows_return_their_gradients_and_repeats_accumulate() {
         needs_device!();
         let rows = ids(&[4, 0, 4, 2], &[4]);
         check("select", &[tensor(&[6, 21], 1)], &[], &|given| {
@@ -808,7 +808,7 @@ mod shapes {
     }
 
     #[test]
-    fn dimensions_may_stand_in_any_order() {
+    fn dimensions_may_be_permuted() {
         needs_device!();
         for order in [
             [0, 2, 1, 3],
@@ -838,7 +838,7 @@ mod shapes {
     }
 
     #[test]
-    fn parts_along_every_dimension_return_their_gradients() {
+    fn narrowing_along_every_dimension_returns_gradients() {
         needs_device!();
         for (dim, start, len) in [(0, 1, 2), (1, 0, 3), (2, 2, 5), (2, 0, 7), (0, 0, 4)] {
             let name = format!("{dim} {start} {len}");
@@ -852,7 +852,7 @@ mod shapes {
     }
 
     #[test]
-    fn joined_tensors_get_their_gradients_however_many_they_are() {
+    fn any_number_of_concatenated_tensors_get_their_gradients() {
         needs_device!();
         for count in 1..=7usize {
             for dim in 0..3 {
@@ -876,7 +876,7 @@ mod shapes {
     }
 
     #[test]
-    fn some_of_the_joined_may_be_constants() {
+    fn some_concatenated_tensors_may_be_constants() {
         needs_device!();
         for constant in 0..5 {
             let fixed = tensor(&[2, 3], 9);
@@ -917,7 +917,7 @@ mod rows_of_one_length {
     use cloze::ops::RowLength;
 
     #[test]
-    fn rows_divided_by_their_length_have_right_gradients() {
+    fn rows_divided_by_their_norm_have_correct_gradients() {
         needs_device!();
         let lengths = [
             RowLength::RootMeanSquare { eps: 1e-5 },
@@ -939,7 +939,7 @@ mod rows_of_one_length {
     }
 
     #[test]
-    fn a_row_of_zeros_stays_one_and_sends_back_what_its_least_length_says() {
+    fn a_row_of_zeros_stays_zero_and_uses_the_minimum_norm_in_its_gradient() {
         needs_device!();
         let x = Var::from_tensor(&Tensor::zeros((1, 3), DType::F32, &here()).unwrap()).unwrap();
         let y = ops::normalize_rows(&x, RowLength::Euclidean { least: 0.5 }).unwrap();
@@ -953,7 +953,7 @@ mod standardize {
     use super::*;
 
     #[test]
-    fn features_of_a_batch_have_right_gradients() {
+    fn batch_normalization_has_correct_gradients() {
         needs_device!();
         for shape in [vec![2, 3, 7], vec![130, 5], vec![1, 4]] {
             check(
@@ -966,7 +966,7 @@ mod standardize {
     }
 
     #[test]
-    fn mean_and_variance_are_those_of_all_rows() {
+    fn mean_and_variance_cover_all_rows() {
         needs_device!();
         let x = Tensor::new(&[[1f32, 2.0], [3.0, 2.0], [5.0, 8.0]], &here()).unwrap();
         let found = ops::standardize(&x, 0.0).unwrap();
@@ -981,7 +981,7 @@ mod arithmetic {
     use super::*;
 
     #[test]
-    fn products_with_a_learned_number_have_right_gradients() {
+    fn products_with_a_learned_scalar_have_correct_gradients() {
         needs_device!();
         check(
             "scale_by",
@@ -996,7 +996,7 @@ mod arithmetic {
     }
 
     #[test]
-    fn products_differences_and_squares_have_right_gradients() {
+    fn products_differences_and_squares_have_correct_gradients() {
         needs_device!();
         let inputs = [tensor(&[3, 7, 11], 1), tensor(&[3, 7, 11], 2)];
         check("mul, sub", &inputs, &[], &|given| {
@@ -1018,7 +1018,7 @@ mod arithmetic {
     }
 
     #[test]
-    fn factors_and_shifts_of_features_have_right_gradients() {
+    fn scales_and_shifts_of_features_have_correct_gradients() {
         needs_device!();
         for shape in [&[3usize, 5, 37][..], &[1, 1], &[700, 96]] {
             let width = *shape.last().unwrap();
@@ -1039,7 +1039,7 @@ mod arithmetic {
     }
 
     #[test]
-    fn what_is_added_to_a_whole_batch_collects_its_gradient() {
+    fn a_term_broadcast_over_the_batch_collects_its_gradient() {
         needs_device!();
         for (x, y) in [
             (&[3usize, 5, 7][..], &[5usize, 7][..]),
@@ -1098,7 +1098,7 @@ mod arithmetic {
     }
 
     #[test]
-    fn softmax_has_right_gradients_and_does_not_overflow() {
+    fn softmax_has_correct_gradients_and_does_not_overflow() {
         needs_device!();
         for shape in [&[3usize, 5, 37][..], &[4, 1], &[900, 33]] {
             check(
@@ -1119,7 +1119,7 @@ mod arithmetic {
     }
 
     #[test]
-    fn parameters_may_stand_where_activations_do() {
+    fn parameters_can_be_used_like_activations() {
         needs_device!();
         let params = [tensor(&[4, 6], 1), tensor(&[6], 2)];
         check("rows", &[tensor(&[3, 4, 6], 3)], &params, &|given| {
@@ -1161,7 +1161,7 @@ mod gates_and_norms {
     }
 
     #[test]
-    fn roots_of_mean_squares_normalize() {
+    fn rms_norm_normalizes() {
         needs_device!();
         for shape in [&[3usize, 5, 37][..], &[1, 1, 8], &[70, 768], &[3, 1030]] {
             let width = *shape.last().unwrap();
@@ -1178,7 +1178,7 @@ mod gates_and_norms {
     }
 
     #[test]
-    fn groups_of_features_have_maps_of_their_own() {
+    fn groups_of_features_have_their_own_maps() {
         needs_device!();
         for (x, out, groups) in [
             (&[3usize, 7, 12][..], 8, 4),
@@ -1206,7 +1206,7 @@ mod gates_and_norms {
     }
 
     #[test]
-    fn the_sum_of_everything_gives_everything_its_gradient() {
+    fn a_total_sum_gives_every_element_its_gradient() {
         needs_device!();
         check("sum", &[tensor(&[3, 40, 701], 1)], &[], &|given| {
             let x = ops::mul(&given.inputs[0], &given.inputs[0]).unwrap();
@@ -1219,7 +1219,7 @@ mod convolutions {
     use super::*;
 
     #[test]
-    fn kernels_slide_over_features_or_whole_heads() {
+    fn kernels_apply_to_features_or_whole_heads() {
         needs_device!();
         for (x, w, pad) in [
             ([2, 9, 6], &[6usize, 3][..], 1),
@@ -1251,7 +1251,7 @@ mod convolutions {
     }
 
     #[test]
-    fn positions_have_kernels_of_their_own() {
+    fn positions_have_their_own_kernels() {
         needs_device!();
         for ([batch, len, heads, d], kernel) in [
             ([2, 9, 3, 4], 5),
@@ -1274,7 +1274,7 @@ mod convolutions {
     }
 
     #[test]
-    fn convolutions_stride_and_pad_in_groups() {
+    fn convolutions_support_strides_padding_and_groups() {
         needs_device!();
         for (x, w, stride, pad, groups) in [
             ([2, 11, 3], [4, 3, 3], 1, 0, 1),
@@ -1376,7 +1376,7 @@ mod mixers {
     }
 
     #[test]
-    fn newtons_iteration_inverts_and_has_right_gradients() {
+    fn newtons_iteration_inverts_and_has_correct_gradients() {
         needs_device!();
         for shape in [&[2usize, 3, 5, 5][..], &[4, 4]] {
             let a = (tensor(shape, 1) * 0.3).unwrap();
@@ -1442,7 +1442,7 @@ mod ctc {
     use super::*;
 
     #[test]
-    fn all_ways_through_the_frames_count() {
+    fn all_alignments_count() {
         needs_device!();
         let labels = [vec![1, 2, 2, 3], vec![4], vec![], vec![2, 1]];
         let targets = CtcTargets {
@@ -1469,7 +1469,7 @@ mod ctc {
     }
 
     #[test]
-    fn the_loss_is_the_logarithm_of_what_brute_force_counts() {
+    fn the_loss_agrees_with_brute_force() {
         needs_device!();
         let (frames, classes) = (4usize, 3usize);
         let logits = tensor(&[1, frames, classes], 5);
@@ -1515,7 +1515,7 @@ mod ctc {
     }
 
     #[test]
-    fn what_can_not_be_said_in_time_is_infinite_or_left_out() {
+    fn labels_longer_than_the_frames_are_infinite_or_zeroed() {
         needs_device!();
         let given = Given::new(&[tensor(&[2, 3, 4], 1)], &[], DType::F32);
         let labels = [vec![1, 1], vec![1, 2, 3, 1]];
@@ -1572,7 +1572,7 @@ mod cross_entropy {
     }
 
     #[test]
-    fn loss_and_gradients_are_right() {
+    fn loss_and_gradients_are_correct() {
         needs_device!();
         case(17, 23, 101, true);
         case(17, 23, 101, false);
@@ -1594,7 +1594,7 @@ mod cross_entropy {
     }
 
     #[test]
-    fn nan_shows_in_the_loss() {
+    fn nan_propagates_to_the_loss() {
         needs_device!();
         let hidden = Tensor::new(&[[f32::NAN, 1.0]], &here()).unwrap();
         let loss = ops::masked_cross_entropy(&hidden, &param(&[33, 2], 1), None, &ids(&[1], &[1]))
@@ -1619,7 +1619,7 @@ mod cross_entropy {
     }
 
     #[test]
-    fn no_rows_cost_nothing_and_have_a_backward_pass() {
+    fn an_empty_batch_has_a_loss_and_a_backward_pass() {
         needs_device!();
         let hidden = nothing(&[0, 4]);
         let w = param(&[9, 4], 1);
@@ -1647,7 +1647,7 @@ mod cross_entropy {
     }
 
     #[test]
-    fn a_second_backward_pass_over_the_graph_adds_the_same_again() {
+    fn a_second_backward_pass_accumulates_the_same_gradients() {
         needs_device!();
         let w = param(&[9, 4], 1);
         let loss =
@@ -1698,7 +1698,7 @@ mod attention {
     }
 
     #[test]
-    fn gradients_are_right_at_all_sizes() {
+    fn gradients_are_correct_at_all_sizes() {
         needs_device!();
         for dropout in [NONE, SOME] {
             case([2, 9, 9, 3, 5, 5], &AttentionMask::None, dropout);
@@ -1711,7 +1711,7 @@ mod attention {
     }
 
     #[test]
-    fn masked_keys_are_out_wherever_they_stand() {
+    fn masked_keys_are_ignored_at_any_position() {
         needs_device!();
         let mask = ids(
             &[
@@ -1733,7 +1733,7 @@ mod attention {
     }
 
     #[test]
-    fn with_all_keys_masked_the_result_is_their_mean_and_gradients_are_the_references() {
+    fn with_all_keys_masked_results_and_gradients_agree_with_pytorch() {
         needs_device!();
         let mask = AttentionMask::Keys(ids(&[0, 0, 0, 1, 1, 0], &[2, 3]));
         let inputs = [1, 2, 3].map(|seed| tensor(&[2, 3, 8], seed));
@@ -1751,7 +1751,7 @@ mod attention {
     }
 
     #[test]
-    fn a_masked_key_does_not_reach_the_result() {
+    fn a_masked_key_does_not_affect_the_result() {
         needs_device!();
         let mask = AttentionMask::Keys(ids(&[1, 0, 1], &[1, 3]));
         let v = Tensor::new(&[[[1f32], [f32::MAX], [1.0]]], &here()).unwrap();
@@ -1790,7 +1790,7 @@ mod attention {
     }
 
     #[test]
-    fn a_mask_that_is_the_same_for_all_keys_changes_nothing() {
+    fn a_constant_mask_changes_nothing() {
         needs_device!();
         let given = Given::new(
             &[tensor(&[2, 3, 8], 1), tensor(&[2, 2, 3, 1], 2)],
@@ -1816,7 +1816,7 @@ mod attention {
     }
 
     #[test]
-    fn an_additive_mask_may_close_rows_with_the_lowest_number() {
+    fn an_additive_mask_may_use_the_lowest_number() {
         needs_device!();
         let bias = Tensor::full(f32::MIN, (1, 1, 2, 3), &here()).unwrap();
         let v = Tensor::new(&[[[1f32], [2.0], [6.0]]], &here()).unwrap();
@@ -1837,7 +1837,7 @@ mod attention {
     }
 
     #[test]
-    fn strided_inputs_are_read_as_they_are() {
+    fn strided_inputs_are_read_in_place() {
         needs_device!();
         check("strided", &[tensor(&[2, 5, 24], 1)], &[], &|given| {
             let part = |i: usize| given.inputs[0].narrow(2, i * 8, 8).unwrap();
@@ -1863,7 +1863,7 @@ mod attention {
     }
 
     #[test]
-    fn shapes_that_do_not_fit_are_errors() {
+    fn mismatched_shapes_are_errors() {
         needs_device!();
         let x = tensor(&[2, 3, 8], 1);
         let attend = |heads, mask| ops::attention(&x, &x, &x, heads, &mask, 1.0, NONE);
@@ -1907,7 +1907,7 @@ mod backward {
     }
 
     #[test]
-    fn leaving_candles_pass_out_changes_no_gradient() {
+    fn skipping_candles_backward_pass_changes_no_gradient() {
         needs_device!();
         let grads = |run: &dyn Fn(&[Param])| {
             let params = params(DType::F32);
@@ -1935,7 +1935,7 @@ mod backward {
     }
 
     #[test]
-    fn a_loss_without_parameters_has_nothing_to_do() {
+    fn a_loss_without_parameters_has_no_gradients() {
         needs_device!();
         let p = param(&[2], 1);
         p.set_trainable(false);
@@ -1945,7 +1945,7 @@ mod backward {
     }
 
     #[test]
-    fn sums_and_multiples_have_right_gradients() {
+    fn sums_and_multiples_have_correct_gradients() {
         needs_device!();
         check(
             "add, scale",

@@ -52,7 +52,7 @@ fn all_options() -> Vec<AttentionOptions> {
 }
 
 #[test]
-fn megas_functions_have_right_values_and_gradients() {
+fn megas_functions_have_correct_values_and_gradients() {
     needs_device!();
     for weights in [PairWeights::Laplace, PairWeights::ReluSquared] {
         for options in all_options() {
@@ -95,7 +95,7 @@ fn unit(shape: &[usize], seed: u64) -> Tensor {
 }
 
 #[test]
-fn yosos_function_has_right_values_and_its_authors_gradients() {
+fn yosos_function_has_correct_values_and_its_authors_gradients() {
     needs_device!();
     for power in [1, 8, 9] {
         let weights = PairWeights::AnglePower(power);
@@ -123,7 +123,7 @@ fn yosos_function_has_right_values_and_its_authors_gradients() {
 }
 
 #[test]
-fn one_pair_is_weighed_and_differentiated_as_the_formulas_say() {
+fn a_single_pair_follows_the_formulas() {
     needs_device!();
     let one = |x: f32| Tensor::new(&[[[x]]], &here()).unwrap();
     let options = AttentionOptions {
@@ -165,7 +165,7 @@ fn one_pair_is_weighed_and_differentiated_as_the_formulas_say() {
 }
 
 #[test]
-fn products_are_divided_by_the_number_of_keys_that_count() {
+fn products_are_divided_by_the_number_of_unmasked_keys() {
     needs_device!();
     let ones = Tensor::ones((1, 4, 1), DType::F32, &here()).unwrap();
     let weigh = |mask: [u32; 4]| {

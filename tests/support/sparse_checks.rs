@@ -63,7 +63,7 @@ fn mask_of(options: &AttentionOptions) -> Tensor {
 }
 
 #[test]
-fn windows_with_global_keys_have_right_values_and_gradients() {
+fn windows_with_global_keys_have_correct_values_and_gradients() {
     needs_device!();
     let n = 80;
     let plan = SparsePlan::band(n, Band { left: 5, right: 3 });
@@ -88,7 +88,7 @@ fn windows_with_global_keys_have_right_values_and_gradients() {
 }
 
 #[test]
-fn lists_of_blocks_count_a_repeated_one_as_often() {
+fn repeated_blocks_count_repeatedly() {
     needs_device!();
     // In the manner of BigBird, each head with blocks of its own, the last of them short.
     let head = |random: [usize; 3]| {
@@ -125,7 +125,7 @@ fn lists_of_blocks_count_a_repeated_one_as_often() {
 }
 
 #[test]
-fn blocks_without_keys_give_nothing() {
+fn blocks_without_keys_give_zero() {
     needs_device!();
     let plan = SparsePlan::new(4, 5, 2, vec![vec![], vec![1..3]]).unwrap();
     let inputs = [
@@ -150,7 +150,7 @@ fn blocks_without_keys_give_nothing() {
 }
 
 #[test]
-fn chunks_go_round_and_see_themselves_last() {
+fn chunks_wrap_around_and_attend_to_themselves_last() {
     needs_device!();
     let plan = SparsePlan::chunks(12, 4, 1, 0);
     assert_eq!(plan.ranges(0, 0), [8..12, 0..4]);
@@ -176,7 +176,7 @@ fn chunks_go_round_and_see_themselves_last() {
 }
 
 #[test]
-fn a_plan_with_all_keys_is_ordinary_attention() {
+fn a_plan_with_all_keys_equals_full_attention() {
     needs_device!();
     let [q, k, v] = [1, 2, 3].map(|seed| tensor(&[2, 9, 8], seed));
     let options = AttentionOptions {
@@ -199,7 +199,7 @@ fn a_plan_with_all_keys_is_ordinary_attention() {
 }
 
 #[test]
-fn results_for_parts_of_the_keys_are_joined_by_their_sums() {
+fn partial_results_combine_through_their_sums() {
     needs_device!();
     let [q, k, v] = [1, 2, 3].map(|seed| tensor(&[1, 6, 4], seed));
     let options = AttentionOptions::new(1, 4);
@@ -219,7 +219,7 @@ fn results_for_parts_of_the_keys_are_joined_by_their_sums() {
 }
 
 #[test]
-fn a_window_costs_its_width_and_the_globals() {
+fn a_window_costs_time_proportional_to_its_width() {
     needs_device!();
     if here().is_cuda() {
         return;
@@ -240,7 +240,7 @@ fn a_window_costs_its_width_and_the_globals() {
 }
 
 #[test]
-fn results_and_gradients_are_the_same_bit_for_bit_on_any_number_of_threads() {
+fn results_and_gradients_are_bit_equal_on_any_number_of_threads() {
     needs_device!();
     if here().is_cuda() {
         return;
@@ -270,7 +270,7 @@ fn results_and_gradients_are_the_same_bit_for_bit_on_any_number_of_threads() {
 }
 
 #[test]
-fn plans_that_do_not_fit_are_errors_that_say_so() {
+fn invalid_plans_are_clear_errors() {
     needs_device!();
     let says = |result: cloze::Result<SparsePlan>, text: &str| {
         let error = result.unwrap_err().to_string();

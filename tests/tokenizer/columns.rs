@@ -5,7 +5,7 @@ use cloze::prelude::*;
 use super::fixture;
 
 #[test]
-fn what_a_family_takes_besides_is_a_column_too() {
+fn additional_inputs_become_columns() {
     let tokenizer = fixture("roc_bert");
     let texts = ["zhir betquoul", "[MASK] gai", ""];
     let dataset = Dataset::builder()

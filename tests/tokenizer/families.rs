@@ -261,7 +261,7 @@ fn multilingual(files: &[(&str, &str)]) -> tempfile::TempDir {
 }
 
 #[test]
-fn relatives_of_xlm_roberta_have_its_words() {
+fn relatives_of_xlm_roberta_share_its_vocabulary() {
     let text = "zhir betquoul <mask> gai";
     let parent = super::fixture("xlm-roberta").encode(text).unwrap();
     let folder = multilingual(&[("config.json", r#"{"model_type": "xmod"}"#)]);
@@ -338,7 +338,7 @@ fn entities_need_a_vocabulary_spans_within_the_text_and_a_title_each() {
 }
 
 #[test]
-fn languages_and_tables_are_only_for_those_who_have_them() {
+fn languages_and_tables_are_refused_by_other_families() {
     let mut roberta = super::fixture("roberta");
     assert_eq!(roberta.source_language(), None);
     assert!(roberta.set_source_language("de_DE").is_err());
@@ -363,7 +363,7 @@ fn languages_and_tables_are_only_for_those_who_have_them() {
 }
 
 #[test]
-fn a_list_of_abbreviations_in_the_folder_counts_alone() {
+fn a_list_of_abbreviations_in_the_folder_replaces_the_default() {
     let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/fixtures/guide/tokenizers/flaubert");
     let folder = tempfile::tempdir().unwrap();
@@ -425,7 +425,7 @@ fn places(encoding: &Encoding) -> Vec<[i64; 4]> {
 }
 
 #[test]
-fn settings_of_tables_say_what_is_left_out() {
+fn table_settings_control_truncation() {
     let header = ["zhir", "gai"];
     let rows = vec![vec!["1 2 3 4", "5"], vec!["6 7 8 9", "10"]];
     let question = "zhir gai zhir gai";
@@ -470,7 +470,7 @@ fn settings_of_tables_say_what_is_left_out() {
 
 /// The model has 256 vectors for ranks, however long the table is.
 #[test]
-fn ranks_of_long_tables_stay_within_what_the_model_has() {
+fn ranks_in_long_tables_stay_within_the_models_limit() {
     let rows: Vec<Vec<String>> = (0..400).map(|row| vec![row.to_string()]).collect();
     let options = EncodeOptions::new().truncation(512);
     let tokenizer = super::fixture("tapas");
@@ -489,7 +489,7 @@ fn ranks_of_long_tables_stay_within_what_the_model_has() {
 
 /// The Python classes drop what is no character, and lowercase a text before they look for special tokens.
 #[test]
-fn older_files_of_word_pieces_are_read_as_the_python_classes_read_them() {
+fn older_wordpiece_files_are_read_as_in_transformers() {
     let bert = super::fixture("bert_uncased");
     let ids = |text: &str| bert.encode_ids(text).unwrap();
     assert_eq!(

@@ -80,7 +80,7 @@ fn special_tokens_of_newer_writers_are_special() {
 }
 
 #[test]
-fn malformed_special_tokens_are_told_with_their_file() {
+fn malformed_special_tokens_are_reported_with_their_file() {
     let file = words(json!({}));
     for (config, what) in [
         (json!({"mask_token": 5}), "mask_token is 5"),
@@ -142,7 +142,7 @@ fn malformed_special_tokens_are_told_with_their_file() {
 }
 
 #[test]
-fn merges_count_from_the_first_line_that_is_one() {
+fn merges_start_at_the_first_valid_line() {
     let vocab = r#"{"<s>": 0, "</s>": 1, "<unk>": 2, "<pad>": 3, "<mask>": 4, "c": 5, "d": 6, "e": 7, "cd": 8, "cde": 9}"#;
     let ids = |merges: &str| {
         let files = folder(&[("vocab.json", vocab), ("merges.txt", merges)]);
@@ -229,7 +229,7 @@ fn no_two_tokens_share_an_id() {
 }
 
 #[test]
-fn a_template_must_hold_the_text_once() {
+fn a_template_must_contain_the_text_once() {
     let piece = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
     for (single, what) in [
         (json!([piece("A"), piece("A")]), "2 times"),
@@ -368,7 +368,7 @@ fn small(name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn thousands_of_damaged_files_are_told_without_a_panic() {
+fn thousands_of_damaged_files_are_reported_without_a_panic() {
     let mut chance = Chance(11);
     let files = tempfile::tempdir().unwrap();
     let mut opened = 0;
@@ -427,7 +427,7 @@ fn thousands_of_damaged_files_are_told_without_a_panic() {
 }
 
 #[test]
-fn what_is_whole_still_opens() {
+fn undamaged_files_still_open() {
     // The checks leave sound files alone.
     for name in [
         "roberta_fast",

@@ -289,7 +289,7 @@ fn expectations(folder: &Path) -> Option<Value> {
 }
 
 #[test]
-fn every_folder_gives_what_the_reference_gives() {
+fn every_folder_agrees_with_transformers() {
     let mut failed = Vec::new();
     for root in roots() {
         let mut folders: Vec<PathBuf> = std::fs::read_dir(&root)
@@ -428,7 +428,7 @@ fn a_saved_tokenizer_opens_with_the_same_ids_and_tokens() {
 }
 
 #[test]
-fn a_saved_tokenizer_json_is_one_that_old_versions_of_the_library_read() {
+fn a_saved_tokenizer_json_is_readable_by_old_versions() {
     let folder = tempfile::tempdir().unwrap();
     fixture("roberta_fast")
         .save_pretrained(folder.path())
@@ -451,7 +451,7 @@ fn a_saved_tokenizer_json_is_one_that_old_versions_of_the_library_read() {
 }
 
 #[test]
-fn a_batch_is_its_texts_one_by_one() {
+fn a_batch_equals_its_single_texts() {
     let tokenizer = fixture("roberta");
     let texts = eli5_texts();
     let batch = tokenizer.encode_batch(&texts).unwrap();
@@ -464,7 +464,7 @@ fn a_batch_is_its_texts_one_by_one() {
 }
 
 #[test]
-fn padding_asks_for_a_padding_token_and_the_end_token_can_be_it() {
+fn padding_needs_a_padding_token_which_may_be_the_end_token() {
     let vocabulary = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[{"id":0,"content":"<end>",
         "single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}],"normalizer":null,
         "pre_tokenizer":{"type":"WhitespaceSplit"},"post_processor":null,"decoder":null,
@@ -520,7 +520,7 @@ fn padding_asks_for_a_padding_token_and_the_end_token_can_be_it() {
 }
 
 #[test]
-fn rows_are_padded_on_the_side_that_the_files_say() {
+fn rows_are_padded_on_the_configured_side() {
     let folder = tempfile::tempdir().unwrap();
     let source =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guide/tokenizers/roberta");
@@ -569,7 +569,7 @@ fn truncation_shorter_than_the_special_tokens_is_an_error() {
 }
 
 #[test]
-fn a_pair_without_special_tokens_still_tells_its_texts_apart() {
+fn a_pair_without_special_tokens_keeps_its_token_types() {
     let options = EncodeOptions::new().add_special_tokens(false);
     let encoding = fixture("bert_uncased")
         .encode_pair_with("zhir", "gai", &options)
@@ -579,7 +579,7 @@ fn a_pair_without_special_tokens_still_tells_its_texts_apart() {
 }
 
 #[test]
-fn broken_folders_say_what_is_wrong_with_which_file() {
+fn broken_folders_report_the_file_and_the_fault() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
     let error = || Tokenizer::from_path(folder.path()).unwrap_err().to_string();
@@ -645,7 +645,7 @@ fn broken_folders_say_what_is_wrong_with_which_file() {
 }
 
 #[test]
-fn a_broken_sentencepiece_model_is_told() {
+fn a_broken_sentencepiece_model_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let source =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guide/tokenizers/xlm-roberta");
@@ -696,7 +696,7 @@ fn a_vocabulary_without_any_configuration_gets_its_special_tokens() {
 }
 
 #[test]
-fn what_the_config_says_wins_over_the_tokenizer_json() {
+fn the_config_takes_precedence_over_tokenizer_json() {
     let folder = tempfile::tempdir().unwrap();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guide/tokenizers");
     let copy = |name: &str| {
@@ -723,7 +723,7 @@ fn what_the_config_says_wins_over_the_tokenizer_json() {
 }
 
 #[test]
-fn a_trained_tokenizer_is_repeatable_lossless_and_as_large_as_asked() {
+fn a_trained_tokenizer_is_reproducible_lossless_and_of_the_requested_size() {
     let texts = eli5_texts();
     let tokenizer = Tokenizer::train_bpe(&texts, 4000).unwrap();
     assert_eq!((tokenizer.len(), tokenizer.vocab_size()), (4000, 4000));
@@ -760,7 +760,7 @@ fn a_trained_tokenizer_is_repeatable_lossless_and_as_large_as_asked() {
 }
 
 #[test]
-fn an_encoding_shows_as_a_table() {
+fn an_encoding_is_displayed_as_a_table() {
     let encoding = fixture("roberta").encode("zhir <mask>").unwrap();
     let lines: Vec<String> = format!("{encoding:?}").lines().map(str::to_owned).collect();
     assert_eq!(
@@ -778,7 +778,7 @@ fn an_encoding_shows_as_a_table() {
 }
 
 #[test]
-fn every_folder_saved_and_opened_again_is_the_same_tokenizer() {
+fn every_folder_round_trips() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guide/tokenizers");
     let mut folders = 0;
     for entry in std::fs::read_dir(&root).unwrap() {

@@ -22,7 +22,7 @@ fn survives(tokenizer: &Tokenizer, texts: &[&str]) {
 }
 
 #[test]
-fn a_trained_wordpiece_tokenizer_is_berts() {
+fn a_trained_wordpiece_tokenizer_behaves_like_berts() {
     let texts = eli5_texts();
     let tokenizer = Tokenizer::train_wordpiece(&texts, 2000, true).unwrap();
     assert_eq!(
@@ -65,7 +65,7 @@ fn a_trained_wordpiece_tokenizer_is_berts() {
 }
 
 #[test]
-fn a_trained_unigram_tokenizer_is_xlm_robertas() {
+fn a_trained_unigram_tokenizer_behaves_like_xlm_robertas() {
     let texts = eli5_texts();
     let tokenizer = Tokenizer::train_unigram(&texts, 1500).unwrap();
     assert!(
@@ -93,7 +93,7 @@ fn a_trained_unigram_tokenizer_is_xlm_robertas() {
 }
 
 #[test]
-fn a_tokenizer_trained_anew_keeps_all_but_its_vocabulary() {
+fn a_retrained_tokenizer_changes_only_its_vocabulary() {
     let texts = eli5_texts();
     for name in [
         "roberta",
@@ -140,7 +140,7 @@ fn a_tokenizer_trained_anew_keeps_all_but_its_vocabulary() {
 }
 
 #[test]
-fn added_tokens_are_found_whole_saved_and_opened() {
+fn added_tokens_are_matched_and_round_trip() {
     for name in [
         "roberta_fast",
         "bert_uncased_fast",

@@ -152,7 +152,7 @@ fn noise(len: usize, seed: u64) -> Vec<u8> {
 }
 
 #[test]
-fn a_folder_becomes_one_commit_whose_weights_went_by_xet() {
+fn a_folder_becomes_one_commit_with_weights_uploaded_by_xet() {
     let bench = Bench::new();
     let folder = bench.folder(3_000_000);
     let pushed = bench.push(&folder).unwrap();
@@ -190,7 +190,7 @@ fn a_folder_becomes_one_commit_whose_weights_went_by_xet() {
 }
 
 #[test]
-fn a_commit_whose_answer_was_lost_is_not_made_twice() {
+fn a_commit_is_not_repeated_when_its_answer_is_lost() {
     for (path, fault) in [
         ("commit", Fault::DropAfterwards),
         ("commit", Fault::Status(503, None)),
@@ -214,7 +214,7 @@ fn a_commit_whose_answer_was_lost_is_not_made_twice() {
 }
 
 #[test]
-fn a_refusal_is_told_and_leaves_the_repository_as_it_was() {
+fn a_refusal_is_reported_and_leaves_the_repository_unchanged() {
     let bench = Bench::new();
     let folder = bench.folder(200_000);
     for (path, fault, said) in [
@@ -238,7 +238,7 @@ fn a_refusal_is_told_and_leaves_the_repository_as_it_was() {
 }
 
 #[test]
-fn what_the_server_gives_by_xet_alone_is_downloaded_and_compared() {
+fn xet_only_files_are_downloaded_and_verified() {
     let bench = Bench::new();
     let folder = bench.folder(3_000_000);
     bench.push(&folder).unwrap();
@@ -265,7 +265,7 @@ fn what_the_server_gives_by_xet_alone_is_downloaded_and_compared() {
 }
 
 #[test]
-fn an_interrupt_drops_the_push() {
+fn an_interrupt_cancels_the_push() {
     let bench = Bench::new();
     let folder = bench.folder(200_000);
     bench

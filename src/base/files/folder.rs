@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_replaced_whole_and_a_failure_leaves_the_old_one() {
+    fn a_folder_is_replaced_atomically_and_kept_on_failure() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("there/it");
         replace_folder(&path, fill("old")).unwrap();
@@ -291,7 +291,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn through_a_link_the_folder_behind_it_is_replaced() {
+    fn the_target_of_a_link_is_replaced() {
         let home = tempfile::tempdir().unwrap();
         let real = home.path().join("real");
         replace_folder(&real, fill("old")).unwrap();
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_between_two_renames_is_made_good() {
+    fn a_crash_between_two_renames_is_repaired() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("it");
         for (left, expected) in [
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn hidden_folders_of_others_are_not_swept() {
+    fn unrelated_hidden_folders_are_not_removed() {
         let home = tempfile::tempdir().unwrap();
         for name in [
             ".git",
@@ -354,7 +354,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn what_a_living_process_fills_is_not_swept() {
+    fn folders_of_a_running_process_are_not_removed() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("it");
         replace_folder(&path, |folder| {

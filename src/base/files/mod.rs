@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_write_keeps_the_old_file_and_leaves_no_litter() {
+    fn a_failed_write_keeps_the_old_file_and_leaves_no_temporary_files() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
         write_atomically(&path, b"old").unwrap();
@@ -202,7 +202,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_symbolic_link_stays_and_the_file_it_leads_to_is_written() {
+    fn a_symbolic_link_is_kept_and_its_target_is_written() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         std::fs::create_dir(at("deep")).unwrap();
@@ -223,7 +223,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_pipe_is_written_into_and_stays_a_pipe() {
+    fn a_pipe_is_written_to_and_stays_a_pipe() {
         use std::os::unix::fs::FileTypeExt;
         let folder = tempfile::tempdir().unwrap();
         let pipe = folder.path().join("pipe");
@@ -243,7 +243,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_device_is_a_stream_and_sockets_and_folders_are_refused() {
+    fn devices_are_written_to_and_sockets_and_folders_are_refused() {
         // Only looked at: a device must not be put at risk by a test.
         let null = Path::new("/dev/null");
         assert_eq!(
@@ -264,7 +264,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_file_keeps_its_permissions_and_a_new_one_gets_those_of_new_files() {
+    fn files_keep_their_permissions_and_new_files_get_the_default() {
         use std::os::unix::fs::PermissionsExt;
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         let folder = tempfile::tempdir().unwrap();
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_checked_before_anything_is_written() {
+    fn a_path_is_checked_before_anything_is_written() {
         let folder = tempfile::tempdir().unwrap();
         let check = |path: &Path| Destination::of(path).and_then(|place| place.check());
         assert!(check(&folder.path().join("new.json")).is_ok());

@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pointer_is_told_from_files_that_are_short_or_missing() {
+    fn a_pointer_is_distinguished_from_short_and_missing_files() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
         assert!(!is_lfs_pointer(&path));

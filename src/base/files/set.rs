@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_at_any_file_leaves_all_old_ones_and_the_neighbours() {
+    fn a_failure_at_any_file_keeps_all_old_files_and_their_neighbours() {
         let home = tempfile::tempdir().unwrap();
         let folder = home.path().join("model");
         replace_files(&folder, pair("old")).unwrap();
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crash_has_decided_is_finished_and_what_it_has_not_is_forgotten() {
+    fn a_committed_write_is_finished_after_a_crash_and_an_uncommitted_one_dropped() {
         let home = tempfile::tempdir().unwrap();
         let folder = home.path();
         pair("old")(folder).unwrap();
@@ -200,7 +200,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn where_a_link_leads_is_written() {
+    fn the_target_of_a_link_is_written() {
         let home = tempfile::tempdir().unwrap();
         let folder = home.path().join("model");
         std::fs::create_dir(&folder).unwrap();
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_in_the_place_of_a_file_stays() {
+    fn a_folder_in_place_of_a_file_is_kept() {
         let home = tempfile::tempdir().unwrap();
         std::fs::create_dir(home.path().join("b")).unwrap();
         std::fs::write(home.path().join("a"), "old").unwrap();

@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_killed_process_left_goes_and_what_a_living_one_makes_stays() {
+    fn files_of_a_killed_process_are_removed_and_those_of_a_running_one_kept() {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().join("rows.parquet");
         let litter = folder.path().join(".rows.parquet.new-abc123");
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_as_long_as_names_may_be_is_written() {
+    fn the_longest_possible_name_is_written() {
         let folder = tempfile::tempdir().unwrap();
         for name in ["x".repeat(255), "\u{e9}".repeat(127)] {
             let place = folder.path().join(name);

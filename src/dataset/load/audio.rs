@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn recordings_come_with_their_rows_of_the_metadata_in_every_split() {
+    fn recordings_are_joined_with_their_metadata_in_every_split() {
         let csv = "file_name,transcription,speaker\ntest/c.flac,three,7\ntrain/b.wav,two,5\ntrain/a.wav,one,4\n";
         let folder = folder(&[
             ("metadata.csv", csv),
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn json_lines_in_the_folder_itself_and_one_recording_do_too() {
+    fn json_lines_metadata_and_a_single_recording_work_too() {
         let folder = folder(&[
             (
                 "metadata.jsonl",
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_are_labels_where_nothing_else_says_what_recordings_are() {
+    fn folder_names_become_labels_without_metadata() {
         let folder = folder(&[("dog/a.wav", "x"), ("cat/b.wav", "x"), ("cat/c.wav", "x")]);
         let train = load(&folder).unwrap()["train"].clone();
         assert_eq!(
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_go_together_is_told() {
+    fn inconsistent_metadata_is_reported() {
         let files =
             |metadata: &'static str| [("metadata.csv", metadata), ("a.wav", "x"), ("b.wav", "x")];
         for (metadata, words) in [
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recording_that_changes_under_its_name_makes_another_dataset() {
+    fn a_changed_recording_changes_the_fingerprint() {
         let folder = folder(&[("a.wav", "x"), ("b.wav", "x")]);
         let before = load(&folder).unwrap()["train"].fingerprint();
         assert_eq!(load(&folder).unwrap()["train"].fingerprint(), before);

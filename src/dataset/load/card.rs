@@ -278,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn configurations_come_with_their_splits_folders_and_arguments() {
+    fn configurations_have_their_splits_folders_and_arguments() {
         let card = "\u{feff}---\nlicense: mit\nconfigs:\n- config_name: en\n  default: true\n  data_files:\n  - split: train\n    \
                     path: [\"a/*.csv\", b.csv]\n  - {split: held_out, path: 'c.csv'}\n  sep: \";\"\n  names: [x, y]\n- config_name: de\n  \
                     data_dir: german\n- config_name: all\n  data_files: \"**/*.csv\"\n---\n# Card\n---\nconfigs: no\n";
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn cards_without_the_field_declare_nothing() {
+    fn cards_without_the_field_declare_no_configurations() {
         for card in [
             "",
             "# A card",
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn invalid_cards_are_reported() {
         for (yaml, expected) in [
             ("configs: 5", "no list"),
             ("configs: [a]", "no fields"),
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_card_can_not_unfold_into_more_than_it_is() {
+    fn a_card_cannot_expand_beyond_its_size() {
         let mut bomb = "---\na0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for level in 1..30 {
             let of = format!("*a{}, ", level - 1).repeat(10);

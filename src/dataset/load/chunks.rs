@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_of_a_file_have_every_line_once() {
+    fn every_line_is_in_exactly_one_part() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lines.txt");
         let long = "x".repeat(50);
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_hold_whole_lines_and_know_their_numbers() {
+    fn chunks_contain_whole_lines_with_their_numbers() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lines.txt");
         let long = "x".repeat(CHUNK + CHUNK / 2);

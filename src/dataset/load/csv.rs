@@ -757,7 +757,7 @@ mod tests {
     }
 
     #[test]
-    fn quotes_hold_delimiters_line_ends_and_quotes() {
+    fn quotes_protect_delimiters_line_ends_and_quotes() {
         assert_eq!(
             rows(
                 "a,b\n\"x, \"\"y\"\"\",1\r\n\"two\r\nlines\",2\rplain \"q\",3\n\n\"\"\"\",4\n\"z\"z,5"
@@ -773,7 +773,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quote_that_nobody_closes_is_told_with_its_line() {
+    fn an_unclosed_quote_is_reported_with_its_line() {
         for (text, line) in [
             ("a,b\n1,x\n2,\"open\n3,lost\n4,lost\n", 3),
             ("a,b\r\"x\ry\",1\r\"", 4),
@@ -794,7 +794,7 @@ mod tests {
     }
 
     #[test]
-    fn short_rows_are_filled_and_long_ones_told() {
+    fn short_rows_are_filled_and_long_rows_reported() {
         assert_eq!(
             rows("a,b,c\n1,2\n4,5,6\n7\n"),
             [
@@ -811,7 +811,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_made_distinct_as_pandas_makes_them() {
+    fn duplicate_names_are_numbered_as_in_pandas() {
         let of = |names: &[&str]| distinct(names.iter().map(|name| (*name).to_owned()).collect());
         assert_eq!(
             of(&["", "a", "b", ""]),
@@ -828,7 +828,7 @@ mod tests {
     }
 
     #[test]
-    fn options_choose_delimiter_names_and_encoding() {
+    fn options_set_delimiter_names_and_encoding() {
         let dataset = load_with(b"x;1\n\xe9;2\n", |loader| {
             loader
                 .delimiter(';')
@@ -852,7 +852,7 @@ mod tests {
     }
 
     #[test]
-    fn types_hold_all_values_of_all_rows() {
+    fn inferred_types_fit_the_values_of_all_rows() {
         let types = |text: &str| {
             load(text)
                 .unwrap()
@@ -874,7 +874,7 @@ mod tests {
     }
 
     #[test]
-    fn words_for_a_missing_value_are_nulls_among_numbers_and_texts_among_texts() {
+    fn markers_of_missing_values_are_nulls_in_number_columns_and_text_in_text_columns() {
         let dataset = load(
             "n,f,b,t,only\nNA,null,None,NA,NA\n1,2.5,true,x,None\nN/A,<NA>,n/a,None,null\n-7,#N/A,false,null,\n",
         )
@@ -907,7 +907,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_join_seamlessly_whatever_ends_them() {
+    fn chunks_join_seamlessly_wherever_they_end() {
         for end in ["\n", "\r\n", "\r"] {
             let mut text = format!("n,text{end}");
             let rows = 3 * CHUNK / 20;
@@ -935,7 +935,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wide_header_over_empty_rows_is_no_bomb() {
+    fn a_wide_header_over_empty_rows_does_not_exhaust_memory() {
         let text = format!("{}\n{}", "a,".repeat(25_000), "1\n".repeat(25_000));
         let started = std::time::Instant::now();
         let error = load(&text).unwrap_err().to_string();

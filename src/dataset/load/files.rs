@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_seen_with_its_card() {
+    fn a_folder_is_listed_with_its_card() {
         let folder = tempfile::tempdir().unwrap();
         for file in ["one.jsonl", "two.jsonl", "deep/three.jsonl"] {
             write(folder.path(), file, "{}");
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_named_from_the_folder_or_from_anywhere() {
+    fn files_are_found_by_relative_and_absolute_paths() {
         let folder = tempfile::tempdir().unwrap();
         let elsewhere = tempfile::tempdir().unwrap();
         write(folder.path(), "sub/a.txt", "a");
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_found_says_what_was_looked_for() {
+    fn no_match_reports_what_was_searched_for() {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "movie.mp4", "x");
         let error = find_in(folder.path(), &Selection::default())

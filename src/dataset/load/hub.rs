@@ -519,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_files_with_the_rows_are_chosen() {
+    fn only_the_files_with_the_rows_are_selected() {
         let counts = [100, 50, 0, 200];
         let chosen = |range: Range<usize>| overlapping(&counts, &range);
         assert_eq!(chosen(0..350), (0..4, 0));
@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn configurations_are_chosen_or_asked_for() {
+    fn configurations_are_selected_or_requested() {
         let one = set(&[
             "default/train/0000.parquet",
             "default/train/0001.parquet",

@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn values_have_the_types_that_the_reference_gives_them() {
+    fn inferred_types_equal_those_of_datasets() {
         assert_eq!(
             infer(&[r#"{"a": 1, "b": [], "c": null}"#]).unwrap(),
             "struct<a: int64, b: list<null>, c: null>"
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_stands_twice_is_named() {
+    fn a_duplicate_field_is_named() {
         let error = infer(&[r#"{"a": 1, "b": 2}"#, r#"{"b": 1, "a": 2, "b": 3}"#]).unwrap_err();
         assert!(
             error.starts_with("\"b\" stands twice in one record"),
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn many_fields_are_found_as_fast_as_few() {
+    fn many_fields_take_linear_time() {
         let fields: Vec<String> = (0..40_000).map(|n| format!("\"field{n}\": {n}")).collect();
         let forwards = format!("{{{}}}", fields.join(","));
         let backwards: Vec<String> = fields.iter().rev().cloned().collect();
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn values_of_two_kinds_are_named_with_their_place() {
+    fn conflicting_values_are_reported_with_their_position() {
         let error = infer(&[
             r#"{"answers": {"score": [1]}}"#,
             r#"{"answers": {"score": ["1"]}}"#,

@@ -584,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_give_the_splits_that_the_python_library_finds() {
+    fn folders_give_the_same_splits_as_in_datasets() {
         assert_eq!(
             split_of(&[
                 "test.jsonl",
@@ -630,7 +630,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_splits_decide_before_formats_are_counted() {
+    fn split_names_take_precedence_over_the_most_common_format() {
         let side = [
             "LICENSE.txt",
             "notes.txt",
@@ -676,7 +676,7 @@ mod tests {
                         path: [more/b.csv, 'more/**/c*.csv']\n  sep: ';'\n- config_name: de\n  data_dir: german\n---\n# x\n";
 
     #[test]
-    fn the_card_decides_what_is_which_split() {
+    fn the_card_determines_the_splits() {
         let files = [
             "en/a.csv",
             "en/deep/x.csv",
@@ -734,7 +734,7 @@ mod tests {
     }
 
     #[test]
-    fn a_card_that_can_not_be_followed_is_told() {
+    fn an_inconsistent_card_is_reported() {
         for (card, expected) in [
             (
                 CARD.replace("en/*.csv", "nothing/*.csv"),
@@ -765,7 +765,7 @@ mod tests {
     }
 
     #[test]
-    fn files_may_be_named_by_split() {
+    fn files_may_be_given_by_split() {
         let request = Selection {
             data_files: vec![
                 ("a".to_owned(), owned(&["x/*.jsonl", "y.jsonl"])),
@@ -793,7 +793,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_found_instead_of_data_is_said() {
+    fn an_error_lists_what_was_found_instead_of_data() {
         let error = planned(&["eli5.py", "README.md"], None, &Selection::default())
             .unwrap_err()
             .to_string();

@@ -173,7 +173,7 @@ mod tests {
     use crate::dataset::load_dataset;
 
     #[test]
-    fn groups_that_are_read_side_by_side_do_not_mix() {
+    fn row_groups_read_in_parallel_do_not_mix() {
         const ROWS: i64 = 40_000;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("groups.parquet");

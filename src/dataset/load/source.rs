@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn every_packing_gives_the_bytes_back_in_one_part_or_two() {
+    fn every_compression_round_trips_in_one_part_or_two() {
         let text: Vec<u8> = (0..50_000u32)
             .flat_map(|n| n.to_string().into_bytes())
             .collect();
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn other_archives_are_named() {
+    fn unsupported_archives_are_named() {
         let mut tar = vec![0; 600];
         tar[257..262].copy_from_slice(b"ustar");
         for (bytes, expected) in [
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_packed_twice_is_said_to_be() {
+    fn doubly_compressed_files_are_reported() {
         let text = b"a,b\n1,2\n".repeat(9);
         type Pack = fn(&[u8]) -> Vec<u8>;
         let packings = [
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_is_stopped() {
+    fn a_decompression_bomb_is_stopped() {
         let bomb = bzip2(&vec![0; 40 << 20]);
         assert!(bomb.len() < 10_000);
         let error = read(&bomb, None).unwrap_err().to_string();
@@ -483,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn encodings_become_utf8_and_marks_go() {
+    fn encodings_become_utf8_and_byte_order_marks_are_removed() {
         let latin = encoding("latin-1").unwrap();
         assert_eq!(
             read(b"na\xefve", Some(latin)).unwrap(),

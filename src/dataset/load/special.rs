@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_values_outside_of_texts_are_replaced() {
+    fn only_values_outside_strings_are_replaced() {
         let json = br#"{"NaN": "NaN \" Infinity", "a": [NaN,Infinity , -Infinity], "b": -1, "c": xNaN, "d": NaNs}"#;
         let text = |bytes: Cow<[u8]>| String::from_utf8(bytes.into_owned()).unwrap();
         assert_eq!(

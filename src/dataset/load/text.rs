@@ -159,7 +159,7 @@ mod tests {
 
     // load_dataset("text", data_files=..., sample_by=...) of datasets 5.2
     #[test]
-    fn rows_are_those_of_datasets() {
+    fn rows_equal_those_of_datasets() {
         let text = "one\ntwo\n\nthree\n\n\n\nfour\n";
         let lines = ["one", "two", "", "three", "", "", "", "four"];
         assert_eq!(texts(text, SampleBy::Line), lines);
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn paragraphs_that_lie_across_pieces_stay_whole() {
+    fn paragraphs_across_chunks_stay_whole() {
         let paragraph = |i: usize| format!("{i} {}\nend", "word ".repeat(i % 700));
         let all: Vec<String> = (0..4000).map(paragraph).collect();
         assert!(all.iter().map(String::len).sum::<usize>() > 5 << 20);

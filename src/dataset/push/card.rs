@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_card_is_what_datasets_writes() {
+    fn a_new_card_equals_that_of_datasets() {
         let schema = schema(&[
             ("t", "string"),
             ("i", "int64"),
@@ -519,7 +519,7 @@ configs:
     }
 
     #[test]
-    fn other_fields_splits_and_configurations_stay() {
+    fn other_fields_splits_and_configurations_are_kept() {
         let schema = schema(&[("t", "string")]);
         let (train, test) = (split("train"), split("test"));
         let mine = "---\nlicense: mit\ntags:\n- a\n- b\n---\n# My words\n";
@@ -588,7 +588,7 @@ configs:
     }
 
     #[test]
-    fn names_are_quoted_where_yaml_would_read_something_else() {
+    fn names_are_quoted_where_yaml_needs_it() {
         for (text, expected) in [
             ("plain_1", "plain_1"),
             ("null", "'null'"),

@@ -348,7 +348,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sums_are_formed_in_the_order_of_the_ranks_whoever_forms_them() {
+    fn sums_are_formed_in_rank_order_on_every_rank() {
         // Numbers whose sum hangs on the order.
         let of = |rank: usize, i: usize| ((i * 7919 + rank * 104_729) % 1013) as f32 * 0.37 - 150.0;
         for (size, width) in [(2, 5), (3, 40_000), (5, 16_385)] {

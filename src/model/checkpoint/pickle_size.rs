@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_honest_pickle_passes_and_its_length_is_known() {
+    fn a_valid_pickle_passes_and_its_length_is_known() {
         // {"a": (1, "text")}, noted and referred back to as writers do it.
         let pickle =
             b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01K\x01X\x04\x00\x00\x00textq\x02\x86q\x03s.rest";
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn doubling_by_reference_is_refused_before_it_costs_anything() {
+    fn doubling_by_reference_is_refused_before_allocating() {
         for (grow, last) in [
             (&b"h\x00h\x00\x86q\x00"[..], &b"."[..]),
             (b"(h\x00h\x00h\x00h\x00tq\x00", b"."),
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_is_bounded_and_so_are_lengths() {
+    fn depth_and_lengths_are_bounded() {
         let mut deep = b"\x80\x02)".to_vec();
         deep.extend(std::iter::repeat_n(0x85, 100_000));
         deep.push(b'.');

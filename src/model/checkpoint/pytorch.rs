@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn an_array_is_read_and_one_that_reaches_too_far_is_refused() {
+    fn an_array_is_read_and_an_out_of_bounds_one_refused() {
         let data: Vec<u8> = [1f32, 2.0].iter().flat_map(|x| x.to_le_bytes()).collect();
         let (_folder, path) = archive(&state_dict(b"K\x02", 4), &data);
         let file = File::open(&path).unwrap();
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn too_few_arguments_are_an_error_and_no_panic() {
+    fn too_few_arguments_are_an_error() {
         for arguments in 0..3 {
             let (_folder, path) = archive(&state_dict(b"K\x02", arguments), &[0; 8]);
             let error = File::open(&path).map(drop).unwrap_err().to_string();
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn any_damage_ends_in_an_error_or_in_arrays() {
+    fn any_damaged_file_is_an_error_or_gives_arrays() {
         let whole = state_dict(b"K\x02", 4);
         for at in 0..whole.len() {
             for byte in [0, b'.', b'h', b'R', 0xff] {

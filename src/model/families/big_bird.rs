@@ -328,7 +328,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn drawn_blocks_are_different_ones_that_are_not_seen_anyway() {
+    fn random_blocks_are_distinct_and_not_attended_to_otherwise() {
         let blocks = Blocks {
             size: 4,
             random: 3,

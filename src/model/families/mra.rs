@@ -424,7 +424,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_best_pairs_are_looked_at_token_by_token_and_the_rest_as_blocks() {
+    fn the_best_pairs_attend_token_by_token_and_the_rest_as_blocks() {
         let choice = Choice {
             pairs: 3,
             first: 0,
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbouring_blocks_make_one_run() {
+    fn adjacent_blocks_form_one_run() {
         assert_eq!(runs(&[0, 1, 3], 32), [0..64, 96..128]);
         assert_eq!(runs(&[], 32), Vec::<Range<usize>>::new());
     }

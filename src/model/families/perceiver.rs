@@ -465,7 +465,7 @@ mod tests {
     use crate::model::MaskedLm;
 
     #[test]
-    fn rows_asked_for_alone_are_those_of_all_positions() {
+    fn selected_rows_equal_those_of_all_positions() {
         let model = MaskedLm::from_config(&Config::small("perceiver"), 1).unwrap();
         let ids = (0..21).map(|i| 5 + i * 7 % 90).collect();
         let inputs = ModelInputs::new(ids, (3, 7)).unwrap();
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_do_not_fit_are_told() {
+    fn mismatched_sizes_are_reported() {
         for (key, value) in [("v_channels", 16), ("qk_channels", 18), ("d_model", 12)] {
             let config = Config::small("perceiver").set(key, value);
             let error = MaskedLm::from_config(&config, 1).unwrap_err().to_string();

@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn calibration_measures_what_floats_reach_and_is_saved() {
+    fn calibration_measures_float_ranges_and_is_saved() {
         // Weights as large as trained ones.
         let config = Config::small("qdqbert").set("initializer_range", 0.2);
         let float = MaskedLm::from_config(&config, 1).unwrap();
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn training_goes_through_the_rounding() {
+    fn gradients_pass_through_the_rounding() {
         let config = Config::small("qdqbert").set("quant_mode", true);
         let model = MaskedLm::from_config(&config, 1).unwrap();
         let labels = vec![7, -100, 9, -100, -100, 4, 8, -100, 5, 6, -100, -100];

@@ -1034,7 +1034,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_twister_gives_its_published_numbers() {
+    fn the_mersenne_twister_gives_its_published_numbers() {
         let mut twister = Twister::new(5489);
         let all: Vec<u32> = (0..10_000).map(|_| twister.next()).collect();
         assert_eq!(all[0], 3_499_211_612);

@@ -207,7 +207,7 @@ mod tests {
     use crate::model::{Config, MaskedLm};
 
     #[test]
-    fn rows_alone_are_those_of_all_states() {
+    fn selected_rows_equal_those_of_all_states() {
         for model_type in [
             "roberta",
             "bert",

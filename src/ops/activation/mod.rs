@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn extremes_neither_overflow_nor_hide_nan() {
+    fn extreme_values_neither_overflow_nor_hide_nan() {
         let x = [f32::MIN, -1e4, 1e4, f32::MAX, f32::NAN];
         for activation in [
             Activation::Gelu,

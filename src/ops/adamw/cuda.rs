@@ -336,7 +336,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn structs_have_the_kernels_sizes() {
+    fn structs_have_the_same_size_as_in_the_kernels() {
         assert_eq!(size_of::<Row>(), 56);
         assert_eq!(size_of::<Chunk>(), 8);
         assert_eq!(size_of::<Group>(), 48);

@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn every_option_gives_the_same_as_the_loops_of_the_cpu() {
+    fn every_option_agrees_with_the_cpus_loops() {
         let n = 7;
         let rotary = |width, pairs| Rotary::with_theta(9, width, 10.0, pairs).unwrap();
         let cases = [
@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn every_term_gives_the_same_as_the_loops_of_the_cpu() {
+    fn every_term_agrees_with_the_cpus_loops() {
         for (queries, keys) in [(5, 7), (7, 5), (1, 4), (4, 1)] {
             for bits in 0..16 {
                 for copies in [1, 2] {
@@ -558,7 +558,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_of_pairs_give_the_same_as_the_loops_of_the_cpu() {
+    fn pointwise_weights_agree_with_the_cpus_loops() {
         let terms = RelativeTerms {
             bias_table: Some(noise(&[13, 1], 4)),
             ..RelativeTerms::new(RelativeIndex::clipped(7, 7, -6, 6))
@@ -594,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn sparse_plans_give_the_same_as_the_loops_of_the_cpu() {
+    fn sparse_plans_agree_with_the_cpus_loops() {
         let globals: Vec<u32> = (0..21).map(|i| u32::from(i % 4 == 0)).collect();
         let globals = Tensor::from_vec(globals, (3, 7), &Device::Cpu).unwrap();
         let window = SparsePlan::band(7, Band { left: 1, right: 0 });
@@ -628,7 +628,7 @@ mod tests {
     }
 
     #[test]
-    fn fused_projections_are_taken_apart_as_they_are_read() {
+    fn fused_projections_are_split_as_they_are_read() {
         for layout in [FusedLayout::Blocks, FusedLayout::PerHead] {
             let qkv = noise(&[2, 5, 24], 1);
             let parts = split(&qkv, layout, &options()).unwrap();

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_an_index_are_an_index_of_their_own() {
+    fn a_prefix_of_an_index_is_an_index() {
         let index = RelativeIndex::log_buckets(40, 40, 8, 64);
         for len in [1, 2, 17, 40] {
             let first = index.first(len);

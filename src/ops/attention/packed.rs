@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn each_sequence_is_attended_to_as_by_itself() {
+    fn each_sequence_attends_only_to_itself() {
         let n = LENGTHS.iter().sum();
         for options in options() {
             let kv = options.kv_heads();
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn terms_of_distances_are_those_of_each_sequence() {
+    fn relative_terms_use_each_sequences_own_distances() {
         let n = LENGTHS.iter().sum();
         let tables = [
             noise(&[13, 24], 5),
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_do_not_fit_are_errors() {
+    fn mismatched_lengths_are_errors() {
         let x = noise(&[1, 7, 24], 1);
         let with = |lengths: &[usize]| AttentionOptions {
             mask: AttentionMask::Packed(lengths.into()),

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn masked_pairs_weigh_nothing_and_send_nothing_back() {
+    fn masked_pairs_have_no_weight_and_no_gradient() {
         for weights in [
             PairWeights::Laplace,
             PairWeights::ReluSquared,

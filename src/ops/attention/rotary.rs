@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tables_of_full_and_half_width_say_the_same() {
+    fn tables_of_full_and_half_width_agree() {
         let half = Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap();
         let full = |rows: &[[f32; 4]; 2]| Tensor::new(rows, &Device::Cpu).unwrap();
         let cases = [
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_keeps_lengths_and_its_inverse_undoes_it() {
+    fn a_rotation_preserves_norms_and_its_inverse_undoes_it() {
         for pairs in [RotaryPairs::Half, RotaryPairs::Interleaved] {
             let rotary = Rotary::with_theta(9, 6, 1e4, pairs).unwrap();
             let before: Vec<f32> = (0..8).map(|i| i as f32 - 2.5).collect();
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_of_another_shape_are_errors() {
+    fn tables_of_the_wrong_shape_are_errors() {
         let table = Tensor::zeros((5, 3), DType::F32, &Device::Cpu).unwrap();
         for width in [0, 2, 3, 4, 8] {
             let error = Rotary::new(&table, &table, width, RotaryPairs::Half).unwrap_err();

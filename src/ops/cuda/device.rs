@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kernels_run_on_later_gpus_unless_a_letter_says_otherwise() {
+    fn kernels_run_on_later_gpus_except_those_with_a_letter() {
         for (compiled, capability, runs) in [
             ("80", 80, true),
             ("80", 90, true),

@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn repeats_are_seen_wherever_they_stand() {
+    fn repeated_ids_are_found_at_any_position() {
         assert!(has_repeats(&[3, 1, 3]) && has_repeats(&[1, 1]));
         assert!(!has_repeats(&[3, 1, 2]) && !has_repeats(&[]));
     }

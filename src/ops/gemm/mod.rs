@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn bf16_products_are_those_of_rounded_operands() {
+    fn bf16_products_equal_those_of_rounded_operands() {
         use super::super::{Precision, autocast};
         if !Precision::Bf16.is_available() {
             eprintln!("skipped: this processor has no unit for bf16");
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn tiny_numbers_leave_their_neighbours_alone() {
+    fn tiny_numbers_do_not_affect_their_neighbours() {
         // Down to 1e-45, as the tails of activations and softmax have them.
         let tiny = |n: usize, seed: u32| -> Vec<f32> {
             let scale = |i: usize| 10f64.powi(-((i * 7 % 46) as i32));
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn nan_and_infinity_do_not_vanish() {
+    fn nan_and_infinity_propagate() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut a = noise(64 * 64, 1);
             a[70] = bad;

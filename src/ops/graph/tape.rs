@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_walk_goes_through_views_and_through_any_number_of_arguments() {
+    fn our_backward_pass_handles_views_and_any_number_of_arguments() {
         let x = variable();
         let parts: Vec<Tensor> = (0..6)
             .map(|i| {
@@ -534,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn another_operation_sends_the_pass_to_candle() {
+    fn a_foreign_operation_falls_back_to_candles_backward_pass() {
         let x = variable();
         let y = (scale(&x, 2.0).unwrap() + 1.0).unwrap();
         assert!(backward(&sum(&y), add).unwrap().is_none());
@@ -543,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_known_of_a_graph_that_is_gone() {
+    fn a_dropped_graph_leaves_no_records() {
         let x = variable();
         let y = scale(&x, 2.0).unwrap();
         let view = reshape(&y, (8, 3)).unwrap();

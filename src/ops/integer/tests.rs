@@ -96,7 +96,7 @@ fn multipliers_are_ratios_in_31_bits() {
 }
 
 #[test]
-fn requantized_integers_are_those_of_the_reference() {
+fn requantized_integers_equal_those_of_transformers() {
     let of = reference();
     let (x, scale) = (&of["requantize.x"], features(&of, "requantize.scale"));
     let added = &of["requantize.added"];
@@ -151,7 +151,7 @@ fn requantized_integers_are_those_of_the_reference() {
 }
 
 #[test]
-fn maps_and_their_gradients_are_those_of_the_reference() {
+fn linear_maps_and_gradients_equal_those_of_transformers() {
     let of = reference();
     let weight = Param::new("weight", &of["linear.weight"]).unwrap();
     let bias = Param::new("bias", &of["linear.bias"]).unwrap();
@@ -197,7 +197,7 @@ fn maps_and_their_gradients_are_those_of_the_reference() {
     clippy::approx_constant,
     reason = "the reference's number, in its few digits"
 )]
-fn gelu_and_its_gradient_are_those_of_the_reference() {
+fn gelu_and_its_gradient_equal_those_of_transformers() {
     let of = reference();
     let (x, scale) = (&of["gelu.x"], features(&of, "gelu.scale"));
     let dx = gradient(x, &[], &of["gelu.grad"], |x| {
@@ -320,7 +320,7 @@ fn gradients_are_finite_differences_over_many_steps() {
 }
 
 #[test]
-fn softmax_and_its_gradient_are_those_of_the_reference() {
+fn softmax_and_its_gradient_equal_those_of_transformers() {
     let of = reference();
     for name in ["softmax", "masked"] {
         let part = |what: &str| &of[&format!("{name}.{what}")];
@@ -367,7 +367,7 @@ fn softmax_and_its_gradient_are_those_of_the_reference() {
 
 /// By the definition: e to the power of each difference, as far as the polynomial is near to it, with 30 halvings at most.
 #[test]
-fn exponentials_are_near_to_those_of_floats() {
+fn exponentials_are_close_to_those_of_floats() {
     let step = 1e-4;
     let scores: Vec<f32> = (0..400)
         .map(|i| (i as f32 * 0.03 / step).round() * step)
@@ -386,7 +386,7 @@ fn exponentials_are_near_to_those_of_floats() {
 
 /// By the definition, in integers: 2^32 divided by the sum, and the products shifted.
 #[test]
-fn probabilities_are_divisions_of_integers() {
+fn probabilities_are_ratios_of_integers() {
     let counts: Vec<u64> = (0..60).map(|i| (i * i * 7919 + 13) % 32768).collect();
     let x: Vec<f32> = counts.iter().map(|&count| count as f32 * 0.5).collect();
     let x = Tensor::from_vec(x, (6, 10), &Device::Cpu).unwrap();
@@ -408,7 +408,7 @@ fn probabilities_are_divisions_of_integers() {
 }
 
 #[test]
-fn layer_norm_and_its_gradients_are_those_of_the_reference() {
+fn layer_norm_and_its_gradients_equal_those_of_transformers() {
     let of = reference();
     for name in ["norm", "overflow"] {
         let part = |what: &str| &of[&format!("{name}.{what}")];

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kept_weight_gives_the_same_map_and_follows_every_change() {
+    fn a_cached_weight_gives_the_same_results_and_follows_every_change() {
         for (precision, most) in [
             (Precision::F32, 1e-5),
             (Precision::Bf16, 0.05),
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_weight_is_rearranged_once_and_not_kept_where_it_may_change_unseen() {
+    fn a_weight_is_packed_once_and_not_cached_where_it_may_change_unnoticed() {
         let weight = Param::new("weight", &noise(&[64, 64], 1)).unwrap();
         if Kind::F32.unit().is_none() {
             return;
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn gradients_are_those_of_f32_whatever_the_precision() {
+    fn gradients_are_those_of_f32_at_any_precision() {
         let weight = Param::new("weight", &noise(&[32, 48], 1)).unwrap();
         let x = noise(&[4, 48], 2);
         let grad = |precision| {

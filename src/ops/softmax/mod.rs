@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_sum_of_exponentials_is_that_of_f64() {
+    fn the_sum_of_exponentials_agrees_with_f64() {
         let scores: Vec<f32> = (0..5003)
             .map(|i| ((i * 7919) % 1009) as f32 / 40.0 - 20.0)
             .collect();

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_cut_at_the_longest_token_with_the_spaces_it_eats() {
+    fn texts_are_split_at_the_longest_token_with_the_spaces_it_strips() {
         assert_eq!(cut("a  <m> b"), ["a", "7:  <m>", " b"]);
         assert_eq!(cut("<m>><m>"), ["8:<m>>", "7:<m>"]);
         assert_eq!(cut("am I am. ham am"), ["9:am", " I am. ham ", "9:am"]);

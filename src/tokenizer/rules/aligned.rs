@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_rewriting_keeps_the_origin() {
+    fn every_rewrite_keeps_the_offsets() {
         let text = Aligned::new("éaß ½``b");
         let new = text.replace("``", "\"").through(|text| {
             text.nfkd();

@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn classes_hold_what_their_property_says() {
+    fn character_classes_match_their_unicode_property() {
         let marks = CharClass::new(r"\p{Mn}");
         assert!(marks.contains('\u{301}') && !marks.contains('e') && !marks.contains('\0'));
         let punctuation = CharClass::new(r"[\p{P}$+]");

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_letters_in_a_row_are_one_unless_a_blank_stands_between() {
+    fn repeated_letters_collapse_unless_a_blank_separates_them() {
         let letters = Letterwise {
             vocabulary: Arc::new(Vocabulary::in_order(
                 ["_", "|", "A", "B"].map(str::to_owned),

@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_without_words_say_nothing() {
+    fn texts_without_words_give_no_words() {
         for text in ["", " ? ", "N/A", "nan", "--", "_", "…!"] {
             assert!(says_nothing(text), "{text:?}");
         }

@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn dates_are_found_with_what_they_say() {
+    fn dates_are_found_with_their_fields() {
         let date = |year, month, day| Value::Date([year, month, day]);
         assert_eq!(
             values("on 5 March 1999 at"),
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_column_is_of_the_kind_that_most_cells_have() {
+    fn a_column_has_the_type_of_most_of_its_cells() {
         assert_eq!(column(&["1", "2", "x"]), [None, None, None]);
         assert_eq!(
             column(&["1", "2", "3", "x"])[..3],

@@ -58,7 +58,7 @@ fn metrics_are_computed_from_the_predictions_at_masked_positions() {
 }
 
 #[test]
-fn the_pass_of_the_loss_leaves_the_logits_behind() {
+fn the_loss_pass_also_returns_the_logits() {
     let model = model(3);
     let rows = rows(4);
     let batch = AsTheyAre.collate(&rows, BatchKey::new(0, 0)).unwrap();
@@ -80,7 +80,7 @@ fn the_pass_of_the_loss_leaves_the_logits_behind() {
 }
 
 #[test]
-fn the_best_model_may_be_the_one_of_the_highest_accuracy() {
+fn the_best_model_may_be_chosen_by_accuracy() {
     let out = tempfile::tempdir().unwrap();
     let trained = model(3);
     let args = TrainingArguments::new(out.path())
@@ -108,7 +108,7 @@ fn the_best_model_may_be_the_one_of_the_highest_accuracy() {
 }
 
 #[test]
-fn a_metric_that_there_is_not_is_told_with_those_that_there_are() {
+fn an_unknown_metric_lists_the_known_ones() {
     let args = nowhere().eval_strategy("epoch").metric_for_best_model("f1");
     let mut trainer = trainer(args, &model(1)).compute_metrics(masked_accuracy);
     let error = trainer.train().unwrap_err().to_string();
@@ -119,7 +119,7 @@ fn a_metric_that_there_is_not_is_told_with_those_that_there_are() {
 }
 
 #[test]
-fn an_evaluation_before_the_first_step_counts_for_nothing_but_itself() {
+fn an_evaluation_before_the_first_step_affects_nothing_else() {
     let untrained = model(2);
     let args = nowhere().eval_on_start(true).eval_strategy("epoch");
     let history = trainer(args.clone(), &untrained).train().unwrap();
@@ -131,7 +131,7 @@ fn an_evaluation_before_the_first_step_counts_for_nothing_but_itself() {
 }
 
 #[test]
-fn the_rate_falls_when_evaluations_stop_improving_and_goes_on_so_when_resumed() {
+fn the_rate_falls_on_a_plateau_and_resumes_with_the_run() {
     let kwargs = SchedulerKwargs {
         patience: 1,
         factor: 0.5,
@@ -167,7 +167,7 @@ fn the_rate_falls_when_evaluations_stop_improving_and_goes_on_so_when_resumed() 
 }
 
 #[test]
-fn steps_in_which_nothing_is_masked_have_no_loss_and_are_not_logged_as_zero() {
+fn steps_without_masked_tokens_have_no_loss() {
     // Every second batch of four has no label.
     let data = rows_of(16, |_| 6, |i| if i / 4 % 2 == 0 { 0 } else { 2 });
     let loader = crate::collate::DataLoader::new(data, AsTheyAre, 4).unwrap();
@@ -190,7 +190,7 @@ fn steps_in_which_nothing_is_masked_have_no_loss_and_are_not_logged_as_zero() {
 }
 
 #[test]
-fn a_checkpoint_of_the_model_alone_opens_and_says_that_no_run_goes_on_from_it() {
+fn a_model_only_checkpoint_opens_but_cannot_be_resumed() {
     let out = tempfile::tempdir().unwrap();
     let args = TrainingArguments::new(out.path())
         .max_steps(3)
@@ -211,7 +211,7 @@ fn a_checkpoint_of_the_model_alone_opens_and_says_that_no_run_goes_on_from_it() 
 }
 
 #[test]
-fn smoothed_labels_count_in_training_and_in_evaluation() {
+fn label_smoothing_applies_in_training_and_evaluation() {
     let fresh = model(4);
     let plain = trainer(nowhere(), &fresh).evaluate().unwrap().loss;
     let args = nowhere().label_smoothing_factor(0.2);
@@ -237,7 +237,7 @@ fn smoothed_labels_count_in_training_and_in_evaluation() {
 }
 
 #[test]
-fn names_that_there_are_not_are_told_before_the_run() {
+fn unknown_names_are_reported_before_the_run() {
     let args = nowhere().eval_strategy("epochs").lr_scheduler_type("cosin");
     let error = trainer(args, &model(1)).train().unwrap_err().to_string();
     assert!(
@@ -254,7 +254,7 @@ fn names_that_there_are_not_are_told_before_the_run() {
 }
 
 #[test]
-fn empty_rows_are_passed_over_in_training_and_in_evaluation_alike() {
+fn empty_rows_are_skipped_in_training_and_evaluation() {
     use crate::collate::{DataLoader, MaskingCollator};
     use crate::dataset::Dataset;
     let tokenizer = crate::tokenizer::Tokenizer::train_bpe(["a spiral galaxy"], 300).unwrap();
@@ -288,7 +288,7 @@ fn empty_rows_are_passed_over_in_training_and_in_evaluation_alike() {
 }
 
 #[test]
-fn batches_of_similar_lengths_need_less_padding_and_hold_every_row_once() {
+fn grouping_by_length_needs_less_padding_and_uses_every_row_once() {
     use crate::collate::DataLoader;
     let data = rows_of(101, |i| 2 + (i * 37) % 23, |_| 1);
     let lengths: Vec<usize> = data.iter().map(|e| e.input_ids.len()).collect();

@@ -19,7 +19,7 @@ fn loss(model: &MaskedLm) -> f64 {
 }
 
 #[test]
-fn gradients_of_the_factors_are_slopes_of_the_loss() {
+fn gradients_of_the_factors_agree_with_finite_differences() {
     let model = model(3);
     let adapters = Lora::new(2)
         .alpha(6.0)
@@ -82,7 +82,7 @@ fn gradients_of_the_factors_are_slopes_of_the_loss() {
 }
 
 #[test]
-fn only_the_targets_change_and_a_run_goes_on_bit_for_bit() {
+fn only_the_targets_change_and_a_run_resumes_bit_for_bit() {
     let out = tempfile::tempdir().unwrap();
     let args = TrainingArguments::new(out.path())
         .per_device_train_batch_size(4)
@@ -122,7 +122,7 @@ fn only_the_targets_change_and_a_run_goes_on_bit_for_bit() {
 }
 
 #[test]
-fn files_have_the_layout_of_peft() {
+fn files_have_pefts_layout() {
     let trained = model(1);
     let adapters = Lora::new(4).alpha(16.0).attach(&trained).unwrap();
     trainer(nowhere(), &trained)
@@ -167,7 +167,7 @@ fn files_have_the_layout_of_peft() {
 /// and PEFT from PyPI.
 #[test]
 #[ignore = "needs torch, transformers and PEFT from PyPI"]
-fn peft_opens_the_adapters_and_gives_the_same_logits() {
+fn peft_opens_the_adapters_with_the_same_logits() {
     let python = std::env::var("CLOZE_PEFT_PYTHON").unwrap_or("python3".to_owned());
     let folder = tempfile::tempdir().unwrap();
     let trained = model(1);

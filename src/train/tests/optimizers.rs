@@ -52,7 +52,7 @@ fn assert_close(found: &[f32], expected: [f32; 16]) {
 }
 
 #[test]
-fn descent_with_momentum_is_that_of_pytorch() {
+fn sgd_with_momentum_equals_that_of_pytorch() {
     let all = params();
     let mut sgd = Sgd::from_params(&all).weight_decay(0.1);
     assert_close(
@@ -125,7 +125,7 @@ fn descent_with_momentum_is_that_of_pytorch() {
 }
 
 #[test]
-fn adafactor_is_that_of_transformers() {
+fn adafactor_equals_that_of_transformers() {
     let all = params();
     let given = Adafactor::from_params(&all).scale_parameter(false);
     assert_close(
@@ -220,7 +220,7 @@ fn adafactor_is_that_of_transformers() {
 }
 
 #[test]
-fn lion_is_that_of_its_paper() {
+fn lion_follows_its_paper() {
     let all = params();
     let mut lion = Lion::from_params(&all).weight_decay(0.1);
     assert_close(
@@ -256,7 +256,7 @@ const NAMES: [(&str, &str, f64); 5] = [
 ];
 
 #[test]
-fn every_optimizer_learns_goes_on_bit_for_bit_and_does_not_depend_on_threads() {
+fn every_optimizer_learns_resumes_bit_for_bit_and_is_thread_independent() {
     for (name, settings, rate) in NAMES {
         let out = tempfile::tempdir().unwrap();
         let args = TrainingArguments::new(out.path())
@@ -331,7 +331,7 @@ fn a_checkpoint_of_another_optimizer_is_refused() {
 }
 
 #[test]
-fn groups_have_rates_and_decays_of_their_own() {
+fn groups_have_their_own_rates_and_decays() {
     let (a, b) = (model(1), model(1));
     let args = nowhere().weight_decay(0.1);
     // The same as without groups, by hand.
@@ -356,7 +356,7 @@ fn groups_have_rates_and_decays_of_their_own() {
 }
 
 #[test]
-fn a_closure_may_be_the_schedule() {
+fn a_closure_can_be_the_schedule() {
     let schedule = Schedule::lambda(1e-3, |done| 1.0 / (1 + done) as f64);
     let mut trainer = trainer(nowhere(), &model(1)).schedule(schedule);
     let history = trainer.train().unwrap();

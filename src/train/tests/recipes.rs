@@ -6,7 +6,7 @@ const LINES: &str =
     "A galaxy is a system of stars.\nThe Milky Way is a spiral galaxy.\nWater is wet.\n";
 
 #[test]
-fn settings_are_known_by_every_name_and_checked() {
+fn settings_are_accepted_by_every_name_and_checked() {
     let config =
         serde_json::json!({ "learning_rate": 1e-3, "weight_decay": 0.1, "model": "other" });
     let config = config.as_object().cloned();
@@ -57,7 +57,7 @@ fn settings_are_known_by_every_name_and_checked() {
 }
 
 #[test]
-fn values_are_read_as_python_reads_them() {
+fn values_are_parsed_as_in_python() {
     let given = ["--model", "m", "--dataset", "d", "--output", "o"];
     let recipe = |more: &[&str]| {
         let config = serde_json::json!({ "max_steps": 7 });
@@ -106,7 +106,7 @@ fn values_are_read_as_python_reads_them() {
 }
 
 #[test]
-fn a_recipe_trains_and_saves_what_opens_again() {
+fn a_recipe_trains_and_saves_a_model_that_opens_again() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("lines.txt");
     std::fs::write(&data, LINES.repeat(8)).unwrap();

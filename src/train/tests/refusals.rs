@@ -4,7 +4,7 @@ use super::{model, nowhere, trainer};
 use crate::train::{Lora, Schedule, get_scheduler};
 
 #[test]
-fn a_model_that_is_frozen_whole_is_not_trained() {
+fn a_fully_frozen_model_is_refused() {
     let frozen = model(3);
     frozen.freeze("");
     let error = trainer(nowhere(), &frozen).train().unwrap_err().to_string();
@@ -12,7 +12,7 @@ fn a_model_that_is_frozen_whole_is_not_trained() {
 }
 
 #[test]
-fn a_schedule_that_gives_no_rate_is_told_with_its_step() {
+fn an_invalid_rate_of_a_schedule_is_reported_with_its_step() {
     for wrong in [f64::NAN, f64::INFINITY, -1.0] {
         let given = move |done| if done == 2 { wrong } else { 1.0 };
         let mut trainer = trainer(nowhere(), &model(3)).schedule(Schedule::lambda(1e-3, given));
@@ -26,7 +26,7 @@ fn a_schedule_that_gives_no_rate_is_told_with_its_step() {
 }
 
 #[test]
-fn metrics_do_not_take_the_names_of_what_is_measured_anyway() {
+fn metrics_cannot_reuse_built_in_names() {
     for name in ["loss", "eval_loss", "perplexity"] {
         let mut trainer = trainer(nowhere(), &model(3)).compute_metrics(move |_| Ok([(name, 1.0)]));
         let error = trainer.evaluate().unwrap_err().to_string();
@@ -35,7 +35,7 @@ fn metrics_do_not_take_the_names_of_what_is_measured_anyway() {
 }
 
 #[test]
-fn adapters_need_targets_and_a_setting_is_named_once() {
+fn adapters_need_targets_and_settings_are_unique() {
     let model = model(3);
     let none = Lora::new(2).targets(Vec::<String>::new());
     assert!(none.attach(&model).is_err());

@@ -13,7 +13,7 @@ fn lines(folder: &std::path::Path) -> Vec<Value> {
 }
 
 #[test]
-fn every_log_is_on_disk_when_it_is_told_and_a_resumed_run_repeats_none() {
+fn logs_are_written_immediately_and_not_repeated_by_a_resumed_run() {
     let out = tempfile::tempdir().unwrap();
     let args = TrainingArguments::new(out.path())
         .per_device_train_batch_size(4)
@@ -57,7 +57,7 @@ fn every_log_is_on_disk_when_it_is_told_and_a_resumed_run_repeats_none() {
 }
 
 #[test]
-fn a_run_that_is_told_not_to_writes_no_events() {
+fn event_files_can_be_turned_off() {
     let out = tempfile::tempdir().unwrap();
     let args = TrainingArguments::new(out.path())
         .max_steps(2)

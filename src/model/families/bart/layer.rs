@@ -228,7 +228,7 @@ mod tests {
 
     /// Whatever stands before the text in keys and values is seen like text, and no mask hides it.
     #[test]
-    fn a_prompt_made_of_tokens_is_seen_like_these_tokens() {
+    fn a_prompt_of_tokens_is_attended_to_like_those_tokens() {
         let weights = WeightBuilder::random(5, &Device::Cpu);
         let width = 8;
         let map = |name: &str| Linear::new(&weights.pp(name), width, width, 0.5).unwrap();

@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn without_labels_that_count_the_decoder_reads_the_text_itself() {
+    fn without_labels_the_decoder_reads_the_text_itself() {
         let model = MaskedLm::from_config(&Config::small("bart"), 1).unwrap();
         let shifted = Column::ids(vec![2, 5, 6, 7, 2, 8, 9, 2], [2, 4]).unwrap();
         let given = text().with_column("decoder_input_ids", shifted);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_may_be_longer_than_what_was_read() {
+    fn the_output_may_be_longer_than_the_input() {
         for model_type in ["bart", "mbart", "mvp"] {
             let model = MaskedLm::from_config(&Config::small(model_type), 1).unwrap();
             let labels = vec![5, 6, 9, 9, 7, 2, 8, 9, 9, 2, -100, -100];
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn the_decoder_sees_what_comes_before_only_and_no_padding_of_the_text() {
+    fn the_decoder_attends_only_to_earlier_tokens_and_not_to_padding() {
         let model = MaskedLm::from_config(&Config::small("mbart"), 1).unwrap();
         let logits = |decoder: [i64; 8], hidden: u32| {
             let mut inputs = text();
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn inputs_that_make_no_sense_are_told() {
+    fn invalid_inputs_are_reported() {
         let model = MaskedLm::from_config(&Config::small("bart"), 1).unwrap();
         let with = |name: &str, values: Vec<i64>, shape: &[usize]| {
             let column = Column::ids(values, shape).unwrap();
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn bare_names_and_any_name_of_the_shared_table_are_known() {
+    fn bare_names_and_all_names_of_the_shared_table_are_recognised() {
         let model = MaskedLm::from_config(&Config::small("bart"), 1).unwrap();
         let expected = model.forward(text()).unwrap();
         for table in ["shared", "encoder.embed_tokens", "decoder.embed_tokens"] {
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn scaled_words_are_as_if_the_table_were_larger() {
+    fn scaling_embeddings_equals_scaling_the_table() {
         let plain = Config::small("mbart").set("tie_word_embeddings", false);
         let scaled = plain.clone().set("scale_embedding", true);
         let (plain, scaled) = (

@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_become_what_the_reference_gives_the_decoder() {
+    fn labels_become_the_decoder_inputs_of_transformers() {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
         for (name, shift) in [
             ("bart", Shift::StartWith(2)),

@@ -50,7 +50,7 @@ fn difference(a: &MaskedLm, b: &MaskedLm) -> f32 {
 
 /// What is worked out when a model is saved is what transformers worked out: every integer and every step, bit for bit.
 #[test]
-fn integers_are_saved_as_the_reference_saves_them() {
+fn integers_are_saved_as_in_transformers() {
     let folder = tempfile::tempdir().unwrap();
     open(&fixture()).save_pretrained(folder.path()).unwrap();
     let (theirs, ours) = (saved(&fixture()), saved(folder.path()));
@@ -66,7 +66,7 @@ fn integers_are_saved_as_the_reference_saves_them() {
 }
 
 #[test]
-fn integers_are_near_to_floats_once_ranges_are_measured() {
+fn integers_are_close_to_floats_after_calibration() {
     let model = small();
     let error = model.forward(inputs()).unwrap_err().to_string();
     assert!(error.contains("calibrate"), "{error}");
@@ -143,7 +143,7 @@ fn training_moves_the_ranges_and_evaluation_does_not() {
 
 /// A block that is run again in the backward pass is not measured again, and computes the same.
 #[test]
-fn checkpointed_gradients_are_the_same_and_measure_once() {
+fn checkpointed_gradients_are_equal_and_ranges_measured_once() {
     let run = |checkpointing: bool| {
         let model = small();
         for step in 0..2 {
@@ -163,7 +163,7 @@ fn checkpointed_gradients_are_the_same_and_measure_once() {
 
 /// A float checkpoint, of RoBERTa's shape, becomes one of integers without a file between.
 #[test]
-fn a_float_model_is_calibrated_and_learns_in_integers() {
+fn a_float_model_is_calibrated_and_trains_in_integers() {
     let mut model = MaskedLm::from_config(&Config::small("ibert"), 3).unwrap();
     let frozen = model.params()[0].name().to_owned();
     model.param(&frozen).unwrap().set_trainable(false);

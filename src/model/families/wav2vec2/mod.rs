@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mean_is_of_the_letters_and_then_of_the_examples() {
+    fn the_mean_is_over_letters_and_then_over_examples() {
         let loss = |reduction: &str| {
             let config = Config::small("wav2vec2").set("ctc_loss_reduction", reduction);
             let model = MaskedLm::from_config(&config, 1).unwrap();
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn frozen_convolutions_get_no_gradient_and_the_rest_does() {
+    fn frozen_convolutions_get_no_gradient() {
         let model = MaskedLm::from_config(&Config::small("wav2vec2"), 1).unwrap();
         assert_eq!(model.freeze("wav2vec2.feature_extractor."), 4);
         let loss = model.loss(sound(200), &Context::eval()).unwrap();
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_sound_is_told() {
+    fn invalid_waveforms_are_reported() {
         let model = MaskedLm::from_config(&Config::small("wav2vec2"), 1).unwrap();
         let ids = ModelInputs::new(vec![5, 6], (1, 2)).unwrap();
         let error = model.forward(&ids).unwrap_err().to_string();
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drawn_kernel_is_what_its_direction_and_length_give_together() {
+    fn an_initialized_kernel_equals_its_normalized_direction_times_its_length() {
         let model = MaskedLm::from_config(&Config::small("wav2vec2"), 1).unwrap();
         let name = "wav2vec2.encoder.pos_conv_embed.conv.parametrizations.weight";
         let lengths = model.param(&format!("{name}.original0")).unwrap().value();
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn kernels_under_their_older_names_are_known() {
+    fn kernels_are_read_under_their_older_names() {
         let model = MaskedLm::from_config(&Config::small("wav2vec2"), 1).unwrap();
         let folder = tempfile::tempdir().unwrap();
         model.save_pretrained(folder.path()).unwrap();

@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_lie_within_the_sound_and_are_as_many_as_asked() {
+    fn spans_are_inside_the_recording_and_have_the_requested_number() {
         let spans = Spans {
             probability: 0.3,
             length: 4,
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_share_of_damaged_places_is_near_what_was_asked_for() {
+    fn the_share_of_masked_positions_is_close_to_the_setting() {
         let spans = Spans {
             probability: 0.2,
             length: 5,

@@ -39,7 +39,7 @@ fn error(kind: Kind, (rows, inner, out): (usize, usize, usize)) -> Option<f64> {
 }
 
 #[test]
-fn products_are_those_of_the_naive_form_as_exactly_as_the_kind_allows() {
+fn products_agree_with_the_naive_form_within_their_precision() {
     // Of 8 and 9 bits, rounded: uniform numbers are wrong by 2⁻⁹ and 2⁻⁹/√3 of the largest, on both sides.
     for (kind, most) in [(Kind::F32, 1e-6), (Kind::Bf16, 4e-3), (Kind::Int8, 1e-2)] {
         for size in SIZES {
@@ -52,7 +52,7 @@ fn products_are_those_of_the_naive_form_as_exactly_as_the_kind_allows() {
 }
 
 #[test]
-fn whole_numbers_that_fit_are_multiplied_exactly() {
+fn small_integers_are_multiplied_exactly() {
     // Rows from -100 to 155 and weights from -127 to 127 have the scale 1 in 8 bits.
     let (rows, inner, out) = (7, 259, 45);
     let whole = |n: usize, low: i32, count: i32| -> Vec<f32> {
@@ -83,7 +83,7 @@ fn whole_numbers_that_fit_are_multiplied_exactly() {
 }
 
 #[test]
-fn avx2_gives_what_avx512_gives() {
+fn avx2_agrees_with_avx512() {
     if simd::level() < Level::V3 {
         return;
     }
@@ -139,7 +139,7 @@ fn every_element_is_finished_once() {
 }
 
 #[test]
-fn nan_and_infinity_do_not_vanish() {
+fn nan_and_infinity_propagate() {
     for kind in [Kind::F32, Kind::Bf16, Kind::Int8] {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = noise(3 * 50, 1);

@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pairs_are_merged_by_rank_in_all_their_places() {
+    fn pairs_are_merged_by_rank_everywhere() {
         let text = "#version: 1\na b 7\nab a 3\nb</w> x\nab a</w>\na a\n";
         let merges = Merges::read(Path::new("merges.txt"), text).unwrap();
         let cut = |word: &str| {

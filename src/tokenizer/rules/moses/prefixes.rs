@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_of_moses_are_read() {
+    fn moses_prefix_lists_are_read() {
         let list = Prefixes::read("# a remark\nDr\n\n  Nr #NUMERIC_ONLY#\nz.B\n");
         assert_eq!(list.get("Dr"), Some(Prefix::Always));
         assert_eq!(list.get("Nr"), Some(Prefix::BeforeNumbers));

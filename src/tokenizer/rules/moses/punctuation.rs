@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signs_become_plain() {
+    fn punctuation_is_normalized() {
         let plain = |language: &str, text: &str| {
             let punctuation = Punctuation::new(language);
             punctuation.apply(&Aligned::new(text)).as_str().to_owned()

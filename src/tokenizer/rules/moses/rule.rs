@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn groups_keep_their_origin_and_new_text_gets_the_match() {
+    fn groups_keep_their_offsets_and_new_text_gets_those_of_the_match() {
         let rule = Rule::new(r"(\w)'(\w)", "$1 '$2");
         let new = rule.apply(&Aligned::new("it's o'k '"));
         assert_eq!(new.as_str(), "it 's o 'k '");

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn words_signs_and_dots() {
+    fn words_punctuation_and_full_stops_are_split() {
         assert_eq!(
             cut("en", "It's (so) 5,300, no?"),
             ["It", "'s", "(", "so", ")", "5,300", ",", "no", "?"]
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn every_word_knows_where_it_stood() {
+    fn every_word_keeps_its_offsets() {
         let text = "Well… it's 5,300...  Mr. X.";
         let characters: Vec<char> = text.chars().collect();
         let words = Words::new("en", Prefixes::of("en"));

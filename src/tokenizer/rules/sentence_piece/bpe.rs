@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_best_merge_goes_first() {
+    fn the_best_merge_is_applied_first() {
         let texts = ["<unk>", "a", "b", "c", "bc", "ab", "abc", "[x]"];
         let kinds = |text: &str| match text {
             "<unk>" => Kind::Unknown,

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prefixes_come_from_the_shortest_to_the_longest() {
+    fn prefixes_are_found_from_shortest_to_longest() {
         let trie = Trie::new([
             ("ab", 1),
             ("a", 0),

@@ -183,7 +183,7 @@ fn products_are_as_exact_as_multiply_adds_in_every_size_and_layout() {
 }
 
 #[test]
-fn products_of_bf16_are_as_close_as_its_eight_bits() {
+fn products_of_bf16_are_accurate_to_eight_bits() {
     check(true, 4e-3);
 }
 
