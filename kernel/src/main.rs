@@ -16,6 +16,11 @@ mod toolchain;
 #[path = "../../tests/support/damage.rs"]
 mod damage;
 
+/// Reads which modules import which.
+#[cfg(test)]
+#[path = "../../tests/support/imports.rs"]
+mod imports;
+
 /// Entry points of the fuzzers, which compile this program as their library.
 #[cfg(fuzzing)]
 pub mod fuzzing {

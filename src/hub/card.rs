@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use super::yaml::scalar;
+
 /// What a model card says. Every part but the name may be left out, and is then not mentioned.
 ///
 /// ```
@@ -217,10 +219,10 @@ impl ModelCard {
             "---\nlibrary_name: transformers\npipeline_tag: fill-mask"
         )?;
         if let Some(license) = &self.license {
-            writeln!(out, "license: {}", quoted(license))?;
+            writeln!(out, "license: {}", scalar(license))?;
         }
         if let Some(base) = &self.base_model {
-            writeln!(out, "base_model: {}", quoted(base))?;
+            writeln!(out, "base_model: {}", scalar(base))?;
         }
         let mut list = |key: &str, items: &[String]| {
             if items.is_empty() {
@@ -229,7 +231,7 @@ impl ModelCard {
             writeln!(out, "{key}:")?;
             items
                 .iter()
-                .try_for_each(|item| writeln!(out, "- {}", quoted(item)))
+                .try_for_each(|item| writeln!(out, "- {}", scalar(item)))
         };
         list("language", &self.languages)?;
         list("datasets", &self.datasets)?;
@@ -238,14 +240,14 @@ impl ModelCard {
         if !self.widgets.is_empty() {
             writeln!(out, "widget:")?;
             for widget in &self.widgets {
-                writeln!(out, "- text: {}", quoted(widget))?;
+                writeln!(out, "- text: {}", scalar(widget))?;
             }
         }
         if let Some(result) = self.final_result() {
             writeln!(out, "metrics:\n- perplexity")?;
             // The Hub takes results only together with the dataset that they were measured on.
             if let Some(dataset) = self.datasets.first() {
-                let (name, dataset) = (quoted(&self.name), quoted(dataset));
+                let (name, dataset) = (scalar(&self.name), scalar(dataset));
                 writeln!(out, "model-index:\n- name: {name}\n  results:")?;
                 writeln!(
                     out,
@@ -340,19 +342,6 @@ fn is_hub_name(name: &str) -> bool {
     !std::path::Path::new(name).exists() && super::Repo::parse(super::RepoKind::Model, name).is_ok()
 }
 
-/// Returns a YAML string: JSON's strings are YAML's quoted ones.
-fn quoted(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/_.-".contains(c);
-    let is_word = text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(plain);
-    // Words that YAML takes for something else.
-    let special = ["no", "yes", "on", "off", "y", "n", "true", "false", "null"];
-    if is_word && !special.contains(&text.to_lowercase().as_str()) {
-        text.to_owned()
-    } else {
-        serde_json::Value::from(text).to_string()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -396,10 +385,10 @@ mod tests {
         let text = full().to_markdown();
         for part in [
             "base_model: distilbert/distilroberta-base\n",
-            "language:\n- \"no\"\n",
+            "language:\n- 'no'\n",
             "datasets:\n- dany0407/eli5_category\n",
             "- \"science: \\\"hard\\\"\\nwords\"\n",
-            "widget:\n- text: \"The <mask> of: \\\"life\\\"\"\n",
+            "widget:\n- text: 'The <mask> of: \"life\"'\n",
             "      value: 2.7183\n",
             "| 1.0 | 10 | not logged | 2.0000 | 7.39 |\n",
             "| 3.0 | 30 | 1.4000 | 1.2000 | 3.32 |\n",

@@ -41,6 +41,7 @@ pub(crate) mod name;
 mod needs;
 mod settings;
 mod token;
+pub(crate) mod yaml;
 
 // What talks to the network.
 #[cfg(feature = "hub")]

@@ -309,7 +309,7 @@ fn the_guide_runs_with_hub_names_and_its_card_lists_them() {
         "license: apache-2.0\n",
         "base_model: tester/base\n",
         "datasets:\n- dany0407/eli5_category\n",
-        "- text: \"The Milky Way is a <mask> galaxy.\"\n",
+        "- text: 'The Milky Way is a <mask> galaxy.'\n",
         "a fine-tuned version of [tester/base]",
         "- Candle 0.11\n",
         "FillMask::from_pretrained(\"tester/my_eli5_model\")",

@@ -1,4 +1,4 @@
-//! The library's tests, a module for each subject. What concerns a whole process is in `tests/process`.
+//! The library's tests, a module for each subject. Tests that affect a whole process are in `tests/process`.
 
 mod architecture;
 mod candle_transformers;
@@ -23,6 +23,8 @@ mod hub_push;
 mod hub_python;
 #[cfg(feature = "hub")]
 mod hub_training;
+#[path = "../support/imports.rs"]
+mod imports;
 mod live_training;
 mod marked_files;
 mod mixed_precision;
@@ -39,5 +41,5 @@ mod streaming;
 mod support;
 mod train;
 
-// What the checks of operations, which other programs run on other devices, ask of the program they are in.
+// Used by the checks of operations, which other programs run on other devices.
 use ops::{TOLERANCES, device};

@@ -6,6 +6,7 @@ use arrow::datatypes::{DataType, Fields, Schema, TimeUnit};
 
 use super::super::data_type::type_name;
 use super::super::load::card::{self, Node};
+use crate::hub::yaml::scalar;
 use crate::{Error, Result};
 
 /// What is published of a split.
@@ -400,23 +401,6 @@ fn dtype(data_type: &DataType) -> String {
     }
 }
 
-/// Returns a text as YAML reads it back as a text.
-fn scalar(text: &str) -> String {
-    let is_plain = text.starts_with(|c: char| c.is_ascii_alphabetic())
-        && text
-            .chars()
-            .all(|c| c.is_alphanumeric() || "_-./[]*()".contains(c))
-        && !["null", "true", "false", "yes", "no", "on", "off"]
-            .contains(&text.to_lowercase().as_str());
-    if is_plain {
-        return text.to_owned();
-    }
-    if text.chars().any(|c| c.is_control()) {
-        return serde_json::Value::from(text).to_string();
-    }
-    format!("'{}'", text.replace('\'', "''"))
-}
-
 #[cfg(test)]
 mod tests {
     use arrow::datatypes::Field;
@@ -588,18 +572,8 @@ configs:
     }
 
     #[test]
-    fn names_are_quoted_where_yaml_needs_it() {
-        for (text, expected) in [
-            ("plain_1", "plain_1"),
-            ("null", "'null'"),
-            ("Yes", "'Yes'"),
-            ("12", "'12'"),
-            ("it's: a", "'it''s: a'"),
-            ("", "''"),
-            ("- a", "'- a'"),
-            ("a\nb", "\"a\\nb\""),
-        ] {
-            assert_eq!(scalar(text), expected);
+    fn quoted_names_are_read_back() {
+        for text in ["plain_1", "null", "Yes", "12", "it's: a", "", "- a", "a\nb"] {
             let node = card::parse(&format!("k: {}", scalar(text))).unwrap();
             let Node::Map(fields) = node else {
                 panic!("{node:?}")

@@ -10,6 +10,8 @@ pub(super) mod cublas;
 pub(super) mod cublas_lt;
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;
+#[cfg(target_arch = "x86_64")]
+mod memory;
 #[cfg(test)]
 mod noise;
 #[cfg(target_arch = "x86_64")]

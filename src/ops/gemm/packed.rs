@@ -13,17 +13,17 @@
 //! block of 3 parts (or 1) x 2 tiles x 16 rows x 64 bytes.
 
 use std::arch::x86_64::*;
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::amx;
+use super::memory::{Memory, with_memory};
 use super::operand::Operand;
 use super::shared::Shared;
 use super::tiles::{PART, SIDE, TILE};
 use super::transpose::transpose;
-use crate::ops::graph::storage;
 
 /// How many parts an f32 has at its own precision; at bf16's it has one.
 pub(in crate::ops) const EXACT: usize = 3;
@@ -47,28 +47,9 @@ fn kernel<const PARTS: usize>() -> Kernel {
 /// meanwhile], steps, result, bytes between its rows, whether to add to it)`.
 pub(in crate::ops) type Kernel = unsafe fn([*const u8; 3], usize, *mut f32, usize, bool);
 
-/// Memory for packed blocks, aligned as the unit likes it, that grows and is kept for the next product.
-#[derive(Default)]
-struct Blocks(Vec<[__m512i; 16]>);
-
-impl Blocks {
-    /// At least `bytes` of arbitrary content.
-    #[allow(clippy::uninit_vec)]
-    fn reserve(&mut self, bytes: usize) -> *mut u8 {
-        let tiles = bytes.div_ceil(TILE);
-        if self.0.len() < tiles {
-            self.0 = Vec::with_capacity(tiles);
-            // SAFETY: the capacity is there, every bit pattern is valid, and blocks are packed before they are read.
-            unsafe { self.0.set_len(tiles) };
-            storage::advise_huge(&mut self.0);
-        }
-        self.0.as_mut_ptr().cast()
-    }
-}
-
 thread_local! {
-    static COMMON: RefCell<Blocks> = RefCell::default();
-    static OWN: RefCell<Blocks> = RefCell::default();
+    static COMMON: Memory = const { Cell::new(Vec::new()) };
+    static OWN: Memory = const { Cell::new(Vec::new()) };
 }
 
 /// How a product is cut into pieces for the caches.
@@ -114,7 +95,6 @@ pub(in crate::ops) unsafe fn matmul<const PARTS: usize>(
     b: Operand,
 ) {
     let block = PARTS * PART;
-    let kernel = kernel::<PARTS>();
     // The shorter side is packed once for all tasks; the longer side is cut into pieces that each task packs itself.
     let by_rows = m > n;
     let (common, common_len, own, own_len) = match by_rows {
@@ -124,81 +104,145 @@ pub(in crate::ops) unsafe fn matmul<const PARTS: usize>(
     let common_panels = common_len.div_ceil(SIDE);
     let own_panels = own_len.div_ceil(SIDE);
     let Cut { depth, fits, chunk } = Cut::new(k, common_panels, own_panels, block);
-    let c = Shared(c);
-    // Taken out of its place: a thread of the pool may start another product while it waits for this one.
-    let mut blocks = COMMON.take();
-    let packed = Shared(blocks.reserve(common_panels * depth / SIDE * block));
-    for from in (0..k).step_by(depth) {
-        let inner = depth.min(k - from);
-        let steps = inner.div_ceil(SIDE);
-        let common = Panels {
-            from: common.at(0, from),
-            len: common_len,
-            inner,
-            left: !by_rows,
-        };
-        // SAFETY: the buffer has room for all panels of `depth`.
-        unsafe { common.pack_all::<PARTS>(common_panels, steps, packed) };
-        let add = add || from > 0;
-        (0..own_panels.div_ceil(chunk))
-            .into_par_iter()
-            .for_each(|task| {
-                let first = task * chunk;
-                let panels = chunk.min(own_panels - first);
-                let own = Panels {
-                    from: own.at(first * SIDE, from),
-                    len: own_len - first * SIDE,
-                    inner,
-                    left: by_rows,
-                };
-                OWN.with_borrow_mut(|blocks| {
-                    let mine = blocks.reserve(panels * steps * block);
-                    // SAFETY: as above, in this thread's own buffer.
-                    unsafe { own.pack::<PARTS>(0..panels, 0..steps, mine) };
-                    let panel_bytes = steps * block;
-                    let visit = |of_common: usize, of_own: usize, ahead: *const u8| {
-                        // SAFETY: both panels were packed above; blocks of the result do not overlap.
-                        unsafe {
-                            let theirs = packed.get().add(of_common * panel_bytes);
-                            let ours = mine.add(of_own * panel_bytes);
-                            let (i, j, a, b) = match by_rows {
-                                true => (first + of_own, of_common, ours, theirs),
-                                false => (of_common, first + of_own, theirs, ours),
-                            };
-                            let (i, j) = (i * SIDE, j * SIDE);
-                            let at = c.get().add(i * stride + j);
-                            let left = (m - i, n - j);
-                            multiply(kernel, [a, b, ahead], steps, (at, stride), left, add);
-                        }
+    let work = Work::<PARTS> {
+        size: (m, n),
+        by_rows,
+        common_panels,
+        fits,
+        c: Shared(c),
+        stride,
+    };
+    let words = |blocks: usize| blocks * block / size_of::<u32>();
+    with_memory(&COMMON, words(common_panels * depth / SIDE), |packed| {
+        let packed = Shared(packed.cast::<u8>());
+        for from in (0..k).step_by(depth) {
+            let inner = depth.min(k - from);
+            let steps = inner.div_ceil(SIDE);
+            let common = Panels {
+                from: common.at(0, from),
+                len: common_len,
+                inner,
+                left: !by_rows,
+            };
+            // SAFETY: the buffer has room for all panels of `depth`.
+            unsafe { common.pack_all::<PARTS>(common_panels, steps, packed) };
+            let add = add || from > 0;
+            (0..own_panels.div_ceil(chunk))
+                .into_par_iter()
+                .for_each(|task| {
+                    let first = task * chunk;
+                    let panels = first..own_panels.min(first + chunk);
+                    let own = Panels {
+                        from: own.at(first * SIDE, from),
+                        len: own_len - first * SIDE,
+                        inner,
+                        left: by_rows,
                     };
-                    // SAFETY: the unit is there, and released at the end of this scope, before any other task.
-                    unsafe { amx::configure() };
-                    if fits {
-                        for own in 0..panels {
-                            (0..common_panels).for_each(|common| visit(common, own, mine));
+                    with_memory(&OWN, words(panels.len() * steps), |mine| {
+                        let mine = mine.cast::<u8>();
+                        // SAFETY: this thread's buffer has room for these panels; the common ones were packed above; the
+                        // rest for the caller.
+                        unsafe {
+                            own.pack::<PARTS>(0..panels.len(), 0..steps, mine);
+                            work.multiply(panels, steps, packed.get(), mine, add);
                         }
-                    } else {
-                        for common in 0..common_panels {
-                            let next = packed
-                                .get()
-                                .wrapping_add((common + 1) % common_panels * panel_bytes);
-                            for own in 0..panels {
-                                let ahead = own * steps * AHEAD;
-                                let ahead = if ahead < panel_bytes {
-                                    next.wrapping_add(ahead)
-                                } else {
-                                    mine
-                                };
-                                visit(common, own, ahead);
-                            }
-                        }
-                    }
-                    // SAFETY: as above.
-                    unsafe { amx::release() };
+                    });
                 });
-            });
+        }
+    });
+}
+
+/// What the tasks of a product share.
+struct Work<const PARTS: usize> {
+    /// Rows and columns of the result.
+    size: (usize, usize),
+    /// Whether the tasks divide the rows of the result, not its columns.
+    by_rows: bool,
+    common_panels: usize,
+    /// Whether the common operand fits the cache.
+    fits: bool,
+    c: Shared<f32>,
+    stride: usize,
+}
+
+impl<const PARTS: usize> Work<PARTS> {
+    /// Multiplies a task's own panels, which are packed in `mine`, with all panels of the common operand.
+    ///
+    /// # Safety
+    /// `packed` and `mine` must hold `steps` packed blocks for each of their panels, the task's part of the result must be
+    /// its alone, and the machine must have the unit.
+    unsafe fn multiply(
+        &self,
+        own: Range<usize>,
+        steps: usize,
+        packed: *mut u8,
+        mine: *mut u8,
+        add: bool,
+    ) {
+        let panel_bytes = steps * PARTS * PART;
+        // SAFETY: the unit is there, and released at the end of this function, before any other task.
+        unsafe { amx::configure() };
+        if self.fits {
+            for panel in own.clone() {
+                let ours = mine.wrapping_add((panel - own.start) * panel_bytes);
+                for common in 0..self.common_panels {
+                    let theirs = packed.wrapping_add(common * panel_bytes);
+                    // SAFETY: for the caller.
+                    unsafe { self.visit((common, theirs), (panel, ours), mine, steps, add) };
+                }
+            }
+        } else {
+            for common in 0..self.common_panels {
+                let theirs = packed.wrapping_add(common * panel_bytes);
+                let next = packed.wrapping_add((common + 1) % self.common_panels * panel_bytes);
+                for panel in own.clone() {
+                    let index = panel - own.start;
+                    let ours = mine.wrapping_add(index * panel_bytes);
+                    let ahead = match index * steps * AHEAD {
+                        ahead if ahead < panel_bytes => next.wrapping_add(ahead),
+                        _ => mine,
+                    };
+                    // SAFETY: for the caller.
+                    unsafe { self.visit((common, theirs), (panel, ours), ahead, steps, add) };
+                }
+            }
+        }
+        // SAFETY: as above.
+        unsafe { amx::release() };
     }
-    COMMON.set(blocks);
+
+    /// Multiplies one panel of the common operand with one of the task's own, each given by its number and its blocks.
+    ///
+    /// # Safety
+    /// As for [`multiply`](Self::multiply), for these panels.
+    unsafe fn visit(
+        &self,
+        (of_common, theirs): (usize, *mut u8),
+        (of_own, ours): (usize, *mut u8),
+        ahead: *mut u8,
+        steps: usize,
+        add: bool,
+    ) {
+        let (i, j, a, b) = match self.by_rows {
+            true => (of_own, of_common, ours, theirs),
+            false => (of_common, of_own, theirs, ours),
+        };
+        let (i, j) = (i * SIDE, j * SIDE);
+        let left = (self.size.0 - i, self.size.1 - j);
+        // SAFETY: for the caller; blocks of the result do not overlap.
+        unsafe {
+            let at = self.c.get().add(i * self.stride + j);
+            let operands = [a, b, ahead].map(<*mut u8>::cast_const);
+            multiply(
+                kernel::<PARTS>(),
+                operands,
+                steps,
+                (at, self.stride),
+                left,
+                add,
+            );
+        }
+    }
 }
 
 /// One block of the result, `left` rows and columns of which exist (32 are computed).

@@ -16,9 +16,9 @@ use super::side::{CHUNK, Cut, Side, blocks_of};
 use super::tiles::{self, Fetch, Place};
 use super::{Kind, Unit};
 use crate::ops::gemm::accumulate::Accumulate;
+use crate::ops::gemm::memory::{Memory, with_memory};
 use crate::ops::gemm::operand::Operand;
 use crate::ops::gemm::shared::Shared;
-use crate::ops::graph::storage;
 use crate::ops::parallel::for_each_task;
 use crate::ops::simd::{self, Level};
 
@@ -266,38 +266,9 @@ impl Work<'_> {
     }
 }
 
-/// Elements of a line of the cache.
-const LINE: usize = 16;
-
-/// A line of the cache.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u32; LINE]);
-
-type Memory = Cell<Vec<Line>>;
-
 thread_local! {
     static COMMON: Memory = const { Cell::new(Vec::new()) };
     static OWN: Memory = const { Cell::new(Vec::new()) };
-}
-
-/// Gives `use_it` memory for so many words of arbitrary content, which a thread keeps for the next product.
-fn with_memory<T>(
-    memory: &'static std::thread::LocalKey<Memory>,
-    words: usize,
-    use_it: impl FnOnce(*mut u32) -> T,
-) -> T {
-    // Taken out of its place: a thread of the pool may start another product while it waits for this one.
-    let mut lines = memory.take();
-    let needed = words.div_ceil(LINE);
-    if lines.len() < needed {
-        lines = Vec::with_capacity(needed);
-        storage::advise_huge(lines.spare_capacity_mut());
-        lines.resize(needed, Line([0; LINE]));
-    }
-    let result = use_it(lines.as_mut_ptr().cast());
-    memory.set(lines);
-    result
 }
 
 #[cfg(test)]
