@@ -152,7 +152,7 @@ impl Sequence {
     }
 }
 
-/// What the backward pass makes for a sequence: the gradients of the tables.
+/// The gradients of a sequence's tables.
 type OfTables = Result<Option<[Option<Tensor>; 4]>>;
 
 fn on_cpu(
@@ -163,6 +163,51 @@ fn on_cpu(
     options: &AttentionOptions,
     terms: Option<&RelativeTerms>,
 ) -> Result<Tensor> {
+    let sequences = sequences(lengths, sizes, options, terms)?;
+    let scale = options.scale;
+    let tables = terms.map_or([None; 4], RelativeTerms::tables);
+    let results: Result<Vec<(Vec<f32>, Vec<Row>)>> = with_qkv(qkv, fused, &sizes, |qkv| {
+        let forward = |sequence: &Sequence| {
+            let terms = sequence.expanded(tables, scale)?;
+            let inputs = sequence.inputs(qkv, terms.as_ref());
+            Ok(sequence.attention.forward(&inputs))
+        };
+        sequences.par_iter().map(forward).collect()
+    })?;
+    let (outs, rows): (Vec<_>, Vec<_>) = results?.into_iter().unzip();
+    let shape = (1, sizes.queries, sizes.heads * sizes.value);
+    let mut args = qkv.to_vec();
+    let own = args.len();
+    args.extend(tables.into_iter().flatten());
+    let pass = Pass {
+        sequences,
+        rows,
+        fused,
+        sizes,
+        scale,
+    };
+    let has_table = tables.map(|table| table.is_some());
+    tape::record(
+        "attention",
+        &args,
+        outs.concat(),
+        shape,
+        move |args, out, grad| {
+            let (qkv, tables) = args.split_at(own);
+            let mut tables = tables.iter().copied();
+            let tables = has_table.map(|has| if has { tables.next() } else { None });
+            pass.backward(qkv, tables, out, grad)
+        },
+    )
+}
+
+/// Returns the sequences that are not empty, each with its own options and terms.
+fn sequences(
+    lengths: &[usize],
+    sizes: Sizes,
+    options: &AttentionOptions,
+    terms: Option<&RelativeTerms>,
+) -> Result<Vec<Sequence>> {
     let mut sequences = Vec::with_capacity(lengths.len());
     let mut first = 0;
     for (at, &len) in lengths.iter().enumerate().filter(|(_, len)| **len > 0) {
@@ -186,106 +231,108 @@ fn on_cpu(
         });
         first += len;
     }
-    let scale = options.scale;
-    let tables = terms.map_or([None; 4], RelativeTerms::tables);
-    let results: Result<Vec<(Vec<f32>, Vec<Row>)>> = with_qkv(qkv, fused, &sizes, |qkv| {
-        let forward = |sequence: &Sequence| {
-            let terms = sequence.expanded(tables, scale)?;
-            let inputs = sequence.inputs(qkv, terms.as_ref());
-            Ok(sequence.attention.forward(&inputs))
-        };
-        sequences.par_iter().map(forward).collect()
-    })?;
-    let (outs, rows): (Vec<_>, Vec<_>) = results?.into_iter().unzip();
-    let shape = (1, sizes.queries, sizes.heads * sizes.value);
-    let mut args = qkv.to_vec();
-    let own = args.len();
-    args.extend(tables.into_iter().flatten());
-    let has_table = tables.map(|table| table.is_some());
-    tape::record(
-        "attention",
-        &args,
-        outs.concat(),
-        shape,
-        move |args, out, grad| {
-            let (qkv, tables) = args.split_at(own);
-            let mut tables = tables.iter().copied();
-            let tables = has_table.map(|has| if has { tables.next() } else { None });
-            let wants = tables.map(|table| table.is_some_and(Tensor::track_op));
-            let mut buffers: Vec<Vec<f32>> =
-                qkv.iter().map(|x| for_overwrite(x.elem_count())).collect();
-            let contiguous = |heads, width| View::contiguous(sizes.queries, heads, width);
-            let (views, of) = match fused {
-                Some(layout) => (
-                    layout.split(contiguous(1, sizes.fused_width()), &sizes),
-                    [0; 3],
-                ),
-                None => {
-                    let q = contiguous(sizes.heads, sizes.key);
-                    let k = contiguous(sizes.kv_heads, sizes.key);
-                    let v = contiguous(sizes.kv_heads, sizes.value);
-                    ([q, k, v], [0, 1, 2])
-                }
-            };
-            let starts: Vec<Shared> = (buffers.iter_mut())
-                .map(|buffer| Shared::new(buffer, contiguous(1, 0)))
-                .collect();
-            let view = contiguous(sizes.heads, sizes.value);
-            let of_tables: Vec<OfTables> = with_qkv(qkv, fused, &sizes, |qkv| {
-                storage::with2(out, grad, |out, grad| {
-                    sequences
-                        .par_iter()
-                        .zip(&rows)
-                        .map(|(sequence, rows)| {
-                            let terms = sequence.expanded(tables, scale)?;
-                            let parts = sequence.terms.as_ref().map(|terms| {
-                                Parts::new(wants, &terms.index, &sequence.attention.sizes)
-                            });
-                            let heads = |data| Heads {
-                                data,
-                                view: sequence.view(view),
-                            };
-                            let up = Upstream {
-                                out: heads(out),
-                                grad: heads(grad),
-                                rows,
-                            };
-                            // No two sequences have a row in common.
-                            let [q, k, v] =
-                                [0, 1, 2].map(|i| starts[of[i]].seen_as(sequence.view(views[i])));
-                            let mut to = Targets {
-                                q,
-                                k,
-                                v,
-                                scores: &mut [],
-                                terms: parts.as_ref(),
-                            };
-                            let inputs = sequence.inputs(qkv, terms.as_ref());
-                            sequence.attention.backward(&inputs, &up, &mut to);
-                            let collect = |(parts, terms): (Parts, &RelativeTerms)| {
-                                parts.collect(&terms.index, tables)
-                            };
-                            parts.zip(sequence.terms.as_ref()).map(collect).transpose()
-                        })
-                        .collect()
-                })
-            })??;
-            // Each is formed along the way to the others: those that nobody asked for are dropped.
-            let grads = qkv.iter().zip(buffers).map(|(x, buffer)| {
-                let grad = storage::tensor(buffer, x.shape())?;
-                Ok(x.track_op().then_some(grad))
-            });
-            let mut grads = grads.collect::<Result<Vec<_>>>()?;
-            let sums = added(of_tables)?;
-            let present = tables.iter().zip(sums);
-            grads.extend(
-                present
-                    .filter(|(table, _)| table.is_some())
-                    .map(|(_, sum)| sum),
-            );
-            Ok(grads)
-        },
-    )
+    Ok(sequences)
+}
+
+/// What the forward pass keeps for the backward pass.
+struct Pass {
+    sequences: Vec<Sequence>,
+    /// The statistics of each sequence's rows.
+    rows: Vec<Vec<Row>>,
+    fused: Option<FusedLayout>,
+    sizes: Sizes,
+    scale: f64,
+}
+
+impl Pass {
+    /// Returns the gradients of queries, keys and values, or of their fused projection, and those of the tables.
+    fn backward(
+        &self,
+        qkv: &[&Tensor],
+        tables: [Option<&Tensor>; 4],
+        out: &Tensor,
+        grad: &Tensor,
+    ) -> Result<tape::Grads> {
+        let sizes = &self.sizes;
+        let wants = tables.map(|table| table.is_some_and(Tensor::track_op));
+        let mut buffers: Vec<Vec<f32>> =
+            qkv.iter().map(|x| for_overwrite(x.elem_count())).collect();
+        let contiguous = |heads, width| View::contiguous(sizes.queries, heads, width);
+        let (views, of) = self.views();
+        let starts: Vec<Shared> = (buffers.iter_mut())
+            .map(|buffer| Shared::new(buffer, contiguous(1, 0)))
+            .collect();
+        let view = contiguous(sizes.heads, sizes.value);
+        let of_tables: Vec<OfTables> = with_qkv(qkv, self.fused, sizes, |qkv| {
+            storage::with2(out, grad, |out, grad| {
+                let of_sequence = |(sequence, rows): (&Sequence, &Vec<Row>)| {
+                    let terms = sequence.expanded(tables, self.scale)?;
+                    let parts = sequence
+                        .terms
+                        .as_ref()
+                        .map(|terms| Parts::new(wants, &terms.index, &sequence.attention.sizes));
+                    let heads = |data| Heads {
+                        data,
+                        view: sequence.view(view),
+                    };
+                    let up = Upstream {
+                        out: heads(out),
+                        grad: heads(grad),
+                        rows,
+                    };
+                    // No two sequences have a row in common.
+                    let [q, k, v] =
+                        [0, 1, 2].map(|i| starts[of[i]].seen_as(sequence.view(views[i])));
+                    let mut to = Targets {
+                        q,
+                        k,
+                        v,
+                        scores: &mut [],
+                        terms: parts.as_ref(),
+                    };
+                    let inputs = sequence.inputs(qkv, terms.as_ref());
+                    sequence.attention.backward(&inputs, &up, &mut to);
+                    let collect = |(parts, terms): (Parts, &RelativeTerms)| {
+                        parts.collect(&terms.index, tables)
+                    };
+                    parts.zip(sequence.terms.as_ref()).map(collect).transpose()
+                };
+                let pairs = self.sequences.par_iter().zip(&self.rows);
+                pairs.map(of_sequence).collect()
+            })
+        })??;
+        // All of them are computed together; those that nobody asked for are dropped.
+        let grads = qkv.iter().zip(buffers).map(|(x, buffer)| {
+            let grad = storage::tensor(buffer, x.shape())?;
+            Ok(x.track_op().then_some(grad))
+        });
+        let mut grads = grads.collect::<Result<Vec<_>>>()?;
+        let present = tables.iter().zip(added(of_tables)?);
+        grads.extend(
+            present
+                .filter(|(table, _)| table.is_some())
+                .map(|(_, sum)| sum),
+        );
+        Ok(grads)
+    }
+
+    /// Returns the views of the gradients of queries, keys and values, and the number of the buffer of each.
+    fn views(&self) -> ([View; 3], [usize; 3]) {
+        let sizes = &self.sizes;
+        let contiguous = |heads, width| View::contiguous(sizes.queries, heads, width);
+        match self.fused {
+            Some(layout) => (
+                layout.split(contiguous(1, sizes.fused_width()), sizes),
+                [0; 3],
+            ),
+            None => {
+                let q = contiguous(sizes.heads, sizes.key);
+                let k = contiguous(sizes.kv_heads, sizes.key);
+                let v = contiguous(sizes.kv_heads, sizes.value);
+                ([q, k, v], [0, 1, 2])
+            }
+        }
+    }
 }
 
 /// Adds up the gradients of the tables, sequence by sequence.
