@@ -120,7 +120,7 @@ fn check_rate(rate: u32) -> Result<(), String> {
     match rate {
         100..=1_000_000 => Ok(()),
         _ => Err(format!(
-            "{rate} samples a second are no sampling rate; recordings have 8,000 to 192,000"
+            "{rate} is not a valid sampling rate; recordings have 8,000 to 192,000 samples a second"
         )),
     }
 }
@@ -144,10 +144,10 @@ fn decode(bytes: &[u8]) -> Result<Audio, String> {
     };
     check_rate(audio.sampling_rate)?;
     if audio.samples.is_empty() {
-        return Err("the recording holds no samples".to_owned());
+        return Err("the recording has no samples".to_owned());
     }
     if audio.samples.iter().any(|sample| !sample.is_finite()) {
-        return Err(damaged(&"some of its samples are no numbers"));
+        return Err(damaged(&"some of its samples are not numbers"));
     }
     Ok(audio)
 }

@@ -67,7 +67,7 @@ impl FeatureExtractor {
 
     fn parse(text: &[u8]) -> Result<Self, String> {
         let others: Map<String, Value> = crate::base::json::from_slice(text)
-            .map_err(|error| format!("it is no JSON object: {error}"))?;
+            .map_err(|error| format!("it is not a JSON object: {error}"))?;
         let flag = |key: &str, default: bool| match others.get(key) {
             None | Some(Value::Null) => Ok(default),
             Some(value) => value
@@ -82,7 +82,7 @@ impl FeatureExtractor {
         };
         if number("feature_size", 1.0)? != 1.0 {
             return Err(format!(
-                "feature_size is {}: this model reads features of a spectrum and no waveforms, and is not supported",
+                "feature_size is {}: this model reads features of a spectrum instead of waveforms, which is not supported",
                 others["feature_size"]
             ));
         }
@@ -90,7 +90,7 @@ impl FeatureExtractor {
             .get("padding_side")
             .is_some_and(|side| side == "left")
         {
-            return Err("padding_side is \"left\", but waveforms are padded behind".to_owned());
+            return Err("padding_side is \"left\", but waveforms are padded at the end".to_owned());
         }
         let rate = number("sampling_rate", 16_000.0)?;
         if rate.fract() != 0.0 || !(100.0..=1e6).contains(&rate) {
@@ -127,10 +127,10 @@ impl FeatureExtractor {
     /// Returns `audio` as the model's `input_values`: resampled to the model's rate where it has another, and normalized.
     ///
     /// # Errors
-    /// When it holds no samples.
+    /// When it has no samples.
     pub fn input_values(&self, audio: &Audio) -> Result<Vec<f32>> {
         if audio.samples.is_empty() {
-            return Err(Error::argument("audio", "it holds no samples"));
+            return Err(Error::argument("audio", "it has no samples"));
         }
         let mut values = audio.resampled(self.sampling_rate)?.samples;
         if self.do_normalize {
@@ -205,7 +205,7 @@ mod tests {
             (r#"{"sampling_rate": 0}"#, "sampling_rate is 0"),
             (r#"{"sampling_rate": "16k"}"#, "must be a number"),
             (r#"{"do_normalize": 1}"#, "true or false"),
-            (r#"{"padding_side": "left"}"#, "behind"),
+            (r#"{"padding_side": "left"}"#, "at the end"),
             ("[]", "JSON object"),
         ] {
             let error = FeatureExtractor::parse(text.as_bytes()).unwrap_err();

@@ -38,7 +38,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Vec<f32>, u32), String> {
     }
     match info.samples {
         Some(announced) if (samples.len() as u64) < announced => Err(damaged(&format!(
-            "its header announces {announced} samples a channel, and it holds {}",
+            "its header announces {announced} samples a channel, but it has {}",
             samples.len()
         ))),
         _ => Ok((samples, info.sample_rate)),

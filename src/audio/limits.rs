@@ -12,5 +12,7 @@ pub(super) fn too_long() -> String {
 
 /// Returns what is said of a file that is not whole.
 pub(super) fn damaged(error: &dyn fmt::Display) -> String {
-    format!("the recording can't be read ({error}); it may be cut short or damaged: get it again")
+    format!(
+        "the recording can't be read ({error}); it may be truncated or damaged: download it again"
+    )
 }

@@ -37,7 +37,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Vec<f32>, u32), String> {
         let length = number(head, 4) as usize;
         if &head[..4] == b"data" {
             let format = format.ok_or_else(|| {
-                damaged(&"its samples come before what says how they are written")
+                damaged(&"its samples come before the description of their format")
             })?;
             return samples(body, length, format);
         }
@@ -144,7 +144,7 @@ fn samples(body: &[u8], length: usize, format: Format) -> Result<(Vec<f32>, u32)
         UNKNOWN_LENGTH.. => body,
         length => body.get(..length).ok_or_else(|| {
             damaged(&format!(
-                "its header announces {} samples a channel, and it holds {}",
+                "its header announces {} samples a channel, but it has {}",
                 length / frame,
                 body.len() / frame
             ))

@@ -62,7 +62,7 @@ impl Examples for Dataset {
         let found = tokens.or_else(|missing| self.position(INPUT_VALUES).map_err(|_| missing));
         found.map_err(|error| match error {
             Error::MissingColumn { name, available } => Error::Dataset(format!(
-                "there is no column {name:?} to make batches of; the columns are {}: tokenize a text column first \
+                "there is no column {name:?} to batch; the columns are {}: tokenize a text column first \
                  (Map::new(tokenizer.tokenize_column(..)))",
                 available.join(", ")
             )),

@@ -102,9 +102,7 @@ impl Collator for CtcCollator {
             .max()
             .filter(|&len| len > 0);
         let longest = longest.ok_or_else(|| {
-            Error::Dataset(
-                "there is nothing to make a batch of: no recordings, or only empty ones".to_owned(),
-            )
+            Error::Dataset("a batch needs at least one recording that is not empty".to_owned())
         })?;
         let samples = longest.next_multiple_of(self.pad_to_multiple_of.unwrap_or(1));
         let mut values = vec![extractor.padding_value; rows.len() * samples];
@@ -190,7 +188,7 @@ mod tests {
         assert!(without.label_values().is_empty());
         for (examples, word) in [
             (vec![Example::from(vec![1, 2])], "no input_values"),
-            (vec![example(&[], None)], "only empty ones"),
+            (vec![example(&[], None)], "not empty"),
             (
                 vec![example(&[1.0], Some(&[5])), example(&[1.0], None)],
                 "example 1",

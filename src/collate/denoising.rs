@@ -115,14 +115,13 @@ impl DenoisingCollator {
         ];
         for (name, ratio) in ratios {
             if !(0.0..=1.0).contains(&ratio) {
-                let message =
-                    format!("{ratio} is not a part of the whole; give a number from 0 to 1");
+                let message = format!("{ratio} is not a ratio; give a number from 0 to 1");
                 return Err(Error::argument(name, message));
             }
         }
         if !(0.1..=100.0).contains(&self.poisson_lambda) {
             let message = format!(
-                "{} is no mean length; give a number from 0.1 to 100",
+                "{} is not a valid mean length; give a number from 0.1 to 100",
                 self.poisson_lambda
             );
             return Err(Error::argument("poisson_lambda", message));

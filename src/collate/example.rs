@@ -65,7 +65,7 @@ impl Example {
         for (name, length) in lengths {
             if let Some(length) = length.filter(|&length| length != self.input_ids.len()) {
                 return Err(Error::Dataset(format!(
-                    "an example has {} input_ids but {length} values of {name}; they must be equally many",
+                    "an example has {} input_ids but {length} values of {name}; the numbers must be equal",
                     self.input_ids.len()
                 )));
             }

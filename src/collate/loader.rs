@@ -89,9 +89,7 @@ impl DataLoader {
         }
         let examples = examples.into_examples();
         if examples.len() == 0 {
-            return Err(Error::Dataset(
-                "the dataset is empty: there is nothing to make batches of".to_owned(),
-            ));
+            return Err(Error::Dataset("the dataset is empty".to_owned()));
         }
         examples.validate()?;
         collator.validate()?;

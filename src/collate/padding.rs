@@ -64,7 +64,7 @@ impl Collator for PaddingCollator {
 
 pub(super) fn check_multiple(multiple: Option<usize>) -> Result<()> {
     if multiple == Some(0) {
-        let message = "0 has no multiples; give 1 or more";
+        let message = "must be at least 1";
         return Err(Error::argument("pad_to_multiple_of", message));
     }
     Ok(())
@@ -102,7 +102,7 @@ impl<'a> Padding<'a> {
         let lengths = examples.iter().map(|example| example.input_ids.len());
         let Some(longest) = lengths.clone().max() else {
             return Err(Error::Dataset(
-                "there is nothing to make a batch of: no examples".to_owned(),
+                "a batch needs at least one example".to_owned(),
             ));
         };
         // Empty examples that meet in a batch are a row of padding each: nothing in them counts, so that training and

@@ -140,7 +140,7 @@ impl Reader {
                 }
                 None => {
                     return Err(Error::Dataset(
-                        "a whole epoch of a stream gave no example: what is done to its rows leaves none of them"
+                        "a whole epoch of the stream gave no example: its operations drop every row"
                             .to_owned(),
                     ));
                 }

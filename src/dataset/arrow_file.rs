@@ -47,7 +47,7 @@ pub(crate) fn read(path: &Path) -> Result<Table> {
     read_buffer(buffer).map_err(|error| {
         Error::format(
             path,
-            format!("this is no complete Arrow file ({error}); it may be cut short or damaged: get or write it again"),
+            format!("not a complete Arrow file ({error}); it may be truncated or damaged: download or write it again"),
         )
     })
 }
@@ -157,7 +157,7 @@ impl Claims {
 fn take_from(left: &mut u64, claimed: u64, what: &str) -> Result<(), ArrowError> {
     *left = left.checked_sub(claimed).ok_or_else(|| {
         ArrowError::IpcError(format!(
-            "it claims to hold {claimed} {what}, which a file of its size does not"
+            "it claims to contain {claimed} {what}, which is impossible for a file of its size"
         ))
     })?;
     Ok(())
@@ -248,7 +248,7 @@ fn decode_file(buffer: &Buffer, claims: &mut Claims) -> Result<Decoded, ArrowErr
             {
                 Ok(buffer.slice_with_length(offset, length))
             }
-            _ => Err(broken("a block lies outside of the file")),
+            _ => Err(broken("a block is outside the file")),
         }
     };
     let mut decoder = FileDecoder::new(schema.clone(), footer.version());
@@ -258,7 +258,7 @@ fn decode_file(buffer: &Buffer, claims: &mut Claims) -> Result<Decoded, ArrowErr
         let length = usize::try_from(described.metaDataLength()).unwrap_or(usize::MAX);
         let (metadata, body) = bytes
             .split_at_checked(length)
-            .ok_or_else(|| broken("a block lies outside of the file"))?;
+            .ok_or_else(|| broken("a block is outside the file"))?;
         let prefix = if metadata.starts_with(&CONTINUATION) {
             8
         } else {
@@ -469,7 +469,7 @@ mod tests {
         };
         assert_eq!(read(texts(100, 1000)).unwrap(), 1000);
         let error = read(texts(100_000, 100_000)).unwrap_err().to_string();
-        assert!(error.contains("bytes, which a file"), "{error}");
+        assert!(error.contains("bytes, which is impossible"), "{error}");
         let empty = Arc::new(Schema::empty());
         let mut writer = StreamWriter::try_new(Vec::new(), &empty).unwrap();
         writer.finish().unwrap();
@@ -487,7 +487,7 @@ mod tests {
             std::fs::write(&path, &whole[..length]).unwrap();
             let error = read(&path).map(|_| ()).unwrap_err().to_string();
             assert!(
-                error.contains("table.arrow: this is no complete Arrow file"),
+                error.contains("table.arrow: not a complete Arrow file"),
                 "{length}: {error}"
             );
         }

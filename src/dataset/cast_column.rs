@@ -170,7 +170,7 @@ fn exact(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowError> {
             let values = cast(array, &DataType::Float64)?;
             let values = values.as_primitive::<Float64Type>();
             if let Some(value) = values.iter().flatten().find(|value| value.fract() != 0.0) {
-                let message = format!("{value} is no whole number");
+                let message = format!("{value} is not a whole number");
                 return Err(ArrowError::CastError(message));
             }
         }
@@ -181,7 +181,10 @@ fn exact(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowError> {
                 _ => 1 << 53,
             };
             let beyond = |value: u64| {
-                let message = format!("{value} has more digits than {} holds", type_name(to));
+                let message = format!(
+                    "{value} has more digits than {} can represent",
+                    type_name(to)
+                );
                 Err(ArrowError::CastError(message))
             };
             let magnitudes: Box<dyn Iterator<Item = u64>> = match from {
@@ -355,7 +358,7 @@ mod tests {
         refused(cast_to(vec![1, 2, 300], "int8"), "row 2");
         refused(
             cast_to(vec![1.0, 1.5], "int64"),
-            "row 1 (1.5 is no whole number)",
+            "row 1 (1.5 is not a whole number)",
         );
         refused(cast_to(vec![f64::NAN], "int64"), "NaN");
         refused(cast_to(vec!["1", "x"], "int64"), "row 1");
@@ -366,7 +369,7 @@ mod tests {
         refused(cast_to(vec![-1], "uint8"), "row 0");
         refused(cast_to(vec![vec![1], vec![400]], "list<int8>"), "row 1");
         refused(cast_to(vec!["a"], "struct<x: int8>"), "struct");
-        refused(cast_to(vec!["a"], "text"), "no type of a column");
+        refused(cast_to(vec!["a"], "text"), "not a known column type");
     }
 
     #[test]

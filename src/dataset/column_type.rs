@@ -54,7 +54,7 @@ impl ColumnType {
                 Error::argument(
                     "type",
                     format!(
-                        "{name:?} is no type of a column that is known here; there are string, binary, bool, int8 to int64, \
+                        "{name:?} is not a known column type; known are string, binary, bool, int8 to int64, \
                          uint8 to uint64, float16 to float64, date32, date64, timestamp[s|ms|us|ns], list<TYPE> and \
                          struct<NAME: TYPE, ...>"
                     ),

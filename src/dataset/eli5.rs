@@ -73,7 +73,7 @@ pub(super) fn is_eli5(name: &str) -> bool {
 pub fn load_eli5_from(path_or_name: impl AsRef<str>, split: impl AsRef<str>) -> Result<Dataset> {
     let (mut name, split) = (path_or_name.as_ref(), split.as_ref());
     if is_eli5(name) {
-        eprintln!("note: {ELI5:?} is no longer published; {HOME:?} is used in its place");
+        eprintln!("note: {ELI5:?} is no longer published; using {HOME:?} instead");
         name = HOME;
     }
     #[cfg(feature = "hub")]
@@ -82,7 +82,7 @@ pub fn load_eli5_from(path_or_name: impl AsRef<str>, split: impl AsRef<str>) -> 
         let available = dataset.splits();
         let rename = |asked: &str| match split_of(asked, &available) {
             Some(found) => {
-                eprintln!("note: {name} has no split {asked:?}; its {found:?} is used");
+                eprintln!("note: {name} has no split {asked:?}; using its {found:?}");
                 found.to_owned()
             }
             None => asked.to_owned(),
@@ -159,7 +159,7 @@ fn eli5_files(path: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
     files.sort();
     if let Some(pair) = files.windows(2).find(|pair| pair[0].0 == pair[1].0) {
         return Err(Error::Dataset(format!(
-            "{} and {} both hold the split {}; give one of them by its own path",
+            "{} and {} both contain the split {}; give the path of one of them",
             pair[0].1.display(),
             pair[1].1.display(),
             pair[0].0

@@ -93,7 +93,7 @@ pub(super) fn to_original(dataset: &Dataset, name: &str) -> Result<Dataset> {
         changes.push("the answers' `text_urls` taken for `answers_urls`".to_owned());
     }
     eprintln!(
-        "note: {name} is brought to the layout of the original ELI5{}{}",
+        "note: {name} was converted to the layout of the original ELI5{}{}",
         if changes.is_empty() { "" } else { ": " },
         changes.join(", ")
     );

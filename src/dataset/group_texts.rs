@@ -90,7 +90,7 @@ impl GroupTexts {
         self.check_sizes()?;
         if dataset.is_empty() {
             return Err(Error::Dataset(
-                "group_texts: the dataset is empty, there is no text to group".to_owned(),
+                "group_texts: the dataset is empty".to_owned(),
             ));
         }
         self.check_columns(dataset)
@@ -130,7 +130,7 @@ impl GroupTexts {
                 name: field.name().clone(),
                 operation: "group_texts".to_owned(),
                 expected:
-                    "lists of token ids in every column (take others away with remove_columns)"
+                    "lists of token ids in every column (drop the others with remove_columns)"
                         .to_owned(),
                 found: type_name(field.data_type()),
             }),
@@ -380,8 +380,7 @@ fn equal_length(columns: &[(String, ArrayRef)], start: usize) -> Result<usize> {
         .find(|(_, other)| other.len() != column.len())
     {
         Some((name, other)) => Err(Error::Dataset(format!(
-            "from row {start} on, the lists of {first:?} have {} items in all and those of {name:?} {}; columns to be \
-             grouped belong together item by item, take others away with remove_columns",
+            "from row {start} on, the lists of {first:?} have {} items in all and those of {name:?} {}; grouped columns must correspond item by item; drop the others with remove_columns",
             column.len(),
             other.len()
         ))),

@@ -260,8 +260,7 @@ impl Map {
             let kept: Vec<String> = result.column_names().to_vec();
             result = result.with_column(name, column.clone()).map_err(|_| {
                 let message = format!(
-                    "the function gave {} rows in column {name:?} for {} rows, but the columns {} stay as they are; \
-                     name them in remove_columns if the function changes the number of rows",
+                    "the function gave {} rows in column {name:?} for {} rows, but the columns {} are unchanged; name them in remove_columns if the function changes the number of rows",
                     column.len(),
                     rows.len(),
                     kept.join(", ")

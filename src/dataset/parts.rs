@@ -51,7 +51,7 @@ pub(super) fn make(
         true => work(name),
         false => Err(Error::argument(
             "by_ranks",
-            "the ranks meet in the cache, but it is off (CLOZE_NO_CACHE, Map::cache)",
+            "the ranks exchange their parts through the cache, but it is turned off (CLOZE_NO_CACHE, Map::cache)",
         )),
     };
     let made = made.map(|part| (name.to_hex(), part.len()));

@@ -194,7 +194,7 @@ impl Value {
         match self {
             Self::Record(row) => row.get(name),
             other => Err(Error::Dataset(format!(
-                "a value has the field {name:?} only if it is a nested record, and this is {}",
+                "only a nested record has fields such as {name:?}, but this is {}",
                 other.kind()
             ))),
         }
@@ -236,10 +236,7 @@ impl Index<usize> for Value {
         match self {
             Self::List(items) if index < items.len() => &items[index],
             Self::List(items) => panic!("there is no item {index} in a list of {}", items.len()),
-            other => panic!(
-                "item {index} was asked of {}, which is no list",
-                other.kind()
-            ),
+            other => panic!("{} is not a list, so it has no item {index}", other.kind()),
         }
     }
 }

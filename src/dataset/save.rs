@@ -99,7 +99,7 @@ fn open(folder: &Path) -> Result<(String, Dataset)> {
         if name.is_empty() || Path::new(name).file_name() != Some(name.as_ref()) {
             return Err(Error::format(
                 &path,
-                format!("{name:?} is no name of a file in this folder"),
+                format!("{name:?} is not the name of a file in this folder"),
             ));
         }
         tables.push(arrow_file::read(&file)?);
@@ -146,7 +146,7 @@ impl Dataset {
         match dict.names().as_slice() {
             [only] => Ok(dict[only].clone()),
             names => Err(Error::Dataset(format!(
-                "{} holds several splits ({}); open it with load_from_disk and choose one",
+                "{} contains several splits ({}); open it with load_from_disk and choose one",
                 folder.display(),
                 names.join(", ")
             ))),
@@ -248,7 +248,7 @@ impl DatasetDict {
                 if name.is_empty() || Path::new(name).file_name() != Some(name.as_ref()) {
                     return Err(Error::argument(
                         "split",
-                        format!("{name:?} can't be the name of a folder"),
+                        format!("{name:?} is not a valid folder name"),
                     ));
                 }
                 let split = folder.join(name);
@@ -284,7 +284,7 @@ fn refuse_foreign(folder: &Path) -> Result<()> {
     Err(Error::argument(
         "folder",
         format!(
-            "{} holds other files; choose a new or an empty folder",
+            "{} contains other files; choose a new or an empty folder",
             folder.display()
         ),
     ))
@@ -427,7 +427,7 @@ mod tests {
             .save_to_disk(folder.path())
             .unwrap_err()
             .to_string();
-        assert!(error.contains("holds other files"), "{error}");
+        assert!(error.contains("contains other files"), "{error}");
         assert!(folder.path().join("thesis.tex").exists());
     }
 
@@ -438,7 +438,7 @@ mod tests {
         std::fs::write(folder.path().join(STATE), state.to_string()).unwrap();
         let error = load_from_disk(folder.path()).unwrap_err().to_string();
         assert!(
-            error.contains("no name of a file in this folder"),
+            error.contains("not the name of a file in this folder"),
             "{error}"
         );
     }

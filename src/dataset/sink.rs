@@ -177,7 +177,7 @@ impl Sink {
     }
 
     fn fail(&mut self, error: Error) {
-        tracing::warn!("a result is not kept in the cache: {error}");
+        tracing::warn!("a result could not be cached: {error}");
         self.file = None;
         self.failed = Some(error);
     }

@@ -58,7 +58,7 @@ fn parse_term(split: &str, term: &str) -> Result<Term> {
     let unrecognized = || {
         fail(
             split,
-            "not understood; write a name, or a name and a slice of whole rows or whole per cent without spaces: \
+            "not a valid split; write a name, or a name and a slice in whole rows or whole per cent, without spaces: \
              train, train[:5000], train[10%:20%], train[-5:], train[:10]+test[:10]",
         )
     };
@@ -103,7 +103,7 @@ fn parse_term(split: &str, term: &str) -> Result<Term> {
     {
         return Err(fail(
             split,
-            "boundaries in per cent must lie between -100% and 100%",
+            "boundaries in per cent must be between -100% and 100%",
         ));
     }
     let percent = from_percent || to_percent;
@@ -216,7 +216,7 @@ pub(crate) fn resolve(dict: &DatasetDict, split: &str) -> Result<Dataset> {
         return Err(fail(
             split,
             format!(
-                "no rows lie in it; the splits have {}",
+                "it selects no rows; the splits have {}",
                 dict.iter()
                     .map(|(name, dataset)| format!("{} rows in {name}", dataset.len()))
                     .collect::<Vec<_>>()

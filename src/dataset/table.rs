@@ -203,7 +203,7 @@ impl Dataset {
         if range.start > range.end || range.end > len {
             return Err(Error::argument(
                 "range",
-                format!("{range:?} does not lie within the dataset's {len} rows"),
+                format!("{range:?} is outside the dataset's {len} rows"),
             ));
         }
         let start = range.start;

@@ -183,7 +183,7 @@ fn cells(name: &str, column: &ArrayRef) -> Result<Vec<String>> {
                 let mut cell = String::new();
                 if column.is_valid(row) {
                     write!(cell, "{}", formatter.value(row)).map_err(|_| {
-                        Error::Dataset(format!("column {name:?}: row {row} can't be shown"))
+                        Error::Dataset(format!("column {name:?}: row {row} can't be formatted"))
                     })?;
                 }
                 cells.push(cell);

@@ -73,7 +73,7 @@ impl TrainTestSplit {
                 Err(Error::argument(
                     name,
                     format!(
-                        "{fraction} is no fraction between 0 and 1 (for a number of rows, write a whole number)"
+                        "{fraction} is not a fraction between 0 and 1 (for a number of rows, write a whole number)"
                     ),
                 ))
             }

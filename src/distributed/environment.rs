@@ -95,10 +95,10 @@ fn foreign_in(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     variable("MASTER_ADDR")?;
     let by = match variable("TORCHELASTIC_RUN_ID") {
         Some(_) => "torchrun",
-        None => "something that speaks torch.distributed's variables (WORLD_SIZE, MASTER_ADDR)",
+        None => "a launcher that sets torch.distributed's variables (WORLD_SIZE, MASTER_ADDR)",
     };
     Some(format!(
-        "{by} started this program as one of {world}, but it gives the ranks no way to find each other: start it with \
+        "{by} started this program as one of {world}, but it does not tell the ranks how to find each other: start it with \
          `mpirun -n {world} PROGRAM`, `srun --mpi=pmix PROGRAM` or `cloze launch -n {world} -- PROGRAM` instead \
          (or set {SWITCH}=off to train alone)"
     ))

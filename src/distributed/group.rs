@@ -194,7 +194,7 @@ impl Group {
                 Voice::Present(at, _) => {
                     self.broken.store(true, Ordering::Relaxed);
                     Error::Distributed(format!(
-                        "the ranks do different things: rank {} is at {place:?}, rank {rank} at {at:?}; all must call the \
+                        "the ranks diverged: rank {} is at {place:?}, rank {rank} at {at:?}; all must call the \
                          trainer's methods in the same order",
                         self.rank()
                     ))
@@ -262,7 +262,7 @@ impl Group {
         let mut said = self.vote(place, mine)?;
         said.swap_remove(0)
             .pop()
-            .ok_or_else(|| Error::Distributed(format!("rank 0 said nothing at {place:?}")))
+            .ok_or_else(|| Error::Distributed(format!("rank 0 sent nothing at {place:?}")))
     }
 
     /// Begins work whose failures are told of in votes.
@@ -276,7 +276,7 @@ impl Group {
             Err(error) if self.size() > 1 && !self.agreed.load(Ordering::Relaxed) => {
                 let told = self.vote::<()>("a failure", Err(error));
                 Err(told.err().unwrap_or_else(|| {
-                    Error::Distributed("a failure was told of, but not noticed".to_owned())
+                    Error::Distributed("a failure was reported, but not handled".to_owned())
                 }))
             }
             other => other,

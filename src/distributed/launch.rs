@@ -69,7 +69,7 @@ impl Launch {
         match status.success() {
             true => Ok(()),
             false => Err(Error::Distributed(format!(
-                "{} ended with {status}; what the ranks said stands above",
+                "{} ended with {status}; see the ranks' messages above",
                 self.title()
             ))),
         }
@@ -89,10 +89,7 @@ impl Launch {
     /// When there is neither `mpirun` nor `srun`, or no rank is asked for.
     pub fn command(&self) -> Result<Command> {
         if self.ranks == 0 {
-            return Err(Error::argument(
-                "ranks",
-                "0 makes no sense; give at least 1",
-            ));
+            return Err(Error::argument("ranks", "must be at least 1"));
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let in_slurm = std::env::var_os("SLURM_JOB_ID").is_some();
@@ -104,7 +101,7 @@ impl Launch {
             },
             (None, None) => {
                 return Err(Error::Distributed(
-                    "there is nothing to start ranks with: neither mpirun nor, in a Slurm job, srun is on the search path; \
+                    "no launcher was found: neither mpirun nor, in a Slurm job, srun is on the search path; \
                      install Open MPI (Debian: openmpi-bin) or MPICH, or load its module"
                         .to_owned(),
                 ));

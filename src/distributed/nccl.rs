@@ -33,7 +33,7 @@ macro_rules! functions {
 
         impl Library {
             fn open(file: &str) -> Result<Self, String> {
-                let name = CString::new(file).map_err(|_| "its name is none".to_owned())?;
+                let name = CString::new(file).map_err(|_| "it has no name".to_owned())?;
                 // SAFETY: opening a library runs its initializers; NCCL's may run at any time. It is never closed.
                 let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
                 if handle.is_null() {
@@ -271,7 +271,7 @@ fn agree<T>(group: &Group, place: &str, mine: Result<T, String>) -> Result<Optio
     {
         if group.is_main() {
             eprintln!(
-                "note: gradients pass through the host, for {place} failed on rank {rank}: {reason}"
+                "note: gradients are exchanged through the host, because {place} failed on rank {rank}: {reason}"
             );
         }
         return Ok(None);

@@ -178,7 +178,7 @@ impl FillMask {
         let texts = texts.as_ref();
         if texts.is_empty() {
             return Err(Error::FillMask(
-                "there are no texts to fill; give at least one".to_owned(),
+                "no texts were given; give at least one".to_owned(),
             ));
         }
         self.fill_all(texts).map(PredictionsBatch::new)
@@ -276,7 +276,7 @@ impl FillMask {
                 return Err(Error::FillMask(
                     match self.max_length.filter(|_| text.as_ref().contains(token)) {
                         Some(max_length) => format!(
-                            "{} lost its mask token {token} when it was cut to {max_length} tokens; allow more, or move the mask forward",
+                            "{} lost its mask token {token} when it was truncated to {max_length} tokens; allow more, or move the mask forward",
                             which()
                         ),
                         None => format!(
@@ -288,7 +288,7 @@ impl FillMask {
             }
             if encoding.len() > longest {
                 return Err(Error::FillMask(format!(
-                    "{} has {} tokens, but this model takes at most {longest}; shorten it, or cut what is too long with .max_length({longest})",
+                    "{} has {} tokens, but this model takes at most {longest}; shorten it, or truncate it with .max_length({longest})",
                     which(),
                     encoding.len()
                 )));

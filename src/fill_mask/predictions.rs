@@ -111,7 +111,7 @@ impl Index<usize> for Predictions {
         let len = self.len();
         match self.iter().nth(index) {
             Some(prediction) => prediction,
-            None => panic!("there is no prediction {index}: there are {len}, counted from 0"),
+            None => panic!("there is no prediction {index}: there are {len}, numbered from 0"),
         }
     }
 }

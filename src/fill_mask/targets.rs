@@ -19,19 +19,19 @@ pub(super) fn resolve(
                 let encoding = tokenizer.encode_with(target, &options)?;
                 let Some((&id, token)) = encoding.ids.first().zip(encoding.tokens.first()) else {
                     warnings.push(format!(
-                        "the target {target:?} gives no token, so it is left out"
+                        "the target {target:?} gives no token and is ignored"
                     ));
                     continue;
                 };
                 warnings.push(format!(
-                    "the target {target:?} is not a token of the vocabulary; its first token {token:?} stands in for it"
+                    "the target {target:?} is not a token of the vocabulary; using its first token {token:?} instead"
                 ));
                 id
             }
         };
         if id as usize >= vocab {
             return Err(Error::FillMask(format!(
-                "the target {target:?} has the id {id}, but the model knows only {vocab} tokens: do tokenizer and model belong together?"
+                "the target {target:?} has the id {id}, but the model knows only {vocab} tokens: does the tokenizer belong to the model?"
             )));
         }
         if !ids.contains(&id) {

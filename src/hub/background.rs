@@ -47,7 +47,7 @@ impl BackgroundPush {
             return Ok(false);
         }
         if let Some(Err(error)) = self.wait() {
-            eprintln!("warning: the push in the background failed, training goes on: {error}");
+            eprintln!("warning: the background upload failed; training continues: {error}");
         }
         let aside = set_aside(folder.as_ref())?;
         let (hub, repo, options) = (self.hub.clone(), self.repo.clone(), options.clone());
@@ -65,11 +65,9 @@ impl BackgroundPush {
     /// Waits for the push that is under way and returns what came of the last one; `None` if there was none.
     pub fn wait(&mut self) -> Option<Result<Pushed>> {
         let result = self.running.take()?.join();
-        Some(result.unwrap_or_else(|_| {
-            Err(Error::Hub(
-                "the push in the background broke down".to_owned(),
-            ))
-        }))
+        Some(
+            result.unwrap_or_else(|_| Err(Error::Hub("the background upload panicked".to_owned()))),
+        )
     }
 }
 

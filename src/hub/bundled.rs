@@ -84,8 +84,7 @@ fn no_place(folder: &Path, error: &std::io::Error) -> Error {
     Error::Argument {
         name: CACHE,
         message: format!(
-            "what ships with the crate can't be written to {}: {error}; set {CACHE} to a folder that can be written, or \
-             {DATA} to one that holds the data",
+            "the bundled data can't be written to {}: {error}; set {CACHE} to a writable folder, or {DATA} to a folder with the data",
             folder.display()
         ),
     }

@@ -87,7 +87,7 @@ impl Hub {
         if let Some(unsafe_path) = paths.iter().find(|path| !is_safe_path(path)) {
             return Err(Error::argument(
                 "paths",
-                format!("{unsafe_path:?} is not a path inside of a repository"),
+                format!("{unsafe_path:?} is not a path inside a repository"),
             ));
         }
         let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();

@@ -168,7 +168,7 @@ impl<'a> Part<'a> {
             if !resumed {
                 let _ = std::fs::remove_file(self.path);
                 let message = format!(
-                    "what arrived is not what the server announced (hash {}, {} bytes)",
+                    "the received content differs from what the server announced (hash {}, {} bytes)",
                     self.info.etag, self.info.size
                 );
                 return Err(client.failure(FailureKind::Damaged, &request(0), message));
@@ -200,7 +200,7 @@ impl<'a> Part<'a> {
             if range_start(&response) != Some(offset) {
                 self.restart()?;
                 let message =
-                    "the server sent another part of the file than was asked for".to_owned();
+                    "the server sent a different part of the file than requested".to_owned();
                 return Err(client.failure(FailureKind::Transient, request, message));
             }
         } else if offset > 0 {
@@ -223,7 +223,7 @@ impl<'a> Part<'a> {
             }
             if Instant::now() > until {
                 let message = format!(
-                    "the server is too slow: only {} of {} bytes have come",
+                    "the server is too slow: only {} of {} bytes have arrived",
                     self.len, self.info.size
                 );
                 return Err(client.failure(FailureKind::Refused, request, message));

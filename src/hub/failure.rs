@@ -77,13 +77,13 @@ impl From<Failure> for Error {
             FailureKind::Unreachable => {
                 "; check the network, or HF_ENDPOINT if you use a mirror, or give a local path"
             }
-            FailureKind::Transient => "; try again later: what has arrived is kept",
+            FailureKind::Transient => "; try again later: the received part is kept",
             FailureKind::Denied => {
-                "; log in with hub::login(token) or notebook_login(), with a token that has the right for this \
+                "; log in with hub::login(token) or notebook_login(), with a token that has the required permission \
                  (https://huggingface.co/settings/tokens)"
             }
             FailureKind::Damaged => {
-                "; it was removed: try again, and if it stays so, doubt the server or proxy"
+                "; it was removed: try again; if the problem persists, suspect the server or a proxy"
             }
             FailureKind::Missing | FailureKind::Conflict | FailureKind::Refused => "",
         };

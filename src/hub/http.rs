@@ -266,9 +266,9 @@ impl Client {
         let body = self.read_body(request, &mut response, LARGEST_JSON)?;
         serde_json::from_slice(&body).map_err(|e| {
             let message = if html || body.trim_ascii_start().starts_with(b"<") {
-                "with a web page instead of JSON: it is no Hub, or a login page or proxy stands in between".to_owned()
+                "with a web page instead of JSON: it is not a Hub, or a login page or proxy intercepts the connection".to_owned()
             } else {
-                format!("with something else than was expected ({e})")
+                format!("with an unexpected answer ({e})")
             };
             self.failure(FailureKind::Refused, request, format!("{} answered {message}", place(&request.url)))
         })
@@ -356,7 +356,7 @@ impl Client {
             })?;
             if url.starts_with("https://") && !next.starts_with("https://") {
                 let message = format!(
-                    "{} redirects from https to an open connection, which is refused",
+                    "{} redirects from https to an unencrypted connection, which is refused",
                     place(&url)
                 );
                 return Err(self.failure(FailureKind::Refused, request, message));
@@ -369,7 +369,7 @@ impl Client {
         Err(self.failure(
             FailureKind::Refused,
             request,
-            format!("{} redirects without end", place(&request.url)),
+            format!("{} redirects endlessly", place(&request.url)),
         ))
     }
 
@@ -393,7 +393,7 @@ impl Client {
             self.failure(
                 FailureKind::Refused,
                 request,
-                format!("{} can't be asked for: {e}", place(url)),
+                format!("{} can't be requested: {e}", place(url)),
             )
         };
         let sent = match &request.body {
@@ -403,7 +403,7 @@ impl Client {
                     self.failure(
                         FailureKind::Refused,
                         request,
-                        format!("what is to be sent can't be read: {e}"),
+                        format!("the data to send can't be read: {e}"),
                     )
                 })?;
                 let builder = builder.header("content-length", body.len());
@@ -449,11 +449,11 @@ impl Client {
             ureq::Error::Rustls(e) => (FailureKind::Unreachable, unsafe_connection(&host, e)),
             ureq::Error::ConnectProxyFailed(e) => (
                 FailureKind::Unreachable,
-                format!("the proxy does not let through to {host}: {e}"),
+                format!("the proxy refuses the connection to {host}: {e}"),
             ),
             ureq::Error::BodyExceedsLimit(most) => (
                 FailureKind::Refused,
-                format!("the answer of {host} is longer than {most} bytes, which none should be"),
+                format!("the answer of {host} is longer than the limit of {most} bytes"),
             ),
             other => (
                 FailureKind::Refused,
@@ -566,8 +566,7 @@ impl<'a> Pauses<'a> {
 
 fn unsafe_connection(host: &str, error: &dyn std::fmt::Display) -> String {
     format!(
-        "no safe connection to {host}: {error} (where a company's proxy stands in between, SSL_CERT_FILE must name the file \
-         with its certificate)"
+        "no secure connection to {host}: {error} (behind a company's proxy, set SSL_CERT_FILE to the file with its certificate)"
     )
 }
 

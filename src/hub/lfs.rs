@@ -151,8 +151,8 @@ fn batch(client: &Client, repo: &Repo, files: &[&Upload]) -> Result<Option<Vec<O
         .filter(|name| name != "basic" && name != "multipart")
     {
         let message = format!(
-            "the server takes large files by the transfer {transfer:?} alone, and Cloze speaks LFS (\"basic\" and \
-             \"multipart\"); build Cloze with the feature \"xet\" for a server of Xet, or upload the folder with Python's \
+            "the server accepts large files only by the transfer {transfer:?}, but Cloze supports LFS (\"basic\" and \
+             \"multipart\"); build Cloze with the feature \"xet\" for a Xet server, or upload the folder with Python's \
              `hf upload {} FOLDER`",
             repo.id()
         );
@@ -242,7 +242,7 @@ fn send_parts(
     let count = file.digest.size.div_ceil(part_size);
     if !addresses.keys().copied().eq(1..=count) {
         return Err(nonsense(format!(
-            "the server gave {} addresses for {count} parts",
+            "the server gave {} URLs for {count} parts",
             addresses.len()
         )));
     }

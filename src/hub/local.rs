@@ -76,7 +76,7 @@ pub(crate) fn find(kind: &'static str, name: &str) -> Result<Option<PathBuf>> {
     }
     if let Ok(target) = std::fs::read_link(path) {
         return Err(not_found(format!(
-            "it is a link to {}, where nothing is",
+            "it is a link to {}, which does not exist",
             target.display()
         )));
     }
@@ -105,7 +105,7 @@ pub(crate) fn missing(name: &str) -> String {
 pub(crate) fn after_looking_here(name: &str, error: Error) -> Error {
     let first = |message: String| {
         format!(
-            "{}, so it was taken for a name on the Hub: {message}",
+            "{}, so it was looked up on the Hub: {message}",
             missing(name)
         )
     };
@@ -202,7 +202,7 @@ fn empty_folder(kind: &str, name: &str) -> String {
     };
     let way_out = match Repo::parse(repo_kind, name) {
         Ok(repo) if !name.contains('@') => format!(
-            ", and it hides the {kind} of that name on the Hub: remove or rename the folder, or write \"{}@main\" for the \
+            ", and it shadows the {kind} of that name on the Hub: remove or rename the folder, or write \"{}@main\" for the \
              one on the Hub",
             repo.id()
         ),

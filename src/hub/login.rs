@@ -69,7 +69,7 @@ pub(crate) fn login(settings: &Settings, token: Token) -> Result<Account> {
     if token.secret().starts_with("api_org") {
         return Err(Error::argument(
             "token",
-            "this is an organisation's token; log in with one of your own",
+            "this is an organisation's token; log in with a user token",
         ));
     }
     let with_token = settings.clone().with_token(Some(token.clone()));
@@ -80,7 +80,7 @@ pub(crate) fn login(settings: &Settings, token: Token) -> Result<Account> {
         && in_environment()
     {
         eprintln!(
-            "note: HF_TOKEN is set to another token and goes before the one that was just stored"
+            "note: HF_TOKEN is set to another token and takes precedence over the one just stored"
         );
     }
     Ok(account)
@@ -182,7 +182,7 @@ pub(crate) fn ask_for_token() -> Result<Token> {
             .map_err(|e| Error::Hub(format!("could not read the token: {e}")))?
     } else {
         return Err(Error::Hub(
-            "notebook_login() found nobody to ask: there is neither a notebook nor a terminal; use hub::login(token) or \
+            "notebook_login() needs a notebook or a terminal; use hub::login(token) or \
              set HF_TOKEN"
                 .to_owned(),
         ));

@@ -81,28 +81,28 @@ impl Repo {
 fn check_id(id: &str) -> Result<(), String> {
     let parts: Vec<&str> = id.split('/').collect();
     if parts.len() > 2 {
-        return Err("has more than one slash, and a name on the Hub is owner/name".to_owned());
+        return Err("has more than one slash, but a name on the Hub is owner/name".to_owned());
     }
     for part in parts {
         let word = |c: char| c.is_alphanumeric() || c == '_';
         if part.is_empty() || part.len() > 96 {
             return Err(
-                "has an empty or overlong part, and a name on the Hub is owner/name".to_owned(),
+                "has an empty or overlong part, but a name on the Hub is owner/name".to_owned(),
             );
         }
         if !part.chars().all(|c| word(c) || c == '-' || c == '.') {
-            return Err("holds a character that no name on the Hub has".to_owned());
+            return Err("contains a character that names on the Hub can't have".to_owned());
         }
         if !part.starts_with(word) || !part.ends_with(word) {
             return Err(
-                "has a part that begins or ends with '.' or '-', which no name on the Hub does"
+                "has a part that begins or ends with '.' or '-', which names on the Hub can't"
                     .to_owned(),
             );
         }
     }
     if id.contains("--") || id.contains("..") || id.ends_with(".git") {
         return Err(
-            "holds \"--\" or \"..\" or ends with \".git\", which no name on the Hub does"
+            "contains \"--\" or \"..\" or ends with \".git\", which names on the Hub can't"
                 .to_owned(),
         );
     }
@@ -122,7 +122,7 @@ fn check_revision(revision: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "has the revision {revision:?} after the @, which is no branch, tag or commit"
+        "has the revision {revision:?} after the @, which is not a valid branch, tag or commit"
     ))
 }
 

@@ -120,7 +120,7 @@ impl Needs {
             Self::Model => {
                 if !has(&CONFIG) {
                     return Err(format!(
-                        "the repository has no {CONFIG}, so it holds no model that can be opened"
+                        "the repository has no {CONFIG}, so it contains no model that Cloze can open"
                     ));
                 }
                 files.push(CONFIG);

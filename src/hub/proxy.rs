@@ -31,13 +31,13 @@ pub(crate) fn proxy_for(scheme: &str, get: Get) -> Result<Option<ureq::Proxy>, S
     };
     if text.starts_with("socks") {
         return Err(format!(
-            "{name} asks for a SOCKS proxy, and Cloze speaks to HTTP proxies alone"
+            "{name} is set to a SOCKS proxy, but Cloze supports only HTTP proxies"
         ));
     }
     match ureq::Proxy::new(&text) {
         Ok(proxy) => Ok(Some(proxy)),
         Err(_) => Err(format!(
-            "{name} is not the address of a proxy; write it like http://proxy.example:8080"
+            "{name} is not the URL of a proxy; write it like http://proxy.example:8080"
         )),
     }
 }
@@ -99,8 +99,8 @@ pub(crate) fn own_certificates(get: Get) -> Result<Option<RootCerts>, String> {
     let Some((name, path)) = found else {
         return Ok(None);
     };
-    let pem =
-        std::fs::read(&path).map_err(|e| format!("{name} is {path}, which can't be read: {e}"))?;
+    let pem = std::fs::read(&path)
+        .map_err(|e| format!("{name} is set to {path}, which can't be read: {e}"))?;
     let certificates: Vec<_> = parse_pem(&pem)
         .filter_map(|item| match item {
             Ok(PemItem::Certificate(certificate)) => Some(certificate),
@@ -108,7 +108,9 @@ pub(crate) fn own_certificates(get: Get) -> Result<Option<RootCerts>, String> {
         })
         .collect();
     if certificates.is_empty() {
-        return Err(format!("{name} is {path}, which holds no certificate"));
+        return Err(format!(
+            "{name} is set to {path}, which contains no certificate"
+        ));
     }
     Ok(Some(RootCerts::new_with_certs(&certificates)))
 }
@@ -195,7 +197,7 @@ mod tests {
         );
         std::fs::write(&path, "no certificate").unwrap();
         let message = own_certificates(&get).unwrap_err();
-        assert!(message.contains("holds no certificate"), "{message}");
+        assert!(message.contains("contains no certificate"), "{message}");
         assert!(own_certificates(&|_| None).unwrap().is_none());
     }
 }

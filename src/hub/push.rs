@@ -145,7 +145,7 @@ pub(super) fn push_files(
     if files.is_empty() {
         return Err(Error::argument(
             "folder",
-            format!("{} holds no files to push", folder.display()),
+            format!("{} contains no files to push", folder.display()),
         ));
     }
     let references: Vec<&(PathBuf, String)> = files.iter().collect();
@@ -363,8 +363,7 @@ fn modes(client: &Client, repo: &Repo, uploads: &[Upload]) -> Result<Vec<Mode>, 
                 .iter()
                 .position(|mode| mode.path == upload.path)
                 .ok_or_else(|| {
-                    let message =
-                        format!("the server did not say how {} is to be sent", upload.path);
+                    let message = format!("the server did not answer how to send {}", upload.path);
                     client.failure(FailureKind::Refused, &request, message)
                 })?;
             Ok(answers.swap_remove(index))

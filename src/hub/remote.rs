@@ -67,7 +67,8 @@ impl Client {
             .sha
             .filter(|sha| is_commit_hash(sha))
             .ok_or_else(|| {
-                let message = "the server named no commit: it does not seem to be a Hub".to_owned();
+                let message =
+                    "the server returned no commit: it does not seem to be a Hub".to_owned();
                 self.failure(FailureKind::Refused, &request, message)
             })?;
         let mut files = BTreeSet::new();
@@ -115,22 +116,22 @@ impl Client {
             && actual != commit
         {
             return Err(refused(&format!(
-                "commit {commit} was asked for and the server offered {actual}"
+                "commit {commit} was requested, but the server returned {actual}"
             )));
         }
         let etag = text(&headers, "x-linked-etag").or_else(|| text(&headers, "etag"));
         let etag = etag
             .map(plain_etag)
-            .ok_or_else(|| refused("the server gave it no ETag: it does not seem to be a Hub"))?;
+            .ok_or_else(|| refused("the server returned no ETag: it does not seem to be a Hub"))?;
         if !is_safe_etag(etag) {
             return Err(refused(&format!(
-                "its ETag {etag:?} can't be the name of a file"
+                "its ETag {etag:?} is not a valid file name"
             )));
         }
         let size = text(&headers, "x-linked-size").or_else(|| text(&headers, "content-length"));
         let size = size
             .and_then(|size| size.parse().ok())
-            .ok_or_else(|| refused("the server did not say its size"))?;
+            .ok_or_else(|| refused("the server did not send its size"))?;
         Ok(FileInfo {
             path: path.to_owned(),
             etag: etag.to_owned(),

@@ -94,7 +94,7 @@ impl Settings {
             return Err(Error::Argument {
                 name: source,
                 message: format!(
-                    "{:?} is not the address of a Hub; write it like {ENDPOINT}",
+                    "{:?} is not the URL of a Hub; write it like {ENDPOINT}",
                     self.endpoint
                 ),
             });

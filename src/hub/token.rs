@@ -19,13 +19,13 @@ impl Token {
         if text.is_empty() {
             return Err(Error::argument(
                 "token",
-                "it is empty; make one at https://huggingface.co/settings/tokens",
+                "it is empty; create one at https://huggingface.co/settings/tokens",
             ));
         }
         if !text.chars().all(|c| c.is_ascii_graphic()) {
             return Err(Error::argument(
                 "token",
-                "it holds spaces or other characters that no token has; copy it again, whole and alone",
+                "it contains spaces or other invalid characters; copy the token again, and nothing else",
             ));
         }
         Ok(Self(text.to_owned()))

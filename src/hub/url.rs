@@ -81,7 +81,7 @@ impl Hub {
             match self.client.headers(&head) {
                 Ok((_, headers)) if State::of(&headers).is_same(&known) => return Ok(path),
                 Err(failure) if matches!(failure.kind, FailureKind::Unreachable) => {
-                    eprintln!("note: {}; the file in the cache is used", failure.message);
+                    eprintln!("note: {}; using the file in the cache", failure.message);
                     return Ok(path);
                 }
                 // Some servers know no HEAD.
@@ -102,7 +102,7 @@ impl Hub {
         let mut response = self.client.send(request)?;
         let state = State::of(response.headers());
         if text(response.headers(), "content-type").is_some_and(|kind| kind.contains("text/html")) {
-            let message = "the address gives a web page and no data; on the Hub the address of a file has /resolve/ in it"
+            let message = "the URL leads to a web page instead of data; on the Hub, URLs of files contain /resolve/"
                 .to_owned();
             return Err(self.client.failure(FailureKind::Refused, request, message));
         }

@@ -56,7 +56,7 @@ fn wait_for<T: Send + 'static>(
             Ok(result) => return result,
             Err(RecvTimeoutError::Disconnected) => {
                 return Err(Error::Io(std::io::Error::other(
-                    "the connection's thread died",
+                    "the connection's thread ended unexpectedly",
                 )));
             }
             Err(RecvTimeoutError::Timeout) => {}

@@ -94,7 +94,7 @@ pub(super) fn download_instead(
     let digest = FileDigest::of(&came)?;
     if (digest.size, &digest.sha256) != (file.size, &file.etag.to_lowercase()) {
         let message = format!(
-            "could not {purpose}: what arrived is not what the server announced (hash {}, {} bytes)",
+            "could not {purpose}: the received content differs from what the server announced (hash {}, {} bytes)",
             file.etag, file.size
         );
         return Err(Failure::new(FailureKind::Damaged, message));
@@ -114,7 +114,7 @@ fn connect(
 ) -> Result<HFRepository<RepoTypeAny>, Failure> {
     let settings = client.settings();
     let Some(token) = &settings.token else {
-        let message = format!("could not {purpose}: nobody is logged in");
+        let message = format!("could not {purpose}: you are not logged in");
         return Err(Failure::new(FailureKind::Denied, message));
     };
     let hub = HFClient::builder()
@@ -164,7 +164,7 @@ fn wait_for<T: Send>(
         }
     };
     std::thread::scope(|scope| scope.spawn(run).join()).unwrap_or_else(|_| {
-        let message = format!("could not {purpose}: the Xet client broke down");
+        let message = format!("could not {purpose}: the Xet client failed unexpectedly");
         Err(Failure::new(FailureKind::Refused, message))
     })
 }

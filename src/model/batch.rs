@@ -215,7 +215,7 @@ impl ModelInputs {
             )),
             None => Err(Error::argument(
                 name,
-                "this model needs the column, and the batch has none",
+                "this model needs this column, but the batch lacks it",
             )),
         }
     }

@@ -70,7 +70,7 @@ impl Config {
         if !values.get("model_type").is_some_and(Value::is_string) {
             return Err(Error::format(
                 &path,
-                "the config has no \"model_type\"; is this really a model's folder?",
+                "the config has no \"model_type\"; is this the folder of a model?",
             ));
         }
         Ok(Self::from(values))
@@ -122,13 +122,13 @@ impl Config {
             let is_probability = key.contains("dropout") || key.contains("layerdrop");
             if is_probability && !(0.0..=1.0).contains(&number) {
                 return Err(Error::Config(format!(
-                    "{key} is {number}, but a probability lies between 0 and 1"
+                    "{key} is {number}, but a probability must be between 0 and 1"
                 )));
             }
             let is_epsilon = key.ends_with("_eps") || key.ends_with("_epsilon");
             if is_epsilon && number <= 0.0 {
                 return Err(Error::Config(format!(
-                    "{key} is {number}, but what keeps a division from 0 must be above it"
+                    "{key} is {number}, but it must be positive to avoid a division by zero"
                 )));
             }
         }

@@ -92,7 +92,7 @@ impl Family {
             }
             i += 1;
         }
-        panic!("there is no family of this model_type")
+        panic!("there is no family with this model_type")
     }
 
     /// Returns the family that `config` names.

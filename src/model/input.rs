@@ -123,7 +123,7 @@ impl Column {
         match &self.values {
             Values::Ids(values) => Ok(values),
             Values::Floats(_) => Err(Error::Dataset(format!(
-                "the column {name:?} must hold whole numbers, and holds others"
+                "the column {name:?} must contain whole numbers"
             ))),
         }
     }
@@ -136,7 +136,7 @@ impl Column {
         match &self.values {
             Values::Floats(values) => Ok(values),
             Values::Ids(_) => Err(Error::Dataset(format!(
-                "the column {name:?} must hold numbers with a fraction, and holds whole ones"
+                "the column {name:?} must contain floating-point numbers"
             ))),
         }
     }

@@ -169,10 +169,7 @@ impl MaskedLm {
         if rebuilt.vocab_size() != new || !rebuilt.load_report().missing.is_empty() {
             return Err(Error::argument(
                 "new_num_tokens",
-                format!(
-                    "the vocabulary of {} can't be made larger or smaller",
-                    self.class()
-                ),
+                format!("the vocabulary of {} can't be resized", self.class()),
             ));
         }
         *self = rebuilt;
@@ -339,7 +336,7 @@ impl MaskedLm {
             return Err(Error::argument(
                 "inputs",
                 format!(
-                    "{} gives {} vectors for {} places, so that the attention mask does not say which count: take the mean of hidden_states",
+                    "{} gives {} vectors for {} places, so the attention mask does not tell which count: take the mean of hidden_states",
                     self.class(),
                     hidden.dim(1)?,
                     inputs.seq
@@ -414,7 +411,7 @@ impl MaskedLm {
         if !given {
             return Err(Error::argument(
                 read,
-                format!("{} reads {read}, and the batch has none", self.class()),
+                format!("{} reads {read}, but the batch has none", self.class()),
             ));
         }
         if read == "input_ids" {
@@ -493,7 +490,7 @@ impl MaskedLm {
     pub fn freeze_feature_encoder(&self) -> Result<usize> {
         match self.freeze(&format!("{}.feature_extractor.", self.inner.family.base)) {
             0 => Err(Error::Config(format!(
-                "{} has no feature encoder to freeze; freeze takes the beginning of any parameters' names",
+                "{} has no feature encoder to freeze; freeze takes a prefix of parameter names",
                 self.class()
             ))),
             frozen => Ok(frozen),

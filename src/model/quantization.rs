@@ -76,7 +76,7 @@ impl MaskedLm {
         match count {
             0 => Err(Error::argument(
                 "batches",
-                "there are none; give a few that are like what the model will read",
+                "no batches were given; give a few that are typical of the model's inputs",
             )),
             count => Ok(count),
         }

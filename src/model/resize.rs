@@ -80,7 +80,7 @@ impl MaskedLm {
         let resize = resize.into();
         let tokens = match resize.pad_to_multiple_of {
             Some(0) => {
-                let message = "0 has no multiples; give 1 or more";
+                let message = "must be at least 1";
                 return Err(Error::argument("pad_to_multiple_of", message));
             }
             Some(multiple) => resize.tokens.next_multiple_of(multiple),

@@ -566,7 +566,7 @@ impl Registry {
             }
             if tensor.dims() != stored {
                 return Err(Error::Weights(format!(
-                    "{full} has shape {:?} in {} but {stored:?} by config.json: the two do not belong together",
+                    "{full} has shape {:?} in {} but {stored:?} by config.json: they do not belong together",
                     tensor.dims(),
                     source.checkpoint.path().display()
                 )));
@@ -617,9 +617,9 @@ impl Registry {
         if self.drawn > most {
             let why = match limit {
                 Limit::Checkpoint => {
-                    "the checkpoint lacks it, and with it far more than it holds: is config.json from another model?"
+                    "it is missing from the checkpoint, as are more weights than the checkpoint has: is config.json from another model?"
                 }
-                Limit::Memory => "that is more than this machine's memory holds",
+                Limit::Memory => "that is more than this machine's memory",
             };
             return Err(Error::Config(format!(
                 "{full} would have the shape {:?}: {why}",

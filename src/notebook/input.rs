@@ -47,7 +47,7 @@ fn answer(stdin: &mut impl BufRead) -> std::io::Result<String> {
     if stdin.read_line(&mut line)? == 0 {
         return Err(std::io::Error::new(
             std::io::ErrorKind::UnexpectedEof,
-            "there is nobody to ask, or the question was interrupted",
+            "there is no user to ask, or the question was interrupted",
         ));
     }
     let line = line.strip_suffix('\n').unwrap_or(&line);

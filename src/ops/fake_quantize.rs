@@ -42,7 +42,7 @@ pub fn fake_quantize(x: &Tensor, range: &QuantRange, bits: u32) -> Result<Tensor
     {
         return Err(Error::argument(
             "range",
-            format!("{range} is no range; give a positive number"),
+            format!("{range} is not a valid range; give a positive number"),
         ));
     }
     if let QuantRange::FixedRows(ranges) = range {

@@ -92,7 +92,7 @@ impl SpeechRecognizer {
             return Err(Error::argument(
                 "model",
                 format!(
-                    "{} reads {}, and no sound",
+                    "{} reads {} instead of sound",
                     model.class(),
                     model.main_input()
                 ),
@@ -104,7 +104,7 @@ impl SpeechRecognizer {
             return Err(Error::argument(
                 "processor",
                 format!(
-                    "its tokenizer has {letters} tokens, and the model writes {}; set the config's vocab_size to the tokenizer's len()",
+                    "its tokenizer has {letters} tokens, but the model predicts {}; set the config's vocab_size to the tokenizer's len()",
                     model.vocab_size()
                 ),
             ));

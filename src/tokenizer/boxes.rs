@@ -62,7 +62,7 @@ fn check(bbox: WordBox, (width, height): (i64, i64)) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "{bbox:?} is no box [x0, y0, x1, y1] with 0 <= x0 <= x1 <= {width} and 0 <= y0 <= y1 <= {height}"
+        "{bbox:?} is not a box [x0, y0, x1, y1] with 0 <= x0 <= x1 <= {width} and 0 <= y0 <= y1 <= {height}"
     ))
 }
 
@@ -109,7 +109,7 @@ impl Tokenizer {
             return Err(Error::argument(
                 "boxes",
                 format!(
-                    "{} boxes for {} words; give one a word",
+                    "{} boxes for {} words; give one per word",
                     boxes.len(),
                     words.len()
                 ),

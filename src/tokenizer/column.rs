@@ -224,7 +224,7 @@ impl TokenizeColumn {
         };
         let length = match self.pad_to_multiple_of {
             Some(0) => {
-                let message = "0 has no multiples; give 1 or more";
+                let message = "must be at least 1";
                 return Err(Error::argument("pad_to_multiple_of", message));
             }
             Some(multiple) => length.next_multiple_of(multiple),
@@ -444,7 +444,7 @@ impl Windows {
             0 => Err(Error::argument(
                 "stride",
                 format!(
-                    "windows of {room} tokens that have {stride} in common never end; give a stride below {room}"
+                    "windows of {room} tokens that overlap by {stride} never advance; give a stride below {room}"
                 ),
             )),
             step => Ok(step),

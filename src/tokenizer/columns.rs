@@ -39,7 +39,7 @@ impl Ids {
         let unknown = by_token.get(unk).copied().ok_or_else(|| {
             checks::damaged(
                 path,
-                format!("it has no entry for what is unknown, {unk:?}"),
+                format!("it has no entry for the unknown token {unk:?}"),
             )
         })?;
         Ok(Self {

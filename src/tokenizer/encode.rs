@@ -196,10 +196,7 @@ impl Tokenizer {
         };
         let length = match options.pad_to_multiple_of {
             Some(0) => {
-                return Err(Error::argument(
-                    "pad_to_multiple_of",
-                    "0 has no multiples; give 1 or more",
-                ));
+                return Err(Error::argument("pad_to_multiple_of", "must be at least 1"));
             }
             Some(multiple) => length.next_multiple_of(multiple),
             None => length,

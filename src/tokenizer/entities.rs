@@ -97,7 +97,7 @@ impl Entities {
             return Err(Error::argument(
                 "titles",
                 format!(
-                    "{} titles for {} spans; give one a span, or none at all",
+                    "{} titles for {} spans; give one per span, or none at all",
                     titles.len(),
                     mentions.spans.len()
                 ),
@@ -156,7 +156,7 @@ impl Tokenizer {
     ) -> Result<Encoding> {
         let entities = self.core.entities.as_ref().ok_or_else(|| {
             Error::Tokenizer(format!(
-                "a {} without {FILE} knows no entities",
+                "a {} without {FILE} has no entities",
                 self.class_name()
             ))
         })?;
@@ -233,7 +233,7 @@ impl Tokenizer {
                 return Err(Error::argument(
                     "spans",
                     format!(
-                        "{start}..{end} is no part of a text of {} characters",
+                        "{start}..{end} is outside a text of {} characters",
                         bytes.len() - 1
                     ),
                 ));

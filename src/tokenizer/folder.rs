@@ -133,7 +133,7 @@ fn around(post: &PostProcessorWrapper) -> Result<(Vec<u32>, Vec<u32>)> {
             "the post-processor's template leaves the text out".to_owned(),
         )),
         _ => Err(Error::Tokenizer(format!(
-            "the post-processor's template has the text {} times; it must stand in it once",
+            "the post-processor's template has the text {} times; it must contain it once",
             places.len()
         ))),
     }

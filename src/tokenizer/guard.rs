@@ -37,8 +37,7 @@ pub(super) fn guarded<T>(doing: &str, work: impl FnOnce() -> Result<T>) -> Resul
     result.unwrap_or_else(|panic| {
         let said = crate::base::panics::words(&*panic);
         Err(Error::Tokenizer(format!(
-            "{doing} failed inside the tokenizers library ({said}); the tokenizer's files are damaged or contradict one \
-             another"
+            "{doing} failed inside the tokenizers library ({said}); the tokenizer's files are damaged or contradictory"
         )))
     })
 }

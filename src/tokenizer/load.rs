@@ -165,35 +165,12 @@ fn assemble(
         }
         other => other,
     };
-    let known = engine.added_tokens();
-    let mut missing = folder.added_tokens()?;
-    missing.retain(|(_, token)| known.iter().all(|(_, k)| k.content != token.content));
     // The Python classes lowercase a text before they look for special tokens: <MASK> is <mask> to them.
     let lowercase = legacy
         && family.is_some_and(|family| family.layout == Layout::WordPiece)
         && folder.flag("do_lower_case").unwrap_or(true);
-    let in_lowercase = |token: &mut AddedToken| {
-        token.normalized |= lowercase && token.content == token.content.to_lowercase();
-    };
-    for (_, token) in &mut missing {
-        token.special |= special.all().iter().any(|s| s.content == token.content);
-        in_lowercase(token);
-    }
-    engine.add(missing).map_err(in_folder)?;
-    let known = engine.added_tokens();
-    let as_special = |token: &AddedToken| {
-        known
-            .iter()
-            .any(|(_, known)| known.content == token.content && known.special)
-    };
-    let unmarked = special.all().into_iter().filter(|token| !as_special(token));
-    let unmarked = unmarked.map(|token| {
-        let mut token = token.clone();
-        in_lowercase(&mut token);
-        (None, token)
-    });
-    let unmarked = unmarked.collect();
-    engine.add(unmarked).map_err(in_folder)?;
+    let named = folder.added_tokens()?;
+    add_tokens(&mut engine, named, &special, lowercase).map_err(in_folder)?;
     let post = post.map_or_else(|| Ok(Post::default()), self::post);
     let post = post.map_err(in_folder)?;
     let unk = special.get(Role::Unk).map_or("[UNK]", |unk| &unk.content);
@@ -212,19 +189,7 @@ fn assemble(
             own_files.push((*name, bytes.into()));
         }
     }
-    let config = &folder.config;
-    let text = |key| config.get(key).and_then(Value::as_str).map(str::to_owned);
-    let side = |key| config.get(key).and_then(Value::as_str) == Some("left");
-    let class = config.get("tokenizer_class").and_then(Value::as_str);
-    let class = class.map(|class| class.strip_suffix("Fast").unwrap_or(class));
-    let class = class.map(|class| class.strip_suffix("Tokenizer").unwrap_or(class));
-    let inputs = config.get("model_input_names").and_then(Value::as_array);
-    let has_input = |name: &str, default: fn(&Family) -> bool| match inputs {
-        Some(names) => names.iter().any(|known| known == name),
-        None => family.is_none_or(default),
-    };
-    let type_ids = has_input("token_type_ids", |family| family.type_ids);
-    let attention_mask = has_input("attention_mask", |family| family.attention_mask);
+    let text = |key| folder.config.get(key).and_then(Value::as_str);
     Ok(Tokenizer {
         core: Arc::new(Core {
             columns: columns.into(),
@@ -237,26 +202,73 @@ fn assemble(
         languages: family
             .filter(|family| !family.languages.is_empty())
             .map(|_| Languages {
-                source: text("src_lang").unwrap_or_else(|| DEFAULT_LANGUAGE.to_owned()),
-                target: text("tgt_lang"),
+                source: text("src_lang").unwrap_or(DEFAULT_LANGUAGE).to_owned(),
+                target: text("tgt_lang").map(str::to_owned),
             }),
-        settings: Arc::new(Settings {
-            class: class
-                .or(family.map(|f| f.stem))
-                .unwrap_or("PreTrained")
-                .to_owned(),
-            model_max_length: config.get("model_max_length").and_then(length),
-            pad_left: side("padding_side"),
-            truncate_left: side("truncation_side"),
-            clean_up: folder.flag("clean_up_tokenization_spaces").unwrap_or(true),
-            type_ids,
-            attention_mask,
-            tables: family.is_some_and(|family| family.layout == Layout::TableWords),
-            cleans_up: family.is_none_or(|family| family.cleans_up),
-            legacy,
-            config: config.clone(),
-        }),
+        settings: Arc::new(settings(folder, family, legacy)),
     })
+}
+
+/// Adds the `named` tokens that the engine lacks, and marks the special tokens as special.
+fn add_tokens(
+    engine: &mut Engine,
+    mut named: Vec<(Option<u32>, AddedToken)>,
+    special: &SpecialTokens,
+    lowercase: bool,
+) -> Result<()> {
+    let in_lowercase = |token: &mut AddedToken| {
+        token.normalized |= lowercase && token.content == token.content.to_lowercase();
+    };
+    let known = engine.added_tokens();
+    named.retain(|(_, token)| known.iter().all(|(_, k)| k.content != token.content));
+    for (_, token) in &mut named {
+        token.special |= special.all().iter().any(|s| s.content == token.content);
+        in_lowercase(token);
+    }
+    engine.add(named)?;
+    let known = engine.added_tokens();
+    let is_marked = |token: &AddedToken| {
+        known
+            .iter()
+            .any(|(_, known)| known.content == token.content && known.special)
+    };
+    let unmarked = special.all().into_iter().filter(|token| !is_marked(token));
+    let unmarked = unmarked.map(|token| {
+        let mut token = token.clone();
+        in_lowercase(&mut token);
+        (None, token)
+    });
+    engine.add(unmarked.collect())
+}
+
+/// Returns the settings in `tokenizer_config.json`, or else the family's.
+fn settings(folder: &Folder, family: Option<&'static Family>, legacy: bool) -> Settings {
+    let config = &folder.config;
+    let is_left = |key| config.get(key).and_then(Value::as_str) == Some("left");
+    let class = config.get("tokenizer_class").and_then(Value::as_str);
+    let class = class.map(|class| class.strip_suffix("Fast").unwrap_or(class));
+    let class = class.map(|class| class.strip_suffix("Tokenizer").unwrap_or(class));
+    let inputs = config.get("model_input_names").and_then(Value::as_array);
+    let has_input = |name: &str, default: fn(&Family) -> bool| match inputs {
+        Some(names) => names.iter().any(|known| known == name),
+        None => family.is_none_or(default),
+    };
+    Settings {
+        class: class
+            .or(family.map(|f| f.stem))
+            .unwrap_or("PreTrained")
+            .to_owned(),
+        model_max_length: config.get("model_max_length").and_then(length),
+        pad_left: is_left("padding_side"),
+        truncate_left: is_left("truncation_side"),
+        clean_up: folder.flag("clean_up_tokenization_spaces").unwrap_or(true),
+        type_ids: has_input("token_type_ids", |family| family.type_ids),
+        attention_mask: has_input("attention_mask", |family| family.attention_mask),
+        tables: family.is_some_and(|family| family.layout == Layout::TableWords),
+        cleans_up: family.is_none_or(|family| family.cleans_up),
+        legacy,
+        config: config.clone(),
+    }
 }
 
 impl Tokenizer {

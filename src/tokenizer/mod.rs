@@ -244,7 +244,7 @@ impl Tokenizer {
     pub fn set_pad_token(&mut self, token: &str) -> Result<()> {
         if self.token_to_id(token).is_none() {
             return Err(Error::Tokenizer(format!(
-                "{token:?} can't be the padding token: the vocabulary of {} tokens does not hold it",
+                "{token:?} can't be the padding token: it is not in the vocabulary of {} tokens",
                 self.len()
             )));
         }

@@ -125,7 +125,10 @@ impl Tokenizer {
             Engine::Library(_) => None,
         };
         letters.ok_or_else(|| {
-            Error::Tokenizer(format!("a {} is not one for speech", self.class_name()))
+            Error::Tokenizer(format!(
+                "a {} is not a tokenizer for speech",
+                self.class_name()
+            ))
         })
     }
 

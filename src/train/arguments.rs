@@ -275,13 +275,13 @@ impl TrainingArguments {
         let refuse = |message: String| Err(Error::argument("global_batch_size", message));
         if self.gradient_accumulation_steps != 1 {
             return refuse(format!(
-                "it decides how many batches a step has, and so does gradient_accumulation_steps ({}); set one of the two",
+                "it determines the number of batches in a step, and so does gradient_accumulation_steps ({}); set only one of them",
                 self.gradient_accumulation_steps
             ));
         }
         if global == 0 || !global.is_multiple_of(batch) {
             return refuse(format!(
-                "{global} examples are no whole number of batches of {batch} (per_device_train_batch_size); give a multiple"
+                "{global} examples are not a whole number of batches of {batch} (per_device_train_batch_size); give a multiple"
             ));
         }
         if global / batch < ranks {
@@ -349,9 +349,7 @@ impl TrainingArguments {
             ("early_stopping_patience", self.early_stopping_patience),
         ];
         for (name, value) in at_least_1 {
-            check(value != Some(0), name, || {
-                "0 makes no sense; give at least 1".to_owned()
-            })?;
+            check(value != Some(0), name, || "must be at least 1".to_owned())?;
         }
         for (name, steps) in [
             ("logging_steps", self.logging_steps),
@@ -361,7 +359,7 @@ impl TrainingArguments {
             let makes_sense = steps > 0.0 && (steps < 1.0 || steps.fract() == 0.0);
             check(makes_sense && steps.is_finite(), name, || {
                 format!(
-                    "{steps} makes no sense; give a whole number of steps, or a part of all steps between 0 and 1"
+                    "{steps} is not valid; give a whole number of steps, or a fraction of all steps between 0 and 1"
                 )
             })?;
         }
@@ -391,7 +389,7 @@ impl TrainingArguments {
             "warmup_ratio",
             || {
                 format!(
-                    "{} is not a part of all steps; give a number from 0 to 1 (or use warmup_steps)",
+                    "{} is not a fraction of all steps; give a number from 0 to 1 (or use warmup_steps)",
                     self.warmup_ratio
                 )
             },
@@ -400,23 +398,23 @@ impl TrainingArguments {
         check(
             (0.0..=1.0).contains(&smoothing),
             "label_smoothing_factor",
-            || format!("{smoothing} is not a part; give a number from 0 to 1"),
+            || format!("{smoothing} is not a fraction; give a number from 0 to 1"),
         )?;
         let epochs = self.num_train_epochs;
         check(
             self.max_steps.is_some() || (epochs > 0.0 && epochs.is_finite()),
             "num_train_epochs",
-            || format!("{epochs} epochs are no training; give a number above 0, or set max_steps"),
+            || format!("{epochs} epochs are too few; give a number above 0, or set max_steps"),
         )?;
         let peak = self.peak_tflops.unwrap_or(1.0);
         check(peak > 0.0 && peak.is_finite(), "peak_tflops", || {
-            format!("{peak} is no rate; give a number above 0, or leave it out")
+            format!("{peak} is not a valid rate; give a number above 0, or leave it out")
         })?;
         let decay = self.layerwise_lr_decay.unwrap_or(1.0);
         check(
             decay > 0.0 && decay.is_finite(),
             "layerwise_lr_decay",
-            || format!("{decay} is not allowed; give a number above 0, mostly just below 1"),
+            || format!("{decay} is not allowed; give a number above 0, usually just below 1"),
         )?;
         super::optimizer_name::settings(self.optim, &self.optim_args)?;
         // Of any length: what can be wrong with a schedule are its rates.
@@ -430,7 +428,7 @@ impl TrainingArguments {
             ("eval_strategy", self.eval_strategy),
         ] {
             check(strategy != Best, name, || {
-                "\"best\" is a strategy for checkpoints alone; choose no, steps or epoch".to_owned()
+                "\"best\" is a strategy for checkpoints only; choose no, steps or epoch".to_owned()
             })?;
         }
         check(
@@ -439,17 +437,17 @@ impl TrainingArguments {
             || "checkpoints need a folder; name one, or set save_strategy to No".to_owned(),
         )?;
         check(!(self.bf16 && self.fp16), "fp16", || {
-            "bf16 and fp16 can't both be; leave one out".to_owned()
+            "bf16 and fp16 exclude each other; set only one of them".to_owned()
         })?;
         let name = self.metric_for_best_model.trim_start_matches("eval_");
         let worse = ["loss", "perplexity"].contains(&name) && self.larger_is_better();
         check(!worse, "greater_is_better", || {
-            format!("a larger {name} is worse, so this would keep the worst model; leave it out")
+            format!("a larger {name} is worse, so this would keep the worst model; don't set it")
         })?;
         let known = ["tensorboard", "none", "all"].contains(&self.report_to.as_str());
         check(known, "report_to", || {
             format!(
-                "{:?} can't be reported to; choose \"tensorboard\" or \"none\"",
+                "{:?} is not a known destination; choose \"tensorboard\" or \"none\"",
                 self.report_to
             )
         })?;
@@ -461,7 +459,7 @@ impl TrainingArguments {
         }
         if self.save_strategy == Best {
             check(self.eval_strategy != No, "save_strategy", || {
-                "without evaluations no model is the best; set eval_strategy to Epoch or Steps"
+                "the best model is chosen by evaluations; set eval_strategy to Epoch or Steps"
                     .to_owned()
             })?;
         }
@@ -473,7 +471,7 @@ impl TrainingArguments {
         if self.load_best_model_at_end {
             let name = "load_best_model_at_end";
             check(self.eval_strategy != No, name, || {
-                "without evaluations no model is the best; set eval_strategy to Epoch or Steps"
+                "the best model is chosen by evaluations; set eval_strategy to Epoch or Steps"
                     .to_owned()
             })?;
             let best = self.save_strategy == Best;

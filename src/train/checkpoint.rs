@@ -113,7 +113,7 @@ pub(super) fn verify(path: &Path) -> Result<()> {
     }
     let manifest = std::fs::read(path.join(MANIFEST)).map_err(|e| {
         refuse(format!(
-            "{MANIFEST}, which is written last, can't be read ({e}): it is incomplete or no checkpoint; {advice}"
+            "{MANIFEST}, which is written last, can't be read ({e}): it is incomplete or not a checkpoint; {advice}"
         ))
     })?;
     let manifest: Manifest = serde_json::from_slice(&manifest)

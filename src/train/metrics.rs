@@ -109,7 +109,7 @@ impl Metric {
             name => Err(Error::argument(
                 "metric_for_best_model",
                 format!(
-                    "there is no metric {name:?}; there are \"loss\", \"perplexity\" and \"accuracy\", and what compute_metrics of the trainer gives"
+                    "there is no metric {name:?}; there are \"loss\", \"perplexity\" and \"accuracy\", and those of the trainer's compute_metrics"
                 ),
             )),
         }

@@ -336,7 +336,7 @@ pub(super) fn adamw(optimizer: &mut dyn Optimizer) -> Result<&mut AdamW> {
     as_adamw(optimizer).ok_or_else(|| {
         Error::argument(
             "shard_optimizer",
-            "only the state of AdamW is sharded as yet; leave it out, or choose optim adamw_torch",
+            "only the state of AdamW can be sharded so far; turn this off, or choose optim adamw_torch",
         )
     })
 }

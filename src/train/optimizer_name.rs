@@ -108,7 +108,7 @@ pub(super) fn settings(optim: OptimizerName, args: &str) -> Result<Vec<(String, 
         .find(|(name, number)| *number < 0.0 && name != "decay_rate")
     {
         return Err(refuse(format!(
-            "{name} can't be {number}; it is not negative"
+            "{name} can't be {number}; it must not be negative"
         )));
     }
     if value("nesterov") != 0.0 && (value("momentum") == 0.0 || value("dampening") != 0.0) {

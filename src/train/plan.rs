@@ -41,7 +41,7 @@ impl Plan {
             (None, None) => {
                 return Err(Error::argument(
                     "max_steps",
-                    "nobody knows how many batches a stream has: say how many steps to take",
+                    "the number of batches in a stream is not known: set the number of steps",
                 ));
             }
         };

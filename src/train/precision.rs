@@ -22,20 +22,22 @@ pub(super) fn choose(args: &TrainingArguments, device: &Device) -> Result<Precis
     if precision == Precision::F16 && !available {
         return Err(Error::argument(
             "fp16",
-            "only GPUs compute in fp16, and the model is on another device: leave it out, set bf16(true), or open the model on \
+            "only GPUs support fp16, but the model is on another device: turn it off, set bf16(true), or open the model on \
              a GPU with MaskedLm::from_pretrained_on(name, &device)",
         ));
     }
     if !available {
         static NOTE: Once = Once::new();
         NOTE.call_once(|| {
-            eprintln!("note: bf16: this device has no unit for it, so products stay f32");
+            eprintln!("note: bf16: this device does not support it, so products stay in f32");
         });
     }
     if let Some(tf32) = args.tf32 {
         if tf32 && device.is_cpu() {
             static NOTE: Once = Once::new();
-            NOTE.call_once(|| eprintln!("note: tf32: the CPU has none, so products stay f32"));
+            NOTE.call_once(|| {
+                eprintln!("note: tf32: the CPU does not support it, so products stay in f32")
+            });
         }
         ops::set_tf32(tf32);
     }
@@ -55,7 +57,7 @@ mod tests {
             "{error}"
         );
         let text = error.to_string();
-        for way in ["leave it out", "bf16(true)", "from_pretrained_on"] {
+        for way in ["turn it off", "bf16(true)", "from_pretrained_on"] {
             assert!(text.contains(way), "{text}");
         }
     }

@@ -158,17 +158,17 @@ const NEEDLESS: [(&str, &str); 8] = [
     ),
     (
         "overwrite_output_dir overwrite_cache",
-        "nothing stands in the way of a new run",
+        "a new run never overwrites existing data",
     ),
     (
         "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor \
          dataloader_in_order preprocessing_num_workers",
-        "batches are made ahead on all cores",
+        "batches are prefetched on all cores",
     ),
     (
         "remove_unused_columns label_names prediction_loss_only eval_do_concat_batches eval_accumulation_steps \
          batch_eval_metrics",
-        "only what is needed is kept",
+        "only the necessary columns and results are kept",
     ),
     (
         "disable_tqdm log_level log_level_replica log_on_each_node logging_nan_inf_filter run_name project \
@@ -178,7 +178,7 @@ const NEEDLESS: [(&str, &str); 8] = [
     (
         "torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps use_liger_kernel use_cache \
          full_determinism save_safetensors use_fast_tokenizer average_tokens_across_devices",
-        "it is so anyway, or has no meaning here",
+        "it is always so, or has no meaning here",
     ),
     (
         "local_rank ddp_backend ddp_timeout ddp_bucket_cap_mb ddp_find_unused_parameters ddp_broadcast_buffers \
@@ -225,7 +225,7 @@ impl Recipe {
             let Some(name) = arg.strip_prefix("--") else {
                 return Err(Error::argument(
                     "arguments",
-                    format!("{arg:?} stands alone; settings are written --name value"),
+                    format!("{arg:?} has no value; settings are written --name value"),
                 ));
             };
             let (name, value) = match name.split_once('=') {
@@ -339,7 +339,7 @@ fn setting(name: &str, value: Value) -> Result<Option<(&'static str, Value)>> {
         .iter()
         .find(|(names, _)| names.split(' ').any(|known| known == name));
     if let Some((_, why)) = needless {
-        eprintln!("note: {name} is passed over: {why}");
+        eprintln!("note: {name} is ignored: {why}");
         return Ok(None);
     }
     let text = match &value {
@@ -461,7 +461,7 @@ impl TryFrom<Value> for Recipe {
     fn try_from(value: Value) -> Result<Self> {
         match value {
             Value::Object(settings) => Self::from_args(Vec::<String>::new(), Some(settings)),
-            _ => Err(Error::argument("config", "it is no table of settings")),
+            _ => Err(Error::argument("config", "it is not a table of settings")),
         }
     }
 }

@@ -53,7 +53,7 @@ impl Reports {
             _ => Ok(()),
         };
         if let Err(error) = noted {
-            eprintln!("warning: the training's reports end here: {error}");
+            eprintln!("warning: no more reports of this training are written: {error}");
             *self = Self {
                 lines: None,
                 file: None,

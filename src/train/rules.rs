@@ -318,7 +318,7 @@ impl<R: UpdateRule> Optimizer for RuleOptimizer<R> {
             return Err(Error::format(
                 path,
                 format!(
-                    "it was written by {written}, but the optimizer is {} now; set it back, or start afresh",
+                    "it was written by {written}, but the optimizer is now {}; restore the setting, or start again",
                     self.rule.name()
                 ),
             ));

@@ -158,8 +158,7 @@ impl Trainer {
         if !local.join(checkpoint::OPTIMIZER).exists() {
             return Err(Error::Checkpoint {
                 path: folder.to_path_buf(),
-                message: "it holds the model alone, as save_only_model asked for, so that no run can go on from it; open it with \
-                          MaskedLm::from_pretrained and start afresh with train()"
+                message: "it contains only the model, because save_only_model was set, so no run can resume from it; open it with MaskedLm::from_pretrained and start again with train()"
                     .to_owned(),
             });
         }
@@ -168,7 +167,7 @@ impl Trainer {
         let refuse = |what: &str, then: String, now: String| Error::Checkpoint {
             path: folder.to_path_buf(),
             message: format!(
-                "it was written with {what} {then}, but now it is {now}: the run could not go on exactly; set it back, or start afresh with train()"
+                "it was written with {what} {then}, but now it is {now}: the run could not resume exactly; restore the setting, or start again with train()"
             ),
         };
         let same = |what: &str, then: usize, now: usize| match then == now {
@@ -199,8 +198,7 @@ impl Trainer {
         if state.data != run.data {
             return Err(Error::Checkpoint {
                 path: folder.to_path_buf(),
-                message: "it was written with other batches: the examples, their order (data_seed), the collator and the batch size must \
-                          be the same for the run to go on; set them back, or start afresh with train()"
+                message: "it was written with other batches: the examples, their order (data_seed), the collator and the batch size must be the same to resume the run; restore them, or start again with train()"
                     .to_owned(),
             });
         }

@@ -331,7 +331,7 @@ impl Schedule {
                 return Err(Error::argument(
                     "learning_rate",
                     format!(
-                        "the polynomial schedule falls from the learning rate {:e} to lr_end {:e}, which must be smaller",
+                        "the polynomial schedule decays from the learning rate {:e} to lr_end {:e}, which must be smaller",
                         self.learning_rate, kwargs.lr_end
                     ),
                 ));
@@ -340,13 +340,13 @@ impl Schedule {
                 if kwargs.min_lr.is_some() == kwargs.min_lr_rate.is_some() =>
             {
                 return refuse(format!(
-                    "{} needs either min_lr, where it ends, or min_lr_rate, the same as a part of the learning rate",
+                    "{} needs either min_lr, the final rate, or min_lr_rate, the same as a fraction of the learning rate",
                     self.kind.name()
                 ));
             }
             SchedulerType::WarmupStableDecay if kwargs.num_decay_steps.is_none() => {
                 return refuse(
-                    "warmup_stable_decay needs num_decay_steps, the steps in which the rate falls at the end".to_owned(),
+                    "warmup_stable_decay needs num_decay_steps, the number of steps of the final decay".to_owned(),
                 );
             }
             SchedulerType::InverseSqrt if kwargs.timescale == Some(0.0) => {

@@ -40,7 +40,7 @@ impl Shards {
             return Err(Error::argument(
                 "shard_optimizer",
                 format!(
-                    "{} is no f32 parameter on the CPU, and only those are sharded as yet; leave it out",
+                    "{} is not an f32 parameter on the CPU, and only those can be sharded so far; turn this off",
                     param.name()
                 ),
             ));

@@ -149,7 +149,7 @@ impl Trainer {
             return Err(Error::argument(
                 "schedule",
                 format!(
-                    "it gave the learning rate {learning_rate} for step {}; a rate is a number that is not negative",
+                    "it returned the learning rate {learning_rate} for step {}; a rate must not be negative",
                     run.step + 1
                 ),
             ));

@@ -304,7 +304,7 @@ impl Trainer {
                 match name.as_str() {
                     "loss" | "perplexity" => Err(Error::argument(
                         "compute_metrics",
-                        format!("{name:?} is measured anyway; call yours something else"),
+                        format!("{name:?} is always measured; choose another name"),
                     )),
                     _ => Ok((name, value)),
                 }
@@ -427,7 +427,7 @@ impl Trainer {
             return Err(Error::argument(
                 "label_smoothing_factor",
                 format!(
-                    "{} has a loss of its own kind, whose labels can't be smoothed; leave it out",
+                    "{} has its own loss, whose labels can't be smoothed; turn this off",
                     self.model.class()
                 ),
             ));
@@ -462,7 +462,7 @@ impl Trainer {
         if several && self.args.shard_optimizer && !plain {
             return Err(Error::argument(
                 "shard_optimizer",
-                "only the state of AdamW with the same settings for all parameters is sharded as yet; leave it out",
+                "only the state of AdamW with the same settings for all parameters can be sharded so far; turn this off",
             ));
         }
         let shards = match several && self.args.shard_optimizer {
@@ -575,7 +575,7 @@ impl Trainer {
             match self.push_to_hub() {
                 Ok(pushed) => eprintln!("note: pushed to {}", pushed.url),
                 Err(error) => {
-                    eprintln!("warning: the training is done, but the push failed: {error}")
+                    eprintln!("warning: the training is complete, but the push failed: {error}")
                 }
             }
         }
@@ -730,7 +730,7 @@ impl Trainer {
             }
             Data::Stream(_) if self.args.group_by_length => Err(Error::argument(
                 "group_by_length",
-                "nobody knows the lengths of a stream's examples before they come; leave it out",
+                "the lengths of a stream's examples are not known in advance; turn this off",
             )),
             Data::Stream(stream) => {
                 let collator = self.collator_of_examples()?;

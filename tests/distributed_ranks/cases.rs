@@ -109,7 +109,7 @@ fn refuse() -> String {
     ];
     run("facts", 0, out.path(), &missing).expect_failure("/nowhere/libmpi.so");
     let other = [missing[0], missing[1], ("CLOZE_MPI", "libm.so.6")];
-    run("facts", 0, out.path(), &other).expect_failure("it is no MPI library");
+    run("facts", 0, out.path(), &other).expect_failure("it is not an MPI library");
     let torchrun = [
         ("WORLD_SIZE", "2"),
         ("RANK", "0"),

@@ -414,7 +414,10 @@ fn eli5_has_the_exact_schema_from_json_and_from_parquet() {
     let error = load_eli5_from(fixture("eli5").to_str().unwrap(), "train_asks")
         .unwrap_err()
         .to_string();
-    assert!(error.contains("both hold the split train_asks"), "{error}");
+    assert!(
+        error.contains("both contain the split train_asks"),
+        "{error}"
+    );
     let (_folder, other) = write("other.jsonl", "{\"q_id\": \"a\", \"title\": \"b\"}\n");
     let error = load_eli5_from(&other, "train_asks")
         .unwrap_err()
@@ -596,7 +599,7 @@ fn text_csv_and_arrow_load() {
 
     for magic in ["PAR1", "ARROW1"] {
         let error = load_error("data", format!("{magic} and then something else"));
-        assert!(error.contains("cut short or damaged"), "{error}");
+        assert!(error.contains("truncated or damaged"), "{error}");
     }
 }
 
@@ -606,7 +609,7 @@ fn truncated_parquet_is_a_clear_error() {
     for length in [0, 3, 100, whole.len() / 2, whole.len() - 1] {
         let error = load_error("part.parquet", &whole[..length]);
         assert!(
-            error.contains("part.parquet: this is no complete Parquet file"),
+            error.contains("part.parquet: not a complete Parquet file"),
             "{length}: {error}"
         );
     }
@@ -628,7 +631,7 @@ fn empty_files_and_missing_ones_are_clear_errors() {
         ("a.csv", "x,y\n"),
     ] {
         let error = load_error(name, content);
-        assert!(error.contains("the file holds no rows"), "{name}: {error}");
+        assert!(error.contains("the file has no rows"), "{name}: {error}");
     }
     let error = load_dataset("no/such/file.jsonl").unwrap_err().to_string();
     assert!(

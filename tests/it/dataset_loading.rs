@@ -130,7 +130,7 @@ fn compressed_files_are_recognised_by_content_and_by_name() {
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&inside, &bytes[..bytes.len() - 9]).unwrap();
         let error = load(&inside).unwrap_err().to_string();
-        assert!(error.contains("cut short or damaged"), "{error}");
+        assert!(error.contains("truncated or damaged"), "{error}");
     }
     let zip = home.path().join("data.jsonl");
     std::fs::write(&zip, b"PK\x03\x04 and so on").unwrap();
@@ -213,7 +213,7 @@ fn a_doubly_compressed_file_is_named() {
             let folder = folder(&[(name, &gzip(&inside))]);
             let error = load(folder.path().join(name)).unwrap_err().to_string();
             assert!(
-                error.contains("packed twice") && error.contains(name),
+                error.contains("compressed twice") && error.contains(name),
                 "{error}"
             );
         }

@@ -341,7 +341,7 @@ fn eli5_category_is_converted_to_the_original_schema() {
     );
     let text = in_a_process(&bench, "old name", &[]);
     assert!(
-        text.contains("\"dany0407/eli5_category\" is used in its place"),
+        text.contains("using \"dany0407/eli5_category\" instead"),
         "{text}"
     );
 }
@@ -572,7 +572,7 @@ fn invalid_pushes_are_refused_before_anything_is_sent() {
         PushDataset::new().num_shards(1).max_shard_size(9),
         "not both",
     );
-    refused(&dict, PushDataset::new().split("x"), "names already");
+    refused(&dict, PushDataset::new().split("x"), "already have names");
     refused(&DatasetDict::new(), PushDataset::new(), "no split");
     let odd = DatasetDict::from_iter([("a-b", dataset(0..2))]);
     refused(&odd, PushDataset::new(), "\"a-b\"");

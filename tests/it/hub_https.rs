@@ -147,7 +147,10 @@ fn a_redirect_from_https_to_http_is_not_followed() {
         "model.safetensors",
         &[("SSL_CERT_FILE", &trusted())],
     );
-    assert!(text.contains("from https to an open connection"), "{text}");
+    assert!(
+        text.contains("from https to an unencrypted connection"),
+        "{text}"
+    );
     assert!(!bench.server.take_log().iter().any(|request| request.cdn));
 }
 
@@ -156,7 +159,7 @@ fn a_server_without_tls_is_reported() {
     let bench = bench();
     let endpoint = format!("https://localhost:{}", hub_of(&bench).port());
     let text = download(&bench, &endpoint, "config.json", &[]);
-    assert!(text.contains("no safe connection to localhost"), "{text}");
+    assert!(text.contains("no secure connection to localhost"), "{text}");
 }
 
 #[test]
@@ -222,7 +225,7 @@ fn a_refusing_proxy_is_reported() {
         &[("HTTPS_PROXY", "socks5://a:1")],
     );
     assert!(
-        text.contains("HTTPS_PROXY asks for a SOCKS proxy"),
+        text.contains("HTTPS_PROXY is set to a SOCKS proxy"),
         "{text}"
     );
 }

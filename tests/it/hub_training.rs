@@ -338,7 +338,8 @@ fn pushes_that_fail_do_not_stop_the_training() {
     );
     let text = in_a_process(&bench, "trains_while_pushes_fail", &[]);
     assert!(
-        text.contains("the training is done, but the push failed") && text.contains("to try again"),
+        text.contains("the training is complete, but the push failed")
+            && text.contains("to try again"),
         "{text}"
     );
     let folder = bench.folder.path().join("my_eli5_model");

@@ -234,7 +234,7 @@ fn mismatched_values_are_reported_with_their_line() {
     };
     let error = error_of(50_001, "{\"id\": \"five\", \"text\": \"t\"}");
     assert!(
-        error.contains("bad.jsonl") && error.contains("a stream has the columns and types"),
+        error.contains("bad.jsonl") && error.contains("a stream takes its columns and types"),
         "{error}"
     );
     // Told from the batch's first line on.
@@ -261,12 +261,12 @@ fn mismatched_values_are_reported_with_their_line() {
         "{error}"
     );
     let error = open(write(at("empty.jsonl"), b""));
-    assert!(error.contains("holds no rows"), "{error}");
+    assert!(error.contains("has no rows"), "{error}");
     let file = write(at("good.jsonl"), text[..10].join("\n").as_bytes());
     let error = load_dataset_streaming(&file, "test")
         .unwrap_err()
         .to_string();
-    assert!(error.contains("the splits here are train"), "{error}");
+    assert!(error.contains("the splits are train"), "{error}");
     assert!(stream(&file).lanes(0).is_err());
     assert!(stream(&file).group_texts(0).is_err());
     let lazy = stream(&file).group_texts(4).unwrap();

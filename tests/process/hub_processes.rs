@@ -111,7 +111,7 @@ fn a_notebook_asks_for_the_token_as_a_password() {
     let text = notebook_login(&bench, true, "\n");
     assert!(text.contains("it is empty"), "{text}");
     let text = notebook_login(&bench, false, &format!("{TOKEN}\n"));
-    assert!(text.contains("neither a notebook nor a terminal"), "{text}");
+    assert!(text.contains("needs a notebook or a terminal"), "{text}");
 }
 
 const NAME: &str = "tester/model";

@@ -271,6 +271,43 @@ fn compare(folder: &Path, device: &Device, exact: bool) -> Result<Deviation, Str
     }
     model.backward(&loss).map_err(text)?;
 
+    let gradients = compare_gradients(&model, &io, exact)?;
+    if !exact && model.config().get("ctc_loss_reduction").is_some() {
+        // A sum over all frames rounds in proportion to its size.
+        of_loss /= expected.abs().max(1.0);
+    }
+    let rounded = is_rounded(model.config(), &meta)
+        .then(|| on_the_whole(&model, &inputs, &difference, &io).map_err(text))
+        .transpose()?;
+    Ok(Deviation {
+        rounded,
+        logits: max_abs(&difference),
+        // One or two steps of f32 are no deviation: a summed loss is a large number.
+        loss: match of_loss <= 2.0 * f32::EPSILON * expected.abs() {
+            true => 0.0,
+            false => of_loss,
+        },
+        gradient: gradients.worst,
+        all_gradients: gradients.all,
+        compared: gradients.compared,
+    })
+}
+
+/// How far a model's gradients are from the expected ones.
+struct Gradients {
+    /// The parameter with the largest relative deviation.
+    worst: (String, f32),
+    /// The relative deviation of all gradients together.
+    all: f32,
+    compared: usize,
+}
+
+/// Compares the gradient of every parameter with that in `io`. With `exact`, no other parameter may have one.
+fn compare_gradients(
+    model: &MaskedLm,
+    io: &HashMap<String, Tensor>,
+    exact: bool,
+) -> Result<Gradients, String> {
     let expected_grads: BTreeMap<&str, &Tensor> = io
         .iter()
         .filter_map(|(name, tensor)| Some((name.strip_prefix("grad.")?, tensor)))
@@ -317,23 +354,9 @@ fn compare(folder: &Path, device: &Device, exact: bool) -> Result<Deviation, Str
             ));
         }
     }
-    if !exact && model.config().get("ctc_loss_reduction").is_some() {
-        // A sum over all frames rounds in proportion to its size.
-        of_loss /= expected.abs().max(1.0);
-    }
-    let rounded = is_rounded(model.config(), &meta)
-        .then(|| on_the_whole(&model, &inputs, &difference, &io).map_err(text))
-        .transpose()?;
-    Ok(Deviation {
-        rounded,
-        logits: max_abs(&difference),
-        // One or two steps of f32 are no deviation: a summed loss is a large number.
-        loss: match of_loss <= 2.0 * f32::EPSILON * expected.abs() {
-            true => 0.0,
-            false => of_loss,
-        },
-        gradient: worst,
-        all_gradients: (squares.0 / squares.1).sqrt(),
+    Ok(Gradients {
+        worst,
+        all: (squares.0 / squares.1).sqrt(),
         compared: expected_grads.len(),
     })
 }

@@ -344,7 +344,11 @@ fn languages_and_tables_are_refused_by_other_families() {
     assert!(roberta.set_source_language("de_DE").is_err());
     assert!(roberta.encode_target("zhir").is_err());
     let text = roberta.encode_table(&["a"], &[vec!["b"]], "zhir", &EncodeOptions::new());
-    assert!(text.unwrap_err().to_string().contains("not one for tables"));
+    assert!(
+        text.unwrap_err()
+            .to_string()
+            .contains("not a tokenizer for tables")
+    );
     assert!(roberta.spoken_words(&[1, 2]).is_err());
     let mut mbart = super::fixture("mbart");
     let text = mbart.set_source_language("xx_XX").unwrap_err().to_string();

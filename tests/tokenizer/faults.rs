@@ -174,7 +174,7 @@ fn no_two_tokens_share_an_id() {
     let text = error(&[("vocab.txt", vocab)]);
     assert!(text.contains("[MASK]") && text.contains("gaps"), "{text}");
     assert!(
-        text.contains("line 7 of vocab.txt is \"round\" once more, as line 5"),
+        text.contains("line 7 of vocab.txt repeats \"round\" from line 5"),
         "{text}"
     );
     // When nothing is to be added, the later line counts, as in transformers.

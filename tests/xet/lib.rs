@@ -261,7 +261,7 @@ fn xet_only_files_are_downloaded_and_verified() {
         storage.find = Box::new(move |_| Some(wrong.clone()));
     }
     let text = download().unwrap_err().to_string();
-    assert!(text.contains("not what the server announced"), "{text}");
+    assert!(text.contains("differs from what the server announced"), "{text}");
 }
 
 #[test]

@@ -207,7 +207,7 @@ fn place(path: &Path) -> Result<(&Path, String)> {
         Error::argument(
             "folder",
             format!(
-                "{} has no name of its own; give the folder's",
+                "{} does not end with a name; give the name of the folder",
                 path.display()
             ),
         )

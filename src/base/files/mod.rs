@@ -75,7 +75,7 @@ impl Destination {
                 "it is a socket or a disk, not a file: choose another place"
             });
         }
-        refuse("its symbolic links lead in a circle")
+        refuse("its symbolic links form a circle")
     }
 
     /// Checks that bytes can be written here, as far as that can be known before: the folder is there and takes a file.
@@ -167,7 +167,7 @@ fn open_stream(path: &Path) -> io::Result<std::fs::File> {
                 if std::time::Instant::now() > end {
                     return Err(io::Error::new(
                         io::ErrorKind::NotConnected,
-                        "it is a pipe that nobody reads from",
+                        "it is a pipe without a reader",
                     ));
                 }
                 std::thread::sleep(LOOK);

@@ -49,7 +49,7 @@ pub fn replace_files_without(
             return Err(Error::argument(
                 "folder",
                 format!(
-                    "{} is no plain file and is not written over",
+                    "{} is not a regular file and is not overwritten",
                     target.display()
                 ),
             ));
@@ -218,7 +218,7 @@ mod tests {
         std::fs::create_dir(home.path().join("b")).unwrap();
         std::fs::write(home.path().join("a"), "old").unwrap();
         let error = replace_files(home.path(), pair("new")).unwrap_err();
-        assert!(error.to_string().contains("no plain file"), "{error}");
+        assert!(error.to_string().contains("not a regular file"), "{error}");
         assert_eq!(
             std::fs::read_to_string(home.path().join("a")).unwrap(),
             "old"

@@ -26,7 +26,7 @@ impl Temporary {
     pub(crate) fn beside(place: &Path) -> Result<Self> {
         let folder = folder_of(place);
         let name = place.file_name().ok_or_else(|| {
-            let words = format!("{} is no name of a file", place.display());
+            let words = format!("{} is not a file name", place.display());
             Error::argument("path", words)
         })?;
         let text = name.to_string_lossy();

@@ -63,7 +63,7 @@ fn described(recordings: &[PathBuf], metadata: &[PathBuf]) -> Result<Dataset> {
             return Err(Error::format(
                 path,
                 format!(
-                    "{} lies beside it; one of them must go",
+                    "{} is in the same folder; remove one of them",
                     other.path.display()
                 ),
             ));
@@ -86,7 +86,7 @@ fn described(recordings: &[PathBuf], metadata: &[PathBuf]) -> Result<Dataset> {
             Error::format(
                 &table.path,
                 format!(
-                    "it has no row for {}; its {FILE_NAME} must be the way there from this file",
+                    "it has no row for {}; its {FILE_NAME} must be the path relative to this file",
                     recording.display()
                 ),
             )
@@ -138,13 +138,13 @@ impl Described {
         if table.column_names().iter().any(|name| name == "audio") {
             return Err(Error::format(
                 path,
-                "it has a column \"audio\", which is that of the recordings; give it another name",
+                "it has a column \"audio\", which is reserved for the recordings; rename it",
             ));
         }
         let mut rows = HashMap::with_capacity(names.len());
         for (row, name) in names.iter().enumerate() {
             if rows.insert(clean(&folder.join(name)), row).is_some() {
-                return Err(Error::format(path, format!("{name:?} stands in it twice")));
+                return Err(Error::format(path, format!("it contains {name:?} twice")));
             }
         }
         Ok(Self {

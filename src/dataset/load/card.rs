@@ -53,7 +53,7 @@ pub(crate) fn configs(text: &str) -> Result<Vec<CardConfig>, String> {
             }
             Ok(configs)
         }
-        Some(_) => Err("its field configs is no list".to_owned()),
+        Some(_) => Err("its field configs is not a list".to_owned()),
     }
 }
 
@@ -192,14 +192,14 @@ pub(crate) fn parse(yaml: &str) -> Result<Node, String> {
     let mut nodes = 0usize;
     let mut root = Node::Null;
     for event in Parser::new_from_str(yaml) {
-        let (event, _) = event.map_err(|error| format!("its header is no valid YAML: {error}"))?;
+        let (event, _) = event.map_err(|error| format!("its header is not valid YAML: {error}"))?;
         let (node, anchor, size) = match event {
             Event::Scalar(text, style, anchor, _) => (scalar(text, style), anchor, 1),
             Event::Alias(anchor) => {
                 let (node, size) = anchors
                     .get(&anchor)
                     .cloned()
-                    .ok_or("its header refers to what it does not hold")?;
+                    .ok_or("its header refers to an anchor that it does not define")?;
                 (node, 0, size)
             }
             Event::SequenceStart(anchor, _) | Event::MappingStart(anchor, _) => {
@@ -227,7 +227,7 @@ pub(crate) fn parse(yaml: &str) -> Result<Node, String> {
         };
         nodes += size;
         if nodes > MOST_NODES {
-            return Err("its header unfolds into too much".to_owned());
+            return Err("its header expands beyond the size limit".to_owned());
         }
         if anchor > 0 {
             anchors.insert(anchor, (node.clone(), size));
@@ -330,7 +330,7 @@ mod tests {
     #[test]
     fn invalid_cards_are_reported() {
         for (yaml, expected) in [
-            ("configs: 5", "no list"),
+            ("configs: 5", "not a list"),
             ("configs: [a]", "no fields"),
             ("configs: [{data_files: x}]", "no config_name"),
             ("configs: [{config_name: a}, {config_name: a}]", "twice"),
@@ -342,7 +342,7 @@ mod tests {
                 "configs: [{config_name: a, data_files: [{split: t, path: a}, {split: t, path: b}]}]",
                 "twice",
             ),
-            ("a: [b", "no valid YAML"),
+            ("a: [b", "not valid YAML"),
         ] {
             let error = configs(&format!("---\n{yaml}\n---\n")).unwrap_err();
             assert!(error.contains(expected), "{yaml}: {error}");
@@ -358,7 +358,7 @@ mod tests {
         }
         bomb.push_str("---\n");
         let started = std::time::Instant::now();
-        assert!(configs(&bomb).unwrap_err().contains("too much"));
+        assert!(configs(&bomb).unwrap_err().contains("size limit"));
         let deep = format!("---\n{}\n---\n", "- ".repeat(20_000));
         assert!(configs(&deep).is_err());
         let deep = format!("---\n{}\n---\n", "[".repeat(20_000));

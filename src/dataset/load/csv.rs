@@ -199,7 +199,7 @@ impl<'a> Table<'a> {
                 if let Some(twice) = names.iter().find(|name| !seen.insert(*name)) {
                     return Err(Error::argument(
                         "column_names",
-                        format!("{twice:?} stands twice in it"),
+                        format!("it contains {twice:?} twice"),
                     ));
                 }
                 names.clone()

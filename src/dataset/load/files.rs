@@ -143,7 +143,7 @@ fn find_named(name: &str, base: &Path, request: &Selection) -> Result<Found> {
             let mut found = expand(&place).map_err(|message| Error::NotFound {
                 kind: "dataset",
                 name: pattern.clone(),
-                message: format!("{message}; the split {split:?} should consist of it"),
+                message: format!("{message}; the split {split:?} should contain it"),
             })?;
             found.retain(|path| !paths.contains(path));
             paths.extend(found);
@@ -198,7 +198,7 @@ fn expand(pattern: &str) -> Result<Vec<String>, String> {
     if found.is_empty() {
         let from = std::env::current_dir().unwrap_or_default();
         return Err(match (path.is_dir(), pattern.contains(['*', '?', '['])) {
-            (true, _) => format!("the folder {pattern:?} holds no files"),
+            (true, _) => format!("the folder {pattern:?} contains no files"),
             (_, true) => format!(
                 "no file matches the pattern {pattern:?} (looked from {})",
                 from.display()
@@ -233,7 +233,7 @@ fn sniff(path: &Path) -> Result<FileFormat> {
         Some(b'{' | b'[') => Ok(FileFormat::Json),
         _ => Err(Error::format(
             path,
-            format!("neither the name nor the content tells the format; known are {KNOWN}"),
+            format!("the format can't be recognised by name or content; known are {KNOWN}"),
         )),
     }
 }
@@ -358,7 +358,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("neither the name nor the content"),
+            error.contains("can't be recognised by name or content"),
             "{error}"
         );
         let request = Selection {

@@ -259,7 +259,7 @@ impl HubDataset {
         let damaged = |e: ParquetError| {
             Failure::new(
                 FailureKind::Refused,
-                format!("{path} of {:?} is no Parquet file: {e}", self.repo.id()),
+                format!("{path} of {:?} is not a Parquet file: {e}", self.repo.id()),
             )
         };
         if let Ok(file) = std::fs::File::open(&local) {
@@ -270,7 +270,7 @@ impl HubDataset {
         }
         if self.client.settings().offline {
             let message = format!(
-                "HF_HUB_OFFLINE forbids to look how many rows {path} of {:?} has",
+                "HF_HUB_OFFLINE forbids looking up how many rows {path} of {:?} has",
                 self.repo.id()
             );
             return Err(Failure::new(FailureKind::Refused, message));
@@ -305,7 +305,7 @@ impl HubDataset {
                 .read_body(&request, &mut response, end - start)?;
             if body.len() as u64 != end - start {
                 let message =
-                    "the server sent another part of the file than was asked for".to_owned();
+                    "the server sent a different part of the file than requested".to_owned();
                 return Err(self.client.failure(FailureKind::Refused, &request, message));
             }
             Ok(body.into())

@@ -173,7 +173,7 @@ impl Inferred {
 
 fn conflict<E: serde::de::Error>(path: &Path, found: &str, before: &str) -> E {
     E::custom(format!(
-        "{path} is {found} here and {before} before; a column holds values of one kind"
+        "{path} is {found} here and {before} before; all values of a column must have one type"
     ))
 }
 
@@ -285,7 +285,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
             let path = Path::Field(&self.path, name);
             if std::mem::replace(&mut known.last[position], record) == record {
                 return Err(A::Error::custom(format!(
-                    "{path} stands twice in one record, and only one value could be kept"
+                    "{path} occurs twice in one record, and only one value could be kept"
                 )));
             }
             entries.next_value_seed(Seed { inferred, path })?;
@@ -369,7 +369,7 @@ mod tests {
     fn a_duplicate_field_is_named() {
         let error = infer(&[r#"{"a": 1, "b": 2}"#, r#"{"b": 1, "a": 2, "b": 3}"#]).unwrap_err();
         assert!(
-            error.starts_with("\"b\" stands twice in one record"),
+            error.starts_with("\"b\" occurs twice in one record"),
             "{error}"
         );
         let error = infer(&[r#"{"x": [{"a": 1}, {"a": 1, "a": 1}]}"#]).unwrap_err();

@@ -40,7 +40,7 @@ pub(super) fn load(paths: &[PathBuf], options: &Options, rows: &mut Rows) -> Res
             &paths[0],
             format!(
                 "its {} records have so few of their {} fields in common that a table of them would be many times the \
-                 file; bring what varies into a list of names and values",
+                 file; store the varying fields as a list of names and values",
                 read.records,
                 all.fields().len()
             ),
@@ -92,7 +92,7 @@ fn same_columns(
     };
     Err(Error::format(
         path,
-        format!("{problem}; load them apart and bring them together with concatenate"),
+        format!("{problem}; load them separately and combine them with concatenate"),
     ))
 }
 
@@ -289,8 +289,7 @@ pub(super) fn batches(
             path,
             line,
             message: format!(
-                "{message}; a stream has the columns and types that its files have in their first megabyte: bring the line in \
-                 line with these, or load the data with load_dataset, which reads all of it first"
+                "{message}; a stream takes its columns and types from the first megabyte of its files: adapt the line, or use load_dataset, which reads all of the data first"
             ),
         }),
         Err(error) => Err(error),

@@ -135,7 +135,7 @@ pub(crate) fn plan(
     let configs = card.map_or(Ok(Vec::new()), card::configs);
     let configs = configs.map_err(|reason| {
         not_found(format!(
-            "README.md, its card, can't be followed: {reason}. Mend it, or name the files with Loader::data_files"
+            "its card (README.md) can't be used: {reason}. Correct it, or name the files with Loader::data_files"
         ))
     })?;
     if configs.is_empty() {
@@ -269,7 +269,7 @@ fn expand(
                         "no file matches the pattern \"{base}{pattern}\" of the split {split:?}"
                     ),
                     false => format!(
-                        "there is no file \"{base}{pattern}\", which the split {split:?} consists of"
+                        "there is no file \"{base}{pattern}\", which belongs to the split {split:?}"
                     ),
                 });
             }
@@ -341,10 +341,10 @@ fn by_names(
             .collect::<Vec<_>>()
             .join(", ");
         let holds = match some.as_str() {
-            "" => "it holds no files".to_owned(),
-            some if some.contains(".py") => format!(
-                "it holds {some}. Datasets that are made by a script must be converted first"
-            ),
+            "" => "it contains no files".to_owned(),
+            some if some.contains(".py") => {
+                format!("it contains {some}. Datasets made by a script must be converted first")
+            }
             some => format!("it holds {some}"),
         };
         return Err(Error::NotFound {
@@ -381,8 +381,7 @@ fn by_names(
             count => format!(" and {} more", count - 5),
         };
         eprintln!(
-            "note: {name}: of its data files these are not loaded, as their names or formats don't go with the others: \
-             {shown}{more}; Loader::data_files names the files of every split"
+            "note: {name}: these of its data files are not loaded, because their names or formats differ from the others: {shown}{more}; Loader::data_files names the files of every split"
         );
     }
     Ok(layout)
@@ -424,8 +423,7 @@ pub(super) fn by_format(
         match chosen {
             Some((format, other)) if format != found => {
                 return Err(not_found(format!(
-                    "the files of the split {other:?} are {format:?} and those of {split:?} are {found:?}, and one dataset has \
-                     one format; name the files with Loader::data_files, or choose with Loader::format"
+                    "the files of the split {other:?} are {format:?} and those of {split:?} are {found:?}, but a dataset must have one format; name the files with Loader::data_files, or choose with Loader::format"
                 )));
             }
             _ => chosen = Some((found, split)),

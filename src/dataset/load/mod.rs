@@ -459,9 +459,9 @@ fn refuse_empty(dataset: &Dataset, paths: &[PathBuf]) -> Result<()> {
         [first, ..] if dataset.is_empty() => Err(Error::format(
             first,
             match paths.len() {
-                1 => "the file holds no rows".to_owned(),
+                1 => "the file has no rows".to_owned(),
                 files => format!(
-                    "this file and the {} others of its split hold no rows",
+                    "this file and the {} others of its split have no rows",
                     files - 1
                 ),
             },
@@ -503,7 +503,7 @@ fn agree(schemas: &[(&Path, SchemaRef)]) -> Result<SchemaRef> {
                 let and = if extra.is_empty() { "" } else { ", and" };
                 message.push_str(&format!("{and} {missing} only there"));
             }
-            message.push_str("; load them apart and bring them together with concatenate");
+            message.push_str("; load them separately and combine them with concatenate");
             return Err(Error::format(path, message));
         }
         for field in &mut fields {

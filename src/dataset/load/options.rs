@@ -50,7 +50,7 @@ impl Options {
             return Err(Error::argument(
                 "delimiter",
                 format!(
-                    "{delimiter:?} can't stand between values; give one ASCII character that is no quote and no line end"
+                    "{delimiter:?} can't be a delimiter; give one ASCII character that is neither a quote nor a line end"
                 ),
             ));
         }

@@ -81,8 +81,7 @@ pub(super) fn schema(paths: &[PathBuf]) -> Result<SchemaRef> {
     let mut schemas = Vec::with_capacity(paths.len());
     for path in paths {
         if source::unpacked(path)?.1 {
-            let message = "it is packed, and what is in it can't be read from its beginning on: unpack it (Parquet is compressed \
-                           within)";
+            let message = "it is compressed as a whole, and Parquet can't be read sequentially: unpack it (Parquet files are compressed internally)";
             return Err(Error::format(path, message));
         }
         let (_, metadata) = open(path)?;
@@ -145,8 +144,7 @@ pub(super) fn group(
     )))
 }
 
-const UNFOLDS: &str =
-    "it unfolds into more than a thousand times its size, which no honest file does";
+const UNFOLDS: &str = "it expands to more than a thousand times its size, which no valid file does";
 
 /// Returns what a file of `bytes` bytes may unfold into: long runs of one value take next to nothing.
 fn limit(bytes: u64) -> u64 {
@@ -157,7 +155,7 @@ fn damaged(path: &Path, error: &dyn std::fmt::Display) -> Error {
     Error::format(
         path,
         format!(
-            "this is no complete Parquet file ({error}); it may be cut short or damaged: get it again"
+            "not a complete Parquet file ({error}); it may be truncated or damaged: download it again"
         ),
     )
 }

@@ -96,7 +96,7 @@ impl Loader {
         if parts.iter().all(Dataset::is_empty) {
             return Err(Error::Split {
                 split: split.to_owned(),
-                message: format!("no rows of {} lie in it", self.name),
+                message: format!("it contains no rows of {}", self.name),
             });
         }
         Ok(concatenate(&parts)?.with_origin(Some(dataset.name())))

@@ -49,18 +49,17 @@ impl Shards {
             FileFormat::Parquet => parquet::schema(paths)?,
             FileFormat::Arrow => {
                 return Err(refuse(
-                    "Arrow files are mapped and need no memory for what is not used: load them with load_dataset",
+                    "Arrow files are memory-mapped and need no streaming: load them with load_dataset",
                 ));
             }
             _ => {
                 return Err(refuse(
-                    "JSON lines, text and Parquet can be streamed, and this is none of them; load it with load_dataset, or write \
-                     it as one of these",
+                    "only JSON lines, text and Parquet can be streamed; use load_dataset, or convert the file to one of these",
                 ));
             }
         };
         if schema.fields().is_empty() {
-            return Err(refuse("the file holds no rows"));
+            return Err(refuse("the file has no rows"));
         }
         let mut shards = Self {
             format,

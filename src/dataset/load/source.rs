@@ -182,7 +182,7 @@ pub(super) fn unpacked(path: &Path) -> Result<(Source, bool)> {
     if packing == Some(Packing::Lz4) && !ends_as_lz4(&mut file, start.len() as u64).map_err(io)? {
         return Err(Error::format(
             path,
-            "its lz4 data is cut short or damaged (it has no end)",
+            "its lz4 data is truncated or damaged (it has no end)",
         ));
     }
     let file = BufReader::with_capacity(1 << 18, Cursor::new(start).chain(file));
@@ -213,8 +213,7 @@ pub(super) fn unpacked(path: &Path) -> Result<(Source, bool)> {
         return Err(Error::format(
             path,
             format!(
-                "this is packed twice: unpacked with {outer}, it is {inner} data once more. Unpack it once and load what \
-                 comes out"
+                "this is compressed twice: inside {outer} is {inner} data. Unpack it once and load the result"
             ),
         ));
     }
@@ -247,8 +246,7 @@ fn refuse_archive(path: &Path, start: &[u8]) -> Result<()> {
         Some(kind) => Err(Error::format(
             path,
             format!(
-                "this is {kind}, which is not read as it is: unpack it and load what comes out. Files that are packed with \
-                 gzip, bzip2, xz, zstd or lz4 are unpacked while they are read"
+                "this is {kind}, which can't be read directly: unpack it and load the result. Files compressed with gzip, bzip2, xz, zstd or lz4 are unpacked while they are read"
             ),
         )),
     }
@@ -274,13 +272,12 @@ impl Read for Unpacked {
         let read = crate::base::panics::caught(|| inner.read(buffer))
             .unwrap_or_else(|panic| Err(IoError::other(panic)))
             .map_err(|error| {
-                let words = format!("its {name} data is cut short or damaged ({error})");
+                let words = format!("its {name} data is truncated or damaged ({error})");
                 IoError::new(ErrorKind::InvalidData, words)
             })?;
         self.left = self.left.checked_sub(read as u64).ok_or_else(|| {
             let words = format!(
-                "its {name} data unpacks to more than {MOST_TIMES} times its size: if that is meant, unpack it and load what \
-                 comes out"
+                "its {name} data unpacks to more than {MOST_TIMES} times its size: if that is intended, unpack it and load the result"
             );
             IoError::new(ErrorKind::InvalidData, words)
         })?;
@@ -342,7 +339,7 @@ pub(super) fn encoding(label: &str) -> Result<&'static Encoding> {
     Encoding::for_label(web.as_bytes()).ok_or_else(|| {
         Error::argument(
             "encoding",
-            format!("{label:?} is no encoding that is known here; convert the file to UTF-8"),
+            format!("{label:?} is not a known encoding; convert the file to UTF-8"),
         )
     })
 }
@@ -423,7 +420,7 @@ mod tests {
             for length in [12, packed.len() / 2, packed.len() - 1] {
                 let error = read(&packed[..length], None).map(drop).unwrap_err();
                 assert!(
-                    error.to_string().contains("cut short or damaged"),
+                    error.to_string().contains("truncated or damaged"),
                     "{name}: {error}"
                 );
             }
@@ -465,7 +462,7 @@ mod tests {
             for (inner, pack_inner) in packings {
                 let error = read(&pack_outer(&pack_inner(&text)), None).unwrap_err();
                 let told = error.to_string();
-                let expected = format!("packed twice: unpacked with {outer}, it is {inner} data");
+                let expected = format!("compressed twice: inside {outer} is {inner} data");
                 assert!(
                     told.contains(&expected) && told.contains("Unpack"),
                     "{told}"

@@ -60,7 +60,7 @@ impl Loader {
             return Err(Error::Split {
                 split: split.to_owned(),
                 message: format!(
-                    "a stream is of a whole split, and the splits here are {}; for a part of it use take and skip",
+                    "a stream takes a whole split, and the splits are {}; for a part use take and skip",
                     names.join(", ")
                 ),
             });

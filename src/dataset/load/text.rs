@@ -66,7 +66,7 @@ fn decode(path: &Path, chunk: &Chunk, sample_by: SampleBy) -> Result<RecordBatch
     if text.len() > i32::MAX as usize {
         return Err(Error::format(
             path,
-            "it holds a text of more than 2 GB, which a row can't",
+            "it contains a text of more than 2 GB, which does not fit in a row",
         ));
     }
     let mut texts = StringBuilder::with_capacity(text.len() / 40, text.len());

@@ -43,7 +43,7 @@ struct Contents {
 }
 
 fn unread(reason: String) -> Error {
-    Error::Dataset(format!("the repository's card can't be followed: {reason}"))
+    Error::Dataset(format!("the repository's card can't be used: {reason}"))
 }
 
 impl Published<'_> {

@@ -140,8 +140,7 @@ impl DatasetDict {
     /// Like [`DatasetDict::push_to_hub`], with your own settings.
     pub fn push_to(&self, hub: &Hub, repo: &str, options: &PushDataset) -> Result<Pushed> {
         if options.split.is_some() {
-            let message =
-                "the splits have names already; name one only where a single dataset is pushed";
+            let message = "the splits already have names; give a name only for a single dataset";
             return Err(Error::argument("split", message));
         }
         let splits: Vec<(&str, &Dataset)> = self.iter().collect();
@@ -166,13 +165,13 @@ fn check(splits: &[(&str, &Dataset)], options: &PushDataset) -> Result<()> {
             return Err(Error::argument(
                 "split",
                 format!(
-                    "{split:?} has other characters than letters, digits, underscores and points between them"
+                    "{split:?} may only contain letters, digits, underscores, and dots between them"
                 ),
             ));
         }
         if dataset.features() != first.features() {
             return Err(Error::Dataset(format!(
-                "the splits {:?} and {split:?} have different columns; push them as configurations of their own",
+                "the splits {:?} and {split:?} have different columns; push them as separate configurations",
                 splits[0].0
             )));
         }

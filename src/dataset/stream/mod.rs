@@ -249,9 +249,7 @@ impl IterableDataset {
             }
         }
         if parts.is_empty() {
-            return Err(Error::Dataset(
-                "the stream has no rows: there is nothing to make a dataset of".to_owned(),
-            ));
+            return Err(Error::Dataset("the stream has no rows".to_owned()));
         }
         let whole = concatenate(&parts)?;
         Ok(

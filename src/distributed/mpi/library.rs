@@ -239,7 +239,7 @@ unsafe fn symbol(handle: *mut c_void, name: &str) -> Option<*mut c_void> {
 
 fn incomplete(file: &str, symbol: &str) -> Error {
     Error::Distributed(format!(
-        "{file} has no function {symbol}: it is no MPI library; name the right libmpi.so in {CHOICE}"
+        "{file} has no function {symbol}: it is not an MPI library; name the right libmpi.so in {CHOICE}"
     ))
 }
 

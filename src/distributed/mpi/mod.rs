@@ -58,7 +58,7 @@ impl Mpi {
                 environment.size,
             );
             let advice = match by.starts_with("Slurm") {
-                true => "start it with `srun --mpi=pmix`, with an MPI that knows PMIx",
+                true => "start it with `srun --mpi=pmix`, with an MPI that supports PMIx",
                 false => {
                     "start it with the mpirun of the same MPI (CLOZE_MPI names the library to take)"
                 }

@@ -302,7 +302,7 @@ fn fits(len: usize) -> Result<()> {
     match len <= MOST {
         true => Ok(()),
         false => Err(Error::Distributed(format!(
-            "{len} numbers at once are more than MPI counts; exchange them in parts"
+            "{len} numbers are more than MPI can exchange at once; exchange them in parts"
         ))),
     }
 }

@@ -53,7 +53,7 @@ impl Checkpoint {
             kind: "model weights",
             name: folder.display().to_string(),
             message: format!(
-                "the folder holds none of {}, {}, {}, {}",
+                "the folder contains none of {}, {}, {}, {}",
                 SINGLE[0], SHARDED[0], SINGLE[1], SHARDED[1]
             ),
         })
@@ -126,7 +126,7 @@ impl Checkpoint {
             Some(WeightFile::Pytorch(file)) => file.tensor(name, device),
             Some(WeightFile::Tensors(tensors)) => Ok(tensors[name].to_device(device)?),
             None => Err(Error::Weights(format!(
-                "{} holds no {name:?}",
+                "{} contains no {name:?}",
                 self.path.display()
             ))),
         }
@@ -163,7 +163,7 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>> {
                 Err(Error::format(
                     index,
                     format!(
-                        "the shard {name} is missing; copy it beside the index or download it again"
+                        "the shard {name} is missing; copy it to the folder of the index or download it again"
                     ),
                 ))
             }

@@ -70,7 +70,7 @@ impl Walk<'_> {
                 let length = self.take(1)?[0];
                 // The reader takes numbers of at most 64 bits.
                 if length > 8 {
-                    return Err(format!("it holds a number of {length} bytes"));
+                    return Err(format!("it contains a number of {length} bytes"));
                 }
                 self.scalar(usize::from(length))?;
             }
@@ -104,7 +104,10 @@ impl Walk<'_> {
             b'q' | b'r' => {
                 let wide = self.bytes[self.at - 1] == b'r';
                 let place = self.number(if wide { 4 } else { 1 })?;
-                let top = *self.stack.last().ok_or("it notes what is not there")?;
+                let top = *self
+                    .stack
+                    .last()
+                    .ok_or("it stores a value that does not exist")?;
                 let top = top.unwrap_or(SCALAR);
                 self.spend(top.parts)?;
                 self.memo.insert(place, top);
@@ -115,11 +118,11 @@ impl Walk<'_> {
                 let noted = *self
                     .memo
                     .get(&place)
-                    .ok_or("it refers back to what was never noted")?;
+                    .ok_or("it refers to a value that was never stored")?;
                 self.push(noted.parts, noted.depth)?;
             }
             b'.' => return Ok(false),
-            other => return Err(format!("it holds the unknown instruction {other:#04x}")),
+            other => return Err(format!("it contains the unknown instruction {other:#04x}")),
         }
         Ok(true)
     }
@@ -151,7 +154,7 @@ impl Walk<'_> {
             .saturating_mul(MOST_TIMES)
             .max(AT_LEAST);
         match self.cost > most {
-            true => Err("it would unfold into far more than its own size".to_owned()),
+            true => Err("it would expand far beyond its own size".to_owned()),
             false => Ok(()),
         }
     }
@@ -166,7 +169,10 @@ impl Walk<'_> {
     }
 
     fn pop(&mut self) -> Result<Size, String> {
-        let top = self.stack.pop().ok_or("it takes what is not there")?;
+        let top = self
+            .stack
+            .pop()
+            .ok_or("it uses a value that does not exist")?;
         Ok(top.unwrap_or(SCALAR))
     }
 
@@ -208,7 +214,7 @@ impl Walk<'_> {
             match self
                 .stack
                 .pop()
-                .ok_or("it goes back to a mark that is not there")?
+                .ok_or("it returns to a mark that does not exist")?
             {
                 None => return Ok(parts),
                 Some(part) => {
@@ -252,7 +258,7 @@ mod tests {
             if grow.len() > 6 {
                 let error = result.unwrap_err();
                 assert!(
-                    error.contains("unfold") || error.contains("deep"),
+                    error.contains("expand") || error.contains("deep"),
                     "{error}"
                 );
             }

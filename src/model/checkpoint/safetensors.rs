@@ -54,7 +54,7 @@ impl File {
         let data = self
             .bytes
             .get(self.data_start + start..self.data_start + end)
-            .ok_or_else(|| damaged("its data lies outside the file".to_owned()))?;
+            .ok_or_else(|| damaged("its data is outside the file".to_owned()))?;
         if device.is_cpu() && dtype == DType::F32 {
             return ops::copied(data, &info.shape);
         }

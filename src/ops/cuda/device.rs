@@ -44,7 +44,7 @@ fn check(ordinal: usize) -> Result<()> {
     }
     if ordinal >= count as usize {
         return Err(Error::Device(format!(
-            "there is no GPU {ordinal}: the driver sees {count}, counted from 0"
+            "there is no GPU {ordinal}: the driver sees {count}, numbered from 0"
         )));
     }
     let gpu = result::device::get(ordinal as i32).map_err(failed)?;
@@ -90,19 +90,18 @@ fn explain(error: &DriverError) -> String {
     match error.0 {
         Code::CUDA_ERROR_NO_DEVICE => no_device(),
         Code::CUDA_ERROR_STUB_LIBRARY => {
-            "the library libcuda.so.1 that was found is the toolkit's stand-in, not a driver: install the NVIDIA driver, \
-             and take the toolkit's stubs out of LD_LIBRARY_PATH"
+            "the library libcuda.so.1 that was found is the toolkit's stub, not a driver: install the NVIDIA driver, and remove the toolkit's stubs from LD_LIBRARY_PATH"
                 .to_owned()
         }
         Code::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH | Code::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE => format!(
-            "the NVIDIA driver and its library do not belong together ({error}): restart after an update of the driver, or \
+            "the NVIDIA driver and its library have different versions ({error}): restart after an update of the driver, or \
              install the one that belongs to libcuda.so.1"
         ),
         Code::CUDA_ERROR_UNSUPPORTED_PTX_VERSION | Code::CUDA_ERROR_INVALID_PTX | Code::CUDA_ERROR_NO_BINARY_FOR_GPU => format!(
             "the NVIDIA driver can't run kernels for compute capability {COMPUTE_CAPABILITY} ({error}): update the driver, or \
              build again with an older CUDA toolkit and CUDA_COMPUTE_CAP set for this GPU"
         ),
-        _ => format!("the NVIDIA driver did not start ({error}); nvidia-smi shows whether it works at all"),
+        _ => format!("the NVIDIA driver could not be initialized ({error}); check it with nvidia-smi"),
     }
 }
 

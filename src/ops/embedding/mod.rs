@@ -37,7 +37,7 @@ pub fn embedding_sum(lookups: &[(&Tensor, &Param, Option<u32>)]) -> Result<Tenso
     let Some(&(first, table, _)) = lookups.first() else {
         return Err(Error::argument(
             "lookups",
-            "empty: there is nothing to add up",
+            "empty: at least one embedding is needed",
         ));
     };
     let width = table.shape().dims2()?.1;
@@ -124,7 +124,7 @@ impl Lookup {
             return Err(Error::argument(
                 "input_ids",
                 format!(
-                    "id {bad} is outside {} with its {rows} rows: do tokenizer and model belong together?",
+                    "id {bad} is outside {} with its {rows} rows: does the tokenizer belong to the model?",
                     table.name()
                 ),
             ));

@@ -13,7 +13,10 @@ use crate::{Error, Result};
 /// Joins tensors along dimension `dim`; all other dimensions must be equal.
 pub fn concat(parts: &[&Tensor], dim: impl Dim) -> Result<Tensor> {
     let Some(&first) = parts.first() else {
-        return Err(Error::argument("parts", "empty: there is nothing to join"));
+        return Err(Error::argument(
+            "parts",
+            "empty: at least one tensor is needed",
+        ));
     };
     let dim = dim.to_index(first.shape(), "concat")?;
     let fits = |part: &Tensor| {

@@ -17,7 +17,10 @@ pub fn permute(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
     if !sorted.iter().copied().eq(0..x.rank()) {
         return Err(Error::argument(
             "dims",
-            format!("{dims:?} is no order of the {} dimensions", x.rank()),
+            format!(
+                "{dims:?} is not a permutation of the {} dimensions",
+                x.rank()
+            ),
         ));
     }
     if dims.is_sorted() {

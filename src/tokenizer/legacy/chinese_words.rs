@@ -33,7 +33,7 @@ pub(in super::super) fn from_library(
     library: tokenizers::Tokenizer,
 ) -> Result<Rules> {
     let ModelWrapper::WordPiece(model) = library.get_model() else {
-        let what = "a RoFormerTokenizer needs a model of the WordPiece kind";
+        let what = "a RoFormerTokenizer needs a WordPiece model";
         return Err(Error::format(file, what));
     };
     let mut pieces = tokenizers::Tokenizer::new(model.clone());

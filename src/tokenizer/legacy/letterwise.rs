@@ -45,7 +45,7 @@ pub(super) fn build(folder: &Folder, special: &SpecialTokens) -> Result<Rules> {
     let unk = content(Role::Unk, "<unk>");
     let unk = vocabulary.id(&unk).ok_or_else(|| {
         damaged(format!(
-            "the token for what is unknown, {unk:?}, is not in the vocabulary"
+            "the unknown token {unk:?} is not in the vocabulary"
         ))
     })?;
     // Tokens of several characters, special ones too, are found with the spaces beside them.

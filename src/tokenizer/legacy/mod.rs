@@ -225,7 +225,7 @@ pub(super) fn repeated_line(folder: &Folder) -> Option<String> {
         let line = line.strip_suffix('\r').unwrap_or(line);
         let first = seen.insert(line, number)?;
         Some(format!(
-            "line {number} of vocab.txt is {line:?} once more, as line {first} is"
+            "line {number} of vocab.txt repeats {line:?} from line {first}"
         ))
     })
 }
@@ -243,7 +243,7 @@ fn missing(folder: &Folder, files: &str) -> Error {
         kind: "tokenizer",
         name: path.display().to_string(),
         message: format!(
-            "the folder needs {files}, but it holds {}",
+            "the folder needs {files}, but it contains {}",
             if found.is_empty() {
                 "nothing".to_owned()
             } else {

@@ -16,7 +16,7 @@ pub(super) fn build(folder: &Folder, moses: Moses, unk: Option<&str>) -> Result<
     let vocabulary = Vocabulary::new(ids);
     let unk = unk.unwrap_or("<unk>");
     let unk = vocabulary.id(unk).ok_or_else(|| {
-        let what = format!("the token for what is unknown, {unk:?}, is not in the vocabulary");
+        let what = format!("the unknown token {unk:?} is not in the vocabulary");
         Error::format(folder.path.join("vocab.json"), what)
     })?;
     let text = super::read(folder, "merges.txt")?;

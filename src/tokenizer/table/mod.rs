@@ -171,7 +171,7 @@ impl Tokenizer {
                 return Err(Error::argument(
                     "rows",
                     format!(
-                        "{} rows are too many; with truncation the last are left out",
+                        "{} rows are too many; use truncation to drop the last ones",
                         cells.len()
                     ),
                 ));
@@ -265,7 +265,10 @@ impl Tokenizer {
     }
 
     fn no_tables(&self) -> Error {
-        Error::Tokenizer(format!("a {} is not one for tables", self.class_name()))
+        Error::Tokenizer(format!(
+            "a {} is not a tokenizer for tables",
+            self.class_name()
+        ))
     }
 }
 

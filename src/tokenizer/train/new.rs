@@ -39,7 +39,7 @@ impl Tokenizer {
             return Err(Error::argument(
                 "vocab_size",
                 format!(
-                    "{vocab_size} does not even hold the bytes and special tokens; give {least} or more"
+                    "{vocab_size} is less than the bytes and special tokens need; give {least} or more"
                 ),
             ));
         }

@@ -245,7 +245,7 @@ fn unknown_names_are_reported_before_the_run() {
         "{error}"
     );
     let error = trainer(nowhere().eval_strategy("best"), &model(1)).train();
-    assert!(error.unwrap_err().to_string().contains("checkpoints alone"));
+    assert!(error.unwrap_err().to_string().contains("checkpoints only"));
     let strategy = nowhere().logging_strategy(IntervalStrategy::Epoch);
     assert_eq!(strategy, nowhere().logging_strategy("epoch"));
     let part = nowhere().warmup_steps(0.25).schedule(12).unwrap();

@@ -127,7 +127,7 @@ impl Proto {
                 })?),
                 other => {
                     return Err(damaged(format!(
-                        "piece {id} ({text:?}) is of an unknown kind {other}"
+                        "piece {id} ({text:?}) has the unknown type {other}"
                     )));
                 }
             };
@@ -144,7 +144,7 @@ impl Proto {
         }
         let mut unknown = (0..pieces.len()).filter(|&id| pieces[id].kind == Kind::Unknown);
         let (Some(unk), None) = (unknown.next(), unknown.next()) else {
-            let what = "exactly one piece must be of the unknown kind, and it is not so";
+            let what = "exactly one piece must be of the unknown type";
             return Err(damaged(what.to_owned()));
         };
         let trainer = model.trainer.unwrap_or_default();
@@ -154,8 +154,7 @@ impl Proto {
             2 => Algorithm::Bpe,
             other => {
                 let what = format!(
-                    "a SentencePiece model of the unigram or the byte-pair kind (1 or 2) is needed, and this is of the \
-                     kind {other}"
+                    "a SentencePiece model must be of the type unigram or BPE (1 or 2), but this one has the type {other}"
                 );
                 return Err(damaged(what));
             }
