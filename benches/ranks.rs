@@ -67,18 +67,17 @@ fn main() -> cloze::Result<()> {
     let group = Group::current()?;
     let seen = Arc::new(Mutex::new(Vec::new()));
     let (noted, by) = (Arc::clone(&seen), Arc::clone(&group));
-    let mut trainer =
-        Trainer::new(model, settings, rows, None, Masked).callback(move |event: &Event| {
-            if let Event::StepEnd { step, .. } = event {
-                let exchanged = (by.exchange_seconds(), by.bytes_received());
-                let spent = (by.waited_seconds(), support::cpu_seconds().unwrap_or(0.0));
-                noted
-                    .lock()
-                    .expect("whole")
-                    .push((step.seconds, exchanged, spent));
-            }
-            Ok(Control::Continue)
-        });
+    let mut trainer = Trainer::new(model, settings, rows, Masked).callback(move |event: &Event| {
+        if let Event::StepEnd { step, .. } = event {
+            let exchanged = (by.exchange_seconds(), by.bytes_received());
+            let spent = (by.waited_seconds(), support::cpu_seconds().unwrap_or(0.0));
+            noted
+                .lock()
+                .expect("whole")
+                .push((step.seconds, exchanged, spent));
+        }
+        Ok(Control::Continue)
+    });
     trainer.train()?;
     // The first two steps make memory and find kernels.
     let seen = seen.lock().expect("whole");

@@ -16,7 +16,7 @@
 //! # let folder = tempfile::tempdir().unwrap();
 //! # let out = folder.path().join("eli5_mlm_model");
 //! let arguments = TrainingArguments::new(&out).learning_rate(2e-5).max_steps(2);
-//! let mut trainer = Trainer::of_splits(&model, arguments, &blocks, collator)?;
+//! let mut trainer = Trainer::new(&model, arguments, &blocks, collator);
 //! trainer.train()?;
 //! println!("perplexity {:.1}", trainer.evaluate()?.perplexity());
 //!
@@ -49,6 +49,7 @@
 //! |---|---|---|
 //! | `bundled` | yes | the small model and the samples, 14 MB in the program: names that begin with `bundled:` |
 //! | `hub` | yes | downloads, login and pushes |
+//! | `xet` | no | large files by Xet to and from servers that pick it, through `hf-hub` |
 //! | `cuda` | no | models and training on NVIDIA GPUs; the build needs the CUDA toolkit |
 //!
 //! # In a notebook

@@ -76,7 +76,7 @@ fn an_error_suggests_settings_and_the_run_can_be_repeated() {
         .max_steps(2)
         .save_strategy(IntervalStrategy::No);
     let collator = MaskingCollator::new(&tokenizer);
-    let mut trainer = Trainer::new(model, arguments, examples.clone(), examples, collator);
+    let mut trainer = Trainer::new(model, arguments, (examples.clone(), examples), collator);
     // Libraries and tables are in place after a first run.
     trainer.train().unwrap();
     let exact = trainer.evaluate().unwrap().loss;

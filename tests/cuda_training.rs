@@ -71,7 +71,7 @@ fn arguments(out: &Path) -> TrainingArguments {
 
 fn trainer(arguments: TrainingArguments, model: MaskedLm) -> Trainer {
     let collator = MaskingCollator::new(&tokenizer()).mlm_probability(0.3);
-    Trainer::new(model, arguments, examples(17), examples(9), collator)
+    Trainer::new(model, arguments, (examples(17), examples(9)), collator)
 }
 
 fn weights(model: &MaskedLm) -> Vec<Vec<f64>> {

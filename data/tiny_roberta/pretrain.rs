@@ -246,8 +246,7 @@ fn train(phase: &str, settings: &Settings, text: &Path, run: &Path) -> Result<()
     let mut trainer = Trainer::new(
         model,
         arguments,
-        mixture,
-        held_out,
+        (mixture, held_out),
         MaskingCollator::new(&tokenizer).mlm_probability(settings.mlm_probability),
     )
     .callback(move |event: &Event| {

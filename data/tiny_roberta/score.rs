@@ -52,7 +52,7 @@ fn main() -> Result<()> {
         .epochs(3.0)
         .weight_decay(0.01)
         .save_strategy(IntervalStrategy::No);
-    let mut trainer = Trainer::new(model, arguments, train.clone(), test.clone(), collator);
+    let mut trainer = Trainer::new(model, arguments, (train.clone(), test.clone()), collator);
     for which in ["the model", "after the guide"] {
         for (text, blocks) in rows {
             let output = trainer.predict(blocks.clone())?;

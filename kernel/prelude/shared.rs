@@ -113,13 +113,7 @@ pub fn calls(name: &str, text: &String) -> std::result::Result<(), Box<dyn std::
     let arguments = TrainingArguments::new(name)
         .num_train_epochs(1.0)
         .learning_rate(1e-3);
-    let mut trainer = Trainer::new(
-        model.clone(),
-        arguments,
-        blocks["train"].clone(),
-        blocks["test"].clone(),
-        collator,
-    );
+    let mut trainer = Trainer::new(&model, arguments, &blocks, collator);
     let _ = (trainer.evaluate()?, trainer.train()?);
     trainer.save_model(name)?;
     let logits = model.forward(&tokenizer.encode(text)?)?;

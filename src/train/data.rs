@@ -3,13 +3,113 @@
 use std::sync::Arc;
 
 use super::plan::Position;
-use crate::collate::{Batches, DataLoader, Examples, Lanes, StreamLoader};
-use crate::dataset::IterableDataset;
+use crate::collate::{Batches, DataLoader, Examples, IntoExamples, Lanes, StreamLoader};
+use crate::dataset::{Dataset, DatasetDict, IterableDataset};
 
-/// Where batches come from.
+/// What a trainer is given: what it trains on, and what it is evaluated on. See [`IntoTrainingData`].
+#[derive(Clone)]
+pub struct TrainingData {
+    pub(super) train: Data,
+    pub(super) eval: Option<EvalData>,
+}
+
+/// What [`Trainer::new`](super::Trainer::new) takes as its data:
+///
+/// | given | trained on | evaluated on |
+/// |---|---|---|
+/// | a [`DatasetDict`] | its split "train" | its split "validation", or else "test", if there is one |
+/// | a [`Dataset`], or what else is [`Examples`] | that | nothing |
+/// | an [`IterableDataset`] | the stream | nothing |
+/// | a pair of one of these and a [`Dataset`] (or other examples) | the first | the second |
+/// | a pair whose second is an `Option` | the first | the second, if it is there |
+///
+/// Dicts, datasets and lists of examples may be given as references, streams must.
+///
+/// ```
+/// # use cloze::prelude::*;
+/// # fn f(model: &MaskedLm, args: TrainingArguments, blocks: &DatasetDict, stream: &IterableDataset, collator: MaskingCollator) {
+/// # let (args, collator) = (|| args.clone(), || collator.clone());
+/// Trainer::new(model, args(), blocks, collator());
+/// Trainer::new(model, args(), &blocks["train"], collator());
+/// Trainer::new(model, args(), (&blocks["train"], &blocks["test"]), collator());
+/// Trainer::new(model, args(), (stream, &blocks["test"]), collator());
+/// # }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "a trainer can't train on `{Self}`",
+    label = "give a `DatasetDict`, a `Dataset`, or a pair of what to train and what to evaluate on",
+    note = "`&blocks` trains on the split \"train\"; `(&blocks[\"train\"], &blocks[\"test\"])` says both"
+)]
+pub trait IntoTrainingData {
+    /// Returns what to train and what to evaluate on.
+    fn into_training_data(self) -> TrainingData;
+}
+
+impl IntoTrainingData for TrainingData {
+    fn into_training_data(self) -> TrainingData {
+        self
+    }
+}
+
+impl<E: IntoExamples> IntoTrainingData for E {
+    fn into_training_data(self) -> TrainingData {
+        TrainingData {
+            train: Data::Examples(Arc::new(self.into_examples())),
+            eval: None,
+        }
+    }
+}
+
+impl IntoTrainingData for &DatasetDict {
+    fn into_training_data(self) -> TrainingData {
+        TrainingData {
+            train: Data::Splits(self.clone()),
+            eval: held_out(self).map(EvalData::of),
+        }
+    }
+}
+
+impl IntoTrainingData for DatasetDict {
+    fn into_training_data(self) -> TrainingData {
+        (&self).into_training_data()
+    }
+}
+
+impl IntoTrainingData for &IterableDataset {
+    fn into_training_data(self) -> TrainingData {
+        TrainingData {
+            train: Data::Stream(self.clone()),
+            eval: None,
+        }
+    }
+}
+
+impl<T: IntoTrainingData, E: IntoExamples> IntoTrainingData for (T, E) {
+    fn into_training_data(self) -> TrainingData {
+        (self.0, Some(self.1)).into_training_data()
+    }
+}
+
+impl<T: IntoTrainingData, E: IntoExamples> IntoTrainingData for (T, Option<E>) {
+    fn into_training_data(self) -> TrainingData {
+        TrainingData {
+            train: self.0.into_training_data().train,
+            eval: self.1.map(EvalData::of),
+        }
+    }
+}
+
+/// Returns the split to evaluate on, if there is one.
+pub(super) fn held_out(splits: &DatasetDict) -> Option<&Dataset> {
+    splits.find("validation").or_else(|| splits.find("test"))
+}
+
+/// What is trained on.
 #[derive(Clone)]
 pub(super) enum Data {
     Examples(Arc<dyn Examples>),
+    /// The split "train" of these, if there is one.
+    Splits(DatasetDict),
     Loader(DataLoader),
     Stream(IterableDataset),
 }
@@ -20,9 +120,23 @@ impl Data {
     pub(super) fn origin(&self) -> Option<&str> {
         match self {
             Self::Examples(examples) => examples.origin(),
+            Self::Splits(splits) => Examples::origin(splits.find("train")?),
             Self::Loader(loader) => loader.origin(),
             Self::Stream(stream) => stream.origin(),
         }
+    }
+}
+
+/// What is evaluated on.
+#[derive(Clone)]
+pub(super) enum EvalData {
+    Examples(Arc<dyn Examples>),
+    Loader(DataLoader),
+}
+
+impl EvalData {
+    fn of(examples: impl IntoExamples) -> Self {
+        Self::Examples(Arc::new(examples.into_examples()))
     }
 }
 

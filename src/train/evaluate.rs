@@ -7,7 +7,7 @@ use std::time::Instant;
 use candle_core::{D, DType, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::data::Data;
+use super::data::EvalData;
 use super::metrics::Metric;
 use super::out_of_memory::{self, Use};
 use super::prediction::{MaskedPrediction, PredictionOutput, SpokenPrediction};
@@ -211,17 +211,14 @@ impl Trainer {
 
     fn eval_loader(&self) -> Result<DataLoader> {
         match &self.eval_data {
-            Some(Data::Loader(loader)) => Ok(loader.clone()),
-            Some(Data::Examples(examples)) => {
+            Some(EvalData::Loader(loader)) => Ok(loader.clone()),
+            Some(EvalData::Examples(examples)) => {
                 self.loader(examples, self.args.per_device_eval_batch_size)
-            }
-            Some(Data::Stream(stream)) => {
-                let examples: Arc<dyn Examples> = Arc::new(stream.to_dataset()?);
-                self.loader(&examples, self.args.per_device_eval_batch_size)
             }
             None => Err(Error::argument(
                 "eval",
-                "there are no examples to evaluate on; give the trainer some when you make it",
+                "there are no examples to evaluate on; give the trainer splits with one called \"validation\" or \"test\", or a \
+                 pair (&train, &eval)",
             )),
         }
     }

@@ -47,7 +47,7 @@ fn learns(model_type: &str, data: &[Example], collator: impl Collator + 'static)
         .lr_scheduler_type(SchedulerType::Constant)
         .save_strategy(IntervalStrategy::No);
     let few = data[..16].to_vec();
-    let mut trainer = Trainer::new(model, arguments, data.to_vec(), few, collator);
+    let mut trainer = Trainer::new(model, arguments, (data.to_vec(), few), collator);
     let history = match trainer.train() {
         Ok(history) => history,
         Err(error) => return Some(format!("{model_type}: {error}")),
@@ -93,7 +93,12 @@ fn short_run(
         .learning_rate(1e-3)
         .save_steps(3);
     let few = data[..8].to_vec();
-    Trainer::new(model, arguments, data[..40].to_vec(), few, collator.clone())
+    Trainer::new(
+        model,
+        arguments,
+        (data[..40].to_vec(), few),
+        collator.clone(),
+    )
 }
 
 /// The bits of every weight.
@@ -169,8 +174,12 @@ fn trains_in_bf16(
             .bf16(half)
             .save_strategy(IntervalStrategy::No);
         let few = data[..8].to_vec();
-        let mut trainer =
-            Trainer::new(model, arguments, data[..40].to_vec(), few, collator.clone());
+        let mut trainer = Trainer::new(
+            model,
+            arguments,
+            (data[..40].to_vec(), few),
+            collator.clone(),
+        );
         Ok(trainer.train()?.losses())
     };
     if MaskedLm::from_config(&config, 3).unwrap().main_input() != "input_ids" {

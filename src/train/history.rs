@@ -92,7 +92,7 @@ pub struct Evaluation {
 /// # let out = folder.path();
 /// let collator = MaskingCollator::new(&tokenizer).mlm_probability(0.5);
 /// let arguments = TrainingArguments::new(out).epochs(2);
-/// let history = Trainer::new(&model, arguments, &examples, None, collator).train()?;
+/// let history = Trainer::new(&model, arguments, &examples, collator).train()?;
 /// // Two epochs of two batches of 8.
 /// assert_eq!((history.step(), history.losses().len()), (4, 4));
 /// # Ok::<(), cloze::Error>(())

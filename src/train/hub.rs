@@ -42,7 +42,7 @@ const VERSIONS: [(&str, &str); 2] = [("Candle", "0.11"), ("Tokenizers", "0.23")]
 /// // A private repository, which is made if there is none.
 /// let pushes = PushToHubCallback::with_options("me/eli5_mlm_model", PushOptions::new().private(true))?;
 /// let arguments = TrainingArguments::new("eli5_mlm_model").save_strategy("epoch");
-/// let mut trainer = Trainer::of_splits(model, arguments, blocks, collator)?.callback(pushes);
+/// let mut trainer = Trainer::new(model, arguments, blocks, collator).callback(pushes);
 /// trainer.train()?;
 /// # Ok(())
 /// # }

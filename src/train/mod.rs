@@ -90,6 +90,7 @@ mod trainer;
 pub use adafactor::{Adafactor, AdafactorRule};
 pub use arguments::TrainingArguments;
 pub use checkpoint::latest_checkpoint;
+pub use data::{IntoTrainingData, TrainingData};
 pub use evaluate::evaluate;
 pub use event::{Callback, Control, Event, TrainState};
 pub use exchange::sum_gradients;

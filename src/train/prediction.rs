@@ -49,7 +49,7 @@ pub struct SpokenPrediction {
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let out = folder.path();
 /// let collator = MaskingCollator::new(&tokenizer).mlm_probability(0.5);
-/// let mut trainer = Trainer::new(&model, TrainingArguments::new(out), &examples, None, collator);
+/// let mut trainer = Trainer::new(&model, TrainingArguments::new(out), &examples, collator);
 /// let output = trainer.predict(&examples)?;
 /// assert!(output.top_k_accuracy(tokenizer.len()) == 1.0);
 /// assert_eq!(masked_accuracy(&output)?, [("accuracy", output.accuracy())]);

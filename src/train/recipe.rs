@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map as Object, Value};
 
+use super::data::held_out;
 use super::{History, IntervalStrategy, Trainer, TrainingArguments};
 use crate::collate::MaskingCollator;
-use crate::dataset::{Dataset, DatasetDict, Loader, Map, TrainTestSplit, load_dataset};
+use crate::dataset::{DatasetDict, Loader, Map, TrainTestSplit, load_dataset};
 use crate::model::MaskedLm;
 use crate::ops::DeviceExt;
 use crate::tokenizer::Tokenizer;
@@ -276,7 +277,7 @@ impl Recipe {
             .mlm_probability(self.mlm_probability)
             .whole_word_mask(self.whole_word_mask)
             .seed(self.arguments.seed);
-        let mut trainer = Trainer::of_splits(&model, self.arguments.clone(), &examples, collator)?;
+        let mut trainer = Trainer::new(&model, self.arguments.clone(), &examples, collator);
         let there_is_one = || super::latest_checkpoint(&self.arguments.output_dir).is_ok();
         let history = match &self.resume {
             Resume::Latest(true) if there_is_one() => trainer.resume_from_latest_checkpoint()?,
@@ -302,9 +303,9 @@ impl Recipe {
             Some(file) => {
                 let others = load_dataset(file)?;
                 let first = others.iter().next().map(|(_, rows)| rows.clone());
-                held_out(&others).or(first)
+                held_out(&others).cloned().or(first)
             }
-            None => held_out(&splits),
+            None => held_out(&splits).cloned(),
         };
         let splits = match (evaluates, given) {
             (false, _) => DatasetDict::from_iter([("train", train)]),
@@ -324,12 +325,6 @@ impl Recipe {
         let blocks = splits.map(Map::from(tokenize))?;
         blocks.group_texts(self.max_seq_length)
     }
-}
-
-/// Returns the split to evaluate on, if there is one.
-fn held_out(splits: &DatasetDict) -> Option<Dataset> {
-    let mut names = ["validation", "test"].into_iter();
-    names.find_map(|name| splits.get(name).ok().cloned())
 }
 
 /// Returns a setting by the name that it has here, and its value; nothing if it changes nothing here, which is said.

@@ -110,8 +110,7 @@ fn training_lowers_the_loss_and_its_checkpoint_gives_the_same_transcripts() {
         let mut trainer = Trainer::new(
             model.clone(),
             arguments(folder.path(), 120),
-            data.clone(),
-            data.clone(),
+            (data.clone(), data.clone()),
             CtcCollator::new(&processor),
         )
         .compute_metrics(error_rates(&processor));
@@ -154,7 +153,7 @@ fn a_stopped_run_resumes_bit_for_bit_and_recognises_its_data() {
         let collator = CtcCollator::new(&processor);
         let model = model(&processor, "group", seed);
         assert_eq!(model.freeze_feature_encoder().unwrap(), 5);
-        Trainer::new(model, arguments, data.clone(), data, collator)
+        Trainer::new(model, arguments, (data.clone(), data), collator)
     };
     let (whole, halves) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut uninterrupted = trainer(whole.path(), 5, data.clone(), 6);
@@ -263,8 +262,13 @@ fn spoken_digits_are_learned() {
             .warmup_steps(40)
             .save_strategy(IntervalStrategy::No);
         let (train, test) = (data["train"].clone(), data["test"].clone());
-        let mut trainer = Trainer::new(model, arguments, train, test, CtcCollator::new(&processor))
-            .compute_metrics(error_rates(&processor));
+        let mut trainer = Trainer::new(
+            model,
+            arguments,
+            (train, test),
+            CtcCollator::new(&processor),
+        )
+        .compute_metrics(error_rates(&processor));
         let before = trainer.evaluate().unwrap();
         let history = trainer.train().unwrap();
         let after = trainer.evaluate().unwrap();

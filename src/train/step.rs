@@ -580,7 +580,7 @@ mod tests {
     }
 
     fn trainer(args: TrainingArguments, model: &MaskedLm) -> Trainer {
-        Trainer::new(model.clone(), args, rows(23), None, Rows)
+        Trainer::new(model.clone(), args, rows(23), Rows)
     }
 
     fn bits(model: &MaskedLm) -> Vec<Vec<u32>> {

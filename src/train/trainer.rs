@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::data::{Data, TrainLoader};
+use super::data::{Data, EvalData, IntoTrainingData, TrainLoader, TrainingData};
 use super::exchange;
 use super::metrics::Metric;
 use super::overlap::Overlap;
@@ -23,7 +23,7 @@ use super::{
     TrainingArguments,
 };
 use crate::base::interrupt;
-use crate::collate::{Batches, Collator, DataLoader, Examples, IntoExamples, Lanes, StreamLoader};
+use crate::collate::{Batches, Collator, DataLoader, Examples, Lanes, StreamLoader};
 use crate::dataset::{Dataset, DatasetDict, IterableDataset};
 use crate::distributed::{self, Group};
 use crate::model::MaskedLm;
@@ -61,7 +61,7 @@ use crate::{Error, Result};
 ///     .learning_rate(1e-3)
 ///     .epochs(2)
 ///     .eval_strategy(IntervalStrategy::Epoch);
-/// let mut trainer = Trainer::new(model, args, examples.clone(), examples, collator);
+/// let mut trainer = Trainer::new(model, args, (examples.clone(), examples), collator);
 /// let history = trainer.train()?;
 /// assert_eq!(history.evaluations.len(), 2);
 /// println!("perplexity {:.2}", trainer.evaluate()?.perplexity());
@@ -71,7 +71,7 @@ pub struct Trainer {
     pub(super) model: MaskedLm,
     pub(super) args: TrainingArguments,
     pub(super) train_data: Data,
-    pub(super) eval_data: Option<Data>,
+    pub(super) eval_data: Option<EvalData>,
     pub(super) collator: Option<Arc<dyn Collator>>,
     /// A schedule in place of the arguments'.
     schedule: Option<Schedule>,
@@ -114,56 +114,62 @@ struct Requests {
 }
 
 impl Trainer {
-    /// Returns a trainer of `model` on the examples of `train`, evaluated on those of `eval` (`None` for no
-    /// evaluations), both made into batches by `collator`.
+    /// Returns a trainer of `model` on `data`, made into batches by `collator`.
+    ///
+    /// A [`DatasetDict`] is trained on its split "train" and evaluated on "validation", or else on "test"; a dataset or a
+    /// list of examples is only trained on; a pair says both, `(&blocks["train"], &blocks["test"])`. [`IntoTrainingData`]
+    /// has the whole list.
     ///
     /// The training examples come in a new order each epoch, as `args.order_seed()` decides. Evaluation has the same
     /// order and the same masks every time, so that its results compare.
     ///
+    /// A stream is trained on for as many steps as `max_steps` of the arguments says. The order of its examples is its own
+    /// ([`IterableDataset::shuffle`](crate::dataset::IterableDataset::shuffle)), not the arguments'; the steps are the same
+    /// on any number of ranks with the same [`IterableDataset::lanes`](crate::dataset::IterableDataset::lanes), and a resumed
+    /// run goes on from the rows where it stopped.
+    ///
     /// Clones of a model share its weights: the one that is given here and kept elsewhere is trained too.
     ///
-    /// The model and the examples may be given as references: `Trainer::new(&model, args, &blocks["train"], &blocks["test"],
-    /// collator)`. For a dictionary of splits there is [`Trainer::of_splits`].
-    pub fn new<E: IntoExamples>(
-        model: impl Into<MaskedLm>,
-        args: TrainingArguments,
-        train: E,
-        eval: impl Into<Option<E>>,
-        collator: impl Collator + 'static,
-    ) -> Self {
-        let data = |examples: E| Data::Examples(Arc::new(examples.into_examples()));
-        let eval_data = eval.into().map(data);
-        Self::assemble(
-            model.into(),
-            args,
-            data(train),
-            eval_data,
-            Some(Arc::new(collator)),
-        )
-    }
-
-    /// Returns a trainer of `model` on the split "train" of `splits`, evaluated on "test" or else "validation", if
-    /// there is one.
-    ///
-    /// ```
-    /// # use cloze::prelude::*;
-    /// # fn f(model: &MaskedLm, blocks: &DatasetDict, collator: MaskingCollator) -> cloze::Result<Trainer> {
-    /// Trainer::of_splits(model, TrainingArguments::new("eli5_mlm"), blocks, collator)
+    /// ```no_run
+    /// use cloze::prelude::*;
+    /// # fn f(model: &MaskedLm, tokenizer: &Tokenizer, collator: MaskingCollator) -> cloze::Result<()> {
+    /// let stream = load_dataset_streaming("crawl/*.jsonl.zst", "train")?
+    ///     .map(Map::new(tokenizer.tokenize_column("text")).batched().remove_all_columns())?
+    ///     .group_texts(512)?
+    ///     .shuffle(42, 10_000);
+    /// let arguments = TrainingArguments::new("pretrained").max_steps(100_000);
+    /// let held_out = stream.take(500).to_dataset()?;
+    /// Trainer::new(model, arguments, (&stream.skip(500), held_out), collator).train()?;
+    /// # Ok(())
     /// # }
     /// ```
     ///
-    /// # Errors
-    /// When there is no split "train".
+    /// A dict without a split "train" can be evaluated; [`Trainer::train`] says that there is none.
+    pub fn new(
+        model: impl Into<MaskedLm>,
+        args: TrainingArguments,
+        data: impl IntoTrainingData,
+        collator: impl Collator + 'static,
+    ) -> Self {
+        let collator: Arc<dyn Collator> = Arc::new(collator);
+        Self::assemble(
+            model.into(),
+            args,
+            data.into_training_data(),
+            Some(collator),
+        )
+    }
+
+    /// Does what [`Trainer::new`] does for a dict, and fails where that has no split "train".
+    #[deprecated(note = "`Trainer::new` takes the splits as they are")]
     pub fn of_splits(
         model: impl Into<MaskedLm>,
         args: TrainingArguments,
         splits: &DatasetDict,
         collator: impl Collator + 'static,
     ) -> Result<Self> {
-        let train = splits.get("train")?;
-        let eval = splits.get("test").or_else(|_| splits.get("validation"));
-        let eval = eval.ok();
-        Ok(Self::new(model, args, train, eval, collator))
+        splits.get("train")?;
+        Ok(Self::new(model, args, splits, collator))
     }
 
     /// Returns a trainer on the batches of loaders, which have their own order, batch size and collator; the arguments
@@ -174,29 +180,15 @@ impl Trainer {
         train: DataLoader,
         eval: impl Into<Option<DataLoader>>,
     ) -> Self {
-        let eval_data = eval.into().map(Data::Loader);
-        Self::assemble(model.into(), args, Data::Loader(train), eval_data, None)
+        let data = TrainingData {
+            train: Data::Loader(train),
+            eval: eval.into().map(EvalData::Loader),
+        };
+        Self::assemble(model.into(), args, data, None)
     }
 
-    /// Returns a trainer of `model` on a stream, for as many steps as `max_steps` of the arguments says, evaluated on the
-    /// examples of `eval`.
-    ///
-    /// The order of the examples is the stream's ([`IterableDataset::shuffle`]), not the arguments'; the steps are the same on
-    /// any number of ranks with the same [`IterableDataset::lanes`], and a resumed run goes on from the rows where it stopped.
-    ///
-    /// ```no_run
-    /// use cloze::prelude::*;
-    /// # fn f(model: &MaskedLm, tokenizer: &Tokenizer, collator: MaskingCollator) -> cloze::Result<()> {
-    /// let stream = load_dataset_streaming("crawl/*.jsonl.zst", "train")?
-    ///     .map(Map::new(tokenizer.tokenize_column("text")).batched().remove_all_columns())?
-    ///     .group_texts(512)?
-    ///     .shuffle(42, 10_000);
-    /// let args = TrainingArguments::new("pretrained").max_steps(100_000);
-    /// let held_out = stream.take(500).to_dataset()?;
-    /// Trainer::of_stream(model, args, &stream.skip(500), held_out, collator).train()?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Does what [`Trainer::new`] does for a stream.
+    #[deprecated(note = "`Trainer::new` takes the stream, or a pair of it and what to evaluate on")]
     pub fn of_stream(
         model: impl Into<MaskedLm>,
         args: TrainingArguments,
@@ -204,22 +196,13 @@ impl Trainer {
         eval: impl Into<Option<Dataset>>,
         collator: impl Collator + 'static,
     ) -> Self {
-        let data = |examples: Dataset| Data::Examples(Arc::new(examples));
-        let eval_data = eval.into().map(data);
-        Self::assemble(
-            model.into(),
-            args,
-            Data::Stream(train.clone()),
-            eval_data,
-            Some(Arc::new(collator)),
-        )
+        Self::new(model, args, (train, eval.into()), collator)
     }
 
     fn assemble(
         model: MaskedLm,
         args: TrainingArguments,
-        train_data: Data,
-        eval_data: Option<Data>,
+        data: TrainingData,
         collator: Option<Arc<dyn Collator>>,
     ) -> Self {
         crate::ops::tune_allocator();
@@ -240,8 +223,8 @@ impl Trainer {
             reads_later: !model.device().is_cpu(),
             model,
             args,
-            train_data,
-            eval_data,
+            train_data: data.train,
+            eval_data: data.eval,
             collator,
             schedule: None,
             optimizer: None,
@@ -411,7 +394,8 @@ impl Trainer {
         if evaluates && self.eval_data.is_none() {
             return Err(Error::argument(
                 "eval_strategy",
-                "there are no examples to evaluate on; give the trainer some, or set eval_strategy to No",
+                "there are no examples to evaluate on; give the trainer splits with one called \"validation\" or \"test\", or a \
+                 pair (&train, &eval), or set eval_strategy to No",
             ));
         }
         let loader = self.train_loader()?;
@@ -717,16 +701,12 @@ impl Trainer {
     }
 
     pub(super) fn train_loader(&self) -> Result<TrainLoader> {
-        let batch_size = self.args.per_device_train_batch_size;
         match &self.train_data {
             Data::Loader(loader) => Ok(TrainLoader::Epochs(loader.clone())),
-            Data::Examples(examples) => {
-                let loader = self
-                    .loader(examples, batch_size)?
-                    .shuffle(self.args.order_seed())
-                    .drop_last(self.args.dataloader_drop_last)
-                    .group_by_length(self.args.group_by_length)?;
-                Ok(TrainLoader::Epochs(loader))
+            Data::Examples(examples) => self.shuffled(examples),
+            Data::Splits(splits) => {
+                let train: Arc<dyn Examples> = Arc::new(splits.get("train")?.clone());
+                self.shuffled(&train)
             }
             Data::Stream(_) if self.args.group_by_length => Err(Error::argument(
                 "group_by_length",
@@ -734,10 +714,20 @@ impl Trainer {
             )),
             Data::Stream(stream) => {
                 let collator = self.collator_of_examples()?;
-                let loader = StreamLoader::new(stream, collator, batch_size)?;
+                let loader =
+                    StreamLoader::new(stream, collator, self.args.per_device_train_batch_size)?;
                 Ok(TrainLoader::Stream(loader))
             }
         }
+    }
+
+    fn shuffled(&self, examples: &Arc<dyn Examples>) -> Result<TrainLoader> {
+        let loader = self
+            .loader(examples, self.args.per_device_train_batch_size)?
+            .shuffle(self.args.order_seed())
+            .drop_last(self.args.dataloader_drop_last)
+            .group_by_length(self.args.group_by_length)?;
+        Ok(TrainLoader::Epochs(loader))
     }
 
     fn collator_of_examples(&self) -> Result<Arc<dyn Collator>> {

@@ -83,8 +83,7 @@ fn act(role: &str, out: &Path) -> Result<()> {
             let mut trainer = Trainer::new(
                 model,
                 arguments(out),
-                rows(ROWS),
-                rows(57),
+                (rows(ROWS), rows(57)),
                 Rows { empty: true },
             );
             let metrics = trainer.evaluate()?;
@@ -118,7 +117,7 @@ fn act(role: &str, out: &Path) -> Result<()> {
             let model = larger_model()?;
             let recorder = Recorder::new(out, &group, None, &model);
             let collator = Rows { empty: true };
-            let trainer = Trainer::new(model, arguments, rows(ROWS), None, collator);
+            let trainer = Trainer::new(model, arguments, rows(ROWS), collator);
             trainer.callback(recorder).train().map(drop)
         }
         // As from a cell: a program that is no rank starts two.
@@ -159,20 +158,14 @@ fn hidden(out: &Path, group: &Arc<Group>) -> Result<()> {
         .global_batch_size(16 * group.size())
         .max_steps(12);
     let rows = rows(64 * group.size() as u32);
-    let mut trainer = Trainer::new(
-        larger_model()?,
-        arguments,
-        rows,
-        None,
-        Rows { empty: false },
-    )
-    .callback(move |event: &Event| {
-        if let Event::StepEnd { step, .. } = event {
-            let now = (step.seconds, by.exchange_seconds(), by.waited_seconds());
-            noted.lock().unwrap().push(now);
-        }
-        Ok(Control::Continue)
-    });
+    let mut trainer = Trainer::new(larger_model()?, arguments, rows, Rows { empty: false })
+        .callback(move |event: &Event| {
+            if let Event::StepEnd { step, .. } = event {
+                let now = (step.seconds, by.exchange_seconds(), by.waited_seconds());
+                noted.lock().unwrap().push(now);
+            }
+            Ok(Control::Continue)
+        });
     trainer.train()?;
     // The first step learns the order, the second one is the first with it.
     let times = times.lock().unwrap();
@@ -278,7 +271,7 @@ fn fault(role: &str, out: &Path, group: &Group) -> Result<()> {
     } else {
         ROWS
     });
-    let mut trainer = Trainer::new(model, arguments, rows, None, Rows { empty: true });
+    let mut trainer = Trainer::new(model, arguments, rows, Rows { empty: true });
     trainer = trainer.callback(move |event: &Event| {
         let Event::StepEnd { step, .. } = event else {
             return Ok(Control::Continue);
@@ -336,13 +329,7 @@ pub fn arguments(out: &Path) -> TrainingArguments {
 
 /// Each rank begins with weights of its own: those of the first are taken.
 fn trainer(seed: u64, arguments: TrainingArguments) -> Trainer {
-    Trainer::new(
-        model(seed),
-        arguments,
-        rows(ROWS),
-        None,
-        Rows { empty: true },
-    )
+    Trainer::new(model(seed), arguments, rows(ROWS), Rows { empty: true })
 }
 
 /// Dropout is on.

@@ -104,8 +104,8 @@ pub fn train(out: &Path) -> Result<()> {
     };
     let group = Group::current()?;
     let (rank, stop_at) = (group.rank(), number("STOP_AT"));
-    let mut trainer = Trainer::of_stream(model, arguments, &stream, None, collator).callback(
-        move |event: &Event| {
+    let mut trainer =
+        Trainer::new(model, arguments, &stream, collator).callback(move |event: &Event| {
             if let Event::StepEnd { step, .. } = event
                 && stop_at == Some(step.step)
                 && rank == 0
@@ -113,8 +113,7 @@ pub fn train(out: &Path) -> Result<()> {
                 cloze::interrupt::request();
             }
             Ok(Control::Continue)
-        },
-    );
+        });
     let history = match std::env::var_os("RESUME") {
         Some(_) => trainer.resume_from_latest_checkpoint()?,
         None => trainer.train()?,

@@ -81,7 +81,7 @@ fn trainer(push: bool) -> Trainer {
         .save_strategy(Epoch)
         .hub_private_repo(true)
         .push_to_hub(push);
-    Trainer::new(model, arguments, examples.clone(), examples, collator)
+    Trainer::new(model, arguments, (examples.clone(), examples), collator)
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn runs_the_guide_with_hub_names() {
         .save_strategy(IntervalStrategy::No);
     let collator = MaskingCollator::new(&tokenizer);
     let (train, test) = (blocks["train"].clone(), blocks["test"].clone());
-    let mut trainer = Trainer::new(model, arguments, train, test, collator);
+    let mut trainer = Trainer::new(model, arguments, (train, test), collator);
     trainer.train().unwrap();
     let pushed = trainer.push_to_hub().unwrap();
     assert_eq!(pushed.repo, "tester/my_eli5_model");

@@ -31,7 +31,7 @@ fn train_a_little() {
         .eval_strategy(IntervalStrategy::Epoch)
         .peak_tflops(1.0);
     let collator = MaskingCollator::new(&tokenizer);
-    let mut trainer = Trainer::new(model, args, examples.clone(), examples, collator);
+    let mut trainer = Trainer::new(model, args, (examples.clone(), examples), collator);
     let history = trainer.train().unwrap();
     println!("trained {} steps", history.step());
     history.evcxr_display();

@@ -26,13 +26,7 @@ fn run(bf16: bool) -> (Vec<f32>, f64) {
         .save_strategy(IntervalStrategy::No);
     let model = MaskedLm::from_pretrained(name).unwrap();
     let collator = MaskingCollator::new(&tokenizer);
-    let mut trainer = Trainer::new(
-        model,
-        arguments,
-        blocks["train"].clone(),
-        blocks["test"].clone(),
-        collator,
-    );
+    let mut trainer = Trainer::new(model, arguments, &blocks, collator);
     let history = trainer.train().unwrap();
     let losses = history.steps.iter().map(|step| step.loss).collect();
     (losses, trainer.evaluate().unwrap().loss)

@@ -337,13 +337,7 @@ impl Setting {
             .max_steps(steps)
             .logging_steps(1000)
             .save_steps(1000);
-        Trainer::of_stream(
-            model,
-            args,
-            stream,
-            None,
-            MaskingCollator::new(&self.tokenizer),
-        )
+        Trainer::new(model, args, stream, MaskingCollator::new(&self.tokenizer))
     }
 }
 
@@ -427,7 +421,7 @@ fn unsupported_settings_for_streams_are_reported_first() {
     let error_of = |args: TrainingArguments, stream: &IterableDataset| {
         let model = setting.trainer(stream, out.path(), 1).model().clone();
         let collator = MaskingCollator::new(&setting.tokenizer);
-        let mut trainer = Trainer::of_stream(model, args, stream, None, collator);
+        let mut trainer = Trainer::new(model, args, stream, collator);
         trainer.train().unwrap_err().to_string()
     };
     let args = || TrainingArguments::new(out.path()).max_steps(2);
@@ -459,7 +453,7 @@ fn unsupported_settings_for_streams_are_reported_first() {
     let collator = MaskingCollator::new(&setting.tokenizer);
     let model = setting.trainer(&stream, out.path(), 1).model().clone();
     let args = args().eval_strategy(IntervalStrategy::Epoch);
-    let mut trainer = Trainer::of_stream(model, args, &stream.skip(20), held_out, collator);
+    let mut trainer = Trainer::new(model, args, (&stream.skip(20), held_out), collator);
     let history = trainer.train().unwrap();
     assert_eq!(history.evaluations.len(), 1);
 }

@@ -73,7 +73,7 @@ fn args(out: &Path) -> TrainingArguments {
 }
 
 fn trainer(args: TrainingArguments, model: MaskedLm) -> Trainer {
-    Trainer::new(model, args, examples(17), examples(9), collator())
+    Trainer::new(model, args, (examples(17), examples(9)), collator())
 }
 
 fn weights(model: &MaskedLm) -> Vec<Vec<f32>> {
@@ -461,7 +461,7 @@ fn invalid_arguments_are_refused_before_training() {
 fn data_without_usable_examples_are_refused() {
     let out = tempfile::tempdir().unwrap();
     let make = |train, eval: Option<Vec<Example>>, args| {
-        Trainer::new(model(1), args, train, eval, collator())
+        Trainer::new(model(1), args, (train, eval), collator())
     };
     let error = make(examples(9), None, args(out.path()))
         .train()
@@ -489,7 +489,7 @@ fn data_without_usable_examples_are_refused() {
     );
     let nothing = MaskingCollator::new(&tokenizer()).mlm_probability(0.0);
     let silent = args(out.path()).eval_strategy(IntervalStrategy::No);
-    let error = Trainer::new(model(1), silent, examples(9), None, nothing)
+    let error = Trainer::new(model(1), silent, examples(9), nothing)
         .train()
         .unwrap_err();
     assert!(error.to_string().contains("mlm_probability"), "{error}");
@@ -562,7 +562,7 @@ fn a_damaged_checkpoint_is_refused_and_skipped() {
 fn a_checkpoint_of_another_run_is_refused() {
     let out = stopped();
     let resume = |args: TrainingArguments, train: Vec<Example>, collator: MaskingCollator| {
-        let mut trainer = Trainer::new(model(6), args, train, examples(9), collator);
+        let mut trainer = Trainer::new(model(6), args, (train, examples(9)), collator);
         trainer
             .resume_from_latest_checkpoint()
             .unwrap_err()

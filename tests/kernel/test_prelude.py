@@ -37,9 +37,7 @@ let blocks = asks.map(tokenize(&tokenizer, &asks))?.group_texts(128)?;
 TRAINER = """
 let arguments = TrainingArguments::new("{folder}").num_train_epochs({epochs})
     .logging_steps(1).eval_strategy(IntervalStrategy::Epoch).save_strategy(IntervalStrategy::No);
-let mut trainer = Trainer::new(
-    model.clone(), arguments, blocks["train"].clone(), blocks["test"].clone(), MaskingCollator::new(&tokenizer),
-);
+let mut trainer = Trainer::new(&model, arguments, &blocks, MaskingCollator::new(&tokenizer));
 """
 
 needs_prelude = unittest.skipUnless(os.environ.get("CLOZE_TEST_PRELUDE"), "needs the prelude: set CLOZE_TEST_PRELUDE")

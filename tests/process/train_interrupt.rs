@@ -34,7 +34,7 @@ fn trainer(out: &Path) -> Trainer {
         .logging_steps(3);
     let model = MaskedLm::from_config(&config, 1).unwrap();
     let collator = MaskingCollator::new(&tokenizer).mlm_probability(0.4);
-    Trainer::new(model, args, examples.clone(), examples, collator)
+    Trainer::new(model, args, (examples.clone(), examples), collator)
 }
 
 fn key(history: &History) -> (Vec<u32>, Vec<(usize, f64)>, usize) {

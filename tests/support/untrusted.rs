@@ -223,7 +223,7 @@ fn run(output: &Path) -> Trainer {
             .collect()
     };
     let collator = MaskingCollator::new(&tokenizer).mlm_probability(0.5);
-    Trainer::new(model, arguments, examples(1), examples(1), collator)
+    Trainer::new(model, arguments, (examples(1), examples(1)), collator)
 }
 
 /// A state of a trainer in an otherwise whole checkpoint, that a run goes on from.

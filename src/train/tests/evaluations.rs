@@ -271,8 +271,7 @@ fn empty_rows_are_skipped_in_training_and_evaluation() {
         let mut trainer = Trainer::new(
             model.clone(),
             args.per_device_eval_batch_size(size),
-            rows.clone(),
-            rows.clone(),
+            (rows.clone(), rows.clone()),
             collator.clone(),
         );
         let history = trainer.train().unwrap();

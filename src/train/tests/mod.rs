@@ -1,5 +1,6 @@
 //! Tests of what a trainer is told to do: each with a small model and a few rows.
 
+mod data;
 mod evaluations;
 mod lora;
 mod optimizers;
@@ -84,7 +85,7 @@ pub(super) fn nowhere() -> TrainingArguments {
 }
 
 pub(super) fn trainer(args: TrainingArguments, model: &MaskedLm) -> Trainer {
-    Trainer::new(model.clone(), args, rows(24), rows(9), AsTheyAre)
+    Trainer::new(model.clone(), args, (rows(24), rows(9)), AsTheyAre)
 }
 
 /// Returns all weights, bit by bit.
