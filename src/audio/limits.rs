@@ -1,4 +1,4 @@
-//! What every decoder of recordings keeps to, and what it says of those that it can't read.
+//! Limits that every decoder of recordings applies, and the errors for unreadable recordings.
 
 use std::fmt;
 

@@ -10,13 +10,13 @@ const CROSSINGS: f64 = 64.0;
 /// The shape of the Kaiser window: what should be gone is weaker than what stays by 118 decibels.
 const BETA: f64 = 12.0;
 
-/// Where the filter cuts off, of the lower limit: half of its transition lies above.
+/// The filter's cutoff as a fraction of the lower limit: half of its transition band is above it.
 const CUTOFF: f64 = 0.94;
 
 /// The most weights that are computed ahead.
 const TABLE: u64 = 1 << 21;
 
-/// Returns `samples`, of which `from` make a second, as samples of which `to` do. Both are positive.
+/// Resamples `samples` from `from` to `to` samples per second. Both are positive.
 pub(super) fn resample(samples: &[f32], from: u32, to: u32) -> Vec<f32> {
     if from == to || samples.is_empty() {
         return samples.to_vec();
@@ -63,7 +63,7 @@ impl Filter {
         2 * self.reach
     }
 
-    /// Returns the weights of the old samples round a new one, which is `phase / to` behind the one in the middle.
+    /// Returns the weights of the old samples around a new one, which is `phase / to` after the middle one.
     fn weights(&self, phase: u64) -> Vec<f64> {
         let behind = phase as f64 / self.to;
         let reach = self.reach as f64;
@@ -77,7 +77,7 @@ impl Filter {
         (0..self.width()).map(weight).collect()
     }
 
-    /// Returns the sum of the old samples round `place`; there is silence before and behind them.
+    /// Returns the weighted sum of the old samples around `place`; before and after them is silence.
     fn sum(&self, samples: &[f32], place: u64, weights: &[f64]) -> f32 {
         let first = place as i64 - self.reach as i64 + 1;
         let skipped = (-first).max(0) as usize;

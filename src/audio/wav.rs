@@ -1,5 +1,5 @@
-//! WAV: a header, and samples as they are. It is read here and not by a library for what must be told of damaged files, and for
-//! encodings that the libraries leave out.
+//! WAV: a header, and uncompressed samples. Read here instead of by a library, for better errors about damaged files
+//! and for encodings that the libraries do not support.
 
 use super::limits::{MOST_SAMPLES, damaged, too_long};
 
@@ -13,7 +13,7 @@ enum Encoding {
     ALaw,
 }
 
-/// What the chunk "fmt " says.
+/// The contents of the chunk "fmt ".
 #[derive(Clone, Copy, Debug)]
 struct Format {
     encoding: Encoding,
@@ -137,7 +137,7 @@ fn a_law(byte: u8) -> f32 {
     level as f32 / 32_768.0
 }
 
-/// Returns the samples of the chunk "data", of which `length` bytes are announced.
+/// Returns the samples of the chunk "data", whose announced size is `length` bytes.
 fn samples(body: &[u8], length: usize, format: Format) -> Result<(Vec<f32>, u32), String> {
     let frame = format.bytes * format.channels;
     let held = match length {

@@ -13,7 +13,7 @@ use crate::base::panics::words;
 use crate::dataset::Position;
 use crate::{Error, Result};
 
-/// Where a lane of a stream stands behind a batch of it.
+/// The position of a stream's lane after one of its batches.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct LanePosition {
     /// How many batches have come from the lane.
@@ -23,10 +23,10 @@ pub(crate) struct LanePosition {
     pub(crate) used: usize,
 }
 
-/// Where the lanes of a stream stand, as far as they are read here, by their numbers.
+/// The positions of a stream's lanes that are read here, by their numbers.
 pub(crate) type Lanes = BTreeMap<usize, LanePosition>;
 
-/// A batch that was made, and of a stream where its lane stands behind it.
+/// A finished batch and, for a stream, the position of its lane after it.
 pub(super) struct Made {
     pub(super) batch: MlmBatch,
     pub(super) lane: Option<(usize, LanePosition)>,
@@ -49,7 +49,7 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// Lets `work` send `left` batches, of which `ahead` wait at most.
+    /// Runs `work`, which sends `left` batches; at most `ahead` of them are prefetched.
     pub(super) fn start(
         ahead: usize,
         left: usize,
@@ -75,7 +75,7 @@ impl Batches {
         }
     }
 
-    /// Returns where the lanes of a stream stand behind the batches that were taken.
+    /// Returns the positions of the stream's lanes after the batches that were taken.
     pub(crate) fn lanes(&self) -> &Lanes {
         &self.lanes
     }

@@ -12,9 +12,10 @@ use crate::{Error, Result};
 /// Pads waveforms to the longest of the batch and labels to the longest labels: what `DataCollatorCTCWithPadding` is in the
 /// guides of `transformers`.
 ///
-/// Examples have the column `input_values` and `labels`, as [`SpeechProcessor::prepare`] makes them. Labels are padded with
-/// [`IGNORED`]. Whether the model is told which samples are padding, the feature extractor's
-/// [`return_attention_mask`](crate::audio::FeatureExtractor::return_attention_mask) says.
+/// Examples have the columns `input_values` and `labels`, as made by [`SpeechProcessor::prepare`]. Labels are padded
+/// with [`IGNORED`]. The feature extractor's
+/// [`return_attention_mask`](crate::audio::FeatureExtractor::return_attention_mask) determines whether the model gets a
+/// mask of the padding.
 ///
 /// ```
 /// use cloze::audio::{FeatureExtractor, SpeechProcessor};
@@ -42,7 +43,7 @@ pub struct CtcCollator {
 }
 
 impl CtcCollator {
-    /// Returns a collator that pads as `processor`'s feature extractor says.
+    /// Returns a collator that pads as configured in `processor`'s feature extractor.
     pub fn new(processor: &SpeechProcessor) -> Self {
         Self {
             processor: processor.clone(),

@@ -72,7 +72,7 @@ impl DenoisingCollator {
         }
     }
 
-    /// Sets the part of the tokens that disappears behind mask tokens (default 0.3).
+    /// Sets the fraction of the tokens that mask tokens replace (default 0.3).
     #[must_use]
     pub fn mask_ratio(mut self, ratio: f64) -> Self {
         self.mask_ratio = ratio;
@@ -130,7 +130,7 @@ impl DenoisingCollator {
         check_multiple(self.pad_to_multiple_of)
     }
 
-    /// Returns the damaged batch of `examples`, the first of which stands at `key` in the order of its epoch.
+    /// Returns the corrupted batch of `examples`, the first of which is at `key` in the order of its epoch.
     pub fn collate(&self, examples: &[Example], key: BatchKey) -> Result<MlmBatch> {
         self.validate()?;
         examples.iter().try_for_each(Example::validate)?;
@@ -248,7 +248,7 @@ impl DenoisingCollator {
         ids
     }
 
-    /// Lengths of spans that hide so many tokens together, in random order; never more spans than tokens.
+    /// Draws lengths of spans that cover this many tokens in total, in random order; never more spans than tokens.
     fn spans(&self, hidden: usize, draws: &mut Draws) -> Vec<usize> {
         let mut spans = Vec::new();
         let mut sum = 0;

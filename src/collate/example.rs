@@ -34,15 +34,15 @@ pub struct Example {
     pub special_tokens_mask: Option<Vec<u32>>,
     /// Labels made beforehand; only [`PaddingCollator`](super::PaddingCollator) reads them.
     pub labels: Option<Vec<i64>>,
-    /// Start and end of each token in its text, for whole-word masking; when absent, the tokens' spelling says where
-    /// words begin.
+    /// Start and end of each token in its text, for whole-word masking; if absent, the spelling of the tokens marks the
+    /// beginnings of words.
     pub offsets: Option<Vec<(usize, usize)>>,
     /// Inputs that only some families know, by name: boxes, languages, entities, ...
     pub columns: BTreeMap<String, Column>,
 }
 
 impl Example {
-    /// Returns whether this is a waveform, which has no tokens and labels of a length of their own.
+    /// Returns whether this is a waveform, which has no tokens, and labels of a different length.
     fn is_sound(&self) -> bool {
         self.input_ids.is_empty() && self.columns.contains_key(INPUT_VALUES)
     }
@@ -129,7 +129,7 @@ impl From<Encoding> for Example {
     }
 }
 
-/// Returns what an encoding has beside the usual, as columns of an example.
+/// Returns the additional fields of an encoding as columns of an example.
 fn columns_of(encoding: &Encoding) -> BTreeMap<String, Column> {
     let column = |extra: &ExtraColumn| {
         let mut shape = vec![extra.values.len() / extra.width.max(1)];

@@ -216,8 +216,8 @@ impl DataLoader {
         self.epoch_from(epoch.count(), 0)
     }
 
-    /// Returns the batches of `epoch` from batch number `first` on, exactly as [`epoch`](Self::epoch) gives them: where
-    /// a resumed run goes on.
+    /// Returns the batches of `epoch` from batch number `first` on, exactly as [`epoch`](Self::epoch) gives them, for a
+    /// resumed run.
     pub fn epoch_from(&self, epoch: u64, first: usize) -> Batches {
         self.epoch_where(epoch, first, |_| true)
     }

@@ -10,7 +10,7 @@ use crate::model::{Column, Masked, Values, known_input};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-/// Pads examples and masks some of their tokens anew in each epoch: what `DataCollatorForLanguageModeling` is in
+/// Pads examples and masks some of their tokens, differently in each epoch, like `DataCollatorForLanguageModeling` of
 /// `transformers`.
 ///
 /// Each token is chosen with probability `mlm_probability` (default 0.15); its label is its own id, and every other
@@ -170,8 +170,8 @@ impl MaskingCollator {
         self
     }
 
-    /// Lets the rates of masking follow from where a batch stands in the training: for rates that fall or rise from epoch to
-    /// epoch. They take the place of those that were set; an evaluation has those of epoch 0.
+    /// Makes the masking rates depend on the position of a batch in the training, for rates that change from epoch to
+    /// epoch. They replace the fixed rates; evaluations use those of epoch 0.
     ///
     /// ```
     /// use cloze::collate::{MaskingCollator, MaskingRates};
@@ -208,8 +208,8 @@ impl MaskingCollator {
         self
     }
 
-    /// Checks that the probabilities lie between 0 and 1 and that there is a mask token, as [`collate`](Self::collate) does
-    /// too.
+    /// Checks that the probabilities are between 0 and 1 and that there is a mask token, as [`collate`](Self::collate)
+    /// does, too.
     pub fn validate(&self) -> Result<()> {
         let probabilities = [
             ("mlm_probability", self.mlm_probability),
@@ -248,7 +248,7 @@ impl MaskingCollator {
         check_multiple(self.pad_to_multiple_of)
     }
 
-    /// Returns the masked batch of `examples`, the first of which stands at `key` in the order of its epoch.
+    /// Returns the masked batch of `examples`, the first of which is at `key` in the order of its epoch.
     pub fn collate(&self, examples: &[Example], key: BatchKey) -> Result<MlmBatch> {
         if let Some(RateSchedule(rates)) = &self.schedule {
             let rates = rates(key);
@@ -337,8 +337,8 @@ impl MaskingCollator {
         Ok(())
     }
 
-    /// Gives the places at which another token stands now the values that the mask token has, in the columns that would tell
-    /// what stood there.
+    /// Sets positions with a changed token to the mask token's values, in the columns that would reveal the original
+    /// token.
     fn hide(&self, batch: &mut MlmBatch, places: &[usize], mask_id: u32) -> Result<()> {
         let tells =
             |name: &str| known_input(name).is_some_and(|input| input.masked == Masked::Hidden);

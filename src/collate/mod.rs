@@ -33,8 +33,8 @@ use std::sync::Arc;
 use crate::Result;
 use crate::tokenizer::Tokenizer;
 
-/// Where a batch stands in the training: the epoch, and the position of its first example in that epoch's order, both
-/// from 0. Everything random about the batch follows from this and the seed, nothing from threads or time.
+/// The position of a batch in the training: the epoch, and the position of its first example in that epoch's order,
+/// both from 0. All randomness in the batch depends only on this and the seed, not on threads or time.
 ///
 /// ```
 /// use cloze::prelude::*;
@@ -92,12 +92,12 @@ pub trait Collator: Send + Sync {
         Ok(())
     }
 
-    /// Returns the tokenizer whose ids the batches hold, so that it can be saved beside a model trained on them.
+    /// Returns the tokenizer whose ids the batches contain, so that it can be saved with a model trained on them.
     fn tokenizer(&self) -> Option<&Tokenizer> {
         None
     }
 
-    /// Writes into `folder` what must lie beside a model that is trained on these batches: the tokenizer, where there is one.
+    /// Writes the files that belong to a model trained on these batches into `folder`: the tokenizer, if there is one.
     fn save_pretrained(&self, folder: &Path) -> Result<()> {
         match self.tokenizer() {
             Some(tokenizer) => tokenizer.save_pretrained(folder),

@@ -207,7 +207,7 @@ impl<'a> Padding<'a> {
     }
 }
 
-/// Where a row of so many places begins.
+/// Where a row with this many positions begins.
 type Start<'a> = &'a dyn Fn(usize) -> usize;
 
 /// Rows of `width` numbers a place, each brought to `places` places.

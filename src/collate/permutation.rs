@@ -24,7 +24,7 @@ impl Permutation {
         }
     }
 
-    /// Returns what stands at `place`, which is below the length.
+    /// Returns the element at `place`, which is below the length.
     pub(super) fn at(&self, place: u64) -> u64 {
         let mut at = self.step(place);
         // Fewer than four steps on average.

@@ -1,4 +1,4 @@
-//! Whether masks hide what a family reads beside its tokens, from the tokenizer's files to the batch.
+//! Tests that masking hides a family's additional inputs, from the tokenizer's files to the batch.
 
 use std::path::{Path, PathBuf};
 

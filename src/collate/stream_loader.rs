@@ -1,4 +1,4 @@
-//! Batches of a stream, without end, in an order that nobody's number of processes changes.
+//! Endless batches of a stream, in an order that does not depend on the number of processes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use crate::{Error, Result};
 /// How many batches are made ahead.
 const AHEAD: usize = 4;
 
-/// Makes batches of a stream: batch `i` is the next one of lane `i` modulo the number of lanes, each of which has its own
-/// shards and goes over them epoch by epoch.
+/// Makes batches of a stream: batch `i` is the next one of lane `i` modulo the number of lanes. Each lane has its own
+/// shards and reads them epoch after epoch.
 #[derive(Clone)]
 pub(crate) struct StreamLoader {
     data: IterableDataset,
@@ -34,13 +34,13 @@ impl StreamLoader {
         })
     }
 
-    /// Returns what the batches follow from, as far as it can be told.
+    /// Returns what the batches depend on, as far as it can be described.
     pub(crate) fn identity(&self) -> String {
         self.data.identity()
     }
 
-    /// Returns the batches from number `first` on whose numbers `wanted` picks. What `known` says of a lane spares reading
-    /// what comes before.
+    /// Returns the batches from number `first` on whose numbers `wanted` selects. Positions in `known` make it
+    /// unnecessary to read what comes before.
     pub(crate) fn batches_where(
         &self,
         first: usize,
@@ -107,7 +107,7 @@ impl Reader {
         }
     }
 
-    /// Returns where the lane stands.
+    /// Returns the position of the lane.
     fn position(&self) -> LanePosition {
         LanePosition {
             batches: self.batches,

@@ -28,10 +28,10 @@ use crate::{Error, Result};
 const MAP_FROM: u64 = 16 << 20;
 
 const MAGIC: &[u8] = b"ARROW1";
-/// What stands before the length of a message.
+/// The marker before the length of a message.
 const CONTINUATION: [u8; 4] = [0xff; 4];
 
-/// Batches of one (plain) schema, and what the file says about them.
+/// Batches of one (plain) schema, and the file's metadata about them.
 pub(crate) struct Table {
     pub(crate) schema: SchemaRef,
     pub(crate) batches: Vec<RecordBatch>,
@@ -101,7 +101,7 @@ fn read_buffer(buffer: Buffer) -> Result<Table, ArrowError> {
     .unwrap_or_else(|_| Err(ArrowError::IpcError("its structure is broken".to_owned())))
 }
 
-/// What a file claims to hold, against what an honest file of its size can.
+/// What a file claims to contain, compared with what is possible for its size.
 struct Claims {
     rows: u64,
     bytes: u64,
@@ -120,7 +120,7 @@ impl Claims {
         take_from(&mut self.bytes, claimed, "bytes")
     }
 
-    /// Looks at the numbers in a message, whose body lies at `body`, before anything is made by them.
+    /// Checks the numbers in a message, whose body is at `body`, before anything is allocated from them.
     fn message(&mut self, message: &[u8], body: &[u8]) -> Result<(), ArrowError> {
         let message = root_as_message(message)
             .map_err(|error| ArrowError::IpcError(format!("a message can't be read: {error}")))?;
@@ -163,8 +163,8 @@ fn take_from(left: &mut u64, claimed: u64, what: &str) -> Result<(), ArrowError>
     Ok(())
 }
 
-/// Returns the bytes that an array takes in its plain form, as far as that is more than what it takes now: texts that
-/// are told by number or place may be one text many times.
+/// Returns the additional bytes that an array takes in its plain form: dictionary values and views may repeat one text
+/// many times.
 fn plain_size(array: &ArrayRef) -> u64 {
     let of_values = |array: &ArrayRef, count: u64| {
         let each = plain_size(array) / (array.len() as u64).max(1) + 1;

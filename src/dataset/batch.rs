@@ -13,7 +13,7 @@ use super::data_type::{plain, type_name};
 use super::row::Row;
 use crate::{Error, Result};
 
-/// Columns of equal length, by name: a run of a dataset's rows, or what a function made of them. Cheap to clone.
+/// Columns of equal length, by name: a range of a dataset's rows, or the result of a function. Cheap to clone.
 ///
 /// ```
 /// use cloze::prelude::*;

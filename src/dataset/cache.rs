@@ -1,4 +1,4 @@
-//! Where results that cost time are kept, to be found again by what they were made of.
+//! The cache of expensive results, keyed by everything that they depend on.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -62,9 +62,9 @@ impl Cache {
         self.folder().join(format!("{}.arrow", key.to_hex()))
     }
 
-    /// Makes sure that of several ranks one makes the result known as `key`: the others wait here until it has, and then
-    /// find it. What is returned is to be kept until the result is in the cache. Where the folder can't be locked, and for
-    /// a program that was started alone, nobody waits.
+    /// Makes only one of several ranks compute the result with the key `key`: the others wait here until it is done,
+    /// and then find it. Keep the returned guard until the result is in the cache. If the folder can't be locked, or
+    /// the program was started alone, nobody waits.
     pub(crate) fn one_rank_at_a_time(&self, key: Fingerprint) -> Option<File> {
         if environment().size == 1 || !self.is_enabled() {
             return None;

@@ -30,14 +30,14 @@ impl Dataset {
     /// ```
     ///
     /// # Errors
-    /// A column that is not there; a value that the type does not hold: with its row.
+    /// If the column does not exist, or the type can't represent a value; the error names the row.
     pub fn cast_column(&self, name: &str, to: impl Into<ColumnType>) -> Result<Self> {
         self.position(name)?;
         self.cast_columns(vec![(name.to_owned(), to.into())])
     }
 
-    /// Casts all columns to the types that are given for them: `dataset.cast([("id", "int32"), ("text",
-    /// "string")])?`. Mirrors `datasets.Dataset.cast`, which wants them all named, too.
+    /// Casts all columns to the given types: `dataset.cast([("id", "int32"), ("text", "string")])?`. Mirrors
+    /// `datasets.Dataset.cast`, which requires all columns, too.
     ///
     /// # Errors
     /// Like [`Dataset::cast_column`]; other names than those of the columns.

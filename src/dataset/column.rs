@@ -347,7 +347,7 @@ impl<T: ColumnItem> ColumnItem for Vec<T> {
     }
 }
 
-/// What a column can be made of: a `Vec` of [`ColumnItem`]s, or an Arrow array.
+/// The sources of a column: a `Vec` of [`ColumnItem`]s, or an Arrow array.
 pub trait IntoColumn {
     /// Returns the column.
     fn into_column(self) -> ArrayRef;

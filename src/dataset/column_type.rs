@@ -64,7 +64,7 @@ impl ColumnType {
     }
 }
 
-/// Nobody writes deeper types by hand.
+/// Deeper types are not written by hand.
 const DEEPEST: usize = 32;
 
 fn parse(name: &str, depth: usize) -> Option<DataType> {

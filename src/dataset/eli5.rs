@@ -16,17 +16,16 @@ use crate::{Error, Result};
 /// What ships with the crate.
 const SAMPLE: &str = "bundled:eli5_sample.jsonl";
 
-/// What the dataset was called as long as it was published under a name of its own, and where it lives today.
+/// The original name of the dataset, and its current location.
 const ELI5: &str = "eli5";
 const HOME: &str = "dany0407/eli5_category";
 
 /// The splits of r/askscience in the original; the sample has the first.
 const SPLITS: [&str; 3] = ["train_asks", "validation_asks", "test_asks"];
 
-/// Returns the part `split` (`train_asks[:5000]`; see [`DatasetDict::split`]) of the ELI5 sample that ships with this
-/// crate, in the exact schema of the original. The sample has the split `train_asks` and some hundreds of questions;
-/// boundaries past its end are its end, and a note says so. It makes no request, with a network or without one: for the
-/// whole ELI5 give a name to [`load_eli5_from`].
+/// Returns the part `split` (`train_asks[:5000]`; see [`DatasetDict::split`]) of the bundled ELI5 sample, in the exact
+/// schema of the original. The sample has the split `train_asks` with some hundreds of questions; larger boundaries are
+/// clamped, with a note. It makes no network request: for the whole ELI5 pass a name to [`load_eli5_from`].
 ///
 /// ```no_run
 /// use cloze::prelude::*;
@@ -56,14 +55,14 @@ pub(super) fn is_eli5(name: &str) -> bool {
     name == ELI5 && !Path::new(name).exists()
 }
 
-/// Returns the part `split` of an ELI5 that lies elsewhere: a file (which is `train_asks`, unless its name begins with
-/// that of another split), a folder with such files, or a name that [`load_dataset`](super::load_dataset) knows. Of a
-/// dataset on the Hub only the files with the rows of `split` are downloaded.
+/// Returns the part `split` of an ELI5 from another source: a file (which is `train_asks`, unless its name begins with
+/// that of another split), a folder with such files, or a name for [`load_dataset`](super::load_dataset). Of a dataset
+/// on the Hub only the files with the rows of `split` are downloaded.
 ///
-/// `eli5`, the name in older guides, stands for `dany0407/eli5_category`, where the data lives since the original was
-/// withdrawn. There and in mirrors the splits of r/askscience have plainer names (`train` for `train_asks`): both will
-/// do. JSON, Parquet and Arrow files of any layout that ELI5 has had are brought to the schema of the original, columns
-/// that it does not have are left out, and a note says what was used.
+/// `eli5`, the name in older guides, refers to `dany0407/eli5_category`, where the data are since the original was
+/// withdrawn. There and in mirrors the splits of r/askscience have plainer names (`train` for `train_asks`); both work.
+/// JSON, Parquet and Arrow files of any layout that ELI5 has had are converted to the schema of the original,
+/// additional columns are dropped, and a note tells what was used.
 ///
 /// ```no_run
 /// use cloze::prelude::*;

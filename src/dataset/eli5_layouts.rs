@@ -133,7 +133,7 @@ fn original_columns(batch: &RecordBatch) -> Result<RecordBatch> {
     )?)
 }
 
-/// Returns the column `name` as a record of lists: as it is, from columns called `name.field`, or from a list of
+/// Returns the column `name` as a record of lists: unchanged, from columns called `name.field`, or from a list of
 /// records.
 fn record(batch: &RecordBatch, name: &str) -> Result<Option<ArrayRef>> {
     if let Some(column) = batch.column_by_name(name) {
@@ -154,7 +154,7 @@ fn record(batch: &RecordBatch, name: &str) -> Result<Option<ArrayRef>> {
     Ok(Some(Arc::new(record)))
 }
 
-/// Returns a list of records as the record of lists that the original has; anything else as it is.
+/// Converts a list of records to a record of lists, as in the original; returns anything else unchanged.
 fn of_lists(column: &ArrayRef) -> Result<ArrayRef> {
     let Some(list) = column.as_list_opt::<i32>() else {
         return Ok(column.clone());
@@ -181,7 +181,7 @@ fn of_lists(column: &ArrayRef) -> Result<ArrayRef> {
     )?))
 }
 
-/// Returns the URLs of the answers where they stand beside the answers' texts, as lists of lists.
+/// Returns the URLs of the answers, if they are stored next to the answers' texts, as lists of lists.
 fn answer_urls(batch: &RecordBatch) -> Option<ArrayRef> {
     let answers = record(batch, "answers").ok()??;
     answers
@@ -283,7 +283,7 @@ mod tests {
         assert_eq!(split_of("train_asks", &["train_asks", "train"]), None);
     }
 
-    /// Every layout that says the same becomes the same table.
+    /// Every equivalent layout becomes the same table.
     #[test]
     fn all_layouts_convert_to_the_original() {
         let original = json!({

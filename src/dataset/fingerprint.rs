@@ -14,7 +14,7 @@ use crate::Result;
 pub(crate) struct Fingerprint(blake3::Hash);
 
 impl Fingerprint {
-    /// Returns the fingerprint of rows as they are.
+    /// Returns the fingerprint of the given rows.
     pub(crate) fn of_batches(schema: &Arc<Schema>, batches: &[RecordBatch]) -> Result<Self> {
         let mut hasher = Hashing::new("rows");
         let mut writer = StreamWriter::try_new(&mut hasher, schema)?;

@@ -1,4 +1,4 @@
-//! Nested records to columns of their own: `answers.text`.
+//! Flattens nested records into columns: `answers.text`.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use super::table::{Dataset, check_unique};
 use crate::Result;
 
 impl Dataset {
-    /// Returns every nested record becomes a column per field, named with a dot: `answers` with the field `text`
-    /// becomes `answers.text`, at the place where `answers` was; records within records too. Lists stay as they are.
+    /// Turns every nested record into a column per field, named with a dot: `answers` with the field `text` becomes
+    /// `answers.text`, in the place of `answers`; nested records, too. Lists are unchanged.
     pub fn flatten(&self) -> Result<Self> {
         let mut fields = Vec::new();
         flat_fields(self.schema().fields(), "", &mut fields);

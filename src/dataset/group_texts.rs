@@ -16,7 +16,7 @@ use super::sink::{MEMORY_LIMIT, Sink};
 use super::table::Dataset;
 use crate::{Error, Result};
 
-/// How [`Dataset::group_texts`] cuts blocks. A number alone stands for [`GroupTexts::new`] with it.
+/// Options of [`Dataset::group_texts`]. A plain number is short for [`GroupTexts::new`].
 #[derive(Clone, Debug)]
 pub struct GroupTexts {
     block_size: usize,
@@ -48,8 +48,8 @@ impl GroupTexts {
         self
     }
 
-    /// Joins the texts of the whole dataset: what is left over of one batch goes on with the next, and less than one
-    /// block is dropped in all.
+    /// Joins the texts of the whole dataset: the remainder of a batch continues in the next, and in total less than one
+    /// block is dropped.
     pub fn whole_dataset(mut self) -> Self {
         self.whole_dataset = true;
         self
@@ -96,7 +96,7 @@ impl GroupTexts {
         self.check_columns(dataset)
     }
 
-    /// Checks what can be told without any text.
+    /// Checks what can be checked without any text.
     pub(super) fn check_sizes(&self) -> Result<()> {
         let block_size = |message: String| Err(Error::argument("block_size", message));
         if self.block_size == 0 {
@@ -114,7 +114,7 @@ impl GroupTexts {
         }
     }
 
-    /// Checks that all columns hold lists.
+    /// Checks that all columns contain lists.
     pub(super) fn check_columns(&self, dataset: &Dataset) -> Result<()> {
         let fields = dataset.schema().fields();
         if fields.is_empty() {

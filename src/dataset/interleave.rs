@@ -56,8 +56,8 @@ impl Interleave {
         self
     }
 
-    /// Sets what the draws are determined by: the order is that of `datasets` with the same seed. Without one every call draws
-    /// anew.
+    /// Sets the seed of the draws: the order equals that of `datasets` with the same seed. Without a seed every call
+    /// draws differently.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
@@ -72,8 +72,8 @@ impl Interleave {
     /// Builds the dataset. Columns are brought together as [`concatenate`] does.
     ///
     /// # Errors
-    /// No dataset; columns that don't fit together; probabilities that are not one for each dataset or don't sum to 1; a
-    /// dataset that can't be exhausted, as it is empty or never drawn.
+    /// If there is no dataset; if columns don't match; if the probabilities are not one for each dataset or don't sum
+    /// to 1; if a dataset can't be exhausted because it is empty or never drawn.
     pub fn build(&self) -> Result<Dataset> {
         if self.datasets.is_empty() {
             let message = "there must be at least one dataset to interleave";

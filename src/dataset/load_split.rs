@@ -11,7 +11,7 @@ use crate::Result;
 /// `train[:5000]`, `train[10%:20%]`, `train[:10]+test[50%:]`. Of a dataset on the Hub only the files with these rows are
 /// downloaded.
 ///
-/// The name `eli5` stands for the ELI5 of the guides, in the schema of the original (see
+/// The name `eli5` refers to the ELI5 of the guides, in the schema of the original (see
 /// [`load_eli5_from`](super::load_eli5_from)).
 ///
 /// ```no_run

@@ -166,15 +166,16 @@ impl Map {
         self
     }
 
-    /// Sets the size in bytes beyond which a result lies in a memory-mapped file and not in memory (default 256 MiB).
+    /// Sets the size in bytes above which a result is stored in a memory-mapped file instead of memory (default 256
+    /// MiB).
     pub fn memory_limit(mut self, bytes: usize) -> Self {
         self.memory_limit = bytes;
         self
     }
 
-    /// Lets each of several ranks (see [`crate::distributed`]) do its part of the rows, into a file of its own in the cache;
-    /// otherwise one of them does it all while the others wait. All ranks must come here, and share the cache's folder; the
-    /// function must have a fingerprint. The result does not depend on the number of ranks.
+    /// Makes each of several ranks (see [`crate::distributed`]) process its part of the rows, into a separate file in
+    /// the cache; otherwise one rank processes everything while the others wait. All ranks must call `map` and share
+    /// the cache's folder, and the function must have a fingerprint. The result does not depend on the number of ranks.
     pub fn by_ranks(mut self) -> Self {
         self.by_ranks = true;
         self
@@ -204,8 +205,8 @@ impl Map {
         Some(input.derive("map", &[function.as_bytes(), &rows, removed.as_bytes()]))
     }
 
-    /// Returns what becomes of the rows of `batch`, which start at row `start` of the dataset. After each call of the
-    /// function `done` is told how many rows it took.
+    /// Returns the result for the rows of `batch`, which start at row `start` of the dataset. After each call of the
+    /// function, `done` receives the number of rows it took.
     pub(super) fn apply(
         &self,
         batch: &RecordBatch,

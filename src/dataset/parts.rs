@@ -11,7 +11,7 @@ use super::table::Dataset;
 use crate::distributed::Group;
 use crate::{Error, Result};
 
-/// What the list says.
+/// The contents of the list.
 #[derive(Serialize, Deserialize)]
 struct Parts {
     /// The fingerprint of each part, and how many rows it has.
@@ -37,7 +37,7 @@ pub(super) fn cached(cache: &Cache, key: Fingerprint) -> Option<Dataset> {
     Some(Dataset::from_parts(schema, batches, key))
 }
 
-/// Lets each rank make its part, with `work`, which is told what the part is known by.
+/// Makes each rank compute its part with `work`, which receives the key of the part.
 pub(super) fn make(
     cache: &Cache,
     key: Fingerprint,

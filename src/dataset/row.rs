@@ -344,7 +344,7 @@ fn value_at(array: &dyn Array, row: usize) -> Value {
 }
 
 impl fmt::Display for Value {
-    /// Text as it is; everything else as [`fmt::Debug`] shows it.
+    /// Formats strings verbatim, and everything else like [`fmt::Debug`].
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::String(text) => f.write_str(text),
@@ -374,12 +374,12 @@ impl fmt::Debug for Row {
 /// Lists and records that fit on the rest of a line of this many characters stay on it.
 const WIDTH: usize = 100;
 
-/// A value as it is written, measured before it is laid out: every level is looked at once, however deep it lies.
+/// A formatted value, measured before it is laid out, so that every level is visited once however deep it is.
 enum Piece {
     Text(String),
     Parts {
         brackets: [char; 2],
-        /// What stands before each part (a field's name and a colon, or nothing), and the part.
+        /// The prefix of each part (a field's name and a colon, or nothing), and the part.
         parts: Vec<(String, Piece)>,
         /// The characters between the brackets when all is on one line.
         width: usize,

@@ -38,7 +38,7 @@ impl Dataset {
 }
 
 impl Map {
-    /// Calls `function` on every record by itself: it gives the fields to add or to replace.
+    /// Calls `function` on each record: it returns the fields to add or to replace.
     ///
     /// ```
     /// use cloze::prelude::*;

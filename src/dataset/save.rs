@@ -1,7 +1,7 @@
 //! Writing datasets: a folder that opens at once, JSON lines, Parquet.
 //!
-//! The folder has the layout of `datasets`' `save_to_disk` (Arrow streams beside `state.json`), so that either library
-//! opens what the other has saved.
+//! The folder has the layout of `datasets`' `save_to_disk` (Arrow streams and `state.json`), so each library opens what
+//! the other has saved.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -32,7 +32,7 @@ const HASH: &str = "blake3";
 /// Rows in one batch of a file.
 const ROWS: usize = 8192;
 
-/// Opens what `save_to_disk` has written, here or in Python. A dataset that was saved alone is the split it was known
+/// Opens a folder written by `save_to_disk`, here or in Python. A single dataset becomes the split that it was saved
 /// as, or `train`.
 ///
 /// ```

@@ -12,7 +12,7 @@ use super::table::Dataset;
 use crate::{Error, Result};
 
 impl Dataset {
-    /// Returns the rows at `indices`, in that order and as often as they are named.
+    /// Returns the rows at `indices`, in that order and with repetition.
     pub fn select(&self, indices: &[usize]) -> Result<Self> {
         let len = self.len();
         if let Some(index) = indices.iter().find(|&&index| index >= len) {

@@ -1,5 +1,5 @@
-//! Where batches go as they are made: into memory while they are few, into an Arrow file when they are many, and into
-//! the cache if they are to be found again.
+//! Collects batches as they are made: in memory while they are few, in an Arrow file when they are many, and in the
+//! cache if they are to be found again.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -160,7 +160,7 @@ impl Sink {
         Ok(wider)
     }
 
-    /// Starts the file with what is in memory. Without it, work goes on in memory as long as that is enough.
+    /// Starts the file with what is in memory. If that fails, work continues in memory as long as it suffices.
     fn open(&mut self, schema: &SchemaRef) {
         // Results that killed processes were making, whatever their names.
         sweep_folders(&self.cache.folder(), ".");
@@ -189,7 +189,7 @@ impl Sink {
         }
     }
 
-    /// Returns the dataset of all batches, known by `fingerprint`; `schema` is for the case that there were none.
+    /// Returns the dataset of all batches, with the fingerprint `fingerprint`; `schema` is used if there were none.
     pub(crate) fn finish(
         mut self,
         schema: &SchemaRef,
@@ -232,7 +232,7 @@ fn different(name: &str, expected: String, found: String) -> Error {
     }
 }
 
-/// Returns the fingerprint of a dataset made of pieces with these fingerprints.
+/// Returns the fingerprint of a dataset that consists of pieces with these fingerprints.
 pub(crate) fn of_pieces(pieces: &[Fingerprint]) -> Fingerprint {
     let mut hashing = Hashing::new("pieces");
     for piece in pieces {

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 pub enum NullPlacement {
     /// Before all others.
     AtStart,
-    /// Behind all others, whichever way is sorted.
+    /// Last, whatever the direction.
     #[default]
     AtEnd,
 }
@@ -91,8 +91,8 @@ impl<S: Into<String>> From<Vec<S>> for Sort {
 }
 
 impl Dataset {
-    /// Returns the rows in the order of the values of one or several columns, which hold numbers, text, truth values or times.
-    /// Rows with equal values keep their order. Mirrors `datasets.Dataset.sort`.
+    /// Returns the rows sorted by the values of one or several columns of numbers, text, booleans or times. Rows with
+    /// equal values keep their order. Mirrors `datasets.Dataset.sort`.
     ///
     /// ```
     /// use cloze::prelude::*;

@@ -19,7 +19,7 @@ use crate::{Error, Result};
 
 /// A table of nested records, cheap to clone: the rows are shared, in memory or in a memory-mapped file.
 ///
-/// Operations give a new dataset and leave this one as it is. Mirrors `datasets.Dataset`.
+/// Operations return a new dataset and leave this one unchanged. Mirrors `datasets.Dataset`.
 ///
 /// ```
 /// use cloze::prelude::*;
@@ -210,7 +210,7 @@ impl Dataset {
         Ok(Batch::from_record_batch(&self.gather(range)?, start))
     }
 
-    /// Returns the rows at `indices`, in that order and as often as they are named, as one batch of columns.
+    /// Returns the rows at `indices`, in that order and with repetition, as one batch of columns.
     pub fn take(&self, indices: &[usize]) -> Result<Batch> {
         let selected = self.select(indices)?;
         selected.batch(0..selected.len())
@@ -224,7 +224,7 @@ impl Dataset {
         self.chunks(size).map(|range| self.gather(range)).collect()
     }
 
-    /// Returns all batches, those too of which no row counts.
+    /// Returns all batches, including those without selected rows.
     pub(crate) fn batches(&self) -> &[RecordBatch] {
         &self.batches
     }
@@ -292,7 +292,7 @@ impl Dataset {
         }
     }
 
-    /// Returns the same batches, of which only the rows `indices` (of the batches, not of this view) count.
+    /// Returns the same batches with only the rows `indices` (of the batches, not of this view) selected.
     pub(crate) fn with_indices(&self, indices: Arc<[usize]>, fingerprint: Fingerprint) -> Self {
         Self {
             indices: Some(indices),
@@ -327,7 +327,7 @@ impl Dataset {
         }
     }
 
-    /// Returns the rows of `range`, which lies within the dataset.
+    /// Returns the rows of `range`, which is within the dataset.
     pub(crate) fn gather(&self, range: Range<usize>) -> Result<RecordBatch> {
         if range.is_empty() {
             return Ok(RecordBatch::new_empty(self.schema.clone()));

@@ -1,4 +1,4 @@
-//! Writing datasets as text that other programs read: CSV and JSON, packed where the file's name says so.
+//! Writes datasets as text that other programs read: CSV and JSON, compressed if the file's name says so.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -20,9 +20,10 @@ use crate::{Error, Result};
 const ROWS: usize = 8192;
 
 impl Dataset {
-    /// Writes a CSV file with a header line, as pandas and `datasets` do: no value is an empty cell, truth values are
-    /// `True` and `False`, cells with commas, quotes or line ends are quoted. Lists and records, which CSV has none of, are
-    /// written as JSON. A name that ends in `.gz`, `.bz2`, `.xz`, `.zst` or `.lz4` makes a packed file.
+    /// Writes a CSV file with a header line, as pandas and `datasets` do: a missing value is an empty cell, booleans
+    /// are `True` and `False`, cells with commas, quotes or line ends are quoted. Lists and records, which CSV does not
+    /// support, are written as JSON. A name that ends in `.gz`, `.bz2`, `.xz`, `.zst` or `.lz4` makes a compressed
+    /// file.
     ///
     /// # Errors
     /// A column of bytes; a file that can't be written.
@@ -62,8 +63,8 @@ impl Dataset {
         })
     }
 
-    /// Writes JSON lines: one object per row, nulls written out, as `datasets` does by default. A name that ends in `.gz`,
-    /// `.bz2`, `.xz`, `.zst` or `.lz4` makes a packed file.
+    /// Writes JSON lines: one object per row, nulls included, as `datasets` does by default. A name that ends in `.gz`,
+    /// `.bz2`, `.xz`, `.zst` or `.lz4` makes a compressed file.
     pub fn to_json(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         self.write_file(path, |file| {
@@ -110,7 +111,7 @@ fn push_cell(line: &mut String, column: usize, cell: &str, only: bool) {
     line.push('"');
 }
 
-/// Returns the values of a column as they stand in a CSV file.
+/// Returns the values of a column as CSV cells.
 fn cells(name: &str, column: &ArrayRef) -> Result<Vec<String>> {
     let rows = 0..column.len();
     let data_type = column.data_type();
@@ -235,7 +236,7 @@ pub(super) fn positional(digits: &str, exponent: i32) -> String {
     }
 }
 
-/// Lets `write` write into `file`, packed as the ending of `path` says.
+/// Lets `write` write into `file`, compressed according to the extension of `path`.
 fn packed(
     path: &Path,
     file: BufWriter<File>,

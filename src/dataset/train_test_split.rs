@@ -26,8 +26,7 @@ impl From<usize> for TestSize {
     }
 }
 
-/// How [`Dataset::train_test_split`] divides the rows. A fraction or a number alone stands for
-/// [`TrainTestSplit::new`] with it.
+/// Options of [`Dataset::train_test_split`]. A plain fraction or number is short for [`TrainTestSplit::new`].
 #[derive(Clone, Copy, Debug)]
 pub struct TrainTestSplit {
     test_size: TestSize,

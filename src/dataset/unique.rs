@@ -9,8 +9,8 @@ use super::table::Dataset;
 use crate::Result;
 
 impl Dataset {
-    /// Returns the different values of a column, in the order in which they first come: `dataset.unique::<String>("label")?`. A
-    /// column with nulls is read as `Option`s, null being a value of its own. Mirrors `datasets.Dataset.unique`.
+    /// Returns the unique values of a column, in order of first occurrence: `dataset.unique::<String>("label")?`. A
+    /// column with nulls is read as `Option`s, and null counts as a value. Mirrors `datasets.Dataset.unique`.
     ///
     /// ```
     /// use cloze::prelude::*;

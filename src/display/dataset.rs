@@ -8,12 +8,12 @@ use crate::notebook::html::{
 
 /// How many rows of a dataset are shown.
 const ROWS: usize = 5;
-/// So many columns are seen at once on most pages; to see more, the table is moved sideways.
+/// The number of columns that are visible at once on most pages; the table scrolls sideways.
 const FIT: usize = 5;
-/// How much of a text stands in a cell of a table, and in a record that is shown alone.
+/// The number of characters shown of a text in a table cell, and in a single record.
 const CELL: usize = 140;
 const ALONE: usize = 4_000;
-/// How many items of a list stand in a cell of a table, and in a record that is shown alone.
+/// The number of items shown of a list in a table cell, and in a single record.
 const ITEMS: usize = 3;
 const NUMBERS: usize = 10;
 const ITEMS_ALONE: usize = 50;

@@ -128,7 +128,7 @@ fn scale() -> String {
     )
 }
 
-/// Returns the sequence with the filled-in word in bold, and of a long one only what stands around that word.
+/// Returns the sequence with the filled-in word in bold; a long one is clipped around that word.
 ///
 /// `place` counts the characters of the text before and after the mask. Of all places where the word stands, the word is
 /// the one whose distance from the beginning or from the end is nearest to the mask's: a tokenizer may have changed the

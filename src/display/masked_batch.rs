@@ -55,7 +55,7 @@ impl MaskingCollator {
 }
 
 impl MlmBatch {
-    /// Returns the batch in words, to be looked at: masked, replaced and kept tokens stand out.
+    /// Returns a display of the batch that highlights masked, replaced and kept tokens.
     pub fn show(&self, tokenizer: &Tokenizer) -> MaskedBatch {
         let special = tokenizer.all_special_ids();
         let mask = tokenizer.mask_token_id();
@@ -207,7 +207,7 @@ impl Rich for MaskedBatch {
 }
 
 impl std::fmt::Debug for MaskedBatch {
-    /// Returns the tokens of each row; where one was chosen, `what stands there ← what stood there`.
+    /// Returns the tokens of each row; chosen ones as `new token ← original token`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "batch of {} × {} tokens", self.rows.len(), self.seq)?;
         for row in self.rows.iter().take(ROWS) {

@@ -19,7 +19,7 @@ pub use masked_batch::MaskedBatch;
 
 /// Gives types the method that evcxr calls on a cell's last value.
 ///
-/// It must be inherent: a kernel may bring a trait of its own with a method of that name for every type.
+/// It must be inherent: a kernel may define a trait with a method of this name for every type.
 macro_rules! evcxr_display {
     ($($type:ty),* $(,)?) => {
         $(impl $type {

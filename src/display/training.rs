@@ -3,7 +3,7 @@
 use crate::notebook::Rich;
 use crate::notebook::html::{count, duration, facts, frame, heading, thousands};
 use crate::train::report::{device_use, epochs, evaluation_table, mark, perplexity};
-use crate::train::{EvalMetrics, History, stands_above};
+use crate::train::{EvalMetrics, History, is_shown_above};
 
 impl Rich for History {
     fn to_html(&self) -> String {
@@ -22,7 +22,7 @@ impl Rich for History {
             self.train_loss()
         );
         let title = heading("training", &summary);
-        if stands_above(self) {
+        if is_shown_above(self) {
             return frame(&title);
         }
         let table = evaluation_table(&self.steps, &self.evaluations);

@@ -1,6 +1,6 @@
-//! What a launcher says in the environment about the group that a process belongs to.
+//! Reads from the environment which group of processes a launcher put this process into.
 
-/// Who started this process, and as which of how many, according to the environment. Known before any library is loaded.
+/// The launcher and the rank of this process, according to the environment. Known before any library is loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Environment {
     /// The launcher, in words; `None` for a process that was started alone.
@@ -40,10 +40,10 @@ const LAUNCHERS: [(&str, [&str; 4]); 4] = [
     ),
 ];
 
-/// Set to `off`, a program trains alone whatever its environment says.
+/// If it is `off`, a program trains alone whatever its environment says.
 pub(super) const SWITCH: &str = "CLOZE_DISTRIBUTED";
 
-/// Returns what the environment of this process says.
+/// Reads the environment of this process.
 pub fn environment() -> Environment {
     read(|name| std::env::var(name).ok())
 }

@@ -35,12 +35,12 @@ pub struct Group {
     pub(super) further: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
-/// What a rank says in a vote.
+/// A rank's message in a vote.
 #[derive(Serialize, Deserialize)]
 enum Voice {
     /// Where it is, and what it has to say there.
     Present(String, String),
-    /// It can't go on.
+    /// The rank failed.
     Failed { message: String, interrupted: bool },
     /// It is about to exit.
     Left,
@@ -145,7 +145,7 @@ impl Group {
         self.busy.load(Ordering::Relaxed) as f64 / 1e9
     }
 
-    /// Returns how many seconds of exchanges beside a backward pass were still to be waited for at its end so far: what
+    /// Returns the total seconds spent waiting for exchanges at the end of backward passes: the part that
     /// `overlap_exchange` did not hide.
     pub fn waited_seconds(&self) -> f64 {
         self.waited.load(Ordering::Relaxed) as f64 / 1e9
@@ -165,8 +165,8 @@ impl Group {
     /// Returns what every rank has to say at `place`, in the order of their numbers.
     ///
     /// # Errors
-    /// This rank's own error, which the others are told of; or another rank's, as [`Error::Distributed`] that names it (an
-    /// interrupt as [`Error::Interrupted`]). All ranks get an error then.
+    /// This rank's own error, which the others receive; or another rank's, as an [`Error::Distributed`] that names it
+    /// (an interrupt as [`Error::Interrupted`]). All ranks get an error then.
     pub fn vote<T: Serialize + DeserializeOwned>(
         &self,
         place: &str,
@@ -237,7 +237,7 @@ impl Group {
         Ok(voices.collect::<Result<_, _>>()?)
     }
 
-    /// Returns whether any rank says yes.
+    /// Returns whether any rank votes yes.
     pub fn any(&self, place: &str, mine: bool) -> Result<bool> {
         Ok(self.vote(place, Ok(mine))?.contains(&true))
     }
@@ -265,12 +265,12 @@ impl Group {
             .ok_or_else(|| Error::Distributed(format!("rank 0 sent nothing at {place:?}")))
     }
 
-    /// Begins work whose failures are told of in votes.
+    /// Begins work whose failures are reported in votes.
     pub(crate) fn begin(&self) {
         self.agreed.store(false, Ordering::Relaxed);
     }
 
-    /// Ends such work: a failure that only this rank knows of is told to the others, in whatever they vote on next.
+    /// Ends such work: a failure on this rank is reported to the others in their next vote.
     pub(crate) fn settle<T>(&self, result: Result<T>) -> Result<T> {
         match result {
             Err(error) if self.size() > 1 && !self.agreed.load(Ordering::Relaxed) => {
@@ -361,7 +361,7 @@ impl Group {
         self.received.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Leaves the group at the end of the program. Where others are still at work, they are told, and the job ends.
+    /// Leaves the group at the end of the program. If others are still working, they are notified, and the job ends.
     fn leave(&self) {
         let Some(communicator) = &self.communicator else {
             return;

@@ -30,7 +30,7 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// Returns the start of `program` on so many ranks.
+    /// Prepares the start of `program` on this many ranks.
     pub fn new(ranks: usize, program: impl Into<OsString>) -> Self {
         Self {
             ranks,
@@ -188,7 +188,7 @@ fn find(name: &str) -> Option<PathBuf> {
     files.into_iter().find(|file| file.is_file())
 }
 
-/// Returns what a program says of its version.
+/// Returns the version that a program prints.
 fn says(program: &Path) -> String {
     let output = Command::new(program).arg("--version").output();
     output.map_or_else(

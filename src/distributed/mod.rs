@@ -1,4 +1,4 @@
-//! Groups of processes that train one model together: who belongs to them, and how they exchange numbers.
+//! Groups of processes that train one model together: their members, and the exchange of numbers between them.
 //!
 //! A program that `mpirun`, `srun` or `cloze launch` started several times is a group of ranks. [`crate::train::Trainer`]
 //! deals a step's batches over them, adds their gradients up, and decides everything together, so that all ranks hold the

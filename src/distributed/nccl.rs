@@ -82,8 +82,8 @@ unsafe impl Send for Nccl {}
 unsafe impl Sync for Nccl {}
 
 impl Nccl {
-    /// Joins all ranks of `group`, each of which has made its GPU the current one on this thread. `None`, on all ranks and
-    /// told of by the first, where one of them can't.
+    /// Joins all ranks of `group`; each must have made its GPU the current one on this thread. Returns `None` on all
+    /// ranks if one of them can't; the first rank reports it.
     ///
     /// # Errors
     /// Where a vote fails.
@@ -262,7 +262,7 @@ impl Group {
     }
 }
 
-/// Returns what each rank has, or nothing where one of them has not: that is told of once.
+/// Returns what each rank has, or nothing if one of them has nothing, which is reported once.
 fn agree<T>(group: &Group, place: &str, mine: Result<T, String>) -> Result<Option<T>> {
     let failure = mine.as_ref().err().cloned();
     let failures = group.vote(place, Ok(failure))?;
@@ -296,7 +296,7 @@ mod tests {
     use super::super::on_threads;
     use super::*;
 
-    /// Builds the stand-in, which takes memory of the host for that of a GPU.
+    /// Builds the stand-in library, which treats host memory as GPU memory.
     fn stand_in(folder: &std::path::Path) -> Option<String> {
         let source =
             std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda_host/nccl.cpp");

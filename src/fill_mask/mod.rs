@@ -1,4 +1,4 @@
-//! Filling blanks: a model and its tokenizer behind one call, as transformers' `fill-mask` pipeline.
+//! Filling masks: a model and its tokenizer behind one call, like transformers' `fill-mask` pipeline.
 
 #[cfg(test)]
 mod families;
@@ -17,9 +17,9 @@ use crate::{Error, Result};
 pub use predictions::{Prediction, Predictions, PredictionsBatch};
 pub use top_k::{Entry, TopK};
 
-/// How many candidates a mask gets unless told otherwise.
+/// The default number of candidates for each mask.
 const TOP_K: usize = 5;
-/// How many texts run through the model together unless told otherwise.
+/// The default number of texts in a batch.
 const BATCH_SIZE: usize = 32;
 /// From this many texts on, a progress bar shows.
 const WORTH_A_BAR: usize = 64;
@@ -28,8 +28,8 @@ const WORTH_A_BAR: usize = 64;
 ///
 /// Mirrors `pipeline("fill-mask")`. Cheap to clone; clones share the weights.
 ///
-/// On the CPU the weights are rearranged at the first call and kept beside the model, until the model is trained on or
-/// changed: at most as much memory again as the weights take without the vocabulary (at other precisions than f32: half or a
+/// On the CPU the weights are packed at the first call and cached with the model until it is trained or changed. The
+/// cache takes at most as much memory as the weights without the vocabulary (at other precisions than f32, half or a
 /// quarter of all weights).
 ///
 /// ```

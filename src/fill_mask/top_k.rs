@@ -112,7 +112,7 @@ pub(super) fn best(values: &[f32], k: usize) -> Vec<u32> {
     places
 }
 
-/// Where one value in so many is wanted, most are only compared with the least of those found so far.
+/// If few values are requested, most are only compared with the smallest of those found so far.
 const SPARSE: usize = 64;
 
 /// Like [`best`], in one pass; `None` where fewer than `k` are numbers.

@@ -97,7 +97,7 @@ impl<'a> Part<'a> {
             len: 0,
             progress,
         };
-        part.take_in_what_is_there()?;
+        part.resume_partial()?;
         Ok(part)
     }
 
@@ -105,7 +105,7 @@ impl<'a> Part<'a> {
         Error::io("write", self.path, error)
     }
 
-    fn take_in_what_is_there(&mut self) -> Result<(), Failure> {
+    fn resume_partial(&mut self) -> Result<(), Failure> {
         let mut buffer = vec![0; BUFFER];
         loop {
             let n = self.file.read(&mut buffer).map_err(|e| self.io(e))?;

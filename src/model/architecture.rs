@@ -32,7 +32,7 @@ pub trait Architecture: std::fmt::Debug + Send + Sync {
     /// Writes the model into an ONNX graph and returns its logits.
     ///
     /// # Errors
-    /// When the family has parts that can't be written; without a way of its own it can't.
+    /// If the family has parts that can't be exported; the default implementation always fails.
     fn export(&self, _graph: &mut Graph) -> Result<Value> {
         Err(onnx::refused("the way the family puts its parts together"))
     }

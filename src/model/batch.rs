@@ -100,7 +100,7 @@ impl ModelInputs {
         Ok(self)
     }
 
-    /// Says which segment each position belongs to. Without it all belong to segment 0.
+    /// Sets the segment of each position. By default all belong to segment 0.
     pub fn with_token_type_ids(mut self, ids: Vec<u32>) -> Result<Self> {
         check_len("token_type_ids", ids.len(), self.batch, self.seq)?;
         self.token_type_ids = Some(ids);
@@ -122,8 +122,7 @@ impl ModelInputs {
         self
     }
 
-    /// Returns the same texts with padding behind them up to `seq` positions, without their labels. The further columns stay
-    /// as they are.
+    /// Returns the same texts padded at the end to `seq` positions, without labels. Additional columns are unchanged.
     pub(crate) fn padded_to(&self, seq: usize, pad_id: u32) -> Self {
         let widened = |values: &[u32], fill: u32| {
             let rows = values.chunks(self.seq.max(1));

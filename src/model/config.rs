@@ -1,4 +1,4 @@
-//! A model's `config.json`: kept whole, read by each family into a type of its own.
+//! A model's `config.json`: kept as a whole, and parsed by each family into its own type.
 
 use std::collections::BTreeSet;
 use std::path::Path;

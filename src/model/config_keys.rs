@@ -3,7 +3,7 @@
 /// A line for each `model_type`; the first is for all of them. From transformers 4.35.2 and 5.24.0.
 const KEYS: &str = include_str!("config_keys.txt");
 
-/// Returns the keys that configs of `model_type` have beside those that all have.
+/// Returns the keys of configs of `model_type`, besides the common ones.
 pub(super) fn of(model_type: &str) -> impl Iterator<Item = &'static str> {
     line(model_type)
 }

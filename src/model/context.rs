@@ -13,7 +13,7 @@ use crate::ops::Dropout;
 /// In training, every dropout site of the pass draws its own key from the seed, the step and the order of the sites,
 /// so the same seed and step always drop the same elements, whatever ran before.
 ///
-/// Clones go on counting sites together.
+/// Clones share the count of sites.
 ///
 /// ```
 /// use cloze::prelude::*;
@@ -121,7 +121,7 @@ impl Context {
         Ok(())
     }
 
-    /// Returns the logits that a loss left behind; `None` if its family computes it in another way.
+    /// Returns the logits that a loss stored; `None` if its family computes the loss in another way.
     pub(crate) fn take_logits(&self) -> Option<Tensor> {
         let kept = self.logits.as_ref()?;
         kept.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -133,12 +133,12 @@ impl Context {
         self
     }
 
-    /// Returns whether the pass is there to measure ranges.
+    /// Returns whether the pass measures ranges.
     pub(super) fn is_calibrating(&self) -> bool {
         self.calibrating && !self.repeated
     }
 
-    /// Returns whether the pass measures ranges that training goes on measuring.
+    /// Returns whether the pass measures ranges that training updates.
     pub(super) fn measures_ranges(&self) -> bool {
         !self.repeated && (self.calibrating || self.is_training())
     }
@@ -154,7 +154,7 @@ impl Context {
         self.key.is_some()
     }
 
-    /// Returns a context that goes on from here by itself: the same sites drop the same elements in both.
+    /// Returns an independent context that continues from here: the same sites drop the same elements in both.
     pub(super) fn fork(&self) -> Self {
         Self {
             site: Arc::new(AtomicU64::new(self.site.load(Ordering::Relaxed))),
@@ -184,13 +184,13 @@ impl Context {
         draw.is_some_and(|draw| draw < p * (1u64 << 53) as f64)
     }
 
-    /// Returns a number for whatever else a training pass draws, of a site of its own; `None` in evaluation.
+    /// Returns a number for any other random draw of a training pass, with its own site; `None` in evaluation.
     pub fn draw(&self) -> Option<u64> {
         let site = || self.site.fetch_add(1, Ordering::Relaxed);
         self.key.map(|key| mix(key ^ mix(site())))
     }
 
-    /// Returns dropout with probability `p` and a key of its own; [`Dropout::NONE`] in evaluation.
+    /// Returns dropout with probability `p` and its own key; [`Dropout::NONE`] in evaluation.
     pub fn dropout(&self, p: f64) -> Dropout {
         if p <= 0.0 {
             return Dropout::NONE;

@@ -3,7 +3,7 @@
 use super::context::mix;
 use crate::ops;
 
-/// Returns a number that stands for a parameter's name.
+/// Returns a number that represents a parameter's name.
 pub(super) fn name_hash(name: &str) -> u64 {
     let hash = blake3::hash(name.as_bytes());
     u64::from_le_bytes(hash.as_bytes()[..8].try_into().unwrap_or_default())

@@ -11,9 +11,9 @@ use crate::{Error, Result};
 
 /// A family of masked language models: how its checkpoints are named, and how its models are built.
 ///
-/// The families that the library knows stand in [`FAMILIES`]. One of your own is a constant of this type, which
-/// [`MaskedLm::from_config_with`](super::MaskedLm::from_config_with) and
-/// [`MaskedLm::from_pretrained_with`](super::MaskedLm::from_pretrained_with) take:
+/// [`FAMILIES`] lists the families that the library supports. To add your own, define a constant of this type and pass
+/// it to [`MaskedLm::from_config_with`](super::MaskedLm::from_config_with) or
+/// [`MaskedLm::from_pretrained_with`](super::MaskedLm::from_pretrained_with):
 ///
 /// ```
 /// use cloze::model::{Config, Family, MaskedLm};
@@ -39,7 +39,7 @@ use crate::{Error, Result};
 pub struct Family {
     /// The `model_type` in `config.json`.
     pub model_type: &'static str,
-    /// The class in `transformers`, as it stands in `architectures`.
+    /// The class in `transformers`, as in the config's `architectures`.
     pub class: &'static str,
     /// Other classes whose checkpoints hold the same model: old names, and heads that share the body.
     pub synonyms: &'static [&'static str],
@@ -59,7 +59,7 @@ pub struct Family {
     pub aliases: &'static [(&'static str, &'static str)],
     /// A JSON object of the values that a `config.json` without these keys means.
     pub defaults: &'static str,
-    /// The inputs beside `input_ids`, `attention_mask`, `token_type_ids` and `labels`.
+    /// The inputs other than `input_ids`, `attention_mask`, `token_type_ids` and `labels`.
     pub inputs: &'static [Input],
     /// Whether padding changes the results at the positions of the text, so that only texts of one length may share a
     /// batch.

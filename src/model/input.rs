@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::{Error, Result};
 
-/// What an input beside the usual ones is like.
+/// Describes an additional input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Input {
     /// Its name, as `transformers` has it and as a dataset's column is called.
@@ -26,14 +26,14 @@ pub enum Per {
     Token,
     /// Each example: (batch, ...).
     Example,
-    /// Each place of a sequence of its own, padded to the longest of the batch: (batch, n, ...).
+    /// Each position of a sequence of its own, padded to the longest of the batch: (batch, n, ...).
     Place,
 }
 
 /// What becomes of an input where its token is masked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Masked {
-    /// It stays: a box says where the token stands, not what it is.
+    /// It is kept: a box tells where the token is on the page, not what it is.
     Kept,
     /// It would give the token away, and takes the value that it has at the mask token.
     Hidden,

@@ -43,7 +43,7 @@ impl MlmLoss {
     /// Returns the mean over the counted positions, as `transformers` reports it: a scalar to differentiate.
     ///
     /// # Errors
-    /// When no position counts, so that there is no mean.
+    /// If no position counts, so there is no mean.
     pub fn mean(&self) -> Result<Tensor> {
         let counts: Vec<usize> = self.terms.iter().map(|term| term.count).collect();
         self.part_of(&counts, 1.0)?.ok_or_else(|| {

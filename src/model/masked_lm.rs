@@ -1,4 +1,4 @@
-//! The model type that notebooks and the trainer hold, whatever the family behind it.
+//! The model type that notebooks and the trainer use, for every family.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -69,8 +69,8 @@ impl MaskedLm {
         Self::from_folder(name, &folder, config, family, device)
     }
 
-    /// Like [`MaskedLm::from_pretrained_on`], as a model of `family`, whatever the config's `model_type` says: for
-    /// architectures of your own.
+    /// Like [`MaskedLm::from_pretrained_on`], as a model of `family`, whatever the config's `model_type` is: for your
+    /// own architectures.
     pub fn from_pretrained_with(
         name: impl AsRef<str>,
         family: &Family,
@@ -90,7 +90,7 @@ impl MaskedLm {
         let checkpoint = Checkpoint::open(folder)?;
         let weights = WeightBuilder::from_checkpoint(checkpoint, &family.name_rules(), 0, device);
         let model = Self::assemble(name, config, family, weights, device)?;
-        model.tell_report();
+        model.print_report();
         Ok(model)
     }
 
@@ -105,8 +105,8 @@ impl MaskedLm {
         Self::random(config, seed, family, device)
     }
 
-    /// Like [`MaskedLm::from_config`], as a model of `family`, whatever the config's `model_type` says: for architectures of
-    /// one's own.
+    /// Like [`MaskedLm::from_config`], as a model of `family`, whatever the config's `model_type` is: for your own
+    /// architectures.
     pub fn from_config_with(config: &Config, seed: u64, family: &Family) -> Result<Self> {
         Self::random(config, seed, family, &Device::Cpu)
     }
@@ -151,7 +151,7 @@ impl MaskedLm {
         })
     }
 
-    /// Builds the model anew on its own weights, with another length of the vocabulary.
+    /// Rebuilds the model on its own weights, with another vocabulary size.
     pub(super) fn rebuild(&mut self, resize: Resize) -> Result<()> {
         let inner = &*self.inner;
         let new = resize.new;
@@ -176,7 +176,7 @@ impl MaskedLm {
         Ok(())
     }
 
-    /// Returns the model built anew on copies of its weights, as `config` says; what is frozen stays so.
+    /// Returns the model rebuilt on copies of its weights with `config`; frozen parameters stay frozen.
     pub(super) fn rebuilt(&self, config: Config, resize: Option<Resize>) -> Result<Self> {
         let inner = &*self.inner;
         let checkpoint = Checkpoint::of_tensors(&inner.name, self.named_tensors()?);
@@ -224,8 +224,8 @@ impl MaskedLm {
         Ok(tensors)
     }
 
-    /// Returns all parameters as candle's variables, by their names in the layout of the Hub and by the further names that
-    /// PyTorch has for tied ones. They are the model's own: who changes one changes the model.
+    /// Returns all parameters as candle variables, by their names in the Hub's layout and by the additional names that
+    /// PyTorch has for tied ones. They are the model's own: changing one changes the model.
     ///
     /// ```
     /// use cloze::model::{Config, MaskedLm};
@@ -245,8 +245,8 @@ impl MaskedLm {
         map
     }
 
-    /// Returns a builder that gives candle-nn's layers and candle-transformers' models this model's weights, under the names of
-    /// [`var_map`](Self::var_map). What the model lacks is an error and not made anew.
+    /// Returns a builder that gives candle-nn's layers and candle-transformers' models this model's weights, under the
+    /// names of [`var_map`](Self::var_map). A weight that the model lacks is an error instead of being initialized.
     pub fn var_builder(&self) -> candle_nn::VarBuilder<'static> {
         let tensor =
             |(name, param): (&str, &Param)| (name.to_owned(), param.var().as_tensor().clone());
@@ -263,7 +263,7 @@ impl MaskedLm {
         own.chain(further)
     }
 
-    fn tell_report(&self) {
+    fn print_report(&self) {
         let name = &self.inner.name;
         let LoadReport {
             missing,
@@ -482,8 +482,8 @@ impl MaskedLm {
         named.len()
     }
 
-    /// Keeps the convolutions of a speech model as they are, which is how one is mostly fine-tuned: [`freeze`](Self::freeze)
-    /// of all that stands before its transformer. Returns how many parameters there are.
+    /// Freezes the convolutions of a speech model, as is usual in fine-tuning: [`freeze`](Self::freeze) for everything
+    /// before its transformer. Returns the number of parameters.
     ///
     /// # Errors
     /// When this is no speech model.

@@ -1,7 +1,7 @@
 //! Masked language models: one door ([`MaskedLm`]), one file per family.
 //!
-//! A family is written over the parts in [`nn`] and stands in the list of `families`. It names its parameters exactly as
-//! `transformers` does, so a folder written by either side opens in the other.
+//! A family is built from the parts in [`nn`] and registered in the list of `families`. It names its parameters exactly
+//! as `transformers` does, so a folder written by either library opens in the other.
 
 mod architecture;
 mod batch;

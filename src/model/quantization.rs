@@ -33,8 +33,8 @@ impl MaskedLm {
         Ok(())
     }
 
-    /// Measures the ranges of all activations in `batches` anew, so that the model can compute in few bits; they are saved
-    /// with it. Returns the number of batches. Weights stay as they are.
+    /// Measures the ranges of all activations in `batches`, so that the model can compute in few bits; they are saved
+    /// with it. Returns the number of batches. Weights are unchanged.
     ///
     /// QDQBERT takes the largest magnitude that its float model meets, as NVIDIA's calibrator for maxima does. I-BERT computes
     /// in integers and moves its ranges by a twentieth with each batch, as its training does.

@@ -18,7 +18,7 @@ pub struct ResizeEmbeddings {
 }
 
 impl ResizeEmbeddings {
-    /// Returns a vocabulary of so many tokens: the tokenizer's `len()`, mostly.
+    /// Requests a vocabulary of this many tokens, usually the tokenizer's `len()`.
     pub fn new(tokens: usize) -> Self {
         Self {
             tokens,
@@ -34,7 +34,8 @@ impl ResizeEmbeddings {
         self
     }
 
-    /// Sets whether new tokens begin next to the mean of all that there are (default: yes), or anywhere, as in a fresh model.
+    /// Sets whether new tokens are initialized near the mean of the existing ones (default: yes), or randomly, as in a
+    /// new model.
     #[must_use]
     pub fn mean_resizing(mut self, mean: bool) -> Self {
         self.mean_resizing = mean;

@@ -65,7 +65,7 @@ pub struct WeightBuilder {
 struct Registry {
     source: Option<Source>,
     params: BTreeMap<String, Param>,
-    /// What is saved beside the parameters: buffers, what is carried along.
+    /// Tensors that are saved besides the parameters: buffers, and unused tensors of the checkpoint.
     constants: BTreeMap<String, Tensor>,
     /// What passes measure, and is saved.
     measured: BTreeMap<String, Measured>,
@@ -115,7 +115,7 @@ pub(crate) type Derived = Box<dyn Fn() -> Result<Tensor> + Send + Sync>;
 pub(crate) struct Weights {
     /// All parameters, in the order of their names, tied ones once.
     pub params: Vec<Param>,
-    /// What is saved beside them, by name.
+    /// Tensors that are saved besides them, by name.
     pub constants: BTreeMap<String, Tensor>,
     /// What passes measure, and is saved, in the order of the names.
     pub measured: Vec<Measured>,
@@ -159,7 +159,7 @@ impl WeightBuilder {
         Self::with_source(Some(source), seed, device, (most, Limit::Checkpoint))
     }
 
-    /// Changes the length of tables of the vocabulary as `resize` says.
+    /// Resizes the tables of the vocabulary as `resize` specifies.
     pub(super) fn resizing(self, resize: Resize) -> Self {
         if let Some(source) = &mut self.shared.borrow_mut().source {
             source.resize = Some(resize);
@@ -263,8 +263,8 @@ impl WeightBuilder {
         Ok(param)
     }
 
-    /// Returns the constant `name`: part of the checkpoint, but never trained. One that the checkpoint lacks is made anew,
-    /// and not reported.
+    /// Returns the constant `name`: part of the checkpoint, but never trained. One that the checkpoint lacks is
+    /// computed, and not reported.
     ///
     /// # Errors
     /// Like [`WeightBuilder::param`].
@@ -469,7 +469,7 @@ impl WeightBuilder {
         self.shared.borrow().device.clone()
     }
 
-    /// Says something about what was read in the load report; nothing is said of a model without a checkpoint.
+    /// Adds a remark to the load report; models without a checkpoint have none.
     pub(crate) fn note(&self, note: impl Into<String>) {
         let registry = &mut *self.shared.borrow_mut();
         if registry.source.is_some() {
@@ -631,7 +631,7 @@ impl Registry {
     }
 }
 
-/// Returns the bytes of memory that this machine has, where the system says it.
+/// Returns this machine's memory in bytes, if the system reports it.
 fn physical_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;

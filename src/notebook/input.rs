@@ -18,7 +18,7 @@ use crate::{Error, Result};
 /// ```
 ///
 /// # Errors
-/// If there is nobody to ask: the input is at its end, as in a run without a terminal, or was interrupted.
+/// If there is no user to ask: the input is at its end, as in a run without a terminal, or was interrupted.
 pub fn input(prompt: &str) -> Result<String> {
     let io = |error| Error::io("read", "standard input", error);
     let request = request(Host::current(), prompt);

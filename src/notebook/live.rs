@@ -1,6 +1,6 @@
 //! Displays that change while a cell runs: a bar that moves, a plot that grows.
 //!
-//! A notebook's process speaks to its kernel over stdout, in blocks that the kernel takes out of the text:
+//! A notebook's process talks to its kernel over stdout, in blocks that the kernel removes from the text:
 //!
 //! ```text
 //! EVCXR_BEGIN_CONTENT text/html display_id=cloze-17-1 update=1
@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 /// How often a display changes at most: five times a second.
 pub const INTERVAL: Duration = Duration::from_millis(200);
 
-/// Who reads what this process prints.
+/// The reader of what this process prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Host {
     /// Cloze's kernel: displays appear at once and can be replaced.
@@ -40,7 +40,7 @@ pub enum Host {
 }
 
 impl Host {
-    /// Returns who reads what this process prints, which is found out once.
+    /// Returns the reader of what this process prints, which is determined once.
     pub fn current() -> Self {
         static HOST: OnceLock<Host> = OnceLock::new();
         *HOST.get_or_init(|| {
@@ -54,8 +54,8 @@ impl Host {
     }
 }
 
-/// Returns what stands before the words that are for Cloze's own kernel; empty where it does not listen. Found out
-/// once: the kernel takes it out of the environment before the first cell runs.
+/// Returns the prefix of control words for Cloze's own kernel; empty if it is not the reader. Determined once: the
+/// kernel removes it from the environment before the first cell runs.
 pub(crate) fn mark() -> &'static str {
     static MARK: OnceLock<String> = OnceLock::new();
     MARK.get_or_init(|| match std::env::var("CLOZE_KERNEL") {

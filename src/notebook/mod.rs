@@ -1,5 +1,4 @@
-//! How the library speaks to a notebook: pictures of values, displays that change while a cell runs, progress bars, and
-//! questions to the person at the keyboard.
+//! Communication with a notebook: displays of values, live displays, progress bars, and questions to the user.
 //!
 //! The HTML carries inline styles only and reads on white and on dark themes.
 

@@ -1,4 +1,4 @@
-//! Progress of long work: a bar in a terminal, a display that moves in a notebook, silent where nobody looks.
+//! Progress of long work: a bar in a terminal, a live display in a notebook, and silence everywhere else.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,7 +14,7 @@ const WORTH_SHOWING: Duration = Duration::from_millis(500);
 
 /// A progress bar that counts items of one kind. Cheap to update from many threads.
 ///
-/// In a terminal it disappears at the end; in a notebook it stays and says how long the work took.
+/// In a terminal it disappears at the end; in a notebook it stays and shows how long the work took.
 #[derive(Clone, Debug)]
 pub struct Progress {
     bar: ProgressBar,

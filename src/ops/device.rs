@@ -32,12 +32,12 @@ impl DeviceExt for Device {
     #[cfg(feature = "cuda")]
     fn best() -> Result<Self> {
         use std::sync::Once;
-        static TOLD: Once = Once::new();
+        static REPORTED: Once = Once::new();
         // The ranks of a machine share its GPUs out.
         let rank = crate::distributed::environment().local_rank;
         let ordinal = rank % cuda::device::count().max(1);
         Ok(Self::gpu(ordinal).unwrap_or_else(|reason| {
-            TOLD.call_once(|| eprintln!("note: computing on the CPU: {reason}"));
+            REPORTED.call_once(|| eprintln!("note: computing on the CPU: {reason}"));
             Self::Cpu
         }))
     }

@@ -6,7 +6,7 @@ use crate::ops::graph::{on_host, storage};
 use crate::{Error, Result};
 
 /// Ranges up to this one hold nothing but zeros.
-const NOTHING: f32 = 1.0 / (1 << 24) as f32;
+const NEGLIGIBLE: f32 = 1.0 / (1 << 24) as f32;
 
 /// The largest magnitude that quantized values can have.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,7 +82,7 @@ pub fn fake_quantize(x: &Tensor, range: &QuantRange, bits: u32) -> Result<Tensor
             QuantRange::FixedRows(ranges) => ranges[number],
             _ => row.iter().fold(0f32, |most, value| most.max(value.abs())),
         };
-        if range <= NOTHING {
+        if range <= NEGLIGIBLE {
             row.fill(0.0);
             continue;
         }

@@ -98,7 +98,7 @@ fn distance<T: PartialEq>(from: &[T], to: &[T]) -> usize {
 mod tests {
     use super::*;
 
-    /// What jiwer 4.0 says of these.
+    /// The results of jiwer 4.0.
     #[rustfmt::skip]
     const JIWER: &[(&[&str], &[&str], f64, f64)] = &[
         (&["hello world"], &["hello duck"], 0.5, 0.45454545454545453),

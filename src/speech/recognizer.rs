@@ -1,4 +1,4 @@
-//! A speech model and its processor behind one call.
+//! A speech model together with its processor.
 
 use std::fmt;
 use std::path::Path;
@@ -50,7 +50,7 @@ pub struct SpokenWord {
     pub text: String,
     /// The model's frame in which it begins.
     pub start_offset: usize,
-    /// One behind its last frame.
+    /// The frame after its last one.
     pub end_offset: usize,
     /// When it begins, in seconds.
     pub start: f64,
@@ -199,7 +199,7 @@ impl SpeechRecognizer {
         })
     }
 
-    /// The samples from one frame to the next: the strides of the convolutions, one behind the other.
+    /// The number of samples from one frame to the next: the product of the convolutions' strides.
     fn samples_per_frame(&self) -> f64 {
         let strides = self
             .model

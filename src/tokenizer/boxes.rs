@@ -1,4 +1,4 @@
-//! LayoutLM: the words of a page, each with the box that it stands in.
+//! LayoutLM: the words of a page, each with its bounding box.
 
 use super::column::Windows;
 use super::encode::kept;
@@ -15,7 +15,7 @@ const PAGE: i64 = 1000;
 /// The model's input.
 const BBOX: &str = "bbox";
 
-/// A piece of a word, and where on the page the word stands.
+/// A piece of a word, and the box of the word.
 #[derive(Clone, Copy, Debug)]
 struct Piece {
     id: u32,
@@ -55,7 +55,7 @@ pub fn normalize_box(bbox: WordBox, (width, height): (i64, i64)) -> Result<WordB
     ])
 }
 
-/// Returns whether a box lies on a page of that width and height; in words if not.
+/// Checks that a box is on a page of that width and height; returns the reason if not.
 fn check(bbox: WordBox, (width, height): (i64, i64)) -> Result<(), String> {
     let [x0, y0, x1, y1] = bbox;
     if 0 <= x0 && x0 <= x1 && x1 <= width && 0 <= y0 && y0 <= y1 && y1 <= height {
@@ -69,9 +69,9 @@ fn check(bbox: WordBox, (width, height): (i64, i64)) -> Result<(), String> {
 impl Tokenizer {
     /// Encodes the words of a page with their boxes, for LayoutLM.
     ///
-    /// Every piece of a word gets the word's box, tokens before the text get [0, 0, 0, 0] and tokens behind it [1000, 1000,
-    /// 1000, 1000]: the encoding's [extra](Encoding::extra) column `bbox`. Boxes are in thousandths of the page;
-    /// [`normalize_box`] makes them of pixels. Offsets are those within a word.
+    /// Every piece of a word gets the word's box, tokens before the text get [0, 0, 0, 0] and tokens after it [1000,
+    /// 1000, 1000, 1000]: the encoding's [extra](Encoding::extra) column `bbox`. Boxes are in thousandths of the page;
+    /// [`normalize_box`] converts them from pixels. Offsets are relative to the word.
     ///
     /// # Errors
     /// When there are not as many boxes as words, or one does not lie on the page.
@@ -95,7 +95,7 @@ impl Tokenizer {
         self.encode_pieces(&pieces[window], options)
     }
 
-    /// Returns the special tokens before and behind a text.
+    /// Returns the special tokens before and after a text.
     fn around(&self, options: &EncodeOptions) -> (&[u32], &[u32]) {
         match options.add_special_tokens {
             true => (&self.post.around.0, &self.post.around.1),
@@ -232,8 +232,8 @@ impl TokenizeBoxes {
         self
     }
 
-    /// Makes further rows of what [`max_length`](Self::max_length) cuts off, each of which begins with the last `stride` tokens
-    /// of the row before it (default: what is cut off is lost).
+    /// Makes further rows of what [`max_length`](Self::max_length) cuts off. Each begins with the last `stride` tokens
+    /// of the row before it (default: the rest is dropped).
     #[must_use]
     pub fn stride(mut self, stride: usize) -> Self {
         self.stride = Some(stride);

@@ -24,7 +24,7 @@ const LONGEST: usize = 64;
 pub(super) struct ByteWords {
     /// Tells the tokenizers apart in the threads' memories.
     number: u64,
-    /// A text in which one of these stands takes the long way.
+    /// A text that contains one of these takes the slow path.
     added: Vec<String>,
 }
 
@@ -119,8 +119,8 @@ fn bpe(tokenizer: &tokenizers::Tokenizer) -> Option<&BPE> {
     }
 }
 
-/// The character that stands for each byte in a byte-level vocabulary: the printable ones of Latin-1 for themselves,
-/// the others in order from U+0100 on.
+/// The character that represents each byte in a byte-level vocabulary: the printable ones of Latin-1 represent
+/// themselves, the others get characters from U+0100 on, in order.
 static SPELLING: LazyLock<[char; 256]> = LazyLock::new(|| {
     let mut others = '\u{100}'..;
     std::array::from_fn(|byte| match byte as u8 as char {

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// No model has more rows of embeddings; a larger id is a damaged file, and some loops go over all ids.
 pub(super) const MAX_ID: u32 = 1 << 24;
 
-/// Rules that follow each other may make a text so many times longer; those of known tokenizers stay below a hundred.
+/// Consecutive rules may make a text at most this many times longer; those of known tokenizers stay below a hundred.
 const MOST_TIMES: f64 = 10_000.0;
 
 /// The parts of `tokenizer.json` that are looked at before the library parses it.
@@ -257,7 +257,7 @@ pub(super) fn misspelled(config: &Map<String, Value>) -> Vec<(&str, &'static str
 }
 
 /// Tells about keys of `tokenizer_config.json` that look misspelled.
-pub(super) fn tell_misspelled(path: &Path, config: &Map<String, Value>) {
+pub(super) fn warn_of_misspelled_keys(path: &Path, config: &Map<String, Value>) {
     for (key, meant) in misspelled(config) {
         eprintln!(
             "warning: {}: the key {key:?} is not known and has no effect; did you mean {meant:?}?",

@@ -48,9 +48,9 @@ impl Tokenizer {
     /// text per row, or a list of them that is joined with spaces (as `answers.text` of ELI5 is).
     ///
     /// The result has the columns `input_ids` (`list<int32>`, with the model's special tokens around each row) and
-    /// `attention_mask` (`list<int8>`, all 1), and those that the family's model takes besides (RoCBert's `input_shape_ids`
-    /// and `input_pronunciation_ids`, `list<int32>`). Nothing is truncated unless [`TokenizeColumn::truncation`] says so:
-    /// [`group_texts`] or the model's limit come later. Given to `map` as it is, it drops all other columns.
+    /// `attention_mask` (`list<int8>`, all 1), and the family's additional inputs (RoCBert's `input_shape_ids` and
+    /// `input_pronunciation_ids`, `list<int32>`). Nothing is truncated by default, see [`TokenizeColumn::truncation`]:
+    /// [`group_texts`] or the model's limit come later. If passed to `map` directly, it drops all other columns.
     ///
     /// ```
     /// use cloze::prelude::*;
@@ -166,7 +166,7 @@ impl TokenizeColumn {
         self
     }
 
-    /// Cuts the rows of a batch, pads them, and says what each token is.
+    /// Truncates and pads the rows of a batch, and records the type of each token.
     fn arrange(&self, ids: Vec<i32>, lengths: Vec<usize>) -> Result<Tokens> {
         let (before, after) = &self.tokenizer.post.around;
         let added = before.len() + after.len();
@@ -455,7 +455,7 @@ impl Windows {
         })
     }
 
-    /// Returns the windows of a text of so many tokens; from its end where that is what is kept.
+    /// Returns the windows of a text with this many tokens, from its end if that is the side that is kept.
     pub(super) fn of(&self, length: usize, from_end: bool) -> Vec<Range<usize>> {
         let mut windows = Vec::new();
         let mut at = 0;

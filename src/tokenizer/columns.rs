@@ -1,4 +1,4 @@
-//! Columns of other ids beside a text's tokens: RoCBert's shapes and pronunciations.
+//! Columns of additional ids of a text's tokens: RoCBert's shapes and pronunciations.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -54,7 +54,7 @@ impl Ids {
         self.name
     }
 
-    /// Returns the number of a token, or of a special token that stands around a text.
+    /// Returns the id of a token, or of a special token around a text.
     pub(super) fn number(&self, token: &str, around: bool) -> u32 {
         let own = (!around).then(|| self.by_token.get(token)).flatten();
         own.copied().unwrap_or(self.unknown)

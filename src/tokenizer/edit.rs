@@ -1,4 +1,4 @@
-//! Tokens added to a tokenizer that is there.
+//! Adds tokens to an existing tokenizer.
 
 use std::sync::Arc;
 
@@ -10,9 +10,9 @@ use super::{Core, Tokenizer};
 use crate::{Error, Result};
 
 impl Tokenizer {
-    /// Adds tokens, which are found whole wherever they stand in a text, and gives how many were new.
+    /// Adds tokens, which are matched as a whole anywhere in a text. Returns how many were new.
     ///
-    /// New tokens get ids behind the largest: the model's embedding must then be made larger, to [`len`](Self::len) rows.
+    /// New tokens get ids after the largest: the model's embedding must then be resized to [`len`](Self::len) rows.
     ///
     /// ```
     /// use cloze::tokenizer::Tokenizer;
@@ -25,8 +25,8 @@ impl Tokenizer {
         self.add(tokens, false)
     }
 
-    /// Adds special tokens without a part of their own: like [`add_tokens`](Self::add_tokens), and they are left out where
-    /// decoding skips special tokens, and never masked.
+    /// Adds special tokens without a role: like [`add_tokens`](Self::add_tokens), but decoding that skips special
+    /// tokens omits them, and they are never masked.
     pub fn add_special_tokens<S: AsRef<str>>(&mut self, tokens: &[S]) -> Result<usize> {
         self.add(tokens, true)
     }

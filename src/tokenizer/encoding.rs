@@ -40,7 +40,7 @@ pub struct Encoding {
     pub extra: BTreeMap<String, ExtraColumn>,
 }
 
-/// A column of numbers beside a text's tokens, or beside its entities.
+/// A column of numbers for a text's tokens, or for its entities.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExtraColumn {
     /// The numbers, entry after entry.

@@ -19,7 +19,8 @@ pub(super) enum Engine {
 }
 
 impl Engine {
-    /// Takes over the library's tokenizer; its post-processor comes back by itself, so that truncation can happen before it.
+    /// Takes over the library's tokenizer; its post-processor is returned separately, so that truncation can happen
+    /// before it.
     pub(super) fn library(
         mut tokenizer: tokenizers::Tokenizer,
     ) -> (Self, Option<PostProcessorWrapper>) {
@@ -56,8 +57,8 @@ impl Engine {
         })
     }
 
-    /// Returns the text of `ids`; `special` are the ids of the special tokens, and those that are `alone` stand for
-    /// themselves, with spaces around.
+    /// Decodes `ids`; `special` are the ids of the special tokens, and those in `alone` are kept separate, with spaces
+    /// around.
     pub(super) fn decode(
         &self,
         ids: &[u32],
@@ -123,7 +124,7 @@ impl Engine {
         tokens
     }
 
-    /// Adds `tokens`, each a special one or not as it says and with the id that it wants, or with one behind the largest.
+    /// Adds `tokens`, special or not according to their flags, with the requested id or else one after the largest.
     ///
     /// Fails rather than give two tokens one id.
     pub(super) fn add(&mut self, tokens: Vec<(Option<u32>, AddedToken)>) -> Result<()> {
@@ -155,7 +156,7 @@ impl Engine {
         }
     }
 
-    /// Returns whether all ids are within bounds and none is there twice.
+    /// Checks that all ids are within bounds and unique.
     pub(super) fn check_ids(&self) -> Result<(), String> {
         let vocabulary = self.vocabulary();
         checks::ids(vocabulary.iter().map(|(token, id)| (token.as_str(), *id)))

@@ -131,9 +131,9 @@ impl Tokenizer {
 
     /// Encodes a text with its entities, or two texts with theirs.
     ///
-    /// Beside the tokens the encoding has the [extra](Encoding::extra) columns `entity_ids` (one an entity),
-    /// `entity_attention_mask`, and `entity_position_ids`: the places of the tokens that mention the entity, filled up to the
-    /// tokenizer's `max_mention_length` with -1. An entity whose mention is cut off by truncation is left out.
+    /// Besides the tokens, the encoding has the [extra](Encoding::extra) columns `entity_ids` (one per entity),
+    /// `entity_attention_mask`, and `entity_position_ids`: the positions of the tokens that mention the entity, padded
+    /// to the tokenizer's `max_mention_length` with -1. An entity whose mention is truncated is dropped.
     ///
     /// # Errors
     ///

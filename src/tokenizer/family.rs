@@ -24,7 +24,7 @@ pub(crate) enum Layout {
     Letterwise,
     /// `vocab.txt` of Chinese words, which are found by a dictionary before they are cut into pieces.
     ChineseWords,
-    /// `vocab.txt`, for tables: a text that says nothing has a token of its own.
+    /// `vocab.txt`, for tables: a text without words has its own token.
     TableWords,
 }
 
@@ -35,9 +35,9 @@ pub(crate) struct Pieces {
     pub(crate) file: &'static str,
     pub(crate) ids: Ids,
     pub(crate) joining: Joining,
-    /// Whether the text is cleaned (`remove_space`, `keep_accents`), and whether accents are kept when nobody says.
+    /// Whether the text is cleaned (`remove_space`, `keep_accents`), and whether accents are kept by default.
     pub(crate) cleans: Option<KeepAccents>,
-    /// Whether the text is lowercased when nobody says; `None` where `do_lower_case` means nothing.
+    /// Whether the text is lowercased by default; `None` where `do_lower_case` has no meaning.
     pub(crate) lowercase: Option<bool>,
     /// Whether `split_by_punct` is understood.
     pub(crate) splits_punctuation: bool,
@@ -51,10 +51,10 @@ pub(crate) type KeepAccents = bool;
 /// What a family does around the Moses rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moses {
-    /// The language whose rules count when nobody says.
+    /// The default language for its rules.
     pub(crate) language: &'static str,
-    /// Whether the text is composed and its quotes made plain first, and lowercased where `do_lowercase` says so;
-    /// otherwise words are lowercased and lose their accents unless `do_lowercase_and_remove_accent` says no.
+    /// Whether the text is composed and its quotes normalized first, and lowercased with `do_lowercase`; otherwise
+    /// words are lowercased and lose their accents unless `do_lowercase_and_remove_accent` is false.
     pub(crate) composes: bool,
 }
 
@@ -83,7 +83,7 @@ const BARE: Template = Template {
     pair: "$A:0 $B:1",
 };
 
-/// A column of ids beside a text's tokens.
+/// A column of additional ids of a text's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Column {
     pub(crate) name: &'static str,
@@ -110,7 +110,7 @@ pub(crate) struct Family {
     pub(crate) attention_mask: bool,
     pub(crate) layout: Layout,
     pub(crate) template: Template,
-    /// The languages whose tokens go around texts; the first for which nobody says.
+    /// The languages whose tokens surround texts; the first is the default.
     pub(crate) languages: &'static [&'static [&'static str]],
     pub(crate) columns: &'static [Column],
     /// Whether a decoded text may have its spaces cleaned up. Version 5 of transformers no longer does it, so that families
@@ -226,7 +226,7 @@ const LANGUAGES_50: &[&str] = &[
     "th_TH", "tl_XX", "uk_UA", "ur_PK", "xh_ZA", "gl_ES", "sl_SI",
 ];
 
-/// The language of a text of which nobody says it.
+/// The default language of a text.
 pub(crate) const DEFAULT_LANGUAGE: &str = "en_XX";
 
 const fn mbart(
@@ -612,7 +612,7 @@ impl Family {
             .find(|family| family.model_types.contains(&model_type))
     }
 
-    /// Returns whether the class has a mask token unless told otherwise.
+    /// Returns whether the class has a mask token by default.
     #[cfg(test)]
     pub(crate) fn has_mask(&self) -> bool {
         !self.tokens[Role::Mask as usize].is_empty()
@@ -644,7 +644,7 @@ impl Family {
         })
     }
 
-    /// Returns the special tokens that the class has unless told otherwise.
+    /// Returns the default special tokens of the class.
     pub(crate) fn special_tokens(&self) -> SpecialTokens {
         let mut special = SpecialTokens::default();
         for role in Role::ALL {

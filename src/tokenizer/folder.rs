@@ -31,7 +31,7 @@ pub(super) struct Folder {
 impl Folder {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let config = read_object(&path.join(CONFIG))?;
-        checks::tell_misspelled(&path.join(CONFIG), &config);
+        checks::warn_of_misspelled_keys(&path.join(CONFIG), &config);
         Ok(Self {
             path: path.to_path_buf(),
             config,
@@ -41,7 +41,7 @@ impl Folder {
         })
     }
 
-    /// Returns the file of that name, if it is there.
+    /// Returns the file of that name, if it exists.
     pub(super) fn file(&self, name: &str) -> Option<PathBuf> {
         Some(self.path.join(name)).filter(|file| file.is_file())
     }

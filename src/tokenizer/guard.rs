@@ -9,7 +9,7 @@ use std::sync::Once;
 use crate::{Error, Result};
 
 thread_local! {
-    /// Whether this thread's panics are caught and told as errors.
+    /// Whether this thread's panics are caught and returned as errors.
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -20,7 +20,7 @@ pub(super) fn failed(error: tokenizers::Error) -> Error {
 
 /// Runs `work`; a panic in it is the error that `doing` met a damaged tokenizer.
 ///
-/// A caught panic is not printed: the error says what it said.
+/// A caught panic is not printed: the error contains its message.
 pub(super) fn guarded<T>(doing: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     static QUIET: Once = Once::new();
     QUIET.call_once(|| {

@@ -1,4 +1,4 @@
-//! Texts of several languages: mBART's tokenizers put the token of the language beside each text.
+//! Texts of several languages: mBART's tokenizers add the token of the language to each text.
 
 use std::sync::Arc;
 
@@ -15,8 +15,8 @@ pub(super) struct Languages {
 }
 
 impl Tokenizer {
-    /// Returns the language whose token goes beside texts (`en_XX`), for a tokenizer of several languages; `None` for
-    /// all others.
+    /// Returns the language whose token is added to texts (`en_XX`), for a multilingual tokenizer; `None` for all
+    /// others.
     pub fn source_language(&self) -> Option<&str> {
         let languages = self.languages.as_ref()?;
         Some(&languages.source)

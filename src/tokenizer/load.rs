@@ -298,7 +298,7 @@ impl Tokenizer {
     }
 }
 
-/// What `tokenizer_config.json` says wins over what `tokenizer.json` was built with, as in transformers' classes.
+/// `tokenizer_config.json` takes precedence over `tokenizer.json`, as in transformers' classes.
 fn apply_config(
     core: &mut tokenizers::Tokenizer,
     folder: &Folder,

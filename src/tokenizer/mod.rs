@@ -75,7 +75,7 @@ struct Core {
     engine: engine::Engine,
     /// A short way to the ids, where there is one.
     byte_words: Option<byte_words::ByteWords>,
-    /// Columns of other ids beside the tokens.
+    /// Columns of additional ids of the tokens.
     columns: Arc<[columns::Ids]>,
     /// The entities that texts may come with.
     entities: Option<Arc<entities::Entities>>,
@@ -96,10 +96,10 @@ struct Post {
     around: (Vec<u32>, Vec<u32>),
 }
 
-/// What `tokenizer_config.json` says beside the special tokens.
+/// The contents of `tokenizer_config.json` besides the special tokens.
 #[derive(Clone, Debug)]
 struct Settings {
-    /// The class without `Tokenizer` and `Fast`; `PreTrained` when nothing says more.
+    /// The class without `Tokenizer` and `Fast`; `PreTrained` if unknown.
     class: String,
     model_max_length: Option<usize>,
     pad_left: bool,
@@ -148,11 +148,11 @@ special_tokens! {
 impl Tokenizer {
     /// Loads a tokenizer by name: a folder (or a `tokenizer.json`), a `bundled:` name, or a Hub id that is in the cache.
     ///
-    /// The folder holds `tokenizer.json`, or else the older files: `vocab.json` and `merges.txt` (RoBERTa and kin, XLM,
-    /// FlauBERT), `vocab.txt` (BERT and kin, RoFormer, RoCBert, ESM), a `SentencePiece` model (ALBERT, BigBird, CamemBERT,
-    /// DeBERTa-v2, FNet, mBART, RemBERT, XLM-RoBERTa and kin), `vocab.json` of letters (Wav2Vec2), or nothing but
-    /// configuration (Perceiver). `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json` and the
-    /// `model_type` in `config.json` are taken into account.
+    /// The folder contains `tokenizer.json`, or else the older files: `vocab.json` and `merges.txt` (RoBERTa and
+    /// similar, XLM, FlauBERT), `vocab.txt` (BERT and similar, RoFormer, RoCBert, ESM), a `SentencePiece` model
+    /// (ALBERT, BigBird, CamemBERT, DeBERTa-v2, FNet, mBART, RemBERT, XLM-RoBERTa and similar), `vocab.json` of letters
+    /// (Wav2Vec2), or only configuration files (Perceiver). `tokenizer_config.json`, `special_tokens_map.json`,
+    /// `added_tokens.json` and the `model_type` in `config.json` are taken into account.
     pub fn from_pretrained(name: &str) -> Result<Self> {
         load::from_path(&crate::hub::resolve("tokenizer", name)?)
     }

@@ -24,8 +24,8 @@ pub enum Padding {
     MaxLength(usize),
 }
 
-/// Options of [`encode_with`](super::Tokenizer::encode_with) and its kin. By default special tokens are added, nothing
-/// is cut, nothing is padded.
+/// Options of [`encode_with`](super::Tokenizer::encode_with) and similar methods. By default special tokens are added,
+/// and nothing is truncated or padded.
 ///
 /// ```
 /// use cloze::tokenizer::{EncodeOptions, Padding};

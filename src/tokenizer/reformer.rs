@@ -1,4 +1,4 @@
-//! Reformer's tokenizer beside that of transformers.
+//! Compares Reformer's tokenizer with that of transformers.
 
 use std::path::Path;
 

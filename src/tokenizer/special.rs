@@ -74,8 +74,8 @@ impl SpecialTokens {
     /// Takes what `object` (either of the two JSON files, `file`) says. A token written as a plain string keeps the flags
     /// (`lstrip`, ...) of `defaults` when that has a token for the role; a role given as `null` is left empty.
     ///
-    /// The tokens without a role stand under `additional_special_tokens`, since version 5 of transformers under
-    /// `extra_special_tokens`, where they may have names of their own.
+    /// The tokens without a role are listed under `additional_special_tokens`, or since version 5 of transformers under
+    /// `extra_special_tokens`, where they may have names.
     pub(crate) fn update_from(
         &mut self,
         object: &Map<String, Value>,
@@ -141,7 +141,7 @@ impl SpecialTokens {
     }
 }
 
-/// Returns a special token with the flags that almost all have: matched as it stands, no spaces eaten.
+/// Returns a special token with the usual flags: matched literally, without stripping spaces.
 pub(crate) fn plain(content: &str) -> AddedToken {
     AddedToken::from(content, true)
 }

@@ -1,4 +1,4 @@
-//! Speech: reading the ids that a model says step by step.
+//! Speech: decoding the ids that a model predicts frame by frame.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ pub struct Spoken {
     pub text: String,
     /// The first step.
     pub start: usize,
-    /// One behind the last step.
+    /// The frame after the last one.
     pub end: usize,
 }
 
@@ -35,7 +35,7 @@ impl Tokenizer {
     /// Makes the tokenizer of a speech model that writes the letters of `texts`: `<pad>` `<s>` `</s>` `<unk>` `|` with the ids
     /// 0 to 4, then every letter, in the order of their code points. `<pad>` is the blank of CTC, `|` the space.
     ///
-    /// Letters are taken as they are: lower the texts first if capitals are not to be told from small letters.
+    /// Letters are used unchanged: lowercase the texts first if case should not matter.
     ///
     /// # Errors
     ///
@@ -82,8 +82,8 @@ impl Tokenizer {
         Self::from_path(folder.path())
     }
 
-    /// Returns the text of `ids` as they are, equal ones in a row each by itself, for ids that come from a text rather
-    /// than from a speech model; [`decode`](Self::decode) folds them. The same for tokenizers that are not for speech.
+    /// Decodes `ids` without merging equal ones in a row, for ids of a text rather than of a speech model;
+    /// [`decode`](Self::decode) merges them. For tokenizers that are not for speech the two are the same.
     pub fn decode_unfolded(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
         let Ok(letters) = self.letters() else {
             return self.decode(ids, skip_special_tokens);

@@ -252,7 +252,7 @@ static LAST_SHOWN: Mutex<Option<(Instant, usize, f64)>> = Mutex::new(None);
 
 /// Returns whether the display of this very run was completed a moment ago, so that it stands right above whatever
 /// comes now: a cell that ends in `trainer.train()?` need not show everything twice.
-pub(crate) fn stands_above(history: &History) -> bool {
+pub(crate) fn is_shown_above(history: &History) -> bool {
     LAST_SHOWN.lock().is_ok_and(|last| {
         last.is_some_and(|(when, step, seconds)| {
             when.elapsed() < Duration::from_secs(2)

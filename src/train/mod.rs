@@ -100,7 +100,7 @@ pub(crate) use history::{gib, mfu};
 #[cfg(feature = "hub")]
 pub use hub::PushToHubCallback;
 pub use lion::{Lion, LionRule};
-pub(crate) use live_training::stands_above;
+pub(crate) use live_training::is_shown_above;
 pub use live_training::{LiveTraining, training_display};
 pub use lora::{Adapters, Lora, LoraOptimizer};
 pub use loss_plot::LossPlot;

@@ -9,12 +9,12 @@ use cloze::ops::DeviceExt;
 
 /// The first GPU; `None`, told once, if there is none.
 pub fn device() -> Option<Device> {
-    static TOLD: Once = Once::new();
+    static REPORTED: Once = Once::new();
     match Device::gpu(0) {
         Ok(device) => Some(device),
         Err(reason) => {
             // Past the test runner, which keeps what passing tests print.
-            TOLD.call_once(|| {
+            REPORTED.call_once(|| {
                 let _ = writeln!(std::io::stderr(), "skipped: no CUDA device ({reason})");
             });
             None

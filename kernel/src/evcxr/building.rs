@@ -57,7 +57,7 @@ fn place(folder: &Path) -> PathBuf {
 }
 
 /// Environment variables that make cargo report its progress although stderr is no terminal.
-pub const TELLING: [(&str, &str); 2] = [
+pub const PROGRESS_VARIABLES: [(&str, &str); 2] = [
     ("CARGO_TERM_PROGRESS_WHEN", "always"),
     ("CARGO_TERM_PROGRESS_WIDTH", "100"),
 ];

@@ -167,7 +167,7 @@ impl Hooks {
             clear_interrupt: None,
         };
         // Functions of the prelude that the cell library calls: the name of each, and of the setter that receives it.
-        const TOLD: [(&[u8], &[u8]); 2] = [
+        const SETTERS: [(&[u8], &[u8]); 2] = [
             (b"cloze_prelude_show", b"cloze_cell_shows"),
             (
                 b"cloze_prelude_is_interrupt",
@@ -186,7 +186,7 @@ impl Hooks {
                 if let Ok(connect) = library.get::<Hook>(b"cloze_kernel_connect") {
                     connect();
                 }
-                for (&(function, listener), told) in TOLD.iter().zip(&mut listeners) {
+                for (&(function, listener), told) in SETTERS.iter().zip(&mut listeners) {
                     *told = library.get(listener).ok().or(told.take());
                     if let (Some(told), Ok(function)) = (&told, library.get::<Hook>(function)) {
                         told(*function);

@@ -41,7 +41,7 @@ pub fn stored_variable(line: &str) -> Option<(&str, &str)> {
 }
 
 /// Replaces names of the generated code in a message.
-pub fn in_words_of_the_cell(text: &str) -> String {
+pub fn without_generated_names(text: &str) -> String {
     text.replace("`evcxr_variable_store`", "the end of the cell")
         .replace("`EvcxrUserCodeError`", "an error of the cell")
         .replace("EvcxrUserCodeError", "an error of the cell")

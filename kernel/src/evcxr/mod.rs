@@ -166,7 +166,7 @@ impl Evaluator {
                 let errors = errors.iter().filter(|error| error.level() != "warning");
                 Err(EvalError::Compiler(errors.map(Into::into).collect()))
             }
-            Err(error) => Err(EvalError::Other(in_our_words(&error.to_string()))),
+            Err(error) => Err(EvalError::Other(reworded(&error.to_string()))),
         }
     }
 
@@ -204,7 +204,7 @@ impl Evaluator {
 }
 
 /// Rewords evcxr's messages about itself for users of the notebook.
-fn in_our_words(message: &str) -> String {
+fn reworded(message: &str) -> String {
     if message.contains("is a closure, which cannot be persisted") {
         let name = message.split('`').nth(1).unwrap_or_default();
         return format!(

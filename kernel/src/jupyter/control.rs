@@ -6,17 +6,17 @@ use tokio::sync::mpsc::UnboundedSender;
 use zeromq::SocketRecv;
 
 use super::answers::Answers;
-use super::request::{self, Heard};
+use super::request::{self, SeenSignatures};
 
 /// Serves until the kernel exits; notifies `end` when a client asks for a shutdown.
 pub async fn serve(
     mut socket: KernelControlConnection,
-    heard: Heard,
+    seen: SeenSignatures,
     answers: Answers,
     end: UnboundedSender<()>,
 ) {
     while let Ok(message) = socket.socket.recv().await {
-        let Some(request) = request::read(message, &socket, &heard) else {
+        let Some(request) = request::read(message, &socket, &seen) else {
             continue;
         };
         let message = &request.message;

@@ -101,7 +101,7 @@ async fn run(
     let remote = Remote::default();
     let waiting = waiting::Waiting::new(iopub.clone());
     let history = Arc::default();
-    let heard = request::Heard::default();
+    let seen = request::SeenSignatures::default();
     let (replies, to_send) = unbounded_channel();
     let (end, mut ended) = unbounded_channel();
     let answers = answers::Answers {
@@ -118,7 +118,7 @@ async fn run(
         session_dir,
         sources,
         waiting: waiting.clone(),
-        ask: stdin::start(stdin, heard.clone(), iopub.clone(), remote.clone()),
+        ask: stdin::start(stdin, seen.clone(), iopub.clone(), remote.clone()),
     })
     .map_err(Error::system("starting the evaluator"))?;
     let (send, receive) = shell.split();
@@ -131,7 +131,7 @@ async fn run(
             waiting,
             end: end.clone(),
         }
-        .serve(receive, heard.clone()),
+        .serve(receive, seen.clone()),
     );
     // Ctrl-C in the terminal where Jupyter runs also reaches the kernel.
     tokio::spawn({
@@ -145,7 +145,7 @@ async fn run(
     let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(Error::system("listening to signals"))?;
     tokio::select! {
-        () = control::serve(control, heard, answers, end) => {}
+        () = control::serve(control, seen, answers, end) => {}
         _ = ended.recv() => {}
         () = parent_gone() => {}
         _ = terminated.recv() => {}

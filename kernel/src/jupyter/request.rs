@@ -19,7 +19,7 @@ pub struct Request {
 
 /// The signatures of accepted messages: none is accepted twice, on whatever channel.
 #[derive(Clone, Debug, Default)]
-pub struct Heard {
+pub struct SeenSignatures {
     inner: Arc<Mutex<Signatures>>,
 }
 
@@ -30,7 +30,7 @@ struct Signatures {
     order: VecDeque<Vec<u8>>,
 }
 
-impl Heard {
+impl SeenSignatures {
     /// The number of signatures that are remembered.
     const MOST: usize = 1 << 16;
 
@@ -52,8 +52,12 @@ impl Heard {
 
 /// Parses a message. Returns `None` if it can't be answered: its signature is wrong or was seen before, or its type or
 /// sender is missing.
-pub fn read<S>(message: ZmqMessage, connection: &Connection<S>, heard: &Heard) -> Option<Request> {
-    match understand(message, connection, heard) {
+pub fn read<S>(
+    message: ZmqMessage,
+    connection: &Connection<S>,
+    seen: &SeenSignatures,
+) -> Option<Request> {
+    match understand(message, connection, seen) {
         Ok(request) => Some(request),
         Err(problem) => {
             eprintln!("A message was dropped: {problem}");
@@ -65,7 +69,7 @@ pub fn read<S>(message: ZmqMessage, connection: &Connection<S>, heard: &Heard) -
 fn understand<S>(
     message: ZmqMessage,
     connection: &Connection<S>,
-    heard: &Heard,
+    seen: &SeenSignatures,
 ) -> Result<Request, String> {
     let mark = message.iter().position(|frame| &frame[..] == b"<IDS|MSG>");
     let signature = mark
@@ -74,7 +78,7 @@ fn understand<S>(
     let raw =
         RawMessage::from_multipart(message, &connection.mac).map_err(|error| error.to_string())?;
     if let Some(signature) = signature.filter(|_| connection.mac.is_some())
-        && !heard.is_new(signature)
+        && !seen.is_new(signature)
     {
         return Err("it was received before".into());
     }
@@ -168,7 +172,7 @@ fn fill_in(kind: &str, content: &mut Value) {
 mod tests {
     use super::*;
 
-    fn heard(frames: &[&str]) -> Option<Request> {
+    fn parsed(frames: &[&str]) -> Option<Request> {
         let connection = Connection {
             socket: (),
             mac: None,
@@ -178,12 +182,12 @@ mod tests {
         for frame in &frames[1..] {
             message.push_back(frame.to_string().into());
         }
-        read(message, &connection, &Heard::default())
+        read(message, &connection, &SeenSignatures::default())
     }
 
     #[test]
     fn a_header_needs_only_the_message_id_and_type() {
-        let with = |header: &str| heard(&["<IDS|MSG>", "", header, "{}", "{}", "{}"]);
+        let with = |header: &str| parsed(&["<IDS|MSG>", "", header, "{}", "{}", "{}"]);
         let request = with(r#"{"msg_id": "1", "msg_type": "kernel_info_request", "username": 5}"#)
             .expect("understood");
         assert!(request.problem.is_none());
@@ -204,7 +208,7 @@ mod tests {
             ("shutdown_request", r#"{"restart": "maybe"}"#),
         ] {
             let header = format!(r#"{{"msg_id": "1", "msg_type": "{kind}"}}"#);
-            let request = heard(&["<IDS|MSG>", "", &header, "{}", "{}", content]);
+            let request = parsed(&["<IDS|MSG>", "", &header, "{}", "{}", content]);
             let request = request.expect("a message");
             assert!(request.problem.is_some(), "{kind} {content}");
             assert_eq!(request.message.message_type(), kind);
@@ -222,7 +226,7 @@ mod tests {
             ("shutdown_request", "{}"),
         ] {
             let header = format!(r#"{{"msg_id": "1", "msg_type": "{kind}"}}"#);
-            let request = heard(&["<IDS|MSG>", "", &header, "{}", "{}", content]);
+            let request = parsed(&["<IDS|MSG>", "", &header, "{}", "{}", content]);
             let problem = request.expect("a message").problem;
             assert_eq!(problem, None, "{kind} {content}");
         }
@@ -230,15 +234,15 @@ mod tests {
 
     #[test]
     fn a_signature_is_accepted_once() {
-        let heard = Heard::default();
-        assert!(heard.is_new(vec![1]) && heard.is_new(vec![2]) && !heard.is_new(vec![1]));
-        for number in 0..=Heard::MOST {
-            heard.is_new(number.to_le_bytes().to_vec());
+        let seen = SeenSignatures::default();
+        assert!(seen.is_new(vec![1]) && seen.is_new(vec![2]) && !seen.is_new(vec![1]));
+        for number in 0..=SeenSignatures::MOST {
+            seen.is_new(number.to_le_bytes().to_vec());
         }
-        let inner = heard.inner.lock().expect("whole");
+        let inner = seen.inner.lock().expect("whole");
         assert_eq!(
             (inner.known.len(), inner.order.len()),
-            (Heard::MOST, Heard::MOST)
+            (SeenSignatures::MOST, SeenSignatures::MOST)
         );
     }
 }

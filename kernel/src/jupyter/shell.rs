@@ -10,7 +10,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use zeromq::SocketRecv;
 
 use super::answers::Answers;
-use super::request::{self, Heard, Request};
+use super::request::{self, Request, SeenSignatures};
 use super::waiting::Waiting;
 
 /// What the shell channel forwards to and answers with.
@@ -24,9 +24,9 @@ pub struct Shell {
 
 impl Shell {
     /// Reads requests until the kernel exits.
-    pub async fn serve(self, mut socket: RouterRecvConnection, heard: Heard) {
+    pub async fn serve(self, mut socket: RouterRecvConnection, seen: SeenSignatures) {
         while let Ok(message) = socket.socket.recv().await {
-            if let Some(request) = request::read(message, &socket, &heard) {
+            if let Some(request) = request::read(message, &socket, &seen) {
                 self.handle(request);
             }
         }

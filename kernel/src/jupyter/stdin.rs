@@ -9,7 +9,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use zeromq::SocketRecv;
 
 use super::iopub::IoPub;
-use super::request::{self, Heard};
+use super::request::{self, SeenSignatures};
 use crate::session::event::Stream;
 use crate::session::remote::Remote;
 
@@ -24,9 +24,14 @@ struct Question {
 pub type Ask = Arc<dyn Fn(&Arc<JupyterMessage>, String, bool) + Send + Sync>;
 
 /// Serves the channel.
-pub fn start(socket: KernelStdinConnection, heard: Heard, iopub: IoPub, remote: Remote) -> Ask {
+pub fn start(
+    socket: KernelStdinConnection,
+    seen: SeenSignatures,
+    iopub: IoPub,
+    remote: Remote,
+) -> Ask {
     let (questions, asked): (UnboundedSender<Question>, _) = unbounded_channel();
-    tokio::spawn(serve(socket, heard, asked, remote.clone()));
+    tokio::spawn(serve(socket, seen, asked, remote.clone()));
     Arc::new(move |request, prompt, password| {
         let allowed = matches!(&request.content, JupyterMessageContent::ExecuteRequest(content) if content.allow_stdin);
         if allowed {
@@ -51,7 +56,7 @@ pub fn start(socket: KernelStdinConnection, heard: Heard, iopub: IoPub, remote: 
 
 async fn serve(
     mut socket: KernelStdinConnection,
-    heard: Heard,
+    seen: SeenSignatures,
     mut asked: UnboundedReceiver<Question>,
     remote: Remote,
 ) {
@@ -64,7 +69,7 @@ async fn serve(
             }
             message = socket.socket.recv() => {
                 let Ok(message) = message else { return };
-                if let Some(message) = request::read(message, &socket, &heard)
+                if let Some(message) = request::read(message, &socket, &seen)
                     && let JupyterMessageContent::InputReply(reply) = &message.message.content
                 {
                     let _ = remote.answer(&reply.value);

@@ -9,7 +9,7 @@ use zeromq::ZmqMessage;
 use super::answers::Answers;
 use super::history::History;
 use super::iopub::IoPub;
-use super::request::{self, Heard};
+use super::request::{self, SeenSignatures};
 use super::{complete, inspect};
 use crate::code;
 use crate::session::remote::Remote;
@@ -27,7 +27,7 @@ pub fn message(bytes: &[u8]) {
         mac: None,
         session_id: String::new(),
     };
-    let Some(request) = request::read(message, &connection, &Heard::default()) else {
+    let Some(request) = request::read(message, &connection, &SeenSignatures::default()) else {
         return;
     };
     let (iopub, mut shown) = IoPub::queue();

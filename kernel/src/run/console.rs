@@ -12,7 +12,7 @@ use crate::session::failure::Failure;
 /// The number of characters shown of a cell's first line.
 const TITLE: usize = 72;
 /// How often a status is printed where it can't replace the previous one.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The terminal, or whatever stdout is.
 pub struct Console {
@@ -185,7 +185,10 @@ impl Console {
         if self.terminal {
             self.out(&format!("\r\u{1b}[2K{}", self.dim(&line)));
             self.status = true;
-        } else if self.told.is_none_or(|told| told.elapsed() > TELL_EVERY) {
+        } else if self
+            .told
+            .is_none_or(|told| told.elapsed() > STATUS_INTERVAL)
+        {
             self.told = Some(Instant::now());
             self.line(&line);
         }

@@ -18,12 +18,12 @@ const BUILDING: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(250);
 
 /// The thread that shows the progress; dropping this waits for its last display.
-pub struct Telling {
+pub struct ProgressDisplay {
     end: Option<crossbeam_channel::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-impl Drop for Telling {
+impl Drop for ProgressDisplay {
     fn drop(&mut self) {
         self.end.take();
         if let Some(thread) = self.thread.take() {
@@ -32,7 +32,7 @@ impl Drop for Telling {
     }
 }
 
-impl Telling {
+impl ProgressDisplay {
     /// Shows how far the crates that a cell adds have been built, if that takes a while, until the cell has begun or
     /// this is dropped. The stand-in for cargo records the progress in the session's folder.
     pub fn begin(begun: Arc<AtomicBool>, events: Sink, folder: PathBuf) -> Self {

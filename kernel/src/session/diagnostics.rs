@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::failure::{BLUE, BOLD, CYAN, Failure, Mark, PLAIN, excerpt, in_cell};
 use crate::code::{Cell, Complaint, line_and_column, tokens};
 use crate::evcxr::failed::Failed;
-use crate::evcxr::generated::{SHOWS_VALUE, in_words_of_the_cell};
+use crate::evcxr::generated::{SHOWS_VALUE, without_generated_names};
 use crate::evcxr::source_map::{SourceMap, Spot};
 
 /// A span of a compiler message, in a cell.
@@ -144,10 +144,10 @@ fn headline(message: &Value, places: &[Place]) -> String {
         Some((expected, found)) if message["code"].is_null() => {
             match places.iter().find_map(|place| found_instead(place, found)) {
                 Some(found) => format!("{expected}, found {found}"),
-                None => in_words_of_the_cell(text),
+                None => without_generated_names(text),
             }
         }
-        _ => in_words_of_the_cell(text),
+        _ => without_generated_names(text),
     }
 }
 
@@ -193,7 +193,7 @@ fn report(message: &Value, places: &[Place], map: &SourceMap, cell: &Arc<Cell>) 
     }
     let children = message["children"].as_array().into_iter().flatten();
     for child in children {
-        let text = in_words_of_the_cell(child["message"].as_str().unwrap_or_default());
+        let text = without_generated_names(child["message"].as_str().unwrap_or_default());
         if text.is_empty() || text.contains("evcxr") {
             continue;
         }
@@ -375,7 +375,7 @@ fn place(span: &Value, map: &SourceMap) -> Option<Place> {
         end: end.map_or(start.offset + 1, |end| end.offset),
         cell: start.cell,
         within: start.within,
-        label: in_words_of_the_cell(span["label"].as_str().unwrap_or_default()),
+        label: without_generated_names(span["label"].as_str().unwrap_or_default()),
         primary: span["is_primary"] == true,
         replacement: span["suggested_replacement"].as_str().map(str::to_owned),
         behind: false,

@@ -21,7 +21,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use self::building::Telling;
+use self::building::ProgressDisplay;
 use self::completion::{Candidate, Completions, Context};
 use self::event::{Display, Event, Sink, Stream};
 use self::failure::Failure;
@@ -210,7 +210,7 @@ impl Session {
         let cell = code::prepare(number, &code)
             .map_err(|complaint| diagnostics::complaint(&complaint, &code))?;
         let _telling = code.lines().any(|line| line.starts_with(":dep")).then(|| {
-            Telling::begin(
+            ProgressDisplay::begin(
                 self.streams.about_to_run(),
                 self.events.clone(),
                 self.folder.clone(),

@@ -69,7 +69,7 @@ impl PrivateNames {
         let mut type_ = type_.to_owned();
         let mut private = false;
         for _ in 0..DEEPEST {
-            let (name, arguments) = taken_apart(&type_)?;
+            let (name, arguments) = split_type(&type_)?;
             let members = self.types.get(&name)?;
             if members.public.contains(&*member) {
                 return Some(false);
@@ -215,7 +215,7 @@ fn first_word(code: &str) -> &str {
 fn block(head: &str) -> Option<Block> {
     let word = first_word(head);
     let (_, rest) = head.split_once(word)?;
-    let name = |text: &str| taken_apart(text).map(|(name, _)| name);
+    let name = |text: &str| split_type(text).map(|(name, _)| name);
     match word {
         "trait" => return Some(Block::Trait),
         "struct" => {
@@ -235,7 +235,7 @@ fn block(head: &str) -> Option<Block> {
     let Some((of_trait, type_)) = rest.split_once(" for ") else {
         return Some(Block::Type(name(rest)?));
     };
-    let (type_, arguments) = taken_apart(type_)?;
+    let (type_, arguments) = split_type(type_)?;
     let is_deref = name(of_trait).as_deref() == Some("Deref");
     Some(Block::TraitOfType(type_, is_deref.then_some(arguments)))
 }
@@ -281,7 +281,7 @@ fn split(list: &str) -> Vec<&str> {
 }
 
 /// Returns the name of a type, without references and path, and its arguments: `&'a std::vec::Vec<u8>` → `Vec`, `u8`.
-fn taken_apart(type_: &str) -> Option<(String, Vec<String>)> {
+fn split_type(type_: &str) -> Option<(String, Vec<String>)> {
     let mut rest = type_.trim();
     loop {
         let before = rest;

@@ -1,9 +1,9 @@
 //! Folders of recordings, as the `audiofolder` of `datasets` reads them.
 //!
-//! Only names are read here: the column `audio` has a record `{bytes, path}` for each file, with the path alone, as datasets
-//! on the Hub have it with the bytes. What is said in them, and whatever else belongs to them, stands in `metadata.csv` or
-//! `metadata.jsonl` beside or above the files, under `file_name`. Without such a file the folders' names are the column
-//! `label`, where there are several.
+//! Only names are read here: the column `audio` has a record `{bytes, path}` for each file with only the path, as in
+//! datasets on the Hub, which include the bytes. Transcripts and other metadata are in `metadata.csv` or
+//! `metadata.jsonl` in the same folder or above, under `file_name`. Without such a file the folders' names become the
+//! column `label`, if there are several.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::dataset::concatenate::concatenate;
 use crate::dataset::{Dataset, data_type::plain};
 use crate::{Error, Result};
 
-/// The column of a metadata file that says whom a row is about.
+/// The column of a metadata file that names the recording of a row.
 const FILE_NAME: &str = "file_name";
 
 /// Reads the names of the recordings among `paths`, and the metadata files among them.
@@ -39,7 +39,7 @@ pub(super) fn load(paths: &[PathBuf], rows: &mut Rows) -> Result<SchemaRef> {
     Ok(schema)
 }
 
-/// Returns the recordings alone, with the names of their folders where these differ.
+/// Returns only the recordings, with the names of their folders if these differ.
 fn bare(recordings: &[PathBuf]) -> Result<Dataset> {
     let folder = |path: &PathBuf| {
         let name = path.parent().and_then(Path::file_name).unwrap_or_default();
@@ -53,7 +53,7 @@ fn bare(recordings: &[PathBuf]) -> Result<Dataset> {
     table(columns)
 }
 
-/// Returns the recordings with what the metadata files say of them.
+/// Returns the recordings joined with the metadata files.
 fn described(recordings: &[PathBuf], metadata: &[PathBuf]) -> Result<Dataset> {
     let mut tables: BTreeMap<&Path, Described> = BTreeMap::new();
     for path in metadata {
@@ -96,7 +96,7 @@ fn described(recordings: &[PathBuf], metadata: &[PathBuf]) -> Result<Dataset> {
         rows.push(*row);
     }
     for table in tables.values() {
-        table.tell_absent();
+        table.warn_of_missing();
     }
     let mut parts = Vec::new();
     for (folder, (paths, rows)) in found {
@@ -154,8 +154,8 @@ impl Described {
         })
     }
 
-    /// Says which recordings are described and not there.
-    fn tell_absent(&self) {
+    /// Warns of recordings that are described but missing.
+    fn warn_of_missing(&self) {
         let mut absent: Vec<&PathBuf> = self.rows.keys().filter(|path| !path.exists()).collect();
         absent.sort();
         if let Some(first) = absent.first() {
@@ -169,7 +169,7 @@ impl Described {
     }
 }
 
-/// Returns a path without "." and "..", as far as names tell.
+/// Returns a path without "." and "..", resolved by names only.
 fn clean(path: &Path) -> PathBuf {
     let mut cleaned = PathBuf::new();
     for part in path.components() {

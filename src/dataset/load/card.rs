@@ -1,4 +1,4 @@
-//! What a dataset's card says about its files: the field `configs` in the YAML at the head of README.md.
+//! The information in a dataset's card about its files: the field `configs` in the YAML header of README.md.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -147,7 +147,7 @@ fn header(text: &str) -> Option<&str> {
     None
 }
 
-/// A part of a YAML document; numbers and truth values as they are written.
+/// A part of a YAML document; numbers and booleans are kept as text.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Node {
     Null,

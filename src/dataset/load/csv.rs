@@ -1,7 +1,7 @@
 //! Comma- and tab-separated values.
 //!
-//! The files are read here and not by a library because of what must be told of them: the line of a quote that nobody
-//! closes, rows that are too long or too short, names that are missing or stand twice.
+//! Files are parsed here instead of by a library for better errors: the line of an unclosed quote, rows that are too
+//! long or too short, names that are missing or duplicate.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -262,8 +262,7 @@ impl<'a> Table<'a> {
         }))
     }
 
-    /// Returns the names in the first record: those that are missing or stand twice are made up as pandas makes them
-    /// up.
+    /// Returns the names in the first record; missing and duplicate ones are replaced as in pandas.
     fn header(&self) -> Result<Vec<String>> {
         for chunk in self.all_chunks()? {
             let chunk = chunk?;
@@ -415,7 +414,7 @@ fn distinct(mut names: Vec<String>) -> Vec<String> {
     names
 }
 
-/// A column begins with room for so many rows: of many columns there may be few.
+/// The initial capacity of a column, in rows: with many columns there may be few.
 const FIRST_ROWS: usize = 16;
 
 /// A column in the making.
@@ -498,14 +497,14 @@ impl Builder {
     }
 }
 
-/// Where in a record the next byte stands.
+/// The parser's position in a record.
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     /// At the start of a value: only here does a quote open one.
     Start,
     Plain,
     Quoted,
-    /// After a quote in a quoted value: its end, or the first of two that stand for one.
+    /// After a quote in a quoted value: its end, or the first of two that represent one.
     AfterQuote,
 }
 
@@ -525,7 +524,7 @@ impl State {
 /// Whole records of a file.
 struct Chunk {
     bytes: Vec<u8>,
-    /// Where the records begin, behind a header.
+    /// Where the records begin, after the header.
     start: usize,
     /// The line at `start`, counted from 1.
     line: usize,
@@ -707,8 +706,8 @@ impl<'a> Records<'a> {
         &rest[..end]
     }
 
-    /// Returns the value in quotes that begins here, with two quotes in it as one. What follows behind the last quote
-    /// belongs to it as it is.
+    /// Returns the quoted value that begins here, with doubled quotes replaced by one. Text after the closing quote is
+    /// part of the value.
     fn quoted(&mut self) -> Cow<'a, [u8]> {
         let from = self.at;
         let mut value = Cow::Borrowed(&[][..]);

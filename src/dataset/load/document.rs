@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// Objects, one after the other.
 pub(super) struct Records {
     pub(super) bytes: Vec<u8>,
-    /// Where each object lies in `bytes`, and its line in the file.
+    /// The position of each object in `bytes`, and its line in the file.
     pub(super) places: Vec<(Range<usize>, usize)>,
     pub(super) file_bytes: usize,
 }
@@ -49,13 +49,13 @@ pub(super) fn records(path: &Path, options: &Options) -> Result<Vec<Records>> {
     Ok(pack(&bytes, elements))
 }
 
-/// A document and where it lies.
+/// A document and its position.
 struct Document<'a> {
     path: &'a Path,
     bytes: &'a [u8],
 }
 
-/// A field of an object: its name, and where its value lies.
+/// A field of an object: its name, and the position of its value.
 type Field = (String, Range<usize>);
 
 impl Document<'_> {
@@ -74,8 +74,8 @@ impl Document<'_> {
         }
     }
 
-    /// Returns the error of a document whose end the scanner did not find: it only looks for ends, and serde says what is
-    /// wrong.
+    /// Returns the error of a document whose end the scanner did not find: the scanner only looks for ends, and serde
+    /// explains the fault.
     fn broken(&self, at: usize) -> Error {
         match serde_json::from_slice::<serde::de::IgnoredAny>(&special::as_numbers(self.bytes)) {
             Err(error) => Error::Format {

@@ -33,7 +33,7 @@ impl From<Layout> for Found {
 /// No card that people write is longer.
 const LONGEST_CARD: u64 = 16 << 20;
 
-/// Returns the file or folder that `name` means; a pattern stays as it is.
+/// Resolves `name` to a file or folder; patterns are unchanged.
 pub(super) fn locate(name: &str) -> Result<PathBuf> {
     if is_pattern(name) {
         return Ok(PathBuf::from(name));
@@ -45,7 +45,7 @@ pub(super) fn is_pattern(name: &str) -> bool {
     name.contains(['*', '?', '[']) && !Path::new(name).exists()
 }
 
-/// Returns the format that a name means where files are named beside it, as in Python's `load_dataset("json",
+/// Returns the format that a name refers to if files are given in addition, as in Python's `load_dataset("json",
 /// data_files=...)`.
 fn reader_called(name: &str) -> Option<FileFormat> {
     let format = match name {
@@ -61,8 +61,7 @@ fn reader_called(name: &str) -> Option<FileFormat> {
     (!Path::new(name).exists()).then_some(format)
 }
 
-/// Returns the files that were named beside an empty name or that of a format: no folder or repository is looked for
-/// then.
+/// Returns the files given in addition to an empty name or a format's name: no folder or repository is searched then.
 pub(super) fn named(name: &str, request: &Selection) -> Option<Result<Found>> {
     if request.data_files.is_empty() {
         return None;
@@ -157,7 +156,7 @@ fn find_named(name: &str, base: &Path, request: &Selection) -> Result<Found> {
     of_splits(name, splits, request.format)
 }
 
-/// Files by split as they are; one alone may have a name that tells nothing.
+/// Files by split; the format of a single file may be unknown.
 fn of_splits(name: &str, splits: Splits, format: Option<FileFormat>) -> Result<Found> {
     let format = match (format, &splits[..]) {
         (None, [(_, paths)]) if paths.len() == 1 && layout::format_of(&paths[0]).is_none() => {

@@ -25,7 +25,7 @@ use crate::{Error, Result};
 /// The branch with every dataset as Parquet, in `config/split/0000.parquet`.
 const PARQUET: &str = "refs/convert/parquet";
 
-/// A dataset that lies on the Hub.
+/// A dataset on the Hub.
 #[derive(Debug)]
 pub(crate) struct HubDataset {
     client: Client,
@@ -88,7 +88,7 @@ impl HubDataset {
         Ok(dataset)
     }
 
-    /// Returns the repository as it is, without splits yet, the paths of its files and the text of its card.
+    /// Returns the repository without splits, the paths of its files and the text of its card.
     fn own(client: Client, repo: &Repo) -> Result<(Self, Vec<String>, Option<String>)> {
         let info = list(&client, repo)
             .map_err(|failure| explain(repo, failure))?
@@ -117,7 +117,7 @@ impl HubDataset {
         Ok(Some(String::from_utf8_lossy(&text).into_owned()))
     }
 
-    /// Returns what the card says about reading the files.
+    /// Returns the card's arguments for reading the files.
     pub(crate) fn options(&self) -> &Options {
         &self.options
     }
@@ -141,7 +141,7 @@ impl HubDataset {
         self.splits.iter().map(|(name, _)| name.as_str()).collect()
     }
 
-    /// Divides the files into splits anew where `split` knows better from a file's path, if it knows any.
+    /// Assigns the files to splits again if `split` recognises any of their paths.
     pub(crate) fn regroup(mut self, split: impl Fn(&str) -> Option<&'static str>) -> Self {
         let mut splits: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for path in self.splits.iter().flat_map(|(_, files)| files) {
@@ -369,8 +369,8 @@ fn list(client: &Client, repo: &Repo) -> Result<Option<RepoInfo>, Failure> {
     }
 }
 
-/// Returns where the names of a commit's files are kept: of a large dataset the cache may hold a few, and must know of
-/// the rest.
+/// Returns where the list of a commit's files is kept: the cache may contain only a few files of a large dataset, but
+/// must know of the rest.
 fn listing(cache: &RepoCache, commit: &str) -> PathBuf {
     cache.own_folder().join(format!("{commit}.json"))
 }
@@ -435,7 +435,7 @@ fn has_no_default(files: &BTreeSet<String>) -> bool {
     configs.len() > 1 && !configs.contains("default")
 }
 
-/// Returns the splits of one configuration in the branch of Parquet files; `None` if that branch does not hold all of
+/// Returns the splits of one configuration in the branch of Parquet files; `None` if that branch does not have all of
 /// them.
 fn converted_splits(
     files: &BTreeSet<String>,
@@ -491,7 +491,7 @@ fn converted_splits(
     Ok(whole.then_some(splits).map(in_usual_order))
 }
 
-/// Train first, test last, as they are told everywhere.
+/// Train first and test last, as usual.
 fn in_usual_order(mut splits: Splits) -> Splits {
     let rank = |name: &str| {
         ["train", "val", "test"]
@@ -502,7 +502,7 @@ fn in_usual_order(mut splits: Splits) -> Splits {
     splits
 }
 
-/// Returns where the dataset called `name` lies.
+/// Returns where the dataset called `name` is.
 pub(crate) fn open(name: &str, request: &Selection) -> Result<HubDataset> {
     Hub {
         client: Client::new(Arc::new(Settings::from_env()?)),

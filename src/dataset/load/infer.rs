@@ -28,7 +28,7 @@ pub(crate) enum Inferred {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Known {
     list: Vec<(String, Inferred)>,
-    /// Where a field stands in the list, once there are many.
+    /// The index of each field in the list, once there are many.
     index: HashMap<String, usize>,
     /// The number of the record that is being read, and for each field the record that had it last.
     record: u64,
@@ -177,7 +177,7 @@ fn conflict<E: serde::de::Error>(path: &Path, found: &str, before: &str) -> E {
     ))
 }
 
-/// Where in a record a value stands.
+/// The position of a value in a record.
 #[derive(Clone, Copy)]
 pub(crate) enum Path<'a> {
     Root,

@@ -60,7 +60,7 @@ pub(super) fn load(paths: &[PathBuf], options: &Options, rows: &mut Rows) -> Res
     Ok(schema)
 }
 
-/// What files hold.
+/// The contents of files.
 #[derive(Default)]
 struct Read {
     records: u64,
@@ -204,7 +204,7 @@ fn records(path: &Path, options: &Options) -> Result<Box<dyn Iterator<Item = Res
     })
 }
 
-/// Returns the records that stand one in a line.
+/// Returns the records, one per line.
 fn in_lines(lines: LineChunks) -> impl Iterator<Item = Result<Records>> {
     lines.map(|chunk| {
         let chunk = chunk?;
@@ -250,7 +250,7 @@ pub(super) fn is_document(path: &Path, options: &Options) -> Result<bool> {
         || first_line.ends_with(b","))
 }
 
-/// How many files tell a stream's types.
+/// The number of files from which a stream's types are inferred.
 const TELLING: usize = 32;
 
 /// Returns the columns and types that the beginnings of the files have.

@@ -1,6 +1,6 @@
-//! From the paths of a folder or repository to splits and a format: what the card says, or else what names say.
+//! Determines splits and a format from the paths in a folder or repository: from the card, or else from names.
 //!
-//! This looks at names alone, so that it serves folders here and repositories on the Hub.
+//! Only names are used, so this serves both folders and repositories on the Hub.
 
 use glob::{MatchOptions, Pattern};
 
@@ -9,7 +9,7 @@ use super::source::COMPRESSED;
 use super::{FileFormat, Options, SampleBy};
 use crate::{Error, Result};
 
-/// What was asked for beside the name.
+/// What was requested besides the name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Selection {
     pub(crate) config: Option<String>,
@@ -18,7 +18,7 @@ pub(crate) struct Selection {
     pub(crate) data_files: Vec<(String, Vec<String>)>,
 }
 
-/// Files by split, their format, and what the card says about reading them.
+/// Files by split, their format, and the card's arguments for reading them.
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
     pub(crate) format: FileFormat,
@@ -39,7 +39,7 @@ const DESCRIPTIONS: [&str; 6] = [
     "state.json",
 ];
 
-/// How the names of text files begin that lie beside data and are none.
+/// Prefixes of text files that accompany data but are not data.
 const SIDE_FILES: [&str; 15] = [
     "license",
     "licence",
@@ -83,7 +83,7 @@ const METADATA: [&str; 2] = ["metadata.csv", "metadata.jsonl"];
 pub(super) const KNOWN: &str = ".jsonl, .ndjson, .json, .parquet, .arrow, .csv, .tsv, .txt, also with .gz, .bz2, .xz, .zst or .lz4 behind it, \
      .wav, .flac; see Loader::format";
 
-/// Returns the format that a file's name tells.
+/// Returns the format from a file's name.
 pub(super) fn format_of(path: &str) -> Option<FileFormat> {
     let name = path
         .rsplit('/')
@@ -210,7 +210,7 @@ pub(crate) fn default_config(card: &str) -> Option<String> {
     marked.next().map(|config| config.name)
 }
 
-/// Returns what the configuration's arguments say about reading its files; those for other readers are left alone.
+/// Returns the configuration's arguments for reading its files; those for other readers are ignored.
 fn options(config: &CardConfig) -> Result<Options> {
     let mut options = Options::default();
     for (key, argument) in &config.arguments {
@@ -249,7 +249,7 @@ fn folder(name: Option<&str>) -> String {
     }
 }
 
-/// Returns the files that patterns mean, by split; they are sorted, and each stands once.
+/// Returns the files that match patterns, by split, sorted and without duplicates.
 ///
 /// # Errors
 /// The pattern that means none, in words.
@@ -281,7 +281,7 @@ fn expand(
     Ok(expanded)
 }
 
-/// Returns the files under `base` that a pattern means: as they are named, all of a folder, or those that match.
+/// Returns the files under `base` that match a pattern: a named file, all of a folder, or all matches.
 fn matching(files: &[String], base: &str, pattern: &str) -> Result<Vec<String>, String> {
     let pattern = pattern.strip_prefix("./").unwrap_or(pattern);
     let exact = format!("{base}{pattern}");
@@ -310,7 +310,7 @@ fn matching(files: &[String], base: &str, pattern: &str) -> Result<Vec<String>, 
     Ok(files.iter().filter(fits).cloned().collect())
 }
 
-/// Returns the splits that the names of the files under `base` tell.
+/// Returns the splits recognised in the names of the files under `base`.
 fn by_names(
     name: &str,
     files: &[String],
@@ -460,7 +460,7 @@ fn most_frequent(paths: &[String]) -> Option<FileFormat> {
         .map(|(_, format)| format)
 }
 
-/// Returns whether a file says what the recordings of its folder are.
+/// Returns whether a file contains metadata of the recordings in its folder.
 pub(super) fn is_metadata(path: &str) -> bool {
     METADATA.contains(&path.rsplit('/').next().unwrap_or_default())
 }
@@ -475,7 +475,7 @@ pub(super) fn is_ignored(path: &str) -> bool {
         || parts.any(|part| hidden(part) || part.starts_with("__"))
 }
 
-/// Returns whether a text file lies beside the data by custom: a licence, a list of requirements.
+/// Returns whether a text file customarily accompanies data: a licence, a list of requirements.
 fn is_side_file(path: &str) -> bool {
     let name = path
         .rsplit('/')
@@ -486,7 +486,7 @@ fn is_side_file(path: &str) -> bool {
     format_of(path) == Some(FileFormat::Text) && SIDE_FILES.contains(&word)
 }
 
-/// Divides files into splits by their names, as seen from `base`; all of them are `train` if no name tells.
+/// Assigns files to splits by their names relative to `base`; all of them are `train` if no name is recognised.
 fn split_by_names(base: &str, paths: &[String]) -> Splits {
     type Rule = fn(&str) -> Option<String>;
     let rules: [Rule; 3] = [shard_split, folder_split, file_split];
@@ -535,7 +535,7 @@ fn file_split(path: &str) -> Option<String> {
     keyword_split(path.rsplit('/').next()?, false)
 }
 
-/// Returns the split whose word stands in `name` between separators; at its end only if `whole_end`.
+/// Returns the split whose word is in `name` between separators, or only at its end if `whole_end`.
 fn keyword_split(name: &str, whole_end: bool) -> Option<String> {
     let separator = |byte: u8| b"-._ ".contains(&byte) || byte.is_ascii_digit();
     let bytes = name.as_bytes();

@@ -68,7 +68,7 @@ pub enum FileFormat {
     Tsv,
     /// Plain text: every line is a row of the column `text`.
     Text,
-    /// WAV and FLAC recordings, by their names, with what `metadata.csv` or `metadata.jsonl` says of them: `audiofolder`.
+    /// WAV and FLAC recordings, by their names, joined with `metadata.csv` or `metadata.jsonl`: `audiofolder`.
     Audio,
 }
 
@@ -89,16 +89,16 @@ pub fn load_dataset(path_or_name: impl AsRef<str>) -> Result<DatasetDict> {
 
 /// How a dataset is loaded. Mirrors the arguments of `datasets.load_dataset`.
 ///
-/// A single file or a pattern gives the one split `train`. In a folder, files and folders with the words train,
-/// validation and test (and their kin) in their names give splits of those names; otherwise all is `train`. Formats
-/// are known by the files' names.
+/// A single file or a pattern gives the split `train`. In a folder, files and folders with the words train, validation
+/// and test (and variants) in their names give those splits; otherwise everything is `train`. Formats are recognised by
+/// the files' names.
 ///
 /// JSON takes its types from the values of the whole file, as datasets does from its beginning: whole numbers are
 /// `int64`, decimal ones `float64`, a list that is always empty holds nulls. Dates stay text.
 ///
-/// A card (README.md) whose YAML header has the field `configs` decides what the splits of a folder or repository are;
-/// [`Loader::data_files`] comes before it. Where names tell no split, the format that most files have counts, and a
-/// licence or a list of requirements is no data.
+/// A card (README.md) whose YAML header has the field `configs` determines the splits of a folder or repository;
+/// [`Loader::data_files`] takes precedence. If names give no split, the most common format is used, and files such as a
+/// licence or a list of requirements are ignored.
 ///
 /// Files that are compressed with gzip, bzip2, xz, zstd or lz4 are unpacked while they are read. Lines of text and JSON
 /// may end in `\n`, `\r\n` or `\r`. Fields that a JSON record lacks are null, and so are the last values of a short CSV
@@ -181,7 +181,7 @@ impl Loader {
         self
     }
 
-    /// Sets what stands between the values of CSV files (default: a comma, or a tab in .tsv files).
+    /// Sets the delimiter of CSV files (default: a comma, or a tab in .tsv files).
     pub fn delimiter(mut self, delimiter: char) -> Self {
         self.delimiter = Some(delimiter);
         self
@@ -205,7 +205,7 @@ impl Loader {
         self
     }
 
-    /// Sets the files' format, where their names don't tell.
+    /// Sets the files' format, if their names don't determine it.
     pub fn format(mut self, format: FileFormat) -> Self {
         self.request.format = Some(format);
         self
@@ -279,7 +279,7 @@ impl Loader {
             .map(DatasetDict::from_iter)
     }
 
-    /// Returns what was asked for, and where nothing was, what the card says.
+    /// Returns the requested options, or else the card's.
     fn options(&self, card: &Options) -> Result<Options> {
         let mut options = card.clone();
         if let Some(delimiter) = self.delimiter {
@@ -379,9 +379,9 @@ impl Loader {
     }
 }
 
-/// Returns what the files' present content is known by, and their size. Reading large files to know them would cost as
-/// much as a good part of loading them: their path, size and times of change must do. The time of change that nobody
-/// can set tells a file that another one has replaced under the same name, size and date.
+/// Returns the key of the files' current content, and their size. Hashing large files would cost as much as a good part
+/// of loading them, so their paths, sizes and times of change are used. The inode change time detects a file that was
+/// replaced by another with the same name, size and date.
 fn key(format: FileFormat, paths: &[PathBuf], options: &Options) -> Result<(Fingerprint, usize)> {
     let mut hashing = Hashing::new("files");
     hashing.part(format!("{format:?} {options:?}").as_bytes());
@@ -420,8 +420,8 @@ struct Rows {
 }
 
 impl Rows {
-    /// Reads every item on several threads and keeps the batches in the items' order. `read` says how many bytes of the
-    /// files it dealt with.
+    /// Reads every item on several threads and keeps the batches in the items' order. `read` reports how many bytes of
+    /// the files it processed.
     fn fill<T: Send>(
         &mut self,
         items: impl Iterator<Item = Result<T>>,
@@ -470,8 +470,7 @@ fn refuse_empty(dataset: &Dataset, paths: &[PathBuf]) -> Result<()> {
     }
 }
 
-/// Returns the schema for files with these schemas: the columns of the first one, which all must have, in types that
-/// hold all their values.
+/// Merges the schemas of files: all must have the columns of the first, in types that can represent all their values.
 fn agree(schemas: &[(&Path, SchemaRef)]) -> Result<SchemaRef> {
     let Some(((first_path, first), rest)) = schemas.split_first() else {
         return Ok(Arc::new(Schema::empty()));

@@ -1,4 +1,4 @@
-//! What the readers of formats need to know beside the files.
+//! Options of the readers of formats.
 
 use encoding_rs::Encoding;
 
@@ -23,7 +23,7 @@ pub enum SampleBy {
     /// A line, without its end.
     #[default]
     Line,
-    /// What stands between empty lines; line ends in it stay.
+    /// The text between empty lines, including its line ends.
     Paragraph,
     /// All of a file.
     Document,
@@ -34,7 +34,7 @@ pub enum SampleBy {
 pub(crate) struct Options {
     /// The field of a JSON document that holds the records.
     pub(crate) field: Option<String>,
-    /// What stands between the values of CSV files.
+    /// The delimiter of CSV files.
     pub(crate) delimiter: Option<u8>,
     /// The names of the columns of CSV files that have no header.
     pub(crate) column_names: Option<Vec<String>>,

@@ -46,9 +46,9 @@ impl Loader {
         Ok(Some(fetched))
     }
 
-    /// Loads the part `split` (`train[:10%]`; see [`DatasetDict::split`]) alone. Of a dataset on the Hub only the files
-    /// with its rows are downloaded, as far as they can be told: those of the splits that it names, and of Parquet files,
-    /// or of a slice that counts rows from the beginning, only those that the slice reaches into.
+    /// Loads only the part `split` (`train[:10%]`; see [`DatasetDict::split`]). Of a dataset on the Hub only the files
+    /// with its rows are downloaded, as far as they can be determined: those of its splits, and of Parquet files, or
+    /// for a slice counted from the beginning, only those that the slice covers.
     ///
     /// # Errors
     /// Like [`Loader::load`] and [`DatasetDict::split`].
@@ -66,7 +66,7 @@ impl Loader {
         }
     }
 
-    /// Returns the part `split` of a dataset on the Hub; `rename` says what its splits are called there.
+    /// Returns the part `split` of a dataset on the Hub; `rename` gives the names of its splits there.
     pub(in crate::dataset) fn part_of(
         &self,
         dataset: &HubDataset,
@@ -102,8 +102,8 @@ impl Loader {
         Ok(concatenate(&parts)?.with_origin(Some(dataset.name())))
     }
 
-    /// Returns the files with the rows of `term`, where only reading a file tells how many rows it has: as many from
-    /// the first on as it takes, or all.
+    /// Returns the files with the rows of `term` if only reading a file tells how many rows it has: as many files from
+    /// the first on as necessary, or all.
     fn files_of_rows(&self, dataset: &HubDataset, name: &str, term: &Term) -> Result<Vec<PathBuf>> {
         let (Some(wanted), count) = (term.fixed(), dataset.shard_count(name)?) else {
             return dataset.first(name, usize::MAX);

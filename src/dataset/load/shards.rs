@@ -1,4 +1,4 @@
-//! The files of a split in shards that are read one by one, each batch by batch: for data that memory can't hold.
+//! The files of a split in shards that are read one by one, batch by batch: for data that do not fit in memory.
 
 use std::fs::File;
 use std::ops::Range;
@@ -20,7 +20,7 @@ const MANY: u64 = 64;
 /// A part of a file.
 #[derive(Clone, Debug)]
 enum Part {
-    /// All of a file: what is compressed can be read from its beginning alone.
+    /// A whole file: compressed files can only be read from the beginning.
     Whole,
     /// The lines that begin within these bytes.
     Lines(Range<u64>),
@@ -28,7 +28,7 @@ enum Part {
     Group(usize),
 }
 
-/// The shards of a split. They follow from the files alone, not from who reads them.
+/// The shards of a split. They depend only on the files, not on the reader.
 pub(in crate::dataset) struct Shards {
     format: FileFormat,
     options: Options,
@@ -131,7 +131,8 @@ impl Shards {
         &self.list[shard].0
     }
 
-    /// Returns the batches of a shard from its row `skip` on. What comes before it is passed over unread where that can be.
+    /// Returns the batches of a shard from its row `skip` on. Earlier rows are skipped without reading them if
+    /// possible.
     pub(in crate::dataset) fn open(&self, shard: usize, skip: usize) -> Result<ShardBatches> {
         let (path, part) = &self.list[shard];
         let lines = match part {

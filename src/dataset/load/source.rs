@@ -15,12 +15,12 @@ pub(super) type Source = Box<dyn Read + Send>;
 /// The endings of compressed files that are unpacked while they are read.
 pub(super) const COMPRESSED: [&str; 7] = ["gz", "gzip", "bz2", "xz", "zst", "zstd", "lz4"];
 
-/// What a compressed file may unpack to: this many times its size, or so much in any case. Data is packed a few times, logs that
-/// repeat themselves a hundred times; reading more than that would take as long as nobody expects of a file of that size.
+/// The limit on the expansion of a compressed file: this factor, or this size in any case. Typical data expand a few
+/// times, repetitive logs a hundred times; reading more would take unexpectedly long for a file of that size.
 const MOST_TIMES: u64 = 256;
 const AT_LEAST: u64 = 16 << 20;
 
-/// How the content of a file is packed, by its first bytes.
+/// The compression of a file's content, recognised by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Packing {
     Gzip,
@@ -78,7 +78,7 @@ impl Packing {
     }
 }
 
-/// Returns the name of a kind of packed file that is not read, by its first bytes.
+/// Returns the name of an unsupported compression format, recognised by its first bytes.
 fn archive(start: &[u8]) -> Option<&'static str> {
     match start {
         [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => Some("a ZIP archive"),
@@ -99,7 +99,7 @@ fn archive(start: &[u8]) -> Option<&'static str> {
 /// UTF-16 with a byte order mark) into UTF-8, and leaves a byte order mark out.
 ///
 /// # Errors
-/// A file that can't be read, a Git LFS pointer, packed files of another kind, named, and files that are packed twice.
+/// If the file can't be read, is a Git LFS pointer, is compressed in an unsupported format, or is compressed twice.
 pub(super) fn open(path: &Path, encoding: Option<&'static Encoding>) -> Result<Source> {
     let (source, _) = unpacked(path)?;
     let mut source = source;
@@ -124,7 +124,7 @@ pub(super) fn open(path: &Path, encoding: Option<&'static Encoding>) -> Result<S
     }))
 }
 
-/// Returns whether a file's bytes are its text as they are: neither packed nor in another encoding.
+/// Returns whether a file's bytes are plain text: neither compressed nor in another encoding.
 pub(super) fn is_plain(path: &Path, encoding: Option<&'static Encoding>) -> Result<bool> {
     let (mut source, is_packed) = unpacked(path)?;
     let start = start_of(&mut source, 3).map_err(|error| Error::io("read", path, error))?;
@@ -133,7 +133,7 @@ pub(super) fn is_plain(path: &Path, encoding: Option<&'static Encoding>) -> Resu
         && encoding.is_none_or(|encoding| encoding == UTF_8))
 }
 
-/// Returns where the first line begins that begins at `at` or behind it.
+/// Returns where the first line at or after `at` begins.
 pub(super) fn line_start(file: &mut File, at: u64) -> std::io::Result<u64> {
     if at == 0 {
         return Ok(0);
@@ -168,7 +168,7 @@ pub(super) fn open_within(path: &Path, bytes: Range<u64>) -> Result<Source> {
     open().map_err(|error| Error::io("read", path, error))
 }
 
-/// Returns the file's bytes, unpacked, and whether they were packed.
+/// Returns the file's decompressed bytes, and whether they were compressed.
 pub(super) fn unpacked(path: &Path) -> Result<(Source, bool)> {
     let io = |error| Error::io("read", path, error);
     crate::base::files::refuse_lfs_pointer(path)?;
@@ -258,7 +258,7 @@ fn start_of(source: &mut (impl Read + ?Sized), length: usize) -> std::io::Result
     Ok(start)
 }
 
-/// An unpacker that says what is wrong, and stops at what no honest file unpacks to.
+/// A decompressor that reports errors, and stops at the expansion limit.
 struct Unpacked {
     inner: Source,
     packing: Packing,

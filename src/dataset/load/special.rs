@@ -21,7 +21,7 @@ pub(super) fn as_strings(json: &[u8]) -> Cow<'_, [u8]> {
     })
 }
 
-/// Replaces the words that stand outside of texts as values of their own.
+/// Replaces such words outside strings, where they are values.
 fn replaced(json: &[u8], by: impl Fn(&[u8]) -> &'static [u8]) -> Cow<'_, [u8]> {
     let may_have = memchr::memmem::find(json, b"NaN").is_some()
         || memchr::memmem::find(json, b"Infinity").is_some();

@@ -7,7 +7,7 @@ use super::{Loader, files};
 use crate::dataset::stream::IterableDataset;
 use crate::{Error, Result};
 
-/// Opens the split `split` of a dataset as a stream, of which only what is looked at is read and nothing is kept: Python's
+/// Opens the split `split` of a dataset as a stream, which reads only what is used and stores nothing: Python's
 /// `load_dataset(path, split=..., streaming=True)`. See [`Loader::stream`], whose defaults this uses.
 ///
 /// ```no_run
@@ -26,11 +26,12 @@ pub fn load_dataset_streaming(
 }
 
 impl Loader {
-    /// Opens the split `split` ("train", "test", ...) as a stream: for data that neither memory nor the cache can hold.
+    /// Opens the split `split` ("train", "test", ...) as a stream: for data that fit neither in memory nor in the
+    /// cache.
     ///
-    /// JSON lines, Parquet and text are streamed, compressed or not. Where a row begins and what it is made of is known at
-    /// once of Parquet; of JSON lines the first megabyte of each of up to 32 files tells columns and types, and lines that do
-    /// not agree with it are an error when they are read. The files of a dataset on the Hub are downloaded first.
+    /// JSON lines, Parquet and text can be streamed, compressed or not. Parquet stores its schema; for JSON lines,
+    /// columns and types are inferred from the first megabyte of each of up to 32 files, and lines that do not match
+    /// are an error when they are read. The files of a dataset on the Hub are downloaded first.
     ///
     /// # Errors
     /// Like [`load`](Self::load); a split that is not there; formats that are not streamed.

@@ -43,7 +43,7 @@ pub(super) fn batches(
     Box::new(from_row(decoded, skip, RecordBatch::num_rows, Ok))
 }
 
-/// Returns pieces of a file that hold whole rows.
+/// Returns pieces of a file that contain whole rows.
 fn chunks(lines: LineChunks, sample_by: SampleBy) -> Box<dyn Iterator<Item = Result<Chunk>>> {
     match sample_by {
         SampleBy::Line => Box::new(lines),
@@ -82,8 +82,8 @@ fn decode(path: &Path, chunk: &Chunk, sample_by: SampleBy) -> Result<RecordBatch
     Ok(RecordBatch::try_new(schema(), vec![texts])?)
 }
 
-/// Returns where the last paragraph that has an end ends: behind an even number of the line ends that follow each
-/// other, as they are counted off in pairs from the first. `searched` bytes are known to have no such place.
+/// Returns where the last complete paragraph ends: after an even number of consecutive line ends, counted in pairs from
+/// the first. The first `searched` bytes are known to have no such position.
 fn paragraphs_end(bytes: &[u8], searched: usize) -> Option<usize> {
     // A pair may have begun with the last byte.
     let from = searched.saturating_sub(1);
@@ -92,7 +92,7 @@ fn paragraphs_end(bytes: &[u8], searched: usize) -> Option<usize> {
         .map(|at| from + at + 2)
 }
 
-/// Chunks that end where `end` says, and at the end of the file.
+/// Chunks whose ends are found by `end`, and the end of the file.
 struct Whole {
     lines: LineChunks,
     end: fn(&[u8], usize) -> Option<usize>,

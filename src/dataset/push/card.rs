@@ -1,4 +1,5 @@
-//! The fields `dataset_info` and `configs` of a dataset's card, as `datasets` writes them. All others stay as they are.
+//! The fields `dataset_info` and `configs` of a dataset's card, as written by `datasets`. All other fields are
+//! unchanged.
 
 use std::fmt::Write;
 
@@ -144,7 +145,7 @@ impl Published<'_> {
         }
     }
 
-    /// Writes the field `dataset_info`: the entries of other configurations as they stand, then this one's.
+    /// Writes the field `dataset_info`: the unchanged entries of other configurations, then this one's.
     fn write_infos(&self, infos: &[Item], own: &str, header: &mut String) {
         let mut others = infos.iter().filter(|item| item.config != self.config);
         header.push_str("dataset_info:\n");
@@ -215,7 +216,7 @@ impl Published<'_> {
     }
 }
 
-/// An entry of `dataset_info` or `configs`, as it stands in the card.
+/// An entry of `dataset_info` or `configs`, as in the card.
 struct Item {
     config: String,
     text: String,

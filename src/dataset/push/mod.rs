@@ -82,7 +82,7 @@ impl PushDataset {
         self
     }
 
-    /// Sets whether a repository that is made for this push is private. One that exists stays as it is.
+    /// Sets whether a repository created by this push is private. An existing one is unchanged.
     pub fn private(mut self, private: bool) -> Self {
         self.push = self.push.private(private);
         self
@@ -102,9 +102,9 @@ impl PushDataset {
 }
 
 impl Dataset {
-    /// Pushes the rows to the dataset repository `repo` (`owner/name`, or `name` alone for one's own), which is made if it
-    /// does not exist: as Parquet files, with a card that says what they are, in one commit. Other splits and
-    /// configurations of the repository stay. [`load_dataset`](super::load_dataset) and the Python library load it.
+    /// Pushes the rows to the dataset repository `repo` (`owner/name`, or `name` for your own), which is created if it
+    /// does not exist: as Parquet files with a card, in one commit. Other splits and configurations of the repository
+    /// are kept. [`load_dataset`](super::load_dataset) and the Python library can load it.
     ///
     /// ```no_run
     /// use cloze::prelude::*;
@@ -114,8 +114,9 @@ impl Dataset {
     /// ```
     ///
     /// # Errors
-    /// Names that the Hub does not take; columns that differ from those of the configuration's other splits; nobody logged
-    /// in, no right to write, no connection. The commit is made last: the repository then is as it was before.
+    /// If the Hub does not accept a name; if the columns differ from those of the configuration's other splits; if you
+    /// are not logged in or lack write permission; or if there is no connection. The commit is made last, so the
+    /// repository is then unchanged.
     pub fn push_to_hub(&self, repo: &str, options: &PushDataset) -> Result<Pushed> {
         self.push_to(&Hub::from_env()?, repo, options)
     }
@@ -148,7 +149,7 @@ impl DatasetDict {
     }
 }
 
-/// Returns whether a name is made of letters, digits and underscores, in parts with points between them.
+/// Returns whether a name consists of letters, digits and underscores, in parts separated by dots.
 fn is_name(name: &str) -> bool {
     let is_word =
         |part: &str| !part.is_empty() && part.chars().all(|c| c.is_alphanumeric() || c == '_');

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// The bytes that a section is cut at.
 const LARGEST: usize = 32 << 20;
 
-/// Where a lane stands: what its next section begins with.
+/// The position of a lane, where its next section begins.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Position {
     pub(crate) epoch: u64,
@@ -62,7 +62,7 @@ impl Lane {
         }
     }
 
-    /// Goes on to the next epoch.
+    /// Moves on to the next epoch.
     pub(crate) fn next_epoch(&mut self) {
         let next = beginning(&self.data, self.at.epoch + 1, self.lane);
         *self = Self::new(&self.data, self.lane, self.of, Some(next));
@@ -105,7 +105,7 @@ impl Lane {
         counting.any(|(step, seen)| matches!(step, Step::Take(rows) if seen >= rows))
     }
 
-    /// Reads the rows of a section, and moves on behind them; `None` at the end of the epoch.
+    /// Reads the rows of a section and moves past them; `None` at the end of the epoch.
     fn read(&mut self) -> Result<Option<Vec<RecordBatch>>> {
         let (mut rows, mut bytes, mut read) = (0, 0, Vec::new());
         while rows < self.section && bytes < LARGEST {

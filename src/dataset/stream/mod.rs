@@ -22,16 +22,16 @@ const SECTION: usize = 1000;
 /// In how many lanes a training reads, unless another number is set.
 const LANES: usize = 8;
 
-/// A dataset that is read as it is used, for data that memory and disk can't hold a second time: what
-/// `datasets.IterableDataset` is in Python. Cheap to clone; [`Loader::stream`](super::Loader::stream) opens one.
+/// A dataset that is read as it is used, for data that do not fit in memory or on the disk a second time, like
+/// `datasets.IterableDataset`. Cheap to clone; [`Loader::stream`](super::Loader::stream) opens one.
 ///
 /// [`map`](Self::map), [`group_texts`](Self::group_texts), [`shuffle`](Self::shuffle) and the others do nothing by themselves:
 /// they are done to some rows at a time (a *section*: 1000 rows, or as many as the largest batch or buffer asks for, but not
 /// more than 32 MB) when these are read. Nothing is cached.
 ///
-/// The files are divided into shards: a row group of Parquet, up to 32 MB of a plain file of lines, or a compressed file. A
-/// training reads them in [`lanes`](Self::lanes), a batch of each in turn, in an order that follows from the files, the seed
-/// and the epoch alone, and goes on where it stopped.
+/// The files are divided into shards: a row group of Parquet, up to 32 MB of a plain file of lines, or a compressed
+/// file. Training reads them in [`lanes`](Self::lanes), a batch of each in turn, in an order that depends only on the
+/// files, the seed and the epoch, and resumes where it stopped.
 ///
 /// ```
 /// use cloze::prelude::*;
@@ -120,7 +120,7 @@ impl IterableDataset {
     /// [`GroupTexts::whole_dataset`], the texts of a section are joined.
     ///
     /// # Errors
-    /// A block size of 0 or beyond [`GroupTexts::max_length`]; when the rows are read, columns that hold no lists.
+    /// If the block size is 0 or above [`GroupTexts::max_length`]; when rows are read, if a column contains no lists.
     pub fn group_texts(&self, group: impl Into<GroupTexts>) -> Result<Self> {
         let group = group.into();
         group.check_sizes()?;
@@ -181,14 +181,14 @@ impl IterableDataset {
         self.with(Step::Shuffle { seed, buffer_size })
     }
 
-    /// Returns the first `rows` rows of the stream, in the order that it has here. What is behind a `take` or a `skip` is read
-    /// in one lane.
+    /// Returns the first `rows` rows of the stream, in its current order. Rows after a `take` or a `skip` are read in
+    /// one lane.
     pub fn take(&self, rows: usize) -> Self {
         self.with(Step::Take(rows))
     }
 
-    /// Returns the stream without its first `rows` rows, in the order that it has here: what is passed over is read all the
-    /// same. `stream.take(1000)` and `stream.skip(1000)` are a part to evaluate on and one to train on.
+    /// Returns the stream without its first `rows` rows, in its current order; skipped rows are read nevertheless.
+    /// `stream.take(1000)` and `stream.skip(1000)` give a part for evaluation and one for training.
     pub fn skip(&self, rows: usize) -> Self {
         self.with(Step::Skip(rows))
     }
@@ -267,7 +267,7 @@ impl IterableDataset {
         }
     }
 
-    /// Returns what the order of the batches follows from, as far as it can be told: files, lanes, and what is done.
+    /// Returns what the order of the batches depends on, as far as it can be described: files, lanes, and operations.
     pub(crate) fn identity(&self) -> String {
         let (epoch, lanes) = (self.epoch, self.training_lanes() as u64);
         let files = self.shards.fingerprint();
@@ -356,7 +356,7 @@ impl fmt::Display for IterableDataset {
     }
 }
 
-/// The rows of an [`IterableDataset`] as they are read; after an error there are none.
+/// The rows of an [`IterableDataset`] as they are read; none follow an error.
 pub struct StreamRows {
     lane: Lane,
     rows: Option<Rows>,

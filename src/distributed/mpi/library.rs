@@ -60,7 +60,7 @@ functions! {
     comm_set_errhandler = "MPI_Comm_set_errhandler": fn(Handle, Handle);
     error_string = "MPI_Error_string": fn(c_int, *mut c_char, *mut c_int);
     get_library_version = "MPI_Get_library_version": fn(*mut c_char, *mut c_int);
-    /// Every rank gives each other one a part of its own.
+    /// Each rank sends a different part to every other rank.
     alltoallv = "MPI_Alltoallv": fn(Buffer, Counts, Counts, Handle, Buffer, Counts, Counts, Handle, Handle);
     allgather = "MPI_Allgather": fn(Buffer, c_int, Handle, Buffer, c_int, Handle, Handle);
     allgatherv = "MPI_Allgatherv": fn(Buffer, c_int, Handle, Buffer, Counts, Counts, Handle, Handle);
@@ -188,7 +188,7 @@ fn candidates(launcher: &str) -> Vec<String> {
     found
 }
 
-/// Returns the folder of libraries beside the `mpirun` that the search path finds.
+/// Returns the folder of libraries that belongs to the `mpirun` on the search path.
 fn beside_launcher() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let folder = std::env::split_paths(&path).find(|folder| folder.join("mpirun").exists())?;

@@ -26,7 +26,7 @@ pub(super) struct Mpi {
 }
 
 impl Mpi {
-    /// Joins the world that `environment` speaks of.
+    /// Joins the world described by `environment`.
     ///
     /// # Errors
     /// [`Error::Distributed`] where there is no library, where it fails, or where its world is another one.

@@ -118,8 +118,8 @@ impl World {
         }
     }
 
-    /// Each rank gives every other one that rank's share, and adds up what it gets: who adds what, and in which order,
-    /// hangs on no library.
+    /// Each rank sends every other rank that rank's share, and sums what it receives, so the order of the sums does not
+    /// depend on the library.
     pub(super) fn reduce_scatter(&mut self, values: &mut [f32]) -> Result<()> {
         fits(values.len())?;
         let (rank, size) = (self.rank, self.size);

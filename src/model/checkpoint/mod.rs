@@ -1,4 +1,4 @@
-//! Weight files of a model folder, in any of the formats that the Hub knows, behind one reader.
+//! Reads the weight files of a model folder, in any of the Hub's formats.
 
 mod pickle_size;
 mod pytorch;

@@ -30,7 +30,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     Ok(Box::new(spec(config)?.build(weights)?))
 }
 
-/// What a BERT-like `config.json` says. Where families differ in what a missing key means, their `defaults` say it.
+/// The settings in a BERT-like `config.json`. Each family's `defaults` define missing keys.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub(super) struct BertConfig {
@@ -158,8 +158,8 @@ pub(super) fn spec(config: &Config) -> Result<Spec> {
     })
 }
 
-/// Returns a model of this kind that normalizes before its layers instead of behind them and behind the embeddings,
-/// with the names of the norms of attention and feed-forward layers, and of the one behind the last block.
+/// Returns a pre-norm model of this type, which normalizes before its layers instead of after them and after the
+/// embeddings, with these names for the norms of attention and feed-forward layers and for the final one.
 pub(super) fn normalized_first(
     spec: Spec,
     [attention_norm, output_norm, last]: [&'static str; 3],

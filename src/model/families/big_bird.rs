@@ -243,7 +243,8 @@ impl Blocks {
         })
     }
 
-    /// Returns the plan with random blocks drawn by `key`: different ones for each block, none of which it sees anyway.
+    /// Returns the plan with random blocks drawn by `key`: distinct ones for each block, none of which it attends to
+    /// otherwise.
     fn drawn(&self, seq: usize, key: u64) -> Result<SparsePlan> {
         let count = seq.div_ceil(self.size);
         self.plan(seq, self.heads, |head, block| {

@@ -1,8 +1,8 @@
 //! DeBERTa (He et al. 2020, arXiv:2006.03654): attention in which a token's content meets the other's content, and the
 //! distance between the two meets both.
 //!
-//! Published checkpoints keep the masked-LM head under one of two names, `cls.predictions` or `lm_predictions.lm_head`.
-//! Whichever is there is read, and saved again under that name; the load report says which.
+//! Published checkpoints store the masked-LM head under one of two names, `cls.predictions` or
+//! `lm_predictions.lm_head`. Either is read, and saved again under the same name; the load report tells which.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -86,7 +86,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     .build(config, weights)
 }
 
-/// What both versions read of `config.json` beside what BERT reads.
+/// Settings of both versions besides those of BERT.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub(super) struct Values {
@@ -213,7 +213,7 @@ impl Span {
     }
 }
 
-/// The convolution behind the first block.
+/// The convolution after the first block.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Convolution {
     pub width: usize,
@@ -251,7 +251,7 @@ const LM_HEAD: HeadNames = HeadNames {
     bias: Some("lm_predictions.lm_head.bias"),
 };
 
-/// Returns the names of the head that the checkpoint has, and whether its matrix is the word table whatever the config says.
+/// Returns the names of the checkpoint's head, and whether its matrix is the word table whatever the config says.
 fn head(values: &Values, weights: &WeightBuilder) -> (HeadNames, bool) {
     let holds = |head: &HeadNames| {
         let dense = head.transform.map_or("", |(dense, _)| dense);
@@ -396,7 +396,7 @@ impl Plan<'_> {
     }
 }
 
-/// The name of the mask of tokens among a pass's inputs; it is there where the batch has padding.
+/// The name of the token mask among a pass's inputs; present if the batch has padding.
 const TOKENS: &str = "tokens";
 
 fn prepare(inputs: &ModelInputs, device: &Device) -> Result<BTreeMap<&'static str, Tensor>> {

@@ -143,8 +143,8 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     }))
 }
 
-/// Keeps what transformers expects in a file and no masked language model uses: the head that predicts contacts, and, where
-/// positions are rotated, a table of positions of so many rows and each layer's frequencies.
+/// Keeps tensors that transformers expects in a file but masked language modelling does not use: the head that predicts
+/// contacts and, with rotary positions, a table of this many positions and each layer's frequencies.
 fn carry_idle(
     spec: &Spec,
     weights: &WeightBuilder,

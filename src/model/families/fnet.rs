@@ -93,7 +93,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     }))
 }
 
-/// Embeddings with dropout behind all of it.
+/// The embeddings, followed by dropout.
 #[derive(Debug)]
 struct DroppedEmbeddings {
     embeddings: Embeddings,

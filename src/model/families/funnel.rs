@@ -287,9 +287,9 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
 /// How a model pools.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
-    /// Whether the first token stays by itself.
+    /// Whether the first token is kept separate.
     separate_first: bool,
-    /// Whether the last token is left out where the first stays by itself, so that a power of two remains one.
+    /// Whether the last token is dropped when the first is kept separate, so that the length stays a power of two.
     truncate: bool,
     /// Whether keys and values of a block's first layer are those before the pooling.
     pool_queries_only: bool,

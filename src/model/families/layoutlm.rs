@@ -1,4 +1,4 @@
-//! LayoutLM (Xu et al. 2019, arXiv:1912.13318): BERT that is told where on the page each word stands.
+//! LayoutLM (Xu et al. 2019, arXiv:1912.13318): BERT with the position of each word on the page.
 //!
 //! The input `bbox` has a box (x0, y0, x1, y1) for each token, in thousandths of the page: the box of a word for all its
 //! pieces, [0, 0, 0, 0] for `[CLS]` and padding, [1000, 1000, 1000, 1000] for `[SEP]`. A dataset's column of that name is

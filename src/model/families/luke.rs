@@ -1,5 +1,5 @@
-//! LUKE (Yamada et al. 2020, arXiv:2010.01057): RoBERTa that reads the entities of a text beside its words, and learns to
-//! guess both. Without entities it is RoBERTa.
+//! LUKE (Yamada et al. 2020, arXiv:2010.01057): RoBERTa that reads the entities of a text in addition to its words, and
+//! predicts both. Without entities it is RoBERTa.
 //!
 //! Each of an example's m entities has an id (`entity_ids`), the positions of the tokens that mention it
 //! (`entity_position_ids`, -1 for none), and optionally a segment (`entity_token_type_ids`), a 0 in `entity_attention_mask`
@@ -281,7 +281,7 @@ struct Luke {
 const WORDS: &str = "words";
 
 impl Luke {
-    /// Returns the last hidden states of words and, behind them, entities, (batch, seq + m, hidden), and m.
+    /// Returns the last hidden states of words followed by entities, (batch, seq + m, hidden), and m.
     fn encode(&self, inputs: &ModelInputs, context: &Context) -> Result<(Tensor, usize)> {
         let (batch, seq) = inputs.shape();
         let Transformer {
@@ -344,7 +344,8 @@ fn entity_labels(inputs: &ModelInputs) -> Result<&[i64]> {
     Ok(inputs.ids_of("entity_labels", &shape)?.unwrap_or(&[]))
 }
 
-/// Returns the term of the places `rows` of `states`, in which each example has `len` places and these begin behind `start`.
+/// Returns the loss term of the positions `rows` of `states`, where each example has `len` positions, which begin after
+/// `start`.
 fn term(
     head: &dyn Head,
     states: &Tensor,
@@ -412,7 +413,7 @@ impl Architecture for Luke {
     }
 }
 
-/// The queries beside those of words for words.
+/// The queries other than those of words for words.
 #[derive(Debug)]
 struct Queries {
     words_of_entities: Linear,

@@ -1,5 +1,5 @@
-//! MEGA (Ma et al. 2022, arXiv:2209.10655): a moving average over the text in both directions, and one head of attention on
-//! what it leaves, behind gates.
+//! MEGA (Ma et al. 2022, arXiv:2209.10655): a moving average over the text in both directions, and gated single-head
+//! attention on its result.
 //!
 //! Attention weighs by a softmax, or by a function of each pair's own score (`attention_activation`). With `use_chunking` a
 //! token sees the tokens of its chunk, and texts are padded to whole chunks; the moving average goes over all of it.
@@ -410,7 +410,7 @@ impl MegaNorm {
     }
 }
 
-/// Returns a parameter that nobody learns.
+/// Returns a parameter that is not trained.
 fn constant(value: &Tensor) -> Result<Param> {
     let param = Param::new("constant", value)?;
     param.set_trainable(false);

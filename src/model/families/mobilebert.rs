@@ -1,4 +1,4 @@
-//! MobileBERT (Sun et al. 2020, arXiv:2004.02984): a deep and narrow BERT, whose layers work behind a bottleneck.
+//! MobileBERT (Sun et al. 2020, arXiv:2004.02984): a deep and narrow BERT whose layers work inside a bottleneck.
 //!
 //! Its trigram input looks one token to the right, so that padding shows in the last token of a text: only texts of one
 //! length share a batch.
@@ -327,7 +327,7 @@ struct MobileBlock {
     all_narrowed: bool,
     /// The way out of the block.
     widened: Option<(Linear, Norm)>,
-    /// The probability of dropout on the way out, and where there is no bottleneck behind attention and feed-forward.
+    /// The dropout probability at the output and, without a bottleneck, after attention and feed-forward.
     dropout: f64,
 }
 
@@ -406,7 +406,7 @@ impl Block for MobileBlock {
     }
 }
 
-/// A head whose matrix is the word table with further features beside it.
+/// A head whose matrix is the word table extended by further features.
 #[derive(Debug)]
 struct JoinedHead {
     /// What meets the word table.

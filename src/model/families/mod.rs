@@ -1,4 +1,4 @@
-//! The families, one file each; a file says how its family differs from its parent.
+//! The families, one file each; a file defines how its family differs from its parent.
 
 mod albert;
 mod bart;
@@ -49,7 +49,7 @@ mod yoso;
 use super::Family;
 use crate::{Error, Result};
 
-/// All families that the library knows, by `model_type`. Whoever needs a list of them reads this one.
+/// All families that the library supports, by `model_type`. Every other list of families is derived from this one.
 pub(super) const FAMILIES: &[&Family] = &[
     &albert::FAMILY,
     &bart::FAMILY,

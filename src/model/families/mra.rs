@@ -137,7 +137,7 @@ struct Chosen {
 }
 
 impl Choice {
-    /// Chooses by the coarse logits (queries · keys) of one head, where blocks have so many tokens.
+    /// Selects by the coarse logits (queries · keys) of one head, with blocks of this many tokens.
     fn choose(&self, logits: &[f32], tokens: &[f32]) -> Chosen {
         let count = tokens.len();
         let top: Vec<f32> = (logits.chunks(count))
@@ -218,8 +218,8 @@ impl TwoResolutions {
         1.0 / (self.maps.head_size.max(32) as f64).sqrt()
     }
 
-    /// Returns results and the logarithms of sums, (n, batch, heads, size + 1). The texts are laid side by side as further
-    /// heads, since each has a plan of its own.
+    /// Returns results and the logarithms of sums, (n, batch, heads, size + 1). The texts are arranged as additional
+    /// heads, because each has its own plan.
     fn attend(&self, level: &Level) -> Result<Tensor> {
         let ([q, k, v], heads) = (level.qkv, self.maps.heads);
         let (batch, n, _) = q.dims3()?;

@@ -85,5 +85,5 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
 
 /// More than the longest sequence that any model takes, and than the widest head.
 const MOST: usize = 1 << 16;
-/// The table of distances has 129 rows of 64 numbers in the models that there are.
+/// The table of distances has 129 rows of 64 numbers in published models.
 const LARGEST: usize = 1 << 25;

@@ -1,5 +1,5 @@
-//! Perceiver (Jaegle et al. 2021, arXiv:2107.14795) over bytes: a few learned latents read the text by attention, think in
-//! layers of their own, and answer one learned query for each position.
+//! Perceiver (Jaegle et al. 2021, arXiv:2107.14795) over bytes: a few learned latents attend to the text, are processed
+//! by their own layers, and answer one learned query for each position.
 //!
 //! transformers always answers the queries of all `max_position_embeddings` positions. Here those of the input's positions
 //! are answered, and in training and when blanks are filled those of the counted positions alone; they depend on nothing
@@ -85,10 +85,10 @@ impl Default for PerceiverConfig {
     }
 }
 
-/// What normalizations add to the variance, whatever the config's `layer_norm_eps` says.
+/// The epsilon of normalizations, whatever the config's `layer_norm_eps` is.
 const EPS: f64 = 1e-5;
 
-/// The decoder's heads and the width of its queries, which no key of the config says.
+/// The decoder's heads and the width of its queries, which no key of the config sets.
 const DECODER_HEADS: usize = 8;
 const DECODER_QUERIES: usize = 8 * 32;
 

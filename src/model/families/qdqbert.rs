@@ -143,7 +143,7 @@ impl QuantizedLinear {
     }
 }
 
-/// A sum of which both sides are rounded.
+/// A sum of two rounded operands.
 #[derive(Debug)]
 struct QuantizedSum {
     local: Quantizer,
@@ -160,7 +160,7 @@ impl QuantizedSum {
         })
     }
 
-    /// Returns the sum of `x`, of which some is dropped, and `residual`.
+    /// Returns the sum of `x`, with dropout, and `residual`.
     fn forward(&self, x: &Tensor, residual: &Tensor, context: &Context) -> Result<Tensor> {
         let x = ops::dropout(x, context.dropout(self.dropout))?;
         ops::add(
@@ -294,7 +294,7 @@ mod tests {
         difference.to_scalar().unwrap()
     }
 
-    /// The name of a quantizer of the first block, behind what all have in common.
+    /// The name of a quantizer of the first block, after the common prefix.
     fn amax(model: &MaskedLm, name: &str) -> Option<Vec<f32>> {
         let name = format!("bert.encoder.layer.0.{name}._amax");
         let found = model.measured().iter().find(|of| of.name() == name);

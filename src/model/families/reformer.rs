@@ -1,8 +1,8 @@
 //! Reformer (Kitaev et al. 2020, arXiv:2001.04451): long texts in layers that can be undone, in which a token sees the tokens
 //! near it, or those whose vectors fall into the same bucket.
 //!
-//! Texts are padded to a multiple of the layers' chunks. Padding gets a bucket of its own and moves others to other chunks,
-//! so only texts of one length share a batch.
+//! Texts are padded to a multiple of the layers' chunks. Padding gets its own bucket and moves other tokens to other
+//! chunks, so only texts of equal length share a batch.
 //!
 //! Buckets come of random rotations: the same in every pass where the config has a `hash_seed`, which are then PyTorch's for
 //! that seed; new ones from the run's seed in every pass of training where it has none, and always the same in evaluation.

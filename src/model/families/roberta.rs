@@ -60,7 +60,7 @@ pub(super) const HEAD: HeadNames = HeadNames {
     bias: Some("lm_head.bias"),
 };
 
-/// BERT with positions that are counted behind the padding, and another head.
+/// BERT with positions that are counted after the padding id, and another head.
 pub(super) fn spec(config: &Config) -> Result<Spec> {
     let spec = bert::spec(config)?;
     Ok(Spec {

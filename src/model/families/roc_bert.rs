@@ -144,7 +144,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
 /// What a character is like in one respect.
 #[derive(Debug)]
 struct Sense {
-    /// The input that says it.
+    /// The input that provides it.
     input: &'static str,
     table: Param,
     padding: Option<u32>,
@@ -176,7 +176,7 @@ struct SensedEmbeddings {
 #[derive(Debug)]
 struct Joined {
     map: Linear,
-    /// Words alone, and what is added behind the map.
+    /// Words alone, and what is added after the map.
     words: Embeddings,
     others: Embeddings,
 }

@@ -1,7 +1,7 @@
 //! TAPAS (Herzig et al. 2020, arXiv:2004.02349): BERT that reads tables.
 //!
-//! Its `token_type_ids` are seven numbers a token: segment, column, row, previous label, column rank, inverse column rank,
-//! numeric relation. Positions begin anew in each cell.
+//! Its `token_type_ids` are seven numbers per token: segment, column, row, previous label, column rank, inverse column
+//! rank, numeric relation. Positions restart in each cell.
 
 use std::collections::HashMap;
 use std::sync::Arc;

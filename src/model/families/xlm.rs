@@ -274,7 +274,7 @@ pub(super) fn tokens(inputs: &ModelInputs, device: &Device) -> Result<Tensor> {
     Ok(Tensor::from_vec(mask.collect(), inputs.shape(), device)?)
 }
 
-/// A block behind which padding is zero, and which training leaves out now and then (Fan et al. 2019).
+/// A block whose output is zero at padding, and which training skips randomly (Fan et al. 2019).
 #[derive(Debug)]
 struct MaskedBlock {
     block: TransformerBlock,

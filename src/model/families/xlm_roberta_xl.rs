@@ -1,5 +1,5 @@
-//! XLM-RoBERTa-XL (Goyal et al. 2021, arXiv:2105.00572): a large XLM-RoBERTa that normalizes before its layers and not
-//! behind its embeddings.
+//! XLM-RoBERTa-XL (Goyal et al. 2021, arXiv:2105.00572): a large pre-norm XLM-RoBERTa without a normalization after its
+//! embeddings.
 
 use super::{bert, roberta};
 use crate::Result;

@@ -203,9 +203,9 @@ struct XmodBlock {
     activation: Activation,
     /// The adapter's own normalization.
     norm: Option<Norm>,
-    /// Whether the block's last normalization serves where the adapter has none of its own.
+    /// Whether the block's last normalization is used if the adapter has none.
     reuse_norm: bool,
-    /// Whether the residual connection around the adapter begins behind its normalization.
+    /// Whether the residual connection around the adapter starts after its normalization.
     residual_behind_norm: bool,
 }
 

@@ -88,7 +88,7 @@ impl SelfAttention {
         Ok(graph.attention([&query, &key, &value], heads, angles.as_ref(), None))
     }
 
-    /// Returns whether what a position sees depends on where it stands, padding left aside.
+    /// Returns whether what a position attends to depends on its place, apart from padding.
     pub fn depends_on_places(&self, mask: &AttentionMask) -> bool {
         !matches!(mask, AttentionMask::None | AttentionMask::Keys(_))
             || self.angles.is_some()

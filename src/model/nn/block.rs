@@ -8,7 +8,7 @@ use crate::model::onnx::{self, Graph, Value};
 use crate::model::{Context, ModelFlops};
 use crate::ops::{self, Activation, AttentionMask, Dropout, Param};
 
-/// What a block must know of a forward pass beside its input.
+/// What a block needs to know of a forward pass besides its input.
 #[derive(Clone, Debug)]
 pub struct Pass {
     /// What attention may look at.
@@ -47,10 +47,10 @@ pub trait Block: std::fmt::Debug + Send + Sync {
     /// Returns the block's arithmetic; nothing is counted for the head.
     fn flops(&self) -> ModelFlops;
 
-    /// Returns whether several texts may lie one behind the other in one row, [`AttentionMask::Packed`]: whether nothing but
+    /// Returns whether several texts may be concatenated in one row, [`AttentionMask::Packed`]: whether nothing except
     /// attention by [`ops::attention_with`](crate::ops::attention_with) or
-    /// [`ops::relative_attention`](crate::ops::relative_attention) looks at other positions, or at what the family works out of
-    /// each batch.
+    /// [`ops::relative_attention`](crate::ops::relative_attention) looks at other positions, or at what the family
+    /// computes from each batch.
     fn takes_packed(&self) -> bool {
         false
     }
@@ -78,7 +78,7 @@ pub struct TransformerBlock {
     pub attention: SelfAttention,
     /// The attention's output projection.
     pub attention_output: Linear,
-    /// The dropout probability behind the attention's output projection.
+    /// The dropout probability after the attention's output projection.
     pub attention_dropout: f64,
     /// The normalization that belongs to the attention; none where the block begins without one.
     pub attention_norm: Norm,
@@ -97,16 +97,16 @@ pub struct FeedForward {
     pub intermediate: Linear,
     /// The function between the two maps.
     pub activation: Activation,
-    /// The dropout probability behind it.
+    /// The dropout probability after it.
     pub activation_dropout: f64,
     /// The second map.
     pub output: Linear,
-    /// The dropout probability behind the second map.
+    /// The dropout probability after the second map.
     pub dropout: f64,
 }
 
 impl FeedForward {
-    /// Applies both maps; the dropout behind the second is left to the residual connection.
+    /// Applies both maps; the dropout after the second is left to the residual connection.
     pub fn forward(&self, x: &Tensor, context: &Context) -> Result<Tensor> {
         let inner = self.intermediate.forward_act(x, self.activation)?;
         let inner = ops::dropout(&inner, context.dropout(self.activation_dropout))?;

@@ -118,7 +118,7 @@ pub struct Embeddings {
     pub lookups: Vec<Lookup>,
     /// The normalization of the sum.
     pub norm: Option<Norm>,
-    /// The dropout probability behind it.
+    /// The dropout probability after it.
     pub dropout: f64,
     /// The map to the encoder's width.
     pub projection: Option<Linear>,
@@ -164,7 +164,7 @@ impl Embeddings {
         }
     }
 
-    /// Returns the word table by itself, and all else by itself, for families that put something between them.
+    /// Returns the word table and everything else separately, for families that put something between them.
     pub fn split_first(&self) -> (Self, Self) {
         let with = |lookups: &[Lookup]| Self {
             lookups: lookups.to_vec(),

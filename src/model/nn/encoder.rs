@@ -9,14 +9,14 @@ use crate::model::onnx::{Graph, Value};
 use crate::model::{Context, ModelFlops};
 use crate::ops::{self, Param};
 
-/// A stack of blocks, and the normalization behind the last where there is one.
+/// A stack of blocks, followed by a normalization if there is one.
 ///
-/// One block may stand in several places: its parameters are then shared, as in ALBERT.
+/// A block may be used in several places: its parameters are then shared, as in ALBERT.
 #[derive(Clone, Debug)]
 pub struct Encoder {
     /// The blocks, first to last.
     pub blocks: Vec<Arc<dyn Block>>,
-    /// The normalization behind the last block.
+    /// The normalization after the last block.
     pub norm: Option<Norm>,
 }
 

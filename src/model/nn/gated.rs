@@ -36,7 +36,7 @@ pub struct RotaryAttention {
 /// The maps to queries, keys and values.
 #[derive(Clone, Debug)]
 pub enum Projection {
-    /// One map to all three, one behind the other.
+    /// One map to all three, concatenated.
     Fused(Linear),
     /// A map each.
     Separate([Linear; 3]),
@@ -97,7 +97,7 @@ impl RotaryAttention {
     }
 }
 
-/// Feed-forward maps of which one gates the other (Shazeer 2020).
+/// Feed-forward maps, one of which gates the other (Shazeer 2020).
 #[derive(Clone, Debug)]
 pub struct GatedFeedForward {
     /// The maps to the inner features.
@@ -113,7 +113,7 @@ pub struct GatedFeedForward {
 /// The two maps to the inner features.
 #[derive(Clone, Debug)]
 pub enum Gates {
-    /// One map to both, one behind the other.
+    /// One map to both, concatenated.
     Fused(Linear, Gate),
     /// The map that the activation is applied to, and the other.
     Separate(Linear, Linear),
@@ -165,13 +165,13 @@ pub struct GatedBlock {
     pub attention: RotaryAttention,
     /// The normalization that belongs to the attention; ModernBERT's first block has none.
     pub attention_norm: Option<Norm>,
-    /// The dropout probability behind the attention.
+    /// The dropout probability after the attention.
     pub attention_dropout: f64,
     /// The feed-forward maps.
     pub feed_forward: GatedFeedForward,
     /// The normalization that belongs to the feed-forward maps.
     pub output_norm: Norm,
-    /// The dropout probability behind the feed-forward maps.
+    /// The dropout probability after the feed-forward maps.
     pub output_dropout: f64,
     /// Where the normalizations are.
     pub order: Order,

@@ -32,7 +32,7 @@ pub trait Head: std::fmt::Debug + Send + Sync {
 /// the product alone.
 #[derive(Clone, Debug)]
 pub struct PredictionHead {
-    /// What stands before the product: the dense layer, its activation, the normalization.
+    /// The layers before the product: the dense layer, its activation, the normalization.
     pub transform: Option<(Linear, Activation, Norm)>,
     /// The (vocab, width) matrix, most often the embedding matrix itself.
     pub decoder: Param,

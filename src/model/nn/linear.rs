@@ -21,7 +21,7 @@ impl Linear {
         Ok(Self { bias, ..map })
     }
 
-    /// Like [`Linear::new`], with weights and biases drawn as `init` says.
+    /// Like [`Linear::new`], with weights and biases initialized by `init`.
     pub fn drawn(weights: &WeightBuilder, input: usize, output: usize, init: Init) -> Result<Self> {
         Ok(Self {
             weight: weights.param("weight", (output, input), init)?,

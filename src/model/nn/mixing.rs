@@ -7,7 +7,7 @@ use crate::ops::Param;
 
 use super::{Block, Spec};
 
-/// What stands where BERT attends, in a block that is otherwise BERT's.
+/// Replaces BERT's attention in a block that is otherwise BERT's.
 pub trait Mixing: std::fmt::Debug + Send + Sync {
     /// Returns what the output projection takes, (batch, seq, hidden). Dropout draws its keys in a fixed order.
     fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor>;
@@ -24,9 +24,9 @@ pub trait Mixing: std::fmt::Debug + Send + Sync {
 pub struct MixingBlock {
     /// How tokens are mixed.
     pub mixing: Box<dyn Mixing>,
-    /// The output projection behind it.
+    /// The output projection after it.
     pub mixing_output: Linear,
-    /// The dropout probability behind that.
+    /// The dropout probability after that.
     pub mixing_dropout: f64,
     /// The normalization of the first half.
     pub mixing_norm: Norm,
@@ -114,7 +114,7 @@ pub struct Projections {
 }
 
 impl Projections {
-    /// Returns the maps that `spec` describes for the block at `place`, under its names with `suffix` behind.
+    /// Returns the maps that `spec` describes for the block at `place`, under its names followed by `suffix`.
     pub(crate) fn new(
         spec: &Spec,
         weights: &WeightBuilder,

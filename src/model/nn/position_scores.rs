@@ -82,7 +82,7 @@ impl PositionScores {
         Ok(Self::Constants { table })
     }
 
-    /// Returns the terms for so many queries and keys.
+    /// Returns the terms for this many queries and keys.
     pub(super) fn terms(&self, queries: usize, keys: usize) -> Result<RelativeTerms> {
         Ok(match self {
             Self::Vectors {

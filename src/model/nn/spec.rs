@@ -1,4 +1,4 @@
-//! A family written down: which parts, of which sizes, under which names.
+//! The specification of a family: its parts, their sizes, and their names.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ pub(crate) struct Spec {
     /// weights.
     pub places: Vec<String>,
     pub order: Order,
-    /// The normalization behind the last block, by its name under the base.
+    /// The normalization after the last block, by its name under the base.
     pub final_norm: Option<&'static str>,
     pub head: HeadNames,
     /// The head's activation.
@@ -65,18 +65,18 @@ pub(crate) struct Sizes {
     pub intermediate: usize,
 }
 
-/// The probabilities of dropout, by where it stands.
+/// The dropout probabilities, by position.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Dropouts {
-    /// Behind the embeddings.
+    /// After the embeddings.
     pub embeddings: f64,
     /// Of the attention probabilities.
     pub attention: f64,
-    /// Behind the attention's output projection.
+    /// After the attention's output projection.
     pub attended: f64,
-    /// Behind the feed-forward activation.
+    /// After the feed-forward activation.
     pub activation: f64,
-    /// Behind the feed-forward output.
+    /// After the feed-forward output.
     pub output: f64,
 }
 
@@ -85,7 +85,7 @@ pub(crate) struct Dropouts {
 pub(crate) enum Positions {
     /// By a table with this many rows, from the row with that number on.
     Table { rows: usize, offset: u32 },
-    /// By a table with this many rows, as RoBERTa counts: behind the padding's id.
+    /// By a table with this many rows, counted as in RoBERTa: after the padding's id.
     AfterPadding { rows: usize },
     /// By what attention does; `most` is the longest sequence, if there is one.
     InAttention { most: Option<usize> },
@@ -106,7 +106,7 @@ pub(crate) enum Positions {
     },
 }
 
-/// A table beside words and positions.
+/// A table in addition to words and positions.
 #[derive(Clone, Debug)]
 pub(crate) struct Stream {
     /// Its name under the base, without `.weight`.
@@ -142,7 +142,7 @@ pub(crate) fn numbered(layers: usize) -> Result<Vec<String>> {
     Ok((0..layers).map(|layer| layer.to_string()).collect())
 }
 
-/// The names of a block's parts; `{}` stands for the block's place.
+/// The names of a block's parts; `{}` is replaced by the block's number.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LayerNames {
     pub query: &'static str,
@@ -160,7 +160,7 @@ pub(crate) struct LayerNames {
 /// The full names of a head's parts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeadNames {
-    /// The dense layer and its normalization; none where the product stands alone.
+    /// The dense layer and its normalization; `None` if there is only the product.
     pub transform: Option<(&'static str, &'static str)>,
     /// The vocabulary product, which shares the word table where weights are tied.
     pub decoder: &'static str,
@@ -378,7 +378,7 @@ impl Spec {
         })
     }
 
-    /// Returns the stack of `blocks` with the normalization behind it.
+    /// Returns the stack of `blocks` followed by the normalization.
     pub(crate) fn encoder(
         &self,
         weights: &WeightBuilder,
@@ -411,7 +411,7 @@ impl Spec {
         })
     }
 
-    /// Returns what stands before the product with the vocabulary.
+    /// Returns the layers before the product with the vocabulary.
     pub(crate) fn head_transform(
         &self,
         weights: &WeightBuilder,

@@ -63,7 +63,7 @@ impl Transformer {
         rows_of(&picked, picks.rows)
     }
 
-    /// Returns how the batch's texts lie one behind the other, if they may.
+    /// Returns how the batch's texts are concatenated, if that is allowed.
     fn packing(&self, inputs: &ModelInputs, rows: &[u32], context: &Context) -> Option<Packing> {
         let blocks = &self.encoder.blocks;
         let may = context.leaves_out_padding()
@@ -73,12 +73,12 @@ impl Transformer {
     }
 }
 
-/// Texts one behind the other, without padding.
+/// Concatenated texts, without padding.
 struct Packing {
-    /// Where the tokens stand in the padded batch.
+    /// The positions of the tokens in the padded batch.
     places: Vec<u32>,
     lengths: Arc<[usize]>,
-    /// Where the rows that are asked for stand among the tokens.
+    /// The positions of the requested rows among the tokens.
     rows: Vec<u32>,
 }
 
@@ -117,9 +117,9 @@ impl Packing {
 struct Picks {
     /// How many of each text.
     count: usize,
-    /// Where they stand in the batch.
+    /// Their positions in the batch.
     places: Vec<u32>,
-    /// Where the rows that are asked for stand among them.
+    /// The positions of the requested rows among them.
     rows: Vec<u32>,
 }
 

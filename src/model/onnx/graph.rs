@@ -36,7 +36,7 @@ pub enum Setting<'a> {
     Float(f64),
 }
 
-/// An ONNX graph that a model's parts write themselves into, each behind the one that it reads.
+/// An ONNX graph, to which a model's parts add themselves in order.
 ///
 /// It has the inputs that `transformers`' exporter gives a model: `input_ids`, `attention_mask` and, where the model reads
 /// it, `token_type_ids`, all of i64 and (batch, sequence). Both sizes are free.
@@ -118,7 +118,7 @@ impl Graph {
         Ok(Value(name))
     }
 
-    /// Returns the matrix (in, out) of a map whose weight is (out, in), turned here so that nobody has to turn it in use.
+    /// Returns the matrix (in, out) of a map whose weight is (out, in), transposed here once.
     fn turned(&mut self, weight: &Param) -> Result<Value> {
         let name = format!("{}.transposed", weight.name());
         if self.known.insert(name.clone()) {
@@ -232,7 +232,7 @@ impl Graph {
         self.nodes("Split", &[x, &lengths], &axis, sizes.len())
     }
 
-    /// Returns tensors one behind the other along their last dimension.
+    /// Concatenates tensors along their last dimension.
     pub fn concat(&mut self, parts: &[&Value]) -> Value {
         self.node("Concat", parts, &[("axis", Setting::Int(-1))])
     }

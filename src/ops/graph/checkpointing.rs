@@ -50,7 +50,7 @@ pub fn checkpoint_all(
         &args,
         values,
         y.shape(),
-        move |args, _, grad| autocast(precision, || again(&args[..count], &params, &f, grad)),
+        move |args, _, grad| autocast(precision, || recompute(&args[..count], &params, &f, grad)),
     )
 }
 
@@ -61,7 +61,7 @@ fn anchor(params: &[Param]) -> Option<Tensor> {
 
 /// Runs `f` with a graph of its own and `grad` back through it: into the parameters, and to `xs`, whose gradients are
 /// returned where they want one.
-fn again(
+fn recompute(
     xs: &[&Tensor],
     params: &[Param],
     f: impl Fn(&[Tensor]) -> Result<Tensor>,

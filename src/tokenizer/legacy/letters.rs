@@ -1,4 +1,4 @@
-//! ESM's protein letters from `vocab.txt`: every token of the vocabulary is cut out of the text wherever it stands.
+//! ESM's protein letters from `vocab.txt`: every token of the vocabulary is matched anywhere in the text.
 
 use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;

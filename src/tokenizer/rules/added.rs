@@ -64,7 +64,7 @@ impl Added {
         self.by_id.iter().map(|(id, token)| (*id, token))
     }
 
-    /// Returns the longest token that stands at the beginning of `text`.
+    /// Returns the longest token at the beginning of `text`.
     pub(crate) fn at_start(&self, text: &str) -> Option<(u32, usize)> {
         let list = self.by_first.get(&text.chars().next()?)?;
         let found = list
@@ -73,8 +73,8 @@ impl Added {
         found.map(|(content, id)| (*id, content.len()))
     }
 
-    /// Cuts `text` at its added tokens: the leftmost first, and of those that begin there the longest. A token may eat
-    /// the spaces beside it, or count only where spaces stand beside it, as its flags say.
+    /// Splits `text` at its added tokens: the leftmost first, and of those that begin there the longest. Depending on
+    /// its flags, a token may strip adjacent spaces, or match only between spaces.
     pub(crate) fn split(&self, text: &Aligned) -> Vec<Part> {
         let text = text.as_str();
         let mut parts = Vec::new();
@@ -115,8 +115,8 @@ impl Added {
         parts
     }
 
-    /// Returns whether the token at `at` counts there: one that must be a word of its own has spaces beside it, or
-    /// nothing.
+    /// Returns whether the token at `at` matches there: a token that must be a single word needs spaces or nothing on
+    /// both sides.
     fn stands_alone(&self, id: u32, text: &str, at: usize) -> bool {
         let token = &self.by_id[&id];
         if !token.single_word {

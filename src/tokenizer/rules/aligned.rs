@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use tokenizers::{NormalizedString, tokenizer::normalizer};
 
-/// A rewritten text: every byte knows the span of characters of the original that it stands for.
+/// A rewritten text that keeps, for every byte, the span of characters of the original that it comes from.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Aligned {
     text: String,
@@ -41,25 +41,25 @@ impl Aligned {
         self.text.len()
     }
 
-    /// Appends a character that stands for `span` of the original.
+    /// Appends a character that comes from `span` of the original.
     pub(crate) fn push(&mut self, c: char, span: (u32, u32)) {
         self.text.push(c);
         self.spans.resize(self.text.len(), span);
     }
 
-    /// Appends characters that all stand for `span` of the original.
+    /// Appends characters that all come from `span` of the original.
     pub(crate) fn push_str(&mut self, text: &str, span: (u32, u32)) {
         self.text.push_str(text);
         self.spans.resize(self.text.len(), span);
     }
 
-    /// Appends a part of another text with what it stands for.
+    /// Appends a part of another text with its spans.
     pub(crate) fn push_from(&mut self, other: &Aligned, range: Range<usize>) {
         self.text.push_str(&other.text[range.clone()]);
         self.spans.extend_from_slice(&other.spans[range]);
     }
 
-    /// Drops what is behind the first `bytes` bytes.
+    /// Drops everything after the first `bytes` bytes.
     pub(crate) fn truncate(&mut self, bytes: usize) {
         self.text.truncate(bytes);
         self.spans.truncate(bytes);
@@ -72,7 +72,7 @@ impl Aligned {
         part
     }
 
-    /// Returns what a byte stands for; behind the end, the empty span there.
+    /// Returns the span of a byte; after the end, the empty span there.
     pub(crate) fn span_at(&self, byte: usize) -> (u32, u32) {
         match self.spans.get(byte) {
             Some(span) => *span,
@@ -80,7 +80,7 @@ impl Aligned {
         }
     }
 
-    /// Returns what a range of bytes stands for.
+    /// Returns the span of a range of bytes.
     pub(crate) fn span(&self, range: Range<usize>) -> (usize, usize) {
         if range.is_empty() {
             let at = self.span_at(range.start).0 as usize;
@@ -116,7 +116,7 @@ impl Aligned {
         self.map(|c| keep(c).then_some(c))
     }
 
-    /// Returns the text with characters that stand for nothing where `empty` is true.
+    /// Returns the text with empty spans for the characters where `empty` is true.
     pub(crate) fn with_empty_spans(&self, empty: impl Fn(char) -> bool) -> Aligned {
         let mut new = Self::with_capacity(self.len());
         for (range, c) in self.chars() {
@@ -126,7 +126,7 @@ impl Aligned {
         new
     }
 
-    /// Returns every `from` replaced by `to`, which stands for its last character, as in the library.
+    /// Replaces every `from` by `to`, which gets the span of its last character, as in the library.
     pub(crate) fn replace(&self, from: &str, to: &str) -> Aligned {
         if !self.text.contains(from) {
             return self.clone();

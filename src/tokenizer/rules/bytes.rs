@@ -5,11 +5,11 @@ use super::vocabulary::Vocabulary;
 use super::{Piece, Segmenter, Spelled, Stretches};
 use crate::Result;
 
-/// Byte `b` has the id `b + 6`, behind the six special tokens.
+/// Byte `b` has the id `b + 6`, after the six special tokens.
 #[derive(Debug)]
 pub(crate) struct Bytes;
 
-/// How many special tokens stand before the bytes.
+/// The number of special tokens before the bytes.
 const SPECIAL: u32 = 6;
 
 impl Bytes {

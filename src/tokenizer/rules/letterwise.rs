@@ -1,4 +1,4 @@
-//! Wav2Vec2: one token a character, a delimiter for the space, and the greedy reading of what a speech model says.
+//! Wav2Vec2: one token per character, a delimiter for the space, and greedy decoding of a speech model's output.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ pub(crate) struct Letterwise {
     pub(crate) delimiter: String,
     /// What the delimiter is in a text.
     pub(crate) space: String,
-    /// The token that says nothing: the blank of CTC.
+    /// The blank token of CTC.
     pub(crate) blank: String,
     /// Whether texts are made of capitals, and read as small letters.
     pub(crate) capitals: bool,

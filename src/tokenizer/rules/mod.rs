@@ -49,13 +49,13 @@ pub(super) struct Spelled<'a> {
     pub(super) special: bool,
     /// Whether it is an added token.
     pub(super) added: bool,
-    /// Whether it stands for itself.
+    /// Whether it is kept separate.
     alone: bool,
 }
 
 /// How a family cuts a text without added tokens into pieces, and joins tokens to a text.
 pub(super) trait Segmenter: Send + Sync + fmt::Debug {
-    /// Appends the pieces of `text`, which may stand behind an added token that is looked for in the normalized text.
+    /// Appends the pieces of `text`, which may follow an added token that is matched in the normalized text.
     fn segment(
         &self,
         text: &Aligned,
@@ -90,16 +90,16 @@ pub(super) trait Segmenter: Send + Sync + fmt::Debug {
     }
 }
 
-/// Which tokens stand for themselves in a decoded text, and what is put between the stretches.
+/// Which tokens are kept separate in a decoded text, and what is put between the parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stretches {
     /// All tokens are one stretch.
     One,
-    /// Added tokens without a part to play stand for themselves, with spaces between the stretches.
+    /// Added tokens without a role are kept separate, with spaces between the parts.
     Spaced,
     /// Like [`Stretches::Spaced`], with nothing between the stretches.
     Tight,
-    /// All added tokens stand for themselves, with spaces between.
+    /// All added tokens are kept separate, with spaces between.
     EveryAdded,
 }
 
@@ -187,7 +187,7 @@ impl Rules {
             .is_some_and(|token| self.segmenter.continues_word(token))
     }
 
-    /// Adds tokens, each with the id that it wants, that it has, or behind the largest.
+    /// Adds tokens, each with its requested or existing id, or else one after the largest.
     pub(super) fn add(&mut self, tokens: Vec<(Option<u32>, AddedToken)>) -> Result<()> {
         for (wanted, mut token) in tokens {
             if token.content.is_empty() {
@@ -301,7 +301,7 @@ impl Rules {
         new
     }
 
-    /// Returns the text of `ids`; ids without a token are left out. Those that are `alone` stand for themselves.
+    /// Decodes `ids`; ids without a token are skipped. Those in `alone` are kept separate.
     pub(super) fn decode(
         &self,
         ids: &[u32],

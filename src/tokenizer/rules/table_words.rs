@@ -1,4 +1,4 @@
-//! TAPAS: BERT's words and pieces, and a token of its own for a text that says nothing.
+//! TAPAS: BERT's words and pieces, and a special token for texts without words.
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -10,7 +10,7 @@ use crate::Result;
 
 pub(crate) struct TableWords {
     pub(crate) bert: tokenizers::Tokenizer,
-    /// The token for a text that says nothing.
+    /// The token for a text without words.
     pub(crate) empty: u32,
 }
 
@@ -24,7 +24,7 @@ impl fmt::Debug for TableWords {
 
 impl Segmenter for TableWords {
     fn segment(&self, text: &Aligned, _: bool, pieces: &mut Vec<Piece>) -> Result<()> {
-        if says_nothing(text.as_str()) {
+        if has_no_words(text.as_str()) {
             pieces.push(Piece {
                 id: self.empty,
                 span: text.span(0..text.len()),
@@ -45,7 +45,7 @@ impl Segmenter for TableWords {
 }
 
 /// Returns whether a text is a way to leave a cell empty, or has no letter and no digit.
-fn says_nothing(text: &str) -> bool {
+fn has_no_words(text: &str) -> bool {
     static WORDS: LazyLock<CharClass> = LazyLock::new(|| CharClass::new(r"[\p{L}\p{N}]"));
     let lower = text.to_lowercase();
     let plain = lower.trim_matches(is_space);
@@ -59,10 +59,10 @@ mod tests {
     #[test]
     fn texts_without_words_give_no_words() {
         for text in ["", " ? ", "N/A", "nan", "--", "_", "…!"] {
-            assert!(says_nothing(text), "{text:?}");
+            assert!(has_no_words(text), "{text:?}");
         }
         for text in ["a", "0", "n / a", "_x", "½", "Empty"] {
-            assert!(!says_nothing(text), "{text:?}");
+            assert!(!has_no_words(text), "{text:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! TAPAS: a question and a table as one row of tokens, with seven numbers to each token that say where it stands.
+//! TAPAS: a question and a table as one row of tokens, with seven numbers per token that describe its position.
 
 mod numbers;
 
@@ -8,12 +8,12 @@ use super::{EncodeOptions, Encoding, ExtraColumn, Tokenizer};
 use crate::{Error, Result};
 use numbers::{Order, Value};
 
-/// How many numbers say where a token stands.
+/// The number of numbers that describe a token's position.
 const TYPES: usize = 7;
 /// The limit of rows, columns and ranks: the published models have 256 vectors for each of them.
 const MOST: usize = 256;
 
-/// A token of the table and where it stands.
+/// A token of the table and its position.
 struct Token {
     id: u32,
     span: (usize, usize),
@@ -309,7 +309,8 @@ fn fit(
 
 /// What the numbers and dates of a table's cells say.
 struct Ranks {
-    /// By column, then by row of the body: the rank from the smallest, from the largest, and what the question says.
+    /// By column, then by row of the body: the rank from the smallest, from the largest, and the relation to the
+    /// question.
     by_column: Vec<Vec<[i64; 3]>>,
 }
 

@@ -55,8 +55,8 @@ const WEEKDAYS: [&str; 7] = [
     "sunday",
 ];
 
-/// Ways to write dates: `B` a month's name, `b` its first three letters, `A` a weekday, `Y`, `m`, `d` numbers; each with
-/// what it says.
+/// Date formats: `B` is a month's name, `b` its first three letters, `A` a weekday, `Y`, `m`, `d` numbers; each with
+/// the fields that it has.
 const DATES: &[(&str, [bool; 3])] = &[
     ("B", [false, true, false]),
     ("Y", [true, false, false]),

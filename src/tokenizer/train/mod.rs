@@ -75,7 +75,7 @@ where
     })
 }
 
-/// Returns how often each word stands in the texts.
+/// Returns how often each word occurs in the texts.
 fn words<I>(core: &tokenizers::Tokenizer, texts: I) -> Result<BTreeMap<String, u64>>
 where
     I: Iterator + Send,

@@ -123,7 +123,7 @@ impl<'a> CellCrate<'a> {
     fn run_cargo(&self, arguments: &[String]) -> Result<(bool, Vec<u8>)> {
         let mut cargo = Command::new(&self.plan.cargo);
         let cargo = pin(outside(cargo.args(arguments)), &self.plan.sysroot)
-            .envs(building::TELLING)
+            .envs(building::PROGRESS_VARIABLES)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut cargo = cargo.spawn().map_err(Error::file(&self.plan.cargo))?;

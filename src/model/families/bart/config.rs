@@ -3,7 +3,7 @@ use serde::Deserialize;
 use crate::model::nn::Dropouts;
 use crate::{Error, Result};
 
-/// What a `config.json` of this kind says. Where families differ in what a missing key means, their `defaults` say it.
+/// The settings in a `config.json` of this type. Each family's `defaults` define missing keys.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub(in super::super) struct BartConfig {

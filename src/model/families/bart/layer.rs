@@ -7,7 +7,7 @@ use crate::model::nn::{FeedForward, Linear, Norm, Order, repeated};
 use crate::model::{Context, ModelFlops, WeightBuilder};
 use crate::ops::{self, Activation, AttentionMask, AttentionOptions, Param};
 
-/// What normalizations add to the variance; no key of the config says it.
+/// The epsilon of normalizations, which no key of the config sets.
 pub(super) const EPS: f64 = 1e-5;
 
 /// What a layer may look at.
@@ -226,7 +226,7 @@ mod tests {
     use super::*;
     use crate::model::Init;
 
-    /// Whatever stands before the text in keys and values is seen like text, and no mask hides it.
+    /// Anything before the text in keys and values is attended to like text, and not masked.
     #[test]
     fn a_prompt_of_tokens_is_attended_to_like_those_tokens() {
         let weights = WeightBuilder::random(5, &Device::Cpu);

@@ -76,7 +76,7 @@ pub(super) struct Kind {
 const DECODER_INPUTS: &str = "decoder_input_ids";
 const DECODER_MASK: &str = "decoder_attention_mask";
 
-/// What these families read beside the usual inputs.
+/// Inputs of these families besides the usual ones.
 pub(super) const INPUTS: [Input; 2] = [
     Input {
         name: DECODER_INPUTS,

@@ -159,7 +159,7 @@ impl Stack {
     }
 }
 
-/// Returns the mask of keys of which those of a prompt come first, and are always seen.
+/// Returns a mask of keys that begin with a prompt, which is never masked.
 fn mask(
     seen: Option<&[u32]>,
     (batch, length): (usize, usize),

@@ -50,7 +50,7 @@ impl QuantAct {
         Ok((end(&self.min)?, end(&self.max)?))
     }
 
-    /// Returns what one step of the integers stands for.
+    /// Returns the real value of one integer step.
     pub(super) fn step(&self) -> Result<f32> {
         let (min, max) = self.range()?;
         if is_empty(min, max) {

@@ -11,7 +11,7 @@ use crate::model::{Context, ModelFlops, WeightBuilder};
 use crate::ops::integer::{self, MaskedKeys, Scale};
 use crate::ops::{self, AttentionMask, Param, Precision};
 
-/// The last map of a half of a block, with what is added to it and the normalization behind.
+/// The last map of a half block, with its residual connection and normalization.
 #[derive(Debug)]
 struct Output {
     dense: QuantLinear,
@@ -117,8 +117,8 @@ impl IntegerBlock {
         })
     }
 
-    /// Returns the attention probabilities of `scores` (batch, heads, queries, keys), which have steps of `step`, and what
-    /// their steps stand for where they were computed in integers.
+    /// Returns the attention probabilities of `scores` (batch, heads, queries, keys), whose steps are `step`, and the
+    /// value of their steps if they were computed in integers.
     fn probabilities(
         &self,
         scores: &Tensor,
@@ -147,7 +147,7 @@ impl IntegerBlock {
         Ok((probabilities, Some(step)))
     }
 
-    /// Returns the context vectors of `x`, (batch, seq, hidden), and what their steps stand for.
+    /// Returns the context vectors of `x`, (batch, seq, hidden), and the value of their steps.
     fn attend(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, f32)> {
         let (batch, seq, _) = x.dims3()?;
         let attention = &self.block.attention;

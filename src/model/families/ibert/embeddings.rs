@@ -61,7 +61,7 @@ impl IntegerEmbeddings {
         })
     }
 
-    /// Returns the rows that `lookup` takes, rounded, and what their step stands for.
+    /// Returns the rows that `lookup` takes, rounded, and the value of their step.
     fn rows(lookup: &Lookup, inputs: &ModelInputs) -> Result<Option<(Tensor, Scale)>> {
         let Some(ids) = lookup.ids.of(inputs)? else {
             return Ok(None);
@@ -76,7 +76,7 @@ impl IntegerEmbeddings {
     }
 }
 
-/// Returns what one step of a table's integers stands for.
+/// Returns the real value of one step of a table's integers.
 fn table_step(table: &Param) -> Result<f32> {
     let values: Vec<f32> = table.value().flatten_all()?.to_vec1()?;
     let min = values.iter().copied().fold(f32::INFINITY, f32::min);

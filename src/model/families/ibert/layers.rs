@@ -50,7 +50,7 @@ impl QuantLinear {
         Ok(integers)
     }
 
-    /// Applies the map; returns the result and what its steps stand for.
+    /// Applies the map; returns the result and the value of its steps.
     pub(super) fn forward(&self, x: &Tensor) -> Result<(Tensor, Scale)> {
         integer::linear(x, self.input.step()?, &self.weight, &self.bias)
     }
@@ -98,8 +98,8 @@ impl IntLayerNorm {
         })
     }
 
-    /// Normalizes `x`, which has steps of `step`; returns the result and, if it was computed in integers, what its steps stand
-    /// for.
+    /// Normalizes `x`, whose steps are `step`; returns the result and, if it was computed in integers, the value of its
+    /// steps.
     pub(super) fn forward(
         &self,
         x: &Tensor,

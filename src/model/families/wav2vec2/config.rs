@@ -2,7 +2,7 @@ use serde::Deserialize;
 
 use crate::{Error, Result};
 
-/// What a `config.json` of this family says.
+/// The settings in a `config.json` of this family.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub(super) struct Wav2Vec2Config {
@@ -49,7 +49,7 @@ pub(super) struct Wav2Vec2Config {
 pub(super) enum ExtractorNorm {
     /// Each feature of the first convolution over time.
     Group,
-    /// The features of each frame, behind every convolution.
+    /// The number of features of each frame after each convolution.
     Layer,
 }
 

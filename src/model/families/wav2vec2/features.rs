@@ -6,10 +6,10 @@ use crate::model::{Init, WeightBuilder};
 use crate::ops::{self, Activation, Conv1d, Param};
 use crate::{Error, Result};
 
-/// What these normalizations add to the variance; no key of the config says it.
+/// The epsilon of these normalizations, which no key of the config sets.
 const EPS: f64 = 1e-5;
 
-/// From samples to frames, by convolutions one behind the other.
+/// From samples to frames, by a sequence of convolutions.
 #[derive(Debug)]
 pub(super) struct FeatureEncoder {
     layers: Vec<ConvLayer>,

@@ -1,5 +1,5 @@
-//! Wav2Vec2 (Baevski et al. 2020, arXiv:2006.11477) with a head for speech recognition: convolutions make frames of a
-//! waveform, a transformer reads the frames, and each says a letter or nothing.
+//! Wav2Vec2 (Baevski et al. 2020, arXiv:2006.11477) with a head for speech recognition: convolutions turn a waveform
+//! into frames, a transformer processes the frames, and each predicts a letter or nothing.
 //!
 //! It reads no tokens. A batch is made by [`ModelInputs::from_waveforms`]: 16,000 samples a second with mean 0 and variance
 //! 1, the shorter ones padded with zeros; the attention mask says which samples are sound. The column `labels` (batch, m) has
@@ -169,7 +169,7 @@ struct Wav2Vec2 {
     projection: Linear,
     augment: SpecAugment,
     positions: ConvPositions,
-    /// The normalization before the first block, where none is behind the last.
+    /// The normalization before the first block, if there is none after the last.
     norm: Option<Norm>,
     encoder: Encoder,
     head: PredictionHead,

@@ -6,8 +6,9 @@ use crate::Result;
 use crate::model::{Init, WeightBuilder};
 use crate::ops::{self, Activation, Conv1d, Param};
 
-/// Vectors that say where a frame stands, by a wide convolution of the frames round it. The kernel is a direction and a
-/// length for each of its places (weight normalization, Salimans and Kingma 2016).
+/// Vectors that encode the position of a frame, by a wide convolution of the frames around it. The kernel is
+/// parameterized by a direction and a length for each of its positions (weight normalization, Salimans and Kingma
+/// 2016).
 #[derive(Debug)]
 pub(super) struct ConvPositions {
     /// (1, 1, kernel).

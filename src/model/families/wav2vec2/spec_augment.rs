@@ -87,7 +87,7 @@ impl Spans {
             .map(|key| Draws { key, count: 0 })
     }
 
-    /// Returns 1 for the damaged of `len` places of each row, of which the first `lengths` of them count, and else 0.
+    /// Returns 1 for the masked positions of each row of `len`, of which the first `lengths` count, and otherwise 0.
     fn masks(&self, lengths: &[usize], len: usize, draws: &mut Draws) -> Vec<f32> {
         let mut masks = vec![0.0; lengths.len() * len];
         // Rounded up or down by chance, for all rows of the batch alike.

@@ -14,7 +14,7 @@ pub(super) const END: &str = "</w>";
 pub(crate) struct Merges(HashMap<(String, String), usize>);
 
 impl Merges {
-    /// Reads `merges.txt`: two pieces a line, the first line's the first to be merged; what stands behind them is no matter.
+    /// Reads `merges.txt`: two pieces per line, in order of priority; anything after them is ignored.
     pub(crate) fn read(path: &Path, text: &str) -> Result<Self> {
         let mut merges = HashMap::new();
         for (number, line) in (1..).zip(text.split('\n')) {

@@ -1,8 +1,8 @@
-//! Words behind which a dot is a part of the word.
+//! Words after which a full stop is part of the word.
 //!
-//! The lists that come with Moses are not shipped: they are under the LGPL. What stands here are letters, titles, ranks and
-//! months of English and French, written for this project. A folder may hold the Moses list of its language as
-//! `nonbreaking_prefix.en` (`.fr`, ...), which then counts alone.
+//! The lists of Moses are not included, because they are licensed under the LGPL. The lists here contain letters,
+//! titles, ranks and months of English and French, written for this project. A folder may contain the Moses list of its
+//! language as `nonbreaking_prefix.en` (`.fr`, ...), which then replaces the list here.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use std::collections::HashMap;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Prefix {
     Always,
-    /// Only where a number follows, as behind `No`.
+    /// Only before a number, as in `No`.
     BeforeNumbers,
 }
 

@@ -19,7 +19,7 @@ enum Part {
 }
 
 impl Rule {
-    /// In `new`, `$1` and so on stand for the groups of `pattern`.
+    /// In `new`, `$1` and so on refer to the groups of `pattern`.
     ///
     /// # Panics
     ///
@@ -45,8 +45,8 @@ impl Rule {
         }
     }
 
-    /// Returns all that the pattern matches replaced, from left to right. A new character stands for its like in what
-    /// was matched, or for all of it.
+    /// Replaces all matches of the pattern, from left to right. A new character gets the offsets of the same character
+    /// in the match, or else of the whole match.
     pub(super) fn apply(&self, text: &Aligned) -> Aligned {
         if !self.pattern.is_match(text.as_str()) {
             return text.clone();

@@ -108,7 +108,7 @@ impl Words {
         new
     }
 
-    /// Returns whether the dot behind `word` is a part of it.
+    /// Returns whether the full stop after `word` is part of it.
     fn keeps_dot(&self, word: &str, next: Option<&str>) -> bool {
         let first = next.and_then(|next| next.chars().next());
         word.contains('.') && word.chars().any(|c| holds(ALPHABETIC, c))

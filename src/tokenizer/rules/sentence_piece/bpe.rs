@@ -19,7 +19,7 @@ struct Merge {
     score: f32,
     left: usize,
     right: usize,
-    /// The joined length, by which merges are told that have been overtaken.
+    /// The joined length, by which outdated merges are recognised.
     length: usize,
 }
 

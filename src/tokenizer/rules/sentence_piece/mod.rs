@@ -33,8 +33,8 @@ const SPACE_STR: &str = "\u{2581}";
 pub(crate) enum Ids {
     /// A piece's id is its place in the file.
     Own,
-    /// As fairseq numbers them: `first` stand before the file's pieces from `from` on, `last` behind them; what is unknown
-    /// is `<unk>`.
+    /// Numbered as in fairseq: `first` come before the file's pieces from `from` on, `last` after them; the unknown
+    /// token is `<unk>`.
     Fairseq {
         first: &'static [&'static str],
         from: usize,
@@ -52,11 +52,11 @@ pub(crate) struct Cleaning {
     /// Accents go, after a compatibility decomposition.
     pub(crate) strip_accents: bool,
     pub(crate) lowercase: bool,
-    /// Every punctuation mark is cut by itself.
+    /// Every punctuation mark is a separate piece.
     pub(crate) split_by_punct: bool,
-    /// A comma behind digits is a piece of its own.
+    /// A comma after digits is a separate piece.
     pub(crate) comma_after_digits: bool,
-    /// A space before the text is no part of its first piece, unless a token stands before it that is looked for in the
+    /// A space before the text is not part of its first piece, unless it follows a token that is matched in the
     /// normalized text.
     pub(crate) strips: bool,
 }
@@ -68,7 +68,7 @@ pub(crate) enum Joining {
     Plain,
     /// The model's own way, stretch by stretch between special tokens, with a space before the first of these in a row.
     Stretches,
-    /// The same, but no spaces between stretches, nor behind `<unk>`.
+    /// The same, but without spaces between parts, or after `<unk>`.
     TightUnknown,
     /// Like [`Joining::Stretches`] between all added tokens, with no space before `[MASK]` and `[SEP]`.
     TightMask,
@@ -198,7 +198,7 @@ impl SentencePiece {
         found
     }
 
-    /// Returns the pieces of a text that is clean, with commas behind digits cut off.
+    /// Returns the pieces of a clean text, with commas after digits split off.
     fn cut_commas(&self, text: &Aligned, before: Option<(u32, u32)>) -> Vec<Found> {
         let mut new = Vec::new();
         for piece in self.cut(text, before) {
@@ -271,7 +271,7 @@ impl SentencePiece {
 #[derive(Debug)]
 struct Found {
     place: usize,
-    /// As it stands in the normalized text; empty for bytes.
+    /// Its text in the normalized input; empty for bytes.
     text: Aligned,
     span: (usize, usize),
 }
@@ -353,7 +353,7 @@ impl Segmenter for SentencePiece {
     }
 }
 
-/// Returns what the last space before a text stands for that is not the first of all.
+/// Returns the span of the last space before a text that is not the first.
 fn space_before(text: &Aligned) -> Option<(u32, u32)> {
     let spaces = text.len() - text.as_str().trim_start_matches(is_space).len();
     let within = spaces > 0 && text.span_at(0).0 > 0 && text.len() > spaces;
@@ -381,7 +381,7 @@ fn single_spaces(text: &Aligned) -> Aligned {
     new
 }
 
-/// Parts of the text, every punctuation mark by itself.
+/// Splits the text at punctuation marks, which become separate parts.
 fn by_punctuation(text: &Aligned) -> Vec<Aligned> {
     let mut parts = Vec::new();
     let mut open = 0;

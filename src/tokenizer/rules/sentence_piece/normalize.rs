@@ -28,7 +28,7 @@ impl Normalizer {
         }
     }
 
-    /// Returns what stands for the beginning of `text`, and how many bytes of it that replaces.
+    /// Returns the replacement for the beginning of `text`, and how many bytes it replaces.
     fn prefix<'a>(&'a self, text: &'a str) -> (&'a str, usize) {
         if let Some((length, _)) = self.symbols.prefixes(text.as_bytes()).last() {
             return (&text[..length], length);

@@ -57,7 +57,7 @@ struct Normalizer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Normal,
-    /// Stands for what no piece fits.
+    /// Used where no piece matches.
     Unknown,
     /// Never found in a text: `<s>`, `</s>`.
     Control,
@@ -92,7 +92,7 @@ pub(super) struct Proto {
     pub(super) byte_fallback: bool,
     pub(super) unk_surface: String,
     pub(super) charsmap: Vec<u8>,
-    /// Whether the text gets a space before it, or behind it.
+    /// Whether the text gets a space before it, or after it.
     pub(super) add_dummy_prefix: bool,
     pub(super) whitespace_as_suffix: bool,
     /// Whether spaces at the ends are dropped and others made single.
@@ -186,7 +186,7 @@ impl Proto {
     }
 }
 
-/// Returns the byte that a piece such as `<0x0A>` stands for.
+/// Returns the byte that a piece such as `<0x0A>` represents.
 fn byte(text: &str) -> Option<u8> {
     let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
     (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok())?

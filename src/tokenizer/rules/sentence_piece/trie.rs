@@ -1,10 +1,10 @@
-//! A trie over bytes, for "which pieces stand at the beginning of this text".
+//! A trie over bytes that finds the pieces at the beginning of a text.
 
 use std::collections::VecDeque;
 
 #[derive(Clone, Copy, Debug)]
 struct Node {
-    /// Where its children stand in `labels` and `nodes`.
+    /// The position of its children in `labels` and `nodes`.
     children: (u32, u32),
     value: u32,
 }
@@ -12,7 +12,7 @@ struct Node {
 /// The value of a node where no key ends.
 const NONE: u32 = u32::MAX;
 
-/// A set of keys with a number each, laid out breadth first: the children of a node stand side by side.
+/// A map from keys to numbers, laid out breadth first: the children of a node are adjacent.
 #[derive(Debug, Default)]
 pub(super) struct Trie {
     nodes: Vec<Node>,
