@@ -1,4 +1,4 @@
-//! Pushes that go on beside the training: they never slow it, never stop it, and see files that do not change.
+//! Background uploads during training: they never slow or stop it, and see files that do not change.
 
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -8,11 +8,11 @@ use super::{Hub, PushOptions, Pushed};
 use crate::files::{Hidden, sweep_folders};
 use crate::{Error, Result};
 
-/// Pushes folders one at a time on a thread of its own.
+/// Pushes folders one at a time on a separate thread.
 ///
-/// What is to be pushed is first linked (or, across file systems, copied) into a folder of its own, so that a checkpoint
-/// may be removed or written anew in the meantime. While a push is under way further ones are left out, as in the
-/// reference: the last one, after the training, brings everything.
+/// The files are first linked (or, across file systems, copied) to a separate folder, so that a checkpoint may be
+/// removed or rewritten in the meantime. During a push further ones are skipped, as in transformers: the last one,
+/// after the training, uploads everything.
 #[derive(Debug)]
 pub struct BackgroundPush {
     hub: Hub,
@@ -37,8 +37,8 @@ impl BackgroundPush {
             .is_some_and(|thread| !thread.is_finished())
     }
 
-    /// Begins to push `folder` as it is now, unless a push is under way; returns whether it began. A push that failed
-    /// before is said on stderr.
+    /// Starts to push `folder` in its current state, unless a push is in progress; returns whether it started. A
+    /// previous failure is reported on stderr.
     ///
     /// # Errors
     /// When the folder can't be set aside.
@@ -71,8 +71,8 @@ impl BackgroundPush {
     }
 }
 
-/// Returns a copy of `folder` that costs neither time nor space where links are possible. It lies beside the folder,
-/// under a hidden name, and is removed when dropped. What killed processes have left of such goes.
+/// Returns a copy of `folder` that costs neither time nor space where links are possible. It is next to the folder,
+/// under a hidden name, and removed when dropped. Copies left by killed processes are removed.
 fn set_aside(folder: &Path) -> Result<Hidden> {
     let beside = match folder.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

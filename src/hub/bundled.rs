@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// A folder to look in instead.
 const DATA: &str = "CLOZE_DATA";
 
-/// Returns the file or folder that `bundled:` and this stand for.
+/// Returns the file or folder for a `bundled:` name.
 pub(super) fn find(kind: &'static str, bundled: &str) -> Result<PathBuf> {
     match std::env::var_os(DATA) {
         Some(data) => find_in(kind, bundled, Path::new(&data)),
@@ -36,7 +36,7 @@ fn find_in(kind: &'static str, bundled: &str, data: &Path) -> Result<PathBuf> {
     Err(missing(kind, bundled, &place, names.collect()))
 }
 
-/// Writes what the name asks for to the cache, unless it is there.
+/// Writes the named data to the cache, unless they are there.
 #[cfg(feature = "bundled")]
 fn unpacked(kind: &'static str, bundled: &str) -> Result<PathBuf> {
     let top = |name: &'static str| name.split('/').next().unwrap_or(name);
@@ -56,8 +56,8 @@ fn unpacked(kind: &'static str, bundled: &str) -> Result<PathBuf> {
     Err(missing(kind, bundled, place, BTreeSet::new()))
 }
 
-/// Writes the files below a folder of the cache that has the hash of their contents, and returns it. A file that is there
-/// in full length is not written again; one that was cut or swept away is.
+/// Writes the files to a folder of the cache named by the hash of their contents, and returns it. A file that exists in
+/// full length is not written again; a truncated or missing one is.
 #[cfg(feature = "bundled")]
 fn unpack(files: &[(&str, &[u8])], cache: &Path) -> Result<PathBuf> {
     let mut hasher = blake3::Hasher::new();

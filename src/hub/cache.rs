@@ -36,7 +36,7 @@ impl RepoCache {
         self.folder().join("refs").join(revision)
     }
 
-    /// Returns the commit that `revision` stands for, as far as the cache knows.
+    /// Returns the commit of `revision`, as far as the cache knows.
     pub(crate) fn commit(&self, revision: &str) -> Option<String> {
         if is_commit_hash(revision) {
             return Some(revision.to_owned());
@@ -107,7 +107,7 @@ mod writing {
                 .map_err(|e| Error::io("link", &pointer, e))
         }
 
-        /// Waits until this process alone works on the blob; the lock is the Python library's as well.
+        /// Waits until this process has exclusive access to the blob; the lock is also the Python library's.
         pub(crate) fn lock(&self, etag: &str, path: &str) -> Result<BlobLock> {
             let lock = self
                 .cache_dir
@@ -163,7 +163,7 @@ mod writing {
         }
     }
 
-    /// Puts a link at `pointer`, replacing what is there in one step.
+    /// Puts a link at `pointer`, atomically replacing an existing one.
     #[cfg(unix)]
     fn replace_with_link(pointer: &Path, target: &Path, _: &Path) -> std::io::Result<()> {
         let folder = pointer.parent().unwrap_or(Path::new("."));

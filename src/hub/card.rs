@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::yaml::scalar;
 
-/// What a model card says. Every part but the name may be left out, and is then not mentioned.
+/// The contents of a model card. All parts except the name are optional, and omitted if not set.
 ///
 /// ```
 /// use cloze::hub::{CardResult, ModelCard};
@@ -66,13 +66,13 @@ impl ModelCard {
         }
     }
 
-    /// Sets the `owner/name` under which people will load the model. Default: the name alone.
+    /// Sets the `owner/name` under which users load the model. Default: only the name.
     pub fn repo(mut self, repo: impl Into<String>) -> Self {
         self.repo = Some(repo.into());
         self
     }
 
-    /// Sets the model that training began with. A local path is left out: nobody else has it.
+    /// Sets the base model. A local path is omitted, because nobody else has it.
     pub fn base_model(mut self, name: impl Into<String>) -> Self {
         self.base_model = Some(name.into()).filter(|name| is_hub_name(name));
         self
@@ -91,8 +91,8 @@ impl ModelCard {
         self
     }
 
-    /// Takes over the licence of the base model, where none was given and the Hub knows it; this asks the Hub. Without an
-    /// answer the card stays as it is: nothing is claimed.
+    /// Adopts the licence of the base model, if none was given and the Hub knows it; this sends a request to the Hub.
+    /// Without an answer the card claims no licence.
     #[cfg(feature = "hub")]
     pub(crate) fn license_of_base(self) -> Self {
         let known = match &self.base_model {
@@ -113,7 +113,7 @@ impl ModelCard {
         self
     }
 
-    /// Adds a tag beside the ones that every card has.
+    /// Adds a tag to the default ones.
     pub fn tag(mut self, tag: impl Into<String>) -> Self {
         self.tags.push(tag.into());
         self
@@ -155,7 +155,7 @@ impl ModelCard {
         self
     }
 
-    /// Returns the result that the model stands for: that of the best step, else the last.
+    /// Returns the result to report: that of the best step, or else the last.
     fn final_result(&self) -> Option<&CardResult> {
         let best = self
             .results

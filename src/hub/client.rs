@@ -64,7 +64,7 @@ impl Hub {
         Ok(info.files.into_iter().collect())
     }
 
-    /// Returns the licence that the model `name` says it has.
+    /// Returns the licence in the card of the model `name`.
     pub(crate) fn license(&self, name: &str) -> Result<Option<String>> {
         if self.settings().offline {
             return Ok(None);

@@ -7,7 +7,7 @@ use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
 use crate::{Error, Result};
 
-/// Takes in a file's content piece by piece and tells whether it is what its ETag names.
+/// Takes a file's content piece by piece and checks it against its ETag.
 pub(crate) struct ContentHash {
     expected: String,
     /// Absent when the ETag is no hash: some mirrors invent their own.
@@ -64,7 +64,7 @@ pub(crate) struct FileDigest {
     pub(crate) size: u64,
     /// In hexadecimal.
     pub(crate) sha256: String,
-    /// The first bytes, by which the Hub tells text from binary.
+    /// The first bytes, by which the Hub distinguishes text from binary files.
     pub(crate) sample: Vec<u8>,
 }
 

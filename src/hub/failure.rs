@@ -10,7 +10,7 @@ pub(crate) struct Failure {
     pub(crate) kind: FailureKind,
     /// A sentence for people: what was asked, what came back. Never holds a token or a signed address.
     pub(crate) message: String,
-    /// How long the server asks to be left alone.
+    /// The pause that the server requests.
     pub(crate) retry_after: Option<Duration>,
 }
 

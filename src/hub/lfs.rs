@@ -1,4 +1,4 @@
-//! Large files: the server says where each one goes, in one piece or in parts, and they are sent there.
+//! Large files: the server tells where to send each one, in one piece or in parts.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -79,7 +79,7 @@ const XET: &str = "xet";
 pub(crate) enum Sent {
     /// The server has them.
     Whole,
-    /// The server wants them by Xet.
+    /// The server requests Xet.
     #[cfg_attr(not(feature = "xet"), allow(dead_code))]
     NotYet,
 }

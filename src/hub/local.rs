@@ -42,8 +42,8 @@ const FILE_ENDINGS: [&str; 27] = [
 /// Returns the file or folder called `name`, if there is one; `None` if the name can only mean a repository on the Hub.
 ///
 /// # Errors
-/// [`Error::NotFound`] for the name of a file that is not there, a link that leads nowhere, and an empty folder; an error
-/// of its own for Git LFS pointers where a tokenizer should be.
+/// [`Error::NotFound`] for a missing file, a broken link, and an empty folder; a separate error for Git LFS pointers in
+/// place of a tokenizer.
 pub(crate) fn find(kind: &'static str, name: &str) -> Result<Option<PathBuf>> {
     let path = Path::new(name);
     let not_found = |message: String| Error::NotFound {
@@ -93,7 +93,7 @@ pub(crate) fn find(kind: &'static str, name: &str) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Says that there is nothing of that name, and where was looked.
+/// Returns the error that nothing of that name exists, and where it was searched for.
 pub(crate) fn missing(name: &str) -> String {
     format!(
         "there is no such file or folder {name:?} (looked from {})",

@@ -91,7 +91,7 @@ fn in_environment() -> bool {
     set("HF_TOKEN") || set("HUGGING_FACE_HUB_TOKEN")
 }
 
-/// Writes the token to its file, and under its name to the file beside it that holds all the tokens that were used.
+/// Writes the token to its file, and under its name to the file of all tokens.
 fn store(path: &Path, token: &Token, name: Option<&str>) -> Result<()> {
     if let Some(name) = name.filter(|name| is_section_name(name)) {
         let all = stored_tokens(path);
@@ -105,7 +105,7 @@ fn store(path: &Path, token: &Token, name: Option<&str>) -> Result<()> {
     write_private(path, token.secret())
 }
 
-/// Returns the file with all tokens, beside the one with the present one.
+/// Returns the file of all tokens, next to the one with the current token.
 fn stored_tokens(token_path: &Path) -> PathBuf {
     token_path.with_file_name("stored_tokens")
 }
@@ -138,7 +138,7 @@ fn with_section(old: &str, name: &str, secret: &str) -> String {
     texts.collect()
 }
 
-/// Writes a file that its owner alone can read: whole, or not at all.
+/// Atomically writes a file that only its owner can read.
 fn write_private(path: &Path, text: &str) -> Result<()> {
     super::cache::make_parent(path)?;
     let folder = path

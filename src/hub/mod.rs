@@ -1,8 +1,8 @@
 //! From names to local folders: what ships with the crate, local paths, and the Hub with its cache on this machine;
 //! logging in, and sharing what was trained.
 //!
-//! Names, variables, cache and token file are those of the Python library `huggingface_hub`: what one has downloaded
-//! the other finds, and who is logged in is so in both. [`Settings`] lists the variables.
+//! Names, variables, cache and token file are those of the Python library `huggingface_hub`, so both share downloads
+//! and the login. [`Settings`] lists the variables.
 //!
 //! # Why there is a client here
 //! The maintained Rust client was the first choice, in both of its forms:
@@ -15,7 +15,7 @@
 //! - `hf-hub` 0.5 with its feature `ureq` is small (57 crates, the `ureq` below among them) and resumes, but only
 //!   downloads: it checks no hash, and has no login, no repositories and no commits.
 //!
-//! The client here stands on `ureq` with `rustls` (26 crates, 42 s; 15 of them are here for its sake alone).
+//! The client here uses `ureq` with `rustls` (26 crates, 42 s; 15 of them are needed only for it).
 //!
 //! # Xet
 //! The Hub keeps large files in Xet storage by now and goes on to speak LFS and plain HTTP with everybody else: a client
@@ -30,8 +30,8 @@
 //! `hf-hub` into a folder of its own and compared with its hash before it counts. Without the feature, the answer of a
 //! server that takes nothing but Xet is told from others, and the error says what to do.
 //!
-//! All of it is behind the feature `hub`, which is on by default: whoever types a model's name in a notebook expects it
-//! to be fetched.
+//! All of it is behind the feature `hub`, which is on by default: users who type a model's name in a notebook expect it
+//! to be downloaded.
 
 mod bundled;
 pub(crate) mod cache;
@@ -111,10 +111,10 @@ use crate::{Error, Result};
 /// The prefix of names of what ships with the crate.
 pub const BUNDLED: &str = "bundled:";
 
-/// Returns the local file or folder that `name` stands for: `bundled:NAME`, a path, or `owner/name` (with an optional
-/// `@revision`) on the Hub, of which the needed files are downloaded unless the cache has them.
+/// Returns the local file or folder for `name`: `bundled:NAME`, a path, or `owner/name` (with an optional `@revision`)
+/// on the Hub, of which the needed files are downloaded unless they are in the cache.
 ///
-/// `kind` ("model", "tokenizer") says which files are needed and words the error.
+/// `kind` ("model", "tokenizer") determines which files are needed and how errors are worded.
 pub fn resolve(kind: &'static str, name: &str) -> Result<PathBuf> {
     resolve_with(kind, name, |repo, needs| {
         fetch(repo, needs, Settings::from_env()?)

@@ -53,8 +53,7 @@ impl Exempt {
         Self(entries.filter(|entry| !entry.is_empty()).collect())
     }
 
-    /// Returns whether `url` is reached without a proxy: its host is named, lies under a named domain or in a named
-    /// network.
+    /// Returns whether `url` is reached without a proxy: its host, domain or network is listed.
     pub(crate) fn covers(&self, url: &str) -> bool {
         let Ok(uri) = url.parse::<Uri>() else {
             return false;

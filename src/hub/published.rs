@@ -1,4 +1,4 @@
-//! Dataset repositories as they are before and after a push.
+//! Dataset repositories before and after a push.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -35,13 +35,13 @@ pub struct PushOptions {
 }
 
 impl PushOptions {
-    /// Returns a public repository (or what the organisation's rule says), a plain message, nothing ignored but hidden
-    /// files, checkpoints and temporary files.
+    /// Returns the defaults: a public repository (or the organisation's rule), a plain message, and only hidden files,
+    /// checkpoints and temporary files ignored.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets whether a repository that is made for this push is private. One that exists stays as it is.
+    /// Sets whether a repository created by this push is private. An existing one is unchanged.
     pub fn private(mut self, private: bool) -> Self {
         self.private = Some(private);
         self
@@ -89,7 +89,7 @@ pub struct Pushed {
     pub unchanged: usize,
 }
 
-/// Pushes `folder`; an error speaks of `kept`, where the files stay.
+/// Pushes `folder`; an error mentions `kept`, where the files remain.
 pub(crate) fn push_folder(
     client: &Client,
     name: &str,

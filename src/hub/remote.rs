@@ -1,4 +1,4 @@
-//! What the Hub says about a repository and its files.
+//! The Hub's information about a repository and its files.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ pub(crate) struct RepoInfo {
     pub(crate) commit: String,
     /// The paths of all files.
     pub(crate) files: BTreeSet<String>,
-    /// What its card says, by the Hub's short name.
+    /// The licence in its card, by the Hub's short name.
     pub(crate) license: Option<String>,
 }
 
@@ -160,7 +160,7 @@ pub(crate) fn plain_etag(etag: &str) -> &str {
     etag.trim().trim_start_matches("W/").trim_matches('"')
 }
 
-/// Returns whether an ETag can serve as a file name as it is.
+/// Returns whether an ETag can be used as a file name.
 fn is_safe_etag(etag: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     (1..=128).contains(&etag.len()) && !etag.starts_with('.') && etag.chars().all(allowed)

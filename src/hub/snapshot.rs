@@ -15,8 +15,8 @@ use crate::{Error, Result};
 
 /// Returns the folder with what `needs` asks of `repo`.
 ///
-/// Online, the Hub is asked what the revision stands for, and only what the cache lacks is downloaded. When the Hub is
-/// out of reach the cached copy serves, with a note. Offline, and for a commit that the cache holds, no request is made.
+/// Online, the revision is looked up on the Hub, and only files missing from the cache are downloaded. If the Hub can't
+/// be reached, the cached copy is used, with a note. Offline, and for a commit in the cache, no request is made.
 pub(crate) fn snapshot(client: &Client, repo: &Repo, needs: Needs) -> Result<PathBuf> {
     let settings = client.settings();
     let cache = RepoCache::new(&settings.cache_dir, repo);

@@ -46,7 +46,7 @@ impl Token {
         }
     }
 
-    /// Returns the secret itself: for the request's header and for the token file alone.
+    /// Returns the secret itself, only for the request's header and the token file.
     #[cfg_attr(not(feature = "hub"), allow(dead_code))]
     pub(crate) fn secret(&self) -> &str {
         &self.0

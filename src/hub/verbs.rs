@@ -6,8 +6,8 @@ use super::login::ask_for_token;
 use super::{Account, Hub, PushOptions, Pushed};
 use crate::Result;
 
-/// Logs in: checks `token` with the Hub and stores it, readable by its owner alone, where the Python library keeps it
-/// too (`HF_TOKEN_PATH`, else `HF_HOME/token`).
+/// Logs in: verifies `token` with the Hub and stores it, readable only by its owner, where the Python library keeps it
+/// (`HF_TOKEN_PATH`, else `HF_HOME/token`).
 ///
 /// # Errors
 /// When the Hub does not know the token or can't be reached; what was stored before stays then.
@@ -33,25 +33,25 @@ pub fn notebook_login() -> Result<Account> {
 /// Returns whose token is in use.
 ///
 /// # Errors
-/// When nobody is logged in, the token is wrong or expired, or the Hub can't be reached.
+/// If you are not logged in, the token is wrong or expired, or the Hub can't be reached.
 pub fn whoami() -> Result<Account> {
     Hub::from_env()?.whoami()
 }
 
-/// Removes the stored tokens from this machine. A token in `HF_TOKEN` stays in use, and a note says so.
+/// Removes the stored tokens from this machine. A token in `HF_TOKEN` stays in use, with a note.
 pub fn logout() -> Result<()> {
     Hub::from_env()?.logout()
 }
 
 /// Uploads the files of `folder` to the model repository `repo` in one commit on its branch `main`.
 ///
-/// `repo` is `owner/name`, or `name` alone for one's own; it is made if it does not exist. Hidden files, `checkpoint-*`
-/// folders and unfinished files stay here. Files that the repository already has are not sent again, so that after a
-/// failure the same call continues where it broke off.
+/// `repo` is `owner/name`, or `name` for your own; it is created if it does not exist. Hidden files, `checkpoint-*`
+/// folders and incomplete files are not uploaded. Files that the repository already has are not sent again, so after a
+/// failure the same call continues where it stopped.
 ///
 /// # Errors
-/// When nobody is logged in, the token lacks the right to write, or the connection fails for good. The commit is made
-/// last: the repository then is as it was before.
+/// If you are not logged in, the token lacks write permission, or the connection fails permanently. The commit is made
+/// last, so the repository is then unchanged.
 pub fn push_folder(repo: &str, folder: impl AsRef<Path>, options: &PushOptions) -> Result<Pushed> {
     Hub::from_env()?.push_folder(repo, folder, options)
 }

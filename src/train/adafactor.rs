@@ -7,8 +7,8 @@ use crate::Result;
 use crate::model::MaskedLm;
 use crate::ops::Param;
 
-/// Adafactor (Shazeer & Stern 2018) as transformers computes it: of a matrix's second moments it keeps the means of rows and
-/// columns alone, so that it remembers next to nothing.
+/// Adafactor (Shazeer & Stern 2018) as in transformers: of a matrix's second moments it stores only the means of rows
+/// and columns, so its state is tiny.
 ///
 /// With [`relative_step`](RuleOptimizer::relative_step) it finds its own learning rate and ignores the one that it is given;
 /// that is the default here as there. The [`Trainer`](super::Trainer)'s `optim("adafactor")` turns it off, together with
@@ -43,7 +43,7 @@ impl RuleOptimizer<AdafactorRule> {
         Self::from_params(model.params())
     }
 
-    /// Like [`new`](Self::new), of `params`, each of which must be there once.
+    /// Like [`new`](Self::new), for `params`, which must be distinct.
     pub fn from_params(params: &[Param]) -> Self {
         let rule = AdafactorRule {
             eps: (1e-30, 1e-3),
@@ -93,7 +93,7 @@ impl RuleOptimizer<AdafactorRule> {
         self
     }
 
-    /// Sets whether the learning rate follows from the step alone (default: yes).
+    /// Sets whether the learning rate depends only on the step (default: yes).
     #[must_use]
     pub fn relative_step(mut self, relative: bool) -> Self {
         self.rule.relative_step = relative;

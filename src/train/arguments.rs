@@ -33,7 +33,7 @@ macro_rules! arguments {
         /// # Ok::<(), cloze::Error>(())
         /// ```
         ///
-        /// A name that there is not is told when the arguments are checked, before a run begins.
+        /// An unknown name is reported when the arguments are checked, before a run begins.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         #[serde(default)]
         #[non_exhaustive]
@@ -97,18 +97,19 @@ arguments! {
     ///
     /// The loss of a step is the mean over all counted tokens of its batches, so accumulating equals a larger batch.
     gradient_accumulation_steps: usize = 1;
-    /// Examples in a step, those of all ranks together: a multiple of
-    /// [`per_device_train_batch_size`](Self::per_device_train_batch_size), and in place of
-    /// [`gradient_accumulation_steps`](Self::gradient_accumulation_steps), which is each rank's own. With it a run takes the
-    /// same steps on any number of ranks, and goes on on another one. Default: not set.
+    /// The number of examples in a step of all ranks together: a multiple of
+    /// [`per_device_train_batch_size`](Self::per_device_train_batch_size). It replaces
+    /// [`gradient_accumulation_steps`](Self::gradient_accumulation_steps), which applies to each rank. With it, a run
+    /// takes the same steps on any number of ranks, and can resume on a different number. Default: not set.
     global_batch_size: Option<usize>, from (usize) = None;
-    /// Whether each of several ranks keeps the optimizer's state of its part of the weights alone (ZeRO-1): the moments then
-    /// take 1/N of the memory, for the same exchange. Checkpoints are those of an unsharded run. For f32 weights on the CPU.
+    /// Whether each of several ranks keeps only its part of the optimizer's state (ZeRO-1): the moments then take 1/N
+    /// of the memory, for the same exchange. Checkpoints equal those of an unsharded run. For f32 weights on the CPU.
     /// Default: no.
     shard_optimizer: bool = false;
-    /// Whether several ranks exchange gradients while the last backward pass of a step goes on, which pays where the network
-    /// is slower than memory and a core is free for it. A large table that is tied to the decoder goes when the decoder's part
-    /// is there, and the few rows that were looked up follow; its sums are then made in another order. Default: no.
+    /// Whether several ranks exchange gradients during the last backward pass of a step, which helps if the network is
+    /// slower than memory and a core is free. A large table that is tied to the decoder is sent when the decoder's part
+    /// is complete, followed by the few rows that were looked up; its sums are then formed in another order. Default:
+    /// no.
     overlap_exchange: bool = false;
     /// How often to go over the training data; fractions end within an epoch. Default: 3.
     num_train_epochs: f64, number = 3.0;
@@ -162,7 +163,7 @@ arguments! {
     seed: u64 = 42;
     /// The seed of the data's order. Default: [`seed`](Self::seed).
     data_seed: Option<u64>, from (u64) = None;
-    /// Whether batches of training are made of examples of similar lengths, which spares padding. Default: no.
+    /// Whether training batches are made of examples of similar lengths, which reduces padding. Default: no.
     group_by_length: bool = false;
     /// Whether to leave out an epoch's last batch when it is not full. Default: no.
     dataloader_drop_last: bool = false;
@@ -175,7 +176,7 @@ arguments! {
     /// Where TensorBoard's event files go. Default: a folder below `runs` in the output folder, called by the time and the
     /// machine, if the run writes checkpoints.
     logging_dir: Option<PathBuf>, some (impl Into<PathBuf>) = None;
-    /// Who is reported to beside `history.jsonl` in the output folder: "tensorboard" or "none". Default: TensorBoard.
+    /// Where to report besides `history.jsonl` in the output folder: "tensorboard" or "none". Default: TensorBoard.
     report_to: String, from (impl Into<String>) = "tensorboard".to_owned();
     /// When to evaluate. Default: never.
     eval_strategy: IntervalStrategy, choice = IntervalStrategy::No;
@@ -188,7 +189,8 @@ arguments! {
     save_strategy: IntervalStrategy, choice = IntervalStrategy::Steps;
     /// Steps between two checkpoints; a number below 1 is a part of all steps, rounded up. Default: 500.
     save_steps: f64, number = 500.0;
-    /// Whether checkpoints hold the model alone, which halves their size and more: no run can go on from them. Default: no.
+    /// Whether checkpoints contain only the model, which reduces their size by more than half: no run can resume from
+    /// them. Default: no.
     save_only_model: bool = false;
     /// How many checkpoints to keep; the oldest go first, the best never. Default: all.
     save_total_limit: Option<usize>, from (usize) = None;
@@ -199,7 +201,7 @@ arguments! {
     metric_for_best_model: String, from (impl Into<String>) = "loss".to_owned();
     /// Whether a larger metric is better. Default: no for perplexity and names that end with "loss", yes for all others.
     greater_is_better: Option<bool>, from (bool) = None;
-    /// Stops after so many evaluations in a row without improvement. Default: never.
+    /// Stops after this many consecutive evaluations without improvement. Default: never.
     early_stopping_patience: Option<usize>, from (usize) = None;
     /// By how much the metric must change to count as an improvement. Default: 0.
     early_stopping_threshold: f64 = 0.0;
@@ -266,7 +268,7 @@ impl TrainingArguments {
     /// Returns how many batches a step of `ranks` ranks has, all together.
     ///
     /// # Errors
-    /// When the global batch size is no multiple of a batch, or is too small for so many ranks.
+    /// If the global batch size is not a multiple of a batch, or is too small for this many ranks.
     pub fn batches_per_step(&self, ranks: usize) -> Result<usize> {
         let Some(global) = self.global_batch_size else {
             return Ok(self.gradient_accumulation_steps * ranks);

@@ -41,7 +41,7 @@ pub(super) struct TrainerState {
     pub(super) data: String,
     /// The steps of the checkpoints that the run keeps.
     pub(super) saved: Vec<usize>,
-    /// Of a stream, where its lanes stand.
+    /// For a stream, the positions of its lanes.
     #[serde(default, skip_serializing_if = "Lanes::is_empty")]
     pub(super) lanes: Lanes,
     /// Of fp16 training.
@@ -249,8 +249,8 @@ pub(super) fn read_state(path: &Path) -> Result<TrainerState> {
     Ok(state)
 }
 
-/// Returns the newest complete checkpoint in `output_dir`, by its step; damaged ones are told of on stderr and passed
-/// over.
+/// Returns the newest complete checkpoint in `output_dir`, by its step; damaged ones are reported on stderr and
+/// skipped.
 ///
 /// # Errors
 /// When there is none.

@@ -30,7 +30,7 @@ pub(super) fn name_of<T: Serialize>(value: &T) -> String {
     }
 }
 
-/// A choice that could not be read. It is told when the arguments are checked, for the methods that set them give back the
+/// An invalid choice. It is reported when the arguments are checked, because the methods that set it return the
 /// arguments.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Problem {

@@ -147,7 +147,7 @@ pub(super) enum TrainLoader {
 }
 
 impl TrainLoader {
-    /// Returns the number of batches in an epoch; `None` for a stream, of which nobody knows it.
+    /// Returns the number of batches in an epoch; `None` for a stream, where it is unknown.
     pub(super) fn batches_per_epoch(&self) -> Option<usize> {
         match self {
             Self::Epochs(loader) => Some(loader.len()),
@@ -155,7 +155,7 @@ impl TrainLoader {
         }
     }
 
-    /// Returns what tells data apart whose first batch is the same.
+    /// Returns what distinguishes data with the same first batch.
     pub(super) fn identity(&self) -> String {
         match self {
             Self::Epochs(loader) => loader.num_examples().to_string(),

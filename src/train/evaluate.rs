@@ -19,7 +19,7 @@ use crate::distributed::Group;
 use crate::model::{Context, INPUT_VALUES, MaskedLm, ModelInputs};
 use crate::{Error, Result, ops};
 
-/// What the model says about a batch, as ranks tell each other.
+/// The model's results for a batch, as exchanged between ranks.
 #[derive(Serialize, Deserialize)]
 struct Predicted {
     number: usize,

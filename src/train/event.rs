@@ -1,4 +1,4 @@
-//! What the trainer tells while it works, and who listens.
+//! Events of training, and the callbacks that receive them.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -37,8 +37,8 @@ pub enum Event {
     },
     /// An optimizer step is done.
     ///
-    /// On a GPU, which is not waited for after every step, this is told a little later, for all steps under way: when
-    /// something else falls due, and once in a second at least. A wish is then granted after the last of them.
+    /// On a GPU, which is not synchronized after every step, this event comes a little later, for all pending steps:
+    /// when something else is due, and at least once a second. A request is then granted after the last of them.
     StepEnd {
         /// How far the run was after it.
         state: TrainState,
@@ -137,7 +137,7 @@ impl Event {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Control {
-    /// Go on.
+    /// Continue.
     #[default]
     Continue,
     /// Evaluate after this step.

@@ -1,4 +1,4 @@
-//! Whether every family learns, goes on from a checkpoint, and trains in bf16.
+//! Tests that every family learns, resumes from a checkpoint, and trains in bf16.
 
 use std::path::Path;
 
@@ -33,7 +33,7 @@ fn data() -> (Tokenizer, Vec<Example>) {
     (tokenizer, blocks)
 }
 
-/// Says what is wrong where fifty steps do not lower the loss.
+/// Returns the fault if fifty steps do not lower the loss.
 fn learns(model_type: &str, data: &[Example], collator: impl Collator + 'static) -> Option<String> {
     let config = Config::small(model_type).set("vocab_size", VOCAB);
     let model = MaskedLm::from_config(&config, 3).unwrap();
@@ -114,7 +114,7 @@ fn bits(model: &MaskedLm) -> Vec<(String, Vec<u32>)> {
     bits.collect()
 }
 
-/// Says what is wrong where a run that goes on from its third step differs from the one that was not stopped.
+/// Returns the fault if a run resumed at its third step differs from an uninterrupted one.
 fn goes_on(model_type: &str, data: &[Example], collator: &MaskingCollator) -> Option<String> {
     let out = tempfile::tempdir().unwrap();
     let run = |seed: u64| short_run(model_type, seed, out.path(), data, collator);
@@ -158,7 +158,7 @@ fn every_family_resumes_bit_for_bit() {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
-/// Says what is wrong where six steps in bf16 leave the neighbourhood of those in f32.
+/// Returns the fault if six steps in bf16 deviate too far from those in f32.
 fn trains_in_bf16(
     model_type: &str,
     data: &[Example],

@@ -1,8 +1,8 @@
 //! The ranks' gradients, added up, and their weights, made equal.
 //!
-//! What is exchanged at once is a unit: a large parameter by itself, where it lies, or several small ones (biases,
-//! normalization) packed together. Each element is added up by one rank, in the order of the ranks, and handed to the
-//! others; so all ranks hold the same bits, and they are those of the run before.
+//! Gradients are exchanged in units: a large parameter by itself, in place, or several small ones (biases,
+//! normalization) packed together. Each element is summed by one rank, in the order of the ranks, and sent to the
+//! others, so all ranks hold the same bits, and repeated runs give the same bits.
 
 use std::ops::Range;
 
@@ -15,13 +15,13 @@ use crate::{Error, Result};
 /// The most elements that are exchanged at once: what bounds the memory for those of the others.
 const PIECE: usize = 1 << 22;
 
-/// Parameters of fewer elements are packed together, up to four times as many.
+/// Parameters with fewer elements are packed together, up to four times as many.
 const SMALL: usize = 1 << 16;
 
 /// Parameters that are exchanged together.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Unit {
-    /// Their numbers, and where each lies in the unit.
+    /// Their numbers, and the position of each in the unit.
     pub(super) params: Vec<(usize, Range<usize>)>,
     pub(super) len: usize,
 }
@@ -75,8 +75,8 @@ impl Unit {
         }
     }
 
-    /// Gives `change` the gradients of the unit, to be changed in place: zeros for those that this rank does not have.
-    /// Those that no rank has stay as they are.
+    /// Calls `change` with the gradients of the unit, to be changed in place: zeros for those that this rank does not
+    /// have. Those that no rank has are unchanged.
     pub(super) fn with_gradients(
         &self,
         params: &[Param],

@@ -7,7 +7,7 @@ use super::{Callback, Control, Event, History, Trainer, TrainingArguments};
 use crate::hub::{BackgroundPush, CardResult, Hub, ModelCard, PushOptions, Pushed};
 use crate::{Error, Result};
 
-/// What a checkpoint holds to resume from and nobody else needs.
+/// Files of a checkpoint that are only needed to resume.
 const RESUMING: [&str; 3] = [
     super::checkpoint::OPTIMIZER,
     super::checkpoint::STATE,
@@ -28,10 +28,10 @@ const WIDGETS: [&str; 2] = [
 /// The libraries that the numbers of a run depend on.
 const VERSIONS: [(&str, &str); 2] = [("Candle", "0.11"), ("Tokenizers", "0.23")];
 
-/// Pushes every checkpoint to the Hub while training goes on, as `push_to_hub` does in [`TrainingArguments`].
+/// Pushes every checkpoint to the Hub during training, as `push_to_hub` in [`TrainingArguments`] does.
 ///
-/// Pushes run one at a time on a thread of their own; a checkpoint that is complete while one is under way is left out. A
-/// push that fails is said on stderr and does not end the run. For a loop by hand there is [`PushToHubCallback::push`].
+/// Pushes run one at a time on a separate thread; a checkpoint that is completed during a push is skipped. A failed
+/// push is reported on stderr and does not end the run. For a manual loop, use [`PushToHubCallback::push`].
 ///
 /// Mirrors the callback of that name in `transformers`.
 ///
@@ -57,7 +57,7 @@ impl PushToHubCallback {
     /// Pushes to `repo`, `owner/name` or one's own `name`, which is made when needed.
     ///
     /// # Errors
-    /// When nobody is logged in: better before the training than after it.
+    /// If you are not logged in: better to fail before the training than after it.
     pub fn new(repo: impl Into<String>) -> Result<Self> {
         Self::with_options(repo, PushOptions::new())
     }
@@ -79,7 +79,7 @@ impl PushToHubCallback {
     /// Begins to push `folder` in the background, unless a push is under way; returns whether it began.
     ///
     /// # Errors
-    /// When the folder can't be read. What happens on the way to the Hub is told by [`PushToHubCallback::finish`].
+    /// If the folder can't be read. Errors of the upload are returned by [`PushToHubCallback::finish`].
     pub fn push(&mut self, folder: impl AsRef<Path>) -> Result<bool> {
         let resuming = RESUMING
             .iter()
@@ -195,8 +195,8 @@ impl Trainer {
     /// The repository is `hub_model_id` of the arguments, else called like the output folder; it is made when needed.
     ///
     /// # Errors
-    /// When nobody is logged in, or the Hub can't be reached or refuses. The folder is complete on this machine then, and
-    /// the error says how to push it again.
+    /// If you are not logged in, or the Hub can't be reached or refuses. The folder is then complete on this machine,
+    /// and the error tells how to push it again.
     pub fn push_to_hub(&self) -> Result<Pushed> {
         self.push_to_hub_with(&self.model_card())
     }

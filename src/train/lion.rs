@@ -33,7 +33,7 @@ impl RuleOptimizer<LionRule> {
         Self::from_params(model.params())
     }
 
-    /// Like [`new`](Self::new), of `params`, each of which must be there once.
+    /// Like [`new`](Self::new), for `params`, which must be distinct.
     pub fn from_params(params: &[Param]) -> Self {
         let rule = LionRule { betas: (0.9, 0.99) };
         Self::of(rule, params)

@@ -13,12 +13,12 @@ use crate::notebook::html::{
 use crate::notebook::live::{Host, LiveDisplay};
 use crate::notebook::progress::Progress;
 
-/// How many times longer than drawing takes the training goes on before it is drawn again. The curves of very long runs
+/// The minimum time of training between two redraws, as a multiple of the drawing time. The curves of very long runs
 /// take tens of milliseconds.
 const REST: u32 = 50;
 
-/// Returns the callback that shows a run in a notebook; `None` where there is none. [`Trainer`](super::Trainer) takes
-/// it by itself.
+/// Returns the callback that shows a run in a notebook; `None` outside one. [`Trainer`](super::Trainer) adds it
+/// automatically.
 pub fn training_display() -> Option<LiveTraining> {
     (Host::current() != Host::Plain).then(LiveTraining::new)
 }
@@ -34,12 +34,12 @@ pub struct LiveTraining {
     evaluations: Vec<Evaluation>,
     /// What the device can do at best.
     peak_flops: Option<f64>,
-    /// What goes on beside the steps.
+    /// The work besides the steps.
     doing: String,
     saved: Option<String>,
     /// When this run began, at which step.
     began: (Instant, usize),
-    /// Whether a run is under way; an evaluation outside of one has a bar of its own.
+    /// Whether a run is in progress; an evaluation outside a run has its own bar.
     running: bool,
     evaluation: Option<Progress>,
     /// When it was drawn last, and how long that took.
@@ -100,7 +100,8 @@ impl LiveTraining {
         }
     }
 
-    /// Returns whether the last drawing cost little beside the training since then: the thread that trains draws.
+    /// Returns whether the last drawing was cheap compared with the training since then, so that the training thread
+    /// may draw.
     fn rested(&self) -> bool {
         self.drawn
             .is_none_or(|(when, cost)| when.elapsed() >= REST * cost)
@@ -133,7 +134,7 @@ impl LiveTraining {
         (recent.len() as f64 / seconds, tokens as f64 / seconds)
     }
 
-    /// Returns the time that the rest will take if it goes on as since the beginning, evaluations included.
+    /// Returns the estimated remaining time, from the average speed so far, including evaluations.
     fn time_left(&self, state: &TrainState) -> Option<f64> {
         let done = state
             .step
@@ -250,8 +251,8 @@ impl Callback for LiveTraining {
 /// The run that was shown last, and when: its number of steps and its seconds.
 static LAST_SHOWN: Mutex<Option<(Instant, usize, f64)>> = Mutex::new(None);
 
-/// Returns whether the display of this very run was completed a moment ago, so that it stands right above whatever
-/// comes now: a cell that ends in `trainer.train()?` need not show everything twice.
+/// Returns whether the display of this run was completed a moment ago, so that it is right above the next output: a
+/// cell that ends with `trainer.train()?` need not show everything twice.
 pub(crate) fn is_shown_above(history: &History) -> bool {
     LAST_SHOWN.lock().is_ok_and(|last| {
         last.is_some_and(|(when, step, seconds)| {

@@ -1,4 +1,4 @@
-//! Low-rank adapters (Hu et al. 2021): a few numbers are trained beside large matrices that stay as they are.
+//! Low-rank adapters (Hu et al. 2021): trains small matrices next to large ones that are frozen.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -34,8 +34,8 @@ use crate::{Error, Result};
 /// # Ok::<(), cloze::Error>(())
 /// ```
 ///
-/// The model itself holds W + alpha/r · B A all the time, so that it runs as fast as before, and
-/// [`MaskedLm::save_pretrained`] saves it merged. [`Adapters::save_pretrained`] saves A and B alone, in PEFT's layout.
+/// The model itself always contains W + alpha/r · B A, so it runs as fast as before, and [`MaskedLm::save_pretrained`]
+/// saves it merged. [`Adapters::save_pretrained`] saves only A and B, in PEFT's layout.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lora {
     r: usize,
@@ -77,8 +77,8 @@ impl Lora {
         self
     }
 
-    /// Attaches adapters to `model`, whose logits stay as they are, for B is 0 at first. All parameters but the targets are
-    /// frozen.
+    /// Attaches adapters to `model`. Its logits are unchanged at first, because B is 0. All parameters except the
+    /// targets are frozen.
     ///
     /// # Errors
     /// When `r` is 0, or a target's name fits no matrix.

@@ -16,7 +16,7 @@ const LOSS_HEIGHT: u32 = 300;
 const RATE_HEIGHT: u32 = 126;
 /// Plotters rounds to whole units, which shows as steps in a slanting line: it draws this many times larger.
 const SCALE: u32 = 4;
-/// Room left of both panels, so that their axes stand above each other.
+/// The margin left of both panels, so that their axes align.
 const LEFT: u32 = 66 * SCALE;
 /// Room for the labels of the steps.
 const BOTTOM: u32 = 44 * SCALE;
@@ -26,7 +26,7 @@ const STROKE: u32 = 2 * SCALE;
 const DOT: i32 = 4 * SCALE as i32;
 /// A curve of more points than this is thinned out.
 const MOST_POINTS: usize = 800;
-/// A curve that will have so many points at its last step gets a smooth companion.
+/// A curve that will have at least this many points at its last step gets a smoothed companion.
 const WORTH_SMOOTHING: usize = 60;
 
 /// Middle grey: reads on white and on black.
@@ -90,7 +90,7 @@ impl LossPlot {
         self
     }
 
-    /// Sets the learning rate, drawn in a panel of its own.
+    /// Sets the learning rate, drawn in a separate panel.
     #[must_use]
     pub fn learning_rate(mut self, points: impl IntoIterator<Item = (usize, f64)>) -> Self {
         self.learning_rate = points.into_iter().collect();
@@ -333,7 +333,7 @@ fn finite(points: &Points) -> impl Iterator<Item = (f64, f64)> {
     points.filter(|(_, value)| value.is_finite())
 }
 
-/// Returns the stretches between gaps, thinned out together to what the eye can tell apart.
+/// Returns the segments between gaps, thinned out together to what is visible.
 fn runs(points: &Points) -> Vec<Vec<(f64, f64)>> {
     let stretches = points.split(|(_, value)| !value.is_finite());
     stretches
@@ -384,8 +384,8 @@ fn thinned(points: Vec<(f64, f64)>, most: usize) -> Vec<(f64, f64)> {
 /// Returns a running mean of the points so far, where the curve is long enough to need one; older points fade over a
 /// fortieth of all steps.
 ///
-/// It looks back only, and how fast it fades follows from the number of steps and not from that of the points: so what
-/// is drawn of a run that goes on does not change any more, and the curve begins where the losses begin.
+/// It only looks back, and its decay depends on the number of steps and not of points: so what is drawn of a run in
+/// progress does not change any more, and the curve starts where the losses start.
 fn smoothed(points: &Points, last_step: f64) -> Option<Points> {
     let finite: Vec<(f64, f64)> = finite(points).collect();
     let (first, last) = (finite.first()?, finite.last()?);
@@ -423,7 +423,7 @@ fn padded(values: impl Iterator<Item = f64>) -> Option<Range<f64>> {
     Some(low - air..high + air)
 }
 
-/// Returns how many digits after the point tell the labels of an axis apart.
+/// Returns how many decimals are needed to distinguish the labels of an axis.
 fn decimals(range: &Range<f64>) -> usize {
     let spread = range.end - range.start;
     (1.0 - spread.log10().floor()).clamp(0.0, 8.0) as usize

@@ -115,7 +115,7 @@ impl Metric {
         }
     }
 
-    /// Returns whether it is made of the predictions at masked positions.
+    /// Returns whether it is computed from the predictions at masked positions.
     pub(super) fn needs_predictions(&self) -> bool {
         self.name == "accuracy"
     }

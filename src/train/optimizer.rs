@@ -75,7 +75,7 @@ impl AdamW {
         Self::from_params(model.params())
     }
 
-    /// Returns an optimizer of `params`, each of which must be there once.
+    /// Returns an optimizer for `params`, which must be distinct.
     pub fn from_params(params: &[Param]) -> Self {
         // Where there is an optimizer, the same large buffers are about to come and go, step after step.
         ops::tune_allocator();
@@ -95,7 +95,7 @@ impl AdamW {
         self
     }
 
-    /// Gives some parameters a learning rate and a weight decay of their own. Moments that there are already are forgotten.
+    /// Sets a separate learning rate and weight decay for some parameters. Existing moments are reset.
     #[must_use]
     pub fn param_groups(mut self, groups: impl AsRef<[ParamGroup]>) -> Self {
         self.groups = grouped(&self.params, groups.as_ref());
@@ -119,7 +119,7 @@ impl AdamW {
     /// Returns the global L2 norm of all gradients; makes the next [`step`](Self::step) scale them down to `max_norm`
     /// if it is larger. With 0 nothing is scaled.
     ///
-    /// The gradients themselves stay as they are, which spares a pass over them.
+    /// The gradients themselves are unchanged, which saves a pass over them.
     pub fn clip_grad_norm(&mut self, max_norm: f64) -> Result<f64> {
         self.clip_grad_norm_later(max_norm)?.value()
     }
@@ -133,7 +133,7 @@ impl AdamW {
         Ok(norm.times(factor))
     }
 
-    /// Like [`clip_grad_norm`](Self::clip_grad_norm), with the norm of the gradients as they are, of which these may be a part.
+    /// Like [`clip_grad_norm`](Self::clip_grad_norm), with the norm of all gradients, of which these may be a part.
     pub(super) fn clip_with(&mut self, norm: f64, max_norm: f64) -> GradNorm {
         let norm = GradNorm::known(norm);
         let factor = 1.0 / self.loss_scale;
@@ -166,7 +166,7 @@ impl AdamW {
         Ok(())
     }
 
-    /// Says that the gradients are `loss_scale` times what they should be: the next norm and the next step divide by it.
+    /// Records that the gradients are `loss_scale` times too large: the next norm and the next step divide by it.
     pub fn unscale(&mut self, loss_scale: f64) {
         self.loss_scale = loss_scale;
         self.grad_scale = GradScale::new(1.0 / loss_scale);

@@ -11,8 +11,7 @@ pub(super) enum Use {
     Evaluation,
 }
 
-/// Returns the same error, or, if it is the device's memory that has come to an end, one that says with which settings
-/// it lasts.
+/// Returns the same error, or for an out-of-memory error one that suggests settings that need less.
 pub(super) fn explain(
     error: Error,
     batches: &[MlmBatch],

@@ -1,4 +1,4 @@
-//! Exchange of gradients while the backward pass goes on.
+//! Exchanges gradients during the backward pass.
 //!
 //! In the last backward pass of a step a unit is handed to a thread as soon as its gradients are final, in an order that
 //! all ranks share. When a gradient is final is known from the pass of the step before, by counting how often it was added
@@ -428,7 +428,7 @@ impl Hand {
             .map_err(|_| Error::Distributed("the thread for exchanges ended early".to_owned()))
     }
 
-    /// Hands the rest over and returns what this rank had, and the rows that came behind their tables.
+    /// Sends the rest and returns what this rank had, and the rows that followed their tables.
     fn finish(mut self) -> Result<(Live, RowsOf)> {
         if let Some(error) = self.failure {
             return Err(error);

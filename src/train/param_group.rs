@@ -1,11 +1,11 @@
-//! Parameters with a learning rate and a weight decay of their own.
+//! Parameters with a separate learning rate and weight decay.
 
 use crate::model::MaskedLm;
 use crate::ops::Param;
 use crate::{Error, Result};
 
-/// Settings of their own for the parameters whose names begin with a prefix: for an optimizer's `param_groups`, or
-/// [`Trainer::param_groups`](super::Trainer::param_groups). Where several prefixes fit a name, the longest counts.
+/// Separate settings for the parameters whose names begin with a prefix, for an optimizer's `param_groups` or
+/// [`Trainer::param_groups`](super::Trainer::param_groups). If several prefixes match a name, the longest wins.
 ///
 /// ```
 /// use cloze::train::ParamGroup;
@@ -47,8 +47,8 @@ impl ParamGroup {
     /// Groups whose learning rates fall by `decay` from layer to layer, from the head (times 1) down to the embeddings, as in
     /// ULMFiT and ELECTRA: the last layer learns at `decay` times the rate, the one below at its square, and so on.
     ///
-    /// A layer is what has the same first number in its name. What has none belongs to the embeddings if its name says so, and
-    /// to the head otherwise.
+    /// Parameters with the same first number in their names form a layer. Those without a number belong to the
+    /// embeddings if their name says so, and otherwise to the head.
     pub fn layerwise(model: &MaskedLm, decay: f64) -> Vec<Self> {
         let names = || model.params().iter().map(Param::name);
         let layers = names().filter_map(layer).max().map_or(0, |last| last + 1);
@@ -140,8 +140,8 @@ pub(super) fn split(params: &[Param], groups: &[ParamGroup]) -> Vec<(Settings, V
 
 /// Returns whether the parameter of that name takes part in weight decay.
 ///
-/// transformers spares whatever has "bias" in its name, and normalization layers, which it knows by their class. Names tell
-/// the same: a part that contains "norm", or "ln" as a word of its own.
+/// transformers excludes names with "bias", and normalization layers, which it recognises by their class. Here names
+/// are used: a part that contains "norm", or the word "ln".
 fn decays(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let is_norm = |part: &str| part.contains("norm") || part.split('_').any(|word| word == "ln");

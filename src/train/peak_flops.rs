@@ -65,8 +65,8 @@ fn by_name(name: &str, precision: Precision, tf32: bool) -> Option<f64> {
     (tera > 0.0).then_some(tera * 1e12)
 }
 
-/// Returns whether `name` contains `part` as words of their own: "NVIDIA A100-SXM4-40GB" has "A100", but neither "A10"
-/// nor "A1".
+/// Returns whether `name` contains `part` as whole words: "NVIDIA A100-SXM4-40GB" has "A100", but neither "A10" nor
+/// "A1".
 fn has_word(name: &str, part: &str) -> bool {
     let is_word = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
     name.match_indices(part).any(|(at, _)| {

@@ -7,7 +7,7 @@ use crate::collate::MlmBatch;
 use crate::model::Values;
 use crate::{Error, Result};
 
-/// How steps, batches and epochs relate. A step's batches follow from its number alone.
+/// The relation between steps, batches and epochs. A step's batches depend only on its number.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Plan {
     pub(super) batches_per_epoch: usize,
@@ -27,8 +27,8 @@ pub(super) struct Position {
 }
 
 impl Plan {
-    /// Returns the plan of a run on `ranks` ranks, where an epoch has so many batches. Of a stream, whose epochs have no known
-    /// length, all of the run counts as one.
+    /// Returns the plan of a run on `ranks` ranks with this many batches in an epoch. For a stream, whose epochs have
+    /// no known length, the whole run counts as one epoch.
     pub(super) fn new(
         args: &TrainingArguments,
         batches_per_epoch: Option<usize>,

@@ -4,8 +4,8 @@ use super::{Schedule, SchedulerKwargs, SchedulerType, ThresholdMode};
 
 /// Reduces the learning rate when the metric of evaluations has stopped improving, as PyTorch's `ReduceLROnPlateau` does.
 ///
-/// A [`Trainer`](super::Trainer) does it by itself with `lr_scheduler_type("reduce_lr_on_plateau")`; this is for a loop by
-/// hand.
+/// A [`Trainer`](super::Trainer) uses it with `lr_scheduler_type("reduce_lr_on_plateau")`; you need it only for a
+/// manual loop.
 ///
 /// ```
 /// use cloze::train::ReduceLrOnPlateau;

@@ -1,4 +1,4 @@
-//! What a model says about the masked tokens of a dataset.
+//! A model's predictions of the masked tokens in a dataset.
 
 use super::EvalMetrics;
 use crate::Result;
@@ -6,7 +6,7 @@ use crate::audio::SpeechProcessor;
 use crate::speech::{character_error_rate, word_error_rate};
 use crate::tokenizer::Tokenizer;
 
-/// What the model says about one masked token.
+/// The model's prediction of one masked token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct MaskedPrediction {

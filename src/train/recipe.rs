@@ -1,4 +1,4 @@
-//! A whole training by its settings alone, as a command line or a file gives them: load, tokenize, mask, train, save.
+//! A whole training run from settings, as given on a command line or in a file: load, tokenize, mask, train, save.
 
 use std::path::PathBuf;
 
@@ -48,7 +48,7 @@ pub struct Recipe {
     pub text_column: String,
     /// The part of the rows that is kept for evaluation, where the data have no split for it. Default: 0.05.
     pub validation_split: f64,
-    /// Whether each row is an example of its own; otherwise texts are put end to end and cut into blocks. Default: no.
+    /// Whether each row is a separate example; otherwise texts are concatenated and split into blocks. Default: no.
     pub line_by_line: bool,
     /// The length of a block, or the most tokens of a line. Default: 128.
     pub max_seq_length: usize,
@@ -56,8 +56,8 @@ pub struct Recipe {
     pub mlm_probability: f64,
     /// Whether whole words are masked. Default: no.
     pub whole_word_mask: bool,
-    /// Whether to go on from the newest checkpoint in the output folder, if there is one; or the checkpoint to go on from.
-    /// Default: no.
+    /// Whether to resume from the newest checkpoint in the output folder, if there is one; or the checkpoint to resume
+    /// from. Default: no.
     pub resume: Resume,
     /// Whether to stay on the CPU where there is a GPU. Default: no.
     pub use_cpu: bool,
@@ -199,11 +199,11 @@ impl Recipe {
             .chain(TrainingArguments::NAMES.iter().copied())
     }
 
-    /// Reads `--name value`, `--name=value` and `--name` (for true); names may be written with hyphens. What `config` says
-    /// counts where no argument says anything else.
+    /// Parses `--name value`, `--name=value` and `--name` (for true); names may be written with hyphens. Arguments take
+    /// precedence over `config`.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a name that there is not, a value that does not suit, or a missing model or dataset.
+    /// [`Error::Argument`] for an unknown name, an invalid value, or a missing model or dataset.
     pub fn from_args<S: AsRef<str>>(
         args: impl IntoIterator<Item = S>,
         config: Option<Object<String, Value>>,

@@ -1,4 +1,4 @@
-//! What is written down of a run while it goes on: a line of JSON for each log and evaluation, and TensorBoard's event files.
+//! Reports of a run in progress: a line of JSON for each log and evaluation, and TensorBoard's event files.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// The file that grows by a line for each log and each evaluation.
 pub(super) const LINES: &str = "history.jsonl";
 
-/// The reports of one run. A report that can't be written is said once, and the training goes on.
+/// The reports of one run. If a report can't be written, that is reported once, and training continues.
 pub(super) struct Reports {
     lines: Option<PathBuf>,
     file: Option<File>,
@@ -23,7 +23,7 @@ pub(super) struct Reports {
 }
 
 impl Reports {
-    /// Returns what the arguments ask for: nothing of a run that leaves no checkpoints either, unless it is told where.
+    /// Returns the requested reports: none for a run without checkpoints, unless a folder is given.
     pub(super) fn of(args: &TrainingArguments) -> Self {
         let writes = args.save_strategy != IntervalStrategy::No;
         let folder =
@@ -63,8 +63,8 @@ impl Reports {
         }
     }
 
-    /// Begins the file of lines with what was recorded before a checkpoint that the run goes on from: what came after it then
-    /// will come again.
+    /// Starts the file of lines with the records before the checkpoint from which the run resumes: later ones will be
+    /// repeated.
     fn begin(&mut self, history: &History) -> Result<()> {
         let Some(path) = &self.lines else {
             return Ok(());

@@ -25,7 +25,7 @@ pub trait Optimizer: Any + Debug + Send {
         self.clip_grad_norm_later(max_norm)?.value()
     }
 
-    /// Says that the gradients are `loss_scale` times what they should be.
+    /// Records that the gradients are `loss_scale` times too large.
     fn unscale(&mut self, loss_scale: f64);
 
     /// Updates every parameter that has a gradient, with learning rate `lr`.
@@ -125,7 +125,7 @@ struct State {
 }
 
 impl<R: UpdateRule> RuleOptimizer<R> {
-    /// Returns an optimizer of `params`, each of which must be there once, by `rule`; without weight decay.
+    /// Returns an optimizer that updates `params`, which must be distinct, by `rule`; without weight decay.
     pub fn of(rule: R, params: &[Param]) -> Self {
         ops::tune_allocator();
         Self {
@@ -145,7 +145,7 @@ impl<R: UpdateRule> RuleOptimizer<R> {
         self
     }
 
-    /// Gives some parameters a learning rate and a weight decay of their own. What is remembered already is forgotten.
+    /// Sets a separate learning rate and weight decay for some parameters. Existing state is reset.
     #[must_use]
     pub fn param_groups(mut self, groups: impl AsRef<[ParamGroup]>) -> Self {
         self.groups = grouped(&self.params, groups.as_ref());

@@ -1,4 +1,4 @@
-//! What changes while a run goes on.
+//! The state of a run in progress.
 
 use std::time::{Duration, Instant};
 
@@ -15,10 +15,10 @@ use super::{
 };
 use crate::collate::Lanes;
 
-/// A run between its first step and its last: all that a checkpoint must hold, the weights aside.
+/// A run between its first step and its last: everything in a checkpoint except the weights.
 pub(super) struct Run {
     pub(super) plan: Plan,
-    /// Digest of the first batch: tells whether a checkpoint belongs to the same data.
+    /// Digest of the first batch, to check whether a checkpoint belongs to the same data.
     pub(super) data: String,
     pub(super) schedule: Schedule,
     pub(super) optimizer: Box<dyn Optimizer>,
@@ -26,7 +26,7 @@ pub(super) struct Run {
     pub(super) shards: Option<Shards>,
     /// Of several ranks that exchange gradients during the backward pass.
     pub(super) overlap: Option<Overlap>,
-    /// Of a stream, where the lanes that are read here stand behind the last step.
+    /// For a stream, the positions of the lanes read here after the last step.
     pub(super) lanes: Lanes,
     /// In fp16 training.
     pub(super) scaler: Option<GradScaler>,
@@ -37,7 +37,7 @@ pub(super) struct Run {
     pub(super) skipped: usize,
     /// The last of them, whose numbers have not been read yet.
     pub(super) taken: Vec<Taken>,
-    /// Whether somebody wants to see numbers now, for there is an interrupt, or the last ones are old.
+    /// Whether someone wants to see numbers now, because of an interrupt or because the last ones are old.
     pub(super) reads: bool,
     /// When numbers were read last.
     pub(super) read: Instant,
@@ -112,7 +112,7 @@ impl Run {
         plateau.lr()
     }
 
-    /// Returns the evaluations that tell how training goes: not the one before the first step.
+    /// Returns the evaluations during training, without the one before the first step.
     fn evaluations(&self) -> impl DoubleEndedIterator<Item = &Evaluation> {
         self.history.evaluations.iter().filter(|e| e.step > 0)
     }
@@ -171,7 +171,7 @@ impl Run {
         unread || since.iter().any(|step| step.counted > 0)
     }
 
-    /// Returns what the current step's log says.
+    /// Returns the log of the current step.
     pub(super) fn log(&self) -> Option<LogRecord> {
         let since = self.since_log();
         let last = since.last()?;

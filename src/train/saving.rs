@@ -16,7 +16,7 @@ impl Trainer {
     /// Writes the model, and the tokenizer if the collator has one, into `folder`, in transformers' layout. All files
     /// are replaced together or not at all.
     ///
-    /// Of several ranks, which hold the same weights, the first one writes.
+    /// Several ranks hold the same weights; the first one writes.
     pub fn save_model(&self, folder: impl AsRef<Path>) -> Result<()> {
         match self.ranks()?.is_main() {
             true => self.write_model(folder.as_ref()),
@@ -34,7 +34,7 @@ impl Trainer {
         })
     }
 
-    /// Goes on from the checkpoint in `folder` exactly as if the run had never stopped, to its end.
+    /// Resumes from the checkpoint in `folder` exactly as if the run had never stopped, until its end.
     ///
     /// The trainer must have the same data, collator, batch size, accumulation and seed as the one that wrote it. The
     /// number of epochs may differ.
@@ -50,7 +50,7 @@ impl Trainer {
         })
     }
 
-    /// Goes on from the newest complete checkpoint in `args.output_dir`; damaged ones are passed over.
+    /// Resumes from the newest complete checkpoint in `args.output_dir`; damaged ones are skipped.
     pub fn resume_from_latest_checkpoint(&mut self) -> Result<History> {
         let latest = self.together(|trainer| {
             let ranks = trainer.ranks()?;
@@ -254,7 +254,7 @@ impl Trainer {
     }
 }
 
-/// Returns where all lanes of a stream stand, each as the rank knows it that read it furthest.
+/// Returns the positions of all lanes of a stream, each from the rank that read it furthest.
 fn gather_lanes(ranks: &Group, mine: &Lanes) -> Result<Lanes> {
     let mut all = Lanes::new();
     for lanes in ranks.vote("the position in a stream", Ok(mine.clone()))? {
@@ -268,8 +268,8 @@ fn gather_lanes(ranks: &Group, mine: &Lanes) -> Result<Lanes> {
     Ok(all)
 }
 
-/// Returns the steps of `saved` (oldest first) whose checkpoints must go for `limit` to hold: the oldest, but never the
-/// best or the newest.
+/// Returns the steps of `saved` (oldest first) whose checkpoints exceed `limit`: the oldest, but never the best or the
+/// newest.
 fn surplus(saved: &[usize], best: Option<usize>, limit: Option<usize>) -> Vec<usize> {
     let excess = limit.map_or(0, |limit| saved.len().saturating_sub(limit));
     let candidates = saved.iter().copied().take(saved.len().saturating_sub(1));

@@ -188,7 +188,7 @@ impl Default for SchedulerKwargs {
     }
 }
 
-/// What the learning rate is multiplied by after so many steps.
+/// The factor of the learning rate after this many steps.
 type Factor = dyn Fn(usize) -> f64 + Send + Sync;
 
 /// The learning rate of every step of a run.
@@ -264,8 +264,8 @@ impl Schedule {
         )
     }
 
-    /// Returns a schedule of your own: `learning_rate` times what `factor` gives for the number of steps done, as
-    /// PyTorch's `LambdaLR`. The same number must always give the same factor, so that a resumed run goes on exactly.
+    /// Returns a custom schedule: `learning_rate` times the result of `factor` for the number of completed steps, as
+    /// PyTorch's `LambdaLR`. The same number must always give the same factor, so that a resumed run continues exactly.
     ///
     /// ```
     /// use cloze::train::Schedule;
@@ -439,7 +439,7 @@ impl Schedule {
         }
     }
 
-    /// Returns a cosine from 1 to 0 and back, half a wave unless told otherwise.
+    /// Returns a cosine from 1 to 0 and back, half a wave by default.
     fn wave(&self, progress: f64) -> f64 {
         let cycles = self.kwargs.num_cycles.unwrap_or(0.5);
         0.5 * (1.0 + (PI * cycles * 2.0 * progress).cos())
@@ -453,7 +453,7 @@ impl Schedule {
         (factor * (1.0 - least) + least).max(0.0)
     }
 
-    /// Returns the factor of `warmup_stable_decay` after so many steps behind the warmup.
+    /// Returns the factor of `warmup_stable_decay` this many steps after the warmup.
     fn stable_then_down(&self, done: usize) -> f64 {
         let kwargs = &self.kwargs;
         let falling = kwargs.num_decay_steps.unwrap_or(0);

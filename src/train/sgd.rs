@@ -35,7 +35,7 @@ impl RuleOptimizer<SgdRule> {
         Self::from_params(model.params())
     }
 
-    /// Like [`new`](Self::new), of `params`, each of which must be there once.
+    /// Like [`new`](Self::new), for `params`, which must be distinct.
     pub fn from_params(params: &[Param]) -> Self {
         let rule = SgdRule {
             momentum: 0.0,

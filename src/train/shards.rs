@@ -1,8 +1,8 @@
 //! Sharded optimizer state (ZeRO-1, Rajbhandari et al. 2020): each rank keeps the moments of its part of every unit, updates
 //! that part of the weights, and hands it to the others.
 //!
-//! The optimizer works on parameters of its own, which are those parts. Checkpoints hold the moments put together, as those
-//! of an unsharded run, so that any number of ranks loads them.
+//! The optimizer works on separate parameters, which are those parts. Checkpoints contain the combined moments, like
+//! those of an unsharded run, so that any number of ranks can load them.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -25,9 +25,9 @@ pub(super) struct Shards {
 /// A part of one parameter.
 struct Part {
     unit: usize,
-    /// Where it lies in the unit.
+    /// Its position in the unit.
     range: Range<usize>,
-    /// The parameter's number, and where the part lies in it.
+    /// The parameter's number, and the position of the part in it.
     source: usize,
     within: Range<usize>,
     param: Param,

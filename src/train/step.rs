@@ -1,9 +1,9 @@
 //! One optimizer step: its gradients, its update, and when its numbers are read.
 //!
-//! On the CPU numbers are read as they come, and one that is not finite ends the run before the weights are touched. On a
-//! GPU reading means waiting until it has done everything that was asked of it, and then it idles until the next step has
-//! been asked for. So there the numbers stay where they are, step after step, until something needs them: a log, an
-//! evaluation, a checkpoint, the end of an epoch, or the person who watches.
+//! On the CPU losses are read immediately, and a non-finite one ends the run before the weights are updated. On a GPU,
+//! reading means waiting for all queued work, after which the GPU idles until the next step is queued. So there losses
+//! stay on the device, step after step, until something needs them: a log, an evaluation, a checkpoint, the end of an
+//! epoch, or a live display.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ use crate::model::Context;
 use crate::ops::{self, GradNorm};
 use crate::{Error, Result};
 
-/// How long numbers may wait to be read: often enough for someone who watches, and too seldom to cost anything.
+/// How long losses may stay unread: short enough for a live display, and too long to cost anything.
 const LONGEST: Duration = Duration::from_secs(1);
 
 /// A step that was taken, with the numbers that may still be on the device.
@@ -192,7 +192,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Tells the other ranks what this one's batches hold, and returns what all ranks' batches hold together.
+    /// Sends the other ranks the contents of this one's batches, and returns those of all ranks together.
     fn announce(
         &self,
         ranks: &Group,
@@ -286,7 +286,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Returns what the batches of `group` hold.
+    /// Returns the contents of the batches of `group`.
     fn work(&self, group: &[MlmBatch], reads: bool) -> Work {
         let mut totals = Vec::new();
         for batch in group {
@@ -432,10 +432,10 @@ impl Trainer {
             || run.reads
     }
 
-    /// Reads the numbers of the steps that were taken, in order, and tells of them.
+    /// Reads the losses of the steps that were taken, in order, and reports them.
     ///
     /// # Errors
-    /// When one is not finite. The run then stands before that step.
+    /// If one is not finite. The run is then in the state before that step.
     pub(super) fn read_steps(&mut self, run: &mut Run) -> Result<()> {
         let mut taken = std::mem::take(&mut run.taken);
         self.gather_losses(&mut taken)?;
@@ -475,7 +475,7 @@ impl Trainer {
     }
 }
 
-/// What the batches of a step hold.
+/// The contents of a step's batches.
 #[derive(Serialize, Deserialize)]
 struct Work {
     /// The positions that each term of the loss counts.
@@ -484,7 +484,7 @@ struct Work {
     counted: usize,
     tokens: usize,
     flops: f64,
-    /// Whether somebody wants to see numbers.
+    /// Whether someone wants to see numbers.
     reads: bool,
 }
 
@@ -525,7 +525,7 @@ mod tests {
 
     const VOCAB: u32 = 90;
 
-    /// Rows of 8 tokens, of which row i has 1 + i % 3 masked.
+    /// Rows of 8 tokens; row i has 1 + i % 3 masked tokens.
     struct Rows;
 
     impl Collator for Rows {

@@ -19,11 +19,11 @@ pub enum IntervalStrategy {
     /// Never.
     #[default]
     No,
-    /// Every so many optimizer steps.
+    /// Every given number of optimizer steps.
     Steps,
     /// At the end of each epoch.
     Epoch,
-    /// After each evaluation that is better than all before: for checkpoints alone.
+    /// After each evaluation that is better than all before: only for checkpoints.
     Best,
 }
 

@@ -17,7 +17,7 @@ struct Event {
     wall_time: f64,
     #[prost(int64, tag = "2")]
     step: i64,
-    /// In the first record alone.
+    /// Only in the first record.
     #[prost(string, optional, tag = "3")]
     file_version: Option<String>,
     #[prost(message, optional, tag = "5")]
@@ -44,7 +44,7 @@ pub(super) struct EventFile {
 }
 
 impl EventFile {
-    /// Makes an event file of its own in `folder`, which is made when needed.
+    /// Creates an event file in `folder`, which is created if needed.
     pub(super) fn create(folder: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io("make", folder, e))?;
         let (seconds, process) = (now() as u64, std::process::id());
@@ -135,7 +135,7 @@ pub(super) fn run_name() -> String {
     )
 }
 
-/// Returns the month (from 0) and the day (from 1) of the day so many days after 1 January 1970.
+/// Returns the month (from 0) and the day (from 1) of the date this many days after 1 January 1970.
 fn month_and_day(mut days: u64) -> (usize, u64) {
     let is_leap = |year: u64| {
         year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
@@ -167,7 +167,8 @@ fn record(data: &[u8]) -> Vec<u8> {
     record
 }
 
-/// Returns the checksum as records hold it: turned and moved, so that checksums of checksums are not special.
+/// Returns the masked checksum as stored in records: rotated and shifted, so that checksums of checksums are not
+/// special.
 fn masked_crc(data: &[u8]) -> u32 {
     crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
 }

@@ -94,7 +94,7 @@ pub struct Trainer {
     pub(super) reads_later: bool,
     /// The processes that train together, once they are known.
     pub(super) ranks: OnceLock<Arc<Group>>,
-    /// A run that was interrupted or failed: the next [`Trainer::train`] goes on with it.
+    /// An interrupted or failed run, which the next [`Trainer::train`] continues.
     pub(super) unfinished: Option<Box<Run>>,
 }
 
@@ -241,7 +241,7 @@ impl Trainer {
         }
     }
 
-    /// Returns the processes that train together: this one alone, unless a launcher started several.
+    /// Returns the group of processes that train together: only this one, unless a launcher started several.
     pub(super) fn ranks(&self) -> Result<Arc<Group>> {
         match self.ranks.get() {
             Some(ranks) => Ok(Arc::clone(ranks)),
@@ -252,16 +252,16 @@ impl Trainer {
         }
     }
 
-    /// Adds a listener to the events of training; they are told in the order in which they were added.
+    /// Adds a callback for the events of training; callbacks are called in the order in which they were added.
     #[must_use]
     pub fn callback(mut self, callback: impl Callback + 'static) -> Self {
         self.callbacks.push(Box::new(callback));
         self
     }
 
-    /// Sets what evaluations measure beside the loss, from the predictions at the masked positions: pairs of a name and a
-    /// number. [`masked_accuracy`](super::masked_accuracy) is one such function. `metric_for_best_model` may name what it
-    /// gives.
+    /// Sets the metrics that evaluations compute besides the loss, from the predictions at the masked positions: pairs
+    /// of a name and a number. [`masked_accuracy`](super::masked_accuracy) is one such function.
+    /// `metric_for_best_model` may name one of them.
     ///
     /// ```
     /// # use cloze::prelude::*;
@@ -304,7 +304,7 @@ impl Trainer {
         self
     }
 
-    /// Sets an optimizer of this model in place of the one that the arguments describe. Every run begins with it as it is here.
+    /// Replaces the optimizer that the arguments describe. Every run begins with it in its current state.
     #[must_use]
     pub fn optimizer(mut self, optimizer: impl Optimizer + Clone + 'static) -> Self {
         self.optimizer = Some(Box::new(move || Box::new(optimizer.clone())));
@@ -331,7 +331,8 @@ impl Trainer {
         self.optimizer(optimizer)
     }
 
-    /// Gives some parameters a learning rate and a weight decay of their own, in the optimizer that the arguments describe.
+    /// Sets a separate learning rate and weight decay for some parameters, in the optimizer that the arguments
+    /// describe.
     #[must_use]
     pub fn param_groups(mut self, groups: impl IntoIterator<Item = ParamGroup>) -> Self {
         self.param_groups = groups.into_iter().collect();
@@ -350,15 +351,15 @@ impl Trainer {
 
     /// Trains, and returns what happened.
     ///
-    /// An interrupt ends the run after the step under way: the history that is returned says so, a checkpoint is written
-    /// (unless `save_strategy` is No), and the model can be used as it is. Called again after an interrupt or an error,
-    /// the run goes on where it stopped; called again after its end, a new run begins from the present weights.
+    /// An interrupt ends the run after the current step: the returned history records it, a checkpoint is written
+    /// (unless `save_strategy` is No), and the model can be used. Called again after an interrupt or an error, the run
+    /// continues where it stopped; called again after its end, a new run starts from the current weights.
     ///
     /// # Errors
-    /// Before the first step, when arguments or data do not fit. [`Error::NonFiniteLoss`] or
-    /// [`Error::NonFiniteGradient`] before a step that would spoil the weights: they are those of the step before. (On a GPU
-    /// such a step changes no weights either, but is told of when its numbers are read, some steps later.)
-    /// [`Error::OutOfMemory`] with the settings that need less.
+    /// Before the first step, if arguments or data are invalid. [`Error::NonFiniteLoss`] or
+    /// [`Error::NonFiniteGradient`] before a step that would corrupt the weights, which are then those of the previous
+    /// step. (On a GPU such a step changes no weights either, but is reported when its loss is read, some steps later.)
+    /// [`Error::OutOfMemory`] with settings that need less memory.
     pub fn train(&mut self) -> Result<History> {
         self.together(|trainer| {
             let run = match trainer.unfinished.take() {
@@ -541,7 +542,7 @@ impl Trainer {
     #[cfg(not(feature = "hub"))]
     fn push_at_the_end(&self) {}
 
-    /// Has checkpoints pushed while training goes on, if the arguments ask for it.
+    /// Pushes checkpoints during training, if the arguments ask for it.
     #[cfg(feature = "hub")]
     fn begin_pushing(&mut self) -> Result<()> {
         if self.args.push_to_hub && !self.pushes {
@@ -646,7 +647,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Leaves an interrupted run so that it can go on, now or from disk.
+    /// Leaves an interrupted run so that it can be continued, now or from disk.
     fn pause(&mut self, run: &mut Run) -> Result<()> {
         self.read_steps(run)?;
         interrupt::clear();
@@ -668,7 +669,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Tells all callbacks, and remembers what they wish, on whichever rank.
+    /// Calls all callbacks, and collects their requests from all ranks.
     pub(super) fn tell(&mut self, event: Event) -> Result<()> {
         let told = self.tell_here(&event);
         let ranks = self.ranks()?;
@@ -684,7 +685,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Tells the callbacks of this rank alone, of what the other ranks may not reach or not at the same time.
+    /// Calls the callbacks of this rank only, for events that the other ranks may not reach, or not at the same time.
     pub(super) fn tell_here(&mut self, event: &Event) -> Result<()> {
         if let Some(reports) = &mut self.reports {
             reports.note(event);
@@ -752,7 +753,7 @@ impl Trainer {
         )
     }
 
-    /// Returns where the trainer stands when it is not training.
+    /// Returns the step of the trainer when it is not training.
     pub(super) fn idle_state(&self) -> TrainState {
         match &self.unfinished {
             Some(run) => run.state(),

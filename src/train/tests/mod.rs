@@ -1,4 +1,4 @@
-//! Tests of what a trainer is told to do: each with a small model and a few rows.
+//! Tests of the trainer's settings, each with a small model and a few rows.
 
 mod data;
 mod evaluations;
@@ -16,7 +16,7 @@ use crate::{Error, Result};
 
 pub(super) const VOCAB: u32 = 60;
 
-/// Rows as they are, padded with 1.
+/// Unchanged rows, padded with 1.
 pub(super) struct AsTheyAre;
 
 impl Collator for AsTheyAre {
@@ -38,7 +38,7 @@ impl Collator for AsTheyAre {
     }
 }
 
-/// Row i has `length(i)` tokens, of which `masked(i)` have labels.
+/// Row i has `length(i)` tokens, `masked(i)` of which have labels.
 pub(super) fn rows_of(
     count: u32,
     length: impl Fn(u32) -> u32,

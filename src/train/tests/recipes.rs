@@ -1,4 +1,4 @@
-//! Settings from a command line, and what is made of them.
+//! Tests of settings from a command line.
 
 use crate::train::{IntervalStrategy, OptimizerName, Recipe, Resume};
 

@@ -1,4 +1,4 @@
-//! What makes no sense is told before it does harm.
+//! Tests that invalid settings are reported before they do harm.
 
 use super::{model, nowhere, trainer};
 use crate::train::{Lora, Schedule, get_scheduler};

@@ -1,4 +1,4 @@
-//! What a run writes down while it goes on.
+//! Tests of the reports that a run writes.
 
 use serde_json::Value;
 
