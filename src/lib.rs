@@ -1,8 +1,8 @@
 //! Masked language modelling for Rust notebooks: from raw text to a model that fills blanks, with the numbers of
 //! `transformers` and `datasets`.
 //!
-//! Everything that a notebook or a program needs is in the [`prelude`]. This is the whole way, on what ships with the crate;
-//! `"bundled:tiny_roberta"` may as well be a folder, or a name on the Hub such as `"distilbert/distilroberta-base"`:
+//! The [`prelude`] contains everything that a notebook or a program needs. Here is the whole workflow with the bundled data and
+//! model. Instead of `"bundled:tiny_roberta"` you can use a folder, or a name on the Hub such as `"distilbert/distilroberta-base"`:
 //!
 //! ```
 //! use cloze::prelude::*;
@@ -25,37 +25,37 @@
 //! # Ok::<(), cloze::Error>(())
 //! ```
 //!
-//! # The rooms
+//! # Modules
 //!
-//! | module | what is in it | begin with |
+//! | module | contents | start with |
 //! |---|---|---|
 //! | [`dataset`] | Arrow tables: load, split, flatten, map, group, save | [`load_dataset`](dataset::load_dataset), [`Dataset`](dataset::Dataset) |
 //! | [`tokenizer`] | every layout on disk; training new ones | [`Tokenizer`](tokenizer::Tokenizer) |
 //! | [`model`] | 48 families in the Hub's layout: config, logits, loss, save | [`MaskedLm`](model::MaskedLm), [`families`] |
-//! | [`collate`] | padding, masking, batches ahead of the step | [`MaskingCollator`](collate::MaskingCollator), [`DataLoader`](collate::DataLoader) |
+//! | [`collate`] | padding, masking, prefetching of batches | [`MaskingCollator`](collate::MaskingCollator), [`DataLoader`](collate::DataLoader) |
 //! | [`train`] | arguments, the loop, optimizers, schedules, checkpoints, callbacks | [`Trainer`](train::Trainer), [`TrainingArguments`](train::TrainingArguments) |
-//! | [`fill_mask`] | the pipeline from text to guesses | [`FillMask`](fill_mask::FillMask) |
-//! | [`audio`], [`speech`] | recordings, and from them to text | [`SpeechRecognizer`](speech::SpeechRecognizer) |
-//! | [`hub`] | names to folders; login, push, model card | [`hub::resolve`] |
-//! | [`display`], [`notebook`] | how values look; displays that change while a cell runs | [`notebook::show`] |
+//! | [`fill_mask`] | the pipeline from a text to predictions | [`FillMask`](fill_mask::FillMask) |
+//! | [`audio`], [`speech`] | recordings, and their transcription | [`SpeechRecognizer`](speech::SpeechRecognizer) |
+//! | [`hub`] | resolving names to folders; login, push, model card | [`hub::resolve`] |
+//! | [`display`], [`notebook`] | the display of values; live displays | [`notebook::show`] |
 //! | [`distributed`] | the ranks of a job | [`distributed::launch`] |
 //! | [`ops`] | differentiable fused operations, for families and loops of your own | [`ops::no_grad`] |
 //!
-//! Every function that can fail returns an [`Error`] that says what was wrong, where, and what to do.
+//! Every function that can fail returns an [`Error`] that explains what is wrong, where, and what to do.
 //!
 //! # Features
 //!
-//! | feature | default | what it brings |
+//! | feature | default | adds |
 //! |---|---|---|
 //! | `bundled` | yes | the small model and the samples, 14 MB in the program: names that begin with `bundled:` |
-//! | `hub` | yes | downloads, login and pushes |
+//! | `hub` | yes | downloads, login and uploads |
 //! | `xet` | no | large files by Xet to and from servers that pick it, through `hf-hub` |
 //! | `cuda` | no | models and training on NVIDIA GPUs; the build needs the CUDA toolkit |
 //!
 //! # In a notebook
 //!
-//! The crate `cloze-kernel` has the Jupyter kernel and the program `cloze`: `cargo install --locked cloze-kernel`, then `cloze install`.
-//! The stock `evcxr_jupyter` runs the same cells, slower and without live output.
+//! The crate `cloze-kernel` contains the Jupyter kernel and the program `cloze`: `cargo install --locked cloze-kernel`, then `cloze
+//! install`. The stock `evcxr_jupyter` runs the same cells, more slowly and without live output.
 #![warn(missing_docs)]
 
 pub mod audio;
@@ -74,7 +74,7 @@ pub mod speech;
 pub mod tokenizer;
 pub mod train;
 
-// Of the room `base`; here, because messages of the compiler and of cells name the type by this path.
+// Part of the room `base`, but declared here because compiler messages and cells name the type by this path.
 #[path = "base/error.rs"]
 pub mod error;
 
@@ -83,5 +83,5 @@ pub mod families {}
 
 pub use base::{files, interrupt, number};
 pub use error::{Error, Result};
-// The crates whose types are in this library's, in the very versions that it is built with.
+// The crates whose types appear in this library's API, in the versions that it is built with.
 pub use {arrow, candle_core, candle_nn};

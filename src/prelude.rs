@@ -1,4 +1,4 @@
-//! The words that a notebook uses: `use cloze::prelude::*;`
+//! The names that a notebook imports: `use cloze::prelude::*;`
 
 pub use crate::audio::{Audio, FeatureExtractor, SpeechProcessor};
 pub use crate::collate::{
