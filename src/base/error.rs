@@ -1,4 +1,4 @@
-//! One error type for the whole crate. Every message says what was wrong, where, and what to do about it.
+//! One error type for the whole crate. Every message explains what is wrong, where, and what to do about it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! What every room stands on: files that are written whole, interrupts, and panics of libraries turned into errors. The errors
-//! themselves are `error.rs`, a module of the crate.
+//! The foundation of all rooms: atomic file writes, interrupts, and panics of libraries turned into errors. The errors
+//! themselves are in `error.rs`, a module of the crate.
 
 pub(crate) mod cache_dir;
 pub mod files;

@@ -1,4 +1,4 @@
-//! Numbers of any type, so that nobody need convert them to call a function.
+//! Numeric arguments of any type, so that callers need no conversions.
 
 /// A number of any type.
 pub trait Number {

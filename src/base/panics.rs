@@ -5,8 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Calls `work`; a panic in it is an error with the panic's words.
 ///
-/// For calls into decoders of file formats, which index and unwrap what a damaged file says. What `work` has changed when
-/// it panicked must not be used after that.
+/// For calls into decoders of file formats, which may panic on damaged files. State that `work` changed before a panic
+/// must not be used afterwards.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| words(&*panic))
 }

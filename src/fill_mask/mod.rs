@@ -124,10 +124,10 @@ impl FillMask {
 
     /// Sets the precision of the model's products (default: f32, or what [`autocast`](ops::autocast) has set).
     ///
-    /// [`Precision::Int8`] takes a quarter of the time or so: the weights are rounded to 8 bits when they are first met, the
-    /// inputs of each map as they come, and normalizations, attention and softmax stay f32 (PyTorch and ONNX Runtime call
-    /// it dynamic quantization). [`Precision::Bf16`] lies between the two. Where the processor does not multiply such
-    /// numbers ([`Precision::is_available`]) the products stay f32.
+    /// [`Precision::Int8`] takes about a quarter of the time: the weights are rounded to 8 bits at their first use and
+    /// the inputs of each map on the fly, while normalizations, attention and softmax stay in f32 (PyTorch and ONNX
+    /// Runtime call this dynamic quantization). [`Precision::Bf16`] is in between. On processors without such products
+    /// ([`Precision::is_available`]) everything stays in f32.
     ///
     /// ```
     /// use cloze::ops::Precision;
@@ -414,7 +414,7 @@ impl Mask {
     }
 }
 
-/// Returns the `k` best tokens of one row of logits, or of `targets` alone, with their probabilities in the whole
+/// Returns the `k` best tokens of one row of logits, or the best of `targets`, with their probabilities in the whole
 /// vocabulary.
 fn candidates(logits: &[f32], targets: Option<&[u32]>, k: usize) -> Candidates {
     let (highest, sum) = ops::exponential_sum(logits);

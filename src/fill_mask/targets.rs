@@ -1,4 +1,4 @@
-//! From the words that a user wants scored to token ids.
+//! Converts the words that a user wants scored to token ids.
 
 use crate::tokenizer::{EncodeOptions, Tokenizer};
 use crate::{Error, Result};

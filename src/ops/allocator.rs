@@ -1,11 +1,11 @@
 //! Keeping the C library's allocator out of the way of training.
 
-/// Tells the allocator to keep the memory that it has got from the system, for the whole process.
+/// Makes the allocator keep the memory that it received from the system, for the whole process.
 ///
-/// A training step allocates and frees the same large buffers again and again. By default glibc maps each of them anew,
-/// and the system clears every page when it is first touched, which costs more than some of the operations do. Called
-/// when a trainer or an optimizer is made; calling it again does nothing. Only memory that was already returned to the allocator is
-/// affected: the peak stays the same. No effect with other C libraries.
+/// A training step repeatedly allocates and frees the same large buffers. By default glibc maps each of them again, and
+/// the system clears every page at first use, which costs more than some of the operations. Called when a trainer or an
+/// optimizer is created; calling it again does nothing. It only affects memory that was already returned to the
+/// allocator, so the peak is unchanged. It has no effect with other C libraries.
 pub fn tune_allocator() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {

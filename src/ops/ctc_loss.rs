@@ -16,7 +16,7 @@ pub struct CtcTargets<'a> {
     pub frames: &'a [usize],
     /// For each sequence, its letters.
     pub labels: &'a [Vec<u32>],
-    /// The class that stands for no letter.
+    /// The blank class.
     pub blank: u32,
     /// Whether sequences too short for their letters count nothing, instead of infinitely much.
     pub zero_infinity: bool,
@@ -120,7 +120,8 @@ fn check((batch, frames, classes): (usize, usize, usize), targets: CtcTargets) -
     Ok(())
 }
 
-/// All ways through one sequence: at each frame, the place in the labels with blanks before, between and behind them.
+/// All alignments of one sequence: at each frame, the position in the labels with blanks before, between and after
+/// them.
 struct Lattice {
     /// (frames, classes): logarithms of probabilities.
     scores: Vec<f64>,

@@ -9,8 +9,9 @@ use crate::ops::graph::storage;
 use crate::ops::graph::tape;
 use crate::{Error, Result};
 
-/// The parameters of a moving average of h features in N states each, by their names in MEGA: all (2h, N), or with a 1
-/// behind. The first h rows look back, the others ahead; there may be h rows only, for an average that only looks back.
+/// The parameters of a moving average of h features with N states each, by their names in MEGA: all (2h, N), optionally
+/// with a trailing dimension of 1. The first h rows look back, the others ahead; with only h rows the average only
+/// looks back.
 #[derive(Clone, Copy, Debug)]
 pub struct EmaParams<'a> {
     /// δ, `damping_factor`.
@@ -147,7 +148,7 @@ fn row(channel: usize, width: usize, back: bool) -> usize {
     if back { channel } else { width + channel }
 }
 
-/// Returns where in a kernel the position that is `l` away stands.
+/// Returns the index in a kernel of the position at distance `l`.
 fn place(reach: usize, l: usize, back: bool) -> usize {
     if back { reach - 1 - l } else { reach - 1 + l }
 }

@@ -8,8 +8,8 @@ use crate::Result;
 
 /// Choosing a [`Device`] in one word.
 pub trait DeviceExt: Sized {
-    /// Returns the first GPU, or the CPU where there is none; a build with GPU support says then on stderr what it
-    /// found missing. Of several ranks on a machine each gets the next GPU.
+    /// Returns the first GPU, or the CPU if there is none; a build with GPU support then reports on stderr what is
+    /// missing. Several ranks on a machine get different GPUs.
     ///
     /// ```
     /// use cloze::prelude::*;
@@ -92,7 +92,7 @@ pub fn device_memory(device: &Device) -> Option<DeviceMemory> {
     }
 }
 
-/// Makes [`DeviceMemory::peak`] begin anew from what is in use.
+/// Resets [`DeviceMemory::peak`] to the memory in use.
 pub fn reset_peak_memory(device: &Device) {
     #[cfg(feature = "cuda")]
     cuda::device::reset_peak(device);

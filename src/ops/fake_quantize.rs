@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use crate::ops::graph::{on_host, storage};
 use crate::{Error, Result};
 
-/// Ranges up to this one hold nothing but zeros.
+/// Ranges up to this one contain only zeros.
 const NEGLIGIBLE: f32 = 1.0 / (1 << 24) as f32;
 
 /// The largest magnitude that quantized values can have.
@@ -15,7 +15,7 @@ pub enum QuantRange {
     Dynamic,
     /// The largest magnitude in each row of the first dimension.
     DynamicRows,
-    /// One that was measured before; what lies beyond it is cut.
+    /// A range measured before; values beyond it are clipped.
     Fixed(f32),
     /// One for each row of the first dimension, measured before.
     FixedRows(Vec<f32>),
@@ -24,8 +24,8 @@ pub enum QuantRange {
 /// Returns `x` rounded to the levels of a signed integer of `bits` bits, evenly spaced up to the range, halves to even: what
 /// arithmetic with such integers sees of `x`, as floats.
 ///
-/// The gradient passes as if nothing had been rounded where `x` is within the range, and is zero beyond (the straight-through
-/// estimator of Bengio et al. 2013). The processor rounds, what lies on a GPU too.
+/// The gradient passes unchanged where `x` is within the range, and is zero beyond (the straight-through estimator of
+/// Bengio et al. 2013). The CPU does the rounding, also for tensors on a GPU.
 ///
 /// # Errors
 /// When `bits` is not from 2 to 16, a fixed range is not a positive number (that of a row may be 0), or there is not one for

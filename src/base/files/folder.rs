@@ -1,9 +1,9 @@
 //! Folders that appear whole or not at all, are replaced in one step, and go in one step.
 //!
-//! A folder is filled beside its place under a hidden name and then changes places with what stands there. Hidden names
-//! say what they are for: `.NAME.new-XXXXXX` is being filled, `.NAME.old-XXXXXX` was there before, `.NAME.gone-XXXXXX` is
-//! being removed. Whoever fills a folder holds a lock on it, which the system releases when the process dies: what
-//! nobody holds is left over from a killed process and may be removed.
+//! A folder is filled next to its final place under a hidden name, and then exchanged with the existing one. Hidden
+//! names tell their purpose: `.NAME.new-XXXXXX` is being filled, `.NAME.old-XXXXXX` is the previous folder,
+//! `.NAME.gone-XXXXXX` is being removed. The process that fills a folder holds a lock on it, which the system releases
+//! when the process dies: an unlocked folder was left by a killed process and may be removed.
 
 use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
@@ -201,7 +201,7 @@ pub(super) fn lock(path: &Path) -> std::io::Result<Option<File>> {
     }
 }
 
-/// Returns where a folder lies, and its name.
+/// Returns the parent of a folder, and its name.
 fn place(path: &Path) -> Result<(&Path, String)> {
     let name = path.file_name().ok_or_else(|| {
         Error::argument(

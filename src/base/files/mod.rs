@@ -23,10 +23,10 @@ pub(crate) use temporary::Temporary;
 
 use crate::{Error, Result};
 
-/// So many symbolic links may lead from one to the next.
+/// The maximum number of symbolic links in a chain.
 const LINKS: usize = 40;
 
-/// What a path stands for when something is to be written to it.
+/// The kind of file that a path refers to when it is to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Destination {
     /// A plain file, or the place for a new one: the path with symbolic links followed.
@@ -78,7 +78,8 @@ impl Destination {
         refuse("its symbolic links form a circle")
     }
 
-    /// Checks that bytes can be written here, as far as that can be known before: the folder is there and takes a file.
+    /// Checks that bytes can be written here, as far as that can be known in advance: the folder exists and accepts a
+    /// file.
     pub fn check(&self) -> Result<()> {
         let Self::File(path) = self else {
             return Ok(());
@@ -150,7 +151,7 @@ fn pour(from: &Path, to: &Path) -> io::Result<()> {
     stream.flush()
 }
 
-/// Opens a pipe or a device for writing. A pipe that nobody reads from would be waited for without end: it gets a while.
+/// Opens a pipe or a device for writing. Opening a pipe without a reader would block forever, so there is a time limit.
 #[cfg(unix)]
 fn open_stream(path: &Path) -> io::Result<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt;

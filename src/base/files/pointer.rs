@@ -1,4 +1,4 @@
-//! Git LFS pointers: the few lines that stand in a repository for a large file that was never fetched.
+//! Git LFS pointers: the few lines in a repository in place of a large file that was not fetched.
 
 use std::io::Read;
 use std::path::Path;

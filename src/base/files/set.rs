@@ -1,8 +1,8 @@
-//! Files of one folder that belong together and are replaced together; the folder's other files stay as they are.
+//! Files of one folder that belong together and are replaced together; other files in the folder are unchanged.
 //!
-//! All new files are written into a hidden folder inside first. When they are complete and on the disk, a marker says
-//! so: from then on the change is decided. The renames follow, and if a crash comes between them, the next one who opens
-//! or writes the folder carries them out.
+//! All new files are first written into a hidden folder inside. Once they are complete and on disk, a marker is
+//! written, which commits the change. The renames follow; after a crash between them, the next process that opens or
+//! writes the folder completes them.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::{Error, Result};
 
 /// The hidden folder's name.
 const NAME: &str = "saving";
-/// Says that the hidden folder holds everything, and names the files that are to go, a line for each.
+/// Marks the hidden folder as complete, and names the files to remove, one per line.
 const COMPLETE: &str = ".complete";
 /// The same before it is written to its end.
 const UNFINISHED: &str = ".unfinished";
@@ -22,7 +22,7 @@ const UNFINISHED: &str = ".unfinished";
 /// names.
 ///
 /// # Errors
-/// What `write` says, a full disk, a folder in the place of a file: what was in `folder` before is unchanged then.
+/// An error of `write`, a full disk, or a folder in place of a file: the contents of `folder` are then unchanged.
 pub fn replace_files(folder: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     replace_files_without(folder, &[], write)
 }

@@ -1,8 +1,8 @@
-//! Files in the making: each in a hidden folder of its own beside its place.
+//! Temporary files: each in its own hidden folder next to its final place.
 //!
-//! The folder is held by a lock as long as the file is made ([`Hidden`]), so that what a killed process leaves is told
-//! from what a living one is at, and goes when a file of that name is made the next time. A folder serves where a file of
-//! its own would not: writers of formats replace the file behind its name, and leave files of theirs beside it.
+//! The folder is locked while the file is being made ([`Hidden`]), so files left by a killed process can be told from
+//! those of a running one, and are removed when a file of that name is made the next time. A folder is used because
+//! some writers replace the file under its name, and leave additional files next to it.
 
 use std::fs::{File, Permissions};
 use std::path::{Path, PathBuf};

@@ -205,7 +205,7 @@ fn per_chunk(count: u32) -> Grid {
 /// multiplied by `grad_scale`; with `clip`, further so that the norm is at most this, and not at all if the norm is not
 /// finite.
 ///
-/// Those without a gradient are left alone; the others' counters go up by one.
+/// Parameters without a gradient are skipped; the counters of the others are incremented.
 pub(in crate::ops) fn step(
     params: &mut [(&Param, &mut AdamWState, usize)],
     options: &[AdamWOptions],

@@ -71,9 +71,9 @@ impl Default for AdamWOptions {
 
 /// Takes one AdamW step over `params` (one group, each parameter once) with their `states`, in place.
 ///
-/// Every gradient is multiplied by `grad_scale` on the way (the clipping factor, or 1 / accumulation steps; 1 for none).
-/// Frozen parameters and those that no backward pass reached are left alone, state included, as in PyTorch. The
-/// gradients stay as they are: call [`Param::zero_grad`] afterwards.
+/// Every gradient is multiplied by `grad_scale` (the clipping factor, or 1 / accumulation steps; 1 for none). Frozen
+/// parameters and those that no backward pass reached are skipped, including their state, as in PyTorch. The gradients
+/// are unchanged: call [`Param::zero_grad`] afterwards.
 pub fn adamw_step(
     params: &[Param],
     states: &mut [AdamWState],
@@ -112,8 +112,8 @@ impl GradScale {
         Self { factor, clip: None }
     }
 
-    /// Scales gradients down further where their norm after the multiplication is larger than `max_norm` (0 for any);
-    /// `norm` is that of the gradients as they are. A step whose norm is not finite changes nothing then.
+    /// Scales gradients down further if their norm after the multiplication exceeds `max_norm` (0 for no limit); `norm`
+    /// is that of the unscaled gradients. A step whose norm is not finite then changes nothing.
     #[must_use]
     pub fn clipped(mut self, norm: GradNorm, max_norm: f64) -> Self {
         self.clip = Some((norm, max_norm));
@@ -407,7 +407,7 @@ impl GradNorm {
         Ok(self.unscaled()? * self.factor)
     }
 
-    /// Returns the norm of the gradients as they are.
+    /// Returns the norm of the unscaled gradients.
     fn unscaled(&self) -> Result<f64> {
         match &self.source {
             Source::Known(norm) => Ok(*norm),

@@ -61,7 +61,7 @@ pub(super) struct Targets<'a> {
     pub q: Shared,
     pub k: Shared,
     pub v: Shared,
-    /// Of the scores, (batch, heads, query, key), zero at first; empty where nobody wants them.
+    /// Of the scores, (batch, heads, query, key), initially zero; empty if not needed.
     pub scores: &'a mut [f32],
     pub terms: Option<&'a Parts>,
 }

@@ -35,8 +35,8 @@ impl RelativeIndex {
         Self::of(grid, 0, 1, row)
     }
 
-    /// Returns an index in which `row(offset + query_step · i - key_step · j)` is the row for query i and key j: for queries or keys that
-    /// stand at positions of their own, as after the pooling of Funnel Transformer.
+    /// Returns an index in which `row(offset + query_step · i - key_step · j)` is the row for query i and key j: for
+    /// queries or keys at different positions, as after the pooling of Funnel Transformer.
     ///
     /// # Errors
     /// If the steps are 0, or `query_step` is not a multiple of `key_step`.
@@ -120,7 +120,7 @@ impl RelativeIndex {
         self.rows[self.grid.by_query(query, key)]
     }
 
-    /// Returns the index of the first `len` queries and keys alone, each of which there must be, in equal steps.
+    /// Returns the index of the first `len` queries and keys only; both must exist, with equal steps.
     pub(super) fn first(&self, len: usize) -> Self {
         let grid = Grid {
             queries: len.max(1),

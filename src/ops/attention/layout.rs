@@ -133,7 +133,7 @@ impl RowsMut {
     /// Zeroes `count` rows of `width`.
     ///
     /// # Safety
-    /// They must be there, and belong to the caller alone.
+    /// They must exist, and belong only to the caller.
     pub(super) unsafe fn zero(self, count: usize, width: usize) {
         for i in 0..count {
             // SAFETY: the caller's promise.
@@ -166,7 +166,7 @@ impl Shared {
         }
     }
 
-    /// Returns the same buffer, whose rows lie as `view` says.
+    /// Returns the same buffer with the rows of `view`.
     pub(super) fn seen_as(self, view: View) -> Self {
         Self { view, ..self }
     }

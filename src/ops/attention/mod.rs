@@ -55,8 +55,8 @@ pub enum AttentionMask {
     /// A tensor added to the scores before the softmax; broadcasts to (batch, heads, query, key) and is
     /// differentiable (relative position biases).
     Additive(Tensor),
-    /// What belongs to the same sequence, where sequences of these lengths lie one behind the other in a single row of the
-    /// batch, without padding. Each one's positions begin at 0.
+    /// Restricts attention to the same sequence, where sequences of these lengths are concatenated in a single row of
+    /// the batch, without padding. The positions of each begin at 0.
     Packed(Arc<[usize]>),
 }
 
@@ -76,15 +76,15 @@ pub enum AttentionKernel {
     /// As is fastest: by one kernel where it takes the heads, else by products.
     #[default]
     Auto,
-    /// By one kernel that keeps neither scores nor probabilities; for bf16 and f16, heads of 32, 64, 96 or 128 features and no
-    /// additive mask. By products where these do not hold.
+    /// With one kernel that stores neither scores nor probabilities, for bf16 and f16, heads of 32, 64, 96 or 128
+    /// features and no additive mask; otherwise with products.
     Fused,
     /// By products of all queries with all keys, with a softmax between them.
     Products,
 }
 
-/// Chooses how attention is computed on GPUs, for comparisons. At first it is what the environment variable
-/// `CLOZE_CUDA_ATTENTION` says ("fused", "products"), or else [`AttentionKernel::Auto`]. Without effect on the CPU.
+/// Selects how attention is computed on GPUs, for comparisons. The default is the environment variable
+/// `CLOZE_CUDA_ATTENTION` ("fused", "products"), or else [`AttentionKernel::Auto`]. No effect on the CPU.
 pub fn set_attention_kernel(kernel: AttentionKernel) {
     #[cfg(feature = "cuda")]
     cuda::set_kernel(kernel);

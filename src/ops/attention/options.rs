@@ -1,7 +1,7 @@
 use super::{AttentionMask, Rotary};
 use crate::ops::Dropout;
 
-/// What [`attention_with`](super::attention_with) computes beside the plain form.
+/// Options of [`attention_with`](super::attention_with) beyond plain attention.
 ///
 /// ```
 /// use cloze::ops::{AttentionOptions, Band};
@@ -38,8 +38,8 @@ pub struct AttentionOptions {
 
 /// A window of keys round every query's position.
 ///
-/// Query i stands at the position of key `i + keys - queries`: where there are more keys than queries, the first ones are
-/// a prefix that comes before all queries.
+/// Query i has the position of key `i + keys - queries`: if there are more keys than queries, the first keys are a
+/// prefix before all queries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Band {
     /// How many keys before its own position a query sees.

@@ -1,4 +1,4 @@
-//! Attention of sequences that lie one behind the other, without padding between them.
+//! Attention of concatenated sequences, without padding between them.
 
 use std::sync::Arc;
 
@@ -18,9 +18,9 @@ use crate::ops::parallel::for_overwrite;
 use crate::ops::{Dropout, concat, narrow};
 use crate::{Error, Result};
 
-/// Like [`attention_with`](super::attention_with) and [`attention_fused`](super::attention_fused), or their relative forms where
-/// there are terms, for sequences of these lengths in one row of the batch. Each sequence's positions begin at 0, and it sees
-/// itself alone. The terms are made for at least as many positions as the longest has.
+/// Like [`attention_with`](super::attention_with) and [`attention_fused`](super::attention_fused), or their relative
+/// forms if there are terms, for sequences of these lengths in one row of the batch. The positions of each sequence
+/// begin at 0, and it attends only to itself. The terms must cover at least as many positions as the longest has.
 pub(super) fn attend(
     qkv: &[&Tensor],
     fused: Option<FusedLayout>,
@@ -75,7 +75,7 @@ fn check(sizes: &Sizes, lengths: &[usize], options: &AttentionOptions) -> Result
     Ok(())
 }
 
-/// The options of sequence number `at`, which drops elements of its own.
+/// Returns the options of sequence number `at`, with its own dropout mask.
 fn of_sequence(options: &AttentionOptions, at: usize) -> AttentionOptions {
     let key = options.dropout.key;
     AttentionOptions {

@@ -45,7 +45,7 @@ impl SparsePlan {
         Self::per_head(queries, keys, block, vec![ranges])
     }
 
-    /// Like [`SparsePlan::new`], with ranges of its own for every head: `ranges[head][block]`.
+    /// Like [`SparsePlan::new`], with separate ranges for every head: `ranges[head][block]`.
     ///
     /// # Errors
     /// As there.
@@ -98,8 +98,8 @@ impl SparsePlan {
         }
     }
 
-    /// Cuts `n` queries and keys into chunks of `chunk`, each of which sees `before` chunks before it, itself, and `after`
-    /// behind it, going round at the ends (Reformer). One that would be seen twice counts twice.
+    /// Divides `n` queries and keys into chunks of `chunk`. Each attends to `before` chunks before it, itself, and
+    /// `after` after it, wrapping around at the ends (Reformer). A chunk that is reached twice counts twice.
     ///
     /// # Panics
     /// If `chunk` is 0.

@@ -1,4 +1,4 @@
-//! Weights of pairs that depend on their own score alone, in place of the softmax over all keys.
+//! Weights of pairs that depend only on the pair's own score, in place of the softmax over all keys.
 
 use crate::ops::Activation;
 use crate::ops::dropout::Stream;

@@ -33,7 +33,7 @@ pub struct RelativeTerms {
     /// Adds `scale · k · row` to the scores: (rows, heads · d), or (rows, d) for all heads alike. The index must not be a
     /// [`linear`](RelativeIndex::linear) one with unequal steps.
     pub key_table: Option<Tensor>,
-    /// Adds the row's number of the head to the scores, as it is: (rows, heads), or (rows, 1) for all heads alike.
+    /// Adds the head's value in the row to the scores: (rows, heads), or (rows, 1) for all heads.
     pub bias_table: Option<Tensor>,
     /// Adds the row to the value that the query gets from the key, times the probability after dropout: (rows, heads · e),
     /// or (rows, e) for all heads alike.
@@ -329,7 +329,7 @@ impl Terms {
     /// Adds what the queries get from the value table to their results; changes the tile's margin.
     ///
     /// # Safety
-    /// Like [`Terms::add_scores`]; nobody else touches the results.
+    /// As for [`Terms::add_scores`]; nothing else touches the results.
     pub(super) unsafe fn add_values(
         &self,
         head: usize,
@@ -390,7 +390,8 @@ impl Terms {
     /// what `skip_first` leaves out of the tile.
     ///
     /// # Safety
-    /// Like [`Terms::add_scores`]; nobody else touches the gradients, and no other task works on the part's head and chunk.
+    /// As for [`Terms::add_scores`]; nothing else touches the gradients, and no other task works on the part's head and
+    /// chunk.
     pub(super) unsafe fn add_score_grads(
         &self,
         (head, chunk): (usize, usize),
@@ -473,7 +474,7 @@ fn zero_first(place: Place, tile: &mut Tile) {
 pub(super) struct Parts {
     chunks: usize,
     heads: usize,
-    /// In the order of [`KINDS`]; (heads, chunks, distances, width) each, `None` where nobody wants one.
+    /// In the order of [`KINDS`]; (heads, chunks, distances, width) each, `None` if not needed.
     of: [Option<Part>; 4],
 }
 
@@ -493,7 +494,7 @@ impl Parts {
     /// At most this many sequences' gradients are formed at once for one head.
     const CHUNKS: usize = 4;
 
-    /// For the tables that want a gradient.
+    /// For the tables that need a gradient.
     pub(super) fn new(wanted: [bool; 4], index: &RelativeIndex, sizes: &Sizes) -> Self {
         let none_wanted = wanted == [false; 4];
         let chunks = if none_wanted {
@@ -529,7 +530,7 @@ impl Parts {
     /// Returns the part of a head and a chunk.
     ///
     /// # Safety
-    /// Nobody else may work on it meanwhile.
+    /// Nothing else may work on it meanwhile.
     #[allow(clippy::mut_from_ref)]
     unsafe fn of(&self, kind: Kind, head: usize, chunk: usize) -> Option<&mut [f32]> {
         let part = self.of[kind as usize].as_ref()?;

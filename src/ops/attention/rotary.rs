@@ -107,7 +107,7 @@ impl Rotary {
         Self { values, ..self }
     }
 
-    /// Returns the number of positions that there are angles for.
+    /// Returns the number of positions that have angles.
     pub fn positions(&self) -> usize {
         self.positions
     }

@@ -15,7 +15,7 @@ use crate::ops::gemm::{Strides, matmul_raw};
 /// How many rows share a band: the fewer, the less falls into the margin, and the smaller are the products.
 const STRIP: usize = 32;
 
-/// Where a tile lies among all queries and keys.
+/// The position of a tile among all queries and keys.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     pub first_query: usize,
@@ -48,7 +48,7 @@ impl Grid {
         query + self.keys - 1 - key
     }
 
-    /// Returns what a tile must have round it for bands by query, and by key too where `by_key` says so.
+    /// Returns the margin that a tile needs for bands by query, and also by key if `by_key`.
     pub(super) fn margin(&self, by_key: bool) -> Margin {
         Margin {
             columns: self.ratio * (STRIP - 1),
@@ -166,7 +166,7 @@ impl Table<'_> {
     /// Adds `scale · tile · table` to the rows of `x`: the transpose of [`Table::spread`]. The tile's margin is zero.
     ///
     /// # Safety
-    /// As there; nobody else touches those rows of `x`.
+    /// As above; nothing else touches those rows of `x`.
     pub(super) unsafe fn gather(
         &self,
         grid: Grid,

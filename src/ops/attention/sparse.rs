@@ -385,10 +385,10 @@ impl Sparse {
         }
     }
 
-    /// Writes the logarithms of the sums behind the features of the results, where they are asked for.
+    /// Writes the logarithms of the sums after the features of the results, if requested.
     ///
     /// # Safety
-    /// Nobody else touches these results.
+    /// Nothing else touches these results.
     unsafe fn write_sums(&self, rows: &[Row], out: RowsMut) {
         if !self.sums {
             return;
@@ -570,7 +570,7 @@ fn gathered(rows: Rows, width: usize, block: &Block, memory: &mut Vec<f32>) -> R
 /// Adds the gradients of the keys that a block sees to those of all keys.
 ///
 /// # Safety
-/// Nobody else touches the rows meanwhile.
+/// Nothing else touches the rows meanwhile.
 unsafe fn scatter(grads: &[f32], width: usize, block: &Block, rows: RowsMut) {
     let keys = block.runs.iter().cloned().flatten();
     for (key, grad) in keys.zip(grads.chunks_exact(width)) {

@@ -19,9 +19,9 @@ use crate::{Error, Result};
 pub struct Conv1d {
     /// Positions from one place of the kernel to the next.
     pub stride: usize,
-    /// Zeros before the first and behind the last position.
+    /// Zeros before the first and after the last position.
     pub pad: usize,
-    /// Groups of features, each of which makes features of its own.
+    /// Groups of features, each of which produces its own features.
     pub groups: usize,
 }
 
@@ -82,7 +82,7 @@ pub fn conv1d(x: &Tensor, w: &Tensor, conv: Conv1d) -> Result<Tensor> {
     })
 }
 
-/// Sizes, with kernels as (out, kernel, width / groups): what one product multiplies stands side by side.
+/// Sizes, with kernels as (out, kernel, width / groups): the factors of one product are adjacent.
 #[derive(Clone, Copy)]
 struct Sizes {
     len: usize,

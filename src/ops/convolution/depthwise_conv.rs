@@ -1,4 +1,4 @@
-//! Convolutions over time of each feature by itself.
+//! Convolutions over time, separate for each feature.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -92,7 +92,7 @@ impl Sizes {
         })
     }
 
-    /// Returns the kernels as (kernel, width): the factors of one distance stand side by side.
+    /// Returns the kernels as (kernel, width): the factors of one distance are adjacent.
     fn spread(self, w: &[f32]) -> Vec<f32> {
         let each = self.width / self.channels;
         let mut spread = for_overwrite(self.kernel * self.width);

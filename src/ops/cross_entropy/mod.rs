@@ -22,9 +22,9 @@ pub const IGNORE_INDEX: i64 = -100;
 
 /// Returns the summed negative log-likelihood (a scalar) of `labels` under `softmax(hidden · weightᵀ + bias)`.
 ///
-/// `hidden` is (rows, width), `weight` (vocab, width), `bias` (vocab), `labels` (rows) of u32, every one of which counts:
-/// pick the counted rows first; they may stay on the CPU, where they are read. Divide by their number for the mean. The logits are never needed after this call, so
-/// their gradient may take their place in memory.
+/// `hidden` is (rows, width), `weight` (vocab, width), `bias` (vocab), `labels` (rows) of u32, all of which count:
+/// select the counted rows first. Labels may stay on the CPU, where they are read. Divide by their number for the mean.
+/// The logits are not needed after this call, so their gradient may replace them in memory.
 pub fn masked_cross_entropy(
     hidden: &Tensor,
     weight: &Param,

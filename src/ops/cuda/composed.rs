@@ -1,5 +1,5 @@
-//! Operations without a kernel of their own, composed from candle's: each one node of the graph all the same, so that the
-//! backward pass stays our own.
+//! Operations without their own kernel, composed of candle's: each is still one node of the graph, so the backward pass
+//! stays our own.
 
 use candle_core::{DType, Tensor, Var};
 
@@ -8,8 +8,7 @@ use crate::Result;
 use crate::ops::graph::tape;
 use crate::ops::{Param, no_grad};
 
-/// Returns `f` of `args` and `params`, which it must compute with candle's operations alone; it is given the arguments
-/// in f32.
+/// Returns `f` of `args` and `params`, which must only use candle's operations; it receives the arguments in f32.
 ///
 /// Only the arguments are kept: the backward pass goes through `f` once more.
 pub(in crate::ops) fn composed(

@@ -84,7 +84,7 @@ fn no_device() -> String {
         .to_owned()
 }
 
-/// Returns what the driver's answer means for the person who reads it.
+/// Explains the driver's error to the user.
 fn explain(error: &DriverError) -> String {
     use sys::cudaError_enum as Code;
     match error.0 {

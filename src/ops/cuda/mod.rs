@@ -33,8 +33,8 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 /// The compute capability that the kernels were compiled for.
 pub(super) const COMPUTE_CAPABILITY: &str = env!("CLOZE_CUDA_COMPUTE_CAP");
 
-/// Returns whether the kernels take tensors like `x` with these parameters: f32, bf16 or f16, beside f32 weights on the
-/// same GPU.
+/// Returns whether the kernels support tensors like `x` with these parameters: f32, bf16 or f16, with f32 weights on
+/// the same GPU.
 pub(super) fn takes<'a>(x: &Tensor, params: impl IntoIterator<Item = &'a Param>) -> bool {
     let fits =
         |param: &Param| param.dtype() == DType::F32 && x.device().same_device(param.device());
@@ -224,7 +224,8 @@ impl Gpu {
         kernel: &str,
         shared: u32,
     ) -> Result<CudaFunction> {
-        /// What every kernel may use without asking: 48 KiB, some of which its static arrays may take.
+        /// The shared memory that every kernel may use without configuration: 48 KiB, some of which its static arrays
+        /// may take.
         const GRANTED: u32 = 40 << 10;
         let mut loaded = lock(loaded());
         let device = loaded.entry(self.device.id()).or_default();
@@ -359,7 +360,7 @@ macro_rules! args {
 }
 pub(super) use args;
 
-/// A tensor's storage that was just allocated, and belongs to nobody else.
+/// A tensor's newly allocated storage, which nothing else uses.
 pub(super) struct Fresh {
     pub(super) storage: CudaStorage,
     pub(super) shape: Shape,

@@ -1,9 +1,9 @@
-//! The way of host memory to the GPU: through two buffers that the GPU reads by itself, so that nobody waits.
+//! Copies host memory to the GPU through two buffers that the GPU reads asynchronously, so that nothing blocks.
 //!
-//! From pageable memory the driver copies more than 64 KiB only after the stream has come so far, which would let a GPU
-//! idle between two steps. What is uploaded is therefore laid into page-locked memory first. Two buffers take turns: while
-//! the GPU still reads from one, the next batches go into the other, and only who comes back to one that is still being
-//! read has to wait.
+//! From pageable memory the driver copies more than 64 KiB only once the stream has reached the copy, which would let a
+//! GPU idle between two steps. So uploads are first copied into page-locked memory. Two buffers alternate: while the
+//! GPU still reads one, the next batches go into the other, and only a buffer that is still being read must be waited
+//! for.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};

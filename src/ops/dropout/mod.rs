@@ -139,7 +139,7 @@ fn apply(dropout: Dropout, x: &[f32]) -> Vec<f32> {
     out
 }
 
-/// Drops elements of `x` (any shape) as `dropout` says. The mask is made anew in the backward pass, never kept.
+/// Drops elements of `x` (any shape) according to `dropout`. The mask is recomputed in the backward pass, never stored.
 pub fn dropout(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
     if !dropout.is_active() {
         return Ok(x.clone());

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// Returns the rows of `table` (rows, width) named by `ids` (u32, any shape): the result has the shape of `ids` and
 /// `width`. The ids are best on the CPU, where they are read.
 ///
-/// The row `padding_idx` receives no gradient from here, as in PyTorch's `nn.Embedding`; its value is used as it is.
+/// The row `padding_idx` receives no gradient from here, as in PyTorch's `nn.Embedding`; its value is used.
 pub fn embedding(ids: &Tensor, table: &Param, padding_idx: Option<u32>) -> Result<Tensor> {
     let lookup = Lookup::new(ids, table, padding_idx)?;
     #[cfg(feature = "cuda")]
@@ -226,7 +226,7 @@ impl Scatter {
         self.order.chunk_by(|a, b| a.0 == b.0).count()
     }
 
-    /// Returns what [`add`](Self::add) would add to each row that there is.
+    /// Returns what [`add`](Self::add) would add to each existing row.
     fn rows(&self, grad: &[f32], width: usize) -> GradRows {
         let mut ids: Vec<u32> = self.order.iter().map(|(id, _)| *id).collect();
         ids.dedup();

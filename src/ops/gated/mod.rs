@@ -18,12 +18,12 @@ use crate::{Error, Result};
 pub enum Gate {
     /// activation(first) · second: ModernBERT's `Wi`.
     First,
-    /// first · activation(second): NomicBERT's `fc11` and `fc12`, one behind the other.
+    /// first · activation(second): NomicBERT's `fc11` and `fc12`, concatenated.
     Second,
 }
 
-/// Returns the product of the halves of `x` (..., 2m), one of which the activation was applied to: (..., m). SwiGLU
-/// with [`Activation::Silu`], GeGLU with [`Activation::Gelu`].
+/// Returns the product of the halves of `x` (..., 2m), one of them after the activation: (..., m). SwiGLU with
+/// [`Activation::Silu`], GeGLU with [`Activation::Gelu`].
 ///
 /// Only `x` is kept: the backward pass forms the activation again.
 pub fn gated(x: &Tensor, activation: Activation, gate: Gate) -> Result<Tensor> {

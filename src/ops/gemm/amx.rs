@@ -1,5 +1,5 @@
-//! The matrix unit of recent Xeons (AMX), which multiplies bf16 only but sixteen times as fast as vectors do f32; how
-//! f32 products are made of bf16 ones is told in [`gemm::packed`](crate::ops::gemm::packed).
+//! The matrix unit of recent Xeons (AMX), which only multiplies bf16, but sixteen times as fast as vector units
+//! multiply f32; [`gemm::packed`](crate::ops::gemm::packed) explains how f32 products are made of bf16 ones.
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};

@@ -10,8 +10,8 @@ use crate::ops::cuda::{Gpu, Grid, args, size};
 use crate::ops::tf32;
 use crate::{Error, Result};
 
-/// A row-major operand on the GPU: its rows lie `stride` elements apart. Transposed, element (i, j) of the product's operand
-/// is element (j, i) of what lies there.
+/// A row-major operand on the GPU whose rows are `stride` elements apart. Transposed, element (i, j) of the product's
+/// operand is element (j, i) in memory.
 #[derive(Clone, Copy)]
 pub(in crate::ops) struct Matrix {
     pub ptr: u64,
@@ -37,7 +37,7 @@ impl Matrix {
         }
     }
 
-    /// Returns the matrix so many elements further on.
+    /// Returns the matrix this many elements further on.
     fn moved(self, elements: usize) -> Self {
         Self {
             ptr: self.ptr + (elements * self.dtype.size_in_bytes()) as u64,
@@ -122,7 +122,8 @@ fn int(n: usize) -> Result<i32> {
 /// `c` held is never read.
 ///
 /// # Safety
-/// Each pointer must be valid for the matrix that its stride and the sizes describe, and nobody else may touch `c` meanwhile.
+/// Each pointer must be valid for the matrix that its stride and the sizes describe, and nothing else may touch `c`
+/// meanwhile.
 pub(in crate::ops) unsafe fn gemm(
     gpu: &Gpu,
     (m, k, n): (usize, usize, usize),

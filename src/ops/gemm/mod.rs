@@ -52,7 +52,7 @@ pub fn matmul_kernel() -> &'static str {
     }
 }
 
-/// A matrix inside a larger buffer: element (i, j) lies `i · rows + j · cols` elements after the start.
+/// A matrix inside a larger buffer: element (i, j) is `i · rows + j · cols` elements after the start.
 #[derive(Clone, Copy)]
 pub(crate) struct Strides {
     pub rows: usize,

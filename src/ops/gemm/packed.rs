@@ -58,12 +58,12 @@ struct Cut {
     depth: usize,
     /// Whether the common operand fits the cache.
     fits: bool,
-    /// How many panels of its own each task has.
+    /// The number of panels in each task.
     chunk: usize,
 }
 
 impl Cut {
-    /// Returns the cut for an inner dimension of `k`, that many panels, and packed blocks of `block` bytes.
+    /// Returns the cut for an inner dimension of `k`, these numbers of panels, and packed blocks of `block` bytes.
     fn new(k: usize, common_panels: usize, own_panels: usize, block: usize) -> Self {
         let depth = k.div_ceil(k.div_ceil(DEPTH)).next_multiple_of(SIDE);
         // Where the common operand fits the cache, own panels are packed few at a time just before they are used; else

@@ -1,6 +1,6 @@
 //! Memory that the tasks of a product share.
 
-/// A pointer to memory that tasks share, each writing elements of its own.
+/// A pointer to memory shared by tasks, each of which writes its own elements.
 pub(super) struct Shared<T>(pub *mut T);
 
 impl<T> Clone for Shared<T> {
@@ -23,7 +23,7 @@ impl<T> Shared<T> {
     /// Returns `width` elements from `start` on.
     ///
     /// # Safety
-    /// The elements must lie in the memory, and belong to the calling task alone.
+    /// The elements must be in the memory, and belong only to the calling task.
     pub(super) unsafe fn row<'a>(&self, start: usize, width: usize) -> &'a mut [T] {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), width) }

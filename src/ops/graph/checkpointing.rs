@@ -9,8 +9,8 @@ use crate::ops::precision::precision;
 use crate::ops::{Param, autocast, backward, no_grad};
 use crate::{Error, Result};
 
-/// Returns `f(x)`, of which only `x` is kept for the backward pass: that runs `f` once more, which costs a forward pass
-/// and saves all that lies between. Mirrors `torch.utils.checkpoint`.
+/// Returns `f(x)`, storing only `x` for the backward pass, which runs `f` again: this costs a forward pass and saves
+/// all intermediate results. Mirrors `torch.utils.checkpoint`.
 ///
 /// `params` are all parameters that `f` uses. `f` must compute the same every time: dropout whose keys were drawn outside
 /// of it does. The second run has the precision that [`autocast`] has set for the first.
@@ -22,7 +22,8 @@ pub fn checkpoint(
     checkpoint_all(&[x], params, move |xs| f(&xs[0]))
 }
 
-/// Like [`checkpoint`], of several tensors, all of which are kept: a decoder's layer reads the encoder's output too.
+/// Like [`checkpoint`], for several tensors, all of which are stored: a decoder's layer also reads the encoder's
+/// output.
 pub fn checkpoint_all(
     xs: &[&Tensor],
     params: &[Param],
@@ -54,13 +55,13 @@ pub fn checkpoint_all(
     )
 }
 
-/// Returns the first of `params` that wants a gradient here and now.
+/// Returns the first of `params` that needs a gradient.
 fn anchor(params: &[Param]) -> Option<Tensor> {
     params.iter().map(Param::tensor).find(Tensor::track_op)
 }
 
-/// Runs `f` with a graph of its own and `grad` back through it: into the parameters, and to `xs`, whose gradients are
-/// returned where they want one.
+/// Runs `f` with a separate graph and propagates `grad` back through it: into the parameters, and to `xs`, whose
+/// gradients are returned if needed.
 fn recompute(
     xs: &[&Tensor],
     params: &[Param],

@@ -1,6 +1,6 @@
 //! Operations that the processor works out wherever their tensors lie: what a GPU holds is copied here, and the result back.
 //!
-//! For arithmetic that emulates other hardware step by step, for which no kernel of its own is worth writing.
+//! For arithmetic that emulates other hardware step by step and does not justify its own kernel.
 
 use candle_core::{DType, Device, Shape, Tensor};
 

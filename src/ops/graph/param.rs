@@ -31,7 +31,7 @@ struct Inner {
     var: Var,
     grad: Mutex<GradSlot>,
     trainable: AtomicBool,
-    /// Whether somebody outside may hold the variable, and change it unseen.
+    /// Whether code outside may hold the variable, and change it unnoticed.
     exposed: AtomicBool,
     copy: Mutex<Option<Rounded>>,
     #[cfg(target_arch = "x86_64")]
@@ -62,7 +62,7 @@ struct GradSlot {
     buffer: Option<Tensor>,
     /// Whether `buffer` holds a gradient; if not, it is memory to be overwritten.
     live: bool,
-    /// Whether somebody outside may hold `buffer`: it must not change under them any more.
+    /// Whether code outside may hold `buffer`, which must then not be changed in place.
     lent: bool,
 }
 
@@ -78,7 +78,7 @@ impl Param {
         Ok(param)
     }
 
-    /// Like [`Param::new`], for a variable that nobody else holds.
+    /// Like [`Param::new`], for a variable that nothing else holds.
     pub(crate) fn owned(name: impl Into<String>, value: &Tensor) -> Result<Self> {
         Ok(Self {
             inner: Arc::new(Inner {
@@ -109,7 +109,7 @@ impl Param {
         }
     }
 
-    /// Returns the id of the variable in graphs; the value stays as it is.
+    /// Returns the id of the variable in graphs; the value is unchanged.
     pub(in crate::ops) fn variable_id(&self) -> candle_core::TensorId {
         self.inner.var.id()
     }
@@ -121,7 +121,7 @@ impl Param {
         &self.inner.var
     }
 
-    /// Like [`Param::var`], for who tells of every change by [`Param::value_changed`].
+    /// Like [`Param::var`], for code that reports every change with [`Param::value_changed`].
     pub(in crate::ops) fn own_var(&self) -> &Var {
         &self.inner.var
     }
@@ -170,7 +170,7 @@ impl Param {
             .map(|copy| copy.value.clone())
     }
 
-    /// Says that the value has changed; `kept`, that the copy has changed along.
+    /// Records that the value has changed; with `kept`, the copy has changed, too.
     pub(crate) fn value_changed(&self, kept: bool) {
         let mut slot = lock(&self.inner.copy);
         match &mut *slot {
@@ -209,7 +209,7 @@ impl Param {
         Ok(made)
     }
 
-    /// Returns whether somebody outside may hold the variable, and change it unseen.
+    /// Returns whether code outside may hold the variable, and change it unnoticed.
     pub(in crate::ops) fn is_exposed(&self) -> bool {
         self.inner.exposed.load(Ordering::Relaxed)
     }
@@ -346,7 +346,7 @@ impl Param {
         Ok(())
     }
 
-    /// Takes the gradient out, if there is one, as a tensor that nobody else holds.
+    /// Takes the gradient, if there is one, as a tensor that nothing else holds.
     pub(crate) fn take_grad(&self) -> Result<Option<Tensor>> {
         let mut slot = self.lock_grad();
         if !slot.live {
@@ -362,7 +362,7 @@ impl Param {
         }
     }
 
-    /// Makes `grad`, which nobody else holds, the gradient, or adds it to the one there is.
+    /// Makes `grad`, which nothing else holds, the gradient, or adds it to the existing one.
     pub(crate) fn put_grad(&self, grad: Tensor) -> Result<()> {
         let mut slot = self.lock_grad();
         let buffer = match slot.buffer.take() {
@@ -391,7 +391,7 @@ impl Param {
         }
     }
 
-    /// Gives what a lookup of `count` rows would add to the gradient to who watches; `false` where nobody wants it.
+    /// Passes what a lookup of `count` rows would add to the gradient to a watcher; `false` if there is none.
     pub(in crate::ops) fn give_rows(&self, count: usize, rows: impl FnOnce() -> GradRows) -> bool {
         let watcher = WATCHER.with_borrow(Clone::clone);
         match watcher.filter(|watcher| watcher.wants_rows(self, count)) {
@@ -448,13 +448,13 @@ impl std::fmt::Debug for Param {
     }
 }
 
-/// What is told of every gradient that a backward pass on this thread adds.
+/// Receives every gradient that a backward pass on this thread adds.
 pub(crate) trait GradWatcher {
-    /// Is told right after a gradient was set or added to.
+    /// Called right after a gradient was set or added to.
     fn added(&self, param: &Param);
 
-    /// Is asked right before a lookup adds to so many rows of the gradient of its table; with `true`, it is given the rows,
-    /// and nothing is added.
+    /// Called right before a lookup adds to this many rows of its table's gradient; if it returns `true`, it receives
+    /// the rows, and nothing is added.
     fn wants_rows(&self, table: &Param, count: usize) -> bool;
 
     /// Is given what a lookup would have added.
@@ -466,7 +466,7 @@ pub(crate) trait GradWatcher {
 pub(crate) struct GradRows {
     /// The rows that were looked up.
     pub(crate) ids: Vec<u32>,
-    /// Their gradients, one behind the other.
+    /// Their gradients, concatenated.
     pub(crate) values: Vec<f32>,
 }
 
@@ -490,9 +490,8 @@ pub(crate) fn watch_gradients<T>(watcher: Rc<dyn GradWatcher>, work: impl FnOnce
     work()
 }
 
-/// Runs `work`, on this thread, as one of many calls that read the same weights: those that products meet without a graph
-/// are rearranged once and kept beside, until they change. [`FillMask`](crate::fill_mask::FillMask) runs its model like
-/// this.
+/// Runs `work` on this thread as one of many calls that read the same weights: weights used in products without a graph
+/// are packed once and cached until they change. [`FillMask`](crate::fill_mask::FillMask) runs its model like this.
 ///
 /// For products of 2 to 512 rows, on processors with AVX2 or AVX-512 but no matrix unit. In f32 a copy takes as much memory
 /// as its weight, and matrices of a vocabulary are not copied.

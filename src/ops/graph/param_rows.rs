@@ -1,4 +1,4 @@
-//! Parameters that stand in the graph as activations do.
+//! Parameters used in the graph like activations.
 
 use candle_core::Tensor;
 

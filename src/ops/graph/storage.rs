@@ -43,7 +43,7 @@ pub(crate) fn slice<'a>(
 
 /// Gives `f` the elements of a contiguous f32 tensor on the CPU, to be changed in place.
 ///
-/// Everyone who shares the storage sees the change: only for tensors that belong to a parameter or an optimizer.
+/// All tensors that share the storage see the change: only for tensors that belong to a parameter or an optimizer.
 pub(crate) fn with_mut<T>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> T) -> Result<T> {
     struct Update<F, T> {
         f: Cell<Option<F>>,

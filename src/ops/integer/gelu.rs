@@ -25,7 +25,7 @@ struct Constants {
     c: f32,
     /// One, in steps of erf.
     one: f32,
-    /// What a step of the result stands for.
+    /// The value of a step of the result.
     step: f32,
 }
 
@@ -76,7 +76,7 @@ fn floor_quotient(a: f32, b: f32) -> f32 {
     }
 }
 
-/// Returns the GELU of `x` in integers, and what its steps stand for. Gradients are those of the polynomial, which pass
+/// Returns the GELU of `x` in integers, and the value of its steps. Gradients are those of the polynomial, and pass
 /// through the rounding.
 ///
 /// # Errors

@@ -54,8 +54,8 @@ pub fn layer_norm_shift(x: &Tensor, step: f32, shift: f32) -> Result<f32> {
     Ok(shift.max((most(0.0) / limit).sqrt().log2().ceil()))
 }
 
-/// Normalizes the last dimension of `x`, in steps of `step`, in integers, shifting by `shift` bits before squaring; returns
-/// the result and what its steps stand for.
+/// Normalizes the last dimension of `x`, in steps of `step`, in integers, shifting by `shift` bits before squaring;
+/// returns the result and the value of its steps.
 ///
 /// Gradients pass through the rounding. As in the reference, `bias` gets none.
 ///

@@ -15,11 +15,11 @@ const BIAS_BITS: u32 = 32;
 pub struct IntegerWeights {
     /// The weights, (out, in).
     pub weight: Tensor,
-    /// What a step of each row stands for, (out).
+    /// The value of a step of each row, (out).
     pub steps: Vec<f32>,
     /// The bias in steps of the product, (out).
     pub bias: Vec<f32>,
-    /// What a step of each feature of the product stands for.
+    /// The value of a step of each feature of the product.
     pub scale: Scale,
 }
 
@@ -54,8 +54,8 @@ pub fn integer_weights(weight: &Param, bias: &Param, input: f32) -> Result<Integ
     })
 }
 
-/// Applies a map to `x` (batch, seq, in), which has steps of `input`, in integers; returns the result, (batch, seq, out),
-/// and what its steps stand for. Gradients pass through the rounding of the weights.
+/// Applies a map to `x` (batch, seq, in), whose steps are `input`, in integers; returns the result, (batch, seq, out),
+/// and the value of its steps. Gradients pass through the rounding of the weights.
 ///
 /// # Errors
 /// When sizes do not fit.

@@ -28,12 +28,12 @@ pub use requantize::requantize;
 use crate::ops::graph::on_host::{record, values};
 use crate::{Error, Result};
 
-/// What one step of the integers stands for.
+/// The real value of one step of the integers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scale {
     /// The same everywhere.
     All(f32),
-    /// A step of its own for each feature of the last dimension.
+    /// A separate step for each feature of the last dimension.
     Features(Arc<[f32]>),
 }
 

@@ -1,4 +1,4 @@
-//! Layer normalization, alone or fused with the residual connection and dropout before it.
+//! Layer normalization, by itself or fused with the preceding residual connection and dropout.
 
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;

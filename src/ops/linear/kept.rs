@@ -1,4 +1,4 @@
-//! Affine maps of models that are only read, whose weights are rearranged once and kept beside.
+//! Affine maps in inference, whose weights are packed once and cached.
 
 use candle_core::Tensor;
 
@@ -119,7 +119,7 @@ mod tests {
         worst.max(0).unwrap().to_scalar().unwrap()
     }
 
-    /// The map as a kept weight gives it at a precision, and as it is.
+    /// The map with a cached weight at a precision, and with the original weight.
     fn both(precision: Precision, x: &Tensor, weight: &Param, bias: &Param) -> [Tensor; 2] {
         let map = || linear_act(x, weight, Some(bias), Activation::Gelu).unwrap();
         let kept = autocast(precision, || inference(|| no_grad(map)));

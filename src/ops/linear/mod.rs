@@ -1,4 +1,4 @@
-//! Affine maps, alone or fused with the activation behind them.
+//! Affine maps, by themselves or fused with the following activation.
 
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;

@@ -18,7 +18,7 @@ pub(super) const CHUNK: usize = 32;
 const AHEAD: usize = 64;
 const ROWS_AHEAD: usize = 8;
 impl Kind {
-    /// Returns how many steps so many elements of the inner dimension make.
+    /// Returns the number of steps for this many elements of the inner dimension.
     pub(super) fn steps(self, inner: usize) -> usize {
         match self.per_word() {
             1 => inner,
@@ -97,7 +97,7 @@ impl Side {
         self.at(pieces.end) - self.at(pieces.start)
     }
 
-    /// Packs all pieces of all blocks of a stretch, one block behind the other.
+    /// Packs all pieces of all blocks of a stretch, one block after the other.
     ///
     /// # Safety
     /// The operand must be valid for its rows and the stretch, and `to` for all words.

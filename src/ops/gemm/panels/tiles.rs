@@ -42,7 +42,7 @@ impl Fetch {
     }
 }
 
-/// Where a tile lies in the result.
+/// The position of a tile in the result.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub start: *mut f32,
