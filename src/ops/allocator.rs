@@ -1,4 +1,4 @@
-//! Keeping the C library's allocator out of the way of training.
+//! Memory settings for training: the C library's allocator, and huge pages.
 
 /// Makes the allocator keep the memory that it received from the system, for the whole process.
 ///
@@ -23,3 +23,21 @@ pub fn tune_allocator() {
         });
     }
 }
+
+/// Asks the system for huge pages under `data`, which has not been touched yet.
+#[cfg(target_os = "linux")]
+pub(crate) fn advise_huge<T>(data: &mut [T]) {
+    const HUGE: usize = 2 << 20;
+    let start = data.as_mut_ptr() as usize;
+    let end = start + size_of_val(data);
+    let (start, end) = (start.next_multiple_of(HUGE), end / HUGE * HUGE);
+    if start < end {
+        // SAFETY: the range lies inside memory that `data` borrows mutably; the advice does not change its content.
+        unsafe {
+            libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE);
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn advise_huge<T>(_: &mut [T]) {}

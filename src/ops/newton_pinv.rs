@@ -8,9 +8,6 @@ use crate::ops::graph::tape;
 use crate::ops::graph::tape::Data;
 use crate::{Error, Result};
 
-/// Steps of the iteration.
-pub(super) const STEPS: usize = 6;
-
 /// Approximates the pseudo-inverse of each matrix in `a` (..., m, m) by six steps of a Newton-like iteration of third order
 /// (Razavi et al. 2014), from `aᵀ` over the largest sum of a column in all of `a`, as transformers does: matrices of one
 /// batch influence one another by this much.
@@ -37,7 +34,7 @@ pub fn newton_pinv(a: &Tensor) -> Result<Tensor> {
 fn steps(a: &Tensor) -> Result<Tensor> {
     let unit = Tensor::eye(a.dim(D::Minus1)?, a.dtype(), a.device())?;
     let mut z = start(a)?;
-    for _ in 0..STEPS {
+    for _ in 0..naive::NEWTON_STEPS {
         // Z/4 (13I - AZ (15I - AZ (7I - AZ)))
         let az = matmul(a, &z, false, false)?;
         let mut inner = minus(&unit, 7.0, &az)?;

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::thread::LocalKey;
 
-use crate::ops::graph::storage;
+use crate::ops::allocator;
 
 /// Words of 32 bits in a cache line.
 const LINE: usize = 16;
@@ -27,7 +27,7 @@ pub(super) fn with_memory<T>(
     let needed = words.div_ceil(LINE);
     if lines.len() < needed {
         lines = Vec::with_capacity(needed);
-        storage::advise_huge(lines.spare_capacity_mut());
+        allocator::advise_huge(lines.spare_capacity_mut());
         lines.resize(needed, Line([0; LINE]));
     }
     let result = work(lines.as_mut_ptr().cast());

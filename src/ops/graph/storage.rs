@@ -5,6 +5,7 @@ use std::cell::Cell;
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Shape, Storage, Tensor, Var};
 
 use crate::Result;
+use crate::ops::allocator::advise_huge;
 
 /// Returns whether the fused CPU operations can work on `tensor`.
 pub(crate) fn is_cpu_f32(tensor: &Tensor) -> bool {
@@ -111,24 +112,6 @@ pub(crate) fn copied(bytes: &[u8], shape: &[usize]) -> Result<Tensor> {
     unsafe { data.set_len(bytes.len() / 4) };
     Ok(Var::from_vec(data, shape, &candle_core::Device::Cpu)?.into_inner())
 }
-
-/// Asks the system for huge pages under `data`, which has not been touched yet.
-#[cfg(target_os = "linux")]
-pub(crate) fn advise_huge<T>(data: &mut [T]) {
-    const HUGE: usize = 2 << 20;
-    let start = data.as_mut_ptr() as usize;
-    let end = start + size_of_val(data);
-    let (start, end) = (start.next_multiple_of(HUGE), end / HUGE * HUGE);
-    if start < end {
-        // SAFETY: the range lies inside memory that `data` borrows mutably; the advice does not change its content.
-        unsafe {
-            libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE);
-        }
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-pub(crate) fn advise_huge<T>(_: &mut [T]) {}
 
 /// [`with`] for two tensors.
 pub(crate) fn with2<T>(a: &Tensor, b: &Tensor, f: impl FnOnce(&[f32], &[f32]) -> T) -> Result<T> {

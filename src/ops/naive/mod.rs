@@ -443,6 +443,9 @@ pub fn fourier_mix(x: &Tensor) -> Result<Tensor> {
     Ok((transformed(f64::cos)? - transformed(f64::sin)?)?)
 }
 
+/// Steps of the iteration for the pseudo-inverse.
+pub(super) const NEWTON_STEPS: usize = 6;
+
 /// Like [`super::newton_pinv()`].
 pub fn newton_pinv(a: &Tensor) -> Result<Tensor> {
     let largest = a.sum_keepdim(D::Minus2)?.flatten_all()?.max(0)?;
@@ -450,7 +453,7 @@ pub fn newton_pinv(a: &Tensor) -> Result<Tensor> {
     let mut z = a.t()?.contiguous()?.broadcast_div(&largest)?;
     let unit = Tensor::eye(a.dim(D::Minus1)?, a.dtype(), a.device())?;
     let minus = |factor: f64, x: Tensor| (&unit * factor)?.broadcast_sub(&x);
-    for _ in 0..super::newton_pinv::STEPS {
+    for _ in 0..NEWTON_STEPS {
         let az = a.matmul(&z)?;
         let inner = minus(7.0, az.clone())?;
         let inner = minus(15.0, az.matmul(&inner)?)?;

@@ -15,8 +15,8 @@ use std::sync::LazyLock;
 
 use rayon::prelude::*;
 
+use crate::ops::allocator;
 use crate::ops::gemm::shared::Shared;
-use crate::ops::graph::storage;
 use crate::ops::parallel::{for_each_task, for_overwrite};
 use crate::ops::simd::{self, Level};
 use left::Left;
@@ -105,7 +105,7 @@ impl Panels {
         let panels = out.div_ceil(columns);
         let steps = inner.div_ceil(per_word);
         let mut words: Vec<u32> = Vec::with_capacity(panels * steps * columns);
-        storage::advise_huge(words.spare_capacity_mut());
+        allocator::advise_huge(words.spare_capacity_mut());
         words.resize(panels * steps * columns, 0);
         let mut scales = vec![0.0; panels * columns];
         let mut sums = vec![0.0; panels * columns];
