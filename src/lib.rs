@@ -49,7 +49,7 @@
 //! |---|---|---|
 //! | `bundled` | yes | the small model and the samples, 14 MB in the program: names that begin with `bundled:` |
 //! | `hub` | yes | downloads, login and uploads |
-//! | `xet` | no | large files by Xet to and from servers that pick it, through `hf-hub` |
+//! | `xet` | no | large files through Xet, to and from servers that choose it, by the crate `hf-hub` |
 //! | `cuda` | no | models and training on NVIDIA GPUs; the build needs the CUDA toolkit |
 //!
 //! # In a notebook
