@@ -47,7 +47,7 @@ impl Trainer {
             let state = trainer.idle_state();
             let metrics = trainer.evaluate_with(&loader, state)?;
             let told = metrics.clone();
-            trainer.tell(Event::Evaluate {
+            trainer.emit(Event::Evaluate {
                 state,
                 metrics: told,
             })?;
@@ -149,7 +149,7 @@ impl Trainer {
             epoch: state.epoch,
             metrics: metrics.clone(),
         });
-        self.tell(Event::Evaluate {
+        self.emit(Event::Evaluate {
             state: run.state(),
             metrics,
         })
@@ -181,7 +181,7 @@ impl Trainer {
         let here = precision.and_then(|precision| {
             ops::autocast(precision, || {
                 measure(&model, loader, &task, explain, |done| {
-                    self.tell_here(&Event::EvaluateStep { state, done, total })
+                    self.emit_locally(&Event::EvaluateStep { state, done, total })
                 })
             })
         });

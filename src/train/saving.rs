@@ -123,7 +123,7 @@ impl Trainer {
             }
         }
         let state = run.state();
-        self.tell(Event::Save { state, path })
+        self.emit(Event::Save { state, path })
     }
 
     fn trainer_state(&self, run: &Run, saved: &[usize], metric: &Metric) -> TrainerState {

@@ -465,10 +465,10 @@ impl Trainer {
         run.history.steps.extend(&records);
         for step in records {
             let state = run.state_after(step.step);
-            self.tell(Event::StepEnd { state, step })?;
+            self.emit(Event::StepEnd { state, step })?;
             if run.plan.ends_epoch(step.step) {
                 check_anything_counted(&run.history)?;
-                self.tell(Event::EpochEnd { state })?;
+                self.emit(Event::EpochEnd { state })?;
             }
         }
         failure.map_or(Ok(()), Err)

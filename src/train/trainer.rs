@@ -513,14 +513,14 @@ impl Trainer {
         if result.is_err() || history.interrupted {
             self.unfinished = Some(run);
         }
-        let told = self.tell(Event::TrainEnd {
+        let emitted = self.emit(Event::TrainEnd {
             state,
             history: history.clone(),
         });
         self.reports = None;
         self.history = Some(history.clone());
         // The first error is the one to tell.
-        result.and(told)?;
+        result.and(emitted)?;
         if !history.interrupted && self.ranks()?.is_main() {
             self.push_at_the_end();
         }
@@ -569,7 +569,7 @@ impl Trainer {
     /// The loop: one turn is one optimizer step.
     pub(super) fn steps(&mut self, run: &mut Run) -> Result<()> {
         let (state, history) = (run.state(), run.history.clone());
-        self.tell(Event::TrainBegin { state, history })?;
+        self.emit(Event::TrainBegin { state, history })?;
         let loader = self.train_loader()?;
         let ranks = self.ranks()?;
         let (rank, size) = (ranks.rank(), ranks.size());
@@ -632,7 +632,7 @@ impl Trainer {
         {
             run.history.logs.push(log);
             let state = run.state();
-            self.tell(Event::Log { state, log })?;
+            self.emit(Event::Log { state, log })?;
         }
         if run.evaluation_is_due(&self.args, self.requests.evaluate) {
             self.evaluate_in(run)?;
@@ -670,14 +670,14 @@ impl Trainer {
     }
 
     /// Calls all callbacks, and collects their requests from all ranks.
-    pub(super) fn tell(&mut self, event: Event) -> Result<()> {
-        let told = self.tell_here(&event);
+    pub(super) fn emit(&mut self, event: Event) -> Result<()> {
+        let emitted = self.emit_locally(&event);
         let ranks = self.ranks()?;
         if ranks.size() == 1 {
-            return told;
+            return emitted;
         }
         let requests = self.requests;
-        for requests in ranks.vote(event.name(), told.map(|()| requests))? {
+        for requests in ranks.vote(event.name(), emitted.map(|()| requests))? {
             self.requests.evaluate |= requests.evaluate;
             self.requests.save |= requests.save;
             self.requests.stop |= requests.stop;
@@ -686,7 +686,7 @@ impl Trainer {
     }
 
     /// Calls the callbacks of this rank only, for events that the other ranks may not reach, or not at the same time.
-    pub(super) fn tell_here(&mut self, event: &Event) -> Result<()> {
+    pub(super) fn emit_locally(&mut self, event: &Event) -> Result<()> {
         if let Some(reports) = &mut self.reports {
             reports.note(event);
         }
