@@ -3,14 +3,22 @@
 //! The kernel (or Ctrl-C in a program that installed a handler) calls [`request`]; long loops call [`check`] between
 //! items, or [`take`] where they can end early with a partial result.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::{Error, Result};
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
+/// How many requests there have been, which work in the background counts by.
+static REQUESTS: AtomicU64 = AtomicU64::new(0);
 
-/// Asks the work that is under way to stop. Only sets a flag: safe in a signal handler.
+thread_local! {
+    static BACKGROUND: Cell<Option<Background>> = const { Cell::new(None) };
+}
+
+/// Asks the work that is under way to stop. Only sets flags: safe in a signal handler.
 pub fn request() {
+    REQUESTS.fetch_add(1, Ordering::SeqCst);
     REQUESTED.store(true, Ordering::SeqCst);
 }
 
@@ -21,12 +29,48 @@ pub fn clear() {
 
 /// Returns whether a stop was requested; leaves the request in place.
 pub fn is_requested() -> bool {
-    REQUESTED.load(Ordering::SeqCst)
+    match BACKGROUND.get() {
+        Some(background) => background.is_to_stop(),
+        None => REQUESTED.load(Ordering::SeqCst),
+    }
 }
 
-/// Returns whether a stop was requested; answers the request, so that it is seen once.
+/// Returns whether a stop was requested; answers the request, so that it is seen once. Work in the background leaves the
+/// request to the work before it.
 pub fn take() -> bool {
-    REQUESTED.swap(false, Ordering::SeqCst)
+    match BACKGROUND.get() {
+        Some(background) => background.is_to_stop(),
+        None => REQUESTED.swap(false, Ordering::SeqCst),
+    }
+}
+
+/// Work that goes on beside other work: a request stops both, whichever of them looks first.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Background {
+    requests: u64,
+}
+
+impl Background {
+    /// Begins such work: requests from now on stop it.
+    pub(crate) fn begin() -> Self {
+        Self {
+            requests: REQUESTS.load(Ordering::SeqCst),
+        }
+    }
+
+    /// Returns the work that this thread is part of, if it is in the background.
+    pub(crate) fn current() -> Option<Self> {
+        BACKGROUND.get()
+    }
+
+    /// Makes this thread part of the work until it ends.
+    pub(crate) fn enter(self) {
+        BACKGROUND.set(Some(self));
+    }
+
+    fn is_to_stop(self) -> bool {
+        REQUESTS.load(Ordering::SeqCst) != self.requests
+    }
 }
 
 /// Ends work that has no partial result: [`Error::Interrupted`] if a stop was requested while `doing` it.

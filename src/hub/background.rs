@@ -5,6 +5,7 @@ use std::thread::JoinHandle;
 
 use super::push::push_folder;
 use super::{Hub, PushOptions, Pushed};
+use crate::base::interrupt::Background;
 use crate::files::{Hidden, sweep_folders};
 use crate::{Error, Result};
 
@@ -12,7 +13,7 @@ use crate::{Error, Result};
 ///
 /// The files are first linked (or, across file systems, copied) to a separate folder, so that a checkpoint may be
 /// removed or rewritten in the meantime. During a push further ones are skipped, as in transformers: the last one,
-/// after the training, uploads everything.
+/// after the training, uploads everything. An interrupt stops the push, and the work that runs beside it as well.
 #[derive(Debug)]
 pub struct BackgroundPush {
     hub: Hub,
@@ -53,7 +54,11 @@ impl BackgroundPush {
         let (hub, repo, options) = (self.hub.clone(), self.repo.clone(), options.clone());
         let thread = std::thread::Builder::new().name("push".to_owned());
         let kept = folder.as_ref().to_path_buf();
-        let push = move || push_folder(&hub.client, &repo, &aside.path, &kept, &options);
+        let background = Background::begin();
+        let push = move || {
+            background.enter();
+            push_folder(&hub.client, &repo, &aside.path, &kept, &options)
+        };
         self.running = Some(
             thread
                 .spawn(push)

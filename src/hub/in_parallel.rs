@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::failure::{Failure, FailureKind};
 use crate::Error;
-use crate::base::interrupt;
+use crate::base::interrupt::{self, Background};
 
 /// Items that are worked on at the same time.
 const WORKERS: usize = 8;
@@ -37,9 +37,15 @@ pub(crate) fn in_parallel<I: Sync, T: Send>(
             }
         }
     };
+    let background = Background::current();
     std::thread::scope(|scope| {
         for _ in 1..items.len().min(WORKERS) {
-            scope.spawn(run);
+            scope.spawn(|| {
+                if let Some(background) = background {
+                    background.enter();
+                }
+                run();
+            });
         }
         run();
     });
