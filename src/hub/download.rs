@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ureq::http::StatusCode;
 
@@ -18,8 +18,6 @@ use crate::base::interrupt;
 use crate::notebook::progress::Progress;
 
 const BUFFER: usize = 256 << 10;
-/// A download may take this long, and longer by the time that its bytes take at a slow line's speed.
-const SLOWEST: Duration = Duration::from_secs(3600);
 
 /// Downloads the content of `file` and links it into the snapshot of `commit`.
 pub(crate) fn fetch(
@@ -145,10 +143,10 @@ impl<'a> Part<'a> {
         let mut resumed = self.len > 0;
         // Against the most that ever arrived: what comes again after a restart is no progress.
         let mut most = self.len;
-        let until = Instant::now() + SLOWEST.saturating_add(self.slowest());
+        let started = Instant::now();
         loop {
             while self.len < self.info.size {
-                let result = self.fetch_rest(client, &request(self.len), until);
+                let result = self.fetch_rest(client, &request(self.len), started);
                 if self.len > most {
                     most = self.len;
                     pauses.progressed();
@@ -182,17 +180,12 @@ impl<'a> Part<'a> {
         Error::Interrupted(format!("downloading {}", self.info.path)).into()
     }
 
-    /// Returns the time that the file takes at 10 kB/s.
-    fn slowest(&self) -> Duration {
-        Duration::from_secs(self.info.size / 10_000)
-    }
-
-    /// Returns one attempt at the rest of the file, up to `until`.
+    /// Makes one attempt at the rest of the file, whose download began at `started`.
     fn fetch_rest(
         &mut self,
         client: &Client,
         request: &Request,
-        until: Instant,
+        started: Instant,
     ) -> Result<(), Failure> {
         let offset = self.len;
         let mut response = client.send(request)?;
@@ -221,7 +214,8 @@ impl<'a> Part<'a> {
             if interrupt::is_requested() {
                 return Err(self.interrupted());
             }
-            if Instant::now() > until {
+            // By what has come, and not by what was announced, which may be anything.
+            if started.elapsed() > client.settings().time_for(self.len) {
                 let message = format!(
                     "the server is too slow: only {} of {} bytes have arrived",
                     self.len, self.info.size

@@ -215,7 +215,7 @@ impl Client {
                 .timeout_recv_response(Some(settings.answer_timeout))
                 .max_idle_connections_per_host(8)
                 .build();
-            wire::agent(config)
+            wire::agent(config, settings.transfer_timeout)
         };
         let tls = own_certificates(&get).map(|certificates| match certificates {
             Some(certificates) => TlsConfig::builder().root_certs(certificates).build(),
@@ -429,6 +429,9 @@ impl Client {
                 FailureKind::Unreachable,
                 format!("{host} did not answer in time"),
             ),
+            ureq::Error::Timeout(ureq::Timeout::RecvBody) => {
+                (FailureKind::Refused, format!("{host} is too slow"))
+            }
             ureq::Error::Timeout(_) => (FailureKind::Transient, format!("{host} fell silent")),
             ureq::Error::Io(e) if is_refusal(e) => (
                 FailureKind::Unreachable,
@@ -472,7 +475,7 @@ impl Client {
         };
         let code = header("x-error-code").unwrap_or_default();
         let said = header("x-error-message");
-        let retry_after = header("retry-after").and_then(|text| text.trim().parse().ok());
+        let retry_after = header("retry-after").and_then(|text| seconds(&text));
         let html = content_type(&response).contains("html");
         let said = said.or_else(|| {
             let body = self.read_body(request, &mut response, LARGEST_REFUSAL);
@@ -562,6 +565,13 @@ impl<'a> Pauses<'a> {
             std::thread::sleep(left.min(Duration::from_millis(100)));
         }
     }
+}
+
+/// Returns the seconds that a server asks to be left alone. A date, which it may name as well, counts as no wish.
+fn seconds(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
 fn unsafe_connection(host: &str, error: &dyn std::fmt::Display) -> String {
@@ -680,6 +690,24 @@ mod tests {
             "nonsense",
         ] {
             assert!(!same_origin("https://hub.example/a", other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_pause_is_a_number_of_seconds() {
+        let wishes = [
+            ("0", Some(0)),
+            (" 120 ", Some(120)),
+            ("99999999999999999999999", Some(u64::MAX)),
+            ("-5", None),
+            ("+5", None),
+            ("1.5", None),
+            ("1e9", None),
+            ("", None),
+            ("Wed, 21 Oct 2015 07:28:00 GMT", None),
+        ];
+        for (text, expected) in wishes {
+            assert_eq!(seconds(text), expected, "{text:?}");
         }
     }
 

@@ -51,6 +51,8 @@ pub struct Settings {
     pub read_timeout: Duration,
     /// The longest wait for a whole answer about a repository, or for the headers of a file, however the bytes trickle.
     pub answer_timeout: Duration,
+    /// The longest that a file may take beside the time that its bytes take at 10 kB/s.
+    pub transfer_timeout: Duration,
 }
 
 impl Settings {
@@ -78,10 +80,16 @@ impl Settings {
             connect_timeout: seconds("HF_HUB_ETAG_TIMEOUT", 10),
             read_timeout: seconds("HF_HUB_DOWNLOAD_TIMEOUT", 30),
             answer_timeout: Duration::from_secs(120),
+            transfer_timeout: Duration::from_secs(3600),
             cache_dir: places.cache_dir,
             token_path: places.token_path,
         };
         settings.endpoint("HF_ENDPOINT")
+    }
+
+    /// Returns the longest that `bytes` bytes may take.
+    pub(crate) fn time_for(&self, bytes: u64) -> Duration {
+        time_for(self.transfer_timeout, bytes)
     }
 
     /// Checks the endpoint that `source` gave and takes the slash off its end.
@@ -117,6 +125,14 @@ impl Settings {
         self.token = token;
         self
     }
+}
+
+/// The slowest line on which files are waited for, in bytes a second.
+const SLOWEST: u64 = 10_000;
+
+/// Returns the longest that `bytes` bytes may take, with `beside` for everything but the bytes themselves.
+pub(super) fn time_for(beside: Duration, bytes: u64) -> Duration {
+    beside.saturating_add(Duration::from_secs(bytes / SLOWEST))
 }
 
 /// The folders and files of the Hub on this machine.

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use ureq::http::{HeaderMap, Method};
@@ -112,10 +113,15 @@ impl Hub {
         let progress = Progress::bytes("Downloading", state.size.unwrap_or_default());
         let mut body = response.body_mut().with_config().limit(u64::MAX).reader();
         let (mut buffer, mut arrived) = (vec![0; BUFFER], 0u64);
+        let started = Instant::now();
         loop {
             let read = body.read(&mut buffer);
             if interrupt::is_requested() {
                 return Err(Error::Interrupted(format!("downloading {}", path.display())).into());
+            }
+            if started.elapsed() > self.settings().time_for(arrived) {
+                let message = format!("the server is too slow: only {arrived} bytes have come");
+                return Err(self.client.failure(FailureKind::Refused, request, message));
             }
             match read {
                 Ok(0) => break,

@@ -17,16 +17,18 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Agent, Error, Timeout};
 
+use super::settings::time_for;
 use crate::base::interrupt;
 
 /// The longest wait between two looks at the request to stop.
 const SLICE: Duration = Duration::from_millis(200);
 
-/// Returns an agent with `config` whose waits hear an interrupt.
-pub(crate) fn agent(config: Config) -> Agent {
+/// Returns an agent with `config` whose waits hear an interrupt. However its bytes trickle, an answer takes no longer than
+/// `transfer`, beside the time that its bytes take on a slow line.
+pub(crate) fn agent(config: Config, transfer: Duration) -> Agent {
     let connector =
         ().chain(ConnectProxyConnector::default())
-            .chain(Connect)
+            .chain(Connect { transfer })
             .chain(RustlsConnector::default());
     Agent::with_parts(config, connector, Resolve)
 }
@@ -90,7 +92,9 @@ impl Resolver for Resolve {
 
 /// Connects, unless a proxy has.
 #[derive(Debug)]
-struct Connect;
+struct Connect {
+    transfer: Duration,
+}
 
 impl<In: Transport> Connector<In> for Connect {
     type Out = Either<In, Connection>;
@@ -104,6 +108,7 @@ impl<In: Transport> Connector<In> for Connect {
             return Ok(Some(Either::A(chained)));
         }
         let limit = limit(details.timeout);
+        let started = Instant::now();
         let addresses: Vec<_> = details.addrs.iter().copied().collect();
         let stream = wait_for(limit, details.timeout.reason, move || {
             // Every address gets its share of the time, the first ones the larger part.
@@ -134,6 +139,10 @@ impl<In: Transport> Connector<In> for Connect {
         Ok(Some(Either::B(Connection {
             stream,
             buffers: LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
+            stands_by: limit.and_then(|limit| started.checked_add(limit)),
+            asked: Instant::now(),
+            received: 0,
+            transfer: self.transfer,
         })))
     }
 }
@@ -143,6 +152,26 @@ impl<In: Transport> Connector<In> for Connect {
 struct Connection {
     stream: TcpStream,
     buffers: LazyBuffers,
+    /// When a proxy must have let it through, and the safe connection in it must stand.
+    stands_by: Option<Instant>,
+    /// When something was sent last, and the bytes that came since.
+    asked: Instant,
+    received: u64,
+    transfer: Duration,
+}
+
+impl Connection {
+    /// Returns the limits of a wait for input. Those of `timeout` begin anew with every wait, so that bytes one by one would
+    /// be waited for without end.
+    fn wait_for_input(&self, timeout: NextTimeout) -> Wait {
+        let mut wait = Wait::new(timeout.for_read());
+        if timeout.reason == Timeout::Connect {
+            wait.end_by(self.stands_by, Timeout::Connect);
+        }
+        let longest = time_for(self.transfer, self.received);
+        wait.end_by(self.asked.checked_add(longest), Timeout::RecvBody);
+        wait
+    }
 }
 
 impl Transport for Connection {
@@ -152,6 +181,7 @@ impl Transport for Connection {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let wait = Wait::new(timeout.for_write());
+        (self.asked, self.received) = (Instant::now(), 0);
         let mut sent = 0;
         while sent < amount {
             match self.stream.write(&self.buffers.output()[sent..amount]) {
@@ -164,13 +194,12 @@ impl Transport for Connection {
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        let wait = Wait::new(timeout.for_read());
+        let wait = self.wait_for_input(timeout);
+        wait.check()?;
         loop {
-            if interrupt::is_requested() {
-                return Err(interrupted());
-            }
             match self.stream.read(self.buffers.input_append_buf()) {
                 Ok(read) => {
+                    self.received += read as u64;
                     self.buffers.input_appended(read);
                     return Ok(read > 0);
                 }
@@ -209,11 +238,25 @@ impl Wait {
         }
     }
 
-    /// Returns whether to wait for another slice after `error`.
+    /// Makes the wait end at `until`, if it would not end before.
+    fn end_by(&mut self, until: Option<Instant>, reason: Timeout) {
+        if let Some(until) = until
+            && self.until.is_none_or(|known| until < known)
+        {
+            (self.until, self.reason) = (Some(until), reason);
+        }
+    }
+
+    /// Fails where `error` is no pause between two slices, or the wait is over.
     fn goes_on(&self, error: std::io::Error) -> Result<(), Error> {
         if error.kind() != ErrorKind::Interrupted && !is_timeout(&error) {
             return Err(Error::Io(error));
         }
+        self.check()
+    }
+
+    /// Fails when the wait is over.
+    fn check(&self) -> Result<(), Error> {
         if interrupt::is_requested() {
             return Err(interrupted());
         }

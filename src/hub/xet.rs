@@ -9,7 +9,7 @@ use std::future::Future;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hf_hub::progress::{ProgressEvent, ProgressHandler, UploadEvent};
 use hf_hub::repository::CommitOperation;
@@ -21,7 +21,7 @@ use super::http::{Client, place};
 use super::lfs::Upload;
 use super::name::{Repo, RepoKind};
 use super::remote::FileInfo;
-use crate::base::interrupt;
+use crate::base::interrupt::{self, Background};
 use crate::notebook::progress::Progress;
 use crate::{Error, Result};
 
@@ -53,7 +53,7 @@ pub(super) fn commit(
         .revision(repo.revision())
         .progress(Bar::new(progress.clone()))
         .send();
-    let committed = wait_for(client, &purpose, commit)?;
+    let committed = wait_for(client, &purpose, total, commit)?;
     progress.finish();
     committed.commit_oid.ok_or_else(|| {
         let message = format!("could not {purpose}: the server named no commit");
@@ -90,7 +90,7 @@ pub(super) fn download_instead(
         .local_dir(folder.path())
         .revision(commit)
         .send();
-    let came = wait_for(client, &purpose, download)?;
+    let came = wait_for(client, &purpose, file.size, download)?;
     let digest = FileDigest::of(&came)?;
     if (digest.size, &digest.sha256) != (file.size, &file.etag.to_lowercase()) {
         let message = format!(
@@ -133,14 +133,20 @@ fn connect(
     Ok(hub.repository(kind, owner, name))
 }
 
-/// Waits for `work` on a thread of its own, since the caller may be one that must not block, and drops it when an
-/// interrupt is asked for.
+/// Waits for `work`, which moves `bytes` bytes, on a thread of its own, since the caller may be one that must not block.
+/// Drops it when an interrupt is asked for, and when it takes longer than such work may.
 fn wait_for<T: Send>(
     client: &Client,
     purpose: &str,
+    bytes: u64,
     work: impl Future<Output = HFResult<T>> + Send,
 ) -> Result<T, Failure> {
+    let background = Background::current();
+    let (started, longest) = (Instant::now(), client.settings().time_for(bytes));
     let run = || -> Result<T, Failure> {
+        if let Some(background) = background {
+            background.enter();
+        }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -152,6 +158,7 @@ fn wait_for<T: Send>(
                 match tokio::time::timeout(LOOK, work.as_mut()).await {
                     Ok(done) => return Some(done),
                     Err(_) if interrupt::is_requested() => return None,
+                    Err(_) if started.elapsed() > longest => return None,
                     Err(_) => {}
                 }
             }
@@ -160,6 +167,13 @@ fn wait_for<T: Send>(
         runtime.shutdown_background();
         match done {
             Some(done) => done.map_err(|error| failure(client, purpose, error)),
+            None if !interrupt::is_requested() => {
+                let message = format!(
+                    "could not {purpose}: it was not done after {} s",
+                    longest.as_secs()
+                );
+                Err(Failure::new(FailureKind::Refused, message))
+            }
             None => Err(Error::Interrupted(format!("trying to {purpose}")).into()),
         }
     };

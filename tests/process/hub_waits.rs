@@ -6,7 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "hub")]
+use cloze::hub::{BackgroundPush, PushOptions, Token};
 use cloze::hub::{Hub, RepoKind, Settings};
+
+#[cfg(feature = "hub")]
+use crate::support::hub_server::{Fault, HubServer, TOKEN};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -143,14 +148,83 @@ fn a_file_that_comes_piece_by_piece_is_completed_however_many_attempts_it_takes(
     assert!(requests.load(Ordering::SeqCst) >= 15);
 }
 
+/// How a server behaves.
+type Answer = fn(&str, &mut TcpStream);
+
+fn silence(_: &str, _: &mut TcpStream) {
+    std::thread::sleep(Duration::from_secs(20));
+}
+
+/// Sends the first bytes of a safe connection's handshake one by one: a record of 16 kB, which holds one message.
+fn handshake(_: &str, stream: &mut TcpStream) {
+    let mut bytes = vec![0; 16 << 10];
+    bytes[..9].copy_from_slice(&[22, 3, 3, 0x40, 0, 2, 0, 0x3f, 0xfc]);
+    for byte in bytes {
+        if stream.write_all(&[byte]).is_err() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Answers without end that an answer will come.
+fn promises(_: &str, stream: &mut TcpStream) {
+    while stream.write_all(b"HTTP/1.1 102 Processing\r\n\r\n").is_ok() {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Sends the length of a piece of the body, and what else may stand in that line, byte by byte.
+fn endless_line(stream: &mut TcpStream) {
+    let _ = write!(
+        stream,
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    );
+    send_slowly(
+        stream,
+        &format!("5;{}", "x".repeat(5000)),
+        Duration::from_millis(100),
+    );
+}
+
+/// A server that says nothing until the client has: what it sends to a safe connection is its handshake.
+fn serve_safely() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            std::thread::spawn(move || handshake("", &mut stream.unwrap()));
+        }
+    });
+    url
+}
+
+/// Asks for a stop while `work` waits for a server; it must have ended within a second.
+fn is_interrupted<T: std::fmt::Debug + Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> cloze::Result<T> + Send + 'static,
+) {
+    let work = std::thread::spawn(work);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!work.is_finished(), "{name}: {:?}", work.join());
+    let asked = Instant::now();
+    cloze::interrupt::request();
+    let result = work.join().unwrap();
+    let waited = asked.elapsed();
+    cloze::interrupt::clear();
+    assert!(
+        matches!(result, Err(cloze::Error::Interrupted(_))),
+        "{name}: {result:?}"
+    );
+    assert!(waited < Duration::from_secs(1), "{name}: {waited:?}");
+}
+
 #[test]
 fn an_interrupt_is_heard_within_a_second_wherever_the_wait_is() {
     let _alone = crate::alone();
-    type Answer = fn(&str, &mut TcpStream);
-    let answers: [(&str, Answer); 5] = [
-        ("silence", |_, _| {
-            std::thread::sleep(Duration::from_secs(20))
-        }),
+    let answers: [(&str, Answer); 9] = [
+        ("silence", silence),
+        ("promises", promises),
         ("slow headers", |_, stream| {
             send_slowly(
                 stream,
@@ -162,6 +236,9 @@ fn an_interrupt_is_heard_within_a_second_wherever_the_wait_is() {
             let _ = write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n");
             send_slowly(stream, &" ".repeat(5000), Duration::from_millis(400))
         }),
+        ("a piece of unknown length", |_, stream| {
+            endless_line(stream)
+        }),
         ("slow refusal", |_, stream| {
             let _ = write!(stream, "HTTP/1.1 500 No\r\ncontent-length: 5000\r\n\r\n");
             send_slowly(stream, &" ".repeat(5000), Duration::from_millis(400))
@@ -172,50 +249,257 @@ fn an_interrupt_is_heard_within_a_second_wherever_the_wait_is() {
                 std::thread::sleep(Duration::from_secs(20));
             }
         }),
+        ("a slow circle of redirects", |_, stream| {
+            std::thread::sleep(Duration::from_millis(300));
+            send(
+                stream,
+                "302 Found\r\nlocation: /round\r\ncontent-length: 0",
+                "",
+            );
+        }),
+        ("a pause that is asked for", |_, stream| {
+            send(
+                stream,
+                "503 Busy\r\nretry-after: 50\r\ncontent-length: 0",
+                "",
+            );
+        }),
     ];
+    let folder = tempfile::tempdir().unwrap();
     for (name, answer) in answers {
         let (url, _) = serve(answer);
-        let folder = tempfile::tempdir().unwrap();
         let settings = settings(&url, &folder);
-        let work = std::thread::spawn(move || download(settings));
-        std::thread::sleep(Duration::from_millis(500));
-        assert!(!work.is_finished(), "{name}");
-        let asked = Instant::now();
-        cloze::interrupt::request();
-        let result = work.join().unwrap();
-        let waited = asked.elapsed();
-        cloze::interrupt::clear();
-        assert!(
-            matches!(result, Err(cloze::Error::Interrupted(_))),
-            "{name}: {result:?}"
-        );
-        assert!(waited < Duration::from_secs(1), "{name}: {waited:?}");
+        is_interrupted(name, move || download(settings));
     }
+    let safely = settings(&serve_safely(), &folder);
+    is_interrupted("handshake", move || download(safely));
+}
+
+#[test]
+fn an_interrupt_is_heard_while_connecting() {
+    let _alone = crate::alone();
+    // Takes two connections and no more; whoever comes then is left waiting.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let listener = runtime.block_on(async {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        socket.listen(0).unwrap()
+    });
+    let address = listener.local_addr().unwrap();
+    let mut connected = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+        connected.push(stream);
+        assert!(connected.len() < 100);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let waiting = settings(&format!("http://{address}"), &folder);
+    is_interrupted("connecting", move || download(waiting));
+    let mut hasty = settings(&format!("http://{address}"), &folder);
+    hasty.connect_timeout = Duration::from_millis(300);
+    let started = Instant::now();
+    let error = download(hasty).unwrap_err().to_string();
+    assert!(error.contains("did not answer in time"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(3));
 }
 
 #[test]
 fn an_answer_that_trickles_has_an_end() {
     let _alone = crate::alone();
-    type Answer = fn(&str, &mut TcpStream);
-    let answers: [(&str, Answer); 2] = [
+    let answers: [(&str, Answer); 5] = [
         ("headers", |_, stream| {
             let _ = write!(stream, "HTTP/1.1 200 OK\r\n");
             send_slowly(stream, &"x: y\r\n".repeat(500), Duration::from_millis(100))
         }),
+        ("promises", promises),
         ("json", |_, stream| {
             let _ = write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n");
             send_slowly(stream, &" ".repeat(5000), Duration::from_millis(100))
         }),
+        ("a piece of unknown length", |_, stream| {
+            endless_line(stream)
+        }),
+        ("file", |head, stream| {
+            // What it announces is no measure.
+            if !lead_up(head, stream, 1 << 40) {
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n",
+                    1u64 << 40
+                );
+                send_slowly(stream, &" ".repeat(5000), Duration::from_millis(100))
+            }
+        }),
     ];
-    for (name, answer) in answers {
-        let (url, _) = serve(answer);
-        let folder = tempfile::tempdir().unwrap();
-        let mut settings = settings(&url, &folder);
+    let hasty = |url: &str, folder: &tempfile::TempDir| {
+        let mut settings = settings(url, folder);
+        settings.connect_timeout = Duration::from_millis(800);
         settings.answer_timeout = Duration::from_millis(800);
+        settings.transfer_timeout = Duration::from_millis(800);
         settings.attempts = 2;
+        settings
+    };
+    let has_an_end = |name: &str, url: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = hasty(url, &folder);
         let started = Instant::now();
         let error = download(settings).unwrap_err().to_string();
         assert!(error.contains("own/model"), "{name}: {error}");
-        assert!(started.elapsed() < Duration::from_secs(4), "{name}");
+        assert!(
+            started.elapsed() < Duration::from_secs(4),
+            "{name}: {error}"
+        );
+    };
+    for (name, answer) in answers {
+        let (url, _) = serve(answer);
+        has_an_end(name, &url);
+    }
+    has_an_end("handshake", &serve_safely());
+    // Where the address of a file is all that is known of it.
+    let (url, _) = serve(|_, stream| {
+        let _ = write!(stream, "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n");
+        send_slowly(stream, &" ".repeat(5000), Duration::from_millis(100))
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let started = Instant::now();
+    let hub = Hub::new(hasty(&url, &folder));
+    let error = hub.fetch(&format!("{url}/a.csv")).unwrap_err().to_string();
+    assert!(error.contains("too slow"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(4));
+}
+
+#[test]
+fn a_server_is_left_alone_as_long_as_it_asks_within_reason() {
+    let _alone = crate::alone();
+    for (wish, most_requests) in [
+        ("61", 1),
+        ("99999999999999999999999", 1),
+        ("0", 5),
+        ("-5", 5),
+        ("1e9", 5),
+        ("Wed, 21 Oct 2065 07:28:00 GMT", 5),
+        ("soon", 5),
+    ] {
+        for status in ["429 Too Many Requests", "503 Busy"] {
+            let (url, requests) = serve(move |_, stream| {
+                let head = format!("{status}\r\nretry-after: {wish}\r\ncontent-length: 0");
+                send(stream, &head, "");
+            });
+            let folder = tempfile::tempdir().unwrap();
+            let started = Instant::now();
+            let error = download(settings(&url, &folder)).unwrap_err().to_string();
+            assert!(error.contains(&status[..3]), "{wish}: {error}");
+            assert!(started.elapsed() < Duration::from_secs(3), "{wish}");
+            assert_eq!(requests.load(Ordering::SeqCst), most_requests, "{wish}");
+        }
+    }
+}
+
+#[test]
+fn redirects_in_a_circle_have_an_end() {
+    let _alone = crate::alone();
+    let (url, requests) = serve(|head, stream| {
+        let to = if head.contains("/there") {
+            "/back"
+        } else {
+            "/there"
+        };
+        let answer = format!("307 Round\r\nlocation: {to}\r\ncontent-length: 0");
+        send(stream, &answer, "");
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let error = download(settings(&url, &folder)).unwrap_err().to_string();
+    assert!(error.contains("redirects without end"), "{error}");
+    assert!(requests.load(Ordering::SeqCst) < 15);
+}
+
+/// The requests of a push.
+#[cfg(feature = "hub")]
+const STAGES: [(&str, &str); 5] = [
+    ("POST", "/api/repos/create"),
+    ("POST", "/preupload/"),
+    ("POST", "/info/lfs/objects/batch"),
+    ("PUT", "/put/"),
+    ("POST", "/commit/"),
+];
+
+/// A folder that is pushed in all of these stages, and who pushes it.
+#[cfg(feature = "hub")]
+fn pusher(server: &HubServer, home: &tempfile::TempDir) -> (Settings, std::path::PathBuf) {
+    let model = home.path().join("model");
+    std::fs::create_dir_all(&model).unwrap();
+    std::fs::write(model.join("config.json"), "{}").unwrap();
+    // More than the system takes from a sender whom nobody listens to.
+    std::fs::write(model.join("model.safetensors"), vec![7; 24 << 20]).unwrap();
+    let token = Token::new(TOKEN).unwrap();
+    (settings(&server.url(), home).with_token(Some(token)), model)
+}
+
+#[cfg(feature = "hub")]
+#[test]
+fn a_push_that_is_never_answered_hears_an_interrupt_and_has_an_end() {
+    let _alone = crate::alone();
+    let (silent, _) = serve(silence);
+    let unread = (
+        "an upload that nobody reads",
+        Fault::Redirect(format!("{silent}/x")),
+    );
+    let unanswered = STAGES.map(|(_, path)| (path, Fault::Silence));
+    for (stage, fault) in unanswered.into_iter().chain([unread]) {
+        let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
+        let (settings, model) = pusher(&server, &home);
+        let (method, path) = STAGES
+            .into_iter()
+            .find(|(_, path)| *path == stage)
+            .unwrap_or(STAGES[3]);
+        server.fail(Some(method.parse().unwrap()), path, 99, fault);
+        let push = |settings: Settings| {
+            let model = model.clone();
+            move || Hub::new(settings).push_folder("tester/m", model, &PushOptions::new())
+        };
+        is_interrupted(stage, push(settings.clone()));
+        let mut hasty = settings;
+        hasty.answer_timeout = Duration::from_millis(300);
+        hasty.read_timeout = Duration::from_millis(300);
+        hasty.attempts = 2;
+        let started = Instant::now();
+        let error = push(hasty)().unwrap_err().to_string();
+        assert!(error.contains("fell silent"), "{stage}: {error}");
+        assert!(started.elapsed() < Duration::from_secs(6), "{stage}");
+    }
+}
+
+#[cfg(feature = "hub")]
+#[test]
+fn an_interrupt_reaches_a_push_in_the_background_and_the_work_beside_it() {
+    let _alone = crate::alone();
+    for takes_at_once in [true, false] {
+        let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
+        let (settings, model) = pusher(&server, &home);
+        server.fail(None, "/put/", 99, Fault::Silence);
+        let mut push = BackgroundPush::new(Hub::new(settings), "tester/m");
+        assert!(push.start(&model, &PushOptions::new()).unwrap());
+        let sent = || server.state().log.iter().any(|one| one.method == "PUT");
+        while !sent() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        cloze::interrupt::request();
+        if takes_at_once {
+            assert!(cloze::interrupt::take());
+        }
+        let asked = Instant::now();
+        let result = push.wait().expect("a push");
+        assert!(
+            matches!(result, Err(cloze::Error::Interrupted(_))),
+            "{result:?}"
+        );
+        assert!(asked.elapsed() < Duration::from_secs(1));
+        assert_eq!(cloze::interrupt::take(), !takes_at_once);
+        // What begins later is not stopped by it.
+        server.behave();
+        assert!(push.start(&model, &PushOptions::new()).unwrap());
+        push.wait().expect("a push").unwrap();
     }
 }

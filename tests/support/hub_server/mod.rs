@@ -37,6 +37,8 @@ pub enum Fault {
     Drop,
     /// Does what was asked, then breaks the connection instead of answering.
     DropAfterwards,
+    /// Takes the request and never answers, with the connection open.
+    Silence,
     /// Sends so many bytes of the body and then nothing, with the connection open.
     StallAfter(usize),
     /// Pauses before every 64 kB of the body.
@@ -215,6 +217,7 @@ async fn handle(
     let broken = || Err(std::io::Error::other("broken on purpose"));
     match fault {
         Some(Fault::Drop) => broken(),
+        Some(Fault::Silence) => std::future::pending().await,
         Some(Fault::Status(status, pause)) => Ok(answer::fault_status(status, pause)),
         Some(Fault::Html) => Ok(answer::web_page()),
         Some(Fault::Redirect(to)) => Ok(answer::redirect(302, &to)),
