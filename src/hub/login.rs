@@ -1,6 +1,6 @@
 //! Logging in: the token is checked with the Hub, then stored where the Python library looks for it.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::http::{Client, Request};
 use super::{Settings, Token};
+use crate::files::Destination;
 use crate::{Error, Result};
 
 /// Whom a token belongs to.
@@ -138,19 +139,10 @@ fn with_section(old: &str, name: &str, secret: &str) -> String {
     texts.collect()
 }
 
-/// Atomically writes a file that only its owner can read.
+/// Atomically writes a file that only its owner can read. Devices and pipes are never replaced.
 fn write_private(path: &Path, text: &str) -> Result<()> {
     super::cache::make_parent(path)?;
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    let io = |e| Error::io("write", path, e);
-    // Temporary files are private from the first byte on, and stay so.
-    let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new("."))).map_err(io)?;
-    file.write_all(text.as_bytes()).map_err(io)?;
-    file.as_file().sync_all().map_err(io)?;
-    file.persist(path).map_err(|e| io(e.error))?;
-    Ok(())
+    crate::files::write_private(path, text.as_bytes())
 }
 
 pub(crate) fn logout(settings: &Settings) -> Result<()> {
@@ -158,7 +150,11 @@ pub(crate) fn logout(settings: &Settings) -> Result<()> {
         settings.token_path.clone(),
         stored_tokens(&settings.token_path),
     ] {
-        match std::fs::remove_file(&path) {
+        // Through links, and never a device.
+        let Destination::File(place) = Destination::of(&path)? else {
+            continue;
+        };
+        match std::fs::remove_file(&place) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Error::io("remove", path, e));
             }

@@ -91,6 +91,41 @@ fn login_verifies_and_stores_and_logout_removes() {
     hub.logout().unwrap();
 }
 
+#[cfg(unix)]
+#[test]
+fn a_token_is_written_and_removed_where_a_link_leads_and_never_over_a_device() {
+    use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+    let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
+    let at = |name: &str| home.path().join(name);
+    std::fs::create_dir(at("secrets")).unwrap();
+    std::fs::write(at("secrets/mine"), "old").unwrap();
+    std::os::unix::fs::symlink("secrets/mine", at("token")).unwrap();
+    let hub = Hub::new(settings(&server, home.path()));
+    hub.login(TOKEN).unwrap();
+    assert!(at("token").is_symlink());
+    assert_eq!(std::fs::read_to_string(at("secrets/mine")).unwrap(), TOKEN);
+    let mode = at("secrets/mine").metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    hub.logout().unwrap();
+    assert!(!at("secrets/mine").exists());
+    // A pipe stands for whatever keeps nothing.
+    let made = std::process::Command::new("mkfifo")
+        .arg(at("pipe"))
+        .status();
+    assert!(made.is_ok_and(|made| made.success()));
+    let mut piped = settings(&server, home.path());
+    piped.token_path = at("pipe");
+    let reader = std::thread::spawn({
+        let pipe = at("pipe");
+        move || std::fs::read_to_string(pipe)
+    });
+    let hub = Hub::new(piped);
+    hub.login(TOKEN).unwrap();
+    assert_eq!(reader.join().unwrap().unwrap(), TOKEN);
+    hub.logout().unwrap();
+    assert!(at("pipe").metadata().unwrap().file_type().is_fifo());
+}
+
 #[test]
 fn a_folder_becomes_one_commit_and_a_second_push_sends_only_changes() {
     let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());

@@ -84,8 +84,7 @@ impl Destination {
         let Self::File(path) = self else {
             return Ok(());
         };
-        NamedTempFile::new_in(folder_of(path)).map_err(|e| Error::io("write", path, e))?;
-        Ok(())
+        Temporary::beside(path).map(drop)
     }
 }
 
@@ -117,6 +116,21 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     replace_atomically(path, |temporary| {
         std::fs::write(temporary, bytes).map_err(|e| Error::io("write", path, e))
     })
+}
+
+/// Writes `bytes` to `path` like [`write_atomically`]: a file there is one that its owner alone can read, from the first byte on.
+#[cfg(feature = "hub")]
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    let io = |e| Error::io("write", path, e);
+    match Destination::of(path)? {
+        Destination::File(place) => {
+            let mut temporary = Temporary::beside(&place)?;
+            temporary.keep_private().map_err(io)?;
+            std::fs::write(temporary.path(), bytes).map_err(io)?;
+            temporary.put(&place).map_err(io)
+        }
+        Destination::Stream(_) => write_atomically(path, bytes),
+    }
 }
 
 /// Lets `write` fill a temporary file, then puts its contents where `path` leads: into the place of a plain file by a

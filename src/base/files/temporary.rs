@@ -18,6 +18,8 @@ const NAME: usize = 200;
 pub(crate) struct Temporary {
     path: PathBuf,
     permissions: Permissions,
+    /// Whether the permissions hold whatever the file has that is replaced.
+    private: bool,
     hidden: Hidden,
 }
 
@@ -40,8 +42,22 @@ impl Temporary {
         Ok(Self {
             path,
             permissions,
+            private: false,
             hidden,
         })
+    }
+
+    /// Lets nobody but its owner read the file, now and in its place.
+    #[cfg(feature = "hub")]
+    pub(crate) fn keep_private(&mut self) -> std::io::Result<()> {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            self.permissions = Permissions::from_mode(0o600);
+            std::fs::set_permissions(&self.path, self.permissions.clone())?;
+        }
+        self.private = true;
+        Ok(())
     }
 
     /// Returns where it is made.
@@ -53,8 +69,8 @@ impl Temporary {
     /// there before stays.
     pub(crate) fn put(self, place: &Path) -> std::io::Result<()> {
         let permissions = match std::fs::metadata(place) {
-            Ok(old) => old.permissions(),
-            Err(_) => self.permissions.clone(),
+            Ok(old) if !self.private => old.permissions(),
+            _ => self.permissions.clone(),
         };
         // Whoever wrote it may have made another file under the name, so what the name means now counts.
         File::open(&self.path)?.sync_all()?;
