@@ -1,5 +1,8 @@
 //! `cloze run` on small notebooks, run from a shell. None of the notebooks uses Cloze itself.
 
+#[path = "../../tests/support/small_disk.rs"]
+mod small_disk;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -880,6 +883,71 @@ fn a_terminated_run_saves_its_results() {
         .output()
         .expect("pgrep");
     assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+}
+
+/// What else lies in a folder beside a notebook.
+fn beside(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).expect("a folder");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    paths.filter(|path| !path.ends_with("n.ipynb")).collect()
+}
+
+#[test]
+fn a_run_that_is_killed_while_it_writes_leaves_the_notebook_old_or_new_and_its_litter_goes() {
+    let folder = notebook(&["println!(\"{}\", \"word \".repeat(4 << 20));"]);
+    let path = folder.path().join("n.ipynb");
+    let before = std::fs::read(&path).expect("read");
+    // Killed when there is so much of the new file, in bytes.
+    for moment in [1, 1 << 20, 16 << 20] {
+        let mut child = cloze()
+            .args(["run", "--in-place"])
+            .arg(&path)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("cloze was started");
+        let unfinished = || {
+            let hidden = beside(folder.path()).into_iter().next()?;
+            std::fs::metadata(hidden.join("n.ipynb")).ok()
+        };
+        while unfinished().is_none_or(|file| file.len() < moment) {
+            if child.try_wait().expect("waited").is_some() {
+                break;
+            }
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        let after = std::fs::read(&path).expect("it is there");
+        if after != before {
+            let json: Value = serde_json::from_slice(&after).expect("it is whole");
+            assert_eq!(
+                outputs_of(&json["cells"][0], "stdout").len(),
+                (20 << 20) + 1
+            );
+            std::fs::write(&path, &before).expect("written");
+        }
+    }
+    assert!(run(&folder, &["--in-place"]).status.success());
+    assert_eq!(beside(folder.path()), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn an_outcome_for_which_there_is_no_room_is_saved_elsewhere_and_named() {
+    let Some(disk) = small_disk::SmallDisk::mount(64) else {
+        return;
+    };
+    let folder = notebook(&["println!(\"{}\", \"word \".repeat(20_000));"]);
+    let out = disk.path().join("out.ipynb");
+    std::fs::write(&out, "old").expect("written");
+    let output = run(&folder, &["-o", out.to_str().expect("text")]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert_eq!(std::fs::read(&out).expect("read"), b"old");
+    assert_eq!(std::fs::read_dir(disk.path()).expect("read").count(), 1);
+    let saved = told.split("saved as ").nth(1);
+    let saved = saved.and_then(|rest| rest.split(" instead").next());
+    let saved = read(&PathBuf::from(saved.unwrap_or_else(|| panic!("{told}"))));
+    assert_eq!(outputs_of(&saved["cells"][0], "stdout").len(), 100_001);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use cloze::files;
 use serde_json::json;
 
 use super::{Install, Place};
@@ -161,15 +162,21 @@ fn settle(folder: &Path) -> Result<PathBuf> {
     }
     let copy = folder.join("cloze");
     // A kernel may still be running from the old copy. It keeps its open file; the new copy takes over the name.
-    let new = tempfile::Builder::new()
-        .tempfile_in(folder)
-        .map_err(Error::file(folder))?;
-    fs::copy(&program, new.path()).map_err(Error::file(&program))?;
-    new.persist(&copy)
-        .map_err(|error| Error::file(&copy)(error.error))?;
+    let permissions = program
+        .metadata()
+        .map_err(Error::file(&program))?
+        .permissions();
+    files::replace_atomically(&copy, |new| {
+        let copied = fs::copy(&program, new);
+        copied
+            .map(drop)
+            .map_err(|error| cloze::Error::io("write", &copy, error))
+    })
+    .map_err(|error| error.to_string())?;
+    fs::set_permissions(&copy, permissions).map_err(Error::file(&copy))?;
     Ok(copy)
 }
 
 fn write(path: &Path, contents: &[u8]) -> Result<()> {
-    fs::write(path, contents).map_err(Error::file(path))
+    files::write_atomically(path, contents).map_err(|error| error.to_string().into())
 }

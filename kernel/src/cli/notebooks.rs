@@ -1,8 +1,9 @@
 //! `cloze notebooks`: writes the notebooks that are built into this program to a folder.
 
 use std::fs;
-use std::io::{ErrorKind, Write};
 use std::path::Path;
+
+use cloze::files;
 
 use crate::{Error, Result};
 
@@ -28,16 +29,13 @@ pub fn write(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(Error::file(folder))?;
     for (name, text) in NOTEBOOKS {
         let path = folder.join(name);
-        match fs::File::create_new(&path) {
-            Ok(mut file) => {
-                file.write_all(text).map_err(Error::file(&path))?;
-                println!("{}", path.display());
-            }
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                println!("{} already exists and was kept", path.display());
-            }
-            Err(error) => return Err(Error::file(&path)(error)),
+        // A dangling symbolic link counts as existing too.
+        if path.symlink_metadata().is_ok() {
+            println!("{} already exists and was kept", path.display());
+            continue;
         }
+        files::write_atomically(&path, text).map_err(|error| error.to_string())?;
+        println!("{}", path.display());
     }
     Ok(())
 }
@@ -67,5 +65,7 @@ mod tests {
             }
         }
         assert_eq!(count, NOTEBOOKS.len());
+        let written = fs::read_dir(&to).expect("read").count();
+        assert_eq!(written, NOTEBOOKS.len(), "and nothing beside them");
     }
 }

@@ -12,7 +12,7 @@ use super::Run;
 use crate::{Error, Result};
 
 /// Names that mean standard output.
-const STDOUT: [&str; 3] = ["-", "/dev/stdout", "/proc/self/fd/1"];
+const STDOUT: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
 
 /// Where an executed notebook is written.
 #[derive(Clone, Debug, PartialEq)]
@@ -137,16 +137,12 @@ fn rescue(json: &[u8], notebook: &Path, problem: &str) -> Result<String> {
         Some(std::env::temp_dir()),
     ];
     for folder in folders.into_iter().flatten() {
-        let saved = tempfile::Builder::new()
-            .prefix(&format!("{stem}.executed-"))
-            .suffix(".ipynb")
-            .tempfile_in(&folder)
-            .and_then(|mut file| {
-                file.write_all(json)?;
-                file.as_file().sync_all()?;
-                file.keep().map_err(|error| error.error)
-            });
-        if let Ok((_, path)) = saved {
+        let named = (1..).map(|number| folder.join(format!("{stem}.executed-{number}.ipynb")));
+        let free = named
+            .into_iter()
+            .find(|path| path.symlink_metadata().is_err());
+        let Some(path) = free else { continue };
+        if files::write_atomically(&path, json).is_ok() {
             return Err(format!(
                 "{problem}\nThe executed notebook was saved as {} instead.",
                 path.display()
