@@ -1,7 +1,7 @@
 //! Notebook parameters as in papermill: `let` statements in the cell tagged `parameters`, overridden by a cell that is
 //! inserted after it.
 
-use ra_ap_syntax::{AstNode, SyntaxKind, SyntaxNode, ast};
+use ra_ap_syntax::{AstNode, Edition, SyntaxKind, SyntaxNode, ast};
 
 use super::notebook::Notebook;
 use crate::code::{chunks, too_deep_at};
@@ -28,7 +28,8 @@ impl std::str::FromStr for Parameter {
             .ok_or("a parameter has the form name=value")?;
         let is_name = name.chars().all(|c| c.is_alphanumeric() || c == '_')
             && name.starts_with(|c: char| c.is_alphabetic() || c == '_');
-        if !is_name {
+        let is_keyword = SyntaxKind::from_keyword(name, Edition::Edition2024).is_some();
+        if !is_name || is_keyword || name == "_" {
             return Err(format!("`{name}` is not a valid variable name"));
         }
         Ok(Self {
@@ -249,6 +250,8 @@ fn type_of_value(value: &SyntaxNode) -> Type {
             let inner = text
                 .trim_start_matches("vec!")
                 .trim_matches(['[', ']', '(', ')', '{', '}']);
+            // The first element tells the type; each list that it is in is read once more.
+            let inner = &inner[..inner.floor_char_boundary(4096)];
             let inner = declarations(&format!("let x = [{inner}];")).pop();
             match inner.map(|inner| inner.type_) {
                 Some(Type::Array(inner)) => Type::List(inner),
@@ -510,6 +513,34 @@ mod tests {
     }
 
     #[test]
+    fn long_and_deep_declarations_and_values_take_no_time() {
+        let start = std::time::Instant::now();
+        let (long, deep) = ("1, ".repeat(1 << 17), 200);
+        let lists = format!(
+            "let v = {}{long}{};",
+            "vec![".repeat(deep),
+            "]".repeat(deep)
+        );
+        let numbers = format!("let v = [{long}];");
+        let text = format!("let v = \"{}\";", "(".repeat(1 << 17));
+        let type_ = format!("let v: {}u8{} = x;", "Vec<".repeat(deep), ">".repeat(deep));
+        for declaration in [&lists, &numbers, &text, &type_] {
+            let declared = declarations(declaration);
+            for value in [
+                "[".repeat(100_000),
+                "1".repeat(100_000),
+                "[1, 2]".to_owned(),
+            ] {
+                let name = "v".to_owned();
+                let _ = statement(&Parameter { name, value }, declared.first());
+            }
+        }
+        let too_deep = format!("let v = {}1{};", "(".repeat(5000), ")".repeat(5000));
+        assert!(declarations(&too_deep).is_empty());
+        assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+    }
+
+    #[test]
     fn a_parameter_is_a_name_and_a_value() {
         assert_eq!(
             "a=b=c".parse(),
@@ -519,6 +550,10 @@ mod tests {
             })
         );
         assert!("1a=2".parse::<Parameter>().is_err());
-        assert!("a".parse::<Parameter>().is_err());
+        for name in [
+            "a", "", "=1", "fn=1", "self=1", "_=1", "a b=1", "a-b=1", "async=1",
+        ] {
+            assert!(name.parse::<Parameter>().is_err(), "{name}");
+        }
     }
 }
