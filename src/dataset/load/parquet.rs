@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
+use parquet::file::metadata::RowGroupMetaData;
 
 use super::from_row::{ShardBatches, from_row};
 use super::{Rows, agree, source};
@@ -22,35 +24,32 @@ pub(super) fn load(paths: &[PathBuf], rows: &mut Rows) -> Result<SchemaRef> {
         let length = file
             .metadata()
             .map_err(|error| Error::io("read", path, error))?;
-        files.push((path, length.len(), metadata));
+        files.push((path, Unfolded::of_file(length.len()), metadata));
     }
     let schemas: Vec<_> = files
         .iter()
         .map(|(path, _, metadata)| (path.as_path(), plain_schema(metadata.schema())))
         .collect();
     let schema = agree(&schemas)?;
-    let groups = files.iter().flat_map(|(path, length, metadata)| {
+    let groups = files.iter().flat_map(|(path, unfolded, metadata)| {
         (0..metadata.metadata().num_row_groups())
-            .map(move |group| Ok((path, length, metadata, group)))
+            .map(move |group| Ok((path, unfolded, metadata, group)))
     });
-    rows.fill(groups, |(path, length, metadata, group)| {
-        let limit = limit(*length);
+    rows.fill(groups, |(path, unfolded, metadata, group)| {
         // Copies of an open file share its place with each other, and other threads read other groups.
         let file = File::open(path).map_err(|error| Error::io("read", path, error))?;
         let read = || -> Result<Vec<RecordBatch>> {
             let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone())
                 .with_row_groups(vec![group])
-                .with_batch_size(8192)
+                .with_batch_size(unfolded.rows_at_once(metadata.metadata().row_group(group)))
                 .build()
                 .map_err(|error| damaged(path, &error))?;
-            let (mut batches, mut size) = (Vec::new(), 0u64);
+            let mut batches = Vec::new();
             for batch in reader {
                 let batch = batch
                     .and_then(|batch| cast_batch(&batch, &schema))
                     .map_err(|error| damaged(path, &error))?;
-                // A column of nulls takes no memory, but its rows are counted.
-                size += (batch.get_array_memory_size() + batch.num_rows()) as u64;
-                if size > limit {
+                if !unfolded.has_room_for(&batch) {
                     return Err(Error::format(path, UNFOLDS));
                 }
                 batches.push(batch);
@@ -144,11 +143,52 @@ pub(super) fn group(
     )))
 }
 
-const UNFOLDS: &str = "it expands to more than a thousand times its size, which no valid file does";
+const UNFOLDS: &str = "it expands to more than 1,100 times its size and more than 256 MB: store its constant columns uncompressed, or \
+                       leave them out";
 
-/// Returns what a file of `bytes` bytes may unfold into: long runs of one value take next to nothing.
+/// Returns the number of bytes that a file of `bytes` bytes may expand to.
+///
+/// Compression shrinks real data up to a thousand times. A run of equal values takes almost no space whatever its length,
+/// so a constant column of a million rows is a file of one kilobyte. Without a limit a small file could use all memory.
 fn limit(bytes: u64) -> u64 {
     bytes.saturating_mul(1100).max(256 << 20)
+}
+
+/// What has come of a file so far, in all of its row groups, which several threads read.
+struct Unfolded {
+    limit: u64,
+    bytes: AtomicU64,
+}
+
+impl Unfolded {
+    fn of_file(bytes: u64) -> Self {
+        Self {
+            limit: limit(bytes),
+            bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// Returns how many rows may be unfolded before they are counted: a dictionary holds one value, in the worst case, that all
+    /// of them have.
+    fn rows_at_once(&self, group: &RowGroupMetaData) -> usize {
+        const MOST: u64 = 8192;
+        // No writer makes larger ones.
+        const LARGEST: u64 = 16 << 20;
+        let columns = group.columns().iter();
+        let folded = columns.filter(|column| column.dictionary_page_offset().is_some());
+        let sizes =
+            folded.map(|column| u64::try_from(column.uncompressed_size()).unwrap_or(LARGEST));
+        let dictionary = sizes.max().unwrap_or(1).clamp(1, LARGEST);
+        (self.limit / dictionary).clamp(16, MOST) as usize
+    }
+
+    /// Counts a batch.
+    fn has_room_for(&self, batch: &RecordBatch) -> bool {
+        // A column of nulls takes no memory, but its rows are counted.
+        let size = (batch.get_array_memory_size() + batch.num_rows()) as u64;
+        let before = self.bytes.fetch_add(size, Ordering::Relaxed);
+        before.saturating_add(size) <= self.limit
+    }
 }
 
 fn damaged(path: &Path, error: &dyn std::fmt::Display) -> Error {
@@ -198,6 +238,56 @@ mod tests {
                 let text = found["text"].as_str().unwrap();
                 assert!(text.starts_with(&format!("{row} ")), "{text}");
             }
+        }
+    }
+
+    /// Writes `times` times the rows of one column, in groups of `group` rows.
+    fn write(path: &std::path::Path, column: arrow::array::ArrayRef, times: usize, group: usize) {
+        let batch = arrow::array::RecordBatch::try_from_iter([("c", column)]).unwrap();
+        let properties = WriterProperties::builder()
+            .set_max_row_group_row_count(Some(group))
+            .build();
+        let file = std::fs::File::create(path).unwrap();
+        let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
+        for _ in 0..times {
+            writer.write(&batch).unwrap();
+        }
+        writer.close().unwrap();
+    }
+
+    #[test]
+    fn a_column_that_says_the_same_in_every_row_opens_however_small_its_file_is() {
+        const ROWS: usize = 1_000_000;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("constant.parquet");
+        let words = StringArray::from_iter_values(std::iter::repeat_n("train", ROWS));
+        write(&path, Arc::new(words), 1, ROWS);
+        assert!(path.metadata().unwrap().len() < 10_000);
+        let dict = load_dataset(path.to_str().unwrap()).unwrap();
+        assert_eq!(dict["train"].len(), ROWS);
+        assert_eq!(
+            dict["train"].row(ROWS - 1).unwrap()["c"].as_str(),
+            Some("train")
+        );
+    }
+
+    #[test]
+    fn a_small_file_does_not_unfold_without_end_in_many_groups_or_in_one() {
+        const ROWS: usize = 1 << 20;
+        let folder = tempfile::tempdir().unwrap();
+        let many = folder.path().join("many.parquet");
+        let zeros: arrow::array::ArrayRef = Arc::new(Int64Array::from(vec![0; ROWS]));
+        write(&many, zeros, 40, ROWS);
+        let long = folder.path().join("long.parquet");
+        let text = "word ".repeat(20_000);
+        let texts = StringArray::from_iter_values(std::iter::repeat_n(text, 400));
+        write(&long, Arc::new(texts), 40, 16_000);
+        for path in [many, long] {
+            assert!(path.metadata().unwrap().len() < 200_000);
+            let error = load_dataset(path.to_str().unwrap())
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("256 MB"), "{error}");
         }
     }
 }
