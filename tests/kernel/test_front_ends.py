@@ -29,7 +29,7 @@ class Input(KernelCase):
         cell = Cell(self.client, "std::io::read_to_string(std::io::stdin())?", allow_stdin=True)
         self.client.get_stdin_msg(timeout=TIMEOUT)
         self.manager.interrupt_kernel()
-        self.assertEqual((cell.end(timeout=10)["status"], cell.result()), ("ok", '""'))
+        self.assertEqual((cell.end()["status"], cell.result()), ("ok", '""'))
         self.assertEqual(self.run_cell("before").result(), "5")
         # The next cell may ask again.
         cell = Cell(self.client, self.READ, allow_stdin=True)
@@ -77,7 +77,7 @@ class Peers(KernelCase):
             begin = time.monotonic()
             reply = self.client.history(hist_access_type="search", pattern=pattern, n=10, reply=True, timeout=TIMEOUT)
             self.assertEqual(reply["content"]["status"], "ok")
-            self.assertLess(time.monotonic() - begin, 5)
+            self.assertLess(time.monotonic() - begin, 20)
 
     def test_deeply_nested_brackets_do_not_end_the_kernel(self):
         deep = "(" * 5000 + "1" + ")" * 5000
@@ -136,7 +136,7 @@ class Children(unittest.TestCase):
                     manager.shutdown_kernel()
                 else:
                     os.kill(manager.provisioner.pid, signal.SIGKILL)
-                for _ in range(50):
+                for _ in range(300):
                     if not os.path.exists(f"/proc/{child}") or open(f"/proc/{child}/stat").read().split()[2] == "Z":
                         break
                     time.sleep(0.1)
@@ -164,8 +164,8 @@ class Children(unittest.TestCase):
             with self.assertRaises(subprocess.TimeoutExpired):
                 process.wait(0.5)
             os.close(to_commands)
-            self.assertEqual(process.wait(5), -signal.SIGKILL)
-            self.assertEqual(child.wait(5), -signal.SIGKILL)
+            self.assertEqual(process.wait(TIMEOUT), -signal.SIGKILL)
+            self.assertEqual(child.wait(TIMEOUT), -signal.SIGKILL)
         finally:
             process.kill()
             child.kill()

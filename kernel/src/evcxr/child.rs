@@ -72,9 +72,11 @@ pub fn run_if_child() {
 }
 
 fn is_closed_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    // What is written breaks; what is read, the kernel's word at the end of a cell, ends too soon.
+    let closed = [io::ErrorKind::BrokenPipe, io::ErrorKind::UnexpectedEof];
     error
         .downcast_ref::<io::Error>()
-        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+        .is_some_and(|error| closed.contains(&error.kind()))
 }
 
 fn run(

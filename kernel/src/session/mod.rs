@@ -132,7 +132,7 @@ impl Session {
             .try_clone()
             .map_err(Error::system("copying a pipe"))?;
         let places = Places::new(session_dir.folder(), &toolchain.host);
-        let streams = Streams::listen(pipes, &mark, places.clone(), events.clone())
+        let streams = Streams::listen(pipes, &mark, places.clone(), events.clone(), remote.clone())
             .map_err(Error::system("listening to the cells"))?;
         let evaluator = Evaluator::start(command)?;
         streams.unmute();

@@ -70,6 +70,18 @@ impl Stdin {
             self.writer = OpenOptions::new().write(true).open(way).ok();
         }
     }
+
+    /// Whether there is something in it that nobody has read yet, as on a busy machine.
+    fn holds_input(&self) -> bool {
+        let mut polled = libc::pollfd {
+            fd: self.reader.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one valid descriptor, and no wait.
+        let found = unsafe { libc::poll(&mut polled, 1, 0) };
+        found > 0 && polled.revents & libc::POLLIN != 0
+    }
 }
 
 impl Target {
@@ -82,16 +94,28 @@ impl Target {
         let insist = times > 1 && !begun;
         self.compilation
             .stop(if insist { libc::SIGKILL } else { libc::SIGTERM });
-        let process = lock(&self.process);
-        // If another process has already replaced it, the cell is over.
-        if process.id() == self.runs_in {
-            let process = process.id() as libc::pid_t;
-            match self.asked {
-                0 | 1 => signal(process, libc::SIGINT),
-                _ => end_group(process),
-            }
+        match self.asked {
+            0 | 1 => self.signal(libc::SIGINT),
+            _ => self.signal(libc::SIGKILL),
         }
         self.asked
+    }
+
+    /// Sends a signal to the process that runs the cell, or its end to all that cells have started.
+    fn signal(&self, signal: i32) {
+        let process = lock(&self.process);
+        // Where another process has taken its place already, the cell is over.
+        if process.id() != self.runs_in {
+            return;
+        }
+        let process = process.id() as libc::pid_t;
+        match signal {
+            libc::SIGKILL => end_group(process),
+            // SAFETY: a signal to our own child; the lock is held under which it would be waited for, so that the id is its own.
+            _ => unsafe {
+                libc::kill(process, signal);
+            },
+        }
     }
 }
 
@@ -107,8 +131,8 @@ struct Inner {
     answered: Mutex<Option<Instant>>,
 }
 
-/// The time within which reports that were sent before an answer reached the cell arrive.
-const ON_ITS_WAY: Duration = Duration::from_millis(100);
+/// The time within which reports that were sent before the cell took its answer arrive.
+const ON_ITS_WAY: Duration = Duration::from_millis(250);
 
 impl Remote {
     /// Connects to a session: the process that runs its cells, that process's stdin, its compilations, and a flag for
@@ -146,7 +170,8 @@ impl Remote {
     /// Begins a cell.
     pub fn begin(&self) {
         let input = *lock(&self.inner.input);
-        if let Some(target) = self.session().as_mut() {
+        let mut session = self.session();
+        if let Some(target) = session.as_mut() {
             target.compilation.allow();
             target.runs_in = lock(&target.process).id();
             target.asked = 0;
@@ -159,14 +184,31 @@ impl Remote {
         self.inner.state.store(1, Ordering::SeqCst);
     }
 
+    /// Records that the compiled cell runs. An interrupt that came too late for the compiler and too early for the cell is
+    /// sent to it again.
+    pub fn begun(&self) {
+        let mut session = self.session();
+        let interrupted = self.inner.state.load(Ordering::SeqCst) > 1;
+        if let Some(target) = session.as_mut()
+            && interrupted
+            && target.asked == 0
+        {
+            target.asked = 1;
+            target.signal(libc::SIGINT);
+        }
+    }
+
     /// Ends the cell. Returns the number of its interrupts.
     pub fn end(&self) -> usize {
+        let _session = self.session();
         self.inner.state.swap(0, Ordering::SeqCst).saturating_sub(1)
     }
 
     /// Asks the cell to stop: its compilation, or its code once that is running. At the second request the process of
     /// running code is ended, and all variables are lost.
     pub fn interrupt(&self) -> Interrupted {
+        // Held until the end, so that the interrupt does not reach the next cell.
+        let mut session = self.session();
         let raised = self
             .inner
             .state
@@ -176,10 +218,11 @@ impl Remote {
         let Ok(times) = raised else {
             return Interrupted::Nothing;
         };
-        let asked = match self.session().as_mut() {
+        let asked = match session.as_mut() {
             Some(target) => target.interrupt(times),
             None => 0,
         };
+        drop(session);
         // Code that waits for a line checks for nothing else.
         if asked == 1 && self.inner.asking.load(Ordering::SeqCst) {
             let _ = self.end_input();
@@ -213,7 +256,11 @@ impl Remote {
     /// Records that the cell reads without having asked. Returns false if it already asked, or if input is on its way.
     pub fn reads(&self) -> bool {
         let on_its_way = lock(&self.inner.answered).is_some_and(|then| then.elapsed() < ON_ITS_WAY);
-        !on_its_way && !self.inner.asking.swap(true, Ordering::SeqCst)
+        let untaken = self
+            .session()
+            .as_ref()
+            .is_some_and(|target| target.stdin.holds_input());
+        !on_its_way && !untaken && !self.inner.asking.swap(true, Ordering::SeqCst)
     }
 
     /// Sends the cell the line of input that it is waiting for, unless it already got one.
@@ -246,14 +293,6 @@ impl Remote {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn signal(process: libc::pid_t, signal: i32) {
-    // SAFETY: signals our own child; the caller holds the lock under which the child would be reaped, so the id is
-    // still its own.
-    unsafe {
-        libc::kill(process, signal);
-    }
 }
 
 /// Ends a process that runs cells, and the processes that its cells started: they are one group, created before the

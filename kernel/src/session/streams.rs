@@ -12,12 +12,15 @@ use super::event::{Event, Sink, Stream};
 use super::failure;
 use super::output::{Output, Reader};
 use super::places::Places;
+use super::remote::Remote;
 use super::report::{Panic, Report, ReturnedError};
 use crate::evcxr::child::END_OF_PROCESS;
 use crate::evcxr::pipes::Pipes;
 
 /// How long a display is held for another representation.
 const SETTLE: Duration = Duration::from_millis(15);
+/// How long the last output of a dead process may take on a busy machine.
+const LAST_WORDS: Duration = Duration::from_secs(30);
 
 /// The kernel's end of the pipes.
 pub struct Streams {
@@ -34,7 +37,13 @@ pub struct Streams {
 
 impl Streams {
     /// Starts to read; events are sent to `events` once [`Streams::unmute`] has been called.
-    pub fn listen(pipes: Pipes, mark: &str, places: Places, events: Sink) -> io::Result<Self> {
+    pub fn listen(
+        pipes: Pipes,
+        mark: &str,
+        places: Places,
+        events: Sink,
+        remote: Remote,
+    ) -> io::Result<Self> {
         let (sender, reports) = crossbeam_channel::unbounded();
         let muted = Arc::new(AtomicBool::new(true));
         let has_value = Arc::new(AtomicBool::new(true));
@@ -61,6 +70,7 @@ impl Streams {
             muted,
             has_value,
             begun,
+            remote,
             reports: sender,
             reader: Reader::new(mark),
             places,
@@ -100,13 +110,19 @@ impl Streams {
 
     /// Returns the report of a cell whose process died.
     pub fn report_of_dead_process(&mut self) -> Report {
+        let report = self.last_report();
+        // By now the reply to its last cell has been written, if it died just after one. The next process must not read it.
         for pipe in &mut self.stale {
             let _ = drain(pipe);
         }
+        report
+    }
+
+    fn last_report(&mut self) -> Report {
         if writeln!(self.stdout, "\u{1}{}{END_OF_PROCESS}", self.mark).is_err() {
             return Report::default();
         }
-        while let Ok(report) = self.reports.recv_timeout(Duration::from_secs(5)) {
+        while let Ok(report) = self.reports.recv_timeout(LAST_WORDS) {
             if report.process_died {
                 return report;
             }
@@ -137,6 +153,7 @@ struct Listener {
     muted: Arc<AtomicBool>,
     has_value: Arc<AtomicBool>,
     begun: Arc<AtomicBool>,
+    remote: Remote,
     reports: Sender<Report>,
     reader: Reader,
     places: Places,
@@ -267,7 +284,10 @@ impl Listener {
                         self.report.panics_of_threads.push(panic);
                     }
                 }
-                ["begin"] => self.begun.store(true, Ordering::SeqCst),
+                ["begin"] => {
+                    self.begun.store(true, Ordering::SeqCst);
+                    self.remote.begun();
+                }
                 ["error", type_name, message, interrupted, ref causes @ ..] => {
                     self.report.errors.push(ReturnedError {
                         type_name: type_name.to_owned(),
