@@ -36,6 +36,14 @@ pub fn prepare(number: usize, code: &str) -> Result<Arc<Cell>, Complaint> {
                 None,
             ));
         }
+        if is_attributes_alone(&chunk.node) {
+            return Err(complain(
+                &chunk.node,
+                "expected an item after the attribute",
+                "no item follows",
+                None,
+            ));
+        }
         if let Some(returned) = empty_return(&chunk.node) {
             let help =
                 "wrap the rest of the cell in an `if`, or leave the cell with `return Ok(())`";
@@ -96,6 +104,18 @@ fn thread_locals(chunk: &Chunk) -> Option<(std::ops::Range<usize>, String)> {
     let range = chunk.range(&chunk.node);
     // An unclosed call extends beyond the cell, into the code that was appended for the parser.
     (range.end <= chunk.end).then(|| (range, items.join(" ")))
+}
+
+/// Returns whether a node is attributes without an item; they would apply to the generated code.
+fn is_attributes_alone(node: &SyntaxNode) -> bool {
+    if let Some(attribute) = ast::Attr::cast(node.clone()) {
+        return attribute.excl_token().is_none();
+    }
+    let parts = || {
+        node.children_with_tokens()
+            .filter(|part| !part.kind().is_trivia())
+    };
+    parts().count() > 0 && parts().all(|part| part.kind() == SyntaxKind::ATTR)
 }
 
 /// Finds a `return` without a value that would leave the cell rather than a function in it.
@@ -182,6 +202,27 @@ mod tests {
         for code in [
             "thread_local! { static A: u9 = 1''''''Fo''''; }",
             "thread_local! { static A: u8 = 'a; }",
+        ] {
+            assert_eq!(prepared(code), code);
+        }
+    }
+
+    #[test]
+    fn an_attribute_needs_an_item() {
+        for alone in [
+            "#[derive(Debug)]",
+            "let a = 1;\n#[inline]\n#[cold]",
+            "#[derive(Debug)] // of nothing",
+        ] {
+            let complaint = prepare(1, alone).expect_err(alone);
+            assert!(complaint.message.contains("attribute"), "{alone}");
+        }
+        for code in [
+            "#![allow(unused)]",
+            "#![allow(unused)]\nlet a = 1;",
+            "#[derive(Debug)]\nstruct A;",
+            "#[allow(unused)]\nlet a = 1;",
+            "// #[inline]",
         ] {
             assert_eq!(prepared(code), code);
         }

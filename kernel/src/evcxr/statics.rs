@@ -1,4 +1,4 @@
-//! Keeps the values of `static`s that can change from cell to cell.
+//! Keeps the values of `static`s that can change, or may be able to, from cell to cell.
 //!
 //! evcxr compiles the items of earlier cells again into each cell's library, so each library would have its own, newly
 //! initialized copy. Here the library of the cell that defines such a `static` exports it to the dynamic linker, and
@@ -154,6 +154,9 @@ fn rewrite(code: &str, dependencies: &str, known: &Known) -> (String, Statics) {
     let parsed = SourceFile::parse(code, Edition::Edition2024);
     let root = parsed.syntax_node();
     let types = types(&root);
+    // A type that a cell or a crate defines may contain a changeable one under any name.
+    let unknown_may_change =
+        !dependencies.is_empty() || CHANGEABLE.iter().any(|begin| types.contains(begin));
     let mut defined = Statics::new();
     let mut edits: Vec<(usize, usize, String)> = Vec::new();
     // A function defined by the running cell comes last and is compiled only once.
@@ -168,17 +171,18 @@ fn rewrite(code: &str, dependencies: &str, known: &Known) -> (String, Statics) {
             };
             let kind_text = kind.syntax().text().to_string();
             let words = words(kind.syntax());
+            let standard = words
+                .iter()
+                .all(|word| STANDARD.contains(&word.as_str()) || word.starts_with("Atomic"));
+            let is_changeable =
+                |word: &String| CHANGEABLE.iter().any(|begin| word.starts_with(begin));
             let changes = node.mut_token().is_some()
-                || words
-                    .iter()
-                    .any(|word| CHANGEABLE.iter().any(|begin| word.starts_with(begin)));
+                || words.iter().any(is_changeable)
+                || !standard && unknown_may_change;
             if !changes {
                 continue;
             }
             let name = name.text().to_string();
-            let standard = words
-                .iter()
-                .all(|word| STANDARD.contains(&word.as_str()) || word.starts_with("Atomic"));
             let mut key = blake3::Hasher::new();
             key.update(item.text().to_string().trim().as_bytes());
             key.update(&number.to_le_bytes());
@@ -329,5 +333,20 @@ mod tests {
         let (code, defined) = rewrite(code, "", &Known::default());
         assert_eq!(defined.len(), 3, "{code}");
         assert!(code.contains("\nstatic NAMES"), "{code}");
+    }
+
+    #[test]
+    fn a_type_of_a_cell_may_hold_what_changes() {
+        let defined =
+            |code: &str, dependencies: &str| rewrite(code, dependencies, &Known::default()).1.len();
+        let own = "struct Count(std::cell::UnsafeCell<u8>);\nunsafe impl Sync for Count {}\nstatic OWN: Count = Count::new();\n";
+        assert_eq!(defined(own, ""), 1);
+        let alias =
+            "type Count = std::sync::atomic::AtomicU8;\nstatic OWN: Count = Count::new(0);\n";
+        assert_eq!(defined(alias, ""), 1);
+        let plain = "struct Point(u8);\nstatic PLACES: [Point; 1] = [Point(1)];\n";
+        assert_eq!(defined(plain, ""), 0);
+        let foreign = "static MAP: some_crate::Map<u8> = some_crate::Map::new();\n";
+        assert_eq!(defined(foreign, "some_crate = \"1\""), 1);
     }
 }
