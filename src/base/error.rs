@@ -155,7 +155,7 @@ pub enum Error {
     /// The device has no memory left.
     #[error(
         "the GPU is out of memory: lower per_device_train_batch_size and raise gradient_accumulation_steps by the same factor, \
-         which trains the same, or set gradient_checkpointing; what other programs hold shows in nvidia-smi ({source})"
+         which gives the same training, or set gradient_checkpointing; nvidia-smi shows the memory of other programs ({source})"
     )]
     DeviceMemory {
         /// The driver's answer.
@@ -163,8 +163,7 @@ pub enum Error {
     },
     /// The device has no memory left for a batch of a run or an evaluation.
     #[error(
-        "the GPU ran out of memory in a batch of {batch_size} examples of {seq} tokens: try {advice}; what other programs hold \
-         shows in nvidia-smi ({source})"
+        "the GPU ran out of memory in a batch of {batch_size} examples of {seq} tokens: try {advice}; nvidia-smi shows the memory of other programs ({source})"
     )]
     OutOfMemory {
         /// The examples in the batch.

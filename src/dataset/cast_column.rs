@@ -58,7 +58,7 @@ impl Dataset {
             return Err(Error::argument(
                 "features",
                 format!(
-                    "give a type for each of the columns {}; given were {}. cast_column changes one alone",
+                    "give a type for each of the columns {}; given were {}. cast_column changes a single column",
                     own.join(", "),
                     given.join(", ")
                 ),
@@ -156,7 +156,7 @@ fn convert(name: &str, column: &ArrayRef, to: &DataType, start: usize) -> Result
         Error::ColumnType {
             name: name.to_owned(),
             operation: format!("casting to {}", type_name(to)),
-            expected: "values that the type holds as they are".to_owned(),
+            expected: "values that the type can represent".to_owned(),
             found: format!("{}{place} ({reason})", type_name(column.data_type())),
         }
     })

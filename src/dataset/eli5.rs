@@ -42,8 +42,7 @@ pub fn load_eli5(split: impl AsRef<str>) -> Result<Dataset> {
         .sum();
     if let Some(wanted) = wanted.filter(|&wanted| wanted > sample.len()) {
         eprintln!(
-            "note: the sample of ELI5 that ships with Cloze has {} of the {wanted} questions asked for; \
-             load_eli5_from({ELI5:?}, {split:?}) gets them from the Hub",
+            "note: the bundled sample of ELI5 has {} of the {wanted} requested questions; load_eli5_from({ELI5:?}, {split:?}) downloads them from the Hub",
             sample.len()
         );
     }

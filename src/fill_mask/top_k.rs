@@ -62,7 +62,7 @@ impl TopK for Tensor {
         if k > width {
             return Err(Error::argument(
                 "top_k",
-                format!("{k} values were asked for, but the last dimension has only {width}"),
+                format!("{k} values were requested, but the last dimension has only {width}"),
             ));
         }
         if k == 0 {

@@ -234,7 +234,7 @@ fn send_parts(
         .parse()
         .ok()
         .filter(|&size| size > 0)
-        .ok_or_else(|| nonsense(format!("the server wants parts of {part_size:?} bytes")))?;
+        .ok_or_else(|| nonsense(format!("the server requests parts of {part_size:?} bytes")))?;
     let addresses: BTreeMap<u64, String> = upload
         .header()
         .filter_map(|(name, address)| Some((name.parse().ok()?, address)))

@@ -166,7 +166,7 @@ fn fetch(repo: &Repo, needs: Needs, settings: Settings) -> Result<PathBuf> {
         kind: repo.kind().singular(),
         name: repo.id().to_owned(),
         message: format!(
-            "the cache {} does not hold its {} at {:?}, and this build of cloze can't download: build it with the \
+            "the cache {} does not contain its {} at {:?}, and this build of cloze can't download: build it with the \
              feature \"hub\", or download it with `hf download {}`",
             settings.cache_dir.display(),
             needs.in_words(),

@@ -39,8 +39,7 @@ fn not_cached(repo: &Repo, what: &str, cache_dir: &Path) -> Error {
         kind: repo.kind().singular(),
         name: repo.id().to_owned(),
         message: format!(
-            "HF_HUB_OFFLINE forbids downloads, and the cache {} does not hold its {what} at {:?}; \
-             go online once, or give a local path",
+            "HF_HUB_OFFLINE forbids downloads, and the cache {} does not contain its {what} at {:?}; go online once, or give a local path",
             cache_dir.display(),
             repo.revision()
         ),

@@ -276,7 +276,7 @@ impl MaskedLm {
         }
         if let Some((word, decoder)) = untied {
             eprintln!(
-                "warning: {name}: the config ties {word} and {decoder}, but the checkpoint holds two different matrices: both are kept, and the model is not tied"
+                "warning: {name}: the config ties {word} and {decoder}, but the checkpoint contains two different matrices: both are kept, and the model is not tied"
             );
         }
         if !unexpected.is_empty() {

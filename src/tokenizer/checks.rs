@@ -36,7 +36,7 @@ impl Outline {
         ] {
             if growth(rules) > MOST_TIMES {
                 return Err(format!(
-                    "its {part} may make more than {MOST_TIMES} characters of each one, by replacing what it has put in"
+                    "its {part} may turn each character into more than {MOST_TIMES}, by replacing its own output"
                 ));
             }
         }

@@ -437,7 +437,7 @@ impl Windows {
         let room = room.ok_or_else(|| {
             Error::argument(
                 "truncation",
-                format!("{max_length} tokens leave no room for a text beside {added} special tokens; allow more"),
+                format!("{max_length} tokens leave no room for a text with {added} special tokens; allow more"),
             )
         })?;
         let step = stride.map(|stride| match room.saturating_sub(stride) {

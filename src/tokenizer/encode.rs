@@ -141,7 +141,7 @@ impl Tokenizer {
                 Error::argument(
                     "truncation",
                     format!(
-                        "{max_length} tokens are fewer than the {added} special tokens alone; allow more"
+                        "{max_length} tokens are fewer than the {added} special tokens; allow more"
                     ),
                 )
             })?;

@@ -284,7 +284,7 @@ pub fn latest_checkpoint(output_dir: impl AsRef<Path>) -> Result<PathBuf> {
     Err(Error::Checkpoint {
         path: output_dir.to_path_buf(),
         message: match steps.len() {
-            0 => "there is no checkpoint to resume from; train() starts afresh".to_owned(),
+            0 => "there is no checkpoint to resume from; train() starts a new run".to_owned(),
             n => format!(
                 "none of its {n} checkpoints is complete and undamaged; train() starts afresh"
             ),

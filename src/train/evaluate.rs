@@ -76,7 +76,7 @@ impl Trainer {
             return Err(Error::argument(
                 "loader",
                 format!(
-                    "{} reads no tokens, so that there are no masked ones to guess; SpeechRecognizer writes down what it hears",
+                    "{} reads no tokens, so it can't predict masked ones; use SpeechRecognizer to transcribe recordings",
                     self.model.class()
                 ),
             ));

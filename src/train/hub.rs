@@ -99,7 +99,7 @@ impl Callback for PushToHubCallback {
             Event::Save { path, .. } => {
                 if let Err(error) = self.push(path) {
                     eprintln!(
-                        "warning: {} was not pushed, training goes on: {error}",
+                        "warning: {} was not pushed; training continues: {error}",
                         path.display()
                     );
                 }

@@ -307,7 +307,7 @@ impl Adapters {
                 Error::format(
                     path,
                     format!(
-                        "it holds no {} of the shape {:?}: are these the adapters of other targets, or of another rank?",
+                        "it contains no {} of the shape {:?}: are these adapters of other targets, or of another rank?",
                         param.name(),
                         param.shape().dims()
                     ),

@@ -118,7 +118,7 @@ pub(super) fn settings(optim: OptimizerName, args: &str) -> Result<Vec<(String, 
     }
     if value("warmup_init") != 0.0 && value("relative_step") == 0.0 {
         return Err(refuse(
-            "warmup_init belongs to relative_step; set relative_step=true too".to_owned(),
+            "warmup_init needs relative_step; set relative_step=true, too".to_owned(),
         ));
     }
     Ok(settings)

@@ -442,7 +442,7 @@ fn the_sample_works_offline_and_reports_when_it_is_too_small() {
     let bench = Bench::new();
     let text = in_a_process(&bench, "sample", &[]);
     assert_eq!(
-        text.matches("the sample of ELI5 that ships").count(),
+        text.matches("the bundled sample of ELI5").count(),
         1,
         "{text}"
     );

@@ -51,8 +51,7 @@ pub fn inject(notebook: &mut Notebook, parameters: &[Parameter]) -> Result<Vec<S
         .unwrap_or_default();
     if declaring.is_none() {
         warnings.push(format!(
-            "no cell is tagged `{DECLARED}`: the values stand before the first cell, and a `let` of the same name in the \
-             notebook counts instead of them"
+            "no cell is tagged `{DECLARED}`: the values are inserted before the first cell, and a `let` of the same name in the notebook overrides them"
         ));
     }
     let path = notebook.path().to_owned();

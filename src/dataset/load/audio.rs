@@ -160,7 +160,7 @@ impl Described {
         absent.sort();
         if let Some(first) = absent.first() {
             eprintln!(
-                "note: {} describes {} recordings that are not there, {} for one",
+                "note: {} describes {} missing recordings, for example {}",
                 self.path.display(),
                 absent.len(),
                 first.display()

@@ -314,8 +314,7 @@ impl<'a> Table<'a> {
             lacking += kinds.len() - record.len();
             if lacking > 16 * chunk.bytes.len() + (1 << 20) {
                 let message = format!(
-                    "so many rows up to here lack most of the {} columns that a table of them would be many times the \
-                     file; is the header right?",
+                    "too many rows up to here lack most of the {} columns: a table of them would be many times the size of the file; is the header right?",
                     kinds.len()
                 );
                 return Err(self.malformed(line, message));

@@ -33,7 +33,7 @@ pub(super) fn records(path: &Path, options: &Options) -> Result<Vec<Records>> {
         (Some(b'['), None) => scanner.array().ok_or_else(|| document.broken(0))?,
         (Some(b'['), Some(field)) => {
             let message = format!(
-                "the field {field:?} was asked for, but the file is an array and not an object"
+                "the field {field:?} was requested, but the file is an array and not an object"
             );
             return Err(document.malformed(0, message));
         }

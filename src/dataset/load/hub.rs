@@ -218,7 +218,7 @@ impl HubDataset {
                     kind: "dataset",
                     name: self.repo.id().to_owned(),
                     message: format!(
-                        "HF_HUB_OFFLINE forbids downloads, and the cache does not hold its file {path}; go online once"
+                        "HF_HUB_OFFLINE forbids downloads, and the cache does not contain its file {path}; go online once"
                     ),
                 }),
             };
@@ -418,7 +418,7 @@ fn missing(client: &Client, repo: &Repo) -> Error {
         kind: "dataset",
         name: repo.id().to_owned(),
         message: format!(
-            "HF_HUB_OFFLINE forbids downloads, and the cache {} does not hold it at {:?}; go online once, or give a local path",
+            "HF_HUB_OFFLINE forbids downloads, and the cache {} does not contain it at {:?}; go online once, or give a local path",
             client.settings().cache_dir.display(),
             repo.revision()
         ),

@@ -39,8 +39,7 @@ pub(super) fn load(paths: &[PathBuf], options: &Options, rows: &mut Rows) -> Res
         return Err(Error::format(
             &paths[0],
             format!(
-                "its {} records have so few of their {} fields in common that a table of them would be many times the \
-                 file; store the varying fields as a list of names and values",
+                "its {} records share so few of their {} fields that a table of them would be many times the size of the file; store the varying fields as a list of names and values",
                 read.records,
                 all.fields().len()
             ),

@@ -80,8 +80,7 @@ const FORMATS: [(FileFormat, &[&str]); 7] = [
 const METADATA: [&str; 2] = ["metadata.csv", "metadata.jsonl"];
 
 /// The endings in words.
-pub(super) const KNOWN: &str = ".jsonl, .ndjson, .json, .parquet, .arrow, .csv, .tsv, .txt, also with .gz, .bz2, .xz, .zst or .lz4 behind it, \
-     .wav, .flac; see Loader::format";
+pub(super) const KNOWN: &str = ".jsonl, .ndjson, .json, .parquet, .arrow, .csv, .tsv, .txt, also followed by .gz, .bz2, .xz, .zst or .lz4, .wav, .flac; see Loader::format";
 
 /// Returns the format from a file's name.
 pub(super) fn format_of(path: &str) -> Option<FileFormat> {

@@ -84,12 +84,12 @@ fn archive(start: &[u8]) -> Option<&'static str> {
         [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => Some("a ZIP archive"),
         [b'7', b'z', 0xbc, 0xaf, 0x27, 0x1c, ..] => Some("a 7z archive"),
         [b'R', b'a', b'r', b'!', 0x1a, 7, ..] => Some("a RAR archive"),
-        [0x1f, 0x9d, ..] => Some("a file packed with compress"),
+        [0x1f, 0x9d, ..] => Some("a file compressed with compress"),
         [0xff, 6, 0, 0, b's', b'N', b'a', b'P', b'p', b'Y', ..] => {
-            Some("a file packed with snappy")
+            Some("a file compressed with snappy")
         }
-        [b'L', b'Z', b'I', b'P', 1, ..] => Some("a file packed with lzip"),
-        [0x5d, 0, 0, _, _, 0xff, 0xff, 0xff, 0xff, ..] => Some("a file packed with lzma"),
+        [b'L', b'Z', b'I', b'P', 1, ..] => Some("a file compressed with lzip"),
+        [0x5d, 0, 0, _, _, 0xff, 0xff, 0xff, 0xff, ..] => Some("a file compressed with lzma"),
         _ if start.get(257..262) == Some(b"ustar") => Some("a tar archive"),
         _ => None,
     }

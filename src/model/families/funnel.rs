@@ -119,7 +119,7 @@ impl Values {
         let repeats = self.repeats();
         if repeats.len() != self.block_sizes.len() || repeats.contains(&0) {
             return wrong(format!(
-                "block_repeats {repeats:?} must hold a positive number for each of the {} blocks",
+                "block_repeats {repeats:?} must contain a positive number for each of the {} blocks",
                 self.block_sizes.len()
             ));
         }

@@ -73,7 +73,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     }
     if let Some(window) = windows.iter().find(|&&w| w == 0 || w % 2 != 0) {
         return Err(Error::Config(format!(
-            "attention_window {window} must be even and positive: half of it lies before a token, half behind"
+            "attention_window {window} must be even and positive: half of it is before a token, half after it"
         )));
     }
     let block = |(place, window): (&String, usize)| -> Result<Arc<dyn Block>> {

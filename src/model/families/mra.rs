@@ -80,7 +80,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     let row = positions / BLOCK;
     if row == 0 || positions > MOST || values.block_per_row == 0 {
         return Err(Error::Config(format!(
-            "max_position_embeddings {positions} must hold a block of {BLOCK} tokens and be at most {MOST}, and \
+            "max_position_embeddings {positions} must be at least a block of {BLOCK} tokens and at most {MOST}, and \
              block_per_row {} be positive",
             values.block_per_row
         )));

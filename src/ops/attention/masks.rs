@@ -42,7 +42,7 @@ pub(super) fn check(mask: &AttentionMask, sizes: &Sizes) -> Result<()> {
 pub(in crate::ops) fn not_packed() -> Error {
     Error::argument(
         "attention_mask",
-        "sequences that lie one behind the other are for attention without terms, plans and other weights than the softmax",
+        "concatenated sequences only work with plain softmax attention, without terms and plans",
     )
 }
 

@@ -57,7 +57,7 @@ fn check(sizes: &Sizes, lengths: &[usize], options: &AttentionOptions) -> Result
         return Err(Error::argument(
             "attention_mask",
             format!(
-                "sequences of {sum} positions together lie in one row of as many, but there are {} rows of {} queries and {} keys",
+                "sequences with {sum} positions in total need one row of as many, but there are {} rows of {} queries and {} keys",
                 sizes.batch, sizes.queries, sizes.keys
             ),
         ));
@@ -65,7 +65,7 @@ fn check(sizes: &Sizes, lengths: &[usize], options: &AttentionOptions) -> Result
     if options.query_mask.is_some() {
         return Err(Error::argument(
             "query_mask",
-            "not with packed sequences: leave out the positions that do not count",
+            "not supported with packed sequences: remove the positions that do not count",
         ));
     }
     if let Some(rotary) = &options.rotary {

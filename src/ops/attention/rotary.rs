@@ -45,7 +45,7 @@ impl Rotary {
             return Err(Error::argument(
                 "cos, sin",
                 format!(
-                    "shapes {:?} and {:?} are no tables for {width} rotated features; give both as (positions, {half}) or (positions, {width})",
+                    "shapes {:?} and {:?} are not tables for {width} rotated features; give both as (positions, {half}) or (positions, {width})",
                     cos.dims(),
                     sin.dims()
                 ),

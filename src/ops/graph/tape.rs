@@ -361,7 +361,7 @@ impl Link {
     fn misplaced(&self) -> candle_core::Error {
         let name = self.node.name;
         candle_core::Error::Msg(format!(
-            "{name}: the result lies on another device than its arguments"
+            "{name}: the result is on a different device than its arguments"
         ))
     }
 

@@ -94,7 +94,7 @@ impl Tokenizer {
             return Err(Error::argument(
                 "truncation",
                 format!(
-                    "the question and the table's header alone are {} tokens, more than {max_length}; allow more",
+                    "the question and the table's header are already {} tokens, more than {max_length}; allow more",
                     encoding.len()
                 ),
             ));

@@ -103,7 +103,7 @@ fn in_integers(spec: &Spec, config: &Config, weights: &WeightBuilder) -> Result<
     let values: BertConfig = config.parse()?;
     if !matches!(spec.positions, Positions::AfterPadding { .. }) || values.hidden_act != "gelu" {
         return Err(Error::Config(
-            "quant_mode is set, with which I-BERT has absolute positions and GELU alone: position_embedding_type must be \"absolute\", and hidden_act \"gelu\""
+            "quant_mode is set, which I-BERT only supports with absolute positions and GELU: position_embedding_type must be \"absolute\", and hidden_act \"gelu\""
                 .to_owned(),
         ));
     }

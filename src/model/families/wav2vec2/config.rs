@@ -143,7 +143,7 @@ impl Wav2Vec2Config {
         }
         if self.pad_token_id as usize >= self.vocab_size {
             return says(format!(
-                "pad_token_id {}, which says that a frame is no letter, is outside the vocabulary of {}",
+                "pad_token_id {}, the blank token, is outside the vocabulary of {}",
                 self.pad_token_id, self.vocab_size
             ));
         }

@@ -286,7 +286,7 @@ fn letters(inputs: &ModelInputs, vocab: usize) -> Result<Vec<Vec<u32>>> {
         Ok(letter) if (letter as usize) < vocab => Ok(letter),
         _ => Err(Error::argument(
             "labels",
-            format!("label {label} is no letter of the model's {vocab}"),
+            format!("label {label} is not one of the model's {vocab} letters"),
         )),
     };
     let row = |row: &[i64]| {
