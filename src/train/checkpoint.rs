@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn killed_runs_leave_nothing_behind() {
+    fn killed_runs_leave_no_files() {
         let dir = tempfile::tempdir().unwrap();
         write(&folder(dir.path(), 5), files("five")).unwrap();
         // Half written, by this version and the one before it; half removed; replaced when the power went.

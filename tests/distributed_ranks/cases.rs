@@ -18,23 +18,20 @@ pub const ALL: &[(&str, Case)] = &[
     ("join", join),
     ("launch", a_program_starts_ranks),
     ("refuse", refuse),
-    ("one", one_rank_is_no_group),
-    ("equal", many_ranks_train_as_one),
-    ("resume", a_run_goes_on_on_another_number_of_ranks),
-    ("shard", sharded_state_is_the_same_training),
-    (
-        "overlap",
-        exchange_during_the_backward_pass_is_the_same_training,
-    ),
-    ("tied", a_tied_table_goes_before_its_lookups),
+    ("one", one_rank_trains_like_a_single_process),
+    ("equal", many_ranks_train_like_one),
+    ("resume", a_run_resumes_on_another_number_of_ranks),
+    ("shard", sharding_does_not_change_training),
+    ("overlap", overlap_does_not_change_training),
+    ("tied", a_tied_table_is_sent_before_its_lookups),
     ("map", ranks_map_their_rows),
-    ("evaluate", evaluation_is_dealt_out),
+    ("evaluate", evaluation_is_distributed),
     ("usr1", usr1_writes_a_checkpoint_and_stops),
-    ("faults", a_fault_of_one_rank_ends_all),
+    ("faults", a_failure_of_one_rank_ends_all),
     ("kill", a_killed_rank_ends_the_job),
-    ("bytes", what_is_exchanged),
-    ("exchange", an_exchange_costs_what_its_calls_cost),
-    ("hidden", what_a_backward_pass_hides),
+    ("bytes", exchanged_bytes),
+    ("exchange", exchange_time),
+    ("hidden", hidden_exchange_time),
     ("stream", a_stream_has_one_order),
     ("large_stream", a_stream_takes_little_memory),
 ];
@@ -120,7 +117,7 @@ fn refuse() -> String {
     "no library, no MPI, a world of one, torchrun: each refused with its reason".to_owned()
 }
 
-fn one_rank_is_no_group() -> String {
+fn one_rank_trains_like_a_single_process() -> String {
     let (plain, alone) = (plain(0).swap_remove(0), plain(1).swap_remove(0));
     assert_eq!(plain.len(), STEPS);
     assert_eq!(plain, alone);
@@ -128,7 +125,7 @@ fn one_rank_is_no_group() -> String {
 }
 
 /// Losses within 1e-6, equal counts, the same weights on all ranks after every step.
-fn many_ranks_train_as_one() -> String {
+fn many_ranks_train_like_one() -> String {
     let one = plain(0).swap_remove(0);
     let counted = |lines: &[Value]| -> Vec<_> {
         let counts = |line: &Value| (bits(line, "counted"), bits(line, "tokens"));
@@ -175,7 +172,7 @@ fn furthest(run: &[Value], expected: &[Value]) -> f64 {
     most
 }
 
-fn a_run_goes_on_on_another_number_of_ranks() -> String {
+fn a_run_resumes_on_another_number_of_ranks() -> String {
     let out = folder();
     run("train", 2, out.path(), &[("STOP_AT", "7")]).expect("two ranks");
     let on = [("RESUME", "1"), ("STOP_AT", "13")];
@@ -194,7 +191,7 @@ fn a_run_goes_on_on_another_number_of_ranks() -> String {
     )
 }
 
-fn sharded_state_is_the_same_training() -> String {
+fn sharding_does_not_change_training() -> String {
     let one = plain(0).swap_remove(0);
     let shard = ("SHARD", "1");
     let mut most: f64 = 0.0;
@@ -221,7 +218,7 @@ fn sharded_state_is_the_same_training() -> String {
     )
 }
 
-fn exchange_during_the_backward_pass_is_the_same_training() -> String {
+fn overlap_does_not_change_training() -> String {
     for ranks in [2, 3] {
         let out = folder();
         run("train", ranks, out.path(), &[("OVERLAP", "1")]).expect("training with overlap");
@@ -239,7 +236,7 @@ fn exchange_during_the_backward_pass_is_the_same_training() -> String {
 }
 
 /// A tied table that is large enough to go before its lookups: its sums are made in another order.
-fn a_tied_table_goes_before_its_lookups() -> String {
+fn a_tied_table_is_sent_before_its_lookups() -> String {
     let overlap = ("OVERLAP", "1");
     let mut most: f64 = 0.0;
     let mut said = Vec::new();
@@ -306,7 +303,7 @@ fn ranks_map_their_rows() -> String {
     format!("3 ranks: {called:?} of 10007 rows each, the list last, found again by one process")
 }
 
-fn evaluation_is_dealt_out() -> String {
+fn evaluation_is_distributed() -> String {
     let mut found = Vec::new();
     for ranks in [0, 2, 3] {
         let out = folder();
@@ -383,7 +380,7 @@ fn usr1_writes_a_checkpoint_and_stops() -> String {
     format!("2 ranks: USR1 to mpirun, a checkpoint after step {step}, gone on on 3 ranks")
 }
 
-fn a_fault_of_one_rank_ends_all() -> String {
+fn a_failure_of_one_rank_ends_all() -> String {
     let quick = |role: &str, ranks: usize, message: &str| {
         let out = folder();
         let done = run(role, ranks, out.path(), &[]).expect_failure(message);
@@ -498,7 +495,7 @@ fn newest(checkpoints: &Path) -> usize {
     entries.filter_map(step).max().unwrap()
 }
 
-fn what_is_exchanged() -> String {
+fn exchanged_bytes() -> String {
     let mut said = Vec::new();
     for ranks in [2, 3, 4] {
         let params: usize = crate::rank::model(1)
@@ -522,7 +519,7 @@ fn what_is_exchanged() -> String {
     )
 }
 
-fn an_exchange_costs_what_its_calls_cost() -> String {
+fn exchange_time() -> String {
     let mut said = Vec::new();
     // How long things take is no matter of a plain run.
     let limit = match std::env::var_os("CLOZE_TEST_TIMES") {
@@ -567,7 +564,7 @@ fn an_exchange_costs_what_its_calls_cost() -> String {
 }
 
 /// Exchanges beside the backward pass: how long they take, and how much of that is left to wait for at its end.
-fn what_a_backward_pass_hides() -> String {
+fn hidden_exchange_time() -> String {
     let mut said = Vec::new();
     for ranks in [2, 3] {
         let done = run("hidden", ranks, folder().path(), &[]).expect("training with overlap");

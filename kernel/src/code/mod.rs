@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_cover_a_cell_behind_its_commands() {
+    fn chunks_cover_a_cell_after_its_commands() {
         let code = ":dep a = \"1\"\n\n// comment\nfn f() -> i32 { 1 } let x = f();\n  x\n";
         let chunks = chunks(code);
         let texts: Vec<&str> = chunks

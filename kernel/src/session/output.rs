@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn control_words_in_what_a_cell_prints_are_text() {
+    fn control_words_in_the_output_of_a_cell_are_text() {
         for printed in [
             "see EVCXR_BEGIN_CONTENT text/html in the docs\n",
             "EVCXR_BEGIN_CONTENT text/html in the docs\n",

@@ -45,7 +45,7 @@ fn splits_are_found_by_their_names() {
 }
 
 #[test]
-fn a_dataset_alone_is_trained_on_and_a_pair_says_both() {
+fn a_single_dataset_is_for_training_and_a_pair_for_both() {
     let data = splits(&[("train", 24), ("test", 9), ("more", 7)]);
     assert_eq!(sizes(&data["train"]), (6, None));
     assert_eq!(sizes(rows(12)), (3, None));
@@ -59,7 +59,7 @@ fn a_dataset_alone_is_trained_on_and_a_pair_says_both() {
 }
 
 #[test]
-fn the_same_steps_are_taken_however_the_data_are_given() {
+fn every_form_of_data_gives_the_same_steps() {
     let data = splits(&[("train", 24), ("test", 9)]);
     let losses = |data: &dyn Fn(&crate::model::MaskedLm) -> Trainer| {
         let history = data(&model(3)).train().unwrap();
@@ -75,7 +75,7 @@ fn the_same_steps_are_taken_however_the_data_are_given() {
 }
 
 #[test]
-fn splits_without_one_to_train_on_can_be_evaluated() {
+fn splits_without_a_training_split_can_be_evaluated() {
     let data = splits(&[("test", 9), ("more", 3)]);
     let mut trainer = Trainer::new(&model(3), nowhere(), &data, AsTheyAre);
     assert_eq!(trainer.evaluate().unwrap().samples, 9);
