@@ -18,7 +18,7 @@ use crate::{Error, Result};
 pub(crate) struct LanePosition {
     /// How many batches have come from the lane.
     pub(crate) batches: usize,
-    /// The section that the last of them ends in, and how many of its examples have been used.
+    /// The section that contains the end of the last batch, and how many of its examples have been used.
     pub(crate) section: Position,
     pub(crate) used: usize,
 }
@@ -80,7 +80,7 @@ impl Batches {
         &self.lanes
     }
 
-    /// Ends the thread; what it panicked with, if it did.
+    /// Ends the thread and returns its panic, if it panicked.
     fn join(&mut self) -> Option<Box<dyn Any + Send>> {
         // A thread that waits to hand over a batch wakes up when the receiver goes.
         self.receiver = None;

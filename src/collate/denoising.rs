@@ -23,8 +23,8 @@ const SENTENCE_ENDS: [char; 7] = ['.', '!', '?', '…', '。', '！', '？'];
 ///   one mask token, until the part `mask_ratio` (default 0.3) of the tokens is gone. A span of no token puts a mask token
 ///   between two others. Spans do not overlap.
 ///
-/// The batch's labels are the column `labels` (batch, m), the undamaged texts with [`IGNORED`] as padding; `input_ids` are
-/// mostly shorter. What the decoder reads follows from the labels.
+/// The batch's labels are the column `labels` (batch, m), the undamaged texts padded with [`IGNORED`]; `input_ids` are
+/// mostly shorter. The decoder's inputs follow from the labels.
 ///
 /// All that is random follows from the seed, the epoch and the example's position in the epoch's order alone.
 ///

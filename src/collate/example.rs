@@ -216,10 +216,10 @@ pub trait Examples: Send + Sync {
     }
 }
 
-/// What becomes examples: whatever [`Examples`] are, and references to datasets and lists of examples, which are copied (a
+/// Converts into examples: any [`Examples`], and references to datasets and lists of examples, which are copied (a
 /// dataset's copy shares its data).
 pub trait IntoExamples {
-    /// What it becomes.
+    /// The resulting type.
     type Examples: Examples + 'static;
 
     /// Returns the examples.

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 /// Keeps the draws of the order apart from those of the masks under the same seed.
 const ORDER: u64 = 0x006f_7264_6572;
 
-/// Makes batches of examples, epoch by epoch: what a `DataLoader` with its sampler is in PyTorch. Cheap to clone.
+/// Batches examples, epoch by epoch, like PyTorch's `DataLoader` with its sampler. Cheap to clone.
 ///
 /// The order of an epoch follows from the seed and the epoch alone. While one batch is used, the next ones are made on
 /// another thread.
@@ -112,10 +112,10 @@ impl DataLoader {
         self
     }
 
-    /// Makes batches of examples of similar lengths, which spares padding: the order of each epoch is still random, but within
-    /// every 50 batches (fewer where there are fewer than 200) the longest come first. The very longest example stands in the
-    /// first batch, so that a lack of memory shows at once. It is `group_by_length` of `transformers`, and counts together
-    /// with [`shuffle`](Self::shuffle) alone.
+    /// Batches examples of similar lengths, which reduces padding: the order of each epoch is still random, but within
+    /// every 50 batches (fewer where there are fewer than 200) the longest come first. The very longest example is in
+    /// the first batch, so that running out of memory shows at once. This is `group_by_length` of `transformers`; it
+    /// has an effect only together with [`shuffle`](Self::shuffle).
     ///
     /// # Errors
     /// When an example can't be read.

@@ -72,7 +72,7 @@ impl std::fmt::Debug for RateSchedule {
     }
 }
 
-/// How much is masked, and what becomes of it: what [`MaskingCollator::schedule`] decides for each batch.
+/// How much of a batch is masked, and how; returned by [`MaskingCollator::schedule`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MaskingRates {
     /// The probability with which each token is chosen.
@@ -292,7 +292,7 @@ impl MaskingCollator {
         Ok(batch)
     }
 
-    /// Chooses entities, where the batch has any and the tokenizer knows what an entity's mask is.
+    /// Chooses entities, if the batch has any and the tokenizer knows how to mask them.
     fn mask_entities(&self, batch: &mut MlmBatch, key: BatchKey) -> Result<()> {
         let Some(special) = self.tokenizer.special_entities() else {
             return Ok(());

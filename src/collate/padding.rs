@@ -76,7 +76,7 @@ pub(crate) struct Padding<'a> {
     pub tokenizer: &'a Tokenizer,
     /// Whether padding comes before the tokens.
     pub left: bool,
-    /// What the length is rounded up to a multiple of.
+    /// Lengths are rounded up to a multiple of this.
     pub multiple: Option<usize>,
 }
 

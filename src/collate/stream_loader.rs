@@ -34,13 +34,13 @@ impl StreamLoader {
         })
     }
 
-    /// Returns what the batches depend on, as far as it can be described.
+    /// Describes the settings the batches depend on, as far as they can be described.
     pub(crate) fn identity(&self) -> String {
         self.data.identity()
     }
 
-    /// Returns the batches from number `first` on whose numbers `wanted` selects. Positions in `known` make it
-    /// unnecessary to read what comes before.
+    /// Returns the batches from number `first` on whose numbers `wanted` selects. With `known` positions, earlier
+    /// examples need not be read.
     pub(crate) fn batches_where(
         &self,
         first: usize,

@@ -1,4 +1,4 @@
-//! What a model of a family must give.
+//! The interface of a family's model.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -8,9 +8,9 @@ use super::{Context, MlmLoss, ModelFlops, ModelInputs};
 use crate::Result;
 use crate::ops;
 
-/// What a family provides; everything else follows from it.
+/// A family's part of a model; everything else follows from it.
 pub trait Architecture: std::fmt::Debug + Send + Sync {
-    /// Returns the last hidden states, (batch, seq, hidden): what the head reads.
+    /// Returns the last hidden states, (batch, seq, hidden), the input of the head.
     fn hidden_states(&self, inputs: &ModelInputs, context: &Context) -> Result<Tensor>;
 
     /// Returns the head.
@@ -19,7 +19,7 @@ pub trait Architecture: std::fmt::Debug + Send + Sync {
     /// Returns the longest sequence the model can take, in tokens; `None` if there is no limit.
     fn max_positions(&self) -> Option<usize>;
 
-    /// Returns what the model reads: `input_ids`, or the column of that name.
+    /// Returns the model's main input: `input_ids`, or the column of that name.
     fn main_input(&self) -> &'static str {
         "input_ids"
     }

@@ -1,4 +1,4 @@
-//! What goes into a model: a padded batch of token ids and what belongs to them.
+//! The input of a model: a padded batch of token ids with its other columns.
 
 use std::collections::BTreeMap;
 
@@ -14,11 +14,11 @@ const LABELS: &str = "labels";
 /// The column of waveforms, of models that read sound in place of tokens.
 pub(crate) const INPUT_VALUES: &str = "input_values";
 
-/// A batch of examples side by side: token ids, what belongs to them, and the inputs that only some families know.
+/// A batch of padded examples: token ids, masks, labels, and the inputs that only some families have.
 ///
-/// Collators make it, models take it. Every vector holds `batch * seq` values, row after row, except where said otherwise.
-/// The numbers stay on the host, where row selection, position ids and padding checks need them; models move what they use
-/// to their device.
+/// Collators return batches and models take them. Every vector holds `batch * seq` values, row by row, unless stated
+/// otherwise. The numbers stay on the host, where row selection, position ids and padding checks need them; models copy
+/// them to their device.
 ///
 /// ```
 /// use cloze::model::ModelInputs;
@@ -242,8 +242,8 @@ impl ModelInputs {
             .map(Some)
     }
 
-    /// Returns the labels, row after row: those of the tokens, or the column `labels` (batch, m) where what a model
-    /// writes has a length of its own. Empty where the model is asked for none.
+    /// Returns the labels, row by row: one per token, or the column `labels` (batch, m) if the model's output has a
+    /// length of its own. Empty if the batch has no labels.
     pub fn label_values(&self) -> &[i64] {
         match self.columns.get(LABELS).map(|column| &column.values) {
             Some(Values::Ids(labels)) => labels,

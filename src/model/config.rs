@@ -13,8 +13,8 @@ use crate::{Error, Result};
 
 /// A model configuration in the Hub's format.
 ///
-/// Every key is kept, known or not, so that saving a model loses nothing. Keys that are absent take transformers
-/// library's defaults for the model type.
+/// Every key is kept, known or not, so that saving a model loses nothing. Missing keys take the defaults of
+/// transformers for the model type.
 ///
 /// ```
 /// use cloze::model::Config;
@@ -76,7 +76,7 @@ impl Config {
         Ok(Self::from(values))
     }
 
-    /// Sets one key, replacing what was there.
+    /// Sets one key, replacing its value.
     #[must_use]
     pub fn set(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.values.insert(key.to_owned(), value.into());
@@ -223,7 +223,7 @@ impl std::fmt::Debug for Config {
 
 #[cfg(test)]
 impl Config {
-    /// Returns a small model of the family: all sizes different, so that a mixed-up one shows.
+    /// Returns a small model of the family whose sizes all differ, so that mixing two of them up fails.
     pub(crate) fn small(model_type: &str) -> Config {
         let names: [&str; 4] = match model_type {
             "distilbert" => ["dim", "n_layers", "n_heads", "hidden_dim"],
@@ -303,7 +303,7 @@ mod tests {
     use super::*;
     use crate::model::{Family, WeightBuilder};
 
-    /// Returns the configs of the small models that the tests have, built, so that they know what was asked for.
+    /// Returns the configs of the small models in the tests, after building them, which records the keys they read.
     fn built() -> Vec<(Config, &'static Family)> {
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
         let mut configs = Vec::new();

@@ -1,4 +1,4 @@
-//! What a forward pass must know beyond its inputs: whether it trains, and where its randomness comes from.
+//! The context of a forward pass: whether it trains, and its source of randomness.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -33,14 +33,14 @@ impl MaskedLm {
         Ok(())
     }
 
-    /// Measures the ranges of all activations in `batches`, so that the model can compute in few bits; they are saved
-    /// with it. Returns the number of batches. Weights are unchanged.
+    /// Measures the ranges of all activations in `batches`, which integer arithmetic needs; they are saved with the
+    /// model. Returns the number of batches. Weights are unchanged.
     ///
     /// QDQBERT takes the largest magnitude that its float model meets, as NVIDIA's calibrator for maxima does. I-BERT computes
     /// in integers and moves its ranges by a twentieth with each batch, as its training does.
     ///
     /// # Errors
-    /// When `quant_mode` is off or there are no batches. The ranges are then what they were.
+    /// If `quant_mode` is off or there are no batches. The ranges are then unchanged.
     pub fn calibrate<B>(&self, batches: impl IntoIterator<Item = B>) -> Result<usize>
     where
         B: Into<ModelInputs>,

@@ -50,12 +50,12 @@ impl From<usize> for ResizeEmbeddings {
 }
 
 impl MaskedLm {
-    /// Makes the vocabulary so large: after a tokenizer's `add_tokens`, call it with the tokenizer's `len()`. Returns the number
-    /// of tokens.
+    /// Resizes the vocabulary: call it after a tokenizer's `add_tokens` with the tokenizer's `len()`. Returns the
+    /// number of tokens.
     ///
-    /// Embeddings, decoder and biases get new rows at the end, or lose their last. New rows are drawn from a normal distribution
-    /// around the mean of all rows, with a billionth of their covariance, as transformers 5 does, so that the model's
-    /// predictions change as little as can be; a bias is the mean bias.
+    /// Embeddings, decoder and biases get new rows at the end, or lose their last rows. New rows are drawn from a
+    /// normal distribution around the mean of all rows, with a billionth of their covariance, as in transformers 5, so
+    /// that the model's predictions change as little as possible; a new bias is the mean bias.
     ///
     /// Clones that were made before keep the old vocabulary, and their weights are no longer shared: make trainers and
     /// optimizers afterwards.

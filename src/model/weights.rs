@@ -1,4 +1,4 @@
-//! From named arrays to a model's parameters, saying what was missing, unexpected or of the wrong shape.
+//! Loads a model's parameters from named arrays and reports missing, unexpected and mismatched ones.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,7 +38,7 @@ pub enum Init {
     SinusoidHalves,
 }
 
-/// What loading a checkpoint found, in the words of transformers.
+/// The result of loading a checkpoint, in the words of transformers.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct LoadReport {
@@ -49,7 +49,7 @@ pub struct LoadReport {
     /// Two names of what the config calls one matrix, under which the checkpoint holds different ones: the model then has
     /// both.
     pub untied: Option<(String, String)>,
-    /// What else there is to say about what was read, in sentences.
+    /// Further notes on the checkpoint, as sentences.
     pub notes: Vec<String>,
 }
 
@@ -477,7 +477,7 @@ impl WeightBuilder {
         }
     }
 
-    /// Returns everything that was handed out, and what loading found.
+    /// Returns all parameters that were handed out, and the report on loading.
     pub(crate) fn finish(self) -> Result<Weights> {
         let registry = &mut *self.shared.borrow_mut();
         let params: Vec<Param> = registry.params.values().cloned().collect();

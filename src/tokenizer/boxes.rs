@@ -232,8 +232,8 @@ impl TokenizeBoxes {
         self
     }
 
-    /// Makes further rows of what [`max_length`](Self::max_length) cuts off. Each begins with the last `stride` tokens
-    /// of the row before it (default: the rest is dropped).
+    /// Keeps the tokens that [`max_length`](Self::max_length) cuts off in further rows. Each begins with the last
+    /// `stride` tokens of the row before it (default: the rest is dropped).
     #[must_use]
     pub fn stride(mut self, stride: usize) -> Self {
         self.stride = Some(stride);

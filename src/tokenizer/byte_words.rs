@@ -1,5 +1,5 @@
-//! A short way for byte-level BPE when only ids are wanted: split the text as GPT-2's pattern does, look each word up, and
-//! ask the model only about words that have not been seen. Gives the ids of the long way, many times faster.
+//! A fast path for byte-level BPE when only ids are wanted: split the text with GPT-2's pattern, look each word up, and
+//! run the model only on words that have not been seen. Returns the same ids as the full path, many times faster.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

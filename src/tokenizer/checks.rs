@@ -1,4 +1,4 @@
-//! What is checked in a tokenizer's files before the libraries believe it.
+//! Checks of a tokenizer's files before they are passed to the libraries.
 
 use std::path::Path;
 
@@ -63,7 +63,8 @@ impl Outline {
     }
 }
 
-/// Returns how many times longer the rules below `part` may make a text: what one replaces, the next may replace again.
+/// Returns how many times longer the rules below `part` may make a text: the output of one rule may be the input of the
+/// next.
 fn growth(part: &Value) -> f64 {
     let below: f64 = match part {
         Value::Object(object) => object.values().map(growth).product(),

@@ -129,8 +129,9 @@ impl TokenizeColumn {
         self.truncation(max_length)
     }
 
-    /// Keeps what is cut off a row, in further rows that each begin with the last `stride` tokens of the one before:
-    /// `return_overflowing_tokens` of `transformers`. Counts together with [`truncation`](Self::truncation).
+    /// Keeps the tokens cut off a row in further rows, each of which begins with the last `stride` tokens of the one
+    /// before: `return_overflowing_tokens` of `transformers`. Has an effect only together with
+    /// [`truncation`](Self::truncation).
     #[must_use]
     pub fn stride(mut self, stride: usize) -> Self {
         self.stride = Some(stride);

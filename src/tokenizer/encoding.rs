@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::engine::Engine;
 
-/// What a text became: one entry per token in every field.
+/// The encoding of a text: one entry per token in every field.
 ///
 /// `Debug` shows it as a table, one token a line.
 ///
@@ -29,7 +29,7 @@ pub struct Encoding {
     pub attention_mask: Vec<u32>,
     /// 0 for the first text, 1 for the second, where the family tells them apart: the model's `token_type_ids`.
     pub type_ids: Vec<u32>,
-    /// 1 for what was added around the text (special tokens and padding), 0 for the text's own tokens.
+    /// 1 for tokens added around the text (special tokens and padding), 0 for the text's own tokens.
     pub special_tokens_mask: Vec<u32>,
     /// Start and end of each token in its text, in characters (Unicode scalar values); (0, 0) for added tokens.
     pub offsets: Vec<(usize, usize)>,

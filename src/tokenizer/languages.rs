@@ -7,7 +7,7 @@ use super::folder::post;
 use super::{Encoding, Tokenizer, legacy};
 use crate::{Error, Result};
 
-/// The languages of what goes in and of what is to come out.
+/// The source and target languages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Languages {
     pub(super) source: String,

@@ -167,7 +167,7 @@ impl Tokenizer {
         self.core.engine.vocab_size(false)
     }
 
-    /// Returns the number of tokens, added ones included: what the model's embedding must hold at least.
+    /// Returns the number of tokens, added ones included: the minimum size of the model's embedding.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.core.engine.vocab_size(true)
@@ -240,7 +240,7 @@ impl Tokenizer {
         }
     }
 
-    /// Makes `token`, which the vocabulary must hold, the padding token.
+    /// Sets the padding token to `token`, which must be in the vocabulary.
     pub fn set_pad_token(&mut self, token: &str) -> Result<()> {
         if self.token_to_id(token).is_none() {
             return Err(Error::Tokenizer(format!(

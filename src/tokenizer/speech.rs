@@ -10,7 +10,7 @@ use super::rules::is_space;
 use super::rules::letterwise::{Letterwise, Said};
 use crate::{Error, Result};
 
-/// A letter or word of a text that a speech model said, and the model's steps in which it did.
+/// A letter or word in the transcript of a speech model, and its range of frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spoken {
     /// The letter or word.
@@ -32,8 +32,9 @@ impl From<Said> for Spoken {
 }
 
 impl Tokenizer {
-    /// Makes the tokenizer of a speech model that writes the letters of `texts`: `<pad>` `<s>` `</s>` `<unk>` `|` with the ids
-    /// 0 to 4, then every letter, in the order of their code points. `<pad>` is the blank of CTC, `|` the space.
+    /// Creates the tokenizer of a speech model that transcribes into the letters of `texts`: `<pad>` `<s>` `</s>`
+    /// `<unk>` `|` with the ids 0 to 4, then every letter, ordered by code point. `<pad>` is the blank of CTC, `|` the
+    /// space.
     ///
     /// Letters are used unchanged: lowercase the texts first if case should not matter.
     ///

@@ -57,8 +57,8 @@ impl RuleOptimizer<AdafactorRule> {
         Self::of(rule, params)
     }
 
-    /// Sets what is added to squared gradients, and the least size of a parameter that rates are multiplied by. Default:
-    /// 1e-30 and 1e-3.
+    /// Sets the constant added to squared gradients, and the lower bound on a parameter's size, which scales its rate.
+    /// Default: 1e-30 and 1e-3.
     #[must_use]
     pub fn eps(mut self, of_gradient: f64, of_parameter: f64) -> Self {
         self.rule.eps = (of_gradient, of_parameter);

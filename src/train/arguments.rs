@@ -16,8 +16,8 @@ macro_rules! arguments {
     ($($(#[$doc:meta])* $name:ident: $type:ty $(, $how:ident $(($arg:ty))?)? = $default:expr;)*) => {
         /// The settings of a [`Trainer`](super::Trainer), named and preset as in `transformers`.
         ///
-        /// Every field has a method of the same name that sets it. What is one of several, as when to evaluate, is set by
-        /// its type or by the name that transformers has for it:
+        /// Every field has a setter of the same name. A setting with several choices, such as when to evaluate, takes
+        /// its enum or the name used by transformers:
         ///
         /// ```
         /// use cloze::train::TrainingArguments;
@@ -143,7 +143,7 @@ arguments! {
     /// Settings of the optimizer beyond those of AdamW, as "momentum=0.9, nesterov=true" (SGD: momentum, dampening, nesterov;
     /// Adafactor: `scale_parameter`, `relative_step`, `warmup_init`, `clip_threshold`, `decay_rate`, beta1). Default: none.
     optim_args: String, from (impl Into<String>) = String::new();
-    /// What the learning rate is multiplied by from each layer to the one below it, as
+    /// The factor on the learning rate from each layer to the one below it, as in
     /// [`ParamGroup::layerwise`](super::ParamGroup::layerwise). Default: not set.
     layerwise_lr_decay: Option<f64>, from (f64) = None;
     /// Gradients whose global norm is larger are scaled down to it; 0 turns clipping off. Default: 1.
@@ -196,8 +196,8 @@ arguments! {
     save_total_limit: Option<usize>, from (usize) = None;
     /// Whether the model ends with the weights of its best checkpoint. Default: no.
     load_best_model_at_end: bool = false;
-    /// What the best checkpoint is judged by: "loss", "perplexity", "accuracy" (of the masked tokens), or a metric that
-    /// [`Trainer::compute_metrics`](super::Trainer::compute_metrics) gives. Default: "loss".
+    /// The metric that decides which checkpoint is best: "loss", "perplexity", "accuracy" (of the masked tokens), or a
+    /// metric returned by [`Trainer::compute_metrics`](super::Trainer::compute_metrics). Default: "loss".
     metric_for_best_model: String, from (impl Into<String>) = "loss".to_owned();
     /// Whether a larger metric is better. Default: no for perplexity and names that end with "loss", yes for all others.
     greater_is_better: Option<bool>, from (bool) = None;
@@ -254,8 +254,8 @@ impl TrainingArguments {
         interval(self.logging_steps, training_steps)
     }
 
-    /// Returns the steps between two evaluations in a run of `training_steps` steps: what was set, or as many as between two
-    /// logs.
+    /// Returns the steps between two evaluations in a run of `training_steps` steps: the value set, or the number of
+    /// steps between two logs.
     pub fn eval_interval(&self, training_steps: usize) -> usize {
         interval(self.between_evaluations(), training_steps)
     }

@@ -23,7 +23,7 @@ pub(super) const ARGUMENTS: &str = "training_args.json";
 pub(super) const MANIFEST: &str = "checkpoint.json";
 const PREFIX: &str = "checkpoint-";
 
-/// `trainer_state.json`: transformers' keys where it has them, then what an exact resumption needs.
+/// `trainer_state.json`: the keys of transformers where it has them, then the state that an exact resumption needs.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct TrainerState {
     pub(super) global_step: usize,

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{Error, Result};
 
-/// Returns the value of `all` whose name is `name`; `setting` is what it is chosen for.
+/// Returns the value of `all` whose name is `name`; `setting` is the setting's name, for the error.
 pub(super) fn by_name<T: Serialize + Copy>(
     setting: &'static str,
     name: &str,
@@ -38,7 +38,7 @@ pub(super) struct Problem {
     pub(super) message: String,
 }
 
-/// Sets `setting` to a choice, or notes what is wrong with it.
+/// Sets `setting` to a choice, or records the error.
 pub(super) fn choose<T, C: TryInto<T, Error: Display>>(
     choice: C,
     setting: (&'static str, &mut T),

@@ -1,4 +1,4 @@
-//! What a trainer trains or evaluates on.
+//! A trainer's training and evaluation data.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use super::plan::Position;
 use crate::collate::{Batches, DataLoader, Examples, IntoExamples, Lanes, StreamLoader};
 use crate::dataset::{Dataset, DatasetDict, IterableDataset};
 
-/// What a trainer is given: what it trains on, and what it is evaluated on. See [`IntoTrainingData`].
+/// The data of a trainer: training and evaluation. See [`IntoTrainingData`].
 #[derive(Clone)]
 pub struct TrainingData {
     pub(super) train: Data,
@@ -104,7 +104,7 @@ pub(super) fn held_out(splits: &DatasetDict) -> Option<&Dataset> {
     splits.find("validation").or_else(|| splits.find("test"))
 }
 
-/// What is trained on.
+/// The training data.
 #[derive(Clone)]
 pub(super) enum Data {
     Examples(Arc<dyn Examples>),
@@ -127,7 +127,7 @@ impl Data {
     }
 }
 
-/// What is evaluated on.
+/// The evaluation data.
 #[derive(Clone)]
 pub(super) enum EvalData {
     Examples(Arc<dyn Examples>),
@@ -140,7 +140,7 @@ impl EvalData {
     }
 }
 
-/// What makes the batches that are trained on.
+/// The source of training batches.
 pub(super) enum TrainLoader {
     Epochs(DataLoader),
     Stream(StreamLoader),

@@ -35,8 +35,8 @@ type PredictedToken = (usize, usize, u32, u32, u32, u32);
 impl Trainer {
     /// Returns the loss over the evaluation data, each masked token weighing the same.
     ///
-    /// The masks are those of the collator's seed and the same every time, so that results before, during and after
-    /// training compare.
+    /// The masks depend on the collator's seed and are the same every time, so that results before, during and after
+    /// training can be compared.
     ///
     /// # Errors
     /// When the trainer has no evaluation data, or nothing in them is masked. [`Error::Interrupted`] when interrupted.
@@ -354,7 +354,7 @@ pub fn evaluate(model: &MaskedLm, loader: &DataLoader) -> Result<EvalMetrics> {
 /// Batches of an evaluation whose losses wait to be read.
 const AHEAD: usize = 8;
 
-/// What a rank's batches of an evaluation gave.
+/// The results of a rank's batches in an evaluation.
 #[derive(Default, Serialize, Deserialize)]
 struct Measured {
     samples: usize,
@@ -376,7 +376,7 @@ struct Task {
 }
 
 impl Measured {
-    /// Adds up what all ranks measured, batch by batch: in the same order whichever rank a batch was dealt to.
+    /// Sums the measurements of all ranks, batch by batch: in the same order whichever rank a batch was dealt to.
     fn metrics(ranks: Vec<Self>, started: Instant) -> Result<EvalMetrics> {
         let samples = ranks.iter().map(|rank| rank.samples).sum();
         let of = |rank: Self| rank.batches.into_iter().zip(rank.terms);

@@ -32,7 +32,7 @@ pub enum Event {
     TrainBegin {
         /// How far it is: beyond step 0 when it was resumed.
         state: TrainState,
-        /// What was recorded before a resumed checkpoint.
+        /// The events recorded before a resumed checkpoint.
         history: History,
     },
     /// An optimizer step is done.
@@ -42,14 +42,14 @@ pub enum Event {
     StepEnd {
         /// How far the run was after it.
         state: TrainState,
-        /// What was measured.
+        /// The measurements.
         step: StepRecord,
     },
     /// A log fell due.
     Log {
         /// How far the run is.
         state: TrainState,
-        /// What is logged.
+        /// The logged values.
         log: LogRecord,
     },
     /// An epoch is done.
@@ -70,7 +70,7 @@ pub enum Event {
     Evaluate {
         /// How far the run is.
         state: TrainState,
-        /// What was measured.
+        /// The measurements.
         metrics: EvalMetrics,
     },
     /// A checkpoint is complete.
@@ -133,7 +133,7 @@ impl Event {
     }
 }
 
-/// What a callback wishes to happen next.
+/// A callback's request for what should happen next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Control {

@@ -106,7 +106,7 @@ impl Unit {
         Ok(())
     }
 
-    /// Gives `change` the weights of the unit, to be changed in place.
+    /// Passes the weights of the unit to `change`, which edits them in place.
     pub(super) fn with_weights(
         &self,
         params: &[Param],
@@ -168,11 +168,11 @@ impl Live {
     }
 }
 
-/// Adds the gradients of `params` up over all ranks, for a training loop by hand: what a [`Trainer`](super::Trainer) does
-/// after the backward passes of a step.
+/// Sums the gradients of `params` over all ranks, for a hand-written training loop: a [`Trainer`](super::Trainer) does
+/// the same after the backward passes of a step.
 ///
-/// The gradients must be those of sums that were divided by what all ranks together count, or else be divided afterwards. A
-/// parameter that no rank has a gradient of stays without one.
+/// The losses must have been divided by the count over all ranks, or the sums be divided afterwards. A parameter
+/// without a gradient on any rank stays without one.
 pub fn sum_gradients(ranks: &Group, params: &[Param]) -> Result<()> {
     if ranks.size() == 1 {
         return Ok(());
@@ -244,7 +244,7 @@ pub(super) fn all_gather(ranks: &Group, values: &mut [f32]) -> Result<()> {
     pieces.try_for_each(|piece| ranks.all_gather(piece))
 }
 
-/// Gives `change` the gradient of `param` (zeros where it has none), to be changed in place.
+/// Passes the gradient of `param` (zeros if it has none) to `change`, which edits it in place.
 pub(super) fn with_gradient(
     param: &Param,
     change: impl FnOnce(&mut [f32]) -> Result<()>,
@@ -285,7 +285,7 @@ fn set_values(param: &Param, values: Vec<f32>) -> Result<()> {
     param.set(&value.to_device(param.device())?.to_dtype(param.dtype())?)
 }
 
-/// Gives all ranks the weights of rank 0.
+/// Copies the weights of rank 0 to all ranks.
 pub(super) fn share_weights(ranks: &Group, params: &[Param]) -> Result<()> {
     if ranks.size() == 1 {
         return Ok(());

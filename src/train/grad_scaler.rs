@@ -74,14 +74,14 @@ impl GradScaler {
         self
     }
 
-    /// Sets what the scale is multiplied by when it has held for long enough. Default: 2.
+    /// Sets the factor on the scale after it has held for long enough. Default: 2.
     #[must_use]
     pub fn growth_factor(mut self, factor: f64) -> Self {
         self.growth_factor = factor;
         self
     }
 
-    /// Sets what the scale is multiplied by when gradients are not finite. Default: 0.5.
+    /// Sets the factor on the scale after gradients that are not finite. Default: 0.5.
     #[must_use]
     pub fn backoff_factor(mut self, factor: f64) -> Self {
         self.backoff_factor = factor;

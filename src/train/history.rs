@@ -42,7 +42,7 @@ impl StepRecord {
     }
 }
 
-/// What is logged every [`logging_steps`](super::TrainingArguments::logging_steps), as in transformers.
+/// The values logged every [`logging_steps`](super::TrainingArguments::logging_steps), as in transformers.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LogRecord {
@@ -73,7 +73,7 @@ pub struct Evaluation {
     pub step: usize,
     /// The epochs done.
     pub epoch: f64,
-    /// What was measured.
+    /// The measurements.
     pub metrics: EvalMetrics,
 }
 
@@ -130,7 +130,7 @@ impl History {
         self.steps.last().map_or(0, |step| step.step)
     }
 
-    /// Returns the loss of every step; not a number where nothing was masked.
+    /// Returns the loss of every step; NaN where nothing was masked.
     pub fn losses(&self) -> Vec<f32> {
         self.steps.iter().map(|step| step.loss).collect()
     }
@@ -147,9 +147,8 @@ impl History {
         tokens as f64 / seconds.max(f64::MIN_POSITIVE)
     }
 
-    /// Model FLOPs utilisation over the steps: what part the model's arithmetic, done in their time, is of what the device
-    /// can do at best. `None` where either is not known; see
-    /// [`peak_tflops`](super::TrainingArguments::peak_tflops).
+    /// Model FLOPs utilisation over the steps: the model's arithmetic per second, as a fraction of the device's peak.
+    /// `None` where either is not known; see [`peak_tflops`](super::TrainingArguments::peak_tflops).
     pub fn mfu(&self) -> Option<f64> {
         mfu(&self.steps, self.peak_flops)
     }

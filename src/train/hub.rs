@@ -1,4 +1,4 @@
-//! Sharing what is trained: pushes to the Hub during and after a run.
+//! Pushes to the Hub during and after a run.
 
 use std::path::{Path, PathBuf};
 

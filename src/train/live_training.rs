@@ -32,7 +32,7 @@ pub struct LiveTraining {
     state: Option<TrainState>,
     steps: Vec<StepRecord>,
     evaluations: Vec<Evaluation>,
-    /// What the device can do at best.
+    /// The device's peak speed.
     peak_flops: Option<f64>,
     /// The work besides the steps.
     doing: String,

@@ -149,7 +149,7 @@ pub struct Adapters {
 /// One matrix and its adapter.
 #[derive(Clone, Debug)]
 struct Adapter {
-    /// What the model multiplies by: base + scale · b a.
+    /// The matrix that the model multiplies by: base + scale · b a.
     target: Param,
     base: Tensor,
     a: Param,
@@ -177,14 +177,14 @@ impl Adapter {
         })
     }
 
-    /// Gives the model the sum of the matrix and its adapter.
+    /// Sets the model's matrix to the sum of base and adapter.
     fn merge(&self) -> Result<()> {
         let product = self.b.value().matmul(&self.a.value())?;
         let sum = (&self.base + (product * self.scale)?.to_dtype(self.base.dtype())?)?;
         self.target.set(&sum)
     }
 
-    /// Makes the gradients of the factors out of that of the sum: d(base + s b a) = s (db a + b da).
+    /// Derives the gradients of the factors from that of the sum: d(base + s b a) = s (db a + b da).
     fn pull_gradient(&self) -> Result<()> {
         let Some(grad) = self.target.grad() else {
             return Ok(());
@@ -205,7 +205,7 @@ fn hash(text: &str) -> u64 {
 }
 
 impl Adapters {
-    /// Returns the factors A and B of all targets: what an optimizer is to move.
+    /// Returns the factors A and B of all targets, the parameters for an optimizer.
     pub fn params(&self) -> Vec<Param> {
         let factors = self.parts.iter().flat_map(|part| [&part.a, &part.b]);
         factors.cloned().collect()
@@ -225,7 +225,7 @@ impl Adapters {
         }
     }
 
-    /// Makes the model what it was without adapters, and lets all its parameters be trained again.
+    /// Removes the adapters from the model, and makes all its parameters trainable again.
     pub fn detach(self, model: &MaskedLm) -> Result<()> {
         for part in &self.parts {
             part.target.set(&part.base)?;
@@ -324,7 +324,7 @@ impl Adapters {
         self.parts.iter().try_for_each(Adapter::merge)
     }
 
-    /// Returns what the base matrices are, in a few letters.
+    /// Returns a short description of the base matrices.
     fn fingerprint(&self) -> Result<String> {
         let mut hasher = blake3::Hasher::new();
         for part in &self.parts {

@@ -97,7 +97,7 @@ impl LossPlot {
         self
     }
 
-    /// Makes room up to `step`, for a run that is still under way.
+    /// Extends the axis to `step`, for a run in progress.
     #[must_use]
     pub fn up_to(mut self, step: usize) -> Self {
         self.last_step = step;
@@ -384,8 +384,8 @@ fn thinned(points: Vec<(f64, f64)>, most: usize) -> Vec<(f64, f64)> {
 /// Returns a running mean of the points so far, where the curve is long enough to need one; older points fade over a
 /// fortieth of all steps.
 ///
-/// It only looks back, and its decay depends on the number of steps and not of points: so what is drawn of a run in
-/// progress does not change any more, and the curve starts where the losses start.
+/// It only looks back, and its decay depends on the number of steps, not of points, so the curve of a run in progress
+/// never changes where it is already drawn, and it starts where the losses start.
 fn smoothed(points: &Points, last_step: f64) -> Option<Points> {
     let finite: Vec<(f64, f64)> = finite(points).collect();
     let (first, last) = (finite.first()?, finite.last()?);

@@ -5,7 +5,7 @@ use super::{Adafactor, AdamW, Lion, Optimizer, ParamGroup, Sgd, TrainingArgument
 use crate::Result;
 use crate::model::MaskedLm;
 
-/// Makes the optimizer that the arguments describe.
+/// Creates the optimizer that the arguments describe.
 pub(super) fn optimizer(
     args: &TrainingArguments,
     model: &MaskedLm,

@@ -1,4 +1,4 @@
-//! What an evaluation measures.
+//! The metrics of an evaluation.
 
 use std::collections::BTreeMap;
 
@@ -85,7 +85,7 @@ impl std::fmt::Debug for EvalMetrics {
     }
 }
 
-/// What the best model is chosen by.
+/// The metric that decides which model is best.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Metric {
     name: String,

@@ -1,4 +1,4 @@
-//! Training: arguments, the loop, the optimizer and its schedule, checkpoints, events and what was measured.
+//! Training: arguments, the loop, the optimizer and its schedule, checkpoints, events and the history.
 //!
 //! [`Trainer`] does the whole of it. A loop by hand takes the same parts, and the same steps:
 //!

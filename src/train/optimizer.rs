@@ -54,7 +54,7 @@ pub struct AdamW {
     params: Vec<Param>,
     groups: Vec<Group>,
     options: AdamWOptions,
-    /// What the next step multiplies gradients by.
+    /// The factor on gradients in the next step.
     grad_scale: GradScale,
     /// How many times as large as they should be the gradients are.
     loss_scale: f64,
@@ -109,7 +109,7 @@ impl AdamW {
         self
     }
 
-    /// Sets what is added to the root of the second moment. Default: 1e-8.
+    /// Sets the constant added to the root of the second moment. Default: 1e-8.
     #[must_use]
     pub fn eps(mut self, eps: f64) -> Self {
         self.options.eps = eps;

@@ -1,8 +1,8 @@
 //! Exchanges gradients during the backward pass.
 //!
-//! In the last backward pass of a step a unit is handed to a thread as soon as its gradients are final, in an order that
-//! all ranks share. When a gradient is final is known from the pass of the step before, by counting how often it was added
-//! to; where that guess is wrong, what comes late is exchanged after it, and the sums are the same.
+//! In the last backward pass of a step a unit is handed to a thread as soon as its gradients are final, in an order
+//! that all ranks share. When a gradient is final is known from the previous step, by counting its contributions; where
+//! that guess is wrong, late gradients are exchanged afterwards, and the sums are the same.
 //!
 //! A table that is tied to the decoder is added to at the beginning of the pass, by the decoder, and at its very end, by the
 //! lookups. Where the ranks look up few of its rows, it is handed over in between, and these rows follow after the pass.
@@ -21,7 +21,7 @@ use crate::distributed::Group;
 use crate::ops::{self, GradRows, GradWatcher, Param};
 use crate::{Error, Result};
 
-/// What the steps so far have taught.
+/// The knowledge gained from earlier steps.
 #[derive(Default)]
 pub(super) struct Overlap {
     /// The units, in the order in which all ranks exchange them; empty before the first step.
@@ -54,7 +54,7 @@ impl Additions {
     }
 }
 
-/// Counts what is added in a pass.
+/// Counts the contributions to gradients in a pass.
 #[derive(Default)]
 struct Learning {
     additions: HashMap<usize, Additions>,
@@ -108,7 +108,7 @@ impl Overlap {
         &self.split
     }
 
-    /// Does a backward pass and counts what it adds to.
+    /// Runs a backward pass and counts the contributions to each gradient.
     pub(super) fn learn(
         &mut self,
         params: &[Param],
@@ -141,7 +141,7 @@ impl Overlap {
         Ok(())
     }
 
-    /// Makes the order of rank 0 that of all ranks, at the end of the first step.
+    /// Copies the order of rank 0 to all ranks, at the end of the first step.
     pub(super) fn agree(&mut self, ranks: &Group, params: &[Param]) -> Result<()> {
         let units = exchange::units(params);
         let place = |unit: &Unit| units.iter().position(|other| other == unit);
@@ -174,7 +174,7 @@ impl Overlap {
         Ok(())
     }
 
-    /// Does the last backward pass of a step while what is final is exchanged.
+    /// Runs the last backward pass of a step while final gradients are exchanged.
     pub(super) fn exchange(
         &mut self,
         ranks: &Arc<Group>,

@@ -30,7 +30,7 @@ impl ParamGroup {
         }
     }
 
-    /// Sets what the learning rate of each step is multiplied by (default: 1).
+    /// Sets the factor on the learning rate of each step (default: 1).
     #[must_use]
     pub fn lr_scale(mut self, scale: f64) -> Self {
         self.lr_scale = scale;
@@ -95,7 +95,7 @@ fn layer(name: &str) -> Option<usize> {
 /// What parameters share.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Settings {
-    /// What the learning rate is multiplied by.
+    /// The factor on the learning rate.
     pub(super) lr_scale: f64,
     /// The weight decay, where it is the group's own.
     pub(super) own_decay: Option<f64>,

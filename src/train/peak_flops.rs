@@ -1,4 +1,4 @@
-//! How fast a device can multiply at best: what the speed of a run is measured against.
+//! The peak speed of a device in matrix products, the reference for a run's speed.
 
 use candle_core::Device;
 

@@ -1,8 +1,8 @@
 //! How much a pickle asks for, found without building any of it.
 //!
-//! The reader of pickles copies an object whenever a later part refers back to it, and takes objects apart by recursion.
-//! A few hundred bytes can so ask for all memory or all of the stack. This walks through the instructions, of which it
-//! knows those that the reader knows, and keeps sizes and depths in place of objects.
+//! The pickle reader copies an object whenever a later part refers back to it, and recurses into nested objects, so a
+//! few hundred bytes can ask for all memory or all of the stack. This module walks through the instructions that the
+//! reader supports and keeps sizes and depths in place of objects.
 
 /// A pickle may ask for this many times its own length, and for [`AT_LEAST`] in any case.
 const MOST_TIMES: u64 = 64;
@@ -23,7 +23,7 @@ const SCALAR: Size = Size { parts: 1, depth: 0 };
 /// length.
 ///
 /// # Errors
-/// What is wrong with it, as the end of a sentence.
+/// A description of the problem, as the end of a sentence.
 pub(super) fn check(bytes: &[u8]) -> Result<usize, String> {
     let mut walk = Walk {
         bytes,

@@ -207,7 +207,7 @@ impl Graph {
         self.mul(x, &by)
     }
 
-    /// Returns `x` in another shape: 0 keeps a size, -1 takes what is left.
+    /// Returns `x` reshaped: 0 keeps a size, -1 is inferred.
     pub fn reshape(&mut self, x: &Value, shape: &[i64]) -> Value {
         let shape = self.ints(shape);
         self.node("Reshape", &[x, &shape], &[])
@@ -298,7 +298,7 @@ impl Graph {
         positions
     }
 
-    /// Returns what is added to scores (batch, heads, queries, keys), so that nothing sees padding, nor further than
+    /// Returns the mask added to scores (batch, heads, queries, keys), which hides padding, and positions outside
     /// `[before, after]` where these are given.
     pub fn mask(&mut self, band: Option<[usize; 2]>) -> Value {
         if let Some(mask) = self.masks.get(&band) {

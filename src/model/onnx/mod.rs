@@ -1,4 +1,4 @@
-//! Models as ONNX files, for ONNX Runtime and what else runs them.
+//! Exports models as ONNX files, for ONNX Runtime and other runtimes.
 //!
 //! Written by hand: no maintained crate writes ONNX. The messages are those of `onnx.proto`, encoded by `prost`.
 

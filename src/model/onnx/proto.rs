@@ -1,4 +1,4 @@
-//! The messages of an ONNX file, as far as they are written here (`onnx.proto` of ONNX 1.12).
+//! The messages of an ONNX file that are written here (`onnx.proto` of ONNX 1.12).
 
 use prost::Message;
 

@@ -1,7 +1,7 @@
 //! New tokenizers from texts.
 //!
-//! The library's trainers go over hash maps whose order differs from run to run, and their parallel sums do too. Here they
-//! get counted words in a fixed order, and the sums one thread, so that the same texts give the same tokenizer.
+//! The library's trainers iterate over hash maps whose order differs from run to run, and so do their parallel sums.
+//! Here they get counted words in a fixed order, and one thread sums, so that the same texts give the same tokenizer.
 
 mod again;
 mod new;
