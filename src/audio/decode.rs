@@ -79,8 +79,8 @@ impl Audio {
         decode(bytes.as_ref()).map_err(|message| Error::format(name, message))
     }
 
-    /// Returns the same sound with `sampling_rate` samples a second; of `n` there become `n * sampling_rate /
-    /// self.sampling_rate`, rounded up. What the lower of both rates can't carry is filtered out.
+    /// Returns the same sound at `sampling_rate` samples per second: `n` samples become `n * sampling_rate /
+    /// self.sampling_rate`, rounded up. Frequencies above the limit of the lower rate are filtered out.
     ///
     /// # Errors
     /// When `sampling_rate` is 0, or the result would be longer than 150 million samples.
@@ -125,7 +125,7 @@ fn check_rate(rate: u32) -> Result<(), String> {
     }
 }
 
-/// Returns what a file's bytes sound like, or what is wrong with them in words.
+/// Decodes the sound in a file's bytes; errors are described in words.
 fn decode(bytes: &[u8]) -> Result<Audio, String> {
     // Decoders are written not to panic; what people give them is still damaged in ways that nobody thought of.
     let samples = match bytes {

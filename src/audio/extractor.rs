@@ -9,7 +9,7 @@ use crate::{Error, Result};
 
 const FILE: &str = "preprocessor_config.json";
 
-/// What a speech model's inputs are like: what `Wav2Vec2FeatureExtractor` is in `transformers`.
+/// The format of a speech model's inputs: `Wav2Vec2FeatureExtractor` of `transformers`.
 ///
 /// It is read from `preprocessor_config.json` and saved there; keys that it has no use for are kept.
 ///

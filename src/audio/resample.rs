@@ -1,8 +1,8 @@
 //! From one sampling rate to another.
 //!
-//! Each new sample is a sum of old ones, weighted by a sinc under a Kaiser window: what a filter that cuts off at the lower of
-//! both rates' limits leaves. It is written here because the crates for it are made for streams of unknown length, and bring
-//! features of number crates that every dependency would have to be built with.
+//! Each new sample is a sum of old ones, weighted by a sinc under a Kaiser window, a filter that cuts off at the limit
+//! of the lower rate. It is implemented here because the crates for it are made for streams of unknown length, and
+//! enable features of number crates that every dependency would have to be built with.
 
 /// Zero crossings of the sinc on each side.
 const CROSSINGS: f64 = 64.0;

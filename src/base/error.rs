@@ -1,4 +1,4 @@
-//! One error type for the whole crate. Every message explains what is wrong, where, and what to do about it.
+//! The error type of the crate. Every message explains what is wrong, where, and how to fix it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -28,21 +28,21 @@ pub enum Error {
     /// A file or folder could not be read or written.
     #[error("could not {action} {}: {source}{}", path.display(), io_hint(source))]
     Io {
-        /// What was tried: "read", "write", "create", ...
+        /// The operation: "read", "write", "create", ...
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
         /// The operating system's answer.
         source: std::io::Error,
     },
-    /// A file was read, but what it holds is not what was expected.
+    /// A file was read, but its content is not what was expected.
     #[error("{}{}: {message}", path.display(), line.map(|l| format!(", line {l}")).unwrap_or_default())]
     Format {
         /// The file.
         path: PathBuf,
         /// The line, counted from 1, where one is to blame.
         line: Option<usize>,
-        /// What is wrong, and what to do.
+        /// The problem and how to fix it.
         message: String,
     },
     /// A column was asked for that the dataset does not have.
@@ -58,7 +58,7 @@ pub enum Error {
     ColumnType {
         /// The column.
         name: String,
-        /// What was being done.
+        /// The operation.
         operation: String,
         /// The type needed.
         expected: String,
@@ -73,7 +73,7 @@ pub enum Error {
     Split {
         /// The split as written.
         split: String,
-        /// What is wrong with it.
+        /// The problem.
         message: String,
     },
     /// An argument has a value that makes no sense.
@@ -81,7 +81,7 @@ pub enum Error {
     Argument {
         /// The argument's name.
         name: &'static str,
-        /// What is wrong with its value, and what is allowed.
+        /// The problem with the value, and the allowed values.
         message: String,
     },
     /// A model, tokenizer or dataset of that name is not to be found.
@@ -137,7 +137,7 @@ pub enum Error {
     Checkpoint {
         /// The checkpoint's folder.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem.
         message: String,
     },
     /// The work was interrupted by the user; what existed before it is unchanged.

@@ -1,4 +1,4 @@
-//! Asking long work to stop without losing what it has.
+//! Asks long-running work to stop without losing its results.
 //!
 //! The kernel (or Ctrl-C in a program that installed a handler) calls [`request`]; long loops call [`check`] between
 //! items, or [`take`] where they can end early with a partial result.
@@ -35,8 +35,8 @@ pub fn is_requested() -> bool {
     }
 }
 
-/// Returns whether a stop was requested; answers the request, so that it is seen once. Work in the background leaves the
-/// request to the work before it.
+/// Returns whether a stop was requested, and clears the request, so that it is seen once. Background work leaves the
+/// request for the foreground.
 pub fn take() -> bool {
     match BACKGROUND.get() {
         Some(background) => background.is_to_stop(),

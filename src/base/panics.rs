@@ -11,7 +11,7 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| words(&*panic))
 }
 
-/// Returns what a panic said.
+/// Returns the message of a panic.
 pub(crate) fn words(panic: &(dyn Any + Send)) -> String {
     panic
         .downcast_ref::<&str>()

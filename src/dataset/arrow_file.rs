@@ -101,7 +101,7 @@ fn read_buffer(buffer: Buffer) -> Result<Table, ArrowError> {
     .unwrap_or_else(|_| Err(ArrowError::IpcError("its structure is broken".to_owned())))
 }
 
-/// What a file claims to contain, compared with what is possible for its size.
+/// Compares the sizes that a file claims with those possible for its length.
 struct Claims {
     rows: u64,
     bytes: u64,
@@ -306,7 +306,7 @@ fn decode_stream(mut buffer: Buffer, claims: &mut Claims) -> Result<Decoded, Arr
     Ok((schema, batches, HashMap::new()))
 }
 
-/// Returns the first message of a stream, its body, and what comes after.
+/// Returns the first message of a stream, its body, and the rest.
 fn next_message(stream: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let stream = stream.strip_prefix(&CONTINUATION).unwrap_or(stream);
     let (length, rest) = stream.split_first_chunk::<4>()?;

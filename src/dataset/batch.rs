@@ -1,4 +1,4 @@
-//! Some rows of a dataset as columns: what a batched function gets and gives.
+//! Some rows of a dataset as columns: the input and output of a batched function.
 
 use std::fmt;
 use std::ops::Range;

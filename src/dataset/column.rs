@@ -1,4 +1,4 @@
-//! Columns to and from Rust values: which type a `Vec` of what becomes, and back.
+//! Conversion between columns and Rust values.
 
 use std::sync::Arc;
 

@@ -13,7 +13,7 @@ use super::split;
 use super::table::Dataset;
 use crate::{Error, Result};
 
-/// Datasets by name, in order: what loading and splitting give. `dict["train"]` is one of them.
+/// Datasets by name, in order: the result of loading and splitting. `dict["train"]` is one of them.
 ///
 /// Operations on all of them have the names that they have on a [`Dataset`]. Mirrors `datasets.DatasetDict`.
 ///

@@ -21,7 +21,7 @@ const SPLITS: [(&str, &[&str]); 3] = [
 /// The columns, or beginnings of columns, that no layout is without.
 const NEEDED: [&str; 4] = ["q_id", "title", "subreddit", "answers"];
 
-/// Returns what a dataset with the splits `available` calls the split that the original calls `asked`.
+/// Returns the name, among the splits `available`, of the split called `asked` in the original.
 pub(super) fn split_of(asked: &str, available: &[&str]) -> Option<&'static str> {
     if available.contains(&asked) {
         return None;
@@ -101,7 +101,7 @@ pub(super) fn to_original(dataset: &Dataset, name: &str) -> Result<Dataset> {
     Ok(made.with_origin(dataset.origin()))
 }
 
-/// Returns the columns of the original, as far as there is something to make them from.
+/// Returns the columns of the original, as far as they can be derived.
 fn original_columns(batch: &RecordBatch) -> Result<RecordBatch> {
     let mut columns: Vec<(&str, ArrayRef)> = Vec::new();
     for name in ["q_id", "title", "selftext", "document", "subreddit"] {

@@ -6,7 +6,7 @@ use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 
 use super::data_type::list_of;
 
-/// Returns the schema of ELI5: what the Python guide shows, field by field.
+/// Returns the schema of ELI5, as the Python guide shows it, field by field.
 pub fn eli5_schema() -> SchemaRef {
     let text = |name: &str| Field::new(name, DataType::Utf8, true);
     let texts = |name: &str| Field::new(name, list_of(DataType::Utf8), true);

@@ -1,4 +1,4 @@
-//! What a dataset's content is known by: equal fingerprints mean equal rows.
+//! The fingerprint of a dataset's content: equal fingerprints mean equal rows.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ impl Fingerprint {
     }
 }
 
-/// A hash in the making. Parts carry their lengths, so that two lists of parts never run into each other.
+/// An incremental hash. Parts are prefixed with their lengths, so that two lists of parts are never confused.
 pub(crate) struct Hashing(blake3::Hasher);
 
 impl Hashing {

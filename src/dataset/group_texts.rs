@@ -42,7 +42,7 @@ impl GroupTexts {
         }
     }
 
-    /// Sets the rows whose texts are joined (default 1000). What is left over at the end of a batch is dropped.
+    /// Sets the number of rows whose texts are joined (default 1000). The remainder at the end of a batch is dropped.
     pub fn batch_size(mut self, batch_size: usize) -> Self {
         self.batch_size = batch_size;
         self
@@ -138,7 +138,7 @@ impl GroupTexts {
         }
     }
 
-    /// Returns what is done to each batch of texts.
+    /// Returns the function for each batch of texts.
     fn function(&self) -> GroupBatch {
         GroupBatch {
             block_size: self.block_size,

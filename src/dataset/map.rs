@@ -20,13 +20,13 @@ use crate::distributed::{Group, share};
 use crate::notebook::progress::Progress;
 use crate::{Error, Result};
 
-/// What an interrupted map was doing.
+/// What an interrupted map was processing.
 const DOING: &str = "mapping a dataset";
 
 /// A function from a batch of rows to new columns, as [`Dataset::map`] calls it.
 ///
-/// Closures `|batch: &Batch| -> Result<Batch>` are such functions. A type whose work is determined by its content (a
-/// tokenizer, say) gives a fingerprint of that content, so that results can be found again in the cache.
+/// Closures `|batch: &Batch| -> Result<Batch>` implement it. A type whose result depends only on its content (a
+/// tokenizer, say) returns a fingerprint of that content, so that results can be found in the cache.
 pub trait BatchFunction: Send + Sync {
     /// Returns the columns that `batch` gives: new ones, and replacements of those of the same name.
     fn call(&self, batch: &Batch) -> Result<Batch>;
@@ -128,8 +128,8 @@ impl Map {
         self
     }
 
-    /// Columns of the input that the result leaves out. They are removed before the function's columns are added,
-    /// so that a new column may take such a name.
+    /// Columns of the input that the result lacks. They are removed before the function's columns are added, so that a
+    /// new column may have such a name.
     pub fn remove_columns<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.remove_columns = names.into_iter().map(Into::into).collect();
         self
@@ -141,8 +141,8 @@ impl Map {
         self
     }
 
-    /// Names what the function does, so that its results are cached. Change the name whenever the function (or anything
-    /// that it uses) changes: the cache knows it only by this name.
+    /// Names the function, so that its results are cached. Change the name whenever the function (or anything that it
+    /// uses) changes: the cache knows it only by this name.
     pub fn fingerprint(mut self, name: impl Into<String>) -> Self {
         self.fingerprint = Some(name.into());
         self
@@ -313,7 +313,7 @@ impl Dataset {
     /// memory-mapped files. Mirrors `datasets.Dataset.map`.
     ///
     /// # Errors
-    /// What the function returns, with the rows it was called on; a column to remove that is not there.
+    /// Errors of the function, with the rows it was called on; columns to remove that do not exist.
     pub fn map(&self, map: impl Into<Map>) -> Result<Self> {
         Ok(self.mapped(map.into())?.with_origin(self.origin()))
     }

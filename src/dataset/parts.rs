@@ -37,7 +37,7 @@ pub(super) fn cached(cache: &Cache, key: Fingerprint) -> Option<Dataset> {
     Some(Dataset::from_parts(schema, batches, key))
 }
 
-/// Makes each rank compute its part with `work`, which receives the key of the part.
+/// Makes each rank compute its part with `work`, which takes the key of the part.
 pub(super) fn make(
     cache: &Cache,
     key: Fingerprint,

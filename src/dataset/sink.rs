@@ -25,7 +25,7 @@ const FINGERPRINT: &str = "fingerprint";
 /// Collects batches into a dataset.
 pub(crate) struct Sink {
     cache: Cache,
-    /// What the result is known by in the cache, if it goes there.
+    /// The fingerprint of the result in the cache, if it goes there.
     key: Option<Fingerprint>,
     limit: usize,
     schema: Option<SchemaRef>,
@@ -160,7 +160,7 @@ impl Sink {
         Ok(wider)
     }
 
-    /// Starts the file with what is in memory. If that fails, work continues in memory as long as it suffices.
+    /// Starts the file with the rows in memory. If that fails, work continues in memory while there is enough.
     fn open(&mut self, schema: &SchemaRef) {
         // Results that killed processes were making, whatever their names.
         sweep_folders(&self.cache.folder(), ".");

@@ -10,7 +10,7 @@ use super::data_type::type_name;
 use super::table::Dataset;
 use crate::{Error, Result};
 
-/// Where rows without a value go, and with them those whose value is not a number.
+/// Where rows without a value are placed, and with them NaNs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NullPlacement {

@@ -103,8 +103,8 @@ impl Dataset {
         }
     }
 
-    /// Returns the name on the Hub of the dataset that these rows were made from; `None` for data of your own. It
-    /// survives what is done to the dataset in memory, and a model card names it.
+    /// Returns the name on the Hub of the dataset that these rows come from; `None` for your own data. Operations in
+    /// memory keep it, and a model card names it.
     pub fn origin(&self) -> Option<&str> {
         self.origin.as_deref()
     }

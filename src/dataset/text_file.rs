@@ -194,7 +194,7 @@ fn cells(name: &str, column: &ArrayRef) -> Result<Vec<String>> {
     })
 }
 
-/// Writes a number as Python does: `scientific` is its shortest form with an exponent. What is no number is no value.
+/// Writes a number as Python does: `scientific` is its shortest form with an exponent. NaN is written as no value.
 fn python_float(scientific: &str, value: f64) -> String {
     if value.is_nan() {
         return String::new();

@@ -1,4 +1,4 @@
-//! Training arguments as a table: what was set first, what was left as it is in small.
+//! Training arguments as a table: settings that were changed first, defaults in small print.
 
 use crate::notebook::Rich;
 use crate::notebook::html::{Align, MONO, MUTED, Table, count, escape, frame, heading, note};

@@ -43,7 +43,7 @@ fn is_mask(token: &str) -> bool {
     matches!(token, "<mask>" | "[MASK]" | "<special1>" | "▁<mask>")
 }
 
-/// What a token is, for the eye.
+/// The kind of a token, for its colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Plain,

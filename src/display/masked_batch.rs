@@ -1,4 +1,4 @@
-//! What a masking collator did to a batch.
+//! Shows what a masking collator did to a batch.
 
 use super::encoding::{Kind, chips};
 use crate::collate::{

@@ -17,7 +17,7 @@ pub use crate::notebook::{Rich, input, show};
 pub use crate::train::LossPlot;
 pub use masked_batch::MaskedBatch;
 
-/// Gives types the method that evcxr calls on a cell's last value.
+/// Implements the method that evcxr calls on a cell's last value.
 ///
 /// It must be inherent: a kernel may define a trait with a method of this name for every type.
 macro_rules! evcxr_display {

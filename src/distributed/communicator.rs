@@ -1,4 +1,4 @@
-//! What one rank of a group can ask of the others.
+//! The operations between the ranks of a group.
 
 use std::ops::Range;
 
@@ -19,8 +19,8 @@ pub trait Communicator: Send + Sync {
     /// Returns the number of ranks on this machine.
     fn local_size(&self) -> usize;
 
-    /// Replaces this rank's [`share`] of `values` by the sums over all ranks, added in the order of their numbers; what
-    /// the rest holds afterwards is undefined. All ranks give equally many.
+    /// Replaces this rank's [`share`] of `values` by the sums over all ranks, added in rank order; the rest is
+    /// undefined afterwards. All ranks pass equally many values.
     fn reduce_scatter(&self, values: &mut [f32]) -> Result<()>;
 
     /// Fills in the other ranks' shares of `values`.
@@ -29,7 +29,7 @@ pub trait Communicator: Send + Sync {
     /// Replaces `bytes` by those of rank 0. All ranks give equally many.
     fn broadcast(&self, bytes: &mut [u8]) -> Result<()>;
 
-    /// Returns what every rank gave, in the order of their numbers; each may give another number of bytes.
+    /// Returns the bytes of every rank, in rank order; their lengths may differ.
     fn exchange(&self, mine: &[u8]) -> Result<Vec<Vec<u8>>>;
 
     /// Leaves the group in an orderly way; all ranks do. Nothing else may be asked for afterwards.

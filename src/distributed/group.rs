@@ -1,8 +1,8 @@
 //! The group that this process belongs to, and how its ranks decide things together.
 //!
-//! Whatever one rank knows alone (a failed read, an interrupt, a callback's wish) is voted on before anybody acts by it.
-//! Every exchange of data is announced by a vote, so that a rank which failed, or which is about to exit, meets the others
-//! in their next vote: they end with an error that names it, instead of waiting for ever.
+//! Whatever one rank knows alone (a failed read, an interrupt, a callback's request) is voted on before anybody acts on
+//! it. Every exchange of data is preceded by a vote, so that a rank that failed, or is about to exit, meets the others
+//! in their next vote: they end with an error that names it, instead of waiting forever.
 
 #[cfg(feature = "cuda")]
 use std::any::Any;
@@ -38,7 +38,7 @@ pub struct Group {
 /// A rank's message in a vote.
 #[derive(Serialize, Deserialize)]
 enum Voice {
-    /// Where it is, and what it has to say there.
+    /// The rank's place in the program, and its vote there.
     Present(String, String),
     /// The rank failed.
     Failed { message: String, interrupted: bool },
@@ -162,7 +162,7 @@ impl Group {
         self.votes.load(Ordering::Relaxed)
     }
 
-    /// Returns what every rank has to say at `place`, in the order of their numbers.
+    /// Returns the votes of all ranks at `place`, in rank order.
     ///
     /// # Errors
     /// This rank's own error, which the others receive; or another rank's, as an [`Error::Distributed`] that names it
@@ -242,7 +242,7 @@ impl Group {
         Ok(self.vote(place, Ok(mine))?.contains(&true))
     }
 
-    /// Lets rank 0 do `work` and gives all ranks what it returned.
+    /// Runs `work` on rank 0 and returns its result on all ranks.
     ///
     /// # Errors
     /// On all ranks, where the work fails.

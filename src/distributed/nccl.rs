@@ -1,7 +1,8 @@
 //! NCCL, found at run time, for gradients that are on GPUs: data goes from GPU to GPU, while MPI still carries the votes.
 //!
-//! Calls are put into the stream that computes, so that they are ordered after what they read and before what reads them,
-//! and nobody waits. Without NCCL, or where it refuses (two ranks on one GPU), gradients pass through the host and MPI.
+//! Calls are put into the compute stream, so that they are ordered after the kernels that write their input and before
+//! those that read their output, and nobody waits. Without NCCL, or if it refuses (two ranks on one GPU), gradients
+//! pass through the host and MPI.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +17,7 @@ const FLOAT32: c_int = 7;
 const SUM: c_int = 0;
 const IN_PROGRESS: c_int = 7;
 
-/// What the ranks of one communicator share: `ncclUniqueId`.
+/// The id shared by the ranks of a communicator: `ncclUniqueId`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct UniqueId([u8; 128]);
@@ -138,8 +139,8 @@ impl Nccl {
         Ok(all.then_some(nccl))
     }
 
-    /// Puts into `stream` what replaces `len` f32 numbers at `data` by their sums over all ranks. Each element is added up
-    /// by one rank and handed to the others, so that all hold the same bits.
+    /// Enqueues on `stream` the replacement of `len` f32 numbers at `data` by their sums over all ranks. Each element
+    /// is summed by one rank and sent to the others, so that all hold the same bits.
     ///
     /// # Safety
     /// `data` must be memory of this rank's GPU for `len` numbers, which nothing but what is put into `stream` touches until

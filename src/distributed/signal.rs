@@ -21,7 +21,7 @@ pub(super) fn usr1_is_free() -> bool {
     present().is_some_and(|action| action.sa_sigaction == libc::SIG_DFL)
 }
 
-/// Makes USR1 ask for a stop, as an interrupt does, and then do what it did before.
+/// Makes USR1 request a stop, as an interrupt does, and then run the previous handler.
 #[cfg(unix)]
 pub(super) fn stop_on_usr1() {
     let Some(before) = present() else {
@@ -48,7 +48,7 @@ extern "C" fn stop(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mu
     pass_on(signal, info, context);
 }
 
-/// Does what the signal did before.
+/// Runs the previous handler.
 #[cfg(unix)]
 fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let previous = PREVIOUS.load(Ordering::SeqCst);

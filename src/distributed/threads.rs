@@ -93,7 +93,7 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
     values.map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
-/// Lets `size` ranks do `work` at once, and returns what each returned.
+/// Runs `work` on `size` ranks at once, and returns their results.
 pub(crate) fn on_threads<T: Send>(size: usize, work: impl Fn(Arc<Group>) -> T + Sync) -> Vec<T> {
     let board = Arc::new(Board {
         barrier: Barrier::new(size),

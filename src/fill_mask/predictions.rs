@@ -1,4 +1,4 @@
-//! What comes out: candidates for every mask of a text.
+//! The results: candidates for every mask of a text.
 
 use std::fmt;
 use std::ops::{Deref, Index};
@@ -89,7 +89,7 @@ impl Predictions {
         self.masks.iter().flatten()
     }
 
-    /// Returns what had to be guessed about the targets.
+    /// Returns the assumptions made about the targets.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }

@@ -3,7 +3,7 @@
 use crate::tokenizer::{EncodeOptions, Tokenizer};
 use crate::{Error, Result};
 
-/// Returns the ids of `targets`, each once, in their order; and what had to be guessed.
+/// Returns the ids of `targets`, each once, in their order, and the assumptions made.
 pub(super) fn resolve(
     targets: &[String],
     tokenizer: &Tokenizer,

@@ -15,11 +15,11 @@ pub struct MlmLoss {
 /// One part of a loss: a mean, kept as its sum and its count.
 #[derive(Clone, Debug)]
 pub struct LossTerm {
-    /// What was added up, mostly negative log-likelihoods: a scalar to differentiate.
+    /// The sum, mostly of negative log-likelihoods: a scalar to differentiate.
     pub sum: Tensor,
     /// The number of positions that count.
     pub count: usize,
-    /// What the mean is multiplied by.
+    /// The factor on the mean.
     pub weight: f64,
 }
 

@@ -1,6 +1,6 @@
 //! Memory settings for training: the C library's allocator, and huge pages.
 
-/// Makes the allocator keep the memory that it received from the system, for the whole process.
+/// Makes the allocator keep memory that it got from the system, for the whole process.
 ///
 /// A training step repeatedly allocates and frees the same large buffers. By default glibc maps each of them again, and
 /// the system clears every page at first use, which costs more than some of the operations. Called when a trainer or an

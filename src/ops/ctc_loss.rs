@@ -9,10 +9,10 @@ use crate::ops::graph::tape;
 use crate::ops::graph::tape::Data;
 use crate::{Error, Result};
 
-/// What each sequence of a batch is to say.
+/// The target of each sequence of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct CtcTargets<'a> {
-    /// For each sequence, how many of its frames are sound.
+    /// The number of valid frames of each sequence.
     pub frames: &'a [usize],
     /// For each sequence, its letters.
     pub labels: &'a [Vec<u32>],

@@ -13,8 +13,9 @@ use crate::{Error, Result};
 
 /// Lets `write` fill a new folder, then makes it the folder `path` in one step; what stood there before goes after that.
 ///
-/// When anything fails, what was at `path` stays. A crash leaves the old or the new folder; where the file system knows
-/// no exchange of names, [`recover_folder`] puts back what a crash between two renames left under a hidden name.
+/// If anything fails, the content of `path` is unchanged. A crash leaves the old or the new folder; on file systems
+/// that cannot exchange two names, [`recover_folder`] restores a folder that a crash between two renames left under a
+/// hidden name.
 pub fn replace_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let io = |e| Error::io("write", path, e);
     // Through a link, the folder that it leads to is replaced and not the link.
@@ -137,7 +138,7 @@ pub(crate) struct Hidden {
 }
 
 impl Hidden {
-    /// Makes the folder `.NAME.new-XXXXXX` in `parent`.
+    /// Creates the folder `.NAME.new-XXXXXX` in `parent`.
     pub(crate) fn create(parent: &Path, name: &str) -> Result<Self> {
         let io = |e| Error::io("create", parent, e);
         loop {

@@ -1,8 +1,8 @@
-//! Writing files and folders so that a reader never sees half of one, and so that nothing but a plain file is ever replaced.
+//! Writes files and folders so that a reader never sees half of one, and only plain files are ever replaced.
 //!
-//! What a path names decides how it is written ([`Destination`]): a plain file, or one that does not exist yet, is
-//! replaced whole by a rename, where a symbolic link leads and not in the link's own place; a pipe or a device is written
-//! into; folders, sockets and disks are refused.
+//! The file type at a path decides how it is written ([`Destination`]): a plain file, or a new one, is replaced as a
+//! whole by a rename (of the target, if the path is a symbolic link); a pipe or a device is written into; folders,
+//! sockets and disks are refused.
 
 mod folder;
 mod pointer;
@@ -139,8 +139,8 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
 /// The file keeps the permissions of the one that it replaces; a new one gets those that new files have.
 ///
 /// # Errors
-/// When `path` names what can't be written ([`Destination::of`]), or anything fails on the way: then what was at `path`
-/// before stays, and the temporary file is removed.
+/// If `path` cannot be written ([`Destination::of`]), or anything fails: the content of `path` is then unchanged, and
+/// the temporary file is removed.
 pub fn replace_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let io = |e| Error::io("write", path, e);
     let place = match Destination::of(path)? {

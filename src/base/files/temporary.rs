@@ -24,7 +24,7 @@ pub(crate) struct Temporary {
 }
 
 impl Temporary {
-    /// Makes an empty file for `place`, and removes what killed processes have left of files for it.
+    /// Creates an empty file for `place`, and removes temporary files for it that killed processes left behind.
     pub(crate) fn beside(place: &Path) -> Result<Self> {
         let folder = folder_of(place);
         let name = place.file_name().ok_or_else(|| {
@@ -65,8 +65,8 @@ impl Temporary {
         &self.path
     }
 
-    /// Puts the file into its place, where the one that it replaces leaves it its permissions. When that fails, what was
-    /// there before stays.
+    /// Moves the file into its place, with the permissions of the file that it replaces. If that fails, the old file
+    /// stays.
     pub(crate) fn put(self, place: &Path) -> std::io::Result<()> {
         let permissions = match std::fs::metadata(place) {
             Ok(old) if !self.private => old.permissions(),

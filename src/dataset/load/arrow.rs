@@ -9,8 +9,7 @@ use crate::dataset::cast::cast_batch;
 use crate::dataset::fingerprint::Fingerprint;
 use crate::dataset::table::Dataset;
 
-/// Returns the files' batches where they lie; `known` is what their content is known by, if it is not to be read for
-/// that.
+/// Returns the files' batches, memory-mapped; `known` is their fingerprint, if it is known without reading them.
 pub(super) fn load(paths: &[PathBuf], known: Option<Fingerprint>) -> Result<Dataset> {
     let tables = paths
         .iter()

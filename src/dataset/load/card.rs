@@ -28,7 +28,7 @@ pub(crate) enum Argument {
 /// Returns the configurations that the card `text` declares, in its order; none if it has no such field.
 ///
 /// # Errors
-/// What is wrong with the YAML or the field, as the end of a sentence about the card.
+/// The problem with the YAML or the field, as the end of a sentence about the card.
 pub(crate) fn configs(text: &str) -> Result<Vec<CardConfig>, String> {
     let Some(header) = header(text) else {
         return Ok(Vec::new());

@@ -23,11 +23,11 @@ pub(crate) struct Chunk {
 pub(crate) struct LineChunks {
     source: Source,
     path: PathBuf,
-    /// What was read beyond the last whole line.
+    /// The bytes read beyond the last whole line.
     rest: Vec<u8>,
     line: usize,
     done: bool,
-    /// Whether what was read last ended in a carriage return, whose line feed may follow.
+    /// Whether the bytes read last ended in a carriage return, which a line feed may follow.
     after_return: bool,
 }
 
@@ -82,7 +82,7 @@ impl LineChunks {
         Ok(Some(chunk))
     }
 
-    /// Makes every end of a line from `from` on a line feed.
+    /// Turns every line ending from `from` on into a line feed.
     fn plain_ends(&mut self, bytes: &mut Vec<u8>, from: usize) {
         if self.after_return && bytes.get(from) == Some(&b'\n') {
             bytes.remove(from);

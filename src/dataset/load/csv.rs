@@ -98,7 +98,7 @@ fn is_missing(value: &[u8]) -> bool {
     WORDS.contains(&value)
 }
 
-/// What all values of a column so far are.
+/// The common type of a column's values so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 enum Kind {
     #[default]
@@ -534,7 +534,7 @@ struct Chunks<'a> {
     source: Source,
     path: &'a Path,
     delimiter: u8,
-    /// What was read beyond the last whole record.
+    /// The bytes read beyond the last whole record.
     rest: Vec<u8>,
     /// The line that the next chunk begins with.
     line: usize,

@@ -229,8 +229,8 @@ impl HubDataset {
         Ok(snapshot)
     }
 
-    /// Returns the numbers of rows in Parquet files. What was asked once is noted: the same slice needs no question
-    /// again.
+    /// Returns the numbers of rows in Parquet files. The answers are cached, so that the same slice needs no further
+    /// request.
     fn row_counts(&self, shards: &[String]) -> Result<Vec<usize>> {
         let path = self
             .cache()
@@ -338,8 +338,8 @@ fn overlapping(counts: &[usize], range: &Range<usize>) -> (Range<usize>, usize) 
     }
 }
 
-/// Returns the commit and files of a repository: from the Hub, or from what was noted when it was last asked. `None` if
-/// there is no such branch.
+/// Returns the commit and files of a repository: from the Hub, or from the cached answer to an earlier request. `None`
+/// if there is no such branch.
 fn list(client: &Client, repo: &Repo) -> Result<Option<RepoInfo>, Failure> {
     let cache = RepoCache::new(&client.settings().cache_dir, repo);
     if client.settings().offline {

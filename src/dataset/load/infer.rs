@@ -8,7 +8,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess,
 
 use crate::dataset::data_type::list_of;
 
-/// What the values seen so far have in common.
+/// The common type of the values seen so far.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) enum Inferred {
     /// Nothing but nulls.
@@ -18,7 +18,7 @@ pub(crate) enum Inferred {
     Int,
     Float,
     Text,
-    /// What the items are, and how many there were in all lists.
+    /// The type of the items, and their number in all lists.
     List(Box<Inferred>, u64),
     /// Fields in the order in which they first came.
     Record(Known),
@@ -61,7 +61,7 @@ impl Known {
 }
 
 impl Inferred {
-    /// Returns the Arrow type: whole numbers are `int64`, decimal ones `float64`, what is always null is `null`.
+    /// Returns the Arrow type: whole numbers are `int64`, decimal ones `float64`, values that are always null `null`.
     pub(crate) fn data_type(&self) -> DataType {
         match self {
             Self::Null => DataType::Null,
@@ -140,7 +140,7 @@ impl Inferred {
         }
     }
 
-    /// Takes in what was found elsewhere; an error if nothing holds both.
+    /// Merges the type found elsewhere; an error if no type holds both.
     pub(crate) fn merge(&mut self, other: Self) -> Result<(), ()> {
         match (&mut *self, other) {
             (_, Self::Null) => {}
@@ -196,7 +196,7 @@ impl fmt::Display for Path<'_> {
     }
 }
 
-/// Reads one value into what is known so far.
+/// Merges the type of one value.
 pub(crate) struct Seed<'a> {
     pub(crate) inferred: &'a mut Inferred,
     pub(crate) path: Path<'a>,

@@ -9,7 +9,7 @@ use super::source::COMPRESSED;
 use super::{FileFormat, Options, SampleBy};
 use crate::{Error, Result};
 
-/// What was requested besides the name.
+/// The request, besides the name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Selection {
     pub(crate) config: Option<String>,
@@ -102,10 +102,10 @@ pub(super) fn format_of(path: &str) -> Option<FileFormat> {
         .map(|(format, _)| *format)
 }
 
-/// Returns what of `files`, the paths in the folder or repository `name`, is to be loaded as what.
+/// Returns which of `files`, the paths in the folder or repository `name`, to load, and as which split.
 ///
 /// # Errors
-/// What is wrong with the card or the request, and that no file fits.
+/// If something is wrong with the card or the request, or no file fits.
 pub(crate) fn plan(
     name: &str,
     files: &[String],

@@ -160,9 +160,10 @@ impl Loader {
         Self::new("").data_files("train", paths)
     }
 
-    /// Names the files of a split, once for every split: paths, patterns or folders, seen from the folder or repository
-    /// that is loaded (or from anywhere, if it is a folder here). Only what is named is loaded. With the name of a format
-    /// ("json", "csv", "text", "parquet", "arrow") in place of a folder, they are seen from the working folder.
+    /// Sets the files of a split; call it once for every split. They are paths, patterns or folders, relative to the
+    /// folder or repository that is loaded (or anywhere, if it is a local folder). Only these files are loaded. With
+    /// the name of a format ("json", "csv", "text", "parquet", "arrow") in place of a folder, they are relative to the
+    /// working folder.
     pub fn data_files<P: AsRef<Path>>(
         mut self,
         split: impl Into<String>,
@@ -180,7 +181,7 @@ impl Loader {
         self
     }
 
-    /// Sets the folder, inside of what is loaded, that files are looked for in.
+    /// Sets the subfolder in which files are looked for.
     pub fn data_dir(mut self, folder: impl Into<String>) -> Self {
         self.request.data_dir = Some(folder.into());
         self
@@ -204,7 +205,7 @@ impl Loader {
         self
     }
 
-    /// Sets what a row of a text file is (default: [`SampleBy::Line`]).
+    /// Sets the unit that becomes a row of a text file (default: [`SampleBy::Line`]).
     pub fn sample_by(mut self, sample_by: SampleBy) -> Self {
         self.sample_by = Some(sample_by);
         self
@@ -362,7 +363,7 @@ impl Loader {
         Ok(dataset)
     }
 
-    /// Unpacks what is compressed into files that go with what is returned: these formats are read from any place.
+    /// Decompresses files into temporary files that live as long as the result: these formats need random access.
     fn unpack(&self, paths: &[PathBuf]) -> Result<Vec<Option<Temporary>>> {
         let unpack = |path: &PathBuf| {
             let (mut source, is_packed) = source::unpacked(path)?;
@@ -416,7 +417,7 @@ fn key(format: FileFormat, paths: &[PathBuf], options: &Options) -> Result<(Fing
     Ok((hashing.finish(), bytes))
 }
 
-/// Where the readers of formats put what they read.
+/// The destination of the rows that the readers of formats produce.
 struct Rows {
     sink: Sink,
     /// The fingerprints of the batches, where they make that of the dataset.

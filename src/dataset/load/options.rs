@@ -5,7 +5,7 @@ use encoding_rs::Encoding;
 use super::source;
 use crate::{Error, Result};
 
-/// What a row of a text file is. Mirrors `sample_by` of `datasets`.
+/// The unit that becomes a row of a text file, like `sample_by` of `datasets`.
 ///
 /// ```
 /// use cloze::prelude::*;

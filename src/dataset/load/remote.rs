@@ -46,9 +46,9 @@ impl Loader {
         Ok(Some(fetched))
     }
 
-    /// Loads only the part `split` (`train[:10%]`; see [`DatasetDict::split`]). Of a dataset on the Hub only the files
-    /// with its rows are downloaded, as far as they can be determined: those of its splits, and of Parquet files, or
-    /// for a slice counted from the beginning, only those that the slice covers.
+    /// Loads only the part `split` (`train[:10%]`; see [`DatasetDict::split`]). From a dataset on the Hub only the
+    /// files with its rows are downloaded, as far as they can be determined: those of its splits, and of Parquet files
+    /// only those that a slice counted from the beginning covers.
     ///
     /// # Errors
     /// Like [`Loader::load`] and [`DatasetDict::split`].

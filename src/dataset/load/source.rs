@@ -95,8 +95,8 @@ fn archive(start: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// Opens a data file: unpacks what is compressed with gzip, bzip2, xz, zstd or lz4, turns what is in `encoding` (or in
-/// UTF-16 with a byte order mark) into UTF-8, and leaves a byte order mark out.
+/// Opens a data file: decompresses gzip, bzip2, xz, zstd and lz4, converts `encoding` (or UTF-16 with a byte order
+/// mark) to UTF-8, and drops a byte order mark.
 ///
 /// # Errors
 /// If the file can't be read, is a Git LFS pointer, is compressed in an unsupported format, or is compressed twice.

@@ -7,8 +7,8 @@ use super::{Loader, files};
 use crate::dataset::stream::IterableDataset;
 use crate::{Error, Result};
 
-/// Opens the split `split` of a dataset as a stream, which reads only what is used and stores nothing: Python's
-/// `load_dataset(path, split=..., streaming=True)`. See [`Loader::stream`], whose defaults this uses.
+/// Opens the split `split` of a dataset as a stream, which reads rows only as they are used and stores nothing:
+/// Python's `load_dataset(path, split=..., streaming=True)`. See [`Loader::stream`], whose defaults this uses.
 ///
 /// ```no_run
 /// use cloze::prelude::*;

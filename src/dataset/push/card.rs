@@ -10,7 +10,7 @@ use super::super::load::card::{self, Node};
 use crate::hub::yaml::scalar;
 use crate::{Error, Result};
 
-/// What is published of a split.
+/// A published split.
 pub(super) struct Split {
     pub(super) name: String,
     /// Of its rows in memory.
@@ -20,7 +20,7 @@ pub(super) struct Split {
     pub(super) download: u64,
 }
 
-/// What is published as a configuration.
+/// A published configuration.
 pub(super) struct Published<'a> {
     pub(super) config: &'a str,
     pub(super) is_default: Option<bool>,
@@ -32,7 +32,7 @@ pub(super) struct Published<'a> {
     pub(super) keep_others: bool,
 }
 
-/// What a configuration holds once it is published.
+/// The content of a configuration after publishing.
 #[derive(Default)]
 struct Contents {
     /// The patterns of each split's files.

@@ -129,8 +129,8 @@ impl Dataset {
 }
 
 impl DatasetDict {
-    /// Pushes all splits to the dataset repository `repo`, as [`Dataset::push_to_hub`] does one; what the configuration held
-    /// before is replaced.
+    /// Pushes all splits to the dataset repository `repo`, as [`Dataset::push_to_hub`] pushes one; the earlier content
+    /// of the configuration is replaced.
     ///
     /// # Errors
     /// Like [`Dataset::push_to_hub`]; splits whose columns differ.

@@ -36,7 +36,7 @@ pub(crate) struct Lane {
     order: Vec<usize>,
     at: Position,
     batches: Option<ShardBatches>,
-    /// What was read beyond the last section.
+    /// The rows read beyond the last section.
     rest: Option<RecordBatch>,
 }
 
@@ -99,7 +99,7 @@ impl Lane {
         Ok(Some((began, made)))
     }
 
-    /// Returns whether a `take` has had its rows, so that no more will come.
+    /// Returns whether a `take` has all its rows, so that no more will come.
     fn is_taken(&self) -> bool {
         let mut counting = self.data.counting().zip(&self.at.seen);
         counting.any(|(step, seen)| matches!(step, Step::Take(rows) if seen >= rows))

@@ -56,10 +56,10 @@ pub struct IterableDataset {
     origin: Option<Arc<str>>,
 }
 
-/// Makes other rows of some.
+/// Transforms rows.
 type Change = dyn Fn(&Dataset) -> Result<Dataset> + Send + Sync;
 
-/// What is done to the rows, section by section.
+/// The operations on the rows, section by section.
 #[derive(Clone)]
 enum Step {
     Map(Map),
@@ -102,7 +102,8 @@ impl IterableDataset {
     /// of the cache have no effect. Row numbers that the function is given count from the section's first row.
     ///
     /// # Errors
-    /// A batch size of 0. What the function returns, and columns to remove that are not there, when the rows are read.
+    /// A batch size of 0. Errors of the function, and columns to remove that do not exist, are returned when the rows
+    /// are read.
     pub fn map(&self, map: impl Into<Map>) -> Result<Self> {
         let map = map.into();
         if map.rows_per_call() == 0 {
@@ -175,8 +176,8 @@ impl IterableDataset {
     /// memory at once, at least `buffer_size` of them where the shards have as many, among each other. Every row comes once an
     /// epoch.
     ///
-    /// Unlike in Python the buffer is emptied before it is filled again, so that the order can be gone on with from any of its
-    /// rows. A buffer holds up to 32 MB of what is read; in a training each lane has one.
+    /// Unlike in Python the buffer is emptied before it is filled again, so that iteration can resume at any row. A
+    /// buffer holds up to 32 MB of rows; in a training each lane has one.
     pub fn shuffle(&self, seed: u64, buffer_size: usize) -> Self {
         self.with(Step::Shuffle { seed, buffer_size })
     }
@@ -193,9 +194,9 @@ impl IterableDataset {
         self.with(Step::Skip(rows))
     }
 
-    /// Sets in how many lanes a training reads (default 8; never more than there are shards). Each lane has its share of the
-    /// shards, batches come from each in turn, and a rank reads the lanes that its batches are in: of N ranks that divide the
-    /// lanes (and the batches of a step), an N-th of the data.
+    /// Sets the number of lanes in which a training reads (default 8; never more than there are shards). Each lane has
+    /// its share of the shards, batches come from each in turn, and a rank reads only the lanes of its batches: of N
+    /// ranks that divide the lanes (and the batches of a step), an N-th of the data.
     ///
     /// The order of the batches follows from this number, and not from that of the ranks. A lane that is through begins its
     /// next epoch.
@@ -267,7 +268,7 @@ impl IterableDataset {
         }
     }
 
-    /// Returns what the order of the batches depends on, as far as it can be described: files, lanes, and operations.
+    /// Describes what the order of the batches depends on, as far as it can be described: files, lanes, and operations.
     pub(crate) fn identity(&self) -> String {
         let (epoch, lanes) = (self.epoch, self.training_lanes() as u64);
         let files = self.shards.fingerprint();

@@ -138,7 +138,7 @@ impl Library {
         )))
     }
 
-    /// Returns what the library calls itself, in one line.
+    /// Returns the library's name and version, in one line.
     pub(super) fn version(&self) -> String {
         let mut text = [0 as c_char; 8192];
         let mut length = 0;
@@ -147,7 +147,7 @@ impl Library {
         first_line(code, &text)
     }
 
-    /// Returns what an error's number means.
+    /// Returns the description of an error code.
     pub(super) fn explain(&self, code: c_int) -> String {
         let mut text = [0 as c_char; 1024];
         let mut length = 0;

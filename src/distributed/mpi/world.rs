@@ -19,7 +19,7 @@ pub(super) struct World {
     pub(super) size: usize,
     pub(super) local_rank: usize,
     pub(super) local_size: usize,
-    /// What the other ranks sent, before it is added up.
+    /// The other ranks' values, before they are summed.
     received: Vec<f32>,
 }
 

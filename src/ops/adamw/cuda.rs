@@ -21,7 +21,7 @@ struct Row {
     m: u64,
     v: u64,
     grad: u64,
-    /// The value in fewer bits, kept up to date on the way; 0 for none.
+    /// The value in fewer bits, updated in the same pass; 0 for none.
     copy: u64,
     len: u64,
     group: u32,
@@ -77,7 +77,7 @@ struct Control {
 // SAFETY: as above.
 unsafe impl DeviceRepr for Control {}
 
-/// Bytes of what the kernels derive from each group.
+/// Bytes of the values that the kernels derive from each group.
 const FACTORS: usize = 32;
 
 /// A list of tensors on the GPU, with the chunks that they are worked on in.
@@ -201,9 +201,8 @@ fn per_chunk(count: u32) -> Grid {
     Grid::new((count, 1, 1), (256, 1, 1))
 }
 
-/// One AdamW step over parameters on one GPU, each with its state and the place of its options, in place. Every gradient is
-/// multiplied by `grad_scale`; with `clip`, further so that the norm is at most this, and not at all if the norm is not
-/// finite.
+/// One AdamW step over parameters on one GPU, each with its state and the place of its options, in place. Every
+/// gradient is multiplied by `grad_scale`; with `clip`, also clipped to this norm, unless the norm is not finite.
 ///
 /// Parameters without a gradient are skipped; the counters of the others are incremented.
 pub(in crate::ops) fn step(

@@ -99,7 +99,7 @@ pub struct AdamWGroup<'a> {
     pub options: AdamWOptions,
 }
 
-/// What every gradient is multiplied by before an update.
+/// The factor on every gradient before an update.
 #[derive(Clone, Debug)]
 pub struct GradScale {
     factor: f64,
@@ -132,7 +132,7 @@ impl GradScale {
     }
 }
 
-/// Returns what a gradient of that norm is multiplied by so that its norm is at most `max_norm`, if that is not 0.
+/// Returns the factor that clips a gradient of that norm to `max_norm`, if that is not 0.
 fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     if max_norm <= 0.0 {
         return 1.0;

@@ -290,7 +290,7 @@ fn unskewed(x: &Tensor, step: usize, all: usize) -> Result<Tensor> {
     reshape(&concat(&[&before, &flat, &after], 2)?, (a, b, rows, all))
 }
 
-/// Returns what the tables add to the scores, (batch, heads, query, key).
+/// Returns the terms of the tables in the scores, (batch, heads, query, key).
 fn score_terms(
     terms: &RelativeTerms,
     [q, k]: [&Tensor; 2],

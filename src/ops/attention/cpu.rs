@@ -1,7 +1,7 @@
 //! Attention on the CPU: a tile of scores at a time, for a block of queries and the keys that any of them sees.
 //!
-//! A task has the queries' heads that share a head of keys and values, and goes through them in order: what it adds up
-//! does not depend on the number of threads.
+//! A task has the queries' heads that share a head of keys and values, and goes through them in order, so that its sums
+//! do not depend on the number of threads.
 
 use std::ops::Range;
 
@@ -23,7 +23,7 @@ use crate::ops::gemm::{Strides, matmul_raw};
 use crate::ops::parallel::for_overwrite;
 use crate::ops::{Dropout, dropout};
 
-/// What is computed, apart from the tensors.
+/// The settings of the computation, apart from the tensors.
 pub(super) struct Attention {
     pub sizes: Sizes,
     keys: Option<KeyMask>,
@@ -48,7 +48,7 @@ pub(super) struct Inputs<'a> {
     pub terms: Option<&'a Terms>,
 }
 
-/// What the backward pass starts from.
+/// The inputs of the backward pass.
 #[derive(Clone, Copy)]
 pub(super) struct Upstream<'a> {
     pub out: Heads<'a>,
@@ -333,7 +333,7 @@ impl Attention {
         }
     }
 
-    /// Returns the result, (batch, query, heads · e), and what the softmax of each query came to.
+    /// Returns the result, (batch, query, heads · e), and the softmax statistics of each query.
     pub(super) fn forward(&self, x: &Inputs) -> (Vec<f32>, Vec<Row>) {
         let s = self.sizes;
         let group = s.heads / s.kv_heads;
@@ -777,7 +777,7 @@ struct Outputs<'a> {
     parts: Option<&'a Parts>,
 }
 
-/// What a task of the backward pass works on.
+/// The data of a task of the backward pass.
 #[derive(Clone, Copy)]
 struct Task {
     batch: usize,

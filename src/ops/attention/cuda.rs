@@ -137,14 +137,14 @@ fn finite(bias: &Tensor, dtype: DType) -> Result<Tensor> {
     Ok(bias.clamp(lowest, -lowest)?)
 }
 
-/// What a query may look at, as the kernels take it.
+/// The keys that a query may attend to, in the kernels' format.
 #[derive(Default)]
 struct Masks {
     /// (batch, keys) of u32, 0 where a key is hidden.
     keys: Option<Tensor>,
     /// (batch): one past the last key that is not hidden.
     ends: Option<Fresh>,
-    /// What is added to the scores.
+    /// The term added to the scores.
     bias: Option<Tensor>,
 }
 

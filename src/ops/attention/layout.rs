@@ -204,7 +204,7 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// Makes room for `rows` of `width` scores; what they are at first is undefined.
+    /// Allocates `rows` of `width` scores, uninitialised.
     pub(super) fn shape(&mut self, rows: usize, width: usize, margin: Margin) {
         (self.rows, self.width, self.margin) = (rows, width, margin);
         self.front = margin.rows * self.pitch() + margin.columns;

@@ -43,7 +43,7 @@ pub use relative::RelativeTerms;
 pub use rotary::{Rotary, RotaryPairs};
 pub use sparse::{sparse_attention, sparse_attention_sums};
 
-/// What a query may look at.
+/// The keys that a query may attend to.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum AttentionMask {
@@ -153,8 +153,8 @@ pub fn attention_fused(
 
 /// Like [`attention_with`], with terms that depend on the distance between query and key.
 ///
-/// Time grows with queries · keys as without them; of the terms nothing is kept for the backward pass, and no more than a
-/// row for each distance is formed on the way.
+/// Time grows with queries · keys as without them; none of the terms is kept for the backward pass, and at most one row
+/// per distance is formed temporarily.
 ///
 /// # Errors
 /// If shapes do not fit, or the index asks for a row that a table lacks.
@@ -373,7 +373,7 @@ fn on_cpu(
     })
 }
 
-/// What a backward pass has of its forward pass.
+/// The state that a backward pass keeps from its forward pass.
 struct Saved<'a> {
     attention: &'a Attention,
     terms: Option<&'a RelativeTerms>,
@@ -471,7 +471,7 @@ impl Saved<'_> {
     }
 }
 
-/// Gives `f` the heads of queries, keys and values.
+/// Calls `f` with the heads of queries, keys and values.
 fn with_qkv<T>(
     qkv: &[&Tensor],
     fused: Option<FusedLayout>,
@@ -491,7 +491,7 @@ fn with_qkv<T>(
     }
 }
 
-/// Gives `f` the additive mask's elements, or none.
+/// Calls `f` with the additive mask's elements, or none.
 fn with_bias<T>(attention: &Attention, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
     match &attention.bias {
         Some(bias) => storage::with(&bias.values, f),

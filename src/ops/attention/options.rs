@@ -18,11 +18,11 @@ pub struct AttentionOptions {
     /// The number of heads of keys and values, a divisor of `heads`: head h of the queries looks at head
     /// h / (heads / kv_heads). `None`: as many as the queries have.
     pub kv_heads: Option<usize>,
-    /// What the products of queries and keys are multiplied by.
+    /// The factor on the products of queries and keys.
     pub scale: f64,
     /// Dropout of the probabilities.
     pub dropout: Dropout,
-    /// The keys that may be seen, or what is added to the scores.
+    /// The keys that may be attended to, or a term added to the scores.
     pub mask: AttentionMask,
     /// Queries that count, as a (batch, query) u32 or u8 tensor: the result of one whose entry is 0 is 0, and it sends no
     /// gradient back. `None`: all count.

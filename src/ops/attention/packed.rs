@@ -234,7 +234,7 @@ fn sequences(
     Ok(sequences)
 }
 
-/// What the forward pass keeps for the backward pass.
+/// The state that the forward pass keeps for the backward pass.
 struct Pass {
     sequences: Vec<Sequence>,
     /// The statistics of each sequence's rows.

@@ -38,8 +38,7 @@ pub struct RelativeTerms {
     /// Adds the row to the value that the query gets from the key, times the probability after dropout: (rows, heads · e),
     /// or (rows, e) for all heads alike.
     pub value_table: Option<Tensor>,
-    /// What the products with `query_table` and `key_table` are multiplied by; `None`: the same as those of queries and
-    /// keys.
+    /// The factor on the products with `query_table` and `key_table`; `None`: the same as for queries and keys.
     pub scale: Option<f64>,
     /// Leaves all terms in the scores out for the first query and for the first key (Funnel Transformer's
     /// `separate_cls`).
@@ -326,7 +325,7 @@ impl Terms {
         }
     }
 
-    /// Adds what the queries get from the value table to their results; changes the tile's margin.
+    /// Adds the value table's part of the results; changes the tile's margin.
     ///
     /// # Safety
     /// As for [`Terms::add_scores`]; nothing else touches the results.
@@ -344,7 +343,7 @@ impl Terms {
         }
     }
 
-    /// Adds what the value table says of the gradient of the probabilities.
+    /// Adds the value table's part of the gradient of the probabilities.
     ///
     /// # Safety
     /// Like [`Terms::add_scores`].
@@ -386,8 +385,8 @@ impl Terms {
         }
     }
 
-    /// Adds to the gradients of queries, keys and tables what a tile with the gradient of the scores is for them; zeroes
-    /// what `skip_first` leaves out of the tile.
+    /// Adds the contributions of a tile with the gradient of the scores to the gradients of queries, keys and tables;
+    /// zeroes the parts of the tile excluded by `skip_first`.
     ///
     /// # Safety
     /// As for [`Terms::add_scores`]; nothing else touches the gradients, and no other task works on the part's head and
@@ -458,7 +457,7 @@ fn restore_first(place: Place, tile: &mut Tile, memory: &[f32]) {
     }
 }
 
-/// Zeroes what belongs to the first query and to the first key.
+/// Zeroes the first query's row and the first key's column.
 fn zero_first(place: Place, tile: &mut Tile) {
     if place.first_key == 0 {
         for i in 0..place.queries {

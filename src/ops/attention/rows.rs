@@ -3,7 +3,7 @@
 use crate::ops::dropout::Stream;
 use crate::ops::simd::{self, simd_fn};
 
-/// What the softmax of one query came to: its largest score, and the reciprocal of the sum of exponentials.
+/// The softmax statistics of one query: its largest score, and the reciprocal of the sum of exponentials.
 pub(super) type Row = [f32; 2];
 
 /// Of a query that sees nothing: all its probabilities come out as 0.

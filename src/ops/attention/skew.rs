@@ -191,7 +191,8 @@ impl Table<'_> {
         }
     }
 
-    /// Adds to `grad`, of the table's size, what the gradient in the tile is for it. The tile's margin is zero.
+    /// Adds the contribution of the gradient in the tile to `grad`, which has the table's size. The tile's margin is
+    /// zero.
     ///
     /// # Safety
     /// Like [`Table::spread`].

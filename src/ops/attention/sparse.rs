@@ -249,7 +249,7 @@ impl Sparse {
         }
     }
 
-    /// The block's scores, with what it does not see at -∞.
+    /// The block's scores, with -∞ where it must not attend.
     fn scores(&self, block: &Block, q: Rows, k: Rows, tile: &mut Tile) {
         tile.shape(block.queries, block.width, Margin::default());
         // SAFETY: the tile has that shape, and there are as many queries and keys.

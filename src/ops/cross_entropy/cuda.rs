@@ -137,7 +137,7 @@ fn no_rows(gpu: &Gpu, hidden: &Tensor, reached: &[Option<&Param>]) -> Result<tap
     Ok(vec![dx])
 }
 
-/// What the forward pass leaves to the backward pass.
+/// The state that the forward pass keeps for the backward pass.
 struct Kept {
     /// (rows, vocab), before the bias; the rows lie [`padded`] elements apart.
     logits: Fresh,

@@ -171,7 +171,7 @@ fn gradients(
     Ok(vec![Some(storage::tensor(dx, hidden.shape())?)])
 }
 
-/// What the forward pass leaves to the backward pass.
+/// The state that the forward pass keeps for the backward pass.
 struct Kept {
     /// (rows, vocab): exp(logit - largest logit of the row).
     exps: Vec<f32>,
@@ -259,7 +259,7 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// Replaces each x by exp(x - top); their sum, by blocks so that long rows keep their digits.
+    /// Replaces each x by exp(x - top) and returns their sum, taken by blocks so that long rows keep their precision.
     fn exp_and_sum(row: &mut [f32], top: f32) -> f32 {
         let mut total = 0f64;
         for block in row.chunks_mut(2048) {

@@ -111,8 +111,8 @@ pub(super) fn cannot_load(device: &CudaDevice, error: &DriverError) -> Error {
     Error::Device(format!("GPU {ordinal}: {}", explain(error)))
 }
 
-/// Makes memory that was given back stay with this process. At first the driver returns it to the system whenever the host
-/// waits for the GPU, and has to ask for it again.
+/// Makes freed memory stay with this process. By default the driver returns it to the system whenever the host waits
+/// for the GPU, and has to request it again.
 fn keep_freed_memory(device: &CudaDevice) -> Result<(), DriverError> {
     let Some(pool) = pool(device)? else {
         return Ok(());
