@@ -24,7 +24,7 @@ pub trait DeviceExt: Sized {
     /// same one.
     ///
     /// # Errors
-    /// When it can't be used, with what is missing: GPU support in this build, a driver, the GPU, or kernels for it.
+    /// If it can't be used, with the reason: no GPU support in this build, no driver, no GPU, or no kernels for it.
     fn gpu(ordinal: usize) -> Result<Self>;
 }
 
@@ -60,7 +60,7 @@ impl DeviceExt for Device {
     }
 }
 
-/// Returns `values` as a tensor on `device`, without waiting for what a GPU is working on.
+/// Returns `values` as a tensor on `device`, without waiting for the GPU's current work.
 pub(crate) fn upload(values: &[u32], shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if device.is_cuda() {
@@ -77,7 +77,7 @@ pub struct DeviceMemory {
     pub used: u64,
     /// The most they took at once since the start or [`reset_peak_memory`].
     pub peak: u64,
-    /// What the device has.
+    /// The device's memory, in bytes.
     pub total: u64,
 }
 

@@ -1,9 +1,10 @@
 //! Differentiable operations that training rests on, each with a backward pass.
 //!
-//! One file per operation: its forward and backward for the CPU, behind one function; where it has kernels of its own for the
-//! GPU, one folder: `mod.rs`, `cuda.rs` (with the feature `cuda`) and `kernel.cu`. What they share is `graph` (the tape and
-//! the parameters), `gemm` (products) and `cuda` (memory, arguments, launches). Weights are taken as [`Param`]s, into which the
-//! backward pass adds their gradients in place; activations are candle tensors and take part in candle's autograd as usual.
+//! One file per operation: its forward and backward for the CPU, behind one function; an operation with its own GPU
+//! kernels has a folder: `mod.rs`, `cuda.rs` (with the feature `cuda`) and `kernel.cu`. They share `graph` (the tape
+//! and the parameters), `gemm` (products) and `cuda` (memory, arguments, launches). Weights are passed as [`Param`]s,
+//! into which the backward pass adds their gradients in place; activations are candle tensors and take part in candle's
+//! autograd as usual.
 //!
 //! Some of candle's own fast functions have no backward and drop gradients silently; a training path uses these instead.
 

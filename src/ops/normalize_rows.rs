@@ -15,7 +15,7 @@ use crate::ops::graph::tape;
 pub enum RowLength {
     /// √(mean of the squares + `eps`): MEGA's scale norm, the keys of Reformer.
     RootMeanSquare {
-        /// What is added to the mean.
+        /// The constant added to the mean.
         eps: f64,
     },
     /// √(sum of the squares), but at least `least`: YOSO's queries, keys and results.

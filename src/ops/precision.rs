@@ -134,8 +134,8 @@ pub(super) fn precision() -> Precision {
     PRECISION.get()
 }
 
-/// Runs `f` on a thread of the pool, at the precision that this thread has: there handing out work costs no change of
-/// threads, which shows in what is over in milliseconds.
+/// Runs `f` on a thread of the pool, at the precision of this thread: inside the pool handing out work needs no switch
+/// of threads, which matters for work of a few milliseconds.
 pub(crate) fn in_pool<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     let precision = precision();
     rayon::scope(|_| autocast(precision, f))

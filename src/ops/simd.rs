@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 /// The instruction sets that loops are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
-    /// What every machine of the target has.
+    /// The instructions of every machine of the target.
     Base,
     /// AVX2 with fused multiply-add.
     V3,
@@ -16,8 +16,8 @@ pub(crate) enum Level {
     Matrix,
 }
 
-/// Returns the best level of this machine, or what the environment variable `CLOZE_CPU` ("base", "avx2", "avx512",
-/// "amx") limits it to.
+/// Returns the best level of this machine, or the limit set by the environment variable `CLOZE_CPU` ("base", "avx2",
+/// "avx512", "amx").
 #[inline]
 pub(crate) fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();

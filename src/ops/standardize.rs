@@ -9,7 +9,7 @@ use crate::Result;
 use crate::ops::graph::storage;
 use crate::ops::graph::tape;
 
-/// A batch whose features have mean 0 and variance 1, and what they had before.
+/// A batch standardized to mean 0 and variance 1, with its earlier statistics.
 #[derive(Clone, Debug)]
 pub struct Standardized {
     /// `(x - mean) / √(variance + eps)`.

@@ -1,9 +1,9 @@
-//! How far texts are from what was said.
+//! The error rate of transcripts.
 
 use crate::{Error, Result};
 
-/// Returns the word error rate of `hypotheses`, what a model wrote, against `references`, what was said: the words that must
-/// be replaced, left out or put in, divided by the words that were said. 0 is perfect; more than 1 is possible.
+/// Returns the word error rate of the transcripts `hypotheses` against `references`: the words that must be
+/// substituted, deleted or inserted, divided by the words in the references. 0 is perfect; more than 1 is possible.
 ///
 /// All texts count together, as `jiwer.wer` and the metric `wer` of `evaluate` do it: long ones weigh more than short ones.
 /// Where nothing was said at all, the result is the number of words that were written.

@@ -1,4 +1,4 @@
-//! Speech to text: a model, its processor, and what they are measured by.
+//! Speech to text: a model, its processor, and its metrics.
 
 mod error_rate;
 mod recognizer;

@@ -15,8 +15,8 @@ use crate::{Error, Result, interrupt, ops};
 /// Recordings that are read at once.
 const ROWS: usize = 16;
 
-/// Writes down what is said in recordings: what `pipeline("automatic-speech-recognition")` is in `transformers`, for models
-/// with connectionist temporal classification (Wav2Vec2). Cheap to clone; clones share the weights.
+/// Transcribes recordings: `pipeline("automatic-speech-recognition")` of `transformers`, for models with connectionist
+/// temporal classification (Wav2Vec2). Cheap to clone; clones share the weights.
 ///
 /// The most probable letter of each frame is taken; equal ones in a row are one, and blanks are left out.
 ///
@@ -32,7 +32,7 @@ pub struct SpeechRecognizer {
     processor: SpeechProcessor,
 }
 
-/// What was said in a recording.
+/// The transcript of a recording.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Transcription {
@@ -58,17 +58,17 @@ pub struct SpokenWord {
     pub end: f64,
 }
 
-/// How far a model's texts are from what was said.
+/// The error rates of a model's transcripts.
 #[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ErrorRates {
-    /// Like [`word_error_rate`] has it.
+    /// See [`word_error_rate`].
     pub words: f64,
     /// Like [`character_error_rate`] has it.
     pub characters: f64,
-    /// What was said.
+    /// The reference transcript.
     pub references: Vec<String>,
-    /// What the model wrote.
+    /// The model's transcript.
     pub hypotheses: Vec<String>,
 }
 
@@ -122,7 +122,7 @@ impl SpeechRecognizer {
         &self.processor
     }
 
-    /// Writes down what is said in a WAV or FLAC file.
+    /// Transcribes a WAV or FLAC file.
     ///
     /// # Errors
     /// When the file can't be read, or is shorter than one of the model's frames.
@@ -130,7 +130,7 @@ impl SpeechRecognizer {
         self.transcribe(&Audio::open(path)?)
     }
 
-    /// Writes down what is said in `audio`, of whatever sampling rate.
+    /// Transcribes `audio`, of any sampling rate.
     ///
     /// # Errors
     /// When it is shorter than one of the model's frames.
@@ -138,7 +138,7 @@ impl SpeechRecognizer {
         self.transcribe_values(self.processor.input_values(audio)?)
     }
 
-    /// Writes down what is said in ready `input_values`, as the column of that name holds them.
+    /// Transcribes prepared `input_values`, as in the column of that name.
     ///
     /// # Errors
     /// Like [`transcribe`](Self::transcribe).

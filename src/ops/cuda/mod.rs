@@ -46,8 +46,8 @@ pub(super) fn is_activation(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::BF16 | DType::F16)
 }
 
-/// Returns what an operation on `x` computes in: what [`autocast`](super::autocast) asks for, or else the dtype that
-/// `x` has.
+/// Returns the dtype in which an operation on `x` computes: the one [`autocast`](super::autocast) asks for, or else
+/// that of `x`.
 pub(super) fn compute_dtype(x: &Tensor) -> DType {
     wanted_dtype().unwrap_or(x.dtype())
 }
@@ -104,7 +104,7 @@ pub(super) fn copied(tensor: &Tensor) -> Result<CudaStorage> {
     Ok(copy.storage)
 }
 
-/// Returns what one of candle's own operations makes of a tensor's storage.
+/// Returns the result of one of candle's own operations on a tensor's storage.
 pub(super) fn on_storage(
     x: &Tensor,
     f: impl FnOnce(&CudaStorage, &Layout) -> candle_core::Result<CudaStorage>,
@@ -193,8 +193,8 @@ impl Gpu {
     /// Puts `kernel` of `module/kernel.cu` into the stream.
     ///
     /// # Safety
-    /// The arguments must be those of the kernel in number, order and size, every pointer valid for what the kernel reads and
-    /// writes there with these sizes, and what it writes read by nobody else meanwhile.
+    /// The arguments must match the kernel's in number, order and size, every pointer must be valid for the kernel's
+    /// reads and writes with these sizes, and nobody else may read its output meanwhile.
     pub(super) unsafe fn launch(
         &self,
         module: &'static str,
@@ -274,7 +274,7 @@ pub(super) fn allow(function: &CudaFunction, shared: u32) -> Result<()> {
     Ok(())
 }
 
-/// What has been loaded onto one device.
+/// The modules and functions loaded onto one device.
 #[derive(Default)]
 pub(super) struct Loaded {
     modules: HashMap<&'static str, Arc<CudaModule>>,
@@ -412,7 +412,7 @@ pub(super) fn start(storage: &CudaStorage) -> u64 {
 
 /// Returns where the elements of a contiguous tensor begin.
 ///
-/// The stream orders what is called; the tensor must live until the last launch with this pointer was called.
+/// Work is ordered by the stream; the tensor must live until the last launch with this pointer has been enqueued.
 pub(super) fn pointer(tensor: &Tensor) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else {
@@ -437,7 +437,7 @@ pub(crate) fn make_current(tensor: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Gives `work` where the elements of a contiguous tensor begin, and the stream that orders what is done with them.
+/// Calls `work` with the address of a contiguous tensor's elements, and the stream that orders work on them.
 pub(crate) fn with_pointer(
     tensor: &Tensor,
     work: impl FnOnce(*mut f32, *mut std::ffi::c_void) -> Result<()>,

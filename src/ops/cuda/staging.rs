@@ -19,7 +19,7 @@ use crate::Result;
 /// Bytes of one buffer: several steps' batches, tables and plans.
 const BYTES: usize = 4 << 20;
 
-/// What every upload begins at a multiple of: enough for any type that is uploaded, and what the GPU reads at once.
+/// The alignment of every upload: enough for any type that is uploaded, and the size of one read by the GPU.
 const ALIGNMENT: usize = 256;
 
 /// Copies `values` to `target` on the GPU, in the order of its stream.

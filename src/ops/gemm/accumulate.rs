@@ -1,4 +1,4 @@
-//! Whether a product replaces what its destination holds or is added to it.
+//! Whether a product replaces its destination or is added to it.
 
 /// What happens to the destination's old content.
 #[derive(Clone, Copy, PartialEq, Eq)]

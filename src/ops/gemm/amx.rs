@@ -54,7 +54,7 @@ pub(in crate::ops) unsafe fn configure() {
     unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly)) };
 }
 
-/// Gives the tile registers back.
+/// Releases the tile registers.
 ///
 /// # Safety
 /// The level must be [`crate::ops::simd::Level::Matrix`].

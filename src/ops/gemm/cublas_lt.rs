@@ -1,4 +1,5 @@
-//! Products by cuBLASLt, which adds a bias or sums up its gradient on the way: a pass over memory less for each.
+//! Products by cuBLASLt, which adds a bias or sums its gradient in the same pass, and saves a pass over memory for
+//! each.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -16,7 +17,7 @@ use crate::ops::gemm::cublas::Matrix;
 use crate::ops::tf32;
 use crate::{Error, Result};
 
-/// What is done on the way, with a vector of `c`'s dtype.
+/// The fused operation, with a vector of `c`'s dtype.
 #[derive(Clone, Copy)]
 pub(in crate::ops) enum Epilogue {
     /// The vector, as long as `c` is wide, is added to each row of `c`.
@@ -29,7 +30,7 @@ pub(in crate::ops) enum Epilogue {
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key {
     sizes: (usize, usize, usize),
-    /// Of c, a and b: dtype, stride, transposition, and what its address is a multiple of.
+    /// Of c, a and b: dtype, stride, transposition, and the alignment of its address.
     matrices: [(DType, usize, bool, u32); 3],
     sums: bool,
     adds: bool,

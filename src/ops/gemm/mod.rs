@@ -44,7 +44,7 @@ use super::simd::{self, Level};
 /// Returns the name of what multiplies large f32 matrices on this machine's processor: "vector" for multiply-adds,
 /// "matrix" for a matrix unit (AMX) that forms each product from bf16 parts, with results as exact as f32's.
 ///
-/// The environment variable `CLOZE_CPU` ("base", "avx2", "avx512", "amx") limits what is used of the processor.
+/// The environment variable `CLOZE_CPU` ("base", "avx2", "avx512", "amx") limits the instructions that are used.
 pub fn matmul_kernel() -> &'static str {
     match simd::level() {
         Level::Matrix => "matrix",

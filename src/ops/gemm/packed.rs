@@ -152,7 +152,7 @@ pub(in crate::ops) unsafe fn matmul<const PARTS: usize>(
     });
 }
 
-/// What the tasks of a product share.
+/// The state shared by the tasks of a product.
 struct Work<const PARTS: usize> {
     /// Rows and columns of the result.
     size: (usize, usize),

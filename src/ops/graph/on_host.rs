@@ -1,4 +1,5 @@
-//! Operations that the processor works out wherever their tensors lie: what a GPU holds is copied here, and the result back.
+//! Operations that the processor computes wherever their tensors are: inputs on a GPU are copied to the host, and the
+//! result back.
 //!
 //! For arithmetic that emulates other hardware step by step and does not justify its own kernel.
 

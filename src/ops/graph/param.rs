@@ -67,7 +67,7 @@ struct GradSlot {
 }
 
 impl Param {
-    /// Makes `value` a parameter called `name` (transformers' own name): a copy of it, or itself if it is a
+    /// Creates the parameter `name` (the name in transformers) from `value`: a copy of it, or `value` itself if it is a
     /// candle variable.
     pub fn new(name: impl Into<String>, value: &Tensor) -> Result<Self> {
         let param = Self::owned(name, value)?;
@@ -310,7 +310,7 @@ impl Param {
         self.dtype() == DType::F32 && self.device().is_cpu()
     }
 
-    /// Gives `update` the gradient's memory, and whether it must be overwritten (`true`) or added to (`false`).
+    /// Calls `update` with the gradient's memory, and whether it must be overwritten (`true`) or added to (`false`).
     ///
     /// Only for parameters for which [`Param::is_cpu_f32`] holds. With `true` the memory's content is arbitrary.
     pub(crate) fn update_grad(&self, update: impl FnOnce(&mut [f32], bool)) -> Result<()> {
@@ -362,7 +362,7 @@ impl Param {
         }
     }
 
-    /// Makes `grad`, which nothing else holds, the gradient, or adds it to the existing one.
+    /// Makes `grad`, which must not be shared, the gradient, or adds it to the existing one.
     pub(crate) fn put_grad(&self, grad: Tensor) -> Result<()> {
         let mut slot = self.lock_grad();
         let buffer = match slot.buffer.take() {
@@ -377,7 +377,7 @@ impl Param {
         Ok(())
     }
 
-    /// Gives `change` the value of a parameter for which [`Param::is_cpu_f32`] holds, to be changed in place.
+    /// Calls `change` with the value of a parameter for which [`Param::is_cpu_f32`] holds, to edit it in place.
     pub(crate) fn update_value<T>(&self, change: impl FnOnce(&mut [f32]) -> T) -> Result<T> {
         let done = storage::with_mut(&self.value(), change)?;
         self.value_changed(false);
@@ -391,7 +391,7 @@ impl Param {
         }
     }
 
-    /// Passes what a lookup of `count` rows would add to the gradient to a watcher; `false` if there is none.
+    /// Passes the gradient of a lookup of `count` rows to a watcher; `false` if there is none.
     pub(in crate::ops) fn give_rows(&self, count: usize, rows: impl FnOnce() -> GradRows) -> bool {
         let watcher = WATCHER.with_borrow(Clone::clone);
         match watcher.filter(|watcher| watcher.wants_rows(self, count)) {
@@ -403,7 +403,7 @@ impl Param {
         }
     }
 
-    /// Gives `look` the gradient, if there is one, without handing it out.
+    /// Calls `look` with the gradient, if there is one, without cloning it.
     pub(crate) fn with_grad<T>(
         &self,
         look: impl FnOnce(&Tensor) -> Result<T>,
@@ -457,11 +457,11 @@ pub(crate) trait GradWatcher {
     /// the rows, and nothing is added.
     fn wants_rows(&self, table: &Param, count: usize) -> bool;
 
-    /// Is given what a lookup would have added.
+    /// Receives the gradient of a lookup.
     fn take_rows(&self, table: &Param, rows: GradRows);
 }
 
-/// What a lookup gives to the gradient of its table.
+/// The gradient of a lookup with respect to its table.
 #[derive(Default)]
 pub(crate) struct GradRows {
     /// The rows that were looked up.
@@ -524,8 +524,8 @@ pub(crate) fn in_inference() -> bool {
     INFERENCE.get()
 }
 
-/// Runs `work` without recording a graph: what it computes can't be differentiated, and its intermediate results are
-/// freed at once. The counterpart of PyTorch's `torch.no_grad()`, for the current thread.
+/// Runs `work` without recording a graph: its results can't be differentiated, and its intermediate results are freed
+/// at once. The counterpart of PyTorch's `torch.no_grad()`, for the current thread.
 ///
 /// ```
 /// use cloze::prelude::*;

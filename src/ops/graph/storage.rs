@@ -12,7 +12,7 @@ pub(crate) fn is_cpu_f32(tensor: &Tensor) -> bool {
     tensor.dtype() == DType::F32 && tensor.device().is_cpu()
 }
 
-/// Gives `f` the elements of a contiguous f32 tensor on the CPU.
+/// Calls `f` with the elements of a contiguous f32 tensor on the CPU.
 pub(crate) fn with<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
@@ -21,7 +21,8 @@ pub(crate) fn with<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T>
     }
 }
 
-/// Gives `f` all elements that an f32 tensor on the CPU shares with others, and where its own lie among them.
+/// Calls `f` with all elements of the storage that an f32 tensor on the CPU shares with others, and the offset of its
+/// own.
 pub(crate) fn with_layout<T>(tensor: &Tensor, f: impl FnOnce(&[f32], &Layout) -> T) -> Result<T> {
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
@@ -42,7 +43,7 @@ pub(crate) fn slice<'a>(
     }
 }
 
-/// Gives `f` the elements of a contiguous f32 tensor on the CPU, to be changed in place.
+/// Calls `f` with the elements of a contiguous f32 tensor on the CPU, to edit them in place.
 ///
 /// All tensors that share the storage see the change: only for tensors that belong to a parameter or an optimizer.
 pub(crate) fn with_mut<T>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> T) -> Result<T> {
@@ -118,7 +119,7 @@ pub(crate) fn with2<T>(a: &Tensor, b: &Tensor, f: impl FnOnce(&[f32], &[f32]) ->
     with(a, |a| with(b, |b| f(a, b)))?
 }
 
-/// Returns what an operation on `x` makes of no elements.
+/// Returns the result of an operation on `x` for a tensor without elements.
 pub(crate) fn empty(x: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if crate::ops::cuda::takes(x, []) {

@@ -163,7 +163,7 @@ struct Node {
     name: &'static str,
     args: Vec<Tensor>,
     backward: Box<Backward>,
-    /// What is known by this node and lives as long: its result, helpers, and the result's views.
+    /// The tensors known by this node, which live as long: its result, helpers, and the result's views.
     known: Mutex<Vec<TensorId>>,
     /// During candle's own walk, the gradients that wait for a helper to hand them on.
     parked: Mutex<Grads>,
@@ -180,7 +180,7 @@ struct View {
     backward: Box<ViewBackward>,
 }
 
-/// What a tensor of a graph is to our backward pass.
+/// The role of a tensor of a graph in our backward pass.
 enum Entry {
     Operation(Weak<Node>),
     View(Arc<View>),
@@ -223,8 +223,9 @@ type Add = fn(&Tensor, &Tensor) -> Result<Tensor>;
 /// Returns the backward pass from `loss` through a graph that was recorded here alone; `None`, with nothing done, if
 /// another operation takes part.
 ///
-/// Does what candle's own pass does, but without filling a tensor of zeros and adding to it for every argument of every
-/// operation: the first gradient is moved into its place. What is left at the end are the gradients of variables.
+/// Does the same as candle's own backward pass, but without filling a tensor of zeros and adding to it for every
+/// argument of every operation: the first gradient is moved into its place. The remaining gradients at the end are
+/// those of variables.
 ///
 /// `add` adds up the gradients of a tensor that several operations read.
 pub(crate) fn backward(loss: &Tensor, add: Add) -> Result<Option<HashMap<TensorId, Tensor>>> {
@@ -254,7 +255,7 @@ pub(crate) fn backward(loss: &Tensor, add: Add) -> Result<Option<HashMap<TensorI
     Ok(Some(grads))
 }
 
-/// What a backward pass has to do for one tensor.
+/// The step of a backward pass for one tensor.
 enum Step {
     Operation(Arc<Node>),
     View(Arc<View>),

@@ -27,9 +27,9 @@ pub struct MaskedKeys<'a> {
     pub batch: usize,
 }
 
-/// Returns e to the power of each score's difference from the largest of its row, as integers (not as real values, which is
-/// how the reference measures them), and what their step stands for. `scores` is (batch, heads, queries, keys) in steps of
-/// `step`.
+/// Returns e to the power of each score's difference from the largest of its row, as integers (not as real values,
+/// which is how the reference measures them), and the scale of these integers. `scores` is (batch, heads, queries,
+/// keys) in steps of `step`.
 ///
 /// Gradients pass through the rounding: that of the number of halvings stands for all, as in the reference.
 ///

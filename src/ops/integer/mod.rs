@@ -1,9 +1,9 @@
 //! The integer arithmetic of I-BERT (Kim et al. 2021, arXiv:2101.01321), emulated in floats as its reference does it: what
 //! hardware with 8-bit products and 32-bit sums would compute, with gradients that pass through every rounding.
 //!
-//! A tensor holds the real values, and its [`Scale`] says what one step of the integers stands for: value = integer · scale.
-//! All functions compute in f32, and requantization in f64, in the reference's order, so that the same integers come out.
-//! They do so on the processor: what lies on a GPU is copied here, and the result back.
+//! A tensor holds the real values, and its [`Scale`] is the step of the integers: value = integer · scale. All
+//! functions compute in f32, and requantization in f64, in the reference's order, so that the integers are the same.
+//! They run on the processor: tensors on a GPU are copied to the host, and the result back.
 
 mod exponentials;
 mod gelu;

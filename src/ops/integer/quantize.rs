@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use super::{Scale, record, values};
 use crate::Result;
 
-/// Returns what one step stands for where integers of `bits` bits reach from `min` to `max`, symmetric around zero.
+/// Returns the step of integers of `bits` bits that cover `min` to `max`, symmetric around zero.
 pub fn step(min: f32, max: f32, bits: u32) -> f32 {
     min.abs().max(max.abs()).max(1e-8) / most(bits)
 }

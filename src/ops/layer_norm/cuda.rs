@@ -116,7 +116,7 @@ fn rstd(statistics: &Fresh, rows: u32) -> u64 {
     statistics.ptr() + u64::from(rows) * size_of::<f32>() as u64
 }
 
-/// Blocks that each go through many rows, so that there are few sums to add up.
+/// Blocks that each process many rows, so that there are few partial sums.
 fn backward_grid(rows: u32, width: u32) -> Grid {
     const MOST_BLOCKS: u32 = 528;
     let most = (49_152 / (16 * width)).clamp(1, 8);

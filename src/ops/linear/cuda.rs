@@ -131,8 +131,8 @@ fn forward(
     })
 }
 
-/// Writes the gradient before the activation to `dx`, (rows, width) of that dtype as `dy` and `x`, either of which it may be;
-/// with the bias's gradient if that is wanted.
+/// Writes the gradient before the activation to `dx`, (rows, width), of the same dtype as `dy` and `x` and possibly one
+/// of them; with the bias's gradient if that is wanted.
 pub(in crate::ops) fn activation_backward(
     gpu: &Gpu,
     dx: u64,
@@ -226,7 +226,7 @@ fn products(
     Ok(Some(dx.into_tensor()))
 }
 
-/// Returns what the kernels call the function.
+/// Returns the kernels' name of the function.
 pub(in crate::ops) fn code(activation: Activation) -> u32 {
     match activation {
         Activation::Gelu => 0,

@@ -20,8 +20,9 @@ use crate::ops::{Activation, Param};
 /// Elements of a weight from which rearranging it saves anything, and columns.
 #[cfg(target_arch = "x86_64")]
 const WORTHWHILE: (usize, usize) = (1 << 9, 16);
-/// A map to this many times as many features is one to a vocabulary: the few rows that meet it are served as well by the
-/// weight as it is, in f32, and a copy would double what is most of the memory of many a model.
+/// A map to this many times as many features is the output map to a vocabulary: the few rows it is applied to are
+/// computed as fast with the weight as it is, in f32, and a copy would double the largest part of many a model's
+/// memory.
 #[cfg(target_arch = "x86_64")]
 const VOCABULARY: usize = 8;
 
@@ -72,7 +73,7 @@ pub(in crate::ops) fn forward(
     Ok(None)
 }
 
-/// Returns what the weight is kept as for a product of this size, if it is.
+/// Returns the format of the copy of the weight for a product of this size, if a copy is worthwhile.
 #[cfg(target_arch = "x86_64")]
 fn kind((rows, width, out): (usize, usize, usize), weight: &Param) -> Option<Kind> {
     if width * out < WORTHWHILE.0 || out < WORTHWHILE.1 {

@@ -115,8 +115,7 @@ fn is_fused(x: &Tensor, weight: &Param, bias: Option<&Param>) -> bool {
         && bias.is_none_or(|bias| bias.dtype() == DType::F32)
 }
 
-/// Returns the result, and with `keep` what the activation was applied to (the result itself being enough where there
-/// is none).
+/// Returns the result, and with `keep` the input of the activation (without an activation the result itself is enough).
 fn forward(
     x: &Tensor,
     weight: &Param,

@@ -284,7 +284,7 @@ fn pairs(table: &Tensor, terms: &RelativeTerms, width: usize) -> Result<Tensor> 
     Ok(rows.permute((2, 0, 1, 3))?.contiguous()?)
 }
 
-/// Returns what the tables add to the scores, (batch or 1, heads or 1, query, key).
+/// Returns the terms of the tables in the scores, (batch or 1, heads or 1, query, key).
 fn score_terms(terms: &RelativeTerms, [q, k]: [&Tensor; 2], scale: f64) -> Result<Option<Tensor>> {
     let scale = terms.scale.unwrap_or(scale);
     let mut added = Vec::new();

@@ -1,5 +1,5 @@
 //! The operations of [`crate::ops`] composed from candle's own: slower and hungrier, but on every device, in every
-//! dtype, and differentiated by candle. What the fused versions fall back to and are checked against.
+//! dtype, and differentiated by candle. The fused versions fall back to them and are checked against them.
 
 mod attention;
 mod sparse;

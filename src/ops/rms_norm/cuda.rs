@@ -77,7 +77,7 @@ pub(in crate::ops) fn rms_norm(x: &Tensor, weight: &Param, eps: f64) -> Result<T
     )
 }
 
-/// Blocks that each go through many rows, so that there are few sums to add up.
+/// Blocks that each process many rows, so that there are few partial sums.
 fn backward_grid(rows: u32, width: u32) -> Grid {
     let grid = Grid::rows(rows, width, 8, 4);
     Grid {

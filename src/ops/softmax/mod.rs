@@ -71,8 +71,8 @@ simd_fn! {
     }
 }
 
-/// Returns the largest of some scores, and the sum of the exponentials of how far they lie below it: what the probability of
-/// each follows from.
+/// Returns the largest score, and the sum of the exponentials of the scores less the largest: each probability follows
+/// from these.
 pub(crate) fn exponential_sum(scores: &[f32]) -> (f32, f64) {
     let top = largest(scores);
     // In pieces, so that rounding does not grow with the length.

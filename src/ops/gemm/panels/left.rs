@@ -26,7 +26,7 @@ pub(super) struct Left {
 const TASK: usize = 1 << 16;
 
 impl Left {
-    /// Gives `use_it` the rows of `x`, each `inner` long, in tiles of at most `tall`.
+    /// Calls `use_it` with the rows of `x`, each `inner` long, in tiles of at most `tall`.
     pub(super) fn with<T>(
         kind: Kind,
         tall: usize,

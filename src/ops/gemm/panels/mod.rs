@@ -1,5 +1,5 @@
-//! Products with a weight that was rearranged once and is met again and again: y = x · wᵀ + bias for a model that is only
-//! read. Those of training, whose operands are rearranged on the way, are in [`product`].
+//! Products with a weight that was packed once and is reused: y = x · wᵀ + bias for a model in inference. Those of
+//! training, which pack their operands every time, are in [`product`].
 //!
 //! The weight lies in panels of two vector registers' columns. A panel is a list of steps along the inner dimension, and
 //! a step has one word of 4 bytes for each column: one f32, two bf16 or four whole numbers of 8 bits. A tile of some rows
@@ -22,7 +22,7 @@ use crate::ops::simd::{self, Level};
 use left::Left;
 use tiles::{Fetch, Place, Tile};
 
-/// What a word holds.
+/// The number type that a word holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::ops) enum Kind {
     F32,

@@ -1,4 +1,4 @@
-//! Products of two matrices that are both rearranged on the way, as training has them: c = a · b.
+//! Products of two matrices that are both packed for the product, as in training: c = a · b.
 //!
 //! The crate `gemm` multiplies f32 too, and does so on processors without AVX-512 and where there is little to rearrange. It
 //! is not used for the rest because an operand whose inner dimension runs along memory, as every forward pass has it, costs it
@@ -38,22 +38,22 @@ pub(in crate::ops) struct Multiplier {
     unit: Unit,
 }
 
-/// A product's sizes and what becomes of it.
+/// A product's sizes and options.
 #[derive(Clone, Copy)]
 pub(in crate::ops) struct Product<'a> {
     /// Rows of `a`, inner dimension, columns of `b`.
     pub size: (usize, usize, usize),
     pub into: Accumulate,
-    /// What it is multiplied by.
+    /// The factor on the product.
     pub scale: f32,
-    /// What is added to each of its rows, where it is not added to what is there.
+    /// The vector added to each of its rows, unless the product is added to the destination.
     pub bias: Option<&'a [f32]>,
     /// Whether all threads of the pool take part.
     pub parallel: bool,
 }
 
 impl Multiplier {
-    /// Returns what multiplies f32, as it is or rounded to bf16, on processors for which it is the fastest.
+    /// Returns the multiplier of f32, as it is or rounded to bf16, for processors on which it is the fastest.
     pub(in crate::ops) fn new(bf16: bool) -> Option<Self> {
         let kind = match bf16 {
             true => Kind::Bf16,
@@ -129,7 +129,7 @@ impl Multiplier {
     }
 }
 
-/// What the tasks of a product share.
+/// The state shared by the tasks of a product.
 struct Work<'a> {
     product: Product<'a>,
     unit: Unit,

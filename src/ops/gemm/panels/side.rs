@@ -1,4 +1,4 @@
-//! One side of a product, the rows of the left operand or the columns of the right one, rearranged on the way.
+//! One side of a product, the rows of the left operand or the columns of the right one, packed on the fly.
 
 use std::arch::x86_64::*;
 use std::ops::Range;

@@ -1,12 +1,12 @@
-//! Tiles of the result: some rows times two registers of columns, summed up in registers and then written, or added to what is
-//! there.
+//! Tiles of the result: some rows times two registers of columns, summed in registers and then written, or added to the
+//! destination.
 
 use std::arch::x86_64::*;
 
 /// The most rows of a tile, and its most elements.
 pub(super) const MOST_ROWS: usize = 12;
 pub(super) const MOST: usize = MOST_ROWS * 32;
-/// How far ahead a panel is fetched from memory, in words: about what comes while memory answers.
+/// How far ahead a panel is prefetched, in words: about the memory latency.
 const AHEAD: usize = 1024;
 
 /// What a tile fetches into the cache meanwhile.
@@ -48,7 +48,7 @@ pub(super) struct Place {
     pub start: *mut f32,
     /// Elements between its rows.
     pub stride: usize,
-    /// Whether sums are added to what is there.
+    /// Whether sums are added to the destination.
     pub add: bool,
 }
 

@@ -105,7 +105,7 @@ impl Case {
         c
     }
 
-    /// Returns what the result should be, and what multiply-adds of f32 in order make of it.
+    /// Returns the exact result, and the result of f32 multiply-adds in order.
     fn expected(&self, operands: &Operands) -> (Vec<f64>, Vec<f32>) {
         let (_, k, n) = self.size;
         let Operands { a, b, bias, before } = operands;
