@@ -2,11 +2,11 @@
 
 use std::sync::Mutex;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use cloze::Error;
 use cloze::collate::{Example, MaskingCollator};
 use cloze::model::{Config, MaskedLm};
-use cloze::ops;
+use cloze::ops::{self, AttentionOptions, Band, RelativeIndex, RelativeTerms, SparsePlan};
 use cloze::tokenizer::Tokenizer;
 use cloze::train::{IntervalStrategy, Trainer, TrainingArguments};
 
@@ -46,6 +46,108 @@ fn memory_is_counted_and_its_peak_can_be_reset() {
     assert!(after.used < with.used && after.peak >= with.used);
     ops::reset_peak_memory(&device);
     assert!(ops::device_memory(&device).unwrap().peak < with.used);
+}
+
+/// What attention of `n` positions by one head of 8 features keeps for its backward pass, and the most that both take at once,
+/// in bytes.
+fn attention_takes(
+    device: &Device,
+    n: usize,
+    attend: &dyn Fn([&Tensor; 3], &Tensor) -> Tensor,
+) -> [u64; 2] {
+    let leaf = |shape: &[usize], seed| {
+        let values = gpu::noise(shape, seed).to_device(device).unwrap();
+        Var::from_tensor(&values).unwrap()
+    };
+    let qkv = [1, 2, 3].map(|seed| leaf(&[1, n, 8], seed));
+    let table = leaf(&[9, 8], 4);
+    let used = || {
+        device.synchronize().unwrap();
+        ops::device_memory(device).unwrap()
+    };
+    let before = used().used;
+    ops::reset_peak_memory(device);
+    let out = attend(qkv.each_ref().map(|x| x.as_tensor()), &table);
+    let kept = used().used - before;
+    let grads = out.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+    let dq = gpu::wide(grads.get(&qkv[0]).unwrap());
+    assert!(dq.iter().all(|x| x.is_finite()) && dq.iter().any(|x| *x != 0.0));
+    [kept, used().peak - before]
+}
+
+#[test]
+fn windows_take_memory_as_their_width_and_never_for_all_pairs() {
+    let Some(device) = gpu::device() else { return };
+    let _alone = ALONE.lock().unwrap();
+    /// Of what is beside the window.
+    #[derive(Clone, Copy, Debug)]
+    enum With {
+        Nothing,
+        Bias,
+        Globals,
+    }
+    let takes = |n: usize, with: With| {
+        attention_takes(&device, n, &|[q, k, v], table| {
+            let band = Band::both(64);
+            let plain = AttentionOptions::new(1, 8);
+            let options = AttentionOptions {
+                band: Some(band),
+                ..plain.clone()
+            };
+            match with {
+                With::Nothing => ops::attention_with(q, k, v, &options),
+                With::Bias => {
+                    let terms = RelativeTerms {
+                        bias_table: Some(ops::narrow(table, 1, 0, 1).unwrap()),
+                        ..RelativeTerms::new(RelativeIndex::clipped(n, n, -4, 4))
+                    };
+                    ops::relative_attention(q, k, v, &terms, &options)
+                }
+                With::Globals => {
+                    let globals = (0..n as u32).map(|i| u32::from(i < 2)).collect();
+                    let globals = Tensor::from_vec(globals, (1, n), &Device::Cpu).unwrap();
+                    let plan = SparsePlan::band(n, band).with_globals(&globals);
+                    ops::sparse_attention(q, k, v, &plan, &plain)
+                }
+            }
+            .unwrap()
+        })
+    };
+    for with in [With::Nothing, With::Bias, With::Globals] {
+        takes(128, with);
+        let [short, long] = [2048, 8192].map(|n| takes(n, with));
+        for (short, long) in short.into_iter().zip(long) {
+            // Four times as many positions; a byte for every pair would be 67 million.
+            assert!(long <= 4 * short + (64 << 10), "{with:?}: {short} {long}");
+            assert!(long < 8192 * 8192 / 8, "{with:?}: {long}");
+        }
+    }
+}
+
+#[test]
+fn relative_terms_keep_nothing_for_pairs() {
+    let Some(device) = gpu::device() else { return };
+    let _alone = ALONE.lock().unwrap();
+    let n = 512;
+    let kept = |which: usize| {
+        let [kept, _] = attention_takes(&device, n, &|[q, k, v], table| {
+            let table = |of: usize| (which == of).then(|| table.clone());
+            let terms = RelativeTerms {
+                query_table: table(0),
+                key_table: table(1),
+                value_table: table(2),
+                ..RelativeTerms::new(RelativeIndex::clipped(n, n, -4, 4))
+            };
+            ops::relative_attention(q, k, v, &terms, &AttentionOptions::new(1, 8)).unwrap()
+        });
+        kept
+    };
+    for which in 0..3 {
+        kept(which);
+        // The result, and little more; the scores would be a megabyte.
+        let kept = kept(which);
+        assert!(kept < 128 << 10, "{which}: {kept}");
+    }
 }
 
 #[test]

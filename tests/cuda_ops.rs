@@ -126,6 +126,179 @@ mod attention {
     }
 }
 
+mod attention_options {
+    use super::*;
+    use cloze::ops::{
+        AttentionOptions, Band, FusedLayout, RelativeIndex, RelativeTerms, Rotary, RotaryPairs,
+    };
+
+    const N: usize = 70;
+    const HEADS: usize = 4;
+    const D: usize = 32;
+
+    /// What one projection gives to queries, keys and values of two heads each for four of queries.
+    fn run(
+        device: &Device,
+        kernel: AttentionKernel,
+        options: &AttentionOptions,
+        with_bias: bool,
+    ) -> Vec<Vec<f64>> {
+        ops::set_attention_kernel(kernel);
+        let batch = match options.mask {
+            AttentionMask::Packed(_) => 1,
+            _ => 2,
+        };
+        let leaf = |shape: &[usize], seed| {
+            let x = noise(shape, seed).to_device(device).unwrap();
+            candle_core::Var::from_tensor(&x).unwrap()
+        };
+        let qkv = leaf(&[batch, N, 2 * HEADS * D], 1);
+        let table = leaf(&[9, HEADS], 2);
+        let terms = RelativeTerms {
+            bias_table: Some(table.as_tensor().clone()),
+            ..RelativeTerms::new(RelativeIndex::clipped(N, N, -4, 4))
+        };
+        let layout = FusedLayout::Blocks;
+        let out = match with_bias {
+            true => ops::relative_attention_fused(&qkv, layout, &terms, options),
+            false => ops::attention_fused(&qkv, layout, options),
+        };
+        let out = out.unwrap();
+        let probe = noise(out.dims(), 9).to_device(device).unwrap();
+        let probe = probe.to_dtype(out.dtype()).unwrap();
+        let loss = (&out * probe).unwrap().sum_all().unwrap();
+        let grads = loss.backward().unwrap();
+        let mut found = vec![wide(&out), wide(grads.get(&qkv).unwrap())];
+        found.extend(with_bias.then(|| wide(grads.get(&table).unwrap())));
+        ops::set_attention_kernel(AttentionKernel::Auto);
+        found
+    }
+
+    #[test]
+    fn kernels_and_products_agree_with_the_cpu() {
+        let Some(device) = device() else { return };
+        let mask = (0..2 * N as u32).map(|i| u32::from(i < 100 && i % 9 != 2));
+        let mask = Tensor::from_vec(mask.collect(), (2, N), &Device::Cpu).unwrap();
+        let of = AttentionOptions {
+            kv_heads: Some(2),
+            scale: 0.3,
+            dropout: Dropout { p: 0.1, key: 4 },
+            ..AttentionOptions::new(HEADS, D)
+        };
+        let masked = AttentionOptions {
+            mask: AttentionMask::Keys(mask.clone()),
+            ..of.clone()
+        };
+        let rotary = |pairs| Some(Rotary::with_theta(N, 24, 100.0, pairs).unwrap());
+        let cases = [
+            masked.clone(),
+            AttentionOptions {
+                band: Some(Band { left: 5, right: 9 }),
+                rotary: rotary(RotaryPairs::Half),
+                query_mask: Some(mask),
+                ..masked.clone()
+            },
+            AttentionOptions {
+                causal: true,
+                rotary: rotary(RotaryPairs::Interleaved),
+                ..masked
+            },
+            AttentionOptions {
+                mask: AttentionMask::Packed([30, 1, 39].into()),
+                rotary: rotary(RotaryPairs::Half),
+                ..of
+            },
+        ];
+        for options in &cases {
+            for with_bias in [false, true] {
+                let exact = run(&Device::Cpu, AttentionKernel::Auto, options, with_bias);
+                for (precision, tolerance) in [(Precision::Bf16, 2e-2), (Precision::F32, 1e-5)] {
+                    for kernel in [AttentionKernel::Fused, AttentionKernel::Products] {
+                        let found =
+                            autocast(precision, || run(&device, kernel, options, with_bias));
+                        for (part, (found, exact)) in found.iter().zip(&exact).enumerate() {
+                            let far = distance(found, exact);
+                            assert!(
+                                far < tolerance,
+                                "{kernel:?} {precision:?} {options:?}: part {part} differs by {far:e}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+mod sparse {
+    use super::*;
+    use cloze::ops::{AttentionOptions, Band, SparsePlan};
+
+    const N: usize = 300;
+
+    fn run(device: &Device, kernel: AttentionKernel, plan: &SparsePlan) -> Vec<Vec<f64>> {
+        ops::set_attention_kernel(kernel);
+        let leaf = |seed| {
+            let x = noise(&[2, N, 2 * 16], seed).to_device(device).unwrap();
+            candle_core::Var::from_tensor(&x).unwrap()
+        };
+        let qkv = [leaf(1), leaf(2), leaf(3)];
+        let mask = (0..2 * N as u32).map(|i| u32::from(i < 500 && i % 9 != 2));
+        let mask = Tensor::from_vec(mask.collect(), (2, N), device).unwrap();
+        let options = AttentionOptions {
+            mask: AttentionMask::Keys(mask),
+            dropout: Dropout { p: 0.1, key: 4 },
+            ..AttentionOptions::new(2, 16)
+        };
+        let out = ops::sparse_attention(&qkv[0], &qkv[1], &qkv[2], plan, &options).unwrap();
+        let probe = noise(out.dims(), 9).to_device(device).unwrap();
+        let probe = probe.to_dtype(out.dtype()).unwrap();
+        let loss = (&out * probe).unwrap().sum_all().unwrap();
+        let grads = loss.backward().unwrap();
+        ops::set_attention_kernel(AttentionKernel::Auto);
+        let grads = qkv.each_ref().map(|x| wide(grads.get(x).unwrap()));
+        std::iter::once(wide(&out)).chain(grads).collect()
+    }
+
+    #[test]
+    fn plans_are_those_of_the_cpu() {
+        let Some(device) = device() else { return };
+        let globals: Vec<u32> = (0..2 * N as u32)
+            .map(|i| u32::from(i % 300 == 0 || i == 333 || i == 77))
+            .collect();
+        let globals = Tensor::from_vec(globals, (2, N), &Device::Cpu).unwrap();
+        let band = Band {
+            left: 40,
+            right: 21,
+        };
+        // Blocks of a length of their own, with ranges that touch, overlap and come back.
+        let head = |at: usize| {
+            let block = |i: usize| vec![0..30, i * 30..(i + 1) * 30, at..at + 65, at + 60..at + 70];
+            (0..10).map(block).collect::<Vec<_>>()
+        };
+        for plan in [
+            SparsePlan::band(N, band),
+            SparsePlan::band(N, band).with_globals(&globals),
+            SparsePlan::per_head(N, N, 30, vec![head(63), head(200)]).unwrap(),
+            SparsePlan::chunks(N, 100, 1, 0),
+        ] {
+            let exact = run(&Device::Cpu, AttentionKernel::Auto, &plan);
+            for (precision, tolerance) in [(Precision::Bf16, 2e-2), (Precision::F32, 1e-5)] {
+                for kernel in [AttentionKernel::Fused, AttentionKernel::Products] {
+                    let found = autocast(precision, || run(&device, kernel, &plan));
+                    for (part, (found, exact)) in found.iter().zip(&exact).enumerate() {
+                        let far = distance(found, exact);
+                        assert!(
+                            far < tolerance,
+                            "{kernel:?} {precision:?} {plan:?}: part {part} differs by {far:e}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
 mod training {
     use super::*;
 

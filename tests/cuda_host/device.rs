@@ -217,6 +217,15 @@ pub fn try_launch<A: Arguments>(
     Err(format!("{name}: {}", message.to_string_lossy()))
 }
 
+/// How many pieces of 16 bytes this thread's last launch has copied to shared memory in the background: what the loops over
+/// tiles have done.
+pub fn copied() -> u64 {
+    let found = symbol(library().handle as Address, "cloze_copied");
+    // SAFETY: this is its signature in emulator.cpp.
+    let copied = unsafe { std::mem::transmute::<Address, extern "C" fn() -> u64>(found) };
+    copied()
+}
+
 /// As [`try_launch`], for kernels that are expected to be right.
 pub fn launch<A: Arguments>(
     name: &str,

@@ -74,6 +74,8 @@ struct Device {
     void (*kernel)(void*) = nullptr;
     void* arguments = nullptr;
     bool late_copies = false;
+    // Asynchronous copies of the last launch.
+    uint64_t copied = 0;
     Fiber* current = nullptr;
     sigjmp_buf escape;
     char error[512];
@@ -289,6 +291,7 @@ void copy_async(void* to, const void* from, bool valid) {
         fail("an asynchronous copy at an address that is no multiple of 16");
     }
     Fiber& fiber = *device.current;
+    device.copied++;
     fiber.copies.push_back({to, from, valid, fiber.groups});
     if (!device.late_copies) copy_wait(-1);
 }
@@ -312,6 +315,7 @@ extern "C" __attribute__((visibility("default"))) const char* cloze_launch(void 
                                                                            size_t shared_bytes, unsigned order) {
     using namespace emulator;
     install_handlers();
+    device.copied = 0;
     const size_t threads = size_t(block[0]) * block[1] * block[2];
     if (threads == 0 || threads > MOST_THREADS || block[2] > 64 || grid[1] > 65535 || grid[2] > 65535) {
         return "the grid or the block has a size that the device does not take";
@@ -384,3 +388,6 @@ extern "C" __attribute__((visibility("default"))) const char* cloze_launch(void 
     munmap(memory, room + page);
     return error;
 }
+
+// How many pieces of 16 bytes this thread's last launch has copied to shared memory in the background.
+extern "C" __attribute__((visibility("default"))) uint64_t cloze_copied() { return emulator::device.copied; }

@@ -285,7 +285,13 @@ fn views_agree_with_copies() {
     let copied = attend([0, 1, 2].map(|i| part(i).contiguous().unwrap()));
     assert_eq!(attend([0, 1, 2].map(part)), copied);
     let fused = ops::attention_fused(&all, FusedLayout::Blocks, &options).unwrap();
-    assert_eq!(values(&fused), copied);
+    if here().is_cuda() {
+        // In f32 a GPU takes the two by different kernels.
+        let copied: Vec<f64> = copied.iter().map(|&x| x.into()).collect();
+        assert!(distance(&wide(&fused), &copied) < 1e-6);
+    } else {
+        assert_eq!(values(&fused), copied);
+    }
     // Rows that do not lie side by side, and one sequence for all.
     let turned = |i: usize| {
         let copy = part(i).transpose(1, 2).unwrap().contiguous().unwrap();
@@ -303,11 +309,8 @@ fn views_agree_with_copies() {
 #[test]
 fn a_band_costs_time_proportional_to_its_width() {
     needs_device!();
-    if here().is_cuda() {
-        return;
-    }
-    // All pairs would be 10^12.
-    let n = 1_000_000;
+    // All pairs would be 10^12; on a GPU, which may be an emulated one, 10^10.
+    let n = if here().is_cuda() { 100_000 } else { 1_000_000 };
     let zeros = Tensor::zeros((1, n, 1), DType::F32, &here()).unwrap();
     let v: Vec<f32> = (0..n).map(|i| (i % 1000) as f32).collect();
     let v = Tensor::from_vec(v, (1, n, 1), &here()).unwrap();

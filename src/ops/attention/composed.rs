@@ -1,4 +1,4 @@
-//! Attention composed of recorded operations round plain attention: for devices whose kernels take no more than that.
+//! Attention composed of recorded operations round plain attention: for what the kernels of a GPU do not take.
 //!
 //! Terms of the distance are formed for all distances at once and brought into place by reading their rows with one element
 //! more or less from row to row, which is a matter of shapes alone.
@@ -252,6 +252,17 @@ fn by_head(x: &Tensor, heads: usize, shared: bool) -> Result<Tensor> {
         true => reshape(&x, (1, heads * batch * n, d)),
         false => reshape(&x, (heads, batch * n, d)),
     }
+}
+
+/// Returns the products of every head's rows of `x` (batch, n, heads · d) with all rows of a table, times `factor`: (heads, batch,
+/// n, rows).
+#[cfg(feature = "cuda")]
+pub(super) fn products(x: &Tensor, table: &Tensor, heads: usize, factor: f64) -> Result<Tensor> {
+    let ((batch, n, all), (rows, columns)) = (x.dims3()?, table.dims2()?);
+    let (d, copies) = (all / heads, columns * heads / all);
+    let table = permute(&reshape(table, (rows, copies, d))?, &[1, 0, 2])?;
+    let x = by_head(&scale(x, factor)?, heads, copies == 1)?;
+    reshape(&matmul(&x, &table, false, true)?, (heads, batch, n, rows))
 }
 
 /// Returns a table's rows in this order, (copies, rows, width).

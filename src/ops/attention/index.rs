@@ -134,6 +134,17 @@ impl RelativeIndex {
         }
     }
 
+    /// Returns whether distances that share a row follow one another.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(super) fn has_rows_in_runs(&self) -> bool {
+        let starts = self.rows.chunk_by(|a, b| a == b).map(|run| run[0]);
+        let mut starts: Vec<u32> = starts.collect();
+        let count = starts.len();
+        starts.sort_unstable();
+        starts.dedup();
+        starts.len() == count
+    }
+
     /// Returns the highest row of all.
     pub(super) fn highest(&self) -> u32 {
         self.rows.iter().copied().max().unwrap_or(0)
@@ -233,6 +244,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn rows_are_in_runs_unless_one_comes_back() {
+        assert!(RelativeIndex::clipped(5, 7, -3, 2).has_rows_in_runs());
+        assert!(RelativeIndex::log_buckets(40, 40, 8, 64).has_rows_in_runs());
+        assert!(
+            !RelativeIndex::new(5, 5, |distance| distance.unsigned_abs() as u32).has_rows_in_runs()
+        );
+        assert!(RelativeIndex::new(1, 1, |_| 3).has_rows_in_runs());
     }
 
     #[test]

@@ -31,6 +31,8 @@ use super::parallel::for_overwrite;
 use super::{Dropout, naive};
 use crate::ops::graph::storage;
 use crate::ops::graph::tape;
+#[cfg(feature = "cuda")]
+use crate::ops::{Activation, checkpoint_all};
 use crate::{Error, Result};
 
 pub use index::RelativeIndex;
@@ -76,8 +78,8 @@ pub enum AttentionKernel {
     /// As is fastest: by one kernel where it takes the heads, else by products.
     #[default]
     Auto,
-    /// With one kernel that stores neither scores nor probabilities, for bf16 and f16, heads of 32, 64, 96 or 128
-    /// features and no additive mask; otherwise with products.
+    /// With kernels that store neither scores nor probabilities and whose time grows with the width of a band, for heads of
+    /// up to 128 features, without additive masks and tables of values; otherwise with products.
     Fused,
     /// By products of all queries with all keys, with a softmax between them.
     Products,
@@ -220,9 +222,7 @@ pub fn pointwise_attention(
         qkv.iter().all(|x| crate::ops::cuda::takes(x, [])),
         weights.activation(),
     ) {
-        return composed::attend(qkv, options, terms, Some(weights), |_, _| {
-            unreachable!("the plain kernel is for the softmax")
-        });
+        return formed_again(qkv, sizes, options, terms, Some(weights));
     }
     if !is_fused(&qkv, options, terms) {
         return naive::attend(qkv, options, terms, Some(weights));
@@ -245,13 +245,7 @@ fn attend(
     check(&sizes, options, terms)?;
     #[cfg(feature = "cuda")]
     if qkv.iter().all(|x| crate::ops::cuda::takes(x, [])) {
-        let plain = |qkv: [&Tensor; 3], mask: &AttentionMask| {
-            cuda::attention(qkv, sizes, mask, options.scale, options.dropout)
-        };
-        return match sizes.is_empty() {
-            true => plain(qkv, &options.mask),
-            false => composed::attend(qkv, options, terms, None, plain),
-        };
+        return on_gpu(qkv, sizes, options, terms);
     }
     if sizes.is_empty() {
         let shape = (sizes.batch, sizes.queries, sizes.heads * sizes.value);
@@ -263,6 +257,84 @@ fn attend(
     let qkv = [readable(q)?, readable(k)?, readable(v)?];
     let attention = Attention::new(sizes, options, None)?;
     on_cpu(&qkv.each_ref(), None, attention, options, terms)
+}
+
+/// For tensors on a GPU: by its kernels, or composed of them.
+#[cfg(feature = "cuda")]
+fn on_gpu(
+    qkv: [&Tensor; 3],
+    sizes: Sizes,
+    options: &AttentionOptions,
+    terms: Option<&RelativeTerms>,
+) -> Result<Tensor> {
+    if sizes.is_empty() {
+        return cuda::attention(qkv, sizes, &options.mask, options.scale, options.dropout);
+    }
+    let request = cuda::Request {
+        qkv: &qkv,
+        layout: None,
+        sizes,
+        options,
+        terms,
+        lengths: None,
+        plan: None,
+    };
+    if let Some(out) = cuda::attend(&request)? {
+        return Ok(out);
+    }
+    if terms.is_some() || options.band.is_some() || options.causal {
+        return formed_again(qkv, sizes, options, terms, None);
+    }
+    by_products(qkv, sizes, options, terms, None)
+}
+
+/// Composed attention on a GPU; what is formed for pairs is kept for the backward pass.
+#[cfg(feature = "cuda")]
+fn by_products(
+    qkv: [&Tensor; 3],
+    sizes: Sizes,
+    options: &AttentionOptions,
+    terms: Option<&RelativeTerms>,
+    weights: Option<Activation>,
+) -> Result<Tensor> {
+    composed::attend(qkv, options, terms, weights, |qkv, mask| {
+        cuda::attention(qkv, sizes, mask, options.scale, options.dropout)
+    })
+}
+
+/// Like [`by_products`], but of all that is formed for pairs nothing is kept: the backward pass forms it again.
+#[cfg(feature = "cuda")]
+fn formed_again(
+    qkv: [&Tensor; 3],
+    sizes: Sizes,
+    options: &AttentionOptions,
+    terms: Option<&RelativeTerms>,
+    weights: Option<Activation>,
+) -> Result<Tensor> {
+    let mut args = qkv.to_vec();
+    let has_bias = match &options.mask {
+        AttentionMask::Additive(bias) => {
+            args.push(bias);
+            true
+        }
+        _ => false,
+    };
+    args.extend(terms.into_iter().flat_map(RelativeTerms::tables).flatten());
+    let (mut options, terms) = (options.clone(), terms.cloned());
+    if has_bias {
+        options.mask = AttentionMask::None;
+    }
+    checkpoint_all(&args, &[], move |args| {
+        let (qkv, rest) = args.split_at(3);
+        let (bias, tables) = rest.split_at(usize::from(has_bias));
+        let mut options = options.clone();
+        if let [bias] = bias {
+            options.mask = AttentionMask::Additive(bias.clone());
+        }
+        let terms = terms.as_ref().map(|terms| terms.with_tables(tables));
+        let qkv = [&qkv[0], &qkv[1], &qkv[2]];
+        by_products(qkv, sizes, &options, terms.as_ref(), weights)
+    })
 }
 
 fn attend_fused(
@@ -278,6 +350,20 @@ fn attend_fused(
     check(&sizes, options, terms)?;
     #[cfg(feature = "cuda")]
     if crate::ops::cuda::takes(qkv, []) {
+        let request = cuda::Request {
+            qkv: &[qkv],
+            layout: Some(layout),
+            sizes,
+            options,
+            terms,
+            lengths: None,
+            plan: None,
+        };
+        if !sizes.is_empty()
+            && let Some(out) = cuda::attend(&request)?
+        {
+            return Ok(out);
+        }
         let [q, k, v] = composed::split(qkv, layout, options)?;
         return attend([&q, &k, &v], options, terms);
     }

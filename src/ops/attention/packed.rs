@@ -34,6 +34,10 @@ pub(super) fn attend(
         _ => unreachable!("attention has one argument for queries, keys and values, or three"),
     };
     check(&sizes, lengths, options)?;
+    #[cfg(feature = "cuda")]
+    if let Some(out) = on_gpu(qkv, fused, lengths, sizes, options, terms)? {
+        return Ok(out);
+    }
     if sizes.is_empty() || !is_fused(qkv, options, terms) {
         return one_by_one(qkv, fused, lengths, options, terms);
     }
@@ -86,6 +90,39 @@ fn of_sequence(options: &AttentionOptions, at: usize) -> AttentionOptions {
         },
         ..options.clone()
     }
+}
+
+/// By the kernels of a GPU, all sequences at once; `None` where they do not take them.
+#[cfg(feature = "cuda")]
+fn on_gpu(
+    qkv: &[&Tensor],
+    fused: Option<FusedLayout>,
+    lengths: &[usize],
+    sizes: Sizes,
+    options: &AttentionOptions,
+    terms: Option<&RelativeTerms>,
+) -> Result<Option<Tensor>> {
+    let on_gpu = qkv.iter().all(|x| crate::ops::cuda::takes(x, []));
+    if !on_gpu || sizes.is_empty() {
+        return Ok(None);
+    }
+    if let Some(terms) = terms {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        terms.of_sequence(longest)?.check(&Sizes {
+            queries: longest,
+            keys: longest,
+            ..sizes
+        })?;
+    }
+    super::cuda::attend(&super::cuda::Request {
+        qkv,
+        layout: fused,
+        sizes,
+        options,
+        terms,
+        lengths: Some(lengths),
+        plan: None,
+    })
 }
 
 /// On any device: sequence by sequence.

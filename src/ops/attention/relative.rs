@@ -86,6 +86,20 @@ impl RelativeTerms {
         }
     }
 
+    /// Returns the same terms with these in place of the tables that are there, in the order of [`KINDS`].
+    #[cfg(feature = "cuda")]
+    pub(super) fn with_tables(&self, tables: &[Tensor]) -> Self {
+        let mut tables = tables.iter().cloned();
+        let mut next = |table: &Option<Tensor>| table.as_ref().and_then(|_| tables.next());
+        Self {
+            query_table: next(&self.query_table),
+            key_table: next(&self.key_table),
+            bias_table: next(&self.bias_table),
+            value_table: next(&self.value_table),
+            ..self.clone()
+        }
+    }
+
     /// Returns the tables that are there, in the order of [`KINDS`].
     pub(super) fn tables(&self) -> [Option<&Tensor>; 4] {
         [

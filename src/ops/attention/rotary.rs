@@ -26,6 +26,9 @@ pub struct Rotary {
     width: usize,
     pairs: RotaryPairs,
     values: bool,
+    /// The tables on the first GPU that asked for them.
+    #[cfg(feature = "cuda")]
+    placed: Arc<std::sync::OnceLock<[Tensor; 2]>>,
 }
 
 impl Rotary {
@@ -72,6 +75,8 @@ impl Rotary {
             width,
             pairs,
             values: false,
+            #[cfg(feature = "cuda")]
+            placed: Arc::default(),
         })
     }
 
@@ -131,6 +136,21 @@ impl Rotary {
         let rows = first * half..(first + count) * half;
         let table = |x: &[f32]| Tensor::from_slice(&x[rows.clone()], (count, half), &Device::Cpu);
         Ok([table(&self.cos)?, table(&self.sin)?])
+    }
+
+    /// Cosines and sines of all positions on a GPU, (positions, width / 2) each, which are copied there once.
+    #[cfg(feature = "cuda")]
+    pub(super) fn tables_on(&self, device: &Device) -> Result<[Tensor; 2]> {
+        if let Some(tables) = self.placed.get()
+            && tables[0].device().same_device(device)
+        {
+            return Ok(tables.clone());
+        }
+        let [cos, sin] = self.tables(0, self.positions)?;
+        let tables = [cos.to_device(device)?, sin.to_device(device)?];
+        // Another thread's are the same.
+        let _ = self.placed.set(tables.clone());
+        Ok(tables)
     }
 
     /// Checks that heads of these sizes and this many positions can be rotated.

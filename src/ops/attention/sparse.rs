@@ -71,10 +71,7 @@ fn attend(
     }
     #[cfg(feature = "cuda")]
     if qkv.iter().all(|x| crate::ops::cuda::takes(x, [])) && plan.own.is_none() && !sums {
-        let (scale, dropout) = (options.scale, options.dropout);
-        return super::composed::sparse(qkv, plan, options, |qkv, mask| {
-            super::cuda::attention(qkv, sizes, mask, scale, dropout)
-        });
+        return on_gpu(qkv, sizes, plan, options);
     }
     if !qkv.iter().all(|x| storage::is_cpu_f32(x)) {
         return naive::sparse(qkv, plan, options, sums);
@@ -106,6 +103,32 @@ fn attend(
                 .collect()
         },
     )
+}
+
+/// By the kernels of a GPU, which visit what the plan says; or by way of all pairs, where they do not take it.
+#[cfg(feature = "cuda")]
+fn on_gpu(
+    qkv: [&Tensor; 3],
+    sizes: Sizes,
+    plan: &SparsePlan,
+    options: &AttentionOptions,
+) -> Result<Tensor> {
+    let request = super::cuda::Request {
+        qkv: &qkv,
+        layout: None,
+        sizes,
+        options,
+        terms: None,
+        lengths: None,
+        plan: Some(plan),
+    };
+    if let Some(out) = super::cuda::attend(&request)? {
+        return Ok(out);
+    }
+    let (scale, dropout) = (options.scale, options.dropout);
+    super::composed::sparse(qkv, plan, options, |qkv, mask| {
+        super::cuda::attention(qkv, sizes, mask, scale, dropout)
+    })
 }
 
 fn with_inputs<T>(args: &[&Tensor], sizes: &Sizes, f: impl FnOnce([Heads; 3]) -> T) -> Result<T> {

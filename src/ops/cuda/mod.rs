@@ -151,6 +151,13 @@ impl Gpu {
         Ok(self.stream.context().attribute(COUNT).w()?.unsigned_abs())
     }
 
+    /// Returns the most shared memory that a block may have, in bytes.
+    pub(super) fn block_memory(&self) -> Result<usize> {
+        use sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as MOST;
+        let most = self.stream.context().attribute(MOST).w()?;
+        Ok(most.unsigned_abs() as usize)
+    }
+
     /// Memory that the caller overwrites before anyone reads it.
     pub(super) fn for_overwrite(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Fresh> {
         let shape = shape.into();
@@ -207,13 +214,27 @@ impl Gpu {
         for Arg(slot) in args {
             builder.arg(slot);
         }
-        let config = LaunchConfig {
-            grid_dim: grid.blocks,
-            block_dim: grid.threads,
-            shared_mem_bytes: grid.shared,
-        };
         // SAFETY: the caller's promise.
-        unsafe { builder.launch(config).w()? };
+        unsafe { builder.launch(grid.config()).w()? };
+        Ok(())
+    }
+
+    /// Like [`Gpu::launch`], for a kernel with one argument, by value.
+    ///
+    /// # Safety
+    /// As there.
+    pub(super) unsafe fn launch_with<T: DeviceRepr>(
+        &self,
+        module: &'static str,
+        kernel: &str,
+        grid: Grid,
+        argument: &T,
+    ) -> Result<()> {
+        let function = self.function(module, kernel, grid.shared)?;
+        let mut builder = self.stream.launch_builder(&function);
+        builder.arg(argument);
+        // SAFETY: the caller's promise.
+        unsafe { builder.launch(grid.config()).w()? };
         Ok(())
     }
 
@@ -314,6 +335,14 @@ impl Grid {
         Self {
             shared: bytes,
             ..self
+        }
+    }
+
+    fn config(&self) -> LaunchConfig {
+        LaunchConfig {
+            grid_dim: self.blocks,
+            block_dim: self.threads,
+            shared_mem_bytes: self.shared,
         }
     }
 

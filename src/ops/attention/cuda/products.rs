@@ -1,12 +1,10 @@
-//! Attention: one fused kernel that keeps neither scores nor probabilities, where it takes the heads; elsewhere products by
-//! cuBLAS around a softmax.
-
-use std::sync::atomic::{AtomicU8, Ordering};
+//! Attention by products of all queries with all keys, by cuBLAS, around a softmax.
 
 use candle_core::{DType, Device, Tensor};
 
+use super::of_zeros_and_others;
 use crate::Result;
-use crate::ops::attention::{AttentionKernel, Sizes, reduce_to};
+use crate::ops::attention::{Sizes, reduce_to};
 use crate::ops::cuda::{
     Fresh, Gpu, Grid, args, compute_dtype, pointer, pointer_or_null, prepared, size, suffix,
 };
@@ -14,36 +12,6 @@ use crate::ops::gemm::cublas::{Heads, Matrix, gemm_heads};
 use crate::ops::graph::tape;
 use crate::ops::naive::lowest;
 use crate::ops::{AttentionMask, Dropout};
-
-/// 0 is "not asked yet"; the others are [`AttentionKernel`]s.
-static KERNEL: AtomicU8 = AtomicU8::new(0);
-
-/// Like [`crate::ops::set_attention_kernel`].
-pub(in crate::ops) fn set_kernel(kernel: AttentionKernel) {
-    let code = match kernel {
-        AttentionKernel::Auto => 1,
-        AttentionKernel::Fused => 2,
-        AttentionKernel::Products => 3,
-    };
-    KERNEL.store(code, Ordering::Relaxed);
-}
-
-fn kernel() -> AttentionKernel {
-    match KERNEL.load(Ordering::Relaxed) {
-        0 => {
-            let asked = std::env::var("CLOZE_CUDA_ATTENTION").unwrap_or_default();
-            set_kernel(match asked.as_str() {
-                "fused" => AttentionKernel::Fused,
-                "products" => AttentionKernel::Products,
-                _ => AttentionKernel::Auto,
-            });
-            kernel()
-        }
-        2 => AttentionKernel::Fused,
-        3 => AttentionKernel::Products,
-        _ => AttentionKernel::Auto,
-    }
-}
 
 /// Like [`crate::ops::attention()`], for arguments whose shapes have been checked.
 pub(in crate::ops) fn attention(
@@ -73,33 +41,6 @@ pub(in crate::ops) fn attention(
         dropout,
     };
     let shape = (sizes.batch, sizes.queries, sizes.heads * sizes.value);
-    if attention.is_fused(&masks) {
-        let ends = match &masks.keys {
-            Some(keys) => Some(attention.ends(keys)?),
-            None => None,
-        };
-        let masks = Masks { ends, ..masks };
-        let (out, log_sums) = attention.fused_forward([&q, &k, &v], &masks)?;
-        return tape::record(
-            "attention",
-            &[&q, &k, &v],
-            out.storage,
-            shape,
-            move |args, out, dy| {
-                let grads = attention.fused_backward(
-                    [args[0], args[1], args[2]],
-                    &masks,
-                    out,
-                    &log_sums,
-                    dy,
-                )?;
-                // Each is formed along the way to the others: those that nobody asked for are dropped.
-                let [dq, dk, dv] = grads.map(Fresh::into_tensor);
-                let wanted = |i: usize, grad: Tensor| args[i].track_op().then_some(grad);
-                Ok(vec![wanted(0, dq), wanted(1, dk), wanted(2, dv)])
-            },
-        );
-    }
     let (out, probs) = attention.forward([&q, &k, &v], &masks)?;
     let mut args = vec![&q, &k, &v];
     if let AttentionMask::Additive(bias) = mask {
@@ -142,8 +83,6 @@ fn finite(bias: &Tensor, dtype: DType) -> Result<Tensor> {
 struct Masks {
     /// (batch, keys) of u32, 0 where a key is hidden.
     keys: Option<Tensor>,
-    /// (batch): one past the last key that is not hidden.
-    ends: Option<Fresh>,
     /// The term added to the scores.
     bias: Option<Tensor>,
 }
@@ -154,21 +93,13 @@ impl Masks {
         match mask {
             AttentionMask::None => Ok(Self::default()),
             AttentionMask::Keys(keys) => {
-                let keys = match keys.dtype() {
-                    DType::U32 => keys.clone(),
-                    _ => keys.ne(0.0)?.to_dtype(DType::U32)?,
-                };
-                Ok(Self {
-                    keys: Some(keys.to_device(device)?.contiguous()?),
-                    ..Self::default()
-                })
+                let keys = Some(of_zeros_and_others(keys, device)?);
+                Ok(Self { keys, bias: None })
             }
             AttentionMask::Additive(bias) => {
                 let finite = finite(&bias.detach(), dtype)?;
-                Ok(Self {
-                    bias: Some(finite.to_dtype(dtype)?.contiguous()?),
-                    ..Self::default()
-                })
+                let bias = Some(finite.to_dtype(dtype)?.contiguous()?);
+                Ok(Self { keys: None, bias })
             }
             AttentionMask::Packed(_) => Err(crate::ops::attention::masks::not_packed()),
         }
@@ -196,157 +127,6 @@ struct Attention {
 }
 
 impl Attention {
-    fn is_fused(&self, masks: &Masks) -> bool {
-        let fits = self.dtype != DType::F32
-            && self.sizes.key == self.sizes.value
-            && [32, 64, 96, 128].contains(&self.sizes.key)
-            && masks.bias.is_none()
-            // The kernel counts a head's pairs with 32 bits.
-            && u32::try_from(self.sizes.queries * self.sizes.keys).is_ok();
-        fits && kernel() != AttentionKernel::Products
-    }
-
-    fn fused_name(&self, kernel: &str) -> String {
-        format!(
-            "attention_{kernel}_{}_d{}",
-            suffix(self.dtype),
-            self.sizes.key
-        )
-    }
-
-    /// Returns one past the last key that counts, for each sequence.
-    fn ends(&self, mask: &Tensor) -> Result<Fresh> {
-        let ends = self.gpu.for_overwrite(self.sizes.batch, DType::U32)?;
-        let (batch, keys) = (size(self.sizes.batch)?, size(self.sizes.keys)?);
-        let grid = Grid::new((batch, 1, 1), (128, 1, 1));
-        let arguments = args![ends.ptr(), pointer(mask)?, batch, keys];
-        // SAFETY: the mask is (batch, keys) of u32, and there is an end per sequence.
-        unsafe {
-            self.gpu
-                .launch("attention", "attention_key_ends", grid, arguments)?
-        };
-        Ok(ends)
-    }
-
-    /// Returns a block for every 64 of `rows`, for each head of each sequence.
-    fn tiles(&self, rows: usize, shared: usize) -> Result<Grid> {
-        let blocks = (
-            size(rows.div_ceil(64))?,
-            size(self.sizes.heads)?,
-            size(self.sizes.batch)?,
-        );
-        Ok(Grid::new(blocks, (128, 1, 1)).shared(size(shared)?))
-    }
-
-    /// Returns the result, and for each query the logarithm of its scores' sum of exponentials.
-    fn fused_forward(&self, [q, k, v]: [&Tensor; 3], masks: &Masks) -> Result<(Fresh, Fresh)> {
-        let s = self.sizes;
-        let out = self
-            .gpu
-            .for_overwrite((s.batch, s.queries, s.heads * s.value), self.dtype)?;
-        let log_sums = self
-            .gpu
-            .for_overwrite((s.batch, s.heads, s.queries), DType::F32)?;
-        let stride = size(s.heads * s.key)?;
-        let arguments = args![
-            out.ptr(),
-            log_sums.ptr(),
-            pointer(q)?,
-            pointer(k)?,
-            pointer(v)?,
-            pointer_or_null(masks.keys.as_ref())?,
-            masks.ends.as_ref().map_or(0, Fresh::ptr),
-            size(s.batch)?,
-            size(s.heads)?,
-            size(s.queries)?,
-            size(s.keys)?,
-            stride,
-            stride,
-            stride,
-            self.scale,
-            self.dropout.p,
-            self.dropout.key,
-        ];
-        let grid = self.tiles(s.queries, (64 + 4 * 64) * (s.key + 8) * 2)?;
-        // SAFETY: q and out are (batch, queries, heads · d), k and v (batch, keys, heads · d), all of that dtype; the mask is
-        // (batch, keys), ends (batch), the log sums (batch, heads, queries).
-        unsafe {
-            self.gpu
-                .launch("attention", &self.fused_name("forward"), grid, arguments)?
-        };
-        Ok((out, log_sums))
-    }
-
-    fn fused_backward(
-        &self,
-        [q, k, v]: [&Tensor; 3],
-        masks: &Masks,
-        out: &Tensor,
-        log_sums: &Fresh,
-        dy: &Tensor,
-    ) -> Result<[Fresh; 3]> {
-        let s = self.sizes;
-        let (batch, heads) = (size(s.batch)?, size(s.heads)?);
-        let (queries, keys) = (size(s.queries)?, size(s.keys)?);
-        let gpu = &self.gpu;
-        let delta = gpu.for_overwrite((s.batch, s.heads, s.queries), DType::F32)?;
-        let rows = size(s.batch * s.heads * s.queries)?;
-        let arguments = args![
-            delta.ptr(),
-            pointer(dy)?,
-            pointer(out)?,
-            batch,
-            heads,
-            queries
-        ];
-        let grid = Grid::new((rows.div_ceil(4), 1, 1), (128, 1, 1));
-        // SAFETY: both tensors are (batch, queries, heads · d) of that dtype, delta (batch, heads, queries).
-        unsafe { gpu.launch("attention", &self.fused_name("delta"), grid, arguments)? };
-
-        let dq = gpu.for_overwrite(q.shape(), self.dtype)?;
-        let dk = gpu.for_overwrite(k.shape(), self.dtype)?;
-        let dv = gpu.for_overwrite(v.shape(), self.dtype)?;
-        let stride = size(s.heads * s.key)?;
-        let shared_by_both: [crate::ops::cuda::Arg; 14] = *args![
-            pointer(dy)?,
-            pointer(q)?,
-            pointer(k)?,
-            pointer(v)?,
-            log_sums.ptr(),
-            delta.ptr(),
-            pointer_or_null(masks.keys.as_ref())?,
-            masks.ends.as_ref().map_or(0, Fresh::ptr),
-            batch,
-            heads,
-            queries,
-            keys,
-            stride,
-            stride,
-        ];
-        let rest: &[crate::ops::cuda::Arg] = args![self.scale, self.dropout.p, self.dropout.key];
-        let kv = [
-            args![dk.ptr(), dv.ptr()],
-            &shared_by_both[..],
-            args![stride, stride, stride],
-            rest,
-        ]
-        .concat();
-        let grid = self.tiles(s.keys, backward_shared(s.key))?;
-        // SAFETY: as forward; each gradient has the size of what it is of.
-        unsafe { gpu.launch("attention", &self.fused_name("backward_kv"), grid, &kv)? };
-        let of_q = [
-            args![dq.ptr()],
-            &shared_by_both[..],
-            args![stride, stride],
-            rest,
-        ]
-        .concat();
-        let grid = self.tiles(s.queries, backward_shared(s.key))?;
-        // SAFETY: as above.
-        unsafe { gpu.launch("attention", &self.fused_name("backward_q"), grid, &of_q)? };
-        Ok([dq, dk, dv])
-    }
-
     /// Returns the heads of a (batch, seq, heads · width) tensor.
     fn heads(&self, ptr: u64, seq: usize, width: usize) -> Heads {
         let row = self.sizes.heads * width;
@@ -533,9 +313,4 @@ impl Attention {
         }
         Ok(([dq, dk, dv], grads))
     }
-}
-
-/// Bytes of shared memory that the kernels for the gradients use: two tiles that stay, and two of halves that come and go.
-fn backward_shared(d: usize) -> usize {
-    (2 * 64 + 4 * 32) * (d + 8) * 2
 }
