@@ -11,6 +11,7 @@ use tokenizers::models::bpe::BPE;
 use tokenizers::{Model, ModelWrapper, PreTokenizerWrapper};
 
 use super::engine::Engine;
+use super::library::Library;
 use crate::Result;
 
 /// How many words a thread remembers. Natural text rarely has more; unnatural text is merely not remembered.
@@ -54,7 +55,8 @@ impl ByteWords {
         let simple = tokenizer.get_normalizer().is_none()
             && bytes.use_regex
             && !bytes.add_prefix_space
-            && model.dropout.is_none();
+            && model.dropout.is_none()
+            && !tokenizer.has_leading_space();
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         let added = tokenizer.get_added_tokens_decoder().into_values();
         simple.then(|| Self {
@@ -112,7 +114,7 @@ impl Memory {
     }
 }
 
-fn bpe(tokenizer: &tokenizers::Tokenizer) -> Option<&BPE> {
+fn bpe(tokenizer: &Library) -> Option<&BPE> {
     match tokenizer.get_model() {
         ModelWrapper::BPE(model) => Some(model),
         _ => None,

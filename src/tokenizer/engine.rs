@@ -6,14 +6,15 @@ use tokenizers::{AddedToken, PostProcessorWrapper};
 
 use super::checks;
 use super::guard::{failed, guarded};
+use super::library::Library;
 use super::rules::Rules;
-use crate::{Error, Result};
+use crate::Result;
 
 /// Text to tokens and back, without the special tokens around a text. The library's panics end here.
 #[derive(Clone)]
 pub(super) enum Engine {
-    /// A pipeline of the `tokenizers` library: normalizer, pre-tokenizer, model, decoder and added tokens.
-    Library(Box<tokenizers::Tokenizer>),
+    /// A pipeline of the `tokenizers` library.
+    Library(Box<Library>),
     /// The rules of transformers' Python classes.
     Rules(Box<Rules>),
 }
@@ -26,7 +27,20 @@ impl Engine {
     ) -> (Self, Option<PostProcessorWrapper>) {
         let post = tokenizer.get_post_processor().cloned();
         tokenizer.with_post_processor(None::<PostProcessorWrapper>);
-        (Engine::Library(Box::new(tokenizer)), post)
+        (
+            Engine::Library(Box::new(Library::new(tokenizer, false))),
+            post,
+        )
+    }
+
+    /// Takes over a tokenizer of the library that puts a space before texts that begin with none.
+    pub(super) fn with_leading_space(tokenizer: tokenizers::Tokenizer) -> Self {
+        Engine::Library(Box::new(Library::new(tokenizer, true)))
+    }
+
+    /// Returns whether texts that begin with no space get one, and added tokens within them don't.
+    pub(super) fn has_leading_space(&self) -> bool {
+        matches!(self, Engine::Library(library) if library.has_leading_space())
     }
 
     pub(super) fn rules(rules: Rules) -> Self {
@@ -36,24 +50,19 @@ impl Engine {
     /// Returns the tokens of `text` with offsets in characters.
     pub(super) fn encode(&self, text: &str) -> Result<tokenizers::Encoding> {
         guarded("encoding", || match self {
-            Engine::Library(library) => library.encode_char_offsets(text, false).map_err(failed),
+            Engine::Library(library) => library.encode(text),
             Engine::Rules(rules) => rules.encode(text),
         })
     }
 
     /// Appends the ids of `text`.
     pub(super) fn append_ids(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
-        guarded("encoding", || {
-            match self {
-                Engine::Library(library) => {
-                    let encoding = library.encode_fast(text, false).map_err(failed)?;
-                    ids.extend_from_slice(encoding.get_ids());
-                }
-                Engine::Rules(rules) => {
-                    ids.extend(rules.pieces(text)?.iter().map(|piece| piece.id));
-                }
+        guarded("encoding", || match self {
+            Engine::Library(library) => library.append_ids(text, ids),
+            Engine::Rules(rules) => {
+                ids.extend(rules.pieces(text, false)?.iter().map(|piece| piece.id));
+                Ok(())
             }
-            Ok(())
         })
     }
 
@@ -132,7 +141,7 @@ impl Engine {
             return Ok(());
         }
         match self {
-            Engine::Library(library) => add_to_library(library, tokens),
+            Engine::Library(library) => library.add(tokens),
             Engine::Rules(rules) => rules.add(tokens),
         }
     }
@@ -161,54 +170,4 @@ impl Engine {
         let vocabulary = self.vocabulary();
         checks::ids(vocabulary.iter().map(|(token, id)| (token.as_str(), *id)))
     }
-}
-
-fn add_to_library(
-    library: &mut tokenizers::Tokenizer,
-    tokens: Vec<(Option<u32>, AddedToken)>,
-) -> Result<()> {
-    // The library counts tokens to find the next id, which is wrong where ids have gaps.
-    let vocabulary = library.get_vocab(true);
-    let rows = vocabulary.values().max().map_or(0, |id| id + 1);
-    let gaps = rows as usize != vocabulary.len();
-    let mut next = rows;
-    let mut missing: Vec<&str> = Vec::new();
-    for (wanted, token) in &tokens {
-        let content = token.content.as_str();
-        if content.is_empty() {
-            continue;
-        }
-        let known = vocabulary.get(content).copied().or_else(|| {
-            let at = missing.iter().position(|seen| *seen == content)?;
-            Some(rows + at as u32)
-        });
-        let id = known.unwrap_or(next);
-        if let Some(wanted) = wanted.filter(|wanted| *wanted != id) {
-            return Err(Error::Tokenizer(format!(
-                "the added token {content:?} is to have the id {wanted}, but the vocabulary of {rows} ids leaves {id} for \
-                 it; the files do not belong together"
-            )));
-        }
-        if known.is_none() {
-            if gaps {
-                return Err(Error::Tokenizer(format!(
-                    "the token {content:?} can't be added: the vocabulary's {} tokens have ids up to {} with gaps between, \
-                     so that a new id is not certain",
-                    vocabulary.len(),
-                    rows - 1
-                )));
-            }
-            missing.push(content);
-            next += 1;
-        }
-    }
-    for (_, token) in tokens {
-        let added = if token.special {
-            library.add_special_tokens([token])
-        } else {
-            library.add_tokens([token])
-        };
-        added.map_err(failed)?;
-    }
-    Ok(())
 }

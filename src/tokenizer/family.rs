@@ -43,6 +43,8 @@ pub(crate) struct Pieces {
     pub(crate) splits_punctuation: bool,
     /// Whether a space at the beginning of a text is no part of its first token.
     pub(crate) strips: bool,
+    /// Whether transformers' fast class alone makes quotes plain.
+    pub(crate) fast_quotes: bool,
 }
 
 /// Whether accents are kept.
@@ -178,6 +180,7 @@ const ALBERT_PIECES: Pieces = Pieces {
     lowercase: Some(true),
     splits_punctuation: false,
     strips: false,
+    fast_quotes: false,
 };
 
 const ALBERT: Family = Family {
@@ -203,6 +206,7 @@ const XLM_ROBERTA_PIECES: Pieces = Pieces {
     lowercase: None,
     splits_punctuation: false,
     strips: false,
+    fast_quotes: false,
 };
 
 const XLM_ROBERTA: Family = Family {
@@ -548,6 +552,7 @@ static FAMILIES: &[Family] = &[
         layout: Layout::SentencePiece(Pieces {
             file: "sentencepiece.model",
             joining: Joining::Model,
+            fast_quotes: true,
             cleans: None,
             lowercase: Some(false),
             ..ALBERT_PIECES

@@ -91,10 +91,13 @@ fn from_tokenizer_json(
         special.set(role, token);
     }
     let (mut engine, post) = Engine::library(core);
-    if family.is_some_and(|family| family.layout == Layout::ChineseWords)
+    // The class that opens any file knows of no words that the file does not name.
+    let class = folder.config.get("tokenizer_class").and_then(Value::as_str);
+    let any = matches!(class, Some("PreTrainedTokenizerFast" | "TokenizersBackend"));
+    if family.is_some_and(|family| family.layout == Layout::ChineseWords && !any)
         && let Engine::Library(library) = engine
     {
-        let rules = legacy::chinese_words::from_library(file, bytes, *library)?;
+        let rules = legacy::chinese_words::from_library(file, bytes, library.into_tokenizer())?;
         engine = Engine::rules(rules);
     }
     let mut tokenizer = assemble(engine, post, folder, family, special, false)?;
@@ -183,7 +186,12 @@ fn assemble(
         _ => None,
     };
     let mut own_files = Vec::new();
-    for name in family.map_or(&[][..], |family| family.own_files) {
+    let mut own_names = family.map_or(&[][..], |family| family.own_files);
+    if own_names.is_empty() && engine.has_leading_space() {
+        // In a tokenizer.json the space would go before more than the text.
+        own_names = &["vocab.json", "merges.txt"];
+    }
+    for name in own_names {
         if let Some(path) = folder.file(name) {
             let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
             own_files.push((*name, bytes.into()));

@@ -17,6 +17,7 @@ mod folder;
 mod guard;
 mod languages;
 mod legacy;
+mod library;
 mod load;
 mod options;
 #[cfg(test)]
@@ -279,6 +280,9 @@ impl Tokenizer {
             }
             let added = self.core.engine.added_tokens();
             hasher.update(format!("{added:?}").as_bytes());
+            if self.core.engine.has_leading_space() {
+                hasher.update(b"leading space");
+            }
             hasher.finalize().to_hex().to_string()
         });
         let mut hasher = blake3::Hasher::new();

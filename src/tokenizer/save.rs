@@ -96,7 +96,7 @@ pub(super) fn files(engine: &Engine, post: Option<&PostProcessorWrapper>) -> Res
         Engine::Library(library) => library,
         Engine::Rules(rules) => return Ok(rules.files().to_vec()),
     };
-    let mut whole = (**library).clone();
+    let mut whole: tokenizers::Tokenizer = (***library).clone();
     whole.with_post_processor(post.cloned());
     let json = guarded("saving", || whole.to_string(false).map_err(failed))?;
     let mut json: Value = serde_json::from_str(&json)?;

@@ -6,6 +6,7 @@
 mod columns;
 mod families;
 mod faults;
+mod layouts;
 mod training;
 
 use std::path::{Path, PathBuf};

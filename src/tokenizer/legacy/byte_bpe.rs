@@ -3,11 +3,12 @@
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
+use super::super::engine::Engine;
 use super::super::folder::Folder;
 use super::super::guard::failed;
 use crate::{Error, Result};
 
-pub(super) fn build(folder: &Folder, unk: Option<&str>) -> Result<tokenizers::Tokenizer> {
+pub(super) fn build(folder: &Folder, unk: Option<&str>) -> Result<Engine> {
     let vocab = super::read_json_vocabulary(folder)?;
     let merges_file = folder.path.join("merges.txt");
     let text = super::read(folder, "merges.txt")?;
@@ -42,8 +43,10 @@ pub(super) fn build(folder: &Folder, unk: Option<&str>) -> Result<tokenizers::To
         model = model.unk_token(unk.to_owned());
     }
     let mut core = tokenizers::Tokenizer::new(model.build().map_err(failed)?);
-    let prefix = folder.flag("add_prefix_space").unwrap_or(false);
-    core.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(prefix)));
+    core.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(false)));
     core.with_decoder(Some(ByteLevel::default()));
-    Ok(core)
+    Ok(match folder.flag("add_prefix_space") {
+        Some(true) => Engine::with_leading_space(core),
+        _ => Engine::library(core).0,
+    })
 }

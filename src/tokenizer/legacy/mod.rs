@@ -56,7 +56,7 @@ pub(super) fn build(folder: &Folder, family: &Family, special: &SpecialTokens) -
     let unk = special.get(Role::Unk).map(|token| token.content.as_str());
     let library = match family.layout {
         Layout::WordPiece => wordpiece::build(folder, unk.unwrap_or("[UNK]"))?,
-        Layout::ByteBpe => byte_bpe::build(folder, unk)?,
+        Layout::ByteBpe => return byte_bpe::build(folder, unk),
         Layout::Letters => letters::build(folder, unk.unwrap_or("<unk>"))?,
         Layout::SentencePiece(pieces) => return sentence_piece(folder, &pieces).map(Engine::rules),
         Layout::Bytes => return Ok(Engine::rules(bytes(special)?)),
@@ -93,6 +93,8 @@ fn sentence_piece(folder: &Folder, pieces: &Pieces) -> Result<Rules> {
     let mut cleaning = Cleaning {
         split_by_punct: pieces.splits_punctuation && folder.flag("split_by_punct").unwrap_or(false),
         strips: pieces.strips,
+        fast_quotes: pieces.fast_quotes,
+        lowercase: lowercase == Some(true),
         ..Cleaning::default()
     };
     if let Some(keep_accents) = pieces.cleans {
@@ -100,7 +102,6 @@ fn sentence_piece(folder: &Folder, pieces: &Pieces) -> Result<Rules> {
             remove_space: folder.flag("remove_space").unwrap_or(true),
             quotes: true,
             strip_accents: !folder.flag("keep_accents").unwrap_or(keep_accents),
-            lowercase: lowercase == Some(true),
             comma_after_digits: true,
             ..cleaning
         };

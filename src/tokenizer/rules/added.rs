@@ -93,7 +93,8 @@ impl Added {
             let mut text_end = at;
             if token.lstrip {
                 text_end = open + text[open..at].trim_end_matches(is_space).len();
-                start = text_end;
+                // Places are the library's, to which some of Python's spaces are none.
+                start = open + text[open..at].trim_end_matches(char::is_whitespace).len();
                 // One that is looked for in the normalized text finds a single space before it.
                 let last = text[text_end..at].chars().next_back();
                 if let Some(last) = last.filter(|_| token.normalized) {

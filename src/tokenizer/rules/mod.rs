@@ -41,6 +41,15 @@ pub(super) struct Piece {
     pub(super) begins_word: bool,
 }
 
+/// Where a text that is to be segmented stands, and what for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// Whether it stands behind an added token that is looked for in the normalized text.
+    pub(super) after_normalized: bool,
+    /// Whether it is asked where the pieces stand in the text; otherwise their spans may be anything.
+    pub(super) spans: bool,
+}
+
 /// A token that is to be joined to a text.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Spelled<'a> {
@@ -55,13 +64,8 @@ pub(super) struct Spelled<'a> {
 
 /// How a family cuts a text without added tokens into pieces, and joins tokens to a text.
 pub(super) trait Segmenter: Send + Sync + fmt::Debug {
-    /// Appends the pieces of `text`, which may follow an added token that is matched in the normalized text.
-    fn segment(
-        &self,
-        text: &Aligned,
-        after_normalized: bool,
-        pieces: &mut Vec<Piece>,
-    ) -> Result<()>;
+    /// Appends the pieces of `text`, which stands where `place` says.
+    fn segment(&self, text: &Aligned, place: Place, pieces: &mut Vec<Piece>) -> Result<()>;
 
     /// Returns the text of tokens in a row.
     fn join(&self, tokens: &[Spelled<'_>]) -> String;
@@ -76,6 +80,12 @@ pub(super) trait Segmenter: Send + Sync + fmt::Debug {
 
     /// Returns the text of `ids`, where the family does not go by its tokens.
     fn decode(&self, _ids: &[u32], _skip_special_tokens: bool) -> Option<Result<String>> {
+        None
+    }
+
+    /// Returns the same rules as a pipeline of the library whose model knows nothing yet; `None` where transformers has no
+    /// such pipeline.
+    fn pipeline(&self) -> Option<Result<tokenizers::Tokenizer>> {
         None
     }
 
@@ -224,23 +234,26 @@ impl Rules {
         Ok(())
     }
 
-    /// Returns the pieces of `text`, added tokens among them.
-    pub(super) fn pieces(&self, text: &str) -> Result<Vec<Piece>> {
+    /// Returns the pieces of `text`, added tokens among them; without `spans` it may be unsaid where they stand.
+    pub(super) fn pieces(&self, text: &str, spans: bool) -> Result<Vec<Piece>> {
         let mut aligned = Aligned::new(text);
         if self.lowercase {
             aligned = self.lowercased(&aligned);
         }
         let mut pieces = Vec::new();
-        let mut after_normalized = false;
+        let mut place = Place {
+            after_normalized: false,
+            spans,
+        };
         for part in self.added.split(&aligned) {
             match part {
                 Part::Text(range) => {
                     let text = aligned.slice(range);
-                    self.segmenter
-                        .segment(&text, after_normalized, &mut pieces)?;
+                    self.segmenter.segment(&text, place, &mut pieces)?;
                 }
                 Part::Token(id, range) => {
-                    after_normalized = self.added.get(id).is_some_and(|token| token.normalized);
+                    place.after_normalized =
+                        self.added.get(id).is_some_and(|token| token.normalized);
                     pieces.push(Piece {
                         id,
                         span: aligned.span(range),
@@ -253,7 +266,7 @@ impl Rules {
     }
 
     pub(super) fn encode(&self, text: &str) -> Result<tokenizers::Encoding> {
-        let pieces = self.pieces(text)?;
+        let pieces = self.pieces(text, true)?;
         let mut word = 0;
         let words = pieces.iter().enumerate().map(|(at, piece)| {
             word += u32::from(at > 0 && piece.begins_word);
@@ -347,6 +360,11 @@ impl Rules {
             " "
         };
         Ok(self.segmenter.finish(texts.join(between)))
+    }
+
+    /// Returns the same rules as a pipeline of the library whose model knows nothing yet; `None` where there is none.
+    pub(super) fn pipeline(&self) -> Option<Result<tokenizers::Tokenizer>> {
+        self.segmenter.pipeline()
     }
 
     /// Returns the letters and what they say, of a tokenizer for speech.

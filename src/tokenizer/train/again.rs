@@ -22,8 +22,8 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// If the tokenizer was opened from files whose rules can't be trained (a `SentencePiece` model, XLM, bytes, letters),
-    /// or `vocab_size` does not even hold the special tokens and, over bytes, the 256 bytes.
+    /// If the tokenizer was opened from files whose rules can't be trained (XLM, Chinese words, tables, bytes, letters), or
+    /// `vocab_size` does not even hold the special tokens and, over bytes, the 256 bytes.
     ///
     /// ```
     /// use cloze::tokenizer::Tokenizer;
@@ -39,15 +39,7 @@ impl Tokenizer {
         I::IntoIter: Send,
         I::Item: AsRef<str> + Send,
     {
-        let Engine::Library(library) = &self.core.engine else {
-            return Err(Error::Tokenizer(format!(
-                "a {} from its own older files can't be trained again; train_wordpiece, train_unigram and train_bpe make \
-                 new ones",
-                self.class_name()
-            )));
-        };
-        let json = guarded("training", || library.to_string(false).map_err(failed))?;
-        let mut json: Value = serde_json::from_str(&json)?;
+        let mut json = guarded("training", || self.pipeline())?;
         let unk = forget_vocabulary(&mut json);
         let unigram = json["model"]["type"] == "Unigram";
         let added = self.core.engine.added_tokens().into_iter();
@@ -67,8 +59,42 @@ impl Tokenizer {
         renumber(&mut processor, &|token| core.token_to_id(token))?;
         let processor: Option<PostProcessorWrapper> = serde_json::from_value(processor)?;
         core.with_post_processor(processor);
-        let (engine, processor) = Engine::library(core);
+        let (mut engine, processor) = Engine::library(core);
+        if !self.settings.cleans_up {
+            // Version 5 of transformers, which alone knows these families, puts the other added tokens behind the vocabulary.
+            let added = self.core.engine.added_tokens().into_iter();
+            let others = added.map(|(_, token)| (None, token));
+            let others = others.filter(|(_, token)| !token.special);
+            engine.add(others.collect())?;
+        }
         self.with_engine(engine, processor)
+    }
+
+    /// Returns the pipeline that is trained, as its `tokenizer.json` would be.
+    fn pipeline(&self) -> Result<Value> {
+        let json = |pipeline: &tokenizers::Tokenizer| -> Result<Value> {
+            Ok(serde_json::from_str(
+                &pipeline.to_string(false).map_err(failed)?,
+            )?)
+        };
+        match &self.core.engine {
+            Engine::Library(library) => {
+                let mut json = json(library)?;
+                if library.has_leading_space() {
+                    json["pre_tokenizer"]["add_prefix_space"] = true.into();
+                }
+                Ok(json)
+            }
+            Engine::Rules(rules) => {
+                let pipeline = rules.pipeline().ok_or_else(|| {
+                    Error::Tokenizer(format!(
+                        "a {} can't be trained again; train_wordpiece, train_unigram and train_bpe make new tokenizers",
+                        self.class_name()
+                    ))
+                })?;
+                json(&pipeline?)
+            }
+        }
     }
 
     /// This tokenizer with another vocabulary.

@@ -7,6 +7,7 @@ mod bpe;
 mod decode;
 mod normalize;
 mod proto;
+mod steps;
 mod trie;
 mod unigram;
 
@@ -17,11 +18,12 @@ use std::sync::LazyLock;
 use super::aligned::Aligned;
 use super::classes::CharClass;
 use super::vocabulary::Vocabulary;
-use super::{Piece, Segmenter, Spelled, Stretches, is_space};
+use super::{Piece, Place, Segmenter, Spelled, Stretches, is_space};
 use crate::Result;
 use bpe::Bpe;
 use normalize::Normalizer;
 use proto::{Algorithm, Kind, Proto};
+use steps::Steps;
 use trie::Trie;
 use unigram::Unigram;
 
@@ -59,6 +61,8 @@ pub(crate) struct Cleaning {
     /// A space before the text is not part of its first piece, unless it follows a token that is matched in the
     /// normalized text.
     pub(crate) strips: bool,
+    /// transformers' fast class alone makes quotes plain, and spaces single before the model's own map.
+    pub(crate) fast_quotes: bool,
 }
 
 /// How tokens are joined to a text.
@@ -92,10 +96,13 @@ pub(crate) struct SentencePiece {
     /// The place of each byte's piece, where the model has them.
     bytes: Option<Box<[usize; 256]>>,
     cleaning: Cleaning,
+    /// The same as steps of the library, where it can take them.
+    steps: Option<Steps>,
     joining: Joining,
     /// What is added to a place to make it an id, and the id of what is unknown.
     shift: i64,
     unk_id: u32,
+    unk_token: String,
 }
 
 impl SentencePiece {
@@ -109,8 +116,11 @@ impl SentencePiece {
     ) -> Result<(Self, Vocabulary)> {
         let proto = Proto::read(path, bytes)?;
         let texts = proto.pieces.iter().map(|piece| piece.text.clone());
-        let (vocabulary, shift, unk_id) = match ids {
-            Ids::Own => (Vocabulary::in_order(texts), 0, proto.unk as u32),
+        let (vocabulary, shift, unk_id, unk_token) = match ids {
+            Ids::Own => {
+                let unk = proto.pieces[proto.unk].text.clone();
+                (Vocabulary::in_order(texts), 0, proto.unk as u32, unk)
+            }
             Ids::Fairseq { first, from, last } => {
                 let first_tokens = first.iter().map(|&token| token.to_owned());
                 let last = last
@@ -121,7 +131,8 @@ impl SentencePiece {
                 let all = first_tokens.chain(texts.skip(from)).chain(last);
                 let vocabulary = Vocabulary::in_order(all);
                 let unk = vocabulary.id("<unk>").unwrap_or_default();
-                (vocabulary, first.len() as i64 - from as i64, unk)
+                let shift = first.len() as i64 - from as i64;
+                (vocabulary, shift, unk, "<unk>".to_owned())
             }
         };
         let places = proto.pieces.iter().enumerate();
@@ -140,6 +151,7 @@ impl SentencePiece {
         let symbols = Trie::new(symbols.map(|(piece, place)| (piece.text.as_str(), place)));
         let model = Self {
             normalizer: Normalizer::new(&proto, symbols),
+            steps: Steps::new(&proto, cleaning),
             cut: match proto.algorithm {
                 Algorithm::Unigram => Cut::Unigram(Unigram::new(&proto.pieces)),
                 Algorithm::Bpe => Cut::Bpe(Bpe::new(&proto.pieces)),
@@ -151,6 +163,7 @@ impl SentencePiece {
             joining,
             shift,
             unk_id,
+            unk_token,
         };
         Ok((model, vocabulary))
     }
@@ -163,9 +176,28 @@ impl SentencePiece {
         u32::try_from(place as i64 + self.shift).unwrap_or(self.unk_id)
     }
 
-    /// Returns the pieces of `text`, each with its text.
-    fn cut(&self, text: &Aligned, before: Option<(u32, u32)>) -> Vec<Found> {
-        let normalized = self.normalizer.apply(text, before);
+    /// Returns the text as the model sees it: whole, or every punctuation mark by itself.
+    fn normalized(&self, text: &Aligned, place: Place) -> Vec<Aligned> {
+        let parts = |text: Aligned| match self.cleaning.split_by_punct {
+            true => by_punctuation(&text),
+            false => vec![text],
+        };
+        let own = parts(self.clean(text)).into_iter();
+        let mut own: Vec<Aligned> = own.map(|part| self.normalizer.apply(&part)).collect();
+        // Places are those that the library's steps find, wherever these come to the same text.
+        let steps = self.steps.as_ref().filter(|_| place.spans);
+        let theirs = steps.and_then(|steps| steps.apply(text, place.after_normalized));
+        let theirs = theirs.map(parts).unwrap_or_default();
+        if theirs.len() == own.len() {
+            for (own, theirs) in own.iter_mut().zip(theirs) {
+                *own = steps::placed(own, Steps::marked(&theirs));
+            }
+        }
+        own
+    }
+
+    /// Returns the pieces of a text that is normalized, each with its text.
+    fn cut(&self, normalized: &Aligned) -> Vec<Found> {
         let unk = self.proto.unk;
         let cut = match &self.cut {
             Cut::Unigram(model) => model.cut(normalized.as_str(), unk),
@@ -198,10 +230,10 @@ impl SentencePiece {
         found
     }
 
-    /// Returns the pieces of a clean text, with commas after digits split off.
-    fn cut_commas(&self, text: &Aligned, before: Option<(u32, u32)>) -> Vec<Found> {
+    /// Returns the pieces of a text that is normalized, with commas behind digits cut off.
+    fn cut_commas(&self, normalized: &Aligned) -> Vec<Found> {
         let mut new = Vec::new();
-        for piece in self.cut(text, before) {
+        for piece in self.cut(normalized) {
             let mut last = piece.text.as_str().chars().rev();
             if !(last.next() == Some(',') && last.next().is_some_and(is_digit)) {
                 new.push(piece);
@@ -209,7 +241,7 @@ impl SentencePiece {
             }
             let comma = piece.text.len() - 1;
             let bare = piece.text.slice(0..comma).filter(|c| c != SPACE);
-            let mut pieces = self.cut(&bare, None);
+            let mut pieces = self.cut(&self.normalizer.apply(&bare));
             let begins_word = piece.text.as_str().starts_with(SPACE);
             if let Some(first) = pieces.first_mut() {
                 if begins_word {
@@ -277,29 +309,25 @@ struct Found {
 }
 
 impl Segmenter for SentencePiece {
-    fn segment(
-        &self,
-        text: &Aligned,
-        after_normalized: bool,
-        pieces: &mut Vec<Piece>,
-    ) -> Result<()> {
-        let counts = after_normalized || !self.cleaning.strips;
-        let before = space_before(text).filter(|_| counts);
-        let text = self.clean(text);
-        let found = if self.cleaning.comma_after_digits {
-            self.cut_commas(&text, before)
-        } else if self.cleaning.split_by_punct {
-            let words = by_punctuation(&text).into_iter();
-            words.flat_map(|word| self.cut(&word, None)).collect()
-        } else {
-            self.cut(&text, before)
-        };
+    fn segment(&self, text: &Aligned, place: Place, pieces: &mut Vec<Piece>) -> Result<()> {
+        let mut found = Vec::new();
+        for normalized in self.normalized(text, place) {
+            found.extend(match self.cleaning.comma_after_digits {
+                true => self.cut_commas(&normalized),
+                false => self.cut(&normalized),
+            });
+        }
         pieces.extend(found.into_iter().enumerate().map(|(at, piece)| Piece {
             id: self.id(piece.place),
             span: piece.span,
             begins_word: at == 0 || piece.text.as_str().starts_with(SPACE),
         }));
         Ok(())
+    }
+
+    fn pipeline(&self) -> Option<Result<tokenizers::Tokenizer>> {
+        let steps = self.steps.as_ref()?;
+        Some(steps.pipeline(self.proto.algorithm, &self.unk_token))
     }
 
     fn join(&self, tokens: &[Spelled<'_>]) -> String {
@@ -351,13 +379,6 @@ impl Segmenter for SentencePiece {
     fn continues_word(&self, token: &str) -> bool {
         !token.starts_with(SPACE)
     }
-}
-
-/// Returns the span of the last space before a text that is not the first.
-fn space_before(text: &Aligned) -> Option<(u32, u32)> {
-    let spaces = text.len() - text.as_str().trim_start_matches(is_space).len();
-    let within = spaces > 0 && text.span_at(0).0 > 0 && text.len() > spaces;
-    within.then(|| text.span_at(normalize::last_space(text, spaces)))
 }
 
 /// Runs of spaces as one space each, none at the ends.

@@ -40,8 +40,8 @@ impl Normalizer {
         })
     }
 
-    /// Returns the text as the model sees it; `before` is what a space that was dropped at its beginning stood for.
-    pub(super) fn apply(&self, input: &Aligned, before: Option<(u32, u32)>) -> Aligned {
+    /// Returns the text as the model sees it.
+    pub(super) fn apply(&self, input: &Aligned) -> Aligned {
         let text = input.as_str();
         let mut at = 0;
         if self.remove_extra_whitespaces {
@@ -59,10 +59,8 @@ impl Normalizer {
         }
         let space = if self.escape_whitespaces { SPACE } else { ' ' };
         if self.add_dummy_prefix && !self.whitespace_as_suffix {
-            // As in the library's fast tokenizers it stands for the space that is dropped before it, or for the first character.
-            new.push(space, before.unwrap_or(input.span_at(at)));
+            new.push(space, input.span_at(at));
         }
-        let first = at;
         let mut after_space = self.remove_extra_whitespaces;
         while at < text.len() {
             let (to, length) = self.prefix(&text[at..]);
@@ -70,22 +68,10 @@ impl Normalizer {
             if after_space {
                 kept = kept.trim_start_matches(' ');
             }
-            let trimmed = to.len() - kept.len();
-            if trimmed > 0 && new.as_str().ends_with(space) && at > first {
-                // Of several spaces the last is the one that stays.
-                let last = input.span_at(last_space(input, at + length));
-                new.truncate(new.len() - space.len_utf8());
-                new.push(space, last);
-            }
-            // The map's first character stands for the first of those replaced, and so on.
-            let replaced = text[at..at + length].char_indices();
-            let mut origins = replaced.map(|(byte, _)| input.span_at(at + byte));
-            let mut origin = input.span_at(at);
-            for (byte, c) in to.char_indices() {
-                origin = origins.next().unwrap_or(origin);
-                if byte >= trimmed {
-                    new.push(if c == ' ' { space } else { c }, origin);
-                }
+            let (start, end) = input.span(at..at + length);
+            for c in kept.chars() {
+                let c = if c == ' ' { space } else { c };
+                new.push(c, (start as u32, end as u32));
             }
             if !kept.is_empty() {
                 after_space = kept.ends_with(' ');
@@ -103,13 +89,6 @@ impl Normalizer {
         }
         new
     }
-}
-
-/// Returns the place of the last space before `end`; a line's end of two characters is one at its first.
-pub(super) fn last_space(input: &Aligned, end: usize) -> usize {
-    let before = &input.as_str()[..end];
-    let last = before.chars().next_back().map_or(0, char::len_utf8);
-    end - if before.ends_with("\r\n") { 2 } else { last }
 }
 
 /// Replacements for beginnings of texts: a double-array trie (the layout of the Darts library) of what is replaced, whose

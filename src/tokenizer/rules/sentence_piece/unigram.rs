@@ -65,12 +65,12 @@ impl Unigram {
             let mut single = false;
             let mut offer = |end: usize, id: usize, score: f64| {
                 let node = &mut ends[end];
-                let total = score + f64::from(so_far);
-                if node.start == usize::MAX || total > f64::from(node.score) {
+                let score = (score + f64::from(so_far)) as f32;
+                if node.start == usize::MAX || score > node.score {
                     *node = Node {
                         start: at,
                         id,
-                        score: total as f32,
+                        score,
                     };
                 }
             };
