@@ -1,6 +1,10 @@
 //! Tokenizers that are made here: trained on texts, or given more tokens.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
 use cloze::tokenizer::Tokenizer;
+use serde_json::Value;
 
 use super::{eli5_texts, fixture};
 
@@ -104,6 +108,14 @@ fn a_retrained_tokenizer_changes_only_its_vocabulary() {
         "albert_fast",
         "modernbert_fast",
         "xlm-roberta_fast",
+        "albert",
+        "bigbird",
+        "camembert",
+        "deberta-v3",
+        "fnet",
+        "mbart50",
+        "rembert",
+        "xlm-roberta",
     ] {
         let old = fixture(name);
         let new = old.train_new_from_iterator(&texts, 900).unwrap();
@@ -133,10 +145,72 @@ fn a_retrained_tokenizer_changes_only_its_vocabulary() {
         .train_new_from_iterator(&texts, 100)
         .unwrap_err();
     assert!(error.to_string().contains("vocab_size"), "{error}");
-    let error = fixture("albert")
+    let error = fixture("xlm")
         .train_new_from_iterator(&texts, 900)
         .unwrap_err();
     assert!(error.to_string().contains("train_unigram"), "{error}");
+}
+
+/// What the `tokenizers` library and transformers train from the same texts; see `trained.py` beside the file.
+fn trained() -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizers/trained.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// Compares a vocabulary and the tokens of some texts with those of one run.
+fn same_vocabulary(name: &str, tokenizer: &Tokenizer, run: &Value) {
+    let all = (0..tokenizer.len() as u32).filter_map(|id| tokenizer.id_to_token(id));
+    let ours: BTreeSet<String> = all.collect();
+    let theirs = run["vocab"].as_array().unwrap().iter();
+    let theirs: BTreeSet<String> = theirs
+        .map(|token| token.as_str().unwrap().to_owned())
+        .collect();
+    let only = |left: &BTreeSet<String>, right: &BTreeSet<String>| -> Vec<String> {
+        left.difference(right).cloned().collect()
+    };
+    assert_eq!(
+        (only(&ours, &theirs), only(&theirs, &ours)),
+        (Vec::new(), Vec::new()),
+        "{name}: tokens of ours alone, and of theirs alone"
+    );
+    // Where ids do not hang on the order of a hash map they are the same too.
+    if run["ordered"] == true {
+        let token = |id: usize| tokenizer.id_to_token(id as u32).unwrap();
+        for (id, theirs) in run["vocab"].as_array().unwrap().iter().enumerate() {
+            assert_eq!(token(id), theirs.as_str().unwrap(), "{name}: {id}");
+        }
+    }
+    for probe in run["probes"].as_array().unwrap() {
+        let text = probe["text"].as_str().unwrap();
+        let ours = tokenizer.encode(text).unwrap().tokens;
+        assert_eq!(serde_json::json!(ours), probe["tokens"], "{name}: {text:?}");
+    }
+}
+
+#[test]
+fn new_vocabularies_are_those_that_the_tokenizers_library_finds() {
+    let texts = eli5_texts();
+    for run in trained()["new"].as_array().unwrap() {
+        let size = run["size"].as_u64().unwrap() as usize;
+        let kind = run["kind"].as_str().unwrap();
+        let tokenizer = match kind {
+            "bpe" => Tokenizer::train_bpe(&texts, size),
+            "unigram" => Tokenizer::train_unigram(&texts, size),
+            _ => Tokenizer::train_wordpiece(&texts, size, kind == "wordpiece"),
+        };
+        same_vocabulary(kind, &tokenizer.unwrap(), run);
+    }
+}
+
+#[test]
+fn vocabularies_trained_anew_are_those_of_transformers() {
+    let texts = eli5_texts();
+    for run in trained()["again"].as_array().unwrap() {
+        let name = run["folder"].as_str().unwrap();
+        let size = run["size"].as_u64().unwrap() as usize;
+        let tokenizer = fixture(name).train_new_from_iterator(&texts, size).unwrap();
+        same_vocabulary(name, &tokenizer, run);
+    }
 }
 
 #[test]
