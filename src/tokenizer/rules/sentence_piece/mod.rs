@@ -183,14 +183,18 @@ impl SentencePiece {
             false => vec![text],
         };
         let own = parts(self.clean(text)).into_iter();
-        let mut own: Vec<Aligned> = own.map(|part| self.normalizer.apply(&part)).collect();
+        let own = own.map(|part| self.normalizer.apply(&part));
+        let mut own: Vec<Aligned> = own.filter(|part| !part.is_empty()).collect();
         // Places are those that the library's steps find, wherever these come to the same text.
         let steps = self.steps.as_ref().filter(|_| place.spans);
         let theirs = steps.and_then(|steps| steps.apply(text, place.after_normalized));
         let theirs = theirs.map(parts).unwrap_or_default();
+        let theirs = theirs.iter().map(Steps::marked);
+        let says_something = |part: &Aligned| part.as_str().contains(|c| c != SPACE);
+        let theirs: Vec<Aligned> = theirs.filter(says_something).collect();
         if theirs.len() == own.len() {
             for (own, theirs) in own.iter_mut().zip(theirs) {
-                *own = steps::placed(own, Steps::marked(&theirs));
+                *own = steps::placed(own, theirs);
             }
         }
         own
