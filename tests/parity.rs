@@ -132,3 +132,38 @@ fn removing_padding_changes_nothing() {
         );
     }
 }
+
+/// Where all of it is dropped nothing is left to chance: each key of the config alone, against what transformers gives in
+/// training.
+#[test]
+fn dropout_is_where_transformers_has_it() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dropout");
+    let mut compared = 0;
+    for entry in std::fs::read_dir(root).unwrap() {
+        let folder = entry.unwrap().path();
+        let io = candle_core::safetensors::load(folder.join("io.safetensors"), &Device::Cpu);
+        let io = io.unwrap();
+        let inputs = checks::inputs(&io);
+        let expected = io.iter();
+        let expected = expected.filter_map(|(name, x)| Some((name.strip_suffix(".logits")?, x)));
+        for (key, expected) in expected {
+            let place = tempfile::tempdir().unwrap();
+            let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
+            let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+            if key != "none" {
+                config[key] = 0.9999999.into();
+            }
+            std::fs::write(place.path().join("config.json"), config.to_string()).unwrap();
+            let weights = "model.safetensors";
+            std::fs::copy(folder.join(weights), place.path().join(weights)).unwrap();
+            let model = MaskedLm::from_pretrained(place.path().to_string_lossy()).unwrap();
+            let logits = model.logits(&inputs, &Context::train(0, 0)).unwrap();
+            let off = checks::max_abs(&(logits - expected).unwrap());
+            // Written so that NaN fails.
+            let ok = off <= 1e-4;
+            assert!(ok, "{} {key}: {off}", folder.display());
+            compared += 1;
+        }
+    }
+    assert!(compared > 0);
+}

@@ -10,7 +10,7 @@ mod top_k;
 use rayon::prelude::*;
 
 use crate::collate::{Example, Padding};
-use crate::model::MaskedLm;
+use crate::model::{MaskedLm, Sharing};
 use crate::ops::{self, Precision};
 use crate::tokenizer::{EncodeOptions, Encoding, Tokenizer};
 use crate::{Error, Result};
@@ -104,10 +104,11 @@ impl FillMask {
 
     /// Sets how many texts run through the model together (default: up to 32 that fit each other).
     ///
-    /// The results do not depend on it, but for the families whose models see the padding of a batch (FNet, ConvBERT,
-    /// MobileBERT and a few more). Those fill texts of one length together by default, so that nothing is padded; where
-    /// a size is set, they pad the texts in the order given, and score them as the `fill-mask` pipeline of `transformers`
-    /// does with the same `batch_size`.
+    /// The results do not depend on it, but for two kinds of families. Some models see the padding of a batch
+    /// ([`Sharing::OneLength`]: BigBird, FNet, ConvBERT and a few more) and fill texts of one length together by default, so
+    /// that nothing is padded. In others the texts of a batch influence one another ([`Sharing::Alone`]: Nyströmformer),
+    /// and each is filled alone by default. Where a size is set, both pad the texts in the order given, and score them as
+    /// the `fill-mask` pipeline of `transformers` does with the same `batch_size`.
     #[must_use]
     pub fn batch_size(mut self, batch_size: usize) -> Self {
         self.batch_size = Some(batch_size);
@@ -243,9 +244,11 @@ impl FillMask {
     /// Returns which texts run through the model together.
     fn groups(&self, lengths: &[usize]) -> Result<Vec<Vec<usize>>> {
         let has_padding = self.tokenizer.pad_token_id().is_some();
-        let is_neutral = crate::model::padding_is_neutral(self.model.config().model_type());
+        let sharing = crate::model::sharing(self.model.config().model_type());
+        let is_neutral = sharing == Sharing::AnyLength;
         match self.batch_size {
             Some(size) if has_padding && !is_neutral => groups::in_order(lengths.len(), size),
+            None if sharing == Sharing::Alone => groups::in_order(lengths.len(), 1),
             size => {
                 let size = size.unwrap_or(BATCH_SIZE);
                 groups::by_length(lengths, size, has_padding && is_neutral)

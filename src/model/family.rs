@@ -9,6 +9,17 @@ use super::weights::NameRules;
 use super::{Architecture, Config, Input, WeightBuilder};
 use crate::{Error, Result};
 
+/// Which texts may share a batch without a change in their results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Texts of any length: padding leaves the logits of a text's own positions as they are.
+    AnyLength,
+    /// Texts of one length: the model sees padding.
+    OneLength,
+    /// None: the texts of a batch influence one another.
+    Alone,
+}
+
 /// A family of masked language models: how its checkpoints are named, and how its models are built.
 ///
 /// [`FAMILIES`] lists the families that the library supports. To add your own, define a constant of this type and pass
@@ -61,9 +72,8 @@ pub struct Family {
     pub defaults: &'static str,
     /// The inputs other than `input_ids`, `attention_mask`, `token_type_ids` and `labels`.
     pub inputs: &'static [Input],
-    /// Whether padding changes the results at the positions of the text, so that only texts of one length may share a
-    /// batch.
-    pub padding_sensitive: bool,
+    /// Which texts may share a batch.
+    pub sharing: Sharing,
     /// Reads the config and takes the weights.
     pub build: fn(&Config, &WeightBuilder) -> Result<Box<dyn Architecture>>,
 }
@@ -152,11 +162,11 @@ pub const SUPPORTED_MODEL_TYPES: &[&str] = &{
     names
 };
 
-/// Returns whether texts of several lengths may share a batch of a model of this `model_type`: padding leaves the
-/// logits of the text's own positions as they are.
-pub(crate) fn padding_is_neutral(model_type: &str) -> bool {
+/// Returns which texts may share a batch of a model of this `model_type`.
+pub(crate) fn sharing(model_type: &str) -> Sharing {
     let mut families = FAMILIES.iter();
-    !families.any(|family| family.model_type == model_type && family.padding_sensitive)
+    let family = families.find(|family| family.model_type == model_type);
+    family.map_or(Sharing::AnyLength, |family| family.sharing)
 }
 
 /// Returns the family of that `model_type`.

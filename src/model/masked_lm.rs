@@ -354,7 +354,8 @@ impl MaskedLm {
     pub fn loss(&self, inputs: impl Into<ModelInputs>, context: &Context) -> Result<MlmLoss> {
         let inputs = &inputs.into();
         self.check(inputs)?;
-        if inputs.label_values().is_empty() {
+        // LUKE may be asked for entities alone.
+        if inputs.label_values().is_empty() && !inputs.columns.contains_key("entity_labels") {
             return Err(Error::argument(
                 "labels",
                 "the loss needs labels; a MaskingCollator makes them",

@@ -32,8 +32,8 @@ pub use context::Context;
 pub(crate) use draws::uniform;
 #[cfg(test)]
 pub(crate) use family::family_of;
-pub use family::{Family, SUPPORTED_MODEL_TYPES};
-pub(crate) use family::{known_input, padding_is_neutral};
+pub use family::{Family, SUPPORTED_MODEL_TYPES, Sharing};
+pub(crate) use family::{known_input, sharing};
 pub use flops::ModelFlops;
 pub use input::{Column, Input, Masked, Per, Values};
 pub use loss::{LossTerm, MlmLoss};

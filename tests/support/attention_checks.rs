@@ -324,6 +324,39 @@ fn a_band_costs_time_proportional_to_its_width() {
     assert_eq!(out[n - 1], 998.5);
 }
 
+/// In a decoder what comes later is masked, and in what it was told the padding at the end. NaN there would show if any part
+/// of it were computed.
+#[test]
+fn what_the_causal_rule_or_padding_at_the_end_hides_is_not_computed() {
+    needs_device!();
+    if here().is_cuda() {
+        return;
+    }
+    let n = 512;
+    let half = |n: usize| {
+        let of = |i: usize| if i < 2 * n { 1.0 } else { f32::NAN };
+        Tensor::from_vec((0..4 * n).map(of).collect::<Vec<_>>(), (1, n, 4), &here()).unwrap()
+    };
+    let seen = half(n);
+    let q = Tensor::ones((1, n, 4), DType::F32, &here()).unwrap();
+    let finite = |options: AttentionOptions, queries: usize| {
+        let q = q.narrow(1, 0, queries).unwrap();
+        let out = values(&ops::attention_with(&q, &seen, &seen, &options).unwrap());
+        out.iter().filter(|x| x.is_finite()).count() / 4
+    };
+    let causal = AttentionOptions {
+        causal: true,
+        ..AttentionOptions::new(2, 2)
+    };
+    assert_eq!(finite(causal, n), n / 2);
+    let text: Vec<u32> = (0..n).map(|i| u32::from(i < n / 2)).collect();
+    let padded = AttentionOptions {
+        mask: AttentionMask::Keys(ids(&text, &[1, n])),
+        ..AttentionOptions::new(2, 2)
+    };
+    assert_eq!(finite(padded, 3), 3);
+}
+
 #[test]
 fn invalid_options_are_clear_errors() {
     needs_device!();

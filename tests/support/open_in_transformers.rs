@@ -74,7 +74,7 @@ fn opened_by(python: &str, root: &Path) -> BTreeMap<(String, String), Value> {
 }
 
 /// Fixtures of which names alone are compared: MRA's numbers need a GPU there, and padded batches of YOSO's are broken there.
-const BY_NAMES_ALONE: [&str; 3] = ["mra", "mra_sparse", "yoso_pad"];
+const BY_NAMES_ALONE: [&str; 4] = ["mra", "mra_padded", "mra_sparse", "yoso_pad"];
 
 /// What is wrong with a folder, if anything.
 fn fault(found: &Value) -> Option<String> {

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use crate::model::nn::{
     Dropouts, HeadNames, LayerNames, Order, Positions, Sizes, Spec, Stream, numbered,
 };
-use crate::model::{Architecture, Config, Family, WeightBuilder};
+use crate::model::{Architecture, Config, Family, Sharing, WeightBuilder};
 use crate::ops::Activation;
 use crate::{Error, Result};
 
@@ -22,7 +22,7 @@ pub(super) const FAMILY: Family = Family {
     aliases: &[],
     defaults: r#"{"vocab_size": 30522, "pad_token_id": 0, "type_vocab_size": 2}"#,
     inputs: &[],
-    padding_sensitive: false,
+    sharing: Sharing::AnyLength,
     build,
 };
 

@@ -22,7 +22,7 @@ use crate::model::nn::{
     Block, Embed, Embeddings, Mixing, MixingBlock, Pass, Positions, Projections, Spec, Transformer,
 };
 use crate::model::{
-    Architecture, Config, Context, Family, Input, Masked, ModelFlops, ModelInputs, Per,
+    Architecture, Config, Context, Family, Input, Masked, ModelFlops, ModelInputs, Per, Sharing,
     WeightBuilder,
 };
 use crate::ops::{self, AttentionOptions, Param, SparsePlan};
@@ -42,6 +42,8 @@ pub(super) const FAMILY: Family = Family {
         padding: 0,
         masked: Masked::Kept,
     }],
+    // The last block of a batch is seen by all.
+    sharing: Sharing::OneLength,
     build,
     ..bert::FAMILY
 };

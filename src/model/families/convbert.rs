@@ -10,7 +10,9 @@ use serde::Deserialize;
 
 use super::{bert, electra};
 use crate::model::nn::{Block, FeedForward, Linear, Norm, Pass, Sizes, Spec};
-use crate::model::{Architecture, Config, Context, Family, Init, ModelFlops, WeightBuilder};
+use crate::model::{
+    Architecture, Config, Context, Family, Init, ModelFlops, Sharing, WeightBuilder,
+};
 use crate::ops::{self, Activation, AttentionMask, Dropout, Param};
 use crate::{Error, Result};
 
@@ -22,7 +24,7 @@ pub(super) const FAMILY: Family = Family {
     base: "convbert",
     // Checkpoints mean 0, but a config that leaves it out says 1.
     defaults: r#"{"embedding_size": 768, "pad_token_id": 1}"#,
-    padding_sensitive: true,
+    sharing: Sharing::OneLength,
     build,
     ..electra::FAMILY
 };

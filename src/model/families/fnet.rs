@@ -14,7 +14,9 @@ use crate::model::nn::{
     Block, Dropouts, Embed, Embeddings, FeedForward, Linear, Norm, Pass, Positions, Sizes, Spec,
     Transformer,
 };
-use crate::model::{Architecture, Config, Context, Family, ModelFlops, ModelInputs, WeightBuilder};
+use crate::model::{
+    Architecture, Config, Context, Family, ModelFlops, ModelInputs, Sharing, WeightBuilder,
+};
 use crate::ops::{self, Dropout, Param};
 
 /// `FNetForMaskedLM`.
@@ -27,7 +29,7 @@ pub(super) const FAMILY: Family = Family {
     ignored: &["position_ids", "dft_mat_hidden", "dft_mat_seq"],
     carried: &["fnet.pooler."],
     defaults: r#"{"vocab_size": 32000, "hidden_act": "gelu_new", "type_vocab_size": 4, "pad_token_id": 3}"#,
-    padding_sensitive: true,
+    sharing: Sharing::OneLength,
     build,
     ..bert::FAMILY
 };

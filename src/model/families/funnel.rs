@@ -15,7 +15,7 @@ use crate::model::nn::{
     PredictionHead, numbered,
 };
 use crate::model::{
-    Architecture, Config, Context, Family, Init, ModelFlops, ModelInputs, WeightBuilder,
+    Architecture, Config, Context, Family, Init, ModelFlops, ModelInputs, Sharing, WeightBuilder,
 };
 use crate::ops::{
     self, Activation, AttentionMask, AttentionOptions, Param, RelativeIndex, RelativeTerms,
@@ -35,7 +35,7 @@ pub(super) const FAMILY: Family = Family {
     ],
     ignored: &["discriminator_predictions."],
     defaults: "{}",
-    padding_sensitive: true,
+    sharing: Sharing::OneLength,
     build,
     ..bert::FAMILY
 };

@@ -14,7 +14,7 @@ use crate::model::nn::{
     Sizes, Spec, Transformer,
 };
 use crate::model::{
-    Architecture, Config, Context, Family, Init, ModelFlops, ModelInputs, WeightBuilder,
+    Architecture, Config, Context, Family, Init, ModelFlops, ModelInputs, Sharing, WeightBuilder,
 };
 use crate::ops::{self, Param};
 use crate::{Error, Result};
@@ -27,7 +27,7 @@ pub(super) const FAMILY: Family = Family {
     base: "mobilebert",
     defaults: r#"{"hidden_size": 512, "num_hidden_layers": 24, "num_attention_heads": 4, "intermediate_size": 512,
         "hidden_act": "relu", "hidden_dropout_prob": 0.0}"#,
-    padding_sensitive: true,
+    sharing: Sharing::OneLength,
     build,
     ..bert::FAMILY
 };

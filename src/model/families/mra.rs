@@ -17,7 +17,7 @@ use super::nystromformer::positions_from_two;
 use super::padded::Padded;
 use super::reformer::with_added;
 use crate::model::nn::{Block, Mixing, MixingBlock, Pass, Projections, Spec};
-use crate::model::{Architecture, Config, Family, ModelFlops, WeightBuilder};
+use crate::model::{Architecture, Config, Family, ModelFlops, Sharing, WeightBuilder};
 use crate::ops::{self, AttentionMask, AttentionOptions, Param, SparsePlan};
 use crate::{Error, Result};
 
@@ -29,7 +29,7 @@ pub(super) const FAMILY: Family = Family {
     base: "mra",
     carried: &["mra.embeddings.position_ids"],
     defaults: r#"{"vocab_size": 50265, "type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}"#,
-    padding_sensitive: true,
+    sharing: Sharing::OneLength,
     build,
     ..bert::FAMILY
 };
@@ -132,24 +132,27 @@ const EPS: f32 = 1e-6;
 struct Chosen {
     fine: Vec<Vec<usize>>,
     coarse: Vec<Vec<usize>>,
-    /// The highest coarse logit of each block of queries.
-    top: Vec<f32>,
+    /// The highest coarse logit of each block of queries, and the block of keys that it belongs to.
+    top: Vec<(usize, f32)>,
 }
 
 impl Choice {
     /// Selects by the coarse logits (queries · keys) of one head, with blocks of this many tokens.
     fn choose(&self, logits: &[f32], tokens: &[f32]) -> Chosen {
         let count = tokens.len();
-        let top: Vec<f32> = (logits.chunks(count))
-            .map(|row| row.iter().copied().fold(f32::NEG_INFINITY, f32::max))
-            .collect();
+        let higher = |best: (usize, f32), (key, &logit): (usize, &f32)| match logit > best.1 {
+            true => (key, logit),
+            false => best,
+        };
+        let highest = |row: &[f32]| row.iter().enumerate().fold((0, f32::NEG_INFINITY), higher);
+        let top: Vec<(usize, f32)> = logits.chunks(count).map(highest).collect();
         let value = |(at, &logit): (usize, &f32)| {
             let (query, key) = (at / count, at % count);
             let mut value = logit;
             if tokens[query] * tokens[key] < 0.5 {
                 value += NEVER;
             }
-            value -= top[query];
+            value -= top[query].1;
             if self.diagonal > 0 && query.abs_diff(key) <= self.diagonal / 2 {
                 value += BEFORE;
             }
@@ -357,7 +360,9 @@ impl Mixing for TwoResolutions {
             levels.push(ops::select_rows(&coarse, &of_tokens)?);
         }
 
-        let mixed = self.mixed(&levels, &chosen, &highest, x)?;
+        let top = self.coarse.then(|| self.top([&mean_q, &mean_k], &chosen));
+        let constant = self.constant(top.transpose()?, &chosen, &highest, x)?;
+        let mixed = self.mixed(&levels, &constant, x)?;
         match text {
             Some(text) => ops::mul_rows(&mixed, text),
             None => Ok(mixed),
@@ -380,37 +385,73 @@ impl Mixing for TwoResolutions {
 }
 
 impl TwoResolutions {
-    /// Returns the levels' results, each by its share of the sums, (batch, n, hidden); the shape is that of `x`.
-    fn mixed(
+    /// Returns the highest coarse logit of each block of queries, (batch · blocks · heads, 1).
+    fn top(&self, [q, k]: [&Tensor; 2], chosen: &[Chosen]) -> Result<Tensor> {
+        let (heads, size) = (self.maps.heads, self.maps.head_size);
+        let (batch, blocks, _) = q.dims3()?;
+        let rows = batch * blocks * heads;
+        let key = |row: usize| {
+            let (text, block, head) = (row / heads / blocks, row / heads % blocks, row % heads);
+            let key = chosen[text * heads + head].top[block].0;
+            ((text * blocks + key) * heads + head) as u32
+        };
+        let keys = Tensor::from_vec((0..rows).map(key).collect(), rows, &Device::Cpu)?;
+        let k = ops::select_rows(&ops::reshape(k, (rows, size))?, &keys)?;
+        let products = ops::mul(&ops::reshape(q, (rows, size))?, &k)?;
+        let ones = Tensor::ones((size, 1), q.dtype(), q.device())?;
+        ops::matmul(&products, &ones, false, false)
+    }
+
+    /// Returns the logarithm of the constant that is added to each query's sum, (n · batch · heads, 1). The constant is
+    /// relative to the highest score, which goes along with the coarse logit where that is it, as in the reference.
+    fn constant(
         &self,
-        levels: &[Tensor],
+        top: Option<Tensor>,
         chosen: &[Chosen],
         highest: &[Vec<f32>],
         x: &Tensor,
     ) -> Result<Tensor> {
+        let ((batch, n, _), heads) = (x.dims3()?, self.maps.heads);
+        let rows = n * batch * heads;
+        let place = |row: usize| (row / (batch * heads), row % (batch * heads));
+        let fine = |row: usize| {
+            let (at, head) = place(row);
+            highest[head][at]
+        };
+        // Whether the coarse logit is the highest.
+        let coarse = |row: usize| {
+            let (at, head) = place(row);
+            self.coarse && chosen[head].top[at / BLOCK].1 > fine(row)
+        };
+        let known = |row: usize| EPS.ln() + if coarse(row) { 0.0 } else { fine(row) };
+        let known = Tensor::from_vec((0..rows).map(known).collect(), (rows, 1), &Device::Cpu)?;
+        let known = known.to_device(x.device())?.to_dtype(x.dtype())?;
+        let Some(top) = top else {
+            return Ok(known);
+        };
+        let of_block = |row: usize| {
+            let (at, head) = place(row);
+            ((head / heads * (n / BLOCK) + at / BLOCK) * heads + head % heads) as u32
+        };
+        let of_block = Tensor::from_vec((0..rows).map(of_block).collect(), rows, &Device::Cpu)?;
+        let taken = (0..rows).map(|row| f32::from(coarse(row))).collect();
+        let taken = Tensor::from_vec(taken, rows, &Device::Cpu)?;
+        let top = ops::select_rows(&top, &of_block)?;
+        ops::add(&ops::mul_rows(&top, &taken.to_device(x.device())?)?, &known)
+    }
+
+    /// Returns the levels' results, each by its share of the sums, (batch, n, hidden); the shape is that of `x`.
+    fn mixed(&self, levels: &[Tensor], constant: &Tensor, x: &Tensor) -> Result<Tensor> {
         let (batch, n, hidden) = x.dims3()?;
         let (heads, size) = (self.maps.heads, self.maps.head_size);
-        // The sums of the levels, and the constant, which is relative to the highest score.
         let rows = n * batch * heads;
-        let constant = |row: usize| {
-            let (at, head) = (row / (batch * heads), row % (batch * heads));
-            let fine = highest[head][at];
-            let top = match self.coarse {
-                true => fine.max(chosen[head].top[at / BLOCK]),
-                false => fine,
-            };
-            top + EPS.ln()
-        };
-        let constant: Vec<f32> = (0..rows).map(constant).collect();
-        let constant = Tensor::from_vec(constant, (rows, 1), &Device::Cpu)?;
-        let constant = constant.to_device(x.device())?.to_dtype(x.dtype())?;
         let count = levels.len();
         let levels: Vec<Tensor> = (levels.iter())
             .map(|level| ops::reshape(level, (rows, 1, size + 1)))
             .collect::<Result<_>>()?;
         let levels = ops::concat(&levels.iter().collect::<Vec<_>>(), 1)?;
         let sums = ops::reshape(&ops::narrow(&levels, 2, size, 1)?, (rows, count))?;
-        let shares = ops::softmax(&ops::concat(&[&sums, &constant], 1)?)?;
+        let shares = ops::softmax(&ops::concat(&[&sums, constant], 1)?)?;
         let shares = ops::reshape(&ops::narrow(&shares, 1, 0, count)?, (rows, 1, count))?;
         let results = ops::narrow(&levels, 2, 0, size)?;
         let mixed = ops::matmul(&shares, &results, false, false)?;
@@ -435,7 +476,7 @@ mod tests {
         let chosen = choice.choose(&logits, &[32.0, 32.0, 7.0]);
         assert_eq!(chosen.fine, [vec![0], vec![1], vec![1]]);
         assert_eq!(chosen.coarse, [vec![1, 2], vec![0, 2], vec![0, 2]]);
-        assert_eq!(chosen.top, [1.0, 4.0, 4.0]);
+        assert_eq!(chosen.top, [(0, 1.0), (1, 4.0), (1, 4.0)]);
         // A block of padding is in neither, but where there is nothing else to choose.
         let chosen = choice.choose(&logits, &[32.0, 32.0, 0.0]);
         assert_eq!(chosen.fine, [vec![0, 1], vec![1], vec![]]);

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::bert::{self, BertConfig};
 use super::padded::Padded;
 use crate::model::nn::{Block, Ids, Mixing, MixingBlock, Pass, Positions, Projections, Spec};
-use crate::model::{Architecture, Config, Family, Init, ModelFlops, WeightBuilder};
+use crate::model::{Architecture, Config, Family, Init, ModelFlops, Sharing, WeightBuilder};
 use crate::ops::{self, AttentionMask, Dropout, Param};
 use crate::{Error, Result};
 
@@ -26,7 +26,7 @@ pub(super) const FAMILY: Family = Family {
     base: "nystromformer",
     defaults: r#"{"vocab_size": 30000, "hidden_act": "gelu_new", "max_position_embeddings": 510, "layer_norm_eps": 1e-5,
         "pad_token_id": 1}"#,
-    padding_sensitive: true,
+    sharing: Sharing::Alone,
     build,
     ..bert::FAMILY
 };

@@ -15,7 +15,7 @@ use crate::model::nn::{
     Block, Encoder, Head, Linear, Norm, Pass, PredictionHead, numbered, padding_mask, repeated,
 };
 use crate::model::{
-    Architecture, Config, Context, Family, Init, ModelFlops, ModelInputs, WeightBuilder,
+    Architecture, Config, Context, Family, Init, ModelFlops, ModelInputs, Sharing, WeightBuilder,
 };
 use crate::ops::{self, Activation, AttentionMask, AttentionOptions, Param};
 use crate::{Error, Result};
@@ -33,7 +33,7 @@ pub(super) const FAMILY: Family = Family {
     aliases: &[],
     defaults: "{}",
     inputs: &[],
-    padding_sensitive: false,
+    sharing: Sharing::AnyLength,
     build,
 };
 

@@ -14,14 +14,14 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use serde::Deserialize;
 
 use super::bert;
 use crate::model::nn::{Block, Encoder, Head, Linear, Norm, Pass, PredictionHead};
 use crate::model::{
     Architecture, Config, Context, Family, Init, Input, Masked, ModelFlops, ModelInputs, Per,
-    WeightBuilder,
+    Sharing, WeightBuilder,
 };
 use crate::ops::{
     self, Activation, AttentionMask, AttentionOptions, Dropout, Param, RowLength, SparsePlan,
@@ -44,7 +44,7 @@ pub(super) const FAMILY: Family = Family {
         padding: 0,
         masked: Masked::Kept,
     }],
-    padding_sensitive: true,
+    sharing: Sharing::OneLength,
     build,
     ..bert::FAMILY
 };
@@ -653,6 +653,15 @@ pub(super) fn with_added(
     Ok([widened(q, &ones)?, widened(k, &added)?])
 }
 
+/// Returns queries and keys whose scores are `HIDDEN` exactly where `hidden` says so: a product added to that would be lost
+/// but for a few steps of rounding, each of which is worth a whole softmax.
+fn with_hidden([q, k]: [&Tensor; 2], heads: usize, hidden: Vec<f32>) -> Result<[Tensor; 2]> {
+    let seen: Vec<f32> = hidden.iter().map(|&x| f32::from(x == 0.0)).collect();
+    let seen = Tensor::from_vec(seen, hidden.len(), &Device::Cpu)?;
+    let k = ops::mul_rows(k, &seen.to_device(k.device())?)?;
+    with_added([q, &k], heads, hidden)
+}
+
 /// Attention to near tokens.
 #[derive(Debug)]
 struct Local {
@@ -688,13 +697,59 @@ impl Local {
         let mut k = ops::scale(&self.key.forward(x)?, 1.0 / (heads.size as f64).sqrt())?;
         if let Some(text) = pass.inputs.get(TEXT) {
             let hidden = hidden_keys(text)?;
-            [q, k] = with_added([&q, &k], heads.count, hidden)?;
+            [q, k] = with_hidden([&q, &k], heads.count, hidden)?;
         }
         let plan = heads.plan(seq, seq <= heads.chunk)?;
         let dropout = pass.context.dropout(heads.dropout);
         let options = heads.options(heads.count, dropout);
-        ops::sparse_attention(&q, &k, &value, &plan, &options)
+        let seen = ops::sparse_attention(&q, &k, &value, &plan, &options)?;
+        match pass.inputs.get(TEXT) {
+            Some(text) => ops::mul_rows(&seen, &sums_of_padding(text, &plan, heads.chunk)?),
+            None => Ok(seen),
+        }
     }
+}
+
+/// Returns a factor for each query, (batch, seq): 1, but the number of its keys where all of them are padding.
+///
+/// transformers divides by the exponential of the logarithm of the sum, which such low scores swallow: what padding sees is
+/// the sum of all values there, not their mean.
+fn sums_of_padding(text: &Tensor, plan: &SparsePlan, chunk: usize) -> Result<Tensor> {
+    let seq = text.dim(1)?;
+    let rows = text.to_vec2::<u32>()?;
+    let factor = |(row, at): (&[u32], usize)| {
+        let chunk = if seq <= chunk { 0 } else { at / chunk };
+        let mut keys = plan.ranges(0, chunk).iter().cloned().flatten();
+        match keys.clone().all(|key| row[key] == 0) {
+            true => keys.by_ref().count() as f32,
+            false => 1.0,
+        }
+    };
+    let places = rows
+        .iter()
+        .flat_map(|row| (0..seq).map(move |at| (&row[..], at)));
+    let factors: Vec<f32> = places.map(factor).collect();
+    Ok(Tensor::from_vec(factors, (rows.len(), seq), &Device::Cpu)?)
+}
+
+/// Returns a factor for each row of logarithms of sums (..., hashes): what their shares add up to in f32, computed as
+/// transformers does. That is 1 but for padding, whose scores leave no digits for the difference of two hashes.
+fn sums_of_shares(sums: &Tensor) -> Result<Tensor> {
+    let hashes = sums.dim(D::Minus1)?;
+    let sums = sums.detach().to_device(&Device::Cpu)?;
+    let sums = sums.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    let factor = |sums: &[f32]| {
+        let top = sums.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if top > OWN / 2.0 {
+            return 1.0;
+        }
+        let all: f32 = sums.iter().map(|sum| (sum - top).exp()).sum();
+        let all = top + all.ln();
+        sums.iter().map(|sum| (sum - all).exp()).sum()
+    };
+    let factors: Vec<f32> = sums.chunks(hashes).map(factor).collect();
+    let count = factors.len();
+    Ok(Tensor::from_vec(factors, count, &Device::Cpu)?)
 }
 
 /// Returns what is added to each key's score, by a mask of the text.
@@ -803,7 +858,7 @@ impl Hashed {
         let halves: usize = factors.iter().map(|factor| factor / 2).sum();
         let rotations = self.rotations(halves, pass)?.unsqueeze(0)?;
         let vectors = vectors.detach().to_device(&Device::Cpu)?;
-        let vectors = vectors.to_dtype(candle_core::DType::F32)?;
+        let vectors = vectors.to_dtype(DType::F32)?;
         debug_assert_eq!(size, self.heads.size);
         let rotated = vectors.broadcast_matmul(&rotations)?;
         let rotated = rotated.flatten_all()?.to_vec1::<f32>()?;
@@ -862,7 +917,7 @@ impl Hashed {
         let keys = ops::reshape(&self.keys(&keys)?, (batch, seq, width))?;
         let (mut q, mut k) = (shared.clone(), keys);
         if let Some(text) = text {
-            [q, k] = with_added([&q, &k], heads.count, hidden_keys(text)?)?;
+            [q, k] = with_hidden([&q, &k], heads.count, hidden_keys(text)?)?;
         }
         let numbers: Vec<u32> = (0..batch).flat_map(|_| 0..seq as u32).collect();
         let numbers = Tensor::from_vec(numbers, (batch, seq), &Device::Cpu)?;
@@ -911,7 +966,7 @@ impl Hashed {
         let (mut q, value) = (sorted(&shared)?, sorted(&value)?);
         let mut k = self.keys(&q)?;
         if let Some(hidden) = hidden {
-            [q, k] = with_added([&q, &k], 1, hidden)?;
+            [q, k] = with_hidden([&q, &k], 1, hidden)?;
         }
         let plan = heads.plan(length, false)?.with_own_score(&numbers, OWN);
         let dropout = pass.context.dropout(heads.dropout);
@@ -932,8 +987,12 @@ impl Hashed {
             1 => results,
             hashes => {
                 let sums = ops::narrow(&seen, 3, size, 1)?;
-                let shares = ops::softmax(&ops::reshape(&sums, (texts, seq, 1, hashes))?)?;
-                ops::matmul(&shares, &results, false, false)?
+                let sums = ops::reshape(&sums, (texts, seq, 1, hashes))?;
+                let joined = ops::matmul(&ops::softmax(&sums)?, &results, false, false)?;
+                match text {
+                    Some(_) => ops::mul_rows(&joined, &sums_of_shares(&sums)?)?,
+                    None => joined,
+                }
             }
         };
         let joined = ops::reshape(&joined, (batch, heads.count, seq, size))?;

@@ -6,8 +6,9 @@
 //! padding, or the encoder's own ids where there are no labels; that is also how blanks are filled. Labels of another length
 //! than the input are the column `labels` (batch, m).
 //!
-//! Labels that are -100 but for the masked tokens leave the decoder little to read: to train these models as they were
-//! made, give the whole text as labels.
+//! With the labels of a `MaskingCollator`, -100 but for the masked tokens, the loss is the one that transformers gives, but a
+//! degenerate one: the decoder reads padding but for a few tokens out of context. A `DenoisingCollator` gives the objective
+//! that these models were trained with, the whole text as labels.
 
 mod config;
 mod layer;
@@ -24,7 +25,7 @@ use self::stack::{Memory, Row, Stack};
 use crate::model::nn::{Head, Order, PredictionHead};
 use crate::model::{
     Architecture, Config, Context, Family, Init, Input, Masked, ModelFlops, ModelInputs, Per,
-    WeightBuilder,
+    Sharing, WeightBuilder,
 };
 use crate::ops::Param;
 use crate::{Error, Result};
@@ -50,7 +51,7 @@ pub(super) const FAMILY: Family = Family {
     ],
     defaults: r#"{"vocab_size": 50265}"#,
     inputs: &INPUTS,
-    padding_sensitive: false,
+    sharing: Sharing::AnyLength,
     build: |config, weights| {
         let values: BartConfig = config.parse()?;
         let kind = Kind {

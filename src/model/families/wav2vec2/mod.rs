@@ -29,7 +29,7 @@ use crate::model::nn::{
 };
 use crate::model::{
     Architecture, Config, Context, Family, INPUT_VALUES, Init, Input, LossTerm, Masked, MlmLoss,
-    ModelFlops, ModelInputs, Per, WeightBuilder,
+    ModelFlops, ModelInputs, Per, Sharing, WeightBuilder,
 };
 use crate::ops::{self, Activation, AttentionMask, CtcTargets, Param};
 use crate::{Error, Result};
@@ -63,7 +63,7 @@ pub(super) const FAMILY: Family = Family {
         padding: 0,
         masked: Masked::Kept,
     }],
-    padding_sensitive: true,
+    sharing: Sharing::OneLength,
     build,
 };
 
