@@ -391,7 +391,7 @@ fn sparse_records_do_not_exhaust_memory() {
     let started = std::time::Instant::now();
     let error = load(folder.path()).unwrap_err().to_string();
     assert!(
-        error.contains("so few of their 5000 fields in common"),
+        error.contains("share so few of their 5000 fields"),
         "{error}"
     );
     assert!(started.elapsed().as_secs_f64() < 2.0);

@@ -335,7 +335,7 @@ fn eli5_category_is_converted_to_the_original_schema() {
     );
     let text = in_a_process(&bench, "eli5", &[]);
     assert!(
-        text.contains("has no split \"train_asks\"; its \"train\" is used")
+        text.contains("has no split \"train_asks\"; using its \"train\"")
             && text.contains("`document` left empty, `category` left out"),
         "{text}"
     );

@@ -434,7 +434,7 @@ fn invalid_pushes_are_reported() {
     server.state().transfer = Some("xet".to_owned());
     let text = push(&hub, "my-model");
     assert!(
-        text.contains("\"xet\" alone") && text.contains("hf upload tester/my-model"),
+        text.contains("only by the transfer \"xet\"") && text.contains("hf upload tester/my-model"),
         "{text}"
     );
     let mut offline = settings(&server, home.path());
