@@ -411,7 +411,7 @@ fn redirects_in_a_circle_have_an_end() {
     });
     let folder = tempfile::tempdir().unwrap();
     let error = download(settings(&url, &folder)).unwrap_err().to_string();
-    assert!(error.contains("redirects without end"), "{error}");
+    assert!(error.contains("redirects endlessly"), "{error}");
     assert!(requests.load(Ordering::SeqCst) < 15);
 }
 
