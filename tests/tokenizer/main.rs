@@ -588,7 +588,7 @@ fn broken_folders_report_the_file_and_the_fault() {
     write("model.safetensors", "");
     let text = error();
     assert!(
-        text.contains("tokenizer.json") && text.contains("it holds model.safetensors"),
+        text.contains("tokenizer.json") && text.contains("it contains model.safetensors"),
         "{text}"
     );
 
