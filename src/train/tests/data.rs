@@ -26,7 +26,7 @@ fn splits(sizes: &[(&str, u32)]) -> DatasetDict {
 
 /// Returns the numbers of steps in an epoch and of examples in an evaluation.
 fn sizes(data: impl IntoTrainingData) -> (usize, Option<usize>) {
-    let mut trainer = Trainer::new(&model(3), nowhere().epochs(1), data, AsTheyAre);
+    let mut trainer = Trainer::new(model(3), nowhere().epochs(1), data, AsTheyAre);
     let evaluated = trainer.evaluate().ok().map(|metrics| metrics.samples);
     (trainer.train().unwrap().step(), evaluated)
 }
@@ -39,7 +39,7 @@ fn splits_are_found_by_their_names() {
     let three = splits(&[("test", 9), ("train", 12), ("validation", 5)]);
     assert_eq!(sizes(three), (3, Some(5)));
     assert_eq!(
-        sizes(&splits(&[("train", 8), ("unsupervised", 4)])),
+        sizes(splits(&[("train", 8), ("unsupervised", 4)])),
         (2, None)
     );
 }
@@ -77,7 +77,7 @@ fn every_form_of_data_gives_the_same_steps() {
 #[test]
 fn splits_without_a_training_split_can_be_evaluated() {
     let data = splits(&[("test", 9), ("more", 3)]);
-    let mut trainer = Trainer::new(&model(3), nowhere(), &data, AsTheyAre);
+    let mut trainer = Trainer::new(model(3), nowhere(), &data, AsTheyAre);
     assert_eq!(trainer.evaluate().unwrap().samples, 9);
     let error = trainer.train().unwrap_err().to_string();
     assert!(
@@ -86,7 +86,7 @@ fn splits_without_a_training_split_can_be_evaluated() {
     );
     let arguments = nowhere().eval_strategy("epoch");
     let data = splits(&[("train", 8)]);
-    let mut trainer = Trainer::new(&model(3), arguments, &data, AsTheyAre);
+    let mut trainer = Trainer::new(model(3), arguments, &data, AsTheyAre);
     let error = trainer.train().unwrap_err().to_string();
     assert!(error.contains("validation"), "{error}");
 }
@@ -95,9 +95,9 @@ fn splits_without_a_training_split_can_be_evaluated() {
 #[allow(deprecated)]
 fn the_older_names_do_the_same() {
     let data = splits(&[("train", 24), ("test", 9)]);
-    let mut old = Trainer::of_splits(&model(3), nowhere(), &data, AsTheyAre).unwrap();
-    let mut new = Trainer::new(&model(3), nowhere(), &data, AsTheyAre);
+    let mut old = Trainer::of_splits(model(3), nowhere(), &data, AsTheyAre).unwrap();
+    let mut new = Trainer::new(model(3), nowhere(), &data, AsTheyAre);
     assert_eq!(old.train().unwrap().losses(), new.train().unwrap().losses());
     let data = splits(&[("test", 9)]);
-    assert!(Trainer::of_splits(&model(3), nowhere(), &data, AsTheyAre).is_err());
+    assert!(Trainer::of_splits(model(3), nowhere(), &data, AsTheyAre).is_err());
 }
