@@ -324,6 +324,21 @@ mod tests {
     }
 
     #[test]
+    fn no_number_of_heads_makes_a_family_panic() {
+        use crate::model::{MaskedLm, SUPPORTED_MODEL_TYPES};
+        for model_type in SUPPORTED_MODEL_TYPES {
+            for heads in [0, 7] {
+                let config = Config::small(model_type).set("num_attention_heads", heads);
+                let built = MaskedLm::from_config(&config, 1);
+                if matches!(*model_type, "bert" | "nystromformer" | "yoso" | "mra") {
+                    let error = built.unwrap_err().to_string();
+                    assert!(error.contains("num_attention_heads"), "{error}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn misspelled_keys_are_reported_in_every_family_and_no_others() {
         let mut renamed = 0;
         for (config, family) in built() {

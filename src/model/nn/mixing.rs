@@ -122,6 +122,7 @@ impl Projections {
         suffix: &str,
         bias: bool,
     ) -> Result<Self> {
+        spec.check()?;
         let base = weights.pp(spec.base);
         let hidden = spec.sizes.hidden;
         let map = |name: &str| {
