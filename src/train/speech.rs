@@ -214,7 +214,7 @@ fn batches_of_datasets_and_of_examples_are_equal() {
     let error = SpeechRecognizer::new(text, processor)
         .unwrap_err()
         .to_string();
-    assert!(error.contains("no sound"), "{error}");
+    assert!(error.contains("instead of sound"), "{error}");
 }
 
 /// Reads digits of voices that it has not heard in training, as `notebooks/spoken_digits.ipynb` has it.

@@ -293,7 +293,7 @@ mod tests {
             ("file_name,text\na.wav,one\n", "no row for"),
             ("name,text\na.wav,one\nb.wav,two\n", "\"file_name\""),
             ("file_name,text\na.wav,one\n./a.wav,two\nb.wav,x\n", "twice"),
-            ("file_name,audio\na.wav,one\nb.wav,two\n", "another name"),
+            ("file_name,audio\na.wav,one\nb.wav,two\n", "rename it"),
         ] {
             let error = load(&folder(&files(metadata))).unwrap_err().to_string();
             assert!(

@@ -374,7 +374,7 @@ mod tests {
         );
         let error = infer(&[r#"{"x": [{"a": 1}, {"a": 1, "a": 1}]}"#]).unwrap_err();
         assert!(
-            error.starts_with("\"a\" in an item of \"x\" stands twice"),
+            error.starts_with("\"a\" in an item of \"x\" occurs twice"),
             "{error}"
         );
         infer(&[r#"{"x": [{"a": 1}, {"a": 1}]}"#, r#"{"x": [], "a": 1}"#]).unwrap();
