@@ -214,7 +214,10 @@ fn errors_say_what_to_do() {
     let error = cut
         .fill(format!("{} <mask>", long.replace("<mask>", "")))
         .unwrap_err();
-    assert!(error.to_string().contains("truncated to 16 tokens"), "{error}");
+    assert!(
+        error.to_string().contains("truncated to 16 tokens"),
+        "{error}"
+    );
 
     let error = pipeline.clone().top_k(401).fill("a <mask>").unwrap_err();
     assert!(error.to_string().contains("400 tokens"), "{error}");
