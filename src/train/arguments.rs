@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::choice::{self, Problem};
 use super::optimizer_name::OptimizerName;
 use super::schedule::{Schedule, SchedulerKwargs, SchedulerType};
-use super::strategy::IntervalStrategy;
+use super::strategy::{HubStrategy, IntervalStrategy};
 use crate::base::number::Number;
 use crate::{Error, Result};
 
@@ -183,6 +183,8 @@ arguments! {
     /// Steps between two evaluations; a number below 1 is a part of all steps, rounded up. Default:
     /// [`logging_steps`](Self::logging_steps).
     eval_steps: Option<f64>, some_number = None;
+    /// How long to train before evaluations fall due: in epochs if there is one each epoch, in steps otherwise. Default: 0.
+    eval_delay: f64, number = 0.0;
     /// Whether to evaluate before the first step too. Default: no.
     eval_on_start: bool = false;
     /// When to write a checkpoint. Default: steps; the last step is then saved too.
@@ -205,8 +207,11 @@ arguments! {
     early_stopping_patience: Option<usize>, from (usize) = None;
     /// By how much the metric must change to count as an improvement. Default: 0.
     early_stopping_threshold: f64 = 0.0;
-    /// Whether the model goes to the Hub: at every checkpoint, in the background, and at the end. Default: no.
+    /// Whether the model goes to the Hub: at every checkpoint, in the background, and at the end (see
+    /// [`hub_strategy`](Self::hub_strategy)). Default: no.
     push_to_hub: bool = false;
+    /// What goes there while training goes on: "every_save" or "end", which is nothing before the end. Default: every checkpoint.
+    hub_strategy: HubStrategy, choice = HubStrategy::EverySave;
     /// The repository for it, `owner/name` or one's own `name`. Default: the name of the output folder.
     hub_model_id: String, from (impl Into<String>) = String::new();
     /// Whether a repository that is made for it is private. Default: as the owner's settings say.
@@ -372,6 +377,7 @@ impl TrainingArguments {
             ("max_grad_norm", self.max_grad_norm),
             ("adam_epsilon", self.adam_epsilon),
             ("early_stopping_threshold", self.early_stopping_threshold),
+            ("eval_delay", self.eval_delay),
         ];
         for (name, value) in not_negative {
             check(value >= 0.0 && value.is_finite(), name, || {

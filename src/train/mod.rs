@@ -117,5 +117,5 @@ pub use recipe::{Recipe, Resume};
 pub use rules::{Optimizer, RuleOptimizer, Update, UpdateRule};
 pub use schedule::{Ramp, Schedule, SchedulerKwargs, SchedulerType, ThresholdMode, get_scheduler};
 pub use sgd::{Sgd, SgdRule};
-pub use strategy::{IntervalStrategy, SaveStrategy};
+pub use strategy::{HubStrategy, IntervalStrategy, SaveStrategy};
 pub use trainer::Trainer;

@@ -139,7 +139,12 @@ impl Run {
     /// Returns whether the model is to be evaluated after the current step and has not been.
     pub(super) fn evaluation_is_due(&self, args: &TrainingArguments, wished: bool) -> bool {
         let every = args.eval_interval(self.plan.max_steps);
-        let due = self.plan.is_due(args.eval_strategy, every, self.step);
+        let trained = match args.eval_strategy {
+            IntervalStrategy::Epoch => self.plan.epoch(self.step),
+            _ => self.step as f64,
+        };
+        let due =
+            trained >= args.eval_delay && self.plan.is_due(args.eval_strategy, every, self.step);
         let last = self.history.evaluations.last().map(|e| e.step);
         (due || wished) && last != Some(self.step)
     }

@@ -39,3 +39,31 @@ impl TryFrom<&str> for IntervalStrategy {
         choice::by_name("strategy", name, &all)
     }
 }
+
+/// What goes to the Hub while a training with `push_to_hub` goes on, as in transformers.
+///
+/// ```
+/// use cloze::train::{HubStrategy, TrainingArguments};
+///
+/// let by_name = TrainingArguments::new("out").hub_strategy("end");
+/// assert_eq!(by_name.hub_strategy, HubStrategy::End);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum HubStrategy {
+    /// The model of every checkpoint, in the background.
+    #[default]
+    EverySave,
+    /// Nothing: the model goes there when it is trained.
+    End,
+}
+
+impl TryFrom<&str> for HubStrategy {
+    type Error = Error;
+
+    /// Returns the strategy that transformers calls "every_save" or "end".
+    fn try_from(name: &str) -> Result<Self> {
+        choice::by_name("hub_strategy", name, &[Self::EverySave, Self::End])
+    }
+}

@@ -17,6 +17,8 @@ use super::progress_lines::ProgressLines;
 use super::reports::Reports;
 use super::run::Run;
 use super::shards::Shards;
+#[cfg(feature = "hub")]
+use super::strategy::HubStrategy;
 use super::{
     AdamW, Adapters, Callback, Control, Event, GradScaler, History, IntervalStrategy,
     LoraOptimizer, Optimizer, OptimizerName, ParamGroup, PredictionOutput, Schedule, TrainState,
@@ -545,7 +547,8 @@ impl Trainer {
     /// Pushes checkpoints during training, if the arguments ask for it.
     #[cfg(feature = "hub")]
     fn begin_pushing(&mut self) -> Result<()> {
-        if self.args.push_to_hub && !self.pushes {
+        let pushes = self.args.push_to_hub && self.args.hub_strategy == HubStrategy::EverySave;
+        if pushes && !self.pushes {
             let push = self.args.push_callback()?;
             self.callbacks.push(Box::new(push));
             self.pushes = true;

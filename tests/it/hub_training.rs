@@ -13,6 +13,8 @@ use parquet::arrow::ArrowWriter;
 
 /// Set for the processes that a test starts: the folder to train in.
 const FOLDER: &str = "CLOZE_TEST_FOLDER";
+/// Set for some of them: the name of the `hub_strategy`.
+const STRATEGY: &str = "CLOZE_TEST_HUB_STRATEGY";
 
 /// The verbs read their settings from the environment, which belongs to the whole process: each run has its own.
 fn in_a_process(bench: &Bench, task: &str, variables: &[(&str, &str)]) -> String {
@@ -81,6 +83,10 @@ fn trainer(push: bool) -> Trainer {
         .save_strategy(Epoch)
         .hub_private_repo(true)
         .push_to_hub(push);
+    let arguments = match std::env::var(STRATEGY) {
+        Ok(strategy) => arguments.hub_strategy(strategy.as_str()),
+        Err(_) => arguments,
+    };
     Trainer::new(model, arguments, (examples.clone(), examples), collator)
 }
 
@@ -214,6 +220,18 @@ fn a_trained_model_is_shared_with_its_card() {
             .any(|name| name.to_string_lossy().starts_with(".push")),
         "{left:?}"
     );
+}
+
+#[test]
+fn a_strategy_of_the_end_pushes_once() {
+    let bench = Bench::new();
+    let task = "trains_pushes_and_opens_the_pushed_model";
+    in_a_process(&bench, task, &[(STRATEGY, "end")]);
+    let state = bench.server.state();
+    let repo = &state.repos[&("models".to_owned(), "tester/my_eli5_model".to_owned())];
+    let in_progress = |message: &&String| *message == "Training in progress";
+    assert_eq!(repo.messages.iter().find(in_progress), None);
+    assert!(repo.messages.contains(&"End of training".to_owned()));
 }
 
 #[test]

@@ -310,3 +310,24 @@ fn grouping_by_length_needs_less_padding_and_uses_every_row_once() {
         assert_eq!(order, (0..101).collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn evaluations_wait_as_long_as_they_are_told() {
+    let steps = |args: crate::train::TrainingArguments| -> Vec<usize> {
+        let history = trainer(args, &model(3)).train().unwrap();
+        history.evaluations.iter().map(|e| e.step).collect()
+    };
+    // Six steps an epoch.
+    let by_epoch = nowhere().epochs(4).eval_strategy("epoch");
+    assert_eq!(steps(by_epoch.clone()), [6, 12, 18, 24]);
+    assert_eq!(steps(by_epoch.clone().eval_delay(2)), [12, 18, 24]);
+    assert_eq!(steps(by_epoch.eval_delay(2.5)), [18, 24]);
+    let by_steps = nowhere().eval_strategy("steps").eval_steps(4);
+    assert_eq!(steps(by_steps.clone().eval_delay(5)), [8, 12]);
+    assert_eq!(
+        steps(by_steps.eval_delay(8).eval_on_start(true)),
+        [0, 8, 12]
+    );
+    let error = trainer(nowhere().eval_delay(-1.0), &model(3)).train();
+    assert!(error.unwrap_err().to_string().starts_with("eval_delay: "));
+}
