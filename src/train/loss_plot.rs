@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::ops::Range;
 
+use candle_core::{DType, Tensor};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -81,6 +82,39 @@ impl LossPlot {
     pub fn losses<L: Into<f64> + Copy>(self, losses: &[L]) -> Self {
         let steps = losses.iter().enumerate();
         self.train(steps.map(|(step, &loss)| (step + 1, loss.into())))
+    }
+
+    /// Adds the loss of the next step: a scalar, as [`MlmLoss::mean`](crate::model::MlmLoss::mean) gives it. On a GPU this waits
+    /// for the step.
+    ///
+    /// ```
+    /// use cloze::prelude::*;
+    ///
+    /// let mut plot = LossPlot::new();
+    /// for loss in [4.0f32, 3.5, 3.2] {
+    ///     plot.push(&Tensor::new(loss, &Device::Cpu)?)?;
+    /// }
+    /// plot.push_eval(3.4);
+    /// assert_eq!(plot, LossPlot::new().losses(&[4.0f32, 3.5, 3.2]).eval([(3, 3.4)]));
+    /// # Ok::<(), cloze::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When it is no scalar.
+    pub fn push(&mut self, loss: &Tensor) -> crate::Result<()> {
+        let loss = loss.to_dtype(DType::F64)?.to_scalar()?;
+        self.train.push((self.pushed() + 1, loss));
+        Ok(())
+    }
+
+    /// Adds an evaluation's loss after the last step that there is.
+    pub fn push_eval(&mut self, loss: impl Into<f64>) {
+        self.eval.push((self.pushed(), loss.into()));
+    }
+
+    /// Returns the number of the last step with a training loss.
+    fn pushed(&self) -> usize {
+        self.train.last().map_or(0, |&(step, _)| step)
     }
 
     /// Sets the evaluation loss, drawn with a dot for every evaluation.
