@@ -4,6 +4,18 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// `std::result::Result` with this crate's [`Error`].
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// fn longest(texts: &Dataset) -> cloze::Result<usize> {
+///     let texts: Vec<String> = texts.column("text")?;
+///     Ok(texts.iter().map(String::len).max().unwrap_or(0))
+/// }
+/// # let texts = Dataset::builder().column("text", vec!["a", "abc"]).build()?;
+/// assert_eq!(longest(&texts)?, 3);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that can go wrong in Cloze.

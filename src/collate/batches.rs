@@ -40,6 +40,18 @@ impl From<MlmBatch> for Made {
 
 /// Batches as they are made: those of an epoch, by [`DataLoader::epoch`](super::DataLoader::epoch). Dropping it ends its
 /// thread.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// # let tokenizer = Tokenizer::train_bpe(["a spiral galaxy"], 300)?;
+/// let rows = vec![Example::from(vec![5u32, 6, 7, 8]); 10];
+/// let loader = DataLoader::new(rows, MaskingCollator::new(&tokenizer), 4)?;
+/// let batches: Batches = loader.epoch(0);
+/// let sizes = batches.map(|batch| Ok(batch?.batch)).collect::<Result<Vec<usize>>>()?;
+/// assert_eq!(sizes, [4, 4, 2]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 pub struct Batches {
     receiver: Option<Receiver<Result<Made>>>,
     thread: Option<JoinHandle<()>>,

@@ -218,6 +218,19 @@ pub trait Examples: Send + Sync {
 
 /// Converts into examples: any [`Examples`], and references to datasets and lists of examples, which are copied (a
 /// dataset's copy shares its data).
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// fn tokens(data: impl IntoExamples) -> cloze::Result<usize> {
+///     let data = data.into_examples();
+///     (0..data.len()).map(|row| data.tokens(row)).sum()
+/// }
+/// let rows = vec![Example::from(vec![5u32, 6, 7]); 2];
+/// assert_eq!(tokens(&rows)?, 6);
+/// assert_eq!(tokens(rows)?, 6);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 pub trait IntoExamples {
     /// The resulting type.
     type Examples: Examples + 'static;

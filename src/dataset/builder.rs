@@ -6,6 +6,18 @@ use super::table::Dataset;
 use crate::Result;
 
 /// Collects columns; made by [`Dataset::builder`].
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let rows = Dataset::builder()
+///     .column("text", vec!["a galaxy", "a star"])
+///     .column("words", vec![vec!["a", "galaxy"], vec!["a", "star"]])
+///     .column("score", vec![Some(3), None])
+///     .build()?;
+/// assert_eq!(rows.column_names(), ["text", "words", "score"]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct DatasetBuilder {
     batch: Batch,

@@ -17,6 +17,15 @@ use super::table::Dataset;
 use crate::{Error, Result};
 
 /// Options of [`Dataset::group_texts`]. A plain number is short for [`GroupTexts::new`].
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let tokens = Dataset::builder().column("input_ids", vec![vec![1i32, 2, 3], vec![4, 5], vec![6, 7, 8]]).build()?;
+/// let blocks = tokens.group_texts(GroupTexts::new(4).whole_dataset())?;
+/// assert_eq!(blocks.column::<Vec<i32>>("input_ids")?, [[1, 2, 3, 4], [5, 6, 7, 8]]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct GroupTexts {
     block_size: usize,

@@ -6,6 +6,16 @@ use super::table::Dataset;
 use crate::{Error, Result};
 
 /// When datasets that take turns are done.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let rows = |numbers: Vec<i64>| Dataset::builder().column("n", numbers).build();
+/// let both = [rows(vec![1, 2, 3])?, rows(vec![10])?];
+/// let all = Interleave::new(both).stopping_strategy(StoppingStrategy::AllExhaustedWithoutReplacement).build()?;
+/// assert_eq!(all.column::<i64>("n")?, [1, 10, 2, 3]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoppingStrategy {

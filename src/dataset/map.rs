@@ -27,6 +27,29 @@ const DOING: &str = "mapping a dataset";
 ///
 /// Closures `|batch: &Batch| -> Result<Batch>` implement it. A type whose result depends only on its content (a
 /// tokenizer, say) returns a fingerprint of that content, so that results can be found in the cache.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// /// Cuts texts to so many characters.
+/// struct Cut(usize);
+///
+/// impl BatchFunction for Cut {
+///     fn call(&self, batch: &Batch) -> cloze::Result<Batch> {
+///         let cut = batch.strings("text")?.into_iter().map(|text| text.chars().take(self.0).collect::<String>());
+///         Batch::new().with_column("text", cut.collect::<Vec<_>>())
+///     }
+///
+///     fn fingerprint(&self) -> Option<String> {
+///         Some(format!("cut to {}", self.0))
+///     }
+/// }
+///
+/// let texts = Dataset::builder().column("text", vec!["galaxy", "sun"]).build()?;
+/// let cut = texts.map(Map::new(Cut(4)).batched())?;
+/// assert_eq!(cut.column::<String>("text")?, ["gala", "sun"]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 pub trait BatchFunction: Send + Sync {
     /// Returns the columns that `batch` gives: new ones, and replacements of those of the same name.
     fn call(&self, batch: &Batch) -> Result<Batch>;

@@ -11,6 +11,15 @@ use super::table::Dataset;
 use crate::{Error, Result};
 
 /// Where rows without a value are placed, and with them NaNs.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let rows = Dataset::builder().column("n", vec![Some(2i64), None, Some(1)]).build()?;
+/// let sorted = rows.sort(Sort::by(["n"]).null_placement(NullPlacement::AtStart))?;
+/// assert_eq!(sorted.column::<Option<i64>>("n")?, [None, Some(1), Some(2)]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NullPlacement {

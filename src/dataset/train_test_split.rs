@@ -6,6 +6,16 @@ use super::table::Dataset;
 use crate::{Error, Result};
 
 /// The size of a part: a fraction of the rows, or their number. `0.2.into()` and `1000.into()` give one.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let rows = Dataset::builder().column("n", (0..10).collect::<Vec<i64>>()).build()?;
+/// assert_eq!(rows.train_test_split(0.2)?["test"].len(), 2);
+/// assert_eq!(rows.train_test_split(3)?["test"].len(), 3);
+/// assert_eq!(TestSize::from(0.2), TestSize::Fraction(0.2));
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum TestSize {
     /// A fraction between 0 and 1, both excluded.
@@ -27,6 +37,15 @@ impl From<usize> for TestSize {
 }
 
 /// Options of [`Dataset::train_test_split`]. A plain fraction or number is short for [`TrainTestSplit::new`].
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let rows = Dataset::builder().column("n", (0..10).collect::<Vec<i64>>()).build()?;
+/// let parts = rows.train_test_split(TrainTestSplit::new(0.3).train_size(5).seed(7))?;
+/// assert_eq!((parts["train"].len(), parts["test"].len()), (5, 3));
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct TrainTestSplit {
     test_size: TestSize,

@@ -8,6 +8,16 @@ use serde::{Serialize, Serializer};
 use crate::Result;
 
 /// One candidate for one mask.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let guesses = FillMask::from_pretrained("bundled:tiny_roberta")?.fill("Paris is the capital of <mask>.")?;
+/// for Prediction { score, token, token_str, sequence } in &guesses {
+///     println!("{score:.3} {token:>6} {token_str:?}: {sequence}");
+/// }
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Prediction {
     /// The probability of the token at the mask, over the whole vocabulary.
@@ -165,6 +175,16 @@ impl fmt::Display for Predictions {
 }
 
 /// The predictions for many texts, in the order of the texts; used as a slice of [`Predictions`].
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let texts = ["Paris is the capital of <mask>.", "A <mask> has four legs."];
+/// let batch = FillMask::from_pretrained("bundled:tiny_roberta")?.fill_batch(&texts)?;
+/// assert_eq!(batch.len(), 2);
+/// assert_eq!(batch[1].text(), texts[1]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct PredictionsBatch {

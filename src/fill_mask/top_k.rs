@@ -6,6 +6,16 @@ use rayon::prelude::*;
 use crate::{Error, Result};
 
 /// `tensor.top_k(k)`, as `torch.topk`.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let logits = Tensor::new(&[[0.5f32, 3.0, -1.0], [2.0, 0.0, 4.0]], &Device::Cpu)?;
+/// let (values, indices) = logits.top_k(2)?;
+/// assert_eq!(values, [3.0, 0.5, 4.0, 2.0]);
+/// assert_eq!(indices, [1, 0, 2, 0]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 pub trait TopK {
     /// Returns the `k` largest values along the last dimension, largest first, and their indices.
     ///

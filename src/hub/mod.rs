@@ -115,6 +115,12 @@ pub const BUNDLED: &str = "bundled:";
 /// on the Hub, of which the needed files are downloaded unless they are in the cache.
 ///
 /// `kind` ("model", "tokenizer") determines which files are needed and how errors are worded.
+///
+/// ```
+/// let folder = cloze::hub::resolve("model", "bundled:tiny_roberta")?;
+/// assert!(folder.join("config.json").is_file());
+/// # Ok::<(), cloze::Error>(())
+/// ```
 pub fn resolve(kind: &'static str, name: &str) -> Result<PathBuf> {
     resolve_with(kind, name, |repo, needs| {
         fetch(repo, needs, Settings::from_env()?)

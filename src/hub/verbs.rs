@@ -11,6 +11,14 @@ use crate::Result;
 ///
 /// # Errors
 /// When the Hub does not know the token or can't be reached; what was stored before stays then.
+///
+/// ```no_run
+/// use cloze::prelude::*;
+///
+/// let account = hub::login(&std::fs::read_to_string("token").unwrap())?;
+/// println!("logged in as {}", account.name);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 pub fn login(token: &str) -> Result<Account> {
     Hub::from_env()?.login(token)
 }

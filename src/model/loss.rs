@@ -6,6 +6,17 @@ use crate::{Error, Result, ops};
 
 /// The loss of a batch: the sum over its terms of weight · sum / count. Most families have the one term of the masked
 /// tokens.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// # fn f(model: &MaskedLm, batch: &MlmBatch) -> cloze::Result<()> {
+/// let loss = model.loss(batch, &Context::train(42, 0))?;
+/// println!("{} masked tokens", loss.counted());
+/// model.backward(&loss.mean()?)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct MlmLoss {
     /// The terms; of every batch of a model the same, in the same order.

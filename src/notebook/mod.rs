@@ -41,6 +41,12 @@ pub trait Rich {
 /// Shows `value` at once: as HTML in a notebook, as text elsewhere.
 ///
 /// In the stock evcxr kernel a cell has room for one picture, which appears when the cell ends; the last one counts.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// show(&LossPlot::new().losses(&[4.0f32, 3.5, 3.2]));
+/// ```
 pub fn show(value: &impl Rich) {
     match Host::current() {
         Host::Plain => println!("{}", value.to_text()),

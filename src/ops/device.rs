@@ -7,6 +7,14 @@ use super::cuda;
 use crate::Result;
 
 /// Choosing a [`Device`] in one word.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let device = Device::best()?;
+/// println!("{}", if device.is_cpu() { "there is no GPU" } else { "a GPU" });
+/// # Ok::<(), cloze::Error>(())
+/// ```
 pub trait DeviceExt: Sized {
     /// Returns the first GPU, or the CPU if there is none; a build with GPU support then reports on stderr what is
     /// missing. Several ranks on a machine get different GPUs.

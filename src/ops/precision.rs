@@ -13,6 +13,14 @@ use super::simd::{self, Level};
 
 /// How exact the operands of large products are, and on a GPU the activations; weights, what products add up to, statistics
 /// and losses are f32.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let fill_mask = FillMask::from_pretrained("bundled:tiny_roberta")?.precision(Precision::Int8);
+/// assert_eq!(fill_mask.top_k(3).fill("The sun is a <mask>.")?.len(), 3);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// f32.

@@ -29,6 +29,12 @@ pub fn word_error_rate<R: AsRef<str>, H: AsRef<str>>(
 ///
 /// # Errors
 /// Like [`word_error_rate`].
+///
+/// ```
+/// use cloze::speech::character_error_rate;
+/// assert_eq!(character_error_rate(&["cloze", "test"], &["close", "test"])?, 1.0 / 9.0);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 pub fn character_error_rate<R: AsRef<str>, H: AsRef<str>>(
     references: &[R],
     hypotheses: &[H],

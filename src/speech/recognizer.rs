@@ -33,6 +33,17 @@ pub struct SpeechRecognizer {
 }
 
 /// The transcript of a recording.
+///
+/// ```no_run
+/// use cloze::prelude::*;
+///
+/// let said = SpeechRecognizer::from_pretrained("facebook/wav2vec2-base-960h")?.transcribe_file("interview.flac")?;
+/// println!("{}", said.text);
+/// for word in &said.words {
+///     println!("{:.2} to {:.2} s: {}", word.start, word.end, word.text);
+/// }
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Transcription {
@@ -59,6 +70,16 @@ pub struct SpokenWord {
 }
 
 /// The error rates of a model's transcripts.
+///
+/// ```no_run
+/// use cloze::prelude::*;
+///
+/// let recordings = load_dataset("recordings")?;
+/// let recognizer = SpeechRecognizer::from_pretrained("facebook/wav2vec2-base-960h")?;
+/// let rates = recognizer.error_rates(&recordings["test"], "audio", "transcription")?;
+/// println!("{:.1}% of the words", 100.0 * rates.words);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ErrorRates {

@@ -206,6 +206,20 @@ impl Tokenizer {
 
 /// Tokenizes words with their boxes; made by [`Tokenizer::tokenize_boxes`] for
 /// [`Dataset::map`](crate::dataset::Dataset::map).
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// # let tokenizer = Tokenizer::train_wordpiece(["total sum of the bill"], 60, true)?;
+/// let pages = Dataset::builder()
+///     .column("words", vec![vec!["total", "sum"]])
+///     .column("boxes", vec![vec![vec![60i64, 20, 120, 40], vec![130, 20, 180, 40]]])
+///     .build()?;
+/// let inputs = tokenizer.tokenize_boxes("words", "boxes").max_length(512);
+/// let inputs = pages.map(Map::new(inputs).batched().remove_all_columns())?;
+/// assert_eq!(inputs.column_names(), ["input_ids", "attention_mask", "bbox"]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct TokenizeBoxes {
     tokenizer: Tokenizer,

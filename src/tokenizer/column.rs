@@ -17,6 +17,17 @@ const ROWS: usize = 32;
 
 /// Tokenizes one column of each batch; made by [`Tokenizer::tokenize_column`] for
 /// [`Dataset::map`](crate::dataset::Dataset::map).
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let tokenizer = Tokenizer::train_bpe(["a spiral galaxy", "a spiral staircase"], 300)?;
+/// let lines = Dataset::builder().column("text", vec!["a spiral galaxy of many stars", "a staircase"]).build()?;
+/// // Long lines go on in further rows, which repeat two tokens.
+/// let windows = lines.map(tokenizer.tokenize_column("text").max_length(8).stride(2))?;
+/// assert!(windows.len() > 2);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct TokenizeColumn {
     tokenizer: Tokenizer,

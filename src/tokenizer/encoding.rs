@@ -41,6 +41,14 @@ pub struct Encoding {
 }
 
 /// A column of numbers for a text's tokens, or for its entities.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// // A box for each of three tokens; padding has none.
+/// let boxes = ExtraColumn::per_token(vec![0, 0, 0, 0, 10, 20, 30, 40, 0, 0, 0, 0], 4, 0);
+/// assert_eq!(boxes.len(), 3);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExtraColumn {
     /// The numbers, entry after entry.

@@ -10,6 +10,19 @@ use crate::base::json;
 use crate::{Error, Result};
 
 /// A text and where its entities are mentioned.
+///
+/// ```no_run
+/// use cloze::prelude::*;
+///
+/// let text = "Beyoncé lives in Los Angeles.";
+/// let known = Mentions { spans: &[(0, 7), (17, 28)], titles: Some(&["Beyoncé", "Los Angeles"]) };
+/// // What the model is to guess.
+/// let masked = Mentions { spans: &[(17, 28)], titles: None };
+/// let tokenizer = Tokenizer::from_pretrained("studio-ousia/luke-base")?;
+/// let encoding = tokenizer.encode_entities(text, masked, None, &EncodeOptions::new())?;
+/// # let _ = (known, encoding);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Mentions<'a> {
     /// Start and end of each mention, in characters of the text.

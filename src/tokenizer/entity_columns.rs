@@ -30,6 +30,20 @@ impl Tokenizer {
 
 /// Tokenizes texts with their entities; made by [`Tokenizer::tokenize_entities`] for
 /// [`Dataset::map`](crate::dataset::Dataset::map).
+///
+/// ```no_run
+/// use cloze::prelude::*;
+///
+/// let tokenizer = Tokenizer::from_pretrained("studio-ousia/luke-base")?;
+/// let texts = Dataset::builder()
+///     .column("text", vec!["Beyoncé lives in Los Angeles."])
+///     .column("spans", vec![vec![vec![0i64, 7], vec![17, 28]]])
+///     .column("titles", vec![vec!["Beyoncé", "Los Angeles"]])
+///     .build()?;
+/// let inputs = tokenizer.tokenize_entities("text", "spans").titles("titles").max_length(128);
+/// let inputs = texts.map(Map::new(inputs).batched().remove_all_columns())?;
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct TokenizeEntities {
     tokenizer: Tokenizer,

@@ -1,6 +1,20 @@
 //! How texts are encoded: special tokens, truncation, padding.
 
 /// Which of two texts gives way when a pair is too long.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let tokenizer = Tokenizer::train_bpe(["a spiral galaxy", "a spiral staircase"], 300)?;
+/// let (first, second) = ("a galaxy", "a spiral staircase");
+/// let whole = tokenizer.encode_pair(first, second)?;
+/// let options = EncodeOptions::new()
+///     .truncation(whole.len() - 2)
+///     .truncation_strategy(TruncationStrategy::OnlySecond);
+/// let cut = tokenizer.encode_pair_with(first, second, &options)?;
+/// assert_eq!(cut.len(), whole.len() - 2);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TruncationStrategy {
     /// The longer one first.
@@ -13,6 +27,21 @@ pub enum TruncationStrategy {
 }
 
 /// How far rows are filled with the padding token.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let tokenizer = Tokenizer::train_bpe(["a spiral galaxy", "a spiral staircase"], 300)?;
+/// let texts = ["a galaxy", "a spiral staircase of stone"];
+/// let lengths = |padding| -> cloze::Result<Vec<usize>> {
+///     let encodings = tokenizer.encode_batch_with(&texts, &EncodeOptions::new().padding(padding))?;
+///     Ok(encodings.iter().map(|encoding| encoding.len()).collect())
+/// };
+/// assert_eq!(lengths(Padding::MaxLength(32))?, [32, 32]);
+/// let longest = lengths(Padding::None)?[1];
+/// assert_eq!(lengths(Padding::Longest)?, [longest, longest]);
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Padding {
     /// Not at all.

@@ -11,6 +11,17 @@ use super::rules::letterwise::{Letterwise, Said};
 use crate::{Error, Result};
 
 /// A letter or word in the transcript of a speech model, and its range of frames.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let tokenizer = Tokenizer::train_letters(["one two"])?;
+/// let ids = |text: &str| text.chars().map(|c| tokenizer.token_to_id(&c.to_string()).unwrap_or(0)).collect::<Vec<u32>>();
+/// // One id a step; a blank between two equal letters.
+/// let said = tokenizer.spoken_words(&ids("oonne|two_o"))?;
+/// assert_eq!((said[0].text.as_str(), said[0].start, said[0].end), ("one", 0, 5));
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spoken {
     /// The letter or word.

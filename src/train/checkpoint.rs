@@ -254,6 +254,13 @@ pub(super) fn read_state(path: &Path) -> Result<TrainerState> {
 ///
 /// # Errors
 /// When there is none.
+///
+/// ```no_run
+/// use cloze::prelude::*;
+///
+/// let model = MaskedLm::from_pretrained(&cloze::train::latest_checkpoint("eli5_mlm_model")?.to_string_lossy())?;
+/// # Ok::<(), cloze::Error>(())
+/// ```
 pub fn latest_checkpoint(output_dir: impl AsRef<Path>) -> Result<PathBuf> {
     let output_dir = output_dir.as_ref();
     // A crash may have left a checkpoint between its old name and its own.

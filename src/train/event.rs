@@ -25,6 +25,18 @@ pub struct TrainState {
 }
 
 /// Something that happened in a run. Every event carries the [`TrainState`] at its time.
+///
+/// ```
+/// use cloze::prelude::*;
+/// # fn f(trainer: Trainer) -> Trainer {
+/// trainer.callback(|event: &Event| {
+///     if let Event::Evaluate { state, metrics } = event {
+///         println!("step {} of {}: perplexity {:.2}", state.step, state.max_steps, metrics.perplexity());
+///     }
+///     Ok(Control::Continue)
+/// })
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
@@ -134,6 +146,19 @@ impl Event {
 }
 
 /// A callback's request for what should happen next.
+///
+/// ```
+/// use cloze::prelude::*;
+/// # fn f(trainer: Trainer) -> Trainer {
+/// // Stops when the model is good enough.
+/// trainer.callback(|event: &Event| {
+///     Ok(match event {
+///         Event::Evaluate { metrics, .. } if metrics.perplexity() < 10.0 => Control::Stop,
+///         _ => Control::Continue,
+///     })
+/// })
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Control {

@@ -138,6 +138,18 @@ impl Lora {
 }
 
 /// The adapters of a model.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// # fn f(model: MaskedLm) -> cloze::Result<()> {
+/// let adapters = Lora::new(8).targets(["query", "value"]).attach(&model)?;
+/// println!("{} of {} parameters", adapters.num_parameters(), model.num_parameters());
+/// // Takes the adapters off again; without that the model keeps what they add.
+/// adapters.detach(&model)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Adapters {
     lora: Lora,

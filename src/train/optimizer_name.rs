@@ -6,6 +6,13 @@ use super::choice;
 use crate::{Error, Result};
 
 /// The optimizers that arguments can name.
+///
+/// ```
+/// use cloze::train::{OptimizerName, TrainingArguments};
+///
+/// let by_name = TrainingArguments::new("out").optim("adafactor");
+/// assert_eq!(by_name.optim, OptimizerName::Adafactor);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum OptimizerName {

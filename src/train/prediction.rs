@@ -124,6 +124,15 @@ pub fn error_rates(
 ///
 /// # Errors
 /// None; the type is that of metrics that may fail.
+///
+/// ```
+/// use cloze::prelude::*;
+/// # fn f(trainer: Trainer) -> cloze::Result<()> {
+/// let mut trainer = trainer.compute_metrics(masked_accuracy);
+/// println!("{:?}", trainer.evaluate()?.get("accuracy"));
+/// # Ok(())
+/// # }
+/// ```
 pub fn masked_accuracy(predictions: &PredictionOutput) -> Result<[(&'static str, f64); 1]> {
     Ok([("accuracy", predictions.accuracy())])
 }

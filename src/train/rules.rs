@@ -15,6 +15,20 @@ use crate::{Error, Result};
 
 /// What moves the weights: [`AdamW`](super::AdamW), [`Lion`](super::Lion), [`Adafactor`](super::Adafactor),
 /// [`Sgd`](super::Sgd), or [`RuleOptimizer`] with a rule of your own.
+///
+/// ```
+/// use cloze::prelude::*;
+/// use cloze::train::Optimizer;
+///
+/// /// One step of a loop by hand, whatever moves the weights.
+/// fn step(model: &MaskedLm, loss: &Tensor, optimizer: &mut dyn Optimizer, lr: f64) -> cloze::Result<()> {
+///     model.backward(loss)?;
+///     optimizer.clip_grad_norm(1.0)?;
+///     optimizer.step(lr)?;
+///     optimizer.zero_grad();
+///     Ok(())
+/// }
+/// ```
 pub trait Optimizer: Any + Debug + Send {
     /// Forms the global L2 norm of all gradients, and makes the next [`step`](Self::step) scale them down to `max_norm` if it is
     /// larger (0 for any). A step whose norm turns out not to be finite changes nothing.

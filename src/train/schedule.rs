@@ -10,6 +10,14 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Result};
 
 /// The shape of a learning-rate schedule, named as in transformers.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let by_name = TrainingArguments::new("out").lr_scheduler_type("cosine_with_restarts");
+/// assert_eq!(by_name.lr_scheduler_type, SchedulerType::CosineWithRestarts);
+/// assert_eq!(SchedulerType::CosineWithRestarts.name(), "cosine_with_restarts");
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -217,6 +225,16 @@ pub struct Schedule {
 ///
 /// # Errors
 /// When there is no schedule of that name, or the learning rate does not suit it.
+///
+/// ```
+/// use cloze::prelude::*;
+///
+/// let schedule = get_scheduler("cosine", 2e-5, 10, 110)?;
+/// assert_eq!(schedule.lr(10), 2e-5);
+/// assert!((schedule.lr(60) - 1e-5).abs() < 1e-12);
+/// assert!(get_scheduler("cosin", 2e-5, 10, 110).is_err());
+/// # Ok::<(), cloze::Error>(())
+/// ```
 pub fn get_scheduler(
     name: &str,
     learning_rate: f64,

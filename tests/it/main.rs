@@ -8,6 +8,7 @@ mod damaged_files;
 mod dataset;
 mod dataset_loading;
 mod display;
+mod documentation;
 mod family_gradients;
 #[cfg(feature = "hub")]
 mod hub_dataset;

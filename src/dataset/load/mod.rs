@@ -53,6 +53,15 @@ use crate::notebook::progress::Progress;
 use crate::{Error, Result};
 
 /// The formats that datasets are loaded from.
+///
+/// ```no_run
+/// use cloze::prelude::*;
+///
+/// // Files whose names don't say what they are.
+/// let logs = Loader::new("logs/*.log").format(FileFormat::Text).load()?;
+/// let table = Loader::new("table.dat").format(FileFormat::Csv).delimiter(';').load()?;
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum FileFormat {

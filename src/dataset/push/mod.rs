@@ -15,6 +15,15 @@ use crate::{Error, Result};
 const SHARD_BYTES: usize = 500_000_000;
 
 /// How a dataset is pushed. Mirrors the arguments of `datasets.Dataset.push_to_hub`.
+///
+/// ```no_run
+/// use cloze::prelude::*;
+///
+/// let blocks = load_eli5("train_asks")?.train_test_split(0.2)?;
+/// let options = PushDataset::new().private(true).commit_message("Split by question");
+/// blocks.push_to_hub("me/eli5_sample", &options)?;
+/// # Ok::<(), cloze::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct PushDataset {
     config_name: String,
