@@ -10,6 +10,8 @@ mod dataset_loading;
 mod display;
 mod documentation;
 mod family_gradients;
+#[cfg(feature = "bundled")]
+mod guide_calls;
 #[cfg(feature = "hub")]
 mod hub_dataset;
 #[cfg(feature = "hub")]

@@ -182,6 +182,12 @@ class Work(KernelCase):
                 self.assertIn(told, results[0]["text/html"])
                 self.assertGreater(len(results[0]["text/plain"]), 0)
 
+    def test_a_split_that_is_moved_out_of_its_dict_says_clone(self):
+        cell = self.run_cell('let train = asks["train"];', "error")
+        self.assertEqual(cell.reply["ename"], "error[E0507]")
+        self.assertIn('asks["train"].clone()', "\n".join(cell.reply["traceback"]))
+        self.run_cell('let train = asks["train"].clone();')
+
     def test_an_error_of_the_library_is_the_cells_error(self):
         cell = self.run_cell('Tokenizer::from_pretrained("/no/such/folder")?;', "error")
         self.assertEqual(cell.reply["ename"], "cloze::Error")
