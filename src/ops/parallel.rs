@@ -26,6 +26,7 @@ pub(crate) fn for_overwrite(n: usize) -> Vec<f32> {
 
 /// Does tasks 0 to `tasks` - 1 in any order, on as many threads as the pool has. This one is one of them: were it to wait
 /// for the pool alone, it would have to be put to sleep and be woken, and one more thread to be woken, for every loop.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) fn for_each_task(tasks: usize, work: impl Fn(usize) + Sync) {
     if rayon::current_thread_index().is_some() {
         // Single tasks: a thread that is done finds some to take over until the very end.

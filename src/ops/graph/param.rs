@@ -210,6 +210,7 @@ impl Param {
     }
 
     /// Returns whether code outside may hold the variable, and change it unnoticed.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(in crate::ops) fn is_exposed(&self) -> bool {
         self.inner.exposed.load(Ordering::Relaxed)
     }
