@@ -128,10 +128,14 @@ async fn relay(peer: impl AsyncRead + AsyncWrite, behind: PathBuf) -> io::Result
             if length == 0 || !frames.pass(&bytes[..length]) {
                 return Ok(());
             }
-            to_kernel.write_all(&bytes[..length]).await?;
+            if to_kernel.write_all(&bytes[..length]).await.is_err() {
+                // The kernel disconnected; what it said before is still on its way.
+                return std::future::pending().await;
+            }
         }
     };
-    let said = async {
+    // Owns the queue, which ends with it: what the kernel said before it disconnected is still delivered.
+    let said = async move {
         let mut bytes = vec![0; PIECE];
         loop {
             let length = from_kernel.read(&mut bytes).await?;
@@ -140,16 +144,16 @@ async fn relay(peer: impl AsyncRead + AsyncWrite, behind: PathBuf) -> io::Result
             }
         }
     };
-    let done: io::Result<()> = tokio::select! {
+    let told = async { tokio::try_join!(said, deliver(to_send, to_peer)).map(drop) };
+    tokio::select! {
         left = heard => left,
-        left = said => left,
-        left = deliver(to_send, to_peer) => left,
-    };
-    done
+        left = told => left,
+    }
 }
 
 /// Sends a peer its queued pieces. A slow peer is waited for. A peer that accepts nothing while its queue is full would
-/// block everyone else; it is taken to be suspended and disconnected, and may reconnect.
+/// block everyone else; it is taken to be suspended and disconnected, and may reconnect. So is one that accepts nothing
+/// after the kernel has disconnected.
 async fn deliver(
     mut to_send: Receiver<Vec<u8>>,
     mut peer: impl AsyncWrite + Unpin,
@@ -160,7 +164,7 @@ async fn deliver(
             match tokio::time::timeout(PATIENCE, peer.write(rest)).await {
                 Ok(Ok(0)) => return Ok(()),
                 Ok(sent) => rest = &rest[sent?..],
-                Err(_) if to_send.len() < WAITING => {}
+                Err(_) if to_send.len() < WAITING && !to_send.is_closed() => {}
                 Err(_) => return Err(io::ErrorKind::TimedOut.into()),
             }
         }
@@ -251,6 +255,32 @@ mod tests {
         for piece in [1, 7, 64, 65, 1 << 16] {
             assert!(passes(&said, piece), "{piece}");
         }
+    }
+
+    #[test]
+    fn what_the_kernel_says_before_it_disconnects_is_delivered() {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let said = vec![7; 3 * PIECE];
+        runtime.block_on(async {
+            for attempt in 0..100 {
+                let behind = folder.path().join(format!("{attempt}"));
+                let kernel = UnixListener::bind(&behind).unwrap();
+                let (mut peer, outside) = UnixStream::pair().unwrap();
+                let relayed = tokio::spawn(relay(outside, behind));
+                let (mut inside, _) = kernel.accept().await.unwrap();
+                inside.write_all(&said).await.unwrap();
+                drop(inside);
+                let mut heard = Vec::new();
+                peer.read_to_end(&mut heard).await.unwrap();
+                assert_eq!(heard.len(), said.len());
+                relayed.await.unwrap().unwrap();
+            }
+        });
     }
 
     #[test]

@@ -144,8 +144,10 @@ async fn run(
     });
     let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(Error::system("listening to signals"))?;
+    // A task of its own, whose socket stays open until the last replies are sent.
+    let control = tokio::spawn(control::serve(control, seen, answers, end));
     tokio::select! {
-        () = control::serve(control, seen, answers, end) => {}
+        _ = control => {}
         _ = ended.recv() => {}
         () = parent_gone() => {}
         _ = terminated.recv() => {}
