@@ -91,8 +91,9 @@ impl Audio {
         if wanted > MOST_SAMPLES as f64 {
             return Err(Error::argument("sampling_rate", too_long()));
         }
+        let samples = resample(&self.samples, self.sampling_rate, sampling_rate);
         Ok(Self {
-            samples: resample(&self.samples, self.sampling_rate, sampling_rate),
+            samples: samples.map_err(|message| Error::argument("sampling_rate", message))?,
             sampling_rate,
         })
     }

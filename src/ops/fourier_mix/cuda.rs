@@ -1,6 +1,7 @@
 //! Fourier transforms as products with their matrices.
 
 use std::collections::HashMap;
+use std::f64::consts::TAU;
 use std::sync::{Mutex, OnceLock};
 
 use candle_core::cuda_backend::DeviceId;
@@ -8,7 +9,6 @@ use candle_core::{DType, Tensor};
 
 use crate::Result;
 use crate::ops::cuda::{Fresh, Gpu, lock, pointer};
-use crate::ops::fourier_mix::wave;
 use crate::ops::gemm::cublas::{Heads, Matrix, gemm, gemm_heads};
 use crate::ops::graph::tape;
 
@@ -42,10 +42,21 @@ fn waves(gpu: &Gpu, len: usize, x: &Tensor) -> Result<[Tensor; 2]> {
     if known.len() >= 8 {
         known.clear();
     }
-    let matrix = |turn: f64| Tensor::from_vec(wave(len, len, turn), (len, len), x.device());
+    let matrix = |turn: f64| Tensor::from_vec(wave(len, turn), (len, len), x.device());
     let waves = [matrix(0.0)?, matrix(0.75)?];
     known.insert(place, waves.clone());
     Ok(waves)
+}
+
+/// Returns the cosine (`turn` 0) or sine (`turn` 3/4) of 2π i j / `len` for all i and j below `len`.
+fn wave(len: usize, turn: f64) -> Vec<f32> {
+    // Whole turns are left out before the sine sees them.
+    let round: Vec<f32> = (0..len)
+        .map(|i| ((i as f64 / len as f64 + turn) * TAU).cos() as f32)
+        .collect();
+    (0..len * len)
+        .map(|at| round[(at / len) * (at % len) % len])
+        .collect()
 }
 
 /// Returns `C_n x C_h - S_n x S_h`.
