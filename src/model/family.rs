@@ -119,6 +119,42 @@ impl Family {
         })
     }
 
+    /// Checks that `config` is not the one of a model that was trained to continue texts from left to right.
+    pub(super) fn check_direction(&self, config: &Config) -> Result<()> {
+        match config.get("is_decoder") {
+            None | Some(Value::Null | Value::Bool(false)) => {}
+            Some(Value::Bool(true)) => {
+                return Err(Error::Config(
+                    "is_decoder is set: a left-to-right model can't fill masks; to train its weights as a masked language \
+                     model, set is_decoder to false"
+                        .to_owned(),
+                ));
+            }
+            Some(other) => {
+                return Err(Error::Config(format!(
+                    "is_decoder is {other}, but it must be true or false"
+                )));
+            }
+        }
+        let classes = config.get("architectures").and_then(Value::as_array);
+        let classes: Vec<&str> = (classes.into_iter().flatten())
+            .filter_map(Value::as_str)
+            .collect();
+        let continues = |class: &&str| {
+            let own = *class == self.class || self.synonyms.contains(class);
+            let endings = ["ForCausalLM", "LMHeadModel", "ModelWithLMHead"];
+            !own && endings.iter().any(|ending| class.ends_with(ending))
+        };
+        match classes.first() {
+            Some(class) if classes.iter().all(continues) => Err(Error::Config(format!(
+                "architectures names {class}: a left-to-right model can't fill masks; to train its weights as a masked \
+                 language model, put {} there",
+                self.class
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Returns `config` with the family's defaults in the places of keys that are absent or null.
     pub(super) fn complete<'a>(&self, config: &'a Config) -> Result<Cow<'a, Config>> {
         let defaults: Value = serde_json::from_str(self.defaults)?;
@@ -204,6 +240,41 @@ mod tests {
     fn families_agree_on_inputs_of_the_same_name() {
         for input in FAMILIES.iter().flat_map(|family| family.inputs) {
             assert_eq!(known_input(input.name), Some(input), "{}", input.name);
+        }
+    }
+
+    #[test]
+    fn configs_of_left_to_right_models_are_refused_in_every_family() {
+        let reason = |config: &Config| {
+            let model = crate::model::MaskedLm::from_config(config, 1);
+            let error = model.err().map(|error| error.to_string());
+            error.unwrap_or_default()
+        };
+        for family in FAMILIES {
+            let config = Config::small(family.model_type);
+            let named = |classes: &[&str]| config.clone().set("architectures", classes.to_vec());
+            let decoder = reason(&config.clone().set("is_decoder", true));
+            assert!(decoder.contains("left-to-right"), "{decoder}");
+            let odd = reason(&config.clone().set("is_decoder", "yes"));
+            assert!(odd.contains("true or false"), "{odd}");
+            let stem = family.class.split("For").next().unwrap_or_default();
+            let causal = format!("{stem}ForCausalLM");
+            let refused = reason(&named(&[&causal]));
+            assert!(refused.contains(&causal) && refused.contains(family.class));
+            // What also is a masked language model, or has another head, opens.
+            for classes in [vec![], vec![&*causal, family.class], vec!["ForQuestions"]] {
+                assert_eq!(reason(&named(&classes).set("is_decoder", false)), "");
+            }
+            for class in family.synonyms {
+                assert_eq!(reason(&named(&[class])), "", "{class}");
+            }
+        }
+        for (model_type, class) in [
+            ("reformer", "ReformerModelWithLMHead"),
+            ("bert", "BertLMHeadModel"),
+        ] {
+            let config = Config::small(model_type).set("architectures", vec![class]);
+            assert!(reason(&config).contains(class));
         }
     }
 

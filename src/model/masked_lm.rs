@@ -126,6 +126,7 @@ impl MaskedLm {
     ) -> Result<Self> {
         let completed = family.complete(&config)?;
         completed.check_numbers()?;
+        family.check_direction(&completed)?;
         let built = (family.build)(&completed, &weights)
             .and_then(|architecture| Ok((architecture, weights.finish()?)));
         // Before an error that may come of it.

@@ -2,12 +2,12 @@
 
 use serde::Deserialize;
 
+use crate::Result;
 use crate::model::nn::{
     Dropouts, HeadNames, LayerNames, Order, Positions, Sizes, Spec, Stream, numbered,
 };
 use crate::model::{Architecture, Config, Family, Sharing, WeightBuilder};
 use crate::ops::Activation;
-use crate::{Error, Result};
 
 /// `BertForMaskedLM`.
 pub(super) const FAMILY: Family = Family {
@@ -50,7 +50,6 @@ pub(super) struct BertConfig {
     pub layer_norm_eps: f64,
     pub pad_token_id: u32,
     pub position_embedding_type: String,
-    pub is_decoder: bool,
 }
 
 impl Default for BertConfig {
@@ -71,7 +70,6 @@ impl Default for BertConfig {
             layer_norm_eps: 1e-12,
             pad_token_id: 0,
             position_embedding_type: "absolute".to_owned(),
-            is_decoder: false,
         }
     }
 }
@@ -102,11 +100,6 @@ pub(super) const HEAD: HeadNames = HeadNames {
 /// BERT as `config` describes it.
 pub(super) fn spec(config: &Config) -> Result<Spec> {
     let values: BertConfig = config.parse()?;
-    if values.is_decoder {
-        return Err(Error::Config(
-            "is_decoder is set: a left-to-right model can't fill masks".to_owned(),
-        ));
-    }
     let activation = Activation::from_name(&values.hidden_act)?;
     let rows = values.max_position_embeddings;
     Ok(Spec {

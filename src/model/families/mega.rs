@@ -72,7 +72,6 @@ struct MegaConfig {
     pad_token_id: u32,
     relative_positional_bias: String,
     add_lm_hidden_dense_layer: bool,
-    is_decoder: bool,
 }
 
 impl Default for MegaConfig {
@@ -111,7 +110,6 @@ impl Default for MegaConfig {
             pad_token_id: 1,
             relative_positional_bias: "rotary".to_owned(),
             add_lm_hidden_dense_layer: true,
-            is_decoder: false,
         }
     }
 }
@@ -119,9 +117,6 @@ impl Default for MegaConfig {
 impl MegaConfig {
     fn check(&self) -> Result<()> {
         let refuse = |why: String| Err(Error::Config(why));
-        if self.is_decoder {
-            return refuse("is_decoder is set: a left-to-right model can't fill masks".to_owned());
-        }
         let sizes = [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),

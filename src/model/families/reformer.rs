@@ -32,7 +32,7 @@ use crate::{Error, Result};
 pub(super) const FAMILY: Family = Family {
     model_type: "reformer",
     class: "ReformerForMaskedLM",
-    synonyms: &["ReformerModelWithLMHead", "ReformerModel"],
+    synonyms: &["ReformerModel"],
     base: "reformer",
     body: &["embeddings.", "encoder."],
     ignored: &[],
@@ -74,7 +74,6 @@ struct ReformerConfig {
     hidden_dropout_prob: f64,
     initializer_range: f64,
     layer_norm_eps: f64,
-    is_decoder: bool,
     pad_token_id: u32,
     max_position_embeddings: usize,
     axial_pos_embds: bool,
@@ -108,7 +107,6 @@ impl Default for ReformerConfig {
             hidden_dropout_prob: 0.05,
             initializer_range: 0.02,
             layer_norm_eps: 1e-12,
-            is_decoder: false,
             pad_token_id: 0,
             max_position_embeddings: 4096,
             axial_pos_embds: true,
@@ -133,12 +131,6 @@ impl Default for ReformerConfig {
 impl ReformerConfig {
     fn check(&self) -> Result<()> {
         let refuse = |why: String| Err(Error::Config(why));
-        if self.is_decoder {
-            return refuse(
-                "is_decoder is set: a left-to-right model can't fill masks (the published Reformers are such models)"
-                    .to_owned(),
-            );
-        }
         let sizes = [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
