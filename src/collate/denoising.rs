@@ -9,16 +9,19 @@ use crate::model::Column;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-/// What ends a sentence, where a token's text ends with it.
-const SENTENCE_ENDS: [char; 7] = ['.', '!', '?', '…', '。', '！', '？'];
+/// What ends a sentence, where a token ends with it. The last four are what byte-level vocabularies write for `…`, `。`, `！`
+/// and `？`.
+const SENTENCE_ENDS: [&str; 15] = [
+    ".", "!", "?", "…", "。", "！", "？", "؟", "۔", "।", "။", "âĢ¦", "ãĢĤ", "ï¼ģ", "ï¼Ł",
+];
 
 /// Damages texts as BART's authors do (Lewis et al. 2019, arXiv:1910.13461, section 2.2), and asks for the whole text: for
 /// BART, mBART and MVP, whose decoders learn little from the labels of a
 /// [`MaskingCollator`](super::MaskingCollator).
 ///
 /// - **Sentence permutation**: of a text's sentences the part `permute_sentence_ratio` (default 1: all) changes places at
-///   random. A sentence ends behind a token that ends with a full stop, a question mark or an exclamation mark, and at
-///   special tokens, which stay where they are.
+///   random. A sentence ends behind a token that ends with a full stop, a question mark or an exclamation mark, behind the
+///   last of several such tokens in a row, and at special tokens, which stay where they are.
 /// - **Text infilling**: spans whose lengths follow Poisson's distribution with mean `poisson_lambda` (default 3) each become
 ///   one mask token, until the part `mask_ratio` (default 0.3) of the tokens is gone. A span of no token puts a mask token
 ///   between two others. Spans do not overlap.
@@ -58,7 +61,7 @@ impl DenoisingCollator {
     pub fn new(tokenizer: &Tokenizer) -> Self {
         let ends = |id| {
             let token = tokenizer.id_to_token(id as u32);
-            token.is_some_and(|token| token.ends_with(SENTENCE_ENDS))
+            token.is_some_and(|token| SENTENCE_ENDS.iter().any(|end| token.ends_with(end)))
         };
         Self {
             tokenizer: tokenizer.clone(),
@@ -183,7 +186,7 @@ impl DenoisingCollator {
         let ends = |token: &Token| self.ends.get(token.id as usize).copied().unwrap_or(false);
         // A run of special tokens is a piece of its own, which stays.
         let pieces: Vec<&[Token]> = text
-            .chunk_by(|a, b| a.fixed == b.fixed && (a.fixed || !ends(a)))
+            .chunk_by(|a, b| a.fixed == b.fixed && (a.fixed || !ends(a) || ends(b)))
             .collect();
         let mut order: Vec<usize> = (0..pieces.len()).collect();
         let sentences: Vec<usize> = order
@@ -463,6 +466,97 @@ mod tests {
             .collate(&examples, BatchKey::new(0, 0))
             .unwrap();
         assert_eq!(still.input_ids[..still.seq], encoding.ids);
+    }
+
+    #[test]
+    fn sentences_end_behind_runs_of_marks_in_all_scripts() {
+        let japanese = "よし。行こう！どこ？ほら…はい。";
+        let trained = Tokenizer::train_bpe([japanese; 20], 600).unwrap();
+        let sentences = ["よし。", "行こう！", "どこ？", "ほら…", "はい。"];
+        // To the other tokenizer each of these marks is a token.
+        for (tokenizer, text, sentences) in [
+            (trained, japanese, &sentences[..]),
+            (
+                tokenizer(),
+                "Wait... what?! Ah.",
+                &["Wait...", " what?!", " Ah."],
+            ),
+        ] {
+            let collator = DenoisingCollator::new(&tokenizer).mask_ratio(0.0);
+            let examples = vec![Example::from(tokenizer.encode(text).unwrap()); 40];
+            let batch = collator.collate(&examples, BatchKey::new(0, 0)).unwrap();
+            let mut first: std::collections::BTreeSet<&str> = std::collections::BTreeSet::new();
+            for row in batch.input_ids.chunks(batch.seq) {
+                let text = tokenizer.decode(row, true).unwrap();
+                let whole = |sentence: &&&str| text.contains(**sentence);
+                assert_eq!(sentences.iter().filter(whole).count(), sentences.len());
+                let start = |sentence: &&&str| text.starts_with(**sentence);
+                first.extend(sentences.iter().find(start));
+            }
+            // Every one of them comes first in some row.
+            assert_eq!(first.len(), sentences.len(), "{first:?}");
+        }
+    }
+
+    #[test]
+    fn rows_without_ordinary_tokens_stay_as_they_are() {
+        let tokenizer = tokenizer();
+        let special = |count| {
+            let ids = [tokenizer.bos_token_id(), tokenizer.eos_token_id()];
+            Example::from(ids.map(Option::unwrap)[..count].to_vec())
+        };
+        let one = example(&tokenizer, 1);
+        let examples = [special(0), special(1), special(2), one.clone()];
+        let pad = tokenizer.pad_token_id().unwrap();
+        let mask = tokenizer.mask_token_id().unwrap();
+        for (ratio, hidden) in [(0.0, false), (0.01, true), (1.0, true)] {
+            let collator = DenoisingCollator::new(&tokenizer).mask_ratio(ratio);
+            for epoch in 0..20 {
+                let batch = collator
+                    .collate(&examples, BatchKey::new(epoch, 0))
+                    .unwrap();
+                let row = |at: usize| &batch.input_ids[at * batch.seq..][..batch.seq];
+                for (at, example) in examples[..3].iter().enumerate() {
+                    let (text, padding) = row(at).split_at(example.input_ids.len());
+                    assert_eq!(text, example.input_ids);
+                    assert!(padding.iter().all(|&id| id == pad));
+                }
+                let seen = if hidden { mask } else { one.input_ids[1] };
+                assert_eq!(row(3), [one.input_ids[0], seen, one.input_ids[2]]);
+                assert_eq!(batch.label_values().len(), 4 * 3);
+                assert_eq!(batch.label_values()[..3], [IGNORED; 3]);
+            }
+        }
+        // Nothing but empty rows: padding, of which nothing counts.
+        let nothing = DenoisingCollator::new(&tokenizer)
+            .collate(&[special(0), special(0)], BatchKey::default())
+            .unwrap();
+        assert_eq!(nothing.counted_tokens(), 0);
+    }
+
+    #[test]
+    fn a_ratio_of_one_hides_all_but_special_tokens() {
+        let tokenizer = tokenizer();
+        let mask = tokenizer.mask_token_id().unwrap();
+        let special = tokenizer.all_special_ids();
+        // Two texts in one row, as a pair.
+        let [a, b] = [7, 4].map(|count| example(&tokenizer, count).input_ids);
+        let pair = Example::from([&a[..], &b].concat());
+        let collator = DenoisingCollator::new(&tokenizer).mask_ratio(1.0);
+        for epoch in 0..50 {
+            let batch = collator
+                .collate(std::slice::from_ref(&pair), BatchKey::new(epoch, 0))
+                .unwrap();
+            let kept: Vec<u32> = (batch.input_ids.iter().copied())
+                .filter(|&id| id != mask)
+                .collect();
+            let fixed: Vec<u32> = (pair.input_ids.iter().copied())
+                .filter(|id| special.contains(id))
+                .collect();
+            assert_eq!(kept, fixed);
+            let masks = batch.seq - kept.len();
+            assert!((1..=11).contains(&masks), "{masks} masks for 11 tokens");
+        }
     }
 
     #[test]
