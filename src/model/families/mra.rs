@@ -4,6 +4,9 @@
 //! Texts are padded to whole blocks, which moves the means that blocks are judged by, so only texts of one length share a
 //! batch. `approx_mode` "full" keeps the rest at the coarse resolution, "sparse" leaves it out. Where a text has fewer pairs
 //! of blocks than are to be chosen, all are.
+//!
+//! In transformers MRA runs on a GPU only. The reference results in the tests do not come from there but from a stand-in
+//! for the CPU: transformers' model with its GPU kernels reimplemented as PyTorch operations.
 
 use std::ops::Range;
 use std::sync::Arc;
