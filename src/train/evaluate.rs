@@ -258,8 +258,10 @@ fn predict_batch(
     let losses: Vec<f32> = (log_sums - of_labels.squeeze(1)?)?.to_vec1()?;
     let above = logits.broadcast_gt(&of_labels)?.to_dtype(DType::U32)?;
     let ranks: Vec<u32> = above.sum(D::Minus1)?.to_vec1()?;
+    // The labels of a decoder are not as many as the tokens that the encoder reads.
+    let length = batch.label_values().len() / batch.batch.max(1);
     for (i, &row) in rows.iter().enumerate() {
-        let (example, position) = (row as usize / batch.seq, row as usize % batch.seq);
+        let (example, position) = (row as usize / length, row as usize % length);
         let token = (
             example,
             position,

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use crate::collate::{Collator, DenoisingCollator, Example, MaskingCollator};
+use crate::collate::{BatchKey, Collator, DenoisingCollator, Example, IGNORED, MaskingCollator};
 use crate::dataset::load_eli5;
-use crate::model::{Config, MaskedLm, SUPPORTED_MODEL_TYPES};
+use crate::model::{Column, Config, MaskedLm, SUPPORTED_MODEL_TYPES};
 use crate::tokenizer::Tokenizer;
 use crate::train::{History, IntervalStrategy, SchedulerType, Trainer, TrainingArguments};
 
@@ -82,7 +82,7 @@ fn short_run(
     seed: u64,
     out: &Path,
     data: &[Example],
-    collator: &MaskingCollator,
+    collator: impl Collator + 'static,
 ) -> Trainer {
     let config = Config::small(model_type).set("vocab_size", VOCAB);
     let config = config.set("hidden_dropout_prob", 0.1).set("dropout", 0.1);
@@ -93,12 +93,7 @@ fn short_run(
         .learning_rate(1e-3)
         .save_steps(3);
     let few = data[..8].to_vec();
-    Trainer::new(
-        model,
-        arguments,
-        (data[..40].to_vec(), few),
-        collator.clone(),
-    )
+    Trainer::new(model, arguments, (data[..40].to_vec(), few), collator)
 }
 
 /// The bits of every weight.
@@ -115,9 +110,13 @@ fn bits(model: &MaskedLm) -> Vec<(String, Vec<u32>)> {
 }
 
 /// Returns the fault if a run resumed at its third step differs from an uninterrupted one.
-fn goes_on(model_type: &str, data: &[Example], collator: &MaskingCollator) -> Option<String> {
+fn goes_on(
+    model_type: &str,
+    data: &[Example],
+    collator: impl Collator + Clone + 'static,
+) -> Option<String> {
     let out = tempfile::tempdir().unwrap();
-    let run = |seed: u64| short_run(model_type, seed, out.path(), data, collator);
+    let run = |seed: u64| short_run(model_type, seed, out.path(), data, collator.clone());
     let mut whole = run(3);
     if whole.model().main_input() != "input_ids" {
         return None;
@@ -153,8 +152,66 @@ fn every_family_resumes_bit_for_bit() {
     let (tokenizer, data) = data();
     let collator = MaskingCollator::new(&tokenizer);
     let failed: Vec<String> = (SUPPORTED_MODEL_TYPES.iter())
-        .filter_map(|model_type| goes_on(model_type, &data, &collator))
+        .filter_map(|model_type| goes_on(model_type, &data, collator.clone()))
         .collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// Returns texts of different lengths, each with three entities.
+fn with_entities(data: &[Example]) -> Vec<Example> {
+    let entities = |(at, example): (usize, &Example)| {
+        let mut example = Example::from(example.input_ids[..LENGTH - at % 5].to_vec());
+        let id = |i: usize| 4 + ((at * 3 + i * 7) % 26) as i64;
+        let mut places = vec![-1; 3 * 30];
+        for (i, place) in places.chunks_mut(30).enumerate() {
+            place[..2].copy_from_slice(&[4 * i as i64, 4 * i as i64 + 1]);
+        }
+        let columns = [
+            ("entity_ids", Column::ids((0..3).map(id).collect(), [3])),
+            ("entity_attention_mask", Column::ids(vec![1; 3], [3])),
+            ("entity_token_type_ids", Column::ids(vec![0; 3], [3])),
+            ("entity_position_ids", Column::ids(places, [3, 30])),
+        ];
+        for (name, column) in columns {
+            example.columns.insert(name.to_owned(), column.unwrap());
+        }
+        example
+    };
+    data.iter().enumerate().map(entities).collect()
+}
+
+/// Spans, sentences and entities are drawn by the position in the epoch, and random plans by the step, for rows of any length.
+#[test]
+fn other_objectives_and_ragged_rows_resume_bit_for_bit() {
+    let (tokenizer, data) = data();
+    let denoising = DenoisingCollator::new(&tokenizer);
+    let mut failed: Vec<String> = (["bart", "mbart", "mvp"].iter())
+        .filter_map(|model_type| goes_on(model_type, &data, denoising.clone()))
+        .collect();
+    let ragged = with_entities(&data);
+    // The words are those of another tokenizer; this one knows which entity is the mask.
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guide/tokenizers/luke");
+    let masking = MaskingCollator::new(&Tokenizer::from_path(folder).unwrap());
+    let masked = masking.clone().entity_mask_probability(0.5);
+    let batch = masked.collate(&ragged[..4], BatchKey::new(0, 0)).unwrap();
+    let labels = batch.columns["entity_labels"].as_ids("entity_labels");
+    assert!(labels.unwrap().iter().any(|&label| label != IGNORED));
+    failed.extend(goes_on("luke", &ragged, masked));
+    let ragged: Vec<Example> = (ragged.iter())
+        .map(|example| Example::from(example.input_ids.clone()))
+        .collect();
+    let others = [
+        "big_bird",
+        "convbert",
+        "fnet",
+        "mra",
+        "nystromformer",
+        "perceiver",
+        "reformer",
+        "yoso",
+    ];
+    let others = others.iter();
+    failed.extend(others.filter_map(|model_type| goes_on(model_type, &ragged, masking.clone())));
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
@@ -216,4 +273,23 @@ fn sequence_to_sequence_families_learn_to_denoise() {
         .filter_map(|model_type| learns(model_type, &data, collator.clone()))
         .collect();
     assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+fn predictions_of_a_decoder_are_places_of_the_whole_text() {
+    let (tokenizer, data) = data();
+    let data: Vec<Example> = (data.iter().take(6).enumerate())
+        .map(|(at, example)| Example::from(example.input_ids[..LENGTH - 3 * at].to_vec()))
+        .collect();
+    let collator = DenoisingCollator::new(&tokenizer).mask_ratio(0.5);
+    let config = Config::small("bart").set("vocab_size", VOCAB);
+    let model = MaskedLm::from_config(&config, 3).unwrap();
+    let arguments = TrainingArguments::new("").save_strategy(IntervalStrategy::No);
+    let mut trainer = Trainer::new(model, arguments, data.clone(), collator);
+    let found = trainer.predict(data.clone()).unwrap().tokens;
+    let labels: usize = data.iter().map(|example| example.input_ids.len()).sum();
+    assert_eq!(found.len(), labels);
+    for token in &found {
+        assert_eq!(data[token.example].input_ids[token.position], token.label);
+    }
 }
