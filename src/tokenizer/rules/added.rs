@@ -6,7 +6,6 @@ use std::ops::Range;
 use tokenizers::AddedToken;
 
 use super::aligned::Aligned;
-use super::is_space;
 
 /// The added tokens by id and by content.
 #[derive(Clone, Debug, Default)]
@@ -26,11 +25,25 @@ pub(crate) enum Part {
     Token(u32, Range<usize>),
 }
 
+impl Part {
+    /// Returns the bytes of the part.
+    pub(crate) fn range(&self) -> Range<usize> {
+        let (Part::Text(range) | Part::Token(_, range)) = self;
+        range.clone()
+    }
+
+    /// Returns the id of an added token.
+    pub(crate) fn token(&self) -> Option<u32> {
+        match self {
+            Part::Text(_) => None,
+            Part::Token(id, _) => Some(*id),
+        }
+    }
+}
+
 impl Added {
     pub(crate) fn insert(&mut self, id: u32, token: AddedToken) {
-        if let Some(old) = self.by_id.remove(&id) {
-            self.forget(&old.content);
-        }
+        self.remove(id);
         if let Some(first) = token.content.chars().next() {
             self.forget(&token.content);
             let list = self.by_first.entry(first).or_default();
@@ -39,6 +52,12 @@ impl Added {
         }
         self.by_content.insert(token.content.clone(), id);
         self.by_id.insert(id, token);
+    }
+
+    pub(crate) fn remove(&mut self, id: u32) {
+        if let Some(old) = self.by_id.remove(&id) {
+            self.forget(&old.content);
+        }
     }
 
     fn forget(&mut self, content: &str) {
@@ -74,8 +93,8 @@ impl Added {
     }
 
     /// Splits `text` at its added tokens: the leftmost first, and of those that begin there the longest. Depending on
-    /// its flags, a token may strip adjacent spaces, or match only between spaces.
-    pub(crate) fn split(&self, text: &Aligned) -> Vec<Part> {
+    /// its flags, a token may strip adjacent spaces, which are those that `is_space` knows, or match only between spaces.
+    pub(crate) fn split(&self, text: &Aligned, is_space: fn(char) -> bool) -> Vec<Part> {
         let text = text.as_str();
         let mut parts = Vec::new();
         // Where the text that is not yet in a part begins.
@@ -95,11 +114,6 @@ impl Added {
                 text_end = open + text[open..at].trim_end_matches(is_space).len();
                 // Places are the library's, to which some of Python's spaces are none.
                 start = open + text[open..at].trim_end_matches(char::is_whitespace).len();
-                // One that is looked for in the normalized text finds a single space before it.
-                let last = text[text_end..at].chars().next_back();
-                if let Some(last) = last.filter(|_| token.normalized) {
-                    start = at - last.len_utf8();
-                }
             }
             if token.rstrip {
                 end = text.len() - text[end..].trim_start_matches(is_space).len();
@@ -131,6 +145,7 @@ impl Added {
 
 #[cfg(test)]
 mod tests {
+    use super::super::is_space;
     use super::*;
 
     fn cut(text: &str) -> Vec<String> {
@@ -139,7 +154,7 @@ mod tests {
         added.insert(8, AddedToken::from("<m>>", true));
         added.insert(9, AddedToken::from("am", false).single_word(true));
         let aligned = Aligned::new(text);
-        let parts = added.split(&aligned).into_iter();
+        let parts = added.split(&aligned, is_space).into_iter();
         parts
             .map(|part| match part {
                 Part::Text(range) => text[range].to_owned(),

@@ -53,6 +53,24 @@ impl Aligned {
         self.spans.resize(self.text.len(), span);
     }
 
+    /// Lets the last character end at `end`, where it ends before.
+    pub(crate) fn extend(&mut self, end: u32) {
+        let last = self.text.chars().next_back().map_or(0, char::len_utf8);
+        let from = self.text.len() - last;
+        for span in &mut self.spans[from..] {
+            span.1 = span.1.max(end);
+        }
+    }
+
+    /// Lets the character at `byte` begin at `start`, where it begins behind.
+    pub(crate) fn begin(&mut self, byte: usize, start: u32) {
+        let c = self.text[byte..].chars().next();
+        let end = byte + c.map_or(0, char::len_utf8);
+        for span in &mut self.spans[byte..end] {
+            span.0 = span.0.min(start);
+        }
+    }
+
     /// Appends a part of another text with its spans.
     pub(crate) fn push_from(&mut self, other: &Aligned, range: Range<usize>) {
         self.text.push_str(&other.text[range.clone()]);

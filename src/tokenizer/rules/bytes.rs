@@ -2,7 +2,7 @@
 
 use super::aligned::Aligned;
 use super::vocabulary::Vocabulary;
-use super::{Piece, Place, Segmenter, Spelled, Stretches};
+use super::{Piece, Segmenter, Spelled, Stretches};
 use crate::Result;
 
 /// Byte `b` has the id `b + 6`, after the six special tokens.
@@ -21,7 +21,7 @@ impl Bytes {
 }
 
 impl Segmenter for Bytes {
-    fn segment(&self, text: &Aligned, _: Place, pieces: &mut Vec<Piece>) -> Result<()> {
+    fn segment(&self, text: &Aligned, _: Option<&Aligned>, pieces: &mut Vec<Piece>) -> Result<()> {
         let mut after_space = true;
         for (range, c) in text.chars() {
             let span = text.span(range.clone());

@@ -8,7 +8,7 @@ use jieba_rs::Jieba;
 
 use super::aligned::Aligned;
 use super::vocabulary::Vocabulary;
-use super::{Piece, Place, Segmenter, Spelled, word_pieces};
+use super::{Piece, Segmenter, Spelled, word_pieces};
 use crate::Result;
 use crate::tokenizer::guard::failed;
 
@@ -39,7 +39,7 @@ impl fmt::Debug for ChineseWords {
 }
 
 impl Segmenter for ChineseWords {
-    fn segment(&self, text: &Aligned, _: Place, pieces: &mut Vec<Piece>) -> Result<()> {
+    fn segment(&self, text: &Aligned, _: Option<&Aligned>, pieces: &mut Vec<Piece>) -> Result<()> {
         let normalized;
         let normalizer = self
             .library

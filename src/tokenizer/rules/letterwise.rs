@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::aligned::Aligned;
 use super::vocabulary::Vocabulary;
-use super::{Piece, Place, Segmenter, Spelled, Stretches, is_space};
+use super::{Piece, Segmenter, Spelled, Stretches, is_space};
 use crate::Result;
 
 /// How characters become tokens and tokens a text.
@@ -79,7 +79,7 @@ impl Letterwise {
 }
 
 impl Segmenter for Letterwise {
-    fn segment(&self, text: &Aligned, _: Place, pieces: &mut Vec<Piece>) -> Result<()> {
+    fn segment(&self, text: &Aligned, _: Option<&Aligned>, pieces: &mut Vec<Piece>) -> Result<()> {
         let text = match self.capitals {
             true => text.map(char::to_uppercase),
             false => text.clone(),
@@ -154,12 +154,8 @@ mod tests {
         assert_eq!(words, [("AA", 1, 5), ("B", 7, 8)]);
         assert_eq!(letters.text(&letters.read(&tokens, false)), "aaa  b");
         let mut pieces = Vec::new();
-        let place = Place {
-            after_normalized: false,
-            spans: true,
-        };
         letters
-            .segment(&Aligned::new("b a"), place, &mut pieces)
+            .segment(&Aligned::new("b a"), None, &mut pieces)
             .unwrap();
         assert_eq!(
             pieces.iter().map(|piece| piece.id).collect::<Vec<_>>(),

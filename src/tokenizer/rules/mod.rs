@@ -41,15 +41,6 @@ pub(super) struct Piece {
     pub(super) begins_word: bool,
 }
 
-/// Where a text that is to be segmented stands, and what for.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
-    /// Whether it stands behind an added token that is looked for in the normalized text.
-    pub(super) after_normalized: bool,
-    /// Whether it is asked where the pieces stand in the text; otherwise their spans may be anything.
-    pub(super) spans: bool,
-}
-
 /// A token that is to be joined to a text.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Spelled<'a> {
@@ -64,8 +55,20 @@ pub(super) struct Spelled<'a> {
 
 /// How a family cuts a text without added tokens into pieces, and joins tokens to a text.
 pub(super) trait Segmenter: Send + Sync + fmt::Debug {
-    /// Appends the pieces of `text`, which stands where `place` says.
-    fn segment(&self, text: &Aligned, place: Place, pieces: &mut Vec<Piece>) -> Result<()>;
+    /// Appends the pieces of `text`. `placed` is what [`normalized`](Self::normalized) makes of it, where the places of the
+    /// pieces are asked for and the family has such steps.
+    fn segment(
+        &self,
+        text: &Aligned,
+        placed: Option<&Aligned>,
+        pieces: &mut Vec<Piece>,
+    ) -> Result<()>;
+
+    /// Returns the text as the library's steps for this family normalize it, which say where the pieces stand; `None` where
+    /// there are no such steps, or they fail.
+    fn normalized(&self, _text: &Aligned) -> Option<Aligned> {
+        None
+    }
 
     /// Returns the text of tokens in a row.
     fn join(&self, tokens: &[Spelled<'_>]) -> String;
@@ -119,6 +122,8 @@ pub(super) struct Rules {
     segmenter: Arc<dyn Segmenter>,
     vocabulary: Arc<Vocabulary>,
     added: Added,
+    /// Those of them that are looked for in the normalized text, spelled as they are there.
+    normalized: Added,
     /// Whether everything but special tokens is lowercased before it is cut at added tokens.
     lowercase: bool,
     /// The family's files, to be saved as they are.
@@ -135,6 +140,7 @@ impl Rules {
             segmenter: Arc::new(segmenter),
             vocabulary: Arc::new(vocabulary),
             added: Added::default(),
+            normalized: Added::default(),
             lowercase: false,
             files,
         }
@@ -229,6 +235,15 @@ impl Rules {
                     self.vocabulary.len()
                 )));
             }
+            self.normalized.remove(id);
+            if token.normalized {
+                let content = self.segmenter.normalized(&Aligned::new(&token.content));
+                let mut token = token.clone();
+                if let Some(content) = content {
+                    token.content = content.as_str().to_owned();
+                }
+                self.normalized.insert(id, token);
+            }
             self.added.insert(id, token);
         }
         Ok(())
@@ -241,28 +256,65 @@ impl Rules {
             aligned = self.lowercased(&aligned);
         }
         let mut pieces = Vec::new();
-        let mut place = Place {
-            after_normalized: false,
-            spans,
+        let parts = self.added.split(&aligned, is_space);
+        // What lies between two tokens that are looked for in the text as it is written is normalized together.
+        let apart = |part: &Part| {
+            part.token()
+                .is_some_and(|id| self.normalized.get(id).is_none())
         };
-        for part in self.added.split(&aligned) {
-            match part {
-                Part::Text(range) => {
-                    let text = aligned.slice(range);
-                    self.segmenter.segment(&text, place, &mut pieces)?;
+        let mut open = 0;
+        let stretches = parts.chunk_by(|left, right| !apart(left) && !apart(right));
+        let mut stretches = stretches.peekable();
+        while let Some(stretch) = stretches.next() {
+            let placed = match spans && !apart(&stretch[0]) {
+                true => {
+                    let next = stretches.peek().map(|next| next[0].range().start);
+                    let end = next.unwrap_or(aligned.len());
+                    self.placed(&aligned.slice(open..end), stretch)
                 }
-                Part::Token(id, range) => {
-                    place.after_normalized =
-                        self.added.get(id).is_some_and(|token| token.normalized);
-                    pieces.push(Piece {
-                        id,
-                        span: aligned.span(range),
+                false => None,
+            };
+            open = stretch[stretch.len() - 1].range().end;
+            for (at, part) in stretch.iter().enumerate() {
+                let placed = placed.as_ref().map(|placed| &placed[at]);
+                match part {
+                    Part::Text(range) => {
+                        let text = aligned.slice(range.clone());
+                        self.segmenter.segment(&text, placed, &mut pieces)?;
+                    }
+                    Part::Token(id, range) => pieces.push(Piece {
+                        id: *id,
+                        span: match placed {
+                            Some(token) => token.span(0..token.len()),
+                            None => aligned.span(range.clone()),
+                        },
                         begins_word: true,
-                    });
+                    }),
                 }
             }
         }
         Ok(pieces)
+    }
+
+    /// Returns what the library's steps make of each part of a stretch of text; `None` where they find other tokens in it.
+    fn placed(&self, text: &Aligned, stretch: &[Part]) -> Option<Vec<Aligned>> {
+        let whole = self.segmenter.normalized(text)?;
+        let found = self.normalized.split(&whole, char::is_whitespace);
+        let tokens = |parts: &[Part]| parts.iter().filter_map(Part::token).collect::<Vec<_>>();
+        if tokens(stretch) != tokens(&found) {
+            return None;
+        }
+        let mut found = found.iter().peekable();
+        let placed = stretch.iter().map(|part| {
+            let text = found.next_if(|part| part.token().is_none());
+            let found = match part {
+                Part::Text(_) => text,
+                Part::Token(..) => found.next(),
+            };
+            // A text of which nothing stays is no part of theirs.
+            found.map_or_else(Aligned::default, |part| whole.slice(part.range()))
+        });
+        Some(placed.collect())
     }
 
     pub(super) fn encode(&self, text: &str) -> Result<tokenizers::Encoding> {

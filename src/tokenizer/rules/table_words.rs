@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use super::aligned::Aligned;
 use super::classes::CharClass;
-use super::{Piece, Place, Segmenter, Spelled, is_space, word_pieces};
+use super::{Piece, Segmenter, Spelled, is_space, word_pieces};
 use crate::Result;
 
 pub(crate) struct TableWords {
@@ -23,7 +23,7 @@ impl fmt::Debug for TableWords {
 }
 
 impl Segmenter for TableWords {
-    fn segment(&self, text: &Aligned, _: Place, pieces: &mut Vec<Piece>) -> Result<()> {
+    fn segment(&self, text: &Aligned, _: Option<&Aligned>, pieces: &mut Vec<Piece>) -> Result<()> {
         if has_no_words(text.as_str()) {
             pieces.push(Piece {
                 id: self.empty,

@@ -15,7 +15,7 @@ use std::sync::{Arc, LazyLock};
 use super::aligned::Aligned;
 use super::classes::CharClass;
 use super::vocabulary::Vocabulary;
-use super::{Piece, Place, Segmenter, Spelled, is_space};
+use super::{Piece, Segmenter, Spelled, is_space};
 use crate::Result;
 pub(crate) use merges::Merges;
 pub(crate) use prefixes::Prefixes;
@@ -93,7 +93,7 @@ impl MosesBpe {
 }
 
 impl Segmenter for MosesBpe {
-    fn segment(&self, text: &Aligned, _: Place, pieces: &mut Vec<Piece>) -> Result<()> {
+    fn segment(&self, text: &Aligned, _: Option<&Aligned>, pieces: &mut Vec<Piece>) -> Result<()> {
         for word in self.words(text) {
             for (at, range) in self.merges.cut(word.as_str()).into_iter().enumerate() {
                 let mut spelled = word.as_str()[range.clone()].to_owned();

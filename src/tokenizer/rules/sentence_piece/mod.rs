@@ -18,7 +18,7 @@ use std::sync::LazyLock;
 use super::aligned::Aligned;
 use super::classes::CharClass;
 use super::vocabulary::Vocabulary;
-use super::{Piece, Place, Segmenter, Spelled, Stretches, is_space};
+use super::{Piece, Segmenter, Spelled, Stretches, is_space};
 use crate::Result;
 use bpe::Bpe;
 use normalize::Normalizer;
@@ -58,8 +58,7 @@ pub(crate) struct Cleaning {
     pub(crate) split_by_punct: bool,
     /// A comma after digits is a separate piece.
     pub(crate) comma_after_digits: bool,
-    /// A space before the text is not part of its first piece, unless it follows a token that is matched in the
-    /// normalized text.
+    /// Spaces before and after a text that is normalized together are in none of its pieces.
     pub(crate) strips: bool,
     /// transformers' fast class alone makes quotes plain, and spaces single before the model's own map.
     pub(crate) fast_quotes: bool,
@@ -176,8 +175,8 @@ impl SentencePiece {
         u32::try_from(place as i64 + self.shift).unwrap_or(self.unk_id)
     }
 
-    /// Returns the text as the model sees it: whole, or every punctuation mark by itself.
-    fn normalized(&self, text: &Aligned, place: Place) -> Vec<Aligned> {
+    /// Returns the text as the model sees it: whole, or every punctuation mark by itself. Its places are those of `placed`.
+    fn parts(&self, text: &Aligned, placed: Option<&Aligned>) -> Vec<Aligned> {
         let parts = |text: Aligned| match self.cleaning.split_by_punct {
             true => by_punctuation(&text),
             false => vec![text],
@@ -186,9 +185,7 @@ impl SentencePiece {
         let own = own.map(|part| self.normalizer.apply(&part));
         let mut own: Vec<Aligned> = own.filter(|part| !part.is_empty()).collect();
         // Places are those that the library's steps find, wherever these come to the same text.
-        let steps = self.steps.as_ref().filter(|_| place.spans);
-        let theirs = steps.and_then(|steps| steps.apply(text, place.after_normalized));
-        let theirs = theirs.map(parts).unwrap_or_default();
+        let theirs = placed.cloned().map(parts).unwrap_or_default();
         let theirs = theirs.iter().map(Steps::marked);
         let says_something = |part: &Aligned| part.as_str().contains(|c| c != SPACE);
         let theirs: Vec<Aligned> = theirs.filter(says_something).collect();
@@ -313,9 +310,14 @@ struct Found {
 }
 
 impl Segmenter for SentencePiece {
-    fn segment(&self, text: &Aligned, place: Place, pieces: &mut Vec<Piece>) -> Result<()> {
+    fn segment(
+        &self,
+        text: &Aligned,
+        placed: Option<&Aligned>,
+        pieces: &mut Vec<Piece>,
+    ) -> Result<()> {
         let mut found = Vec::new();
-        for normalized in self.normalized(text, place) {
+        for normalized in self.parts(text, placed) {
             found.extend(match self.cleaning.comma_after_digits {
                 true => self.cut_commas(&normalized),
                 false => self.cut(&normalized),
@@ -327,6 +329,10 @@ impl Segmenter for SentencePiece {
             begins_word: at == 0 || piece.text.as_str().starts_with(SPACE),
         }));
         Ok(())
+    }
+
+    fn normalized(&self, text: &Aligned) -> Option<Aligned> {
+        self.steps.as_ref()?.apply(text)
     }
 
     fn pipeline(&self) -> Option<Result<tokenizers::Tokenizer>> {

@@ -71,22 +71,7 @@ impl Steps {
     }
 
     /// Returns the normalized text, its spaces not yet marked; `None` where the library fails.
-    pub(super) fn apply(&self, text: &Aligned, after_normalized: bool) -> Option<Aligned> {
-        if !after_normalized {
-            return self.normalized(text);
-        }
-        // The library normalizes the text as one with the token before it, of which the last character stands here.
-        const BEFORE: char = '>';
-        let start = text.span_at(0).0;
-        let mut whole = Aligned::with_capacity(text.len() + BEFORE.len_utf8());
-        whole.push(BEFORE, (start, start));
-        whole.push_from(text, 0..text.len());
-        let whole = self.normalized(&whole)?;
-        let begins = whole.as_str().starts_with(BEFORE);
-        begins.then(|| whole.slice(BEFORE.len_utf8()..whole.len()))
-    }
-
-    fn normalized(&self, text: &Aligned) -> Option<Aligned> {
+    pub(super) fn apply(&self, text: &Aligned) -> Option<Aligned> {
         guarded("encoding", || {
             let mut done = Ok(());
             let new = text.through(|text| {
@@ -146,8 +131,8 @@ impl Steps {
     }
 }
 
-/// Returns the text of `own` with the places of `theirs`, wherever both have the same words, or the same beginnings and ends
-/// of words.
+/// Returns the text of `own` with the places of `theirs`. What differs between the two is a part of something unknown where
+/// both come to the same tokens.
 pub(super) fn placed(own: &Aligned, mut theirs: Aligned) -> Aligned {
     if !own.as_str().ends_with(SPACE) {
         // The model's own way leaves out spaces at the end.
@@ -160,12 +145,31 @@ pub(super) fn placed(own: &Aligned, mut theirs: Aligned) -> Aligned {
     };
     let mut new = Aligned::with_capacity(own.len());
     for (left, right) in pairs {
-        let (a, b) = (&own.as_str()[left.clone()], &theirs.as_str()[right.clone()]);
-        let before = common(a.chars(), b.chars());
-        let behind = common(a[before..].chars().rev(), b[before..].chars().rev());
-        new.push_from(&theirs, right.start..right.start + before);
-        new.push_from(own, left.start + before..left.end - behind);
-        new.push_from(&theirs, right.end - behind..right.end);
+        let mut stretches = common(&own.as_str()[left.clone()], &theirs.as_str()[right.clone()]);
+        stretches.push((left.len(), right.len(), 0));
+        // How much of both words is taken over.
+        let (mut ours, mut others) = (left.start, right.start);
+        for (at, their_at, length) in stretches {
+            let (at, their_at) = (left.start + at, right.start + their_at);
+            let (before, theirs_before) = (ours..at, others..their_at);
+            let (start, end) = theirs.span(theirs_before.clone());
+            let after_mark = new.as_str().ends_with(SPACE);
+            let same = new.len() + before.len();
+            match (before.is_empty(), theirs_before.is_empty()) {
+                (_, true) => new.push_from(own, before.clone()),
+                (false, false) => {
+                    let text = &own.as_str()[before.clone()];
+                    new.push_str(text, (start as u32, end as u32));
+                }
+                (true, false) if after_mark => {}
+                (true, false) => new.extend(end as u32),
+            }
+            new.push_from(&theirs, their_at..their_at + length);
+            if length > 0 && before.is_empty() && !theirs_before.is_empty() && after_mark {
+                new.begin(same, start as u32);
+            }
+            (ours, others) = (at + length, their_at + length);
+        }
     }
     new
 }
@@ -186,8 +190,50 @@ fn words(text: &str) -> Vec<Range<usize>> {
         .collect()
 }
 
+/// Characters of two words that are compared each with each.
+const MOST: usize = 1 << 16;
+
+/// Returns what both words have in common, in order: the places of each stretch in both, and its bytes.
+fn common(a: &str, b: &str) -> Vec<(usize, usize, usize)> {
+    let before = same(a.chars(), b.chars());
+    let behind = same(a[before..].chars().rev(), b[before..].chars().rev());
+    let middle = |text: &str| -> Vec<(usize, char)> {
+        let inner = text[before..text.len() - behind].char_indices();
+        inner.map(|(at, c)| (before + at, c)).collect()
+    };
+    let (left, right) = (middle(a), middle(b));
+    let mut stretches = vec![(0, 0, before)];
+    if left.len() * right.len() <= MOST {
+        // The longest common subsequence of what follows two places.
+        let width = right.len() + 1;
+        let mut longest = vec![0u32; (left.len() + 1) * width];
+        for (i, (_, c)) in left.iter().enumerate().rev() {
+            for (j, (_, other)) in right.iter().enumerate().rev() {
+                let skipped = longest[(i + 1) * width + j].max(longest[i * width + j + 1]);
+                longest[i * width + j] = match c == other {
+                    true => longest[(i + 1) * width + j + 1] + 1,
+                    false => skipped,
+                };
+            }
+        }
+        let (mut i, mut j) = (0, 0);
+        while let (Some(&(at, c)), Some(&(their_at, other))) = (left.get(i), right.get(j)) {
+            if c == other {
+                stretches.push((at, their_at, c.len_utf8()));
+                (i, j) = (i + 1, j + 1);
+            } else if longest[(i + 1) * width + j] >= longest[i * width + j + 1] {
+                i += 1;
+            } else {
+                j += 1;
+            }
+        }
+    }
+    stretches.push((a.len() - behind, b.len() - behind, behind));
+    stretches
+}
+
 /// Returns the bytes of the characters that both have in common from the first on.
-fn common(a: impl Iterator<Item = char>, b: impl Iterator<Item = char>) -> usize {
+fn same(a: impl Iterator<Item = char>, b: impl Iterator<Item = char>) -> usize {
     let same = a.zip(b).take_while(|(a, b)| a == b);
     same.map(|(a, _)| a.len_utf8()).sum()
 }
@@ -212,7 +258,7 @@ mod tests {
             .chars()
             .map(|(range, _)| new.span_at(range.start).0)
             .collect();
-        assert_eq!(starts, [10, 11, 12, 13, 14, 5, 17]);
+        assert_eq!(starts, [10, 11, 12, 13, 14, 15, 17]);
         // Not as many words: what lies between the same beginning and the same end is our own.
         let more = Steps::marked(&Aligned::new("ab c e xd"));
         let starts = placed(&own, more);
