@@ -7,6 +7,7 @@ mod columns;
 mod families;
 mod faults;
 mod layouts;
+mod tables;
 mod training;
 
 use std::path::{Path, PathBuf};
