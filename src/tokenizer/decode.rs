@@ -21,12 +21,15 @@ impl Tokenizer {
         clean_up_spaces: bool,
     ) -> Result<String> {
         let text = self.join(ids, skip_special_tokens)?;
-        let clean_up_spaces = clean_up_spaces && self.settings.cleans_up;
-        Ok(if clean_up_spaces {
-            clean_up(text)
-        } else {
-            text
-        })
+        Ok(self.cleaned(text, clean_up_spaces))
+    }
+
+    /// Cleans a text up if that is asked for and the family does it.
+    pub(super) fn cleaned(&self, text: String, clean_up_spaces: bool) -> String {
+        match clean_up_spaces && self.settings.cleans_up {
+            true => clean_up(text),
+            false => text,
+        }
     }
 }
 

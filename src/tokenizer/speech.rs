@@ -102,7 +102,8 @@ impl Tokenizer {
         };
         let tokens = self.spelled(ids, skip_special_tokens);
         let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
-        Ok(letters.text(&letters.read(&tokens, false)))
+        let text = letters.text(&letters.read(&tokens, false));
+        Ok(self.cleaned(text, self.settings.clean_up))
     }
 
     /// Returns the letters that a speech model said and when, one id a step.
