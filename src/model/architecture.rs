@@ -53,6 +53,15 @@ pub trait Architecture: std::fmt::Debug + Send + Sync {
         head.logits(&head.transform(&self.hidden_states(inputs, context)?)?)
     }
 
+    /// Returns the logits over the entity vocabulary for every entity, (batch, entities, entity vocab); `None` where the
+    /// family predicts no entities.
+    ///
+    /// # Errors
+    /// If the inputs have no entities.
+    fn entity_logits(&self, _inputs: &ModelInputs, _context: &Context) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
     /// Returns how many positions each term of the loss counts.
     fn counts(&self, inputs: &ModelInputs) -> Vec<usize> {
         vec![inputs.counted_tokens()]

@@ -319,6 +319,24 @@ impl MaskedLm {
         })
     }
 
+    /// Returns the logits of every entity in the column `entity_ids`, (batch, entities, entity vocab), without dropout and
+    /// without a graph: what LUKE takes the entities for.
+    ///
+    /// # Errors
+    /// If the family predicts no entities, or the inputs have none.
+    pub fn entity_logits(&self, inputs: impl Into<ModelInputs>) -> Result<Tensor> {
+        let inputs = inputs.into();
+        self.check(&inputs)?;
+        let architecture = &self.inner.architecture;
+        let logits = ops::no_grad(|| architecture.entity_logits(&inputs, &Context::eval()))?;
+        logits.ok_or_else(|| {
+            Error::argument(
+                "model",
+                format!("{} predicts no entities; LUKE does", self.class()),
+            )
+        })
+    }
+
     /// Returns the last hidden states, (batch, seq, hidden), without dropout and without a graph: what the head reads.
     pub fn hidden_states(&self, inputs: impl Into<ModelInputs>) -> Result<Tensor> {
         let inputs = inputs.into();

@@ -142,6 +142,14 @@ impl Tokenizer {
         self.core.entities.as_ref()?.ids.get(title).copied()
     }
 
+    /// Returns the title of an entity by its id, `None` when the vocabulary has no such id, or there is none. Of several
+    /// titles of one id (mLUKE has one in each language) it is the first in the order of the alphabet.
+    pub fn entity_title(&self, id: u32) -> Option<&str> {
+        let ids = self.core.entities.as_ref()?.ids.iter();
+        let titles = ids.filter(|(_, of)| **of == id);
+        titles.map(|(title, _)| title.as_str()).min()
+    }
+
     /// Encodes a text with its entities, or two texts with theirs.
     ///
     /// Besides the tokens, the encoding has the [extra](Encoding::extra) columns `entity_ids` (one per entity),

@@ -38,6 +38,7 @@ mod ops;
 mod packages;
 #[path = "../support/small_disk.rs"]
 mod small_disk;
+mod special_inputs;
 mod streaming;
 #[cfg(feature = "hub")]
 #[path = "../support/mod.rs"]

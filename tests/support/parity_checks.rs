@@ -256,6 +256,13 @@ fn compare(folder: &Path, device: &Device, exact: bool) -> Result<Deviation, Str
             .map_err(|e| e.to_string())?;
     }
 
+    let mut of_logits = max_abs(&difference);
+    if let Some(expected) = io.get("entity_logits") {
+        let found = model.entity_logits(inputs.clone()).map_err(text)?;
+        let difference = on_cpu(&found).and_then(|found| found - expected);
+        of_logits = of_logits.max(max_abs(&difference.map_err(|e| e.to_string())?));
+    }
+
     let parts = model.loss(&inputs, &context).map_err(text)?;
     let loss = parts.mean().map_err(text)?;
     let value: f32 = loss.to_scalar().map_err(|e| e.to_string())?;
@@ -281,7 +288,7 @@ fn compare(folder: &Path, device: &Device, exact: bool) -> Result<Deviation, Str
         .transpose()?;
     Ok(Deviation {
         rounded,
-        logits: max_abs(&difference),
+        logits: of_logits,
         // One or two steps of f32 are no deviation: a summed loss is a large number.
         loss: match of_loss <= 2.0 * f32::EPSILON * expected.abs() {
             true => 0.0,

@@ -380,6 +380,19 @@ impl Architecture for Luke {
         }
     }
 
+    fn entity_logits(&self, inputs: &ModelInputs, context: &Context) -> Result<Option<Tensor>> {
+        let (states, count) = self.encode(inputs, context)?;
+        if count == 0 {
+            return Err(Error::argument(
+                "entity_ids",
+                "the inputs have no entities; Tokenizer::encode_entities adds them",
+            ));
+        }
+        let states = ops::narrow(&states, 1, inputs.seq, count)?;
+        let transformed = self.entity_head.transform(&states)?;
+        self.entity_head.logits(&transformed).map(Some)
+    }
+
     fn counts(&self, inputs: &ModelInputs) -> Vec<usize> {
         let labels = entity_labels(inputs).unwrap_or(&[]);
         let entities = labels.iter().filter(|&&label| label != IGNORE_INDEX);
@@ -574,6 +587,9 @@ mod tests {
                 .unwrap()
                 > 0.0
         );
+        assert_eq!(model.entity_logits(&inputs).unwrap().dims()[..2], [2, 2]);
+        let error = model.entity_logits(&words).unwrap_err().to_string();
+        assert!(error.contains("no entities"), "{error}");
         let lost = words.with_column("entity_ids", column(vec![4, 6], &[2, 1]));
         let error = model.forward(lost).unwrap_err().to_string();
         assert!(error.contains("entity_position_ids"), "{error}");
