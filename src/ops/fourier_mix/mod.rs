@@ -144,3 +144,49 @@ fn write_real(y: &mut [f32], columns: &[Complex<f32>], n: usize, h: usize) {
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use std::f64::consts::TAU;
+
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn every_length_gives_the_sums_of_the_definition() {
+        for (n, h) in [
+            (1, 1),
+            (1, 8),
+            (2, 3),
+            (13, 7),
+            (127, 10),
+            (512, 6),
+            (4096, 5),
+        ] {
+            let value = |i: usize| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0;
+            let x: Vec<f32> = (0..2 * n * h).map(value).collect();
+            let given = Tensor::from_vec(x.clone(), (2, n, h), &Device::Cpu).unwrap();
+            let y = fourier_mix(&given).unwrap().to_vec3::<f32>().unwrap();
+            let size = ((n * h) as f64).sqrt();
+            for (text, x) in x.chunks(n * h).enumerate() {
+                for (k, m) in [
+                    (0, 0),
+                    (0, h - 1),
+                    (n / 2, h / 2),
+                    (n - 1, 0),
+                    (n / 3, h - 1),
+                ] {
+                    let terms = x.iter().enumerate().map(|(at, &x)| {
+                        let (i, j) = (at / h, at % h);
+                        let turns = (i * k % n) as f64 / n as f64 + (j * m % h) as f64 / h as f64;
+                        f64::from(x) * (turns * TAU).cos()
+                    });
+                    let expected: f64 = terms.sum();
+                    let off = (f64::from(y[text][k][m]) - expected).abs();
+                    assert!(off <= 4e-6 * size, "{n} x {h}, {k} {m}: {off}");
+                }
+            }
+        }
+    }
+}
