@@ -112,6 +112,40 @@ class Dependencies(unittest.TestCase):
         finally:
             end()
 
+    def test_a_crate_that_stops_compiling_is_named_and_loses_no_variables(self):
+        sound = "pub struct Thing(pub i32);\npub fn answer() -> i32 { 42 }\n"
+        # Beyond the last line of any cell's own library.
+        broken = sound + "\n" * 9000 + "pub fn wrong() -> u8 { \"text\" }\n"
+        for name, code in [("helper", sound), ("other", broken)]:
+            (self.folder / name / "src").mkdir(parents=True)
+            (self.folder / name / "Cargo.toml").write_text(MANIFEST.replace("helper", name))
+            (self.folder / name / "src/lib.rs").write_text(code)
+        library = self.folder / "helper/src/lib.rs"
+        client, end = self.session()
+        try:
+            self.run_cells(client, ':dep helper = { path = "helper" }', "let thing = helper::Thing(5);\nlet seven = 7;")
+            library.write_text(broken)
+            for code, crate in [("seven + thing.0", "helper"), ("seven", "helper")]:
+                reply = Cell(client, code).end()
+                self.assertEqual(reply["status"], "error")
+                self.assertIn(f"the crate `{crate}` in {library.parent.parent}", reply["evalue"])
+                self.assertIn("E0308", reply["ename"])
+                self.assertIn(f"{library}:9003:", "\n".join(reply["traceback"]))
+            library.write_text(sound)
+            self.assertEqual(self.run_cells(client, "seven + thing.0"), "12")
+            reply = Cell(client, ':dep other = { path = "other" }').end()
+            self.assertEqual(reply["status"], "error")
+            self.assertIn("the crate `other`", reply["evalue"])
+            self.assertEqual(self.run_cells(client, "seven + thing.0"), "12")
+            library.unlink()
+            library.parent.rmdir()
+            (self.folder / "helper/Cargo.toml").unlink()
+            reply = Cell(client, "seven").end()
+            self.assertEqual(reply["status"], "error")
+            self.assertIn("cargo can't build the crates that `:dep` added: failed to get `helper`", reply["evalue"])
+        finally:
+            end()
+
     def test_a_missing_crate_is_an_error_and_the_session_continues(self):
         client, end = self.session()
         try:

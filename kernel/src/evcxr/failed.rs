@@ -10,6 +10,12 @@ use serde_json::Value;
 /// The file that the stand-in writes in the session's folder.
 const FILE: &str = "failed.json";
 
+/// The crate that evcxr generates for each cell.
+pub const CELL: &str = "ctx";
+/// In a message about another crate: its name, and its manifest.
+pub const CRATE: &str = "crate";
+pub const MANIFEST: &str = "manifest";
+
 /// A failed compilation: the source, and the compiler's messages.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Failed {
@@ -24,7 +30,14 @@ impl Failed {
             .lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
             .filter_map(|message| match message["message"].is_object() {
-                true => Some(message["message"].clone()),
+                true => {
+                    let mut of_compiler = message["message"].clone();
+                    if let Some(name) = other_crate(&message) {
+                        of_compiler[CRATE] = name.into();
+                        of_compiler[MANIFEST] = message["manifest_path"].clone();
+                    }
+                    Some(of_compiler)
+                }
                 false => message["message"].is_string().then_some(message),
             })
             .filter(|message| message["level"] == "error")
@@ -48,17 +61,26 @@ impl Failed {
     }
 }
 
-/// Returns the compiler's messages without the positions of notes: evcxr would mistake a note in the cell for the error
-/// itself.
+/// Returns the crate that one of cargo's messages is about, unless it is the cell.
+fn other_crate(message: &Value) -> Option<&str> {
+    message["target"]["name"].as_str().filter(|name| *name != CELL)
+}
+
+/// Returns the compiler's messages without the positions of notes, which evcxr would mistake for the error itself if they
+/// are in the cell, and without positions in other crates, which it would look for in the cell.
 pub fn for_evcxr(said: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     for line in said.split_inclusive(|&byte| byte == b'\n') {
         match serde_json::from_slice::<Value>(line) {
             Ok(mut message) => {
+                let elsewhere = other_crate(&message).is_some();
                 let of_compiler = match message["message"].is_object() {
                     true => &mut message["message"],
                     false => &mut message,
                 };
+                if elsewhere && of_compiler["spans"].is_array() {
+                    of_compiler["spans"] = Value::Array(Vec::new());
+                }
                 if let Some(children) = of_compiler
                     .get_mut("children")
                     .and_then(Value::as_array_mut)
@@ -92,5 +114,23 @@ mod tests {
             "{passed}"
         );
         assert!(passed.ends_with("not JSON\n"));
+    }
+    #[test]
+    fn messages_about_other_crates_name_them_and_have_no_position_in_the_cell() {
+        let of = |name: &str| {
+            json!({
+                "reason": "compiler-message", "manifest_path": "/a/Cargo.toml", "target": { "name": name },
+                "message": { "message": "m", "level": "error", "spans": [{ "line_start": 9000 }], "children": [] }
+            })
+        };
+        let said = format!("{}\n{}\n", of("helper"), of(CELL));
+        let passed = String::from_utf8_lossy(&for_evcxr(said.as_bytes())).into_owned();
+        assert_eq!(passed.matches("9000").count(), 1, "{passed}");
+        let folder = tempfile::tempdir().expect("a folder");
+        Failed::write(folder.path(), "source", said.as_bytes());
+        let failed = Failed::read(folder.path()).expect("a record");
+        assert_eq!(failed.messages[0][CRATE], "helper");
+        assert_eq!(failed.messages[0][MANIFEST], "/a/Cargo.toml");
+        assert!(failed.messages[1][CRATE].is_null());
     }
 }

@@ -214,6 +214,13 @@ fn reworded(message: &str) -> String {
         );
     }
     if message.contains("no parsable errors were found") {
+        // Cargo's own errors, before it calls the compiler.
+        if let Some(at) = message.find("\nerror: ") {
+            let told = message[at..].trim_start();
+            let told = told.rsplit_once("\nSTDOUT:").map_or(told, |(told, _)| told);
+            let told = told.trim_start_matches("error: ").trim_end();
+            return format!("cargo can't build the crates that `:dep` added: {told}");
+        }
         let told = match message.contains("overflowed its stack") {
             true => {
                 "its stack overflowed: the code is nested too deeply. Move some of it into variables"

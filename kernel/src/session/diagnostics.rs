@@ -4,13 +4,14 @@
 //! the stand-in for cargo keeps the compiler's messages ([`Failed`]), and every span in them is mapped back to the cell
 //! it comes from.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::failure::{BLUE, BOLD, CYAN, Failure, Mark, PLAIN, excerpt, in_cell};
 use crate::code::{Cell, Complaint, line_and_column, tokens};
-use crate::evcxr::failed::Failed;
+use crate::evcxr::failed::{CRATE, Failed, MANIFEST};
 use crate::evcxr::generated::{SHOWS_VALUE, without_generated_names};
 use crate::evcxr::source_map::{SourceMap, Spot};
 
@@ -31,9 +32,14 @@ struct Place {
 /// Builds the failure from the compiler's errors; `None` if there is no error among them.
 pub fn failure(failed: &Failed, map: &SourceMap, cell: &Arc<Cell>) -> Option<Failure> {
     let mut errors: Vec<(u8, &Value, Vec<Place>)> = Vec::new();
+    let mut elsewhere: Vec<&Value> = Vec::new();
     for message in &failed.messages {
         let text = message["message"].as_str().unwrap_or_default();
         if text.starts_with("aborting due to") || text.starts_with("could not compile") {
+            continue;
+        }
+        if message[CRATE].is_string() {
+            elsewhere.push(message);
             continue;
         }
         let mut places = places(message, map);
@@ -64,6 +70,10 @@ pub fn failure(failed: &Failed, map: &SourceMap, cell: &Arc<Cell>) -> Option<Fai
             3
         };
         errors.push((rank, message, places));
+    }
+    // The cell is not compiled before the crates that it uses are.
+    if let Some(failure) = of_crates(&elsewhere) {
+        return Some(failure);
     }
     errors.sort_by_key(|(rank, ..)| *rank);
     let best = errors.first()?.0;
@@ -116,6 +126,32 @@ pub fn complaint(complaint: &Complaint, code: &str) -> Failure {
         value: complaint.message.clone(),
         traceback,
     }
+}
+
+/// Builds the failure from errors in crates that the session adds, as the compiler reports them.
+fn of_crates(messages: &[&Value]) -> Option<Failure> {
+    let first = messages.first()?;
+    let name = first[CRATE].as_str().unwrap_or_default();
+    let manifest = Path::new(first[MANIFEST].as_str().unwrap_or_default());
+    let folder = manifest.parent().unwrap_or(Path::new(""));
+    let value = format!(
+        "the crate `{name}` in {} does not compile: {}",
+        folder.display(),
+        first["message"].as_str().unwrap_or_default()
+    );
+    let mut traceback = vec![
+        format!("{BOLD}{}{PLAIN}: {value}", title(first)),
+        format!("{CYAN}help{PLAIN}: correct it, and run the cell again"),
+    ];
+    for message in messages {
+        let rendered = message["rendered"].as_str().unwrap_or_default();
+        traceback.extend(rendered.trim_end().lines().map(str::to_owned));
+    }
+    Some(Failure {
+        name: title(first),
+        value,
+        traceback,
+    })
 }
 
 fn title(message: &Value) -> String {

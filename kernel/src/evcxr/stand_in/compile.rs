@@ -10,16 +10,13 @@ use super::known_cells::Known;
 use super::{OPT_LEVEL, done, read, write};
 use crate::evcxr::building;
 use crate::evcxr::effort::only_calls;
-use crate::evcxr::failed::{Failed, for_evcxr};
+use crate::evcxr::failed::{CELL, Failed, for_evcxr};
 use crate::evcxr::generated::{is_alone, with_cell_library};
 use crate::evcxr::session_dir::{BuildPlan, Compilation, known_cells};
 use crate::evcxr::statics;
 use crate::toolchain::environment::outside;
 use crate::toolchain::pin;
 use crate::{Error, Result};
-
-/// The crate that evcxr generates for each cell.
-const CELL: &str = "ctx";
 
 /// The variable that sets the compiler's stack size, in bytes.
 const MIN_STACK: &str = "RUST_MIN_STACK";

@@ -117,19 +117,27 @@ fn compile(
     let mut cargo = cargo(toolchain, sources, package)
         .spawn()
         .map_err(Error::file(&toolchain.cargo))?;
-    let stderr = cargo.stderr.take();
-    let complaints = std::thread::spawn(move || {
-        let mut text = String::new();
-        if let Some(mut stderr) = stderr {
-            let _ = stderr.read_to_string(&mut text);
-        }
-        text
-    });
+    let (said, lines) = crossbeam_channel::unbounded();
+    let report = cargo.stdout.take().map(|report| (report, Said::Report as fn(String) -> Said));
+    read_lines(report, &said);
+    let complaints = cargo.stderr.take().map(|text| (text, Said::Text as fn(String) -> Said));
+    read_lines(complaints, &said);
+    drop(said);
     let mut artifacts: Vec<Artifact> = Vec::new();
+    let mut complaints: Vec<String> = Vec::new();
     let mut compiled = 0;
-    let said = cargo.stdout.take().map(BufReader::new);
-    for line in said.into_iter().flat_map(BufReader::lines) {
-        let line = line.map_err(Error::system("reading cargo's output"))?;
+    for line in lines {
+        let line = match line {
+            Said::Report(line) => line,
+            Said::Text(line) => {
+                // Another cargo works in the folder, for however long that takes.
+                if let Some(what) = line.trim_start().strip_prefix("Blocking waiting for ") {
+                    waiting(format!("building the prelude: waiting until another cargo releases the {what}"));
+                }
+                complaints.push(line);
+                continue;
+            }
+        };
         let Some(artifact) = Artifact::read(&line) else {
             continue;
         };
@@ -146,16 +154,38 @@ fn compile(
     if status.success() {
         return Ok(artifacts);
     }
-    let complaints = complaints.join().unwrap_or_default();
-    let complaints: Vec<&str> = complaints
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("Compiling "))
-        .collect();
+    complaints.retain(|line| !line.trim_start().starts_with("Compiling "));
     Err(format!(
         "The prelude could not be built from {sources}:\n{}",
         complaints.join("\n").trim_end()
     )
     .into())
+}
+
+/// A line that cargo writes.
+enum Said {
+    /// About an artifact.
+    Report(String),
+    /// For people.
+    Text(String),
+}
+
+/// Sends the lines of a pipe to `said`, from a thread of its own.
+fn read_lines<R: Read + Send + 'static>(
+    pipe: Option<(R, fn(String) -> Said)>,
+    said: &crossbeam_channel::Sender<Said>,
+) {
+    let Some((pipe, kind)) = pipe else {
+        return;
+    };
+    let said = said.clone();
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            if said.send(kind(line)).is_err() {
+                return;
+            }
+        }
+    });
 }
 
 /// Returns the cargo command that compiles the prelude.
