@@ -15,6 +15,7 @@ mod json;
 mod layout;
 mod options;
 mod parquet;
+mod parquet_pages;
 #[cfg(feature = "hub")]
 mod remote;
 mod shards;

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
+use parquet::errors::ParquetError;
 use parquet::file::metadata::RowGroupMetaData;
 
 use super::from_row::{ShardBatches, from_row};
-use super::{Rows, agree, source};
+use super::{Rows, agree, parquet_pages, source};
 use crate::base::panics::caught;
 use crate::dataset::cast::cast_batch;
 use crate::dataset::data_type::plain_schema;
@@ -39,6 +40,9 @@ pub(super) fn load(paths: &[PathBuf], rows: &mut Rows) -> Result<SchemaRef> {
         // Copies of an open file share its place with each other, and other threads read other groups.
         let file = File::open(path).map_err(|error| Error::io("read", path, error))?;
         let read = || -> Result<Vec<RecordBatch>> {
+            let pages = metadata.metadata().row_group(group);
+            parquet_pages::check(&file, pages, unfolded.limit)
+                .map_err(|problem| damaged(path, &problem))?;
             let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone())
                 .with_row_groups(vec![group])
                 .with_batch_size(unfolded.rows_at_once(metadata.metadata().row_group(group)))
@@ -113,6 +117,8 @@ pub(super) fn group(
     // Batches begin at the same rows wherever the reading does.
     let before = skip / AT_ONCE * AT_ONCE;
     let build = || {
+        parquet_pages::check(&file, metadata.metadata().row_group(group), limit)
+            .map_err(ParquetError::General)?;
         ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata)
             .with_row_groups(vec![group])
             .with_batch_size(AT_ONCE)
