@@ -36,6 +36,14 @@ pub fn prepare(number: usize, code: &str) -> Result<Arc<Cell>, Complaint> {
                 None,
             ));
         }
+        if let Some(problem) = problem_of_use(&chunk.node) {
+            return Err(complain(
+                &chunk.node,
+                "this `use` is not complete",
+                &problem,
+                None,
+            ));
+        }
         if is_attributes_alone(&chunk.node) {
             return Err(complain(
                 &chunk.node,
@@ -104,6 +112,15 @@ fn thread_locals(chunk: &Chunk) -> Option<(std::ops::Range<usize>, String)> {
     let range = chunk.range(&chunk.node);
     // An unclosed call extends beyond the cell, into the code that was appended for the parser.
     (range.end <= chunk.end).then(|| (range, items.join(" ")))
+}
+
+/// Returns what is wrong with a `use` that the parser does not understand: evcxr takes the names that it finds in it.
+fn problem_of_use(node: &SyntaxNode) -> Option<String> {
+    let text = ast::Use::cast(node.clone())?.syntax().text().to_string();
+    // On a line of its own: a comment may come before it.
+    let text = format!("{}\n;", text.trim_end().trim_end_matches(';'));
+    let parsed = SourceFile::parse(&text, Edition::Edition2024);
+    parsed.errors().first().map(ToString::to_string)
 }
 
 /// Returns whether a node is attributes without an item; they would apply to the generated code.
@@ -287,6 +304,10 @@ mod tests {
             ("}", 0),
             ("if true { return; }", 10),
             ("return", 0),
+            ("use ::", 0),
+            ("use std::;", 0),
+            ("let a = 1;\nuse std::{fs, ::};", 11),
+            ("use std::fs as;", 0),
         ] {
             assert_eq!(prepare(1, code).expect_err(code).at.start, at, "{code}");
         }
@@ -295,6 +316,10 @@ mod tests {
             "fn f() { return; }",
             "let f = || { return; };",
             "if a { return Ok(()); }",
+            "use std::fs",
+            "use ::std::{self, fs as files, io::{*}}; // ;",
+            "pub use std::fs // of files",
+            "use crate::a::b;\nuse std::fmt::Write as _;",
         ] {
             assert!(prepare(1, fine).is_ok(), "{fine}");
         }

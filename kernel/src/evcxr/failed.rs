@@ -63,7 +63,9 @@ impl Failed {
 
 /// Returns the crate that one of cargo's messages is about, unless it is the cell.
 fn other_crate(message: &Value) -> Option<&str> {
-    message["target"]["name"].as_str().filter(|name| *name != CELL)
+    message["target"]["name"]
+        .as_str()
+        .filter(|name| *name != CELL)
 }
 
 /// Returns the compiler's messages without the positions of notes, which evcxr would mistake for the error itself if they

@@ -118,9 +118,15 @@ fn compile(
         .spawn()
         .map_err(Error::file(&toolchain.cargo))?;
     let (said, lines) = crossbeam_channel::unbounded();
-    let report = cargo.stdout.take().map(|report| (report, Said::Report as fn(String) -> Said));
+    let report = cargo
+        .stdout
+        .take()
+        .map(|report| (report, Said::Report as fn(String) -> Said));
     read_lines(report, &said);
-    let complaints = cargo.stderr.take().map(|text| (text, Said::Text as fn(String) -> Said));
+    let complaints = cargo
+        .stderr
+        .take()
+        .map(|text| (text, Said::Text as fn(String) -> Said));
     read_lines(complaints, &said);
     drop(said);
     let mut artifacts: Vec<Artifact> = Vec::new();
@@ -132,7 +138,9 @@ fn compile(
             Said::Text(line) => {
                 // Another cargo works in the folder, for however long that takes.
                 if let Some(what) = line.trim_start().strip_prefix("Blocking waiting for ") {
-                    waiting(format!("building the prelude: waiting until another cargo releases the {what}"));
+                    waiting(format!(
+                        "building the prelude: waiting until another cargo releases the {what}"
+                    ));
                 }
                 complaints.push(line);
                 continue;
