@@ -110,7 +110,10 @@ fn places(sharing: &Sharing) -> Result<Vec<String>> {
             "num_hidden_groups {groups} must be from 1 to num_hidden_layers {layers}"
         )));
     }
-    numbered(layers.saturating_mul(inner))?;
+    numbered(
+        "num_hidden_layers times inner_group_num",
+        layers.saturating_mul(inner),
+    )?;
     let place = |layer: usize| {
         let group = layer * groups / layers;
         (0..inner).map(move |place| format!("{group}.albert_layers.{place}"))

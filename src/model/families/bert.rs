@@ -142,7 +142,7 @@ pub(super) fn spec(config: &Config) -> Result<Spec> {
         embedding_norm: Some("embeddings.LayerNorm"),
         projection: None,
         layers: LAYERS,
-        places: numbered(values.num_hidden_layers)?,
+        places: numbered("num_hidden_layers", values.num_hidden_layers)?,
         order: Order::PostNorm,
         final_norm: None,
         head: HEAD,

@@ -111,7 +111,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         embedding_norm: Some("embeddings.LayerNorm"),
         projection: None,
         layers: LAYERS,
-        places: numbered(values.n_layers)?,
+        places: numbered("n_layers", values.n_layers)?,
         order: Order::PostNorm,
         final_norm: None,
         head: HEAD,

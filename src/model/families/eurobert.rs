@@ -139,7 +139,9 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     let words = base.pp("embed_tokens");
     let tied = config.tie_word_embeddings();
     let word = words.word_table(tied, "lm_head.weight", (vocab, hidden), init_words)?;
-    let blocks = numbered(values.num_hidden_layers)?.into_iter().map(block);
+    let blocks = numbered("num_hidden_layers", values.num_hidden_layers)?
+        .into_iter()
+        .map(block);
     let encoder = Encoder {
         blocks: blocks.collect::<Result<_>>()?,
         norm: Some(Norm::rms(&base.pp("norm"), hidden, values.rms_norm_eps)?),

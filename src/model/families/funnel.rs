@@ -127,7 +127,10 @@ impl Values {
         let applied = applied.fold(0usize, |sum, (size, times)| {
             sum.saturating_add(size.saturating_mul(*times))
         });
-        numbered(applied.saturating_add(self.num_decoder_layers))?;
+        numbered(
+            "the sum of block_sizes (times block_repeats) and num_decoder_layers",
+            applied.saturating_add(self.num_decoder_layers),
+        )?;
         if !["mean", "max"].contains(&self.pooling_type.as_str()) {
             return wrong(format!(
                 "unknown pooling_type {:?}; known are mean and max",

@@ -193,7 +193,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         let weights = base.pp(format!("layers.{layer}"));
         Ok(Arc::new(MegaBlock::new(&values, &weights)?))
     };
-    let places = numbered(values.num_hidden_layers)?;
+    let places = numbered("num_hidden_layers", values.num_hidden_layers)?;
     let blocks = places.into_iter().map(block).collect::<Result<_>>()?;
     let dense = values
         .add_lm_hidden_dense_layer

@@ -92,7 +92,7 @@ const LOCAL_THETA: f64 = 10_000.0;
 impl ModernBertConfig {
     /// Returns whether each layer sees everything.
     fn is_global(&self) -> Result<Vec<bool>> {
-        let layers = numbered(self.num_hidden_layers)?.len();
+        let layers = numbered("num_hidden_layers", self.num_hidden_layers)?.len();
         let Some(types) = &self.layer_types else {
             let every = self.global_attn_every_n_layers.max(1);
             return Ok((0..layers).map(|layer| layer % every == 0).collect());

@@ -92,9 +92,6 @@ const EPS: f64 = 1e-5;
 const DECODER_HEADS: usize = 8;
 const DECODER_QUERIES: usize = 8 * 32;
 
-/// Layers in a row that no model has.
-const MOST_LAYERS: usize = 4096;
-
 /// Returns the sizes of the layer that reads the input into the latents, and of those in which the latents see each other.
 fn sizes(values: &PerceiverConfig) -> Result<(Sizes, Sizes)> {
     let (width, inner) = (values.d_model, values.d_latents);
@@ -148,14 +145,14 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
                 .to_owned(),
         ));
     }
-    let places = numbered(values.num_self_attends_per_block)?;
-    if values.num_blocks.saturating_mul(places.len()) > MOST_LAYERS {
-        return Err(Error::Config(format!(
-            "num_blocks {} times num_self_attends_per_block {} are more layers than any model has",
-            values.num_blocks,
-            places.len()
-        )));
-    }
+    numbered(
+        "num_blocks times num_self_attends_per_block",
+        values
+            .num_blocks
+            .saturating_mul(values.num_self_attends_per_block.max(1)),
+    )?;
+    let key = "num_self_attends_per_block";
+    let places = numbered(key, values.num_self_attends_per_block)?;
     let base = weights.pp("perceiver");
     let table = |weights: &WeightBuilder, name: &str, rows: usize, width: usize| {
         weights.param(name, (rows, width), Init::Normal(values.initializer_range))

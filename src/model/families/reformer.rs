@@ -18,7 +18,7 @@ use candle_core::{D, DType, Device, Tensor};
 use serde::Deserialize;
 
 use super::bert;
-use crate::model::nn::{Block, Encoder, Head, Linear, Norm, Pass, PredictionHead};
+use crate::model::nn::{Block, Encoder, Head, Linear, MOST_LAYERS, Norm, Pass, PredictionHead};
 use crate::model::{
     Architecture, Config, Context, Family, Init, Input, Masked, ModelFlops, ModelInputs, Per,
     Sharing, WeightBuilder,
@@ -155,9 +155,9 @@ impl ReformerConfig {
             return refuse("a chunk looks at no more than 1024 chunks to either side".to_owned());
         }
         let known = |kind: &String| kind == "local" || kind == "lsh";
-        if self.attn_layers.is_empty() || self.attn_layers.len() > 4096 {
+        if self.attn_layers.is_empty() || self.attn_layers.len() > MOST_LAYERS {
             return refuse(format!(
-                "attn_layers names {} layers; a model has from 1 to 4096",
+                "attn_layers names {} layers; a model has from 1 to {MOST_LAYERS}",
                 self.attn_layers.len()
             ));
         }

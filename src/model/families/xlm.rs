@@ -220,7 +220,7 @@ fn spec(values: &XlmConfig, config: &Config) -> Result<Spec> {
         embedding_norm: Some("layer_norm_emb"),
         projection: None,
         layers: LAYERS,
-        places: numbered(values.n_layers)?,
+        places: numbered("n_layers", values.n_layers)?,
         order: match values.pre_norm {
             true => Order::PreNorm,
             false => Order::PostNorm,

@@ -29,5 +29,7 @@ pub use mixing::{Mixing, MixingBlock, Projections};
 pub use norm::Norm;
 pub use position_scores::PositionScores;
 pub(crate) use repeat::repeated;
-pub(crate) use spec::{Dropouts, HeadNames, LayerNames, Positions, Sizes, Spec, Stream, numbered};
+pub(crate) use spec::{
+    Dropouts, HeadNames, LayerNames, MOST_LAYERS, Positions, Sizes, Spec, Stream, numbered,
+};
 pub use transformer::{Prepare, Transformer};

@@ -128,15 +128,18 @@ impl Stream {
     }
 }
 
-/// Returns the places of blocks that are numbered from 0.
+/// The most layers of a model. The graph of a step is walked and dropped recursively, in about 2 kB of the stack for each
+/// layer; a thread has 2 MB.
+pub(crate) const MOST_LAYERS: usize = 256;
+
+/// Returns the places of `layers` blocks that are numbered from 0, by the value of `key`.
 ///
 /// # Errors
 /// When there are more than any model has.
-pub(crate) fn numbered(layers: usize) -> Result<Vec<String>> {
-    const MOST: usize = 4096;
-    if layers > MOST {
+pub(crate) fn numbered(key: &str, layers: usize) -> Result<Vec<String>> {
+    if layers > MOST_LAYERS {
         return Err(Error::Config(format!(
-            "{layers} layers are more than any model has; at most {MOST} can be built"
+            "{key} {layers} makes more layers than any model has; at most {MOST_LAYERS} can be built"
         )));
     }
     Ok((0..layers).map(|layer| layer.to_string()).collect())

@@ -22,7 +22,7 @@ pub(super) use self::config::BartConfig;
 pub(super) use self::prompts::PromptSizes;
 pub(super) use self::shift::Shift;
 use self::stack::{Memory, Row, Stack};
-use crate::model::nn::{Head, Order, PredictionHead};
+use crate::model::nn::{Head, Order, PredictionHead, numbered};
 use crate::model::{
     Architecture, Config, Context, Family, Init, Input, Masked, ModelFlops, ModelInputs, Per,
     Sharing, WeightBuilder,
@@ -107,6 +107,11 @@ pub(super) fn build(
     let (vocab, width) = (values.vocab_size, values.d_model);
     let model = weights.pp("model");
     let words = word_table(&values, &model, config.tie_word_embeddings())?;
+    // What is written is computed from what was read.
+    numbered(
+        "encoder_layers plus decoder_layers",
+        values.encoder_layers.saturating_add(values.decoder_layers),
+    )?;
     let encoder = Stack::new(&values, &values.encoder(), kind, &model, &words)?;
     let decoder = Stack::new(&values, &values.decoder(), kind, &model, &words)?;
     let constant = weights.buffer("final_logits_bias", (1, vocab), Init::Zeros)?;

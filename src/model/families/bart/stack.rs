@@ -59,7 +59,7 @@ impl Stack {
     ) -> Result<Self> {
         let (width, std) = (values.d_model, values.init_std);
         let weights = model.pp(side.name);
-        let places = numbered(side.layers)?;
+        let places = numbered(&format!("{}_layers", side.name), side.layers)?;
         let rows = values.max_position_embeddings.saturating_add(OFFSET);
         let positions = weights.pp("embed_positions");
         let positions = positions.param("weight", (rows, width), Init::Normal(std))?;

@@ -88,7 +88,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     let positions = ConvPositions::new(&values, &encoder.pp("pos_conv_embed").pp("conv"))?;
     let norm = Norm::layer(&encoder.pp("layer_norm"), hidden, values.layer_norm_eps)?;
     let layers = encoder.pp("layers");
-    let blocks = numbered(values.num_hidden_layers)?
+    let blocks = numbered("num_hidden_layers", values.num_hidden_layers)?
         .iter()
         .map(|place| {
             Ok(Arc::new(SometimesLeftOut {
