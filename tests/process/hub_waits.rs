@@ -370,6 +370,86 @@ fn an_answer_that_trickles_has_an_end() {
     assert!(started.elapsed() < Duration::from_secs(4));
 }
 
+/// Set for the processes whose requests go through a proxy.
+const PROXIED: &str = "CLOZE_TEST_PROXIED";
+
+/// Downloads through the proxy of this process, which behaves as `proxy` says.
+fn use_proxy(proxy: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    for endpoint in ["https://hub.example", "http://hub.example"] {
+        let name = format!("{proxy}, {endpoint}");
+        if proxy.contains("handshake") && endpoint.starts_with("http:") {
+            continue;
+        }
+        let settings = settings(endpoint, &folder);
+        let waiting = settings.clone();
+        is_interrupted(&name, move || download(waiting));
+        let mut hasty = settings;
+        hasty.connect_timeout = Duration::from_millis(800);
+        hasty.answer_timeout = Duration::from_millis(800);
+        hasty.read_timeout = Duration::from_millis(800);
+        hasty.transfer_timeout = Duration::from_millis(800);
+        hasty.attempts = 2;
+        let started = Instant::now();
+        let error = download(hasty).unwrap_err().to_string();
+        assert!(error.contains("own/model"), "{name}: {error}");
+        assert!(started.elapsed() < Duration::from_secs(4), "{name}");
+    }
+}
+
+#[test]
+fn waits_behind_a_proxy_hear_an_interrupt_and_have_an_end() {
+    let _alone = crate::alone();
+    if let Ok(proxy) = std::env::var(PROXIED) {
+        return use_proxy(&proxy);
+    }
+    let proxies: [(&str, Answer); 4] = [
+        ("silence", silence),
+        ("an answer that trickles", |_, stream| {
+            send_slowly(
+                stream,
+                &format!("HTTP/1.1 200 OK\r\n{}", "x: y\r\n".repeat(500)),
+                Duration::from_millis(100),
+            )
+        }),
+        ("a way into silence", |head, stream| {
+            let _ = write!(stream, "HTTP/1.1 200 OK\r\n\r\n");
+            silence(head, stream);
+        }),
+        ("a handshake that trickles", |head, stream| {
+            let _ = write!(stream, "HTTP/1.1 200 OK\r\n\r\n");
+            handshake(head, stream);
+        }),
+    ];
+    // All at once: they wait most of the time. The proxy is read from the environment, one for each process.
+    let children: Vec<_> = proxies
+        .into_iter()
+        .map(|(name, answer)| {
+            let (proxy, _) = serve(answer);
+            let child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "--nocapture"])
+                .arg("hub_waits::waits_behind_a_proxy_hear_an_interrupt_and_have_an_end")
+                .env(PROXIED, name)
+                .envs(
+                    ["HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"]
+                        .map(|it| (it, &proxy)),
+                )
+                .envs(["NO_PROXY", "no_proxy"].map(|it| (it, "")))
+                .stdout(std::process::Stdio::piped())
+                .stderr(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            (name, child)
+        })
+        .collect();
+    for (name, child) in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{name}: {output:?}");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("1 passed"), "{name}: {text}");
+    }
+}
+
 #[test]
 fn a_server_is_left_alone_as_long_as_it_asks_within_reason() {
     let _alone = crate::alone();
