@@ -381,6 +381,36 @@ mod tests {
     }
 
     #[test]
+    fn layers_are_dropped_in_training_alone() {
+        let config = Config::small("wav2vec2").set("layerdrop", 1.0);
+        let model = MaskedLm::from_config(&config, 1).unwrap();
+        for (context, dropped) in [(Context::eval(), false), (Context::train(1, 1), true)] {
+            let loss = model.loss(sound(200), &context).unwrap();
+            model.backward(&loss.mean().unwrap()).unwrap();
+            let layers = model.params().iter().filter(|param| {
+                param.name().contains("encoder.layers.") && param.name().ends_with("weight")
+            });
+            let gradients: Vec<bool> = layers.map(|param| param.grad().is_none()).collect();
+            assert!(!gradients.is_empty() && gradients.iter().all(|none| *none == dropped));
+            model.zero_grad();
+        }
+    }
+
+    #[test]
+    fn the_older_class_is_opened_too() {
+        let model = MaskedLm::from_config(&Config::small("wav2vec2"), 1).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        model.save_pretrained(folder.path()).unwrap();
+        let file = folder.path().join("config.json");
+        let saved = std::fs::read_to_string(&file).unwrap();
+        let older = saved.replace("Wav2Vec2ForCTC", "Wav2Vec2ForMaskedLM");
+        assert_ne!(saved, older);
+        std::fs::write(&file, older).unwrap();
+        let again = MaskedLm::from_pretrained(folder.path().to_str().unwrap()).unwrap();
+        assert!(again.load_report().missing.is_empty());
+    }
+
+    #[test]
     fn invalid_waveforms_are_reported() {
         let model = MaskedLm::from_config(&Config::small("wav2vec2"), 1).unwrap();
         let ids = ModelInputs::new(vec![5, 6], (1, 2)).unwrap();
