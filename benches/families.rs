@@ -37,8 +37,9 @@ fn main() -> Result<()> {
     if arguments.flag("eli5") {
         return with_and_without_padding(&model, (batch, seq), steps.unwrap_or(8));
     }
-    let inputs = match model.main_input() {
-        "input_ids" => masked(batch, seq, model.vocab_size())?,
+    let inputs = match (model.main_input(), config.model_type()) {
+        ("input_ids", "luke") => with_entities(masked(batch, seq, model.vocab_size())?)?,
+        ("input_ids", _) => masked(batch, seq, model.vocab_size())?,
         _ => heard(batch, seq, model.vocab_size())?,
     };
     let mut optimizer = AdamW::new(&model).weight_decay(0.01);
@@ -154,6 +155,32 @@ fn masked(batch: usize, seq: usize, vocab: usize) -> Result<ModelInputs> {
         }
     }
     ModelInputs::new(ids, (batch, seq))?.with_labels(labels)
+}
+
+/// An entity for every sixteen tokens, mentioned by two of them; the model is asked for every fourth.
+fn with_entities(inputs: ModelInputs) -> Result<ModelInputs> {
+    let (batch, seq) = inputs.shape();
+    let count = (seq / 16).max(1);
+    let (mut ids, mut labels) = (Vec::new(), Vec::new());
+    let mut places = vec![-1; batch * count * 30];
+    for (i, places) in places.chunks_mut(30).enumerate() {
+        let id = (4 + mixed(i) % 900) as i64;
+        let counts = i % 4 == 0;
+        ids.push(if counts { 2 } else { id });
+        labels.push(if counts { id } else { -100 });
+        let first = (16 * (i % count)) as i64;
+        places[..2].copy_from_slice(&[first, first + 1]);
+    }
+    let shape = [batch, count];
+    let ones = Column::ids(vec![1; batch * count], shape)?;
+    Ok(inputs
+        .with_column("entity_ids", Column::ids(ids, shape)?)
+        .with_column("entity_labels", Column::ids(labels, shape)?)
+        .with_column("entity_attention_mask", ones)
+        .with_column(
+            "entity_position_ids",
+            Column::ids(places, [batch, count, 30])?,
+        ))
 }
 
 /// Sound, and twenty letters for each.

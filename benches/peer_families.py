@@ -33,6 +33,23 @@ def masked(batch, seq, vocab):
     return {"input_ids": tensor(ids), "attention_mask": torch.ones(batch, seq, dtype=torch.long), "labels": tensor(labels)}
 
 
+def with_entities(inputs):
+    batch, seq = inputs["input_ids"].shape
+    count = max(seq // 16, 1)
+    ids = torch.tensor([4 + mixed(i) % 900 for i in range(batch * count)])
+    counts = torch.arange(batch * count) % 4 == 0
+    places = torch.full((batch, count, 30), -1)
+    places[:, :, 0] = 16 * torch.arange(count)
+    places[:, :, 1] = places[:, :, 0] + 1
+    return {
+        **inputs,
+        "entity_ids": ids.masked_fill(counts, 2).view(batch, count),
+        "entity_labels": ids.masked_fill(~counts, -100).view(batch, count),
+        "entity_attention_mask": torch.ones(batch, count, dtype=torch.long),
+        "entity_position_ids": places,
+    }
+
+
 def heard(batch, samples, vocab):
     sound = [mixed(i) / 2**30 - 1 for i in range(batch * samples)]
     letters = [1 + mixed(i) % (vocab - 1) for i in range(batch * 20)]
@@ -86,6 +103,8 @@ def serve(arguments):
     model = build(a.name, a.config, a.attention).train()
     inputs = (masked if hasattr(model.config, "vocab_size") and not a.name.startswith("Wav2Vec2") else heard)(
         a.batch, a.seq, model.config.vocab_size)
+    if a.name.startswith("Luke"):
+        inputs = with_entities(inputs)
     # Those that take no mask.
     if a.name.startswith("FNet"):
         del inputs["attention_mask"]
