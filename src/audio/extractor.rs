@@ -31,7 +31,7 @@ pub struct FeatureExtractor {
     /// normalize by groups (`feat_extract_norm` "group", such as wav2vec2-base) were trained without, those that normalize
     /// by layers with.
     pub return_attention_mask: bool,
-    /// What shorter waveforms of a batch are filled up with (default 0).
+    /// The value that pads shorter waveforms of a batch (default 0).
     pub padding_value: f32,
     /// All keys of the file, which are kept when it is saved again.
     pub other_keys: Map<String, Value>,

@@ -103,7 +103,7 @@ pub enum Error {
         kind: &'static str,
         /// The name as it was given.
         name: String,
-        /// Where was looked, and the ways out.
+        /// The places that were searched, and what to do.
         message: String,
     },
     /// A model's `config.json` is incomplete, contradictory or of an unsupported kind.
@@ -199,7 +199,7 @@ pub enum Error {
     /// A function given by the user (to `map`, `filter`, a callback) failed.
     #[error("{context}: {source}")]
     User {
-        /// Where the function was called.
+        /// The place of the call.
         context: String,
         /// Its error.
         source: Box<dyn std::error::Error + Send + Sync>,

@@ -50,7 +50,7 @@ pub struct MaskingCollator {
     schedule: Option<RateSchedule>,
     entity_mask_probability: Option<f64>,
     seed: u64,
-    /// What the mask token has in the columns that would tell what it hides; found out when first needed.
+    /// The mask token's values in the columns that would reveal the hidden token; computed when first needed.
     mask_values: Arc<OnceLock<BTreeMap<String, i64>>>,
 }
 

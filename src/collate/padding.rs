@@ -70,9 +70,9 @@ pub(super) fn check_multiple(multiple: Option<usize>) -> Result<()> {
     Ok(())
 }
 
-/// How rows are brought to one length.
+/// How rows are padded to one length.
 pub(crate) struct Padding<'a> {
-    /// What they are padded with, and whether they have token types.
+    /// The values of padding, and whether rows have token types.
     pub tokenizer: &'a Tokenizer,
     /// Whether padding comes before the tokens.
     pub left: bool,
@@ -207,10 +207,10 @@ impl<'a> Padding<'a> {
     }
 }
 
-/// Where a row with this many positions begins.
+/// The offset of a row with this many positions.
 type Start<'a> = &'a dyn Fn(usize) -> usize;
 
-/// Rows of `width` numbers a place, each brought to `places` places.
+/// Rows of `width` numbers per position, padded to `places` positions.
 fn side_by_side<T: Copy>(
     rows: &[&[T]],
     places: usize,

@@ -86,7 +86,7 @@ impl StreamLoader {
 /// The examples of a lane, without end.
 struct Reader {
     lane: Lane,
-    /// Where the section began, and what became of it.
+    /// The section's beginning and state.
     section: Option<(Position, Dataset)>,
     /// How many of its examples have been used.
     used: usize,

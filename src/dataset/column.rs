@@ -235,7 +235,7 @@ impl<T: FromColumn> FromColumn for Vec<T> {
 
 /// A Rust type whose values a column can be built of: text, numbers, truth values, and lists and options of them.
 pub trait ColumnItem {
-    /// What collects the values.
+    /// The builder that collects the values.
     type Builder: ArrayBuilder;
 
     /// Returns an empty builder.

@@ -1,4 +1,4 @@
-//! Column types: the words for them, and the plain forms that every loaded table is brought to.
+//! Column types: their names, and the plain forms that every loaded table is converted to.
 
 use std::sync::Arc;
 

@@ -13,7 +13,7 @@ use super::split;
 use super::table::Dataset;
 use crate::{Error, Result};
 
-/// What ships with the crate.
+/// The sample that is included in the crate.
 const SAMPLE: &str = "bundled:eli5_sample.jsonl";
 
 /// The original name of the dataset, and its current location.
@@ -61,7 +61,7 @@ pub(super) fn is_eli5(name: &str) -> bool {
 /// `eli5`, the name in older guides, refers to `dany0407/eli5_category`, where the data are since the original was
 /// withdrawn. There and in mirrors the splits of r/askscience have plainer names (`train` for `train_asks`); both work.
 /// JSON, Parquet and Arrow files of any layout that ELI5 has had are converted to the schema of the original,
-/// additional columns are dropped, and a note tells what was used.
+/// additional columns are dropped, and a note says what was used.
 ///
 /// ```no_run
 /// use cloze::prelude::*;

@@ -1,4 +1,4 @@
-//! The layouts that ELI5 has had since it was first published, brought to the one of the original: that of
+//! The layouts that ELI5 has had since it was first published, converted to the original one: that of
 //! `eli5_category`, where the data lives today; tables that were flattened; answers as a list of records.
 
 use std::sync::Arc;

@@ -20,7 +20,7 @@ use crate::distributed::{Group, share};
 use crate::notebook::progress::Progress;
 use crate::{Error, Result};
 
-/// What an interrupted map was processing.
+/// The rows that an interrupted map was processing.
 const DOING: &str = "mapping a dataset";
 
 /// A function from a batch of rows to new columns, as [`Dataset::map`] calls it.
@@ -31,7 +31,7 @@ const DOING: &str = "mapping a dataset";
 /// ```
 /// use cloze::prelude::*;
 ///
-/// /// Cuts texts to so many characters.
+/// /// Truncates texts to this many characters.
 /// struct Cut(usize);
 ///
 /// impl BatchFunction for Cut {
@@ -66,7 +66,7 @@ impl<F: Fn(&Batch) -> Result<Batch> + Send + Sync> BatchFunction for F {
     }
 }
 
-/// What [`Dataset::map`] does: a function and how it is called. Mirrors the arguments of `datasets.Dataset.map`.
+/// The arguments of [`Dataset::map`]: a function and how it is called. Mirrors the arguments of `datasets.Dataset.map`.
 ///
 /// ```
 /// use cloze::prelude::*;

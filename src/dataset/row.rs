@@ -51,7 +51,7 @@ pub enum Value {
 /// let row = Row::new().with("q_id", "abc").with("answers", Row::new().with("score", 7i64));
 /// assert_eq!(row.names().collect::<Vec<_>>(), ["q_id", "answers"]);
 /// assert_eq!(row["answers"]["score"].as_i64(), Some(7));
-/// // A name that is not there is told from those that are.
+/// // The error for a missing name lists those that exist.
 /// assert!(row.get("title").unwrap_err().to_string().contains("q_id"));
 /// ```
 #[derive(Clone, PartialEq, Default)]

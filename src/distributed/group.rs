@@ -30,7 +30,7 @@ pub struct Group {
     /// Nanoseconds of it that a backward pass did not hide.
     waited: AtomicU64,
     votes: AtomicU64,
-    /// What carries data between GPUs, once it has been looked for.
+    /// The transport between GPUs, once it has been looked for.
     #[cfg(feature = "cuda")]
     pub(super) further: OnceLock<Box<dyn Any + Send + Sync>>,
 }

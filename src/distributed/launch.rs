@@ -143,7 +143,7 @@ fn ask_to_stop(ranks: &Child) {
 #[cfg(not(unix))]
 fn ask_to_stop(_: &Child) {}
 
-/// What starts ranks.
+/// The program that starts ranks.
 enum Starter {
     OpenMpi(PathBuf),
     Mpich(PathBuf),

@@ -87,7 +87,7 @@ impl Nccl {
     /// ranks if one of them can't; the first rank reports it.
     ///
     /// # Errors
-    /// Where a vote fails.
+    /// If a vote fails.
     #[cfg(feature = "cuda")]
     pub(crate) fn join(group: &Group) -> Result<Option<Self>> {
         let file = std::env::var(CHOICE).ok().filter(|file| !file.is_empty());

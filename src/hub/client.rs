@@ -34,7 +34,7 @@ impl Hub {
         }
     }
 
-    /// Returns a connection with the settings that the environment asks for.
+    /// Returns a connection with the settings of the environment's variables.
     pub fn from_env() -> Result<Self> {
         Ok(Self::new(Settings::from_env()?))
     }

@@ -24,10 +24,10 @@ const LARGEST_JSON: u64 = 64 << 20;
 /// As much of a refusal's text as is read.
 const LARGEST_REFUSAL: u64 = 16 << 10;
 const MOST_REDIRECTS: usize = 8;
-/// A server that asks for a longer pause is not waited for.
+/// Longer pauses that a server demands are an error.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// What is left as it is in one part of an address.
+/// The characters that are not escaped in one part of an address.
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -61,7 +61,7 @@ pub(crate) type Response = http::Response<ureq::Body>;
 /// The body of a request; it can be sent again.
 pub(crate) enum Body<'a> {
     Bytes(&'a [u8]),
-    /// `len` bytes of a file from `offset` on; `progress` hears of them.
+    /// `len` bytes of a file from `offset` on, reported to `progress`.
     Part {
         path: &'a Path,
         offset: u64,
@@ -524,7 +524,7 @@ impl<'a> Pauses<'a> {
         }
     }
 
-    /// Starts the count anew: something has moved.
+    /// Resets the count after progress.
     pub(crate) fn progressed(&mut self) {
         self.failed = 0;
     }

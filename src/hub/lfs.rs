@@ -74,7 +74,7 @@ const TRANSFERS: &[&str] = if cfg!(feature = "xet") {
 };
 const XET: &str = "xet";
 
-/// What became of the large files.
+/// The outcome of uploading the large files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sent {
     /// The server has them.

@@ -1,4 +1,4 @@
-//! What a name means on this machine, before any network is asked.
+//! Resolves a name on this machine, before any request to the network.
 
 use std::path::{Path, PathBuf};
 

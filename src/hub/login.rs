@@ -20,7 +20,7 @@ pub struct Account {
     pub name: String,
     /// The organisations that the user belongs to.
     pub organizations: Vec<String>,
-    /// What the user called the token.
+    /// The name that the user gave the token.
     pub token_name: Option<String>,
     /// What the token may do: "read", "write" or "fineGrained".
     pub role: Option<String>,

@@ -28,7 +28,7 @@
 //! endpoint and cache from [`Settings`], sends each request to the Hub once, and is dropped on an interrupt. Downloads stay
 //! on the client here, for the reasons above; a file that the server gives in no other way is fetched by
 //! `hf-hub` into a folder of its own and compared with its hash before it counts. Without the feature, the answer of a
-//! server that takes nothing but Xet is told from others, and the error says what to do.
+//! server that accepts only Xet is recognized, and the error says what to do.
 //!
 //! All of it is behind the feature `hub`, which is on by default: users who type a model's name in a notebook expect it
 //! to be downloaded.

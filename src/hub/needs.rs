@@ -109,7 +109,7 @@ fn no_weights(available: &BTreeSet<String>) -> String {
     format!("the repository has neither model.safetensors nor pytorch_model.bin{hint}")
 }
 
-/// What is asked of the Hub.
+/// A request to the Hub.
 #[cfg(feature = "hub")]
 impl Needs {
     /// Returns the files to fetch first, of those in the repository.

@@ -41,7 +41,7 @@ pub struct Settings {
     pub token_on_reads: bool,
     /// Whether requests are forbidden.
     pub offline: bool,
-    /// How often a request is tried before it fails. Progress starts the count anew.
+    /// How often a request is tried before it fails. Progress resets the count.
     pub attempts: u32,
     /// The pause before the second attempt; it doubles with each further one.
     pub first_delay: Duration,
@@ -56,7 +56,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Returns the settings that the environment asks for.
+    /// Returns the settings of the environment's variables.
     ///
     /// # Errors
     /// When `HF_ENDPOINT` is no `http://` or `https://` address, or the token can't be one.

@@ -1,4 +1,4 @@
-//! Connections whose every wait hears an interrupt: looking up a name, connecting, sending, receiving.
+//! Connections that can be interrupted in every wait: looking up a name, connecting, sending, receiving.
 //!
 //! The connections of `ureq` wait in one system call for as long as their time limit allows. These wait in slices and
 //! look in between whether the work is to stop.
@@ -161,7 +161,7 @@ struct Connection {
 }
 
 impl Connection {
-    /// Returns the limits of a wait for input. Those of `timeout` begin anew with every wait, so that bytes one by one would
+    /// Returns the limits of a wait for input. Those of `timeout` begin again with every wait, so that bytes one by one would
     /// be waited for without end.
     fn wait_for_input(&self, timeout: NextTimeout) -> Wait {
         let mut wait = Wait::new(timeout.for_read());

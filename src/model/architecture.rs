@@ -24,7 +24,7 @@ pub trait Architecture: std::fmt::Debug + Send + Sync {
         "input_ids"
     }
 
-    /// Returns the arithmetic that the model asks for; `None` where the family does not say.
+    /// Returns the floating-point operations of a pass; `None` where the family does not count them.
     fn flops(&self) -> Option<ModelFlops> {
         None
     }

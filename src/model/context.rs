@@ -31,7 +31,7 @@ pub struct Context {
     label_smoothing: f64,
     calibrating: bool,
     repeated: bool,
-    /// Where logits are kept that a loss is made of, if they are wanted.
+    /// Receives the logits of a loss, if they are wanted.
     logits: Option<Arc<Mutex<Option<Tensor>>>>,
 }
 

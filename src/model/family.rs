@@ -1,4 +1,4 @@
-//! What the library knows of a family before it has built one: names, defaults, inputs.
+//! The description of a family: names, defaults, inputs.
 
 use std::borrow::Cow;
 
@@ -56,7 +56,7 @@ pub struct Family {
     pub synonyms: &'static [&'static str],
     /// The first part of the body's parameter names.
     pub base: &'static str,
-    /// What names in the body begin with when a checkpoint leaves out `base`.
+    /// The beginnings of the body's names in checkpoints that leave out `base`.
     pub body: &'static [&'static str],
     /// Parts of names in older checkpoints, and what they are called today.
     pub renames: &'static [(&'static str, &'static str)],

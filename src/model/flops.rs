@@ -1,4 +1,4 @@
-//! How much arithmetic a model asks for.
+//! The number of floating-point operations in a pass of a model.
 
 /// The floating-point operations of a model, by what they grow with; a multiplication and an addition are two.
 ///

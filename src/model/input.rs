@@ -13,13 +13,13 @@ pub struct Input {
     pub per: Per,
     /// The numbers of each place: `&[]` for one, `&[4]` for a box.
     pub trailing: &'static [usize],
-    /// What padding is filled with.
+    /// The value of padding.
     pub padding: i64,
-    /// What the masking collator does where it masks a token.
+    /// What the masking collator does to it at masked tokens.
     pub masked: Masked,
 }
 
-/// What an input has one value (or one list of `trailing` values) for.
+/// The unit that an input has one value (or one list of `trailing` values) for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Per {
     /// Each token: (batch, seq, ...).
@@ -30,7 +30,7 @@ pub enum Per {
     Place,
 }
 
-/// What becomes of an input where its token is masked.
+/// What happens to an input where its token is masked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Masked {
     /// It is kept: a box tells where the token is on the page, not what it is.

@@ -552,7 +552,7 @@ impl MaskedLm {
         self.inner.architecture.head().vocab_size()
     }
 
-    /// Returns the name of the input that the model reads: `input_ids`, or `input_values` where it hears.
+    /// Returns the name of the model's main input: `input_ids`, or `input_values` for a speech model.
     pub fn main_input(&self) -> &'static str {
         self.inner.architecture.main_input()
     }
@@ -566,7 +566,7 @@ impl MaskedLm {
         self.inner.architecture.max_positions()
     }
 
-    /// Returns the arithmetic that a pass asks for; `None` where the family does not say.
+    /// Returns the floating-point operations of a pass; `None` where the family does not count them.
     pub fn flops(&self) -> Option<ModelFlops> {
         self.inner.architecture.flops()
     }

@@ -12,7 +12,7 @@ pub(crate) struct Measured {
 
 struct Inner {
     name: String,
-    /// What there is before anything was measured.
+    /// The value before anything was measured.
     start: Option<Tensor>,
     value: Mutex<Option<Tensor>>,
 }

@@ -91,7 +91,7 @@ struct Registry {
 
 #[derive(Clone, Copy)]
 enum Limit {
-    /// What is in memory of this machine.
+    /// Tensors in this machine's memory.
     Memory,
     /// A few times what the checkpoint holds.
     Checkpoint,
@@ -108,7 +108,7 @@ struct Source {
     resize: Option<Resize>,
 }
 
-/// Works out a tensor that is saved and follows from a model's parameters and what it has measured.
+/// Computes a saved tensor from a model's parameters and measured ranges.
 pub(crate) type Derived = Box<dyn Fn() -> Result<Tensor> + Send + Sync>;
 
 /// Everything that a model takes from its [`WeightBuilder`].

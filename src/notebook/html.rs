@@ -6,7 +6,7 @@
 
 /// Lines between rows and around boxes.
 pub(crate) const LINE: &str = "1px solid rgba(128,128,128,.3)";
-/// What matters less.
+/// Muted text.
 pub(crate) const MUTED: &str = "opacity:.65";
 /// Fixed-width text.
 pub(crate) const MONO: &str =

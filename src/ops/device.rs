@@ -81,7 +81,7 @@ pub(crate) fn upload(values: &[u32], shape: impl Into<Shape>, device: &Device) -
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeviceMemory {
-    /// What tensors take now.
+    /// The bytes that tensors take now.
     pub used: u64,
     /// The most they took at once since the start or [`reset_peak_memory`].
     pub peak: u64,

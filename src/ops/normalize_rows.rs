@@ -1,4 +1,4 @@
-//! Rows brought to one length, without parameters.
+//! Normalizes rows to length 1, without parameters.
 
 use candle_core::{D, Tensor};
 use rayon::prelude::*;
@@ -10,7 +10,7 @@ use crate::Result;
 use crate::ops::graph::storage;
 use crate::ops::graph::tape;
 
-/// What counts as the length of a row.
+/// The norm of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RowLength {
     /// √(mean of the squares + `eps`): MEGA's scale norm, the keys of Reformer.
@@ -20,7 +20,7 @@ pub enum RowLength {
     },
     /// √(sum of the squares), but at least `least`: YOSO's queries, keys and results.
     Euclidean {
-        /// What shorter rows are divided by.
+        /// The divisor of shorter rows.
         least: f64,
     },
 }

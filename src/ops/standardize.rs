@@ -1,4 +1,4 @@
-//! Features brought to mean 0 and variance 1 over all rows of a batch: the core of batch normalization.
+//! Standardizes features to mean 0 and variance 1 over all rows of a batch: the core of batch normalization.
 
 use candle_core::{D, Tensor};
 use rayon::prelude::*;

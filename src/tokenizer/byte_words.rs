@@ -33,7 +33,7 @@ pub(super) struct ByteWords {
 #[derive(Default)]
 struct Memory {
     number: u64,
-    /// Where each word's ids lie in `ids`.
+    /// The range of each word's ids in `ids`.
     words: HashMap<Box<[u8]>, (u32, u32), ahash::RandomState>,
     ids: Vec<u32>,
 }

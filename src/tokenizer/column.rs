@@ -41,7 +41,7 @@ pub struct TokenizeColumn {
     keep_columns: bool,
 }
 
-/// What becomes of a batch of texts.
+/// The outcome of a batch of texts.
 #[derive(Default)]
 struct Tokens {
     /// The ids of all rows, one after the other.

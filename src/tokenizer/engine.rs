@@ -1,4 +1,4 @@
-//! What turns text into ids and back.
+//! The engines that turn text into ids and back.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! What transformers' tokenizer classes take for granted when a folder does not say it.
+//! The defaults of transformers' tokenizer classes, for folders that leave them out.
 
 use serde_json::{Map, Value};
 
@@ -50,7 +50,7 @@ pub(crate) struct Pieces {
 /// Whether accents are kept.
 pub(crate) type KeepAccents = bool;
 
-/// What a family does around the Moses rules.
+/// A family's steps before and after the Moses rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moses {
     /// The default language for its rules.

@@ -71,7 +71,7 @@ pub struct Tokenizer {
     languages: Option<languages::Languages>,
 }
 
-/// What never changes after loading.
+/// The part that never changes after loading.
 struct Core {
     engine: engine::Engine,
     /// A short way to the ids, where there is one.

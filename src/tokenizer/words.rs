@@ -1,4 +1,4 @@
-//! Where words begin, by the spelling of tokens.
+//! Finds the beginnings of words by the spelling of tokens.
 
 use tokenizers::ModelWrapper;
 

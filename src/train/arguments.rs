@@ -136,9 +136,9 @@ arguments! {
     adam_beta1: f64 = 0.9;
     /// The decay rate of AdamW's second moment. Default: 0.999.
     adam_beta2: f64 = 0.999;
-    /// What AdamW adds to the root of the second moment. Default: 1e-8.
+    /// AdamW's epsilon, added to the root of the second moment. Default: 1e-8.
     adam_epsilon: f64 = 1e-8;
-    /// What moves the weights: "adamw_torch", "adafactor", "lion_32bit" or "sgd". Default: AdamW.
+    /// The optimizer: "adamw_torch", "adafactor", "lion_32bit" or "sgd". Default: AdamW.
     optim: OptimizerName, choice = OptimizerName::AdamW;
     /// Settings of the optimizer beyond those of AdamW, as "momentum=0.9, nesterov=true" (SGD: momentum, dampening, nesterov;
     /// Adafactor: `scale_parameter`, `relative_step`, `warmup_init`, `clip_threshold`, `decay_rate`, beta1). Default: none.
@@ -152,7 +152,7 @@ arguments! {
     label_smoothing_factor: f64 = 0.0;
     /// How the learning rate changes from step to step. Default: linear, down to 0.
     lr_scheduler_type: SchedulerType, choice = SchedulerType::Linear;
-    /// What some schedules need beyond their length.
+    /// Further arguments of some schedules.
     lr_scheduler_kwargs: SchedulerKwargs = SchedulerKwargs::default();
     /// Steps in which the learning rate rises from 0 to its peak; a number below 1 is a part of all steps, rounded up. When
     /// 0, [`warmup_ratio`](Self::warmup_ratio) decides. Default: 0.
@@ -210,7 +210,7 @@ arguments! {
     /// Whether the model goes to the Hub: at every checkpoint, in the background, and at the end (see
     /// [`hub_strategy`](Self::hub_strategy)). Default: no.
     push_to_hub: bool = false;
-    /// What goes there while training goes on: "every_save" or "end", which is nothing before the end. Default: every checkpoint.
+    /// What is pushed during training: "every_save", or with "end" nothing before the end. Default: every checkpoint.
     hub_strategy: HubStrategy, choice = HubStrategy::EverySave;
     /// The repository for it, `owner/name` or one's own `name`. Default: the name of the output folder.
     hub_model_id: String, from (impl Into<String>) = String::new();

@@ -364,7 +364,7 @@ struct Measured {
     batches: Vec<usize>,
     /// For each of them and each term the sum, as bits, and the count.
     terms: Vec<Vec<(u64, usize)>>,
-    /// What the model guesses, where that is wanted.
+    /// The model's predictions, where they are wanted.
     predicted: Vec<Predicted>,
 }
 

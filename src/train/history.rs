@@ -22,7 +22,7 @@ pub struct StepRecord {
     pub counted: usize,
     /// Tokens that went through the model, padding not counted.
     pub tokens: usize,
-    /// The floating-point operations that the model asks for in this step, by [`ModelFlops`](crate::model::ModelFlops); 0
+    /// The floating-point operations of the model in this step, by [`ModelFlops`](crate::model::ModelFlops); 0
     /// where they are not known.
     pub flops: f64,
     /// How long the step took, in seconds. On a GPU, which is not waited for after every step, the mean over those that were

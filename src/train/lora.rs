@@ -436,7 +436,7 @@ impl<O: Optimizer> Optimizer for LoraOptimizer<O> {
     }
 }
 
-/// Where a checkpoint keeps A and B.
+/// The names of A and B in a checkpoint.
 const FACTORS: &str = "adapter_model.safetensors";
-/// Where it keeps what they belong to.
+/// The name of the weight that they belong to.
 const BASE: &str = "adapter_base.txt";

@@ -33,7 +33,7 @@ pub struct EvalMetrics {
     pub samples: usize,
     /// How long it took, in seconds.
     pub seconds: f64,
-    /// What [`Trainer::compute_metrics`](super::Trainer::compute_metrics) gave, by name.
+    /// The results of [`Trainer::compute_metrics`](super::Trainer::compute_metrics), by name.
     #[serde(default, with = "finite")]
     pub computed: BTreeMap<String, f64>,
 }

@@ -90,7 +90,7 @@ impl GradWatcher for RefCell<Learning> {
 /// Gradients that have been added up over all ranks.
 pub(super) struct Exchanged {
     sums: Vec<(Unit, Vec<Tensor>)>,
-    /// What this rank gave.
+    /// This rank's part.
     pub(super) early: Live,
     /// What it found afterwards.
     pub(super) late: Live,

@@ -92,7 +92,7 @@ fn layer(name: &str) -> Option<usize> {
     name.split('.').find_map(|part| part.parse().ok())
 }
 
-/// What parameters share.
+/// The settings that parameters share.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Settings {
     /// The factor on the learning rate.

@@ -16,7 +16,7 @@ pub(super) struct Plan {
     pub(super) max_steps: usize,
 }
 
-/// Where a step's batches are.
+/// The position of a step's batches in the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Position {
     pub(super) epoch: u64,

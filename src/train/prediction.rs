@@ -24,7 +24,7 @@ pub struct MaskedPrediction {
     pub rank: u32,
 }
 
-/// What a speech model hears in one recording.
+/// A speech model's transcript of one recording.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct SpokenPrediction {
@@ -60,7 +60,7 @@ pub struct SpokenPrediction {
 pub struct PredictionOutput {
     /// The masked tokens, in order.
     pub tokens: Vec<MaskedPrediction>,
-    /// What a speech model hears, in order; such a model has no masked tokens.
+    /// A speech model's transcripts, in order; such a model has no masked tokens.
     pub spoken: Vec<SpokenPrediction>,
     /// The loss over them.
     pub metrics: EvalMetrics,

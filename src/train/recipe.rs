@@ -66,7 +66,7 @@ pub struct Recipe {
     pub arguments: TrainingArguments,
 }
 
-/// What a run begins with.
+/// The model, tokenizer and data that a run begins with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Resume {

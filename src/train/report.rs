@@ -103,7 +103,7 @@ pub(crate) fn perplexity(value: f64) -> String {
     }
 }
 
-/// Returns a mark for the title that tells what stopped the run early.
+/// Returns a mark for the title that says what stopped the run early.
 pub(crate) fn mark(history: &History) -> String {
     let words = match (history.interrupted, history.stopped_early) {
         (true, _) => "interrupted",

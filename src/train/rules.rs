@@ -13,7 +13,7 @@ use super::param_group::{self, ParamGroup, Settings};
 use crate::ops::{self, GradNorm, GradScale, MappedFile, Param};
 use crate::{Error, Result};
 
-/// What moves the weights: [`AdamW`](super::AdamW), [`Lion`](super::Lion), [`Adafactor`](super::Adafactor),
+/// The optimizers: [`AdamW`](super::AdamW), [`Lion`](super::Lion), [`Adafactor`](super::Adafactor),
 /// [`Sgd`](super::Sgd), or [`RuleOptimizer`] with a rule of your own.
 ///
 /// ```

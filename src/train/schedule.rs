@@ -111,7 +111,7 @@ impl TryFrom<&str> for Ramp {
     }
 }
 
-/// What an improvement is measured by.
+/// How an improvement is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ThresholdMode {
@@ -121,7 +121,7 @@ pub enum ThresholdMode {
     Abs,
 }
 
-/// What some schedules need beyond their length. The names and defaults are those of transformers, and of PyTorch's
+/// Further arguments of some schedules. The names and defaults are those of transformers, and of PyTorch's
 /// `ReduceLROnPlateau` for the plateau.
 ///
 /// ```
@@ -136,7 +136,7 @@ pub struct SchedulerKwargs {
     pub num_cycles: Option<f64>,
     /// The exponent of the polynomial schedule. Default: 1.
     pub power: f64,
-    /// Where the polynomial schedule ends. Default: 1e-7.
+    /// The polynomial schedule's final rate. Default: 1e-7.
     pub lr_end: f64,
     /// Where the cosine with a minimum ends; the least rate of the plateau (default there: 0).
     pub min_lr: Option<f64>,
@@ -157,7 +157,7 @@ pub struct SchedulerKwargs {
     pub decay_type: Ramp,
     /// Where `warmup_stable_decay` begins and ends, as a part of the peak. Default: 0.
     pub min_lr_ratio: f64,
-    /// What the plateau's rate is multiplied by. Default: 0.1.
+    /// The factor of the plateau's rate. Default: 0.1.
     pub factor: f64,
     /// How many evaluations in a row without improvement the plateau allows. Default: 10.
     pub patience: usize,

@@ -40,7 +40,7 @@ pub(super) struct Taken {
     norm: Norm,
 }
 
-/// What the batches' losses were, term by term.
+/// The losses of the batches, term by term.
 enum Losses {
     /// Those of this rank's batches.
     Here(Vec<Part>),
@@ -48,7 +48,7 @@ enum Losses {
     Everywhere(Vec<f64>),
 }
 
-/// What the backward passes of this rank's batches gave.
+/// The result of the backward passes of this rank's batches.
 struct Gradients {
     losses: Vec<Part>,
     /// The gradients of all ranks, where they were exchanged during the last pass; those of this rank are in the model
@@ -56,7 +56,7 @@ struct Gradients {
     exchanged: Option<Exchanged>,
 }
 
-/// What one batch gave to one term of the loss.
+/// One batch's part of one term of the loss.
 struct Part {
     sum: Tensor,
     weight: f64,

@@ -84,13 +84,13 @@ pub struct Trainer {
     callbacks: Vec<Box<dyn Callback>>,
     reports: Option<Reports>,
     requests: Requests,
-    /// What the last run recorded.
+    /// The history of the last run.
     #[cfg_attr(not(feature = "hub"), allow(dead_code))]
     pub(super) history: Option<History>,
     /// Whether the callback that pushes checkpoints is among the callbacks.
     #[cfg(feature = "hub")]
     pushes: bool,
-    /// What a run scales its loss with at first; `None` for a precision that needs no scaling.
+    /// The initial scale of the loss; `None` for a precision that needs no scaling.
     pub(super) scaler: Option<GradScaler>,
     /// Whether reading a number waits for a device, so that numbers are read when something needs them.
     pub(super) reads_later: bool,
@@ -107,7 +107,7 @@ type MakeOptimizer = dyn Fn() -> Box<dyn Optimizer> + Send;
 pub(super) type ComputeMetrics =
     dyn Fn(&PredictionOutput) -> Result<BTreeMap<String, f64>> + Send + Sync;
 
-/// What callbacks asked for since the last step.
+/// Requests of callbacks since the last step.
 #[derive(Clone, Copy, Default, Serialize, Deserialize)]
 struct Requests {
     evaluate: bool,

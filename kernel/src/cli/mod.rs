@@ -89,7 +89,7 @@ pub struct Install {
     pub source: Option<PathBuf>,
 }
 
-/// Where the kernelspec is written.
+/// The folder that the kernelspec is written to.
 #[derive(Debug, Args)]
 pub struct Place {
     /// Install for the current user (the default)

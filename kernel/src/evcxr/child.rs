@@ -32,7 +32,7 @@ pub const RESTORED: [(&str, &str); 2] = [
 pub const COMMANDS_FD: i32 = 200;
 /// Answers to evcxr, one a line.
 pub const ANSWERS_FD: i32 = 201;
-/// What the kernel replies at the end of a cell.
+/// The kernel's reply at the end of a cell.
 pub const REPLIES_FD: i32 = 202;
 /// Reports of panics and errors, for the kernel.
 pub const EVENTS_FD: i32 = 203;

@@ -36,7 +36,7 @@ pub type Shown = Vec<(String, String)>;
 pub enum EvalError {
     /// The process that runs the cells is gone.
     Died(Death),
-    /// The cell does not compile, or evcxr can't do what it asks for.
+    /// The cell does not compile, or contains a command that evcxr can't carry out.
     Compiler(Vec<CompileError>),
     /// Any other error, as a message for the user.
     Other(String),

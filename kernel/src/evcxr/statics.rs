@@ -99,7 +99,7 @@ struct Known {
     statics: Statics,
 }
 
-/// Called before a cell is compiled: the `static`s that it defines start anew.
+/// Called before a cell is compiled: the `static`s that it defines begin with their initial values.
 pub fn begin(folder: &Path, cell: &Cell) {
     let mut known: Known = read(folder, KNOWN);
     known.generation += 1;

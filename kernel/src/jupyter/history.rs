@@ -26,7 +26,7 @@ impl History {
         self.cells.push((count, code.to_owned()));
     }
 
-    /// Returns the cells that a request asks for.
+    /// Returns the requested cells.
     pub fn handle(&self, request: &HistoryRequest) -> HistoryReply {
         let (found, output) = match request {
             HistoryRequest::Range {

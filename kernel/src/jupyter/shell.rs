@@ -13,7 +13,7 @@ use super::answers::Answers;
 use super::request::{self, Request, SeenSignatures};
 use super::waiting::Waiting;
 
-/// What the shell channel forwards to and answers with.
+/// The shell channel's destinations and sources of replies.
 pub struct Shell {
     pub answers: Answers,
     pub replies: UnboundedSender<JupyterMessage>,

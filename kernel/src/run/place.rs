@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// Names that mean standard output.
 const STDOUT: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
 
-/// Where an executed notebook is written.
+/// The destination of an executed notebook.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Place {
     Stdout,

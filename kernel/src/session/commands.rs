@@ -12,7 +12,7 @@ use super::remote::Remote;
 use crate::evcxr::{Evaluator, statics};
 use crate::toolchain::environment::outside;
 
-/// What the kernel's own commands need.
+/// The parts of the session that the kernel's own commands use.
 pub struct Kernel<'a> {
     pub evaluator: &'a Evaluator,
     pub remote: &'a Remote,

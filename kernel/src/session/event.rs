@@ -55,6 +55,6 @@ pub enum Event {
     },
     /// The cell reads from its empty standard input without having asked for a line.
     Reads,
-    /// What the kernel itself is doing: building, compiling, starting.
+    /// The kernel's own activity: building, compiling, starting.
     Waiting(String),
 }

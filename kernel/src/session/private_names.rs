@@ -1,7 +1,7 @@
 //! Finds the private names of library types.
 //!
 //! rust-analyzer takes all crates for one crate, in which everything is accessible, and offers private names, too.
-//! Their sources tell what is private: they are read once, and completions can then be filtered without queries,
+//! Their sources say what is private: they are read once, and completions can then be filtered without queries,
 //! however busy the machine is.
 
 use std::collections::{HashMap, HashSet};
@@ -35,7 +35,7 @@ enum Target {
     Argument(usize),
 }
 
-/// What a block in braces defines.
+/// The kind of a block in braces.
 #[derive(Clone, Debug, PartialEq)]
 enum Block {
     Struct(String),

@@ -17,7 +17,7 @@ pub struct Remote {
     inner: Arc<Inner>,
 }
 
-/// What a cell gets when it reads from standard input.
+/// A cell's standard input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Input {
     /// The user is asked for each line.

@@ -11,7 +11,7 @@ use super::folder::{Hidden, sweep_folders, sync_folder};
 use super::folder_of;
 use crate::{Error, Result};
 
-/// So much of a file's name is in that of its hidden folder: a name has 255 bytes at most.
+/// The length to which a file's name is cut in that of its hidden folder: a name has 255 bytes at most.
 const NAME: usize = 200;
 
 /// A file in the making, gone when dropped unless it was put into its place.

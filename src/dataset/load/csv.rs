@@ -523,7 +523,7 @@ impl State {
 /// Whole records of a file.
 struct Chunk {
     bytes: Vec<u8>,
-    /// Where the records begin, after the header.
+    /// The offset of the first record, after the header.
     start: usize,
     /// The line at `start`, counted from 1.
     line: usize,

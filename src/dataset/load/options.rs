@@ -38,7 +38,7 @@ pub(crate) struct Options {
     pub(crate) delimiter: Option<u8>,
     /// The names of the columns of CSV files that have no header.
     pub(crate) column_names: Option<Vec<String>>,
-    /// What a row of a text file is.
+    /// The unit of a text file that makes a row.
     pub(crate) sample_by: SampleBy,
     /// The encoding of text, where it is not UTF-8.
     pub(crate) encoding: Option<&'static Encoding>,

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-/// Returns `json` with NaN and the infinities as decimal numbers of the same length, for whom only the types count.
+/// Returns `json` with NaN and the infinities as decimal numbers of the same length, for readers of types alone.
 pub(super) fn as_numbers(json: &[u8]) -> Cow<'_, [u8]> {
     replaced(json, |word| match word {
         b"NaN" => b"0.5",

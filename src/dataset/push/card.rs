@@ -24,7 +24,7 @@ pub(super) struct Split {
 pub(super) struct Published<'a> {
     pub(super) config: &'a str,
     pub(super) is_default: Option<bool>,
-    /// Where its files are.
+    /// The pattern of its files.
     pub(super) folder: &'a str,
     pub(super) schema: &'a Schema,
     pub(super) splits: &'a [Split],

@@ -63,7 +63,7 @@ type Change = dyn Fn(&Dataset) -> Result<Dataset> + Send + Sync;
 #[derive(Clone)]
 enum Step {
     Map(Map),
-    /// What leaves the rows apart, by the name of what it does.
+    /// The steps that process rows one by one, by name.
     Table(&'static str, Arc<Change>),
     Shuffle {
         seed: u64,

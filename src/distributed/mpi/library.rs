@@ -67,7 +67,7 @@ functions! {
     bcast = "MPI_Bcast": fn(Buffer, c_int, Handle, c_int, Handle);
 }
 
-/// What differs between the three kinds of library.
+/// The differences between the three kinds of library.
 pub(super) struct Constants {
     pub(super) world: Handle,
     pub(super) byte: Handle,

@@ -24,7 +24,7 @@ pub(crate) struct Checkpoint {
 enum WeightFile {
     Safetensors(safetensors::File),
     Pytorch(pytorch::File),
-    /// What is in memory already.
+    /// Tensors that are in memory already.
     Tensors(BTreeMap<String, Tensor>),
 }
 

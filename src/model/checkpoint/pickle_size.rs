@@ -1,4 +1,4 @@
-//! How much a pickle asks for, found without building any of it.
+//! The memory that a pickle would need, computed without building any of it.
 //!
 //! The pickle reader copies an object whenever a later part refers back to it, and recurses into nested objects, so a
 //! few hundred bytes can ask for all memory or all of the stack. This module walks through the instructions that the

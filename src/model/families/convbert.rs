@@ -114,7 +114,7 @@ struct MixedAttention {
     pointwise: (Param, Param),
     /// From queries times those keys to a kernel for each head and position.
     kernels: Linear,
-    /// What the kernels are applied to.
+    /// The values that the kernels are applied to.
     slid: Linear,
     heads: usize,
     head_size: usize,

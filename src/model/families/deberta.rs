@@ -2,7 +2,7 @@
 //! distance between the two meets both.
 //!
 //! Published checkpoints store the masked-LM head under one of two names, `cls.predictions` or
-//! `lm_predictions.lm_head`. Either is read, and saved again under the same name; the load report tells which.
+//! `lm_predictions.lm_head`. Either is read, and saved again under the same name; the load report says which.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -225,7 +225,7 @@ type Project<'a> = dyn Fn(&WeightBuilder, &Spec) -> Result<Projections> + 'a;
 type Position<'a> =
     dyn Fn(&WeightBuilder, &Spec, &Projections) -> Result<(Option<Linear>, Option<Linear>)> + 'a;
 
-/// What tells the two versions apart.
+/// The differences between the two versions.
 pub(super) struct Plan<'a> {
     pub values: &'a Values,
     /// How distances count, where attention is relative.
@@ -407,7 +407,7 @@ fn prepare(inputs: &ModelInputs, device: &Device) -> Result<BTreeMap<&'static st
     Ok(prepared)
 }
 
-/// Words, and what is added to them, brought to the encoder's width and only then normalized; padding is zero.
+/// The sum of the embeddings, projected to the encoder's width and then normalized; zero at padding.
 #[derive(Debug)]
 struct DisentangledEmbeddings {
     sum: Embeddings,

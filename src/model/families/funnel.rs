@@ -432,7 +432,7 @@ impl Funnel {
     }
 }
 
-/// What is known of the tokens at some depth of the encoder.
+/// The state of the tokens at some depth of the encoder.
 #[derive(Clone, Debug)]
 struct Level {
     batch: usize,

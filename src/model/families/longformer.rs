@@ -1,4 +1,4 @@
-//! Longformer (Beltagy et al. 2020, arXiv:2004.05150): RoBERTa for long texts, in which a token sees a window round itself,
+//! Longformer (Beltagy et al. 2020, arXiv:2004.05150): RoBERTa for long texts, in which a token sees a window around itself,
 //! and a few tokens see and are seen by all.
 //!
 //! The input `global_attention_mask` has a 1 for each token that sees and is seen by all, and 0 elsewhere; without it there

@@ -412,7 +412,7 @@ fn constant(value: &Tensor) -> Result<Param> {
     Ok(param)
 }
 
-/// What is added to the score of a pair by its distance.
+/// The bias of a pair's score by its distance.
 #[derive(Debug)]
 enum Bias {
     /// From a table, whose row `reach - 1` is for no distance.
@@ -539,7 +539,7 @@ struct Average {
     decay: Param,
     expansion: Param,
     projection: Param,
-    /// What the input itself is multiplied by.
+    /// The factor of the input itself.
     residual: Param,
     truncation: Option<usize>,
 }

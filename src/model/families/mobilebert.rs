@@ -64,7 +64,7 @@ impl Default for Bottlenecks {
     }
 }
 
-/// What transformers takes where it passes no epsilon on.
+/// PyTorch's default epsilon, where transformers does not pass on the config's.
 const EPS: f64 = 1e-5;
 
 fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architecture>> {
@@ -279,7 +279,7 @@ impl Parts<'_> {
     }
 }
 
-/// Each token with its neighbours, brought to the encoder's width; with positions and segments.
+/// Each token with its neighbours, projected to the encoder's width, plus positions and segments.
 #[derive(Debug)]
 struct TrigramEmbeddings {
     words: Param,
@@ -409,7 +409,7 @@ impl Block for MobileBlock {
 /// A head whose matrix is the word table extended by further features.
 #[derive(Debug)]
 struct JoinedHead {
-    /// What meets the word table.
+    /// Features that are multiplied with the word embeddings.
     own: PredictionHead,
     /// The matrix of the features that the word table does not have, (features, vocab).
     rest: Option<Param>,

@@ -125,10 +125,10 @@ struct Choice {
     diagonal: usize,
 }
 
-/// What is added to the logits of pairs that come before others, and taken from those of padding.
+/// The number added to the logits of pairs with priority, and subtracted from those of padding.
 const BEFORE: f32 = 5e3;
 const NEVER: f32 = -1e4;
-/// What is added to the sum of all weights of a query.
+/// The number added to the sum of a query's weights.
 const EPS: f32 = 1e-6;
 
 /// The pairs of blocks of one head: for each block of queries, which blocks of keys.
@@ -443,7 +443,7 @@ impl TwoResolutions {
         ops::add(&ops::mul_rows(&top, &taken.to_device(x.device())?)?, &known)
     }
 
-    /// Returns the levels' results, each by its share of the sums, (batch, n, hidden); the shape is that of `x`.
+    /// Returns the levels' results, weighted by their shares of the sums, (batch, n, hidden); the shape is that of `x`.
     fn mixed(&self, levels: &[Tensor], constant: &Tensor, x: &Tensor) -> Result<Tensor> {
         let (batch, n, hidden) = x.dims3()?;
         let (heads, size) = (self.maps.heads, self.maps.head_size);

@@ -10,7 +10,7 @@ use crate::ops;
 /// A model whose inputs are padded to a length that it can work on; its results are cut back.
 pub(super) struct Padded {
     pub model: Box<dyn Architecture>,
-    /// What the padding consists of.
+    /// The values of the padding.
     pub pad: u32,
     /// The length, no shorter, that a text of some length is padded to.
     pub length: Box<dyn Fn(usize) -> usize + Send + Sync>,

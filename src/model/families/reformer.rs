@@ -239,7 +239,7 @@ fn greatest_divisor(a: usize, b: usize) -> usize {
     }
 }
 
-/// What lengths the layers can work on.
+/// The lengths that the layers accept.
 #[derive(Clone, Copy, Debug)]
 struct Chunks {
     /// Texts that are no longer are seen in full.
@@ -587,8 +587,8 @@ impl Heads {
         self.chunk * (1 + self.before + self.after)
     }
 
-    /// Returns the plan for sequences of `length`, each chunk of which sees its neighbours, going round at the ends. There
-    /// is one chunk, which sees itself, where `whole`.
+    /// Returns the plan for sequences of `length`, each chunk of which sees its neighbours; the first and the last are
+    /// neighbours too. With `whole`, one chunk sees itself.
     fn plan(&self, length: usize, whole: bool) -> Result<SparsePlan> {
         if whole {
             return Ok(SparsePlan::chunks(length, length.max(1), 0, 0));

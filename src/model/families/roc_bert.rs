@@ -141,7 +141,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     }))
 }
 
-/// What a character is like in one respect.
+/// One kind of feature of a character: its shape or its pronunciation.
 #[derive(Debug)]
 struct Sense {
     /// The input that provides it.

@@ -8,14 +8,14 @@ use crate::model::onnx::{self, Graph, Value};
 use crate::model::{Context, ModelFlops};
 use crate::ops::{self, Activation, AttentionMask, Dropout, Param};
 
-/// What a block needs to know of a forward pass besides its input.
+/// The part of a forward pass that all blocks share: attention's limits and what the family adds.
 #[derive(Clone, Debug)]
 pub struct Pass {
-    /// What attention may look at.
+    /// The keys that attention may use.
     pub mask: AttentionMask,
     /// The mode, and where dropout's keys come from.
     pub context: Context,
-    /// What a family's own blocks need of the batch, by names that the family chooses; without gradients.
+    /// Tensors for a family's own blocks, by names that the family chooses; without gradients.
     pub inputs: BTreeMap<&'static str, Tensor>,
 }
 

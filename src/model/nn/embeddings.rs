@@ -21,7 +21,7 @@ pub enum Ids {
     /// Its place among the tokens that are not the padding token, as RoBERTa counts: padding + 1, padding + 2, ..., and the
     /// padding's id for padding.
     PositionsAfterPadding(u32),
-    /// What a family works out of the batch; nothing is added where it is `None`.
+    /// Embeddings that a family computes from the batch; `None` adds nothing.
     Of(Arc<IdsOf>),
 }
 
@@ -111,7 +111,7 @@ pub trait Embed: std::fmt::Debug + Send + Sync {
     }
 }
 
-/// The sum of several lookups, normalized, dropped out and brought to the encoder's width.
+/// The sum of several lookups, with normalization, dropout and a projection to the encoder's width.
 #[derive(Clone, Debug)]
 pub struct Embeddings {
     /// The tables, the word table first.

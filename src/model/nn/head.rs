@@ -5,7 +5,7 @@ use crate::Result;
 use crate::model::onnx::{self, Graph, Value};
 use crate::ops::{self, Activation, Param};
 
-/// What turns hidden states into logits over the vocabulary, or into the loss without writing the logits down.
+/// Turns hidden states into logits over the vocabulary, or into the loss without storing the logits.
 pub trait Head: std::fmt::Debug + Send + Sync {
     /// Returns everything before the vocabulary product: (..., hidden) to (..., width).
     fn transform(&self, hidden: &Tensor) -> Result<Tensor>;

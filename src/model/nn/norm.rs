@@ -15,14 +15,14 @@ pub enum Norm {
         weight: Param,
         /// The shift of each feature.
         bias: Option<Param>,
-        /// What is added to the variance.
+        /// The number added to the variance.
         eps: f64,
     },
     /// Division by the root of the mean square (Zhang and Sennrich 2019).
     Rms {
         /// The scale of each feature.
         weight: Param,
-        /// What is added to the mean square.
+        /// The number added to the mean square.
         eps: f64,
     },
     /// A scale and a shift of each feature, without normalization: MobileBERT's `NoNorm`.

@@ -4,7 +4,7 @@ use crate::model::{Init, WeightBuilder};
 use crate::ops::{self, Param, RelativeIndex, RelativeTerms};
 use crate::{Error, Result};
 
-/// What attention adds for the distance between a query and a key. No matrix of queries by keys is formed for it.
+/// The scores that attention adds for the distance between a query and a key. No matrix of queries by keys is formed for it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum PositionScores {
@@ -35,7 +35,7 @@ pub enum PositionScores {
 const BUCKETS: (u32, u32) = (32, 128);
 
 impl PositionScores {
-    /// Returns the scores that a config's `position_embedding_type` asks for; `None` for absolute positions.
+    /// Returns the scores for a config's `position_embedding_type`; `None` for absolute positions.
     pub fn new(
         weights: &WeightBuilder,
         kind: &str,

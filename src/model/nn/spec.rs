@@ -18,7 +18,7 @@ pub(crate) struct Spec {
     pub base: &'static str,
     pub sizes: Sizes,
     pub activation: Activation,
-    /// What normalizations add to the variance.
+    /// The number that normalizations add to the variance.
     pub eps: f64,
     /// The standard deviation of fresh weights.
     pub std: f64,

@@ -18,7 +18,7 @@ const OPSET: i64 = 17;
 /// The version of the file format that came with it.
 const IR_VERSION: i64 = 8;
 
-/// What f32 has that is nearest to minus infinity: scores of what attention must not see.
+/// The lowest finite f32: the score of keys that attention must not see.
 const LOWEST: f32 = f32::MIN;
 
 /// A tensor of the graph, by its name.
@@ -46,7 +46,7 @@ pub struct Graph {
     known: BTreeSet<String>,
     count: usize,
     positions: Option<Value>,
-    /// What layers share, by the windows that they have.
+    /// Masks that layers share, by their windows.
     masks: BTreeMap<Option<[usize; 2]>, Value>,
     /// Cosines and sines that layers share, by the bits of the speeds.
     pub(super) turns: BTreeMap<Vec<u32>, [Value; 2]>,

@@ -41,7 +41,7 @@ struct Chunk {
 // SAFETY: as above.
 unsafe impl DeviceRepr for Chunk {}
 
-/// What tensors have in common.
+/// The properties that tensors have in common.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq)]
 struct Group {

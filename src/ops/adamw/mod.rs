@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// Elements that one task works on: small enough to share out evenly, large enough to outweigh the handing over.
 const CHUNK: usize = 1 << 15;
 
-/// What AdamW remembers of one parameter between steps.
+/// AdamW's state of one parameter between steps.
 #[derive(Clone, Debug)]
 pub struct AdamWState {
     /// The running mean of the gradient (f32, the parameter's shape); PyTorch's `exp_avg`.

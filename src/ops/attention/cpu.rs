@@ -56,7 +56,7 @@ pub(super) struct Upstream<'a> {
     pub rows: &'a [Row],
 }
 
-/// Where the backward pass leaves its gradients.
+/// The gradients that the backward pass writes.
 pub(super) struct Targets<'a> {
     pub q: Shared,
     pub k: Shared,
@@ -73,7 +73,7 @@ struct Head {
     head: usize,
     /// How many keys are looked at.
     keys: usize,
-    /// What products of queries and keys are multiplied by.
+    /// The factor of products of queries and keys.
     scale: f32,
     /// Whether all keys are masked, which makes their scores all equal.
     uniform: bool,

@@ -1,4 +1,4 @@
-//! Where heads and tiles of scores lie in memory.
+//! The layout of heads and tiles of scores in memory.
 
 use candle_core::{Layout, Tensor};
 
@@ -6,7 +6,7 @@ use crate::Result;
 use crate::ops::gemm::Strides;
 use crate::ops::graph::storage;
 
-/// Where the rows of the heads lie in a buffer: feature c of row i of head h of sequence b is element
+/// The layout of the heads' rows in a buffer: feature c of row i of head h of sequence b is element
 /// `start + b · batch + i · row + h · head + c`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct View {

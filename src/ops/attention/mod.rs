@@ -159,7 +159,7 @@ pub fn attention_fused(
 /// per distance is formed temporarily.
 ///
 /// # Errors
-/// If shapes do not fit, or the index asks for a row that a table lacks.
+/// If shapes do not match, or an index is beyond a table's last row.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -586,7 +586,7 @@ fn with_bias<T>(attention: &Attention, f: impl FnOnce(&[f32]) -> T) -> Result<T>
 }
 
 impl FusedLayout {
-    /// Returns where the heads of queries, keys and values lie in rows that `view` is of.
+    /// Returns the layouts of the heads of queries, keys and values in the rows that `view` describes.
     fn split(self, view: View, sizes: &Sizes) -> [View; 3] {
         let d = sizes.key;
         let (starts, head) = match self {

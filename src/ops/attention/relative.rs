@@ -11,7 +11,7 @@ use super::skew::{By, Grid, Place, Table};
 use crate::ops::graph::storage;
 use crate::{Error, Result};
 
-/// What [`relative_attention`](super::relative_attention) adds for the distance between a query and a key, all of it
+/// The scores that [`relative_attention`](super::relative_attention) adds for the distance between a query and a key, all of it
 /// optional and differentiable. A pair's row in every table is the same, [`RelativeIndex::get`].
 ///
 /// ```

@@ -107,7 +107,7 @@ impl Rotary {
             .collect()
     }
 
-    /// Rotates the values too, as RoFormer's `rotary_value` asks for.
+    /// Rotates the values too (RoFormer's `rotary_value`).
     pub fn with_values(self, values: bool) -> Self {
         Self { values, ..self }
     }

@@ -121,7 +121,7 @@ fn gradients(
     Ok(vec![Some(dx.into_tensor())])
 }
 
-/// Returns the gradients where there is nothing to learn from: zeros for whom one is wanted.
+/// Returns the gradients where no position has a label: zeros, for those operands that need one.
 fn no_rows(gpu: &Gpu, hidden: &Tensor, reached: &[Option<&Param>]) -> Result<tape::Grads> {
     for param in reached.iter().flatten() {
         param.update_grad_tensor(|grad, fresh| match fresh {

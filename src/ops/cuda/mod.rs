@@ -1,4 +1,4 @@
-//! What operations on an NVIDIA GPU share: memory that kernels write, their arguments, launches.
+//! Shared by all operations on an NVIDIA GPU: memory that kernels write, their arguments, launches.
 //!
 //! Everything runs on the one stream of a tensor's device, in the order in which it was called; nothing here waits for the
 //! GPU. An operation's kernels live in its folder, in `kernel.cu`, and say there what they expect.
@@ -46,13 +46,13 @@ pub(super) fn is_activation(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::BF16 | DType::F16)
 }
 
-/// Returns the dtype in which an operation on `x` computes: the one [`autocast`](super::autocast) asks for, or else
+/// Returns the dtype in which an operation on `x` computes: that of [`autocast`](super::autocast), or else
 /// that of `x`.
 pub(super) fn compute_dtype(x: &Tensor) -> DType {
     wanted_dtype().unwrap_or(x.dtype())
 }
 
-/// Returns the activations' dtype that [`autocast`](super::autocast) asks for.
+/// Returns the dtype of activations under [`autocast`](super::autocast).
 pub(super) fn wanted_dtype() -> Option<DType> {
     match precision() {
         Precision::F32 | Precision::Int8 => None,

@@ -1,6 +1,6 @@
 //! Whether a product replaces its destination or is added to it.
 
-/// What happens to the destination's old content.
+/// Whether a product replaces the destination or is added to it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Accumulate {
     /// It is never read.

@@ -26,7 +26,7 @@ pub(in crate::ops) enum Epilogue {
     SumRows(u64),
 }
 
-/// What decides how a product is computed.
+/// The key of a product's algorithm.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key {
     sizes: (usize, usize, usize),

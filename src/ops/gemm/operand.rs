@@ -1,4 +1,4 @@
-//! Where the operands of a product lie.
+//! The layout of a product's operands.
 
 /// An operand, seen as `outer` rows (of the left one) or columns (of the right one) times the inner dimension.
 #[derive(Clone, Copy)]

@@ -63,7 +63,7 @@ fn matmul_at(
     });
 }
 
-/// Where the result goes, shared by tasks that write different columns.
+/// The destination, shared by tasks that write different columns.
 struct Destination(*mut f32);
 // SAFETY: tasks write disjoint elements, and nobody reads before all are done.
 unsafe impl Sync for Destination {}

@@ -158,7 +158,7 @@ pub(crate) fn view(
     Ok(view)
 }
 
-/// Where a result came from.
+/// The origin of a result.
 struct Node {
     name: &'static str,
     args: Vec<Tensor>,

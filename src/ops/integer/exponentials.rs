@@ -11,7 +11,7 @@ use crate::{Error, Result};
     reason = "the reference's number, in its few digits"
 )]
 const MINUS_LN_2: f32 = -0.6931;
-/// The most halvings that are told apart.
+/// The largest number of halvings; the result of more is the same.
 const HALVINGS: f32 = 30.0;
 /// a·x² + b·x + c is near to e^x from -ln 2 to 0; b and c are divided by a.
 const A: f32 = 0.358_151_47;

@@ -95,7 +95,7 @@ pub(in crate::ops) fn permuted(x: &Tensor, dims: &[usize]) -> Result<Vec<f32>> {
     Ok(out)
 }
 
-/// Where in x the rows of the result begin, one after the other.
+/// The offsets in x of the result's rows, in order.
 struct Odometer<'a> {
     dims: &'a [(usize, usize)],
     index: Vec<usize>,

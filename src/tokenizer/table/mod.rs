@@ -307,7 +307,7 @@ fn fit(
     }
 }
 
-/// What the numbers and dates of a table's cells say.
+/// The numbers and dates in a table's cells.
 struct Ranks {
     /// By column, then by row of the body: the rank from the smallest, from the largest, and the relation to the
     /// question.

@@ -300,7 +300,7 @@ pub(super) fn column(cells: &[&str]) -> Vec<Option<Value>> {
     .collect()
 }
 
-/// What values are compared by; `None` where they have nothing in common.
+/// The key that values are compared by; `None` where they have no kind in common.
 pub(super) struct Order {
     /// For dates: which of year, month and day all have.
     parts: [bool; 3],

@@ -1,4 +1,4 @@
-//! What evaluations measure, and what hangs on it.
+//! What evaluations measure, and what depends on it.
 
 use super::{AsTheyAre, bits, model, nowhere, rows, rows_of, trainer};
 use crate::collate::{BatchKey, Collator};

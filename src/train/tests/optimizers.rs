@@ -1,4 +1,4 @@
-//! What moves the weights: against PyTorch's figures, resumed, and on several threads.
+//! Optimizers: compared with PyTorch's results, resumed, and on several threads.
 
 use candle_core::{Device, Tensor};
 

@@ -4,7 +4,7 @@
 #[derive(Clone, Debug, Default)]
 pub struct StreamText {
     text: String,
-    /// Where the last line begins.
+    /// The offset of the last line.
     line: usize,
     /// The last character was a carriage return: what follows overwrites the line, unless it is a newline.
     returned: bool,

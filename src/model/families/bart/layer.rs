@@ -10,7 +10,7 @@ use crate::ops::{self, Activation, AttentionMask, AttentionOptions, Param};
 /// The epsilon of normalizations, which no key of the config sets.
 pub(super) const EPS: f64 = 1e-5;
 
-/// What a layer may look at.
+/// The keys that a layer may use.
 #[derive(Clone, Debug)]
 pub(super) struct Masks {
     /// Of its own sequence.

@@ -63,12 +63,12 @@ pub(super) const FAMILY: Family = Family {
     },
 };
 
-/// What tells the families of this kind from one another.
+/// The differences between the families of this kind.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kind {
     /// Where the blocks normalize.
     pub order: Order,
-    /// What the decoder reads where nothing is given for it.
+    /// The decoder's input where none is given.
     pub shift: Shift,
     /// The prompts of all layers, where there are any.
     pub prompts: Option<PromptSizes>,
@@ -147,12 +147,12 @@ fn word_table(values: &BartConfig, model: &WeightBuilder, tied: bool) -> Result<
     shared.param_or_alias("weight", &names, shape, init)
 }
 
-/// An encoder, and a decoder that looks at what it has read.
+/// An encoder, and a decoder with attention to the encoder's output.
 #[derive(Debug)]
 struct Bart {
     encoder: Stack,
     decoder: Stack,
-    /// What the decoder reads where nothing is given for it.
+    /// The decoder's input where none is given.
     shift: Shift,
     pad: u32,
     max_positions: usize,

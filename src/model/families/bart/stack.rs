@@ -20,7 +20,7 @@ pub(super) struct Row<'a> {
     pub shape: (usize, usize),
 }
 
-/// What the other side has read.
+/// The encoder's output, for cross attention.
 pub(super) struct Memory<'a> {
     /// (batch, seq, width).
     pub states: &'a Tensor,
@@ -35,7 +35,7 @@ pub(super) struct Memory<'a> {
 pub(super) struct Stack {
     words: Param,
     pad: u32,
-    /// What the words' vectors are multiplied by.
+    /// The factor of the word embeddings.
     scale: Option<f64>,
     positions: Param,
     embedding_norm: Norm,

@@ -1,4 +1,4 @@
-//! Activations whose range is measured, and brought to integers of a few bits.
+//! Activations whose range is measured, and which are rounded to integers of a few bits.
 
 use candle_core::{Device, Tensor};
 

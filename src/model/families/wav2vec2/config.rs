@@ -53,7 +53,7 @@ pub(super) enum ExtractorNorm {
     Layer,
 }
 
-/// What becomes of the losses of a batch.
+/// How the losses of a batch are reduced.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Reduction {

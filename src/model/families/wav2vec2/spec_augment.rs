@@ -9,7 +9,7 @@ use crate::ops::{self, Param};
 /// Damage done to the frames in training (Park et al. 2019, arXiv:1904.08779).
 #[derive(Debug)]
 pub(super) struct SpecAugment {
-    /// What takes the place of damaged frames.
+    /// The vector that replaces masked frames.
     embedding: Option<Param>,
     frames: Spans,
     features: Spans,

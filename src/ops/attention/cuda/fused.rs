@@ -47,7 +47,7 @@ pub(in crate::ops::attention) struct Request<'a> {
     pub terms: Option<&'a RelativeTerms>,
     /// Of sequences that lie one behind the other in one row of the batch.
     pub lengths: Option<&'a [usize]>,
-    /// What the queries see of sparse attention.
+    /// The plan of sparse attention.
     pub plan: Option<&'a SparsePlan>,
 }
 
@@ -244,7 +244,7 @@ struct Fused {
     has: [bool; 3],
     held: Held,
     plan: Option<Visits>,
-    /// What is the same for all kernels.
+    /// Arguments that all kernels share.
     call: Call,
 }
 
@@ -388,7 +388,7 @@ impl Fused {
         })
     }
 
-    /// Returns where the heads of queries, keys and values lie in what they are read from.
+    /// Returns the layouts of the heads of queries, keys and values in the tensors that hold them.
     fn views(&self) -> [View; 3] {
         let s = &self.sizes;
         match self.layout {

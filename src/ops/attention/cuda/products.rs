@@ -69,7 +69,7 @@ pub(in crate::ops) fn attention(
     )
 }
 
-/// Returns a bias that stays finite in that dtype: masks close with the lowest number of a wider one.
+/// Returns `bias` with values that are finite in that dtype: masks hold the lowest number of a wider one.
 fn finite(bias: &Tensor, dtype: DType) -> Result<Tensor> {
     if bias.dtype() == dtype || dtype == DType::F32 {
         return Ok(bias.clone());

@@ -12,7 +12,7 @@ use crate::ops::simd::{self, Level, simd_fn};
 /// The rows of `x`, in tiles of nearly the same height: step by step, a word of each of the tile's rows.
 pub(super) struct Left {
     words: Vec<u32>,
-    /// What sums of a row are multiplied by.
+    /// The scale of each row's sums.
     pub scales: Vec<f32>,
     /// A row's scale times the number that stands for 0.
     pub zeros: Vec<f32>,

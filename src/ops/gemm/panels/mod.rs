@@ -82,7 +82,7 @@ pub(in crate::ops) struct Panels {
     /// The inner dimension.
     inner: usize,
     words: Vec<u32>,
-    /// What sums of a column are multiplied by, with [`Kind::Int8`].
+    /// The scale of each column's sums, with [`Kind::Int8`].
     scales: Vec<f32>,
     /// A column's scale times the sum of its weights, with [`Kind::Int8`].
     sums: Vec<f32>,

@@ -9,7 +9,7 @@ pub(super) const MOST: usize = MOST_ROWS * 32;
 /// How far ahead a panel is prefetched, in words: about the memory latency.
 const AHEAD: usize = 1024;
 
-/// What a tile fetches into the cache meanwhile.
+/// The addresses that a tile prefetches.
 #[derive(Clone, Copy)]
 pub(super) struct Fetch {
     start: *const u32,

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-/// What marks the last piece of a word.
+/// Marks the last piece of a word.
 pub(super) const END: &str = "</w>";
 
 /// The pairs that are merged, by their rank.

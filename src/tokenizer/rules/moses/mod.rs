@@ -22,7 +22,7 @@ pub(crate) use prefixes::Prefixes;
 use punctuation::Punctuation;
 use words::Words;
 
-/// What is done around the Moses rules.
+/// The steps before and after the Moses rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Letters {
     /// Words are lowercased and lose their accents, or not.

@@ -22,7 +22,7 @@ const ENGLISH: &str = "Mr Mrs Ms Messrs Mme Mlle Dr Drs Prof Rev Hon St Sr Supt 
     Sgt Cpl Pvt Comdr Bros Corp Op Ph v vs i.e e.g Jan Feb Mar Apr Jun Jul Aug Sep Oct Nov Dec";
 const ENGLISH_NUMBERED: &str = "No Art pp";
 const FRENCH: &str = "MM av art chap cf fig hab p pp vol éd etc tél";
-/// What marks a word as counting only before numbers in a list of Moses.
+/// Marks words of a Moses list that count only before numbers.
 const NUMERIC_ONLY: &str = "#NUMERIC_ONLY#";
 
 impl Prefixes {

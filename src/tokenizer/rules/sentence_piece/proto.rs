@@ -53,7 +53,7 @@ struct Normalizer {
     escape_whitespaces: Option<bool>,
 }
 
-/// What a piece is for.
+/// The type of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Normal,
