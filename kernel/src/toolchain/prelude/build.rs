@@ -118,16 +118,8 @@ fn compile(
         .spawn()
         .map_err(Error::file(&toolchain.cargo))?;
     let (said, lines) = crossbeam_channel::unbounded();
-    let report = cargo
-        .stdout
-        .take()
-        .map(|report| (report, Said::Report as fn(String) -> Said));
-    read_lines(report, &said);
-    let complaints = cargo
-        .stderr
-        .take()
-        .map(|text| (text, Said::Text as fn(String) -> Said));
-    read_lines(complaints, &said);
+    read_lines(cargo.stdout.take(), Said::Report, &said);
+    read_lines(cargo.stderr.take(), Said::Text, &said);
     drop(said);
     let mut artifacts: Vec<Artifact> = Vec::new();
     let mut complaints: Vec<String> = Vec::new();
@@ -180,10 +172,11 @@ enum Said {
 
 /// Sends the lines of a pipe to `said`, from a thread of its own.
 fn read_lines<R: Read + Send + 'static>(
-    pipe: Option<(R, fn(String) -> Said)>,
+    pipe: Option<R>,
+    kind: fn(String) -> Said,
     said: &crossbeam_channel::Sender<Said>,
 ) {
-    let Some((pipe, kind)) = pipe else {
+    let Some(pipe) = pipe else {
         return;
     };
     let said = said.clone();
