@@ -19,7 +19,7 @@ pub(super) fn from_vocabulary(folder: &Folder, unk: &str) -> Result<Rules> {
     let words = ChineseWords {
         vocabulary: Arc::new(vocabulary.clone()),
         pieces: super::wordpiece::build(folder, unk)?,
-        library: None,
+        whole: None,
     };
     let files = vec![super::read_bytes(folder, "vocab.txt")?];
     let lowercase = folder.flag("do_lower_case").unwrap_or(true);
@@ -46,7 +46,7 @@ pub(in super::super) fn from_library(
     let words = ChineseWords {
         vocabulary: Arc::new(Vocabulary::new(library.get_vocab(true))),
         pieces,
-        library: Some(library),
+        whole: Some(library),
     };
     let mut rules = Rules::new(words, vocabulary, vec![("tokenizer.json", bytes.into())]);
     rules.add(

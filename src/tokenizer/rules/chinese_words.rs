@@ -27,13 +27,13 @@ pub(crate) struct ChineseWords {
     pub(crate) pieces: tokenizers::Tokenizer,
     /// The tokenizer of a `tokenizer.json`: its normalizer sees the text before words are looked for, and its decoder joins
     /// tokens.
-    pub(crate) library: Option<tokenizers::Tokenizer>,
+    pub(crate) whole: Option<tokenizers::Tokenizer>,
 }
 
 impl fmt::Debug for ChineseWords {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ChineseWords")
-            .field("library", &self.library.is_some())
+            .field("whole", &self.whole.is_some())
             .finish_non_exhaustive()
     }
 }
@@ -41,10 +41,7 @@ impl fmt::Debug for ChineseWords {
 impl Segmenter for ChineseWords {
     fn segment(&self, text: &Aligned, _: Option<&Aligned>, pieces: &mut Vec<Piece>) -> Result<()> {
         let normalized;
-        let normalizer = self
-            .library
-            .as_ref()
-            .and_then(|library| library.get_normalizer());
+        let normalizer = self.whole.as_ref().and_then(|whole| whole.get_normalizer());
         let text = if let Some(normalizer) = normalizer {
             let mut done = Ok(());
             normalized = text.through(|text| {
@@ -73,12 +70,12 @@ impl Segmenter for ChineseWords {
     }
 
     fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Option<Result<String>> {
-        let library = self.library.as_ref()?;
+        let whole = self.whole.as_ref()?;
         // It does not know tokens that were added later.
-        if ids.iter().any(|&id| library.id_to_token(id).is_none()) {
+        if ids.iter().any(|&id| whole.id_to_token(id).is_none()) {
             return None;
         }
-        Some(library.decode(ids, skip_special_tokens).map_err(failed))
+        Some(whole.decode(ids, skip_special_tokens).map_err(failed))
     }
 
     fn join(&self, tokens: &[Spelled<'_>]) -> String {
