@@ -193,14 +193,7 @@ fn tables(report: &mut Report, tokenizer: &Tokenizer, e: &Value) {
     }
     for table in tables {
         let label = table["label"].as_str().unwrap();
-        let header = strings(&table["header"]);
-        let rows: Vec<Vec<String>> = table["rows"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(strings)
-            .collect();
-        let question = table["question"].as_str().unwrap();
+        let (header, rows, question) = super::table_of(table);
         for (mode, options) in [
             ("plain", plain.clone()),
             (

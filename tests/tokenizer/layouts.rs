@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use cloze::tokenizer::Tokenizer;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// Compares ids and places with those of transformers, folder by folder. `odd_texts.py` made the file.
 #[test]
@@ -11,12 +11,7 @@ fn odd_texts_have_the_ids_and_places_of_transformers() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let text = std::fs::read_to_string(root.join("tokenizers/odd_texts.json")).unwrap();
     let folders: Value = serde_json::from_str(&text).unwrap();
-    let mut wrong = Vec::new();
-    let mut check = |what: &str, ours: Value, theirs: &Value| {
-        if ours != *theirs {
-            wrong.push(format!("{what}:\n  ours   {ours}\n  theirs {theirs}"));
-        }
-    };
+    let mut report = super::Report::default();
     for folder in folders.as_array().unwrap() {
         let name = folder["folder"].as_str().unwrap();
         let place = tempfile::tempdir().unwrap();
@@ -34,24 +29,16 @@ fn odd_texts_have_the_ids_and_places_of_transformers() {
             let text = case["text"].as_str().unwrap();
             let ours = tokenizer.encode(text).unwrap();
             let what = format!("{name} {config}: {text:?}");
-            check(&what, json!(ours.ids), &case["ids"]);
-            check(
-                &format!("{what}, ids alone"),
-                json!(tokenizer.encode_ids(text).unwrap()),
-                &case["ids"],
-            );
+            let ids = super::numbers(&case["ids"]);
+            report.check(&what, &ours.ids, &ids);
+            let alone = tokenizer.encode_ids(text).unwrap();
+            report.check(&format!("{what}, ids alone"), alone, ids);
             if case["offsets"].is_array() {
                 let what = format!("{what}, places of {:?}", ours.tokens);
-                check(&what, json!(ours.offsets), &case["offsets"]);
+                report.check(&what, &ours.offsets, &super::pairs_of(&case["offsets"]));
             }
             assert_eq!(again.encode(text).unwrap(), ours, "{what}, saved");
         }
     }
-    let few = &wrong[..wrong.len().min(8)];
-    assert!(
-        wrong.is_empty(),
-        "{} differ: {}",
-        wrong.len(),
-        few.join("\n")
-    );
+    report.finish();
 }

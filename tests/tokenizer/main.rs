@@ -50,11 +50,34 @@ impl Report {
             ));
         }
     }
+
+    /// Fails if there are differences, and shows the first of them.
+    fn finish(self) {
+        let few = &self.wrong[..self.wrong.len().min(8)];
+        assert!(
+            self.wrong.is_empty(),
+            "{} differ: {}",
+            self.wrong.len(),
+            few.join("\n")
+        );
+    }
 }
 
 fn numbers(value: &Value) -> Vec<u32> {
     let numbers = value.as_array().unwrap().iter();
     numbers.map(|n| n.as_u64().unwrap() as u32).collect()
+}
+
+/// Returns the header, the rows and the question of a table.
+fn table_of(table: &Value) -> (Vec<String>, Vec<Vec<String>>, &str) {
+    let strings = |value: &Value| serde_json::from_value::<Vec<String>>(value.clone()).unwrap();
+    let rows = table["rows"].as_array().unwrap().iter();
+    let question = table["question"].as_str().unwrap();
+    (
+        strings(&table["header"]),
+        rows.map(strings).collect(),
+        question,
+    )
 }
 
 fn pairs_of(value: &Value) -> Vec<(usize, usize)> {

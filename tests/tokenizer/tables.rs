@@ -11,18 +11,10 @@ fn odd_tables_have_the_ids_and_numbers_of_transformers() {
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizers/odd_tables.json");
     let tables: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let strings = |value: &Value| -> Vec<String> { serde_json::from_value(value.clone()).unwrap() };
     let tokenizer = super::fixture("tapas");
-    let mut wrong = Vec::new();
+    let mut report = super::Report::default();
     for table in tables.as_array().unwrap() {
-        let header = strings(&table["header"]);
-        let rows: Vec<Vec<String>> = table["rows"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(strings)
-            .collect();
-        let question = table["question"].as_str().unwrap();
+        let (header, rows, question) = super::table_of(table);
         for (limit, theirs) in table["encoded"].as_object().unwrap() {
             let options = match limit.parse().unwrap() {
                 0 => EncodeOptions::new(),
@@ -36,18 +28,9 @@ fn odd_tables_have_the_ids_and_numbers_of_transformers() {
                 }
                 Err(_) => json!({"fails": true}),
             };
-            if ours != *theirs {
-                wrong.push(format!(
-                    "{header:?} {rows:?} {question:?} {limit}:\n  {ours}\n  {theirs}"
-                ));
-            }
+            let what = format!("{header:?} {rows:?} {question:?} {limit}");
+            report.check(&what, &ours, theirs);
         }
     }
-    let few = &wrong[..wrong.len().min(4)];
-    assert!(
-        wrong.is_empty(),
-        "{} differ: {}",
-        wrong.len(),
-        few.join("\n")
-    );
+    report.finish();
 }
