@@ -1,4 +1,5 @@
 //! Checks what the pages of a Parquet file announce: the library that reads them allocates it without a look at the page.
+//! Headers are parsed here because the library keeps its parser to itself.
 
 use std::fs::File;
 use std::io::Read;
@@ -128,10 +129,9 @@ fn check_lengths(
         let values = values_of(&page, column).ok_or("the levels of a page are incomplete")?;
         // Each takes eight bytes in all.
         let most = limit / 8;
-        let first = Lengths::read(values, most)?;
+        let end = end_of_lengths(values, most)?;
         if encoding == Encoding::DELTA_BYTE_ARRAY {
-            let second = values.get(first.end..).unwrap_or_default();
-            Lengths::read(second, most)?;
+            end_of_lengths(values.get(end..).unwrap_or_default(), most)?;
         }
     }
     Ok(())
@@ -177,49 +177,40 @@ fn values_of<'a>(page: &'a Page, column: &ColumnChunkMetaData) -> Option<&'a [u8
     }
 }
 
-/// Where a list of lengths ends.
-struct Lengths {
-    end: usize,
-}
-
-impl Lengths {
-    /// Reads over a list of lengths, written as differences in blocks. An incomplete one ends with the page, for the library to
-    /// tell.
-    fn read(bytes: &[u8], most: u64) -> Result<Self, Problem> {
-        let mut thrift = Thrift { bytes, at: 0 };
-        let whole = Self { end: bytes.len() };
-        let mut next = || thrift.varint();
-        let (Some(block), Some(parts), Some(count), Some(_)) = (next(), next(), next(), next())
-        else {
-            return Ok(whole);
-        };
-        if count > most {
-            return Err(format!("a page announces {count} lengths"));
-        }
-        let per_part = block.checked_div(parts).unwrap_or(0);
-        if per_part == 0 || parts > bytes.len() as u64 {
-            return Ok(whole);
-        }
-        let mut left = count.saturating_sub(1);
-        while left > 0 {
-            let widths_end = thrift.varint().and(thrift.at.checked_add(parts as usize));
-            let Some(widths) = widths_end.and_then(|end| bytes.get(thrift.at..end)) else {
-                return Ok(whole);
-            };
-            thrift.at += widths.len();
-            for &width in widths {
-                if left == 0 {
-                    break;
-                }
-                let bytes_of_part = per_part.saturating_mul(u64::from(width)) / 8;
-                thrift.at = thrift
-                    .at
-                    .saturating_add(usize::try_from(bytes_of_part).unwrap_or(usize::MAX));
-                left = left.saturating_sub(per_part);
-            }
-        }
-        Ok(Self { end: thrift.at })
+/// Reads over a list of lengths, written as differences in blocks, and returns its end. An incomplete one ends with the page,
+/// for the library to report.
+fn end_of_lengths(bytes: &[u8], most: u64) -> Result<usize, Problem> {
+    let mut thrift = Thrift { bytes, at: 0 };
+    let whole = Ok(bytes.len());
+    let mut next = || thrift.varint();
+    let (Some(block), Some(parts), Some(count), Some(_)) = (next(), next(), next(), next()) else {
+        return whole;
+    };
+    if count > most {
+        return Err(format!("a page announces {count} lengths"));
     }
+    let per_part = block.checked_div(parts).unwrap_or(0);
+    if per_part == 0 || parts > bytes.len() as u64 {
+        return whole;
+    }
+    let mut left = count.saturating_sub(1);
+    while left > 0 {
+        let widths_end = thrift.varint().and(thrift.at.checked_add(parts as usize));
+        let Some(widths) = widths_end.and_then(|end| bytes.get(thrift.at..end)) else {
+            return whole;
+        };
+        thrift.at += widths.len();
+        for &width in widths {
+            if left == 0 {
+                break;
+            }
+            let bytes_of_part = per_part.saturating_mul(u64::from(width)) / 8;
+            let bytes_of_part = usize::try_from(bytes_of_part).unwrap_or(usize::MAX);
+            thrift.at = thrift.at.saturating_add(bytes_of_part);
+            left = left.saturating_sub(per_part);
+        }
+    }
+    Ok(thrift.at)
 }
 
 /// The parts of a page's header that say how much is to come.
@@ -296,6 +287,9 @@ impl Header {
     }
 }
 
+/// The most structs, lists and maps within each other.
+const DEEPEST: usize = 16;
+
 const TRUE: u8 = 1;
 const FALSE: u8 = 2;
 const INTEGER: u8 = 5;
@@ -336,7 +330,6 @@ impl<'a> Thrift<'a> {
 
     /// Hands each field of a struct to `field`.
     fn fields(&mut self, depth: usize, field: Field<'_, 'a>) -> Option<()> {
-        const DEEPEST: usize = 16;
         if depth > DEEPEST {
             return None;
         }
@@ -393,7 +386,6 @@ impl<'a> Thrift<'a> {
 
     /// Skips an element of a list or map, of which each takes a byte at least.
     fn skip_element(&mut self, kind: u8, depth: usize) -> Option<()> {
-        const DEEPEST: usize = 16;
         match kind {
             _ if depth > DEEPEST => None,
             TRUE | FALSE => self.pass(1),
@@ -419,7 +411,7 @@ mod tests {
     use arrow::datatypes::Int64Type;
     use parquet::arrow::ArrowWriter;
     use parquet::basic::{BrotliLevel, GzipLevel, ZstdLevel};
-    use parquet::file::properties::{WriterProperties, WriterVersion};
+    use parquet::file::properties::{WriterProperties, WriterPropertiesBuilder, WriterVersion};
     use parquet::file::reader::{FileReader, SerializedFileReader};
 
     use super::*;
@@ -442,6 +434,19 @@ mod tests {
         let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
         writer.write(&batch).unwrap();
         writer.close().unwrap();
+    }
+
+    /// Returns properties for pages of this encoding, without a dictionary.
+    fn encoded(
+        codec: Compression,
+        version: WriterVersion,
+        encoding: Encoding,
+    ) -> WriterPropertiesBuilder {
+        WriterProperties::builder()
+            .set_compression(codec)
+            .set_writer_version(version)
+            .set_dictionary_enabled(false)
+            .set_column_encoding("c".into(), encoding)
     }
 
     fn numbers(rows: i64) -> ArrayRef {
@@ -580,11 +585,7 @@ mod tests {
         let path = folder.path().join("a.parquet");
         for codec in codecs() {
             for version in [WriterVersion::PARQUET_1_0, WriterVersion::PARQUET_2_0] {
-                let properties = WriterProperties::builder()
-                    .set_compression(codec)
-                    .set_writer_version(version)
-                    .set_dictionary_enabled(false)
-                    .set_column_encoding("c".into(), Encoding::PLAIN);
+                let properties = encoded(codec, version, Encoding::PLAIN);
                 write(&path, &[("c", numbers(900))], properties.build());
                 // Twice the number, as all numbers are written.
                 announce(&path, |bytes, at| place(bytes, at, None, 2), 2 << 30);
@@ -599,12 +600,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.parquet");
         for version in [WriterVersion::PARQUET_1_0, WriterVersion::PARQUET_2_0] {
-            let properties = WriterProperties::builder()
-                .set_compression(Compression::BROTLI(BrotliLevel::default()))
-                .set_writer_version(version)
-                .set_dictionary_enabled(false)
-                .set_column_encoding("c".into(), Encoding::PLAIN)
-                .set_data_page_size_limit(64 << 20);
+            let codec = Compression::BROTLI(BrotliLevel::default());
+            let properties =
+                encoded(codec, version, Encoding::PLAIN).set_data_page_size_limit(64 << 20);
             let zeros: ArrayRef = Arc::new(Int64Array::from(vec![0; 4 << 20]));
             write(&path, &[("c", zeros)], properties.build());
             let at = first_column(&path).byte_range().0 as usize;
@@ -648,11 +646,7 @@ mod tests {
             (Encoding::DELTA_BYTE_ARRAY, 1),
         ] {
             for version in [WriterVersion::PARQUET_1_0, WriterVersion::PARQUET_2_0] {
-                let properties = WriterProperties::builder()
-                    .set_compression(Compression::UNCOMPRESSED)
-                    .set_writer_version(version)
-                    .set_dictionary_enabled(false)
-                    .set_column_encoding("c".into(), encoding);
+                let properties = encoded(Compression::UNCOMPRESSED, version, encoding);
                 write(&path, &[("c", words(900))], properties.build());
                 let column = first_column(&path);
                 let file = Arc::new(File::open(&path).unwrap());
@@ -668,7 +662,7 @@ mod tests {
                     let start = thrift.at + page.buffer().len() - values.len();
                     let skipped = match list {
                         0 => 0,
-                        _ => Lengths::read(&values, 1 << 30).unwrap().end,
+                        _ => end_of_lengths(&values, 1 << 30).unwrap(),
                     };
                     thrift.at = start + skipped;
                     thrift.varint().unwrap();
