@@ -5,7 +5,7 @@
 use serde::Deserialize;
 
 use super::bert;
-use crate::model::nn::{Dropouts, HeadNames, LayerNames, Positions, Sizes, Spec, numbered};
+use crate::model::nn::{Dropouts, HeadNames, LayerNames, Positions, Sizes, Spec, check_layers};
 use crate::model::{Architecture, Config, Family, WeightBuilder};
 use crate::{Error, Result};
 
@@ -110,7 +110,7 @@ fn places(sharing: &Sharing) -> Result<Vec<String>> {
             "num_hidden_groups {groups} must be from 1 to num_hidden_layers {layers}"
         )));
     }
-    numbered(
+    check_layers(
         "num_hidden_layers times inner_group_num",
         layers.saturating_mul(inner),
     )?;

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::bert;
 use crate::model::nn::{
     self, Block, Embed, Embeddings, FeedForward, Head, Ids, Linear, Lookup, Norm, Pass,
-    PredictionHead, numbered,
+    PredictionHead, check_layers,
 };
 use crate::model::{
     Architecture, Config, Context, Family, Init, ModelFlops, ModelInputs, Sharing, WeightBuilder,
@@ -127,7 +127,7 @@ impl Values {
         let applied = applied.fold(0usize, |sum, (size, times)| {
             sum.saturating_add(size.saturating_mul(*times))
         });
-        numbered(
+        check_layers(
             "the sum of block_sizes (times block_repeats) and num_decoder_layers",
             applied.saturating_add(self.num_decoder_layers),
         )?;

@@ -12,7 +12,8 @@ use candle_core::{Device, Tensor};
 use serde::Deserialize;
 
 use crate::model::nn::{
-    Block, Encoder, Head, Linear, Norm, Pass, PredictionHead, numbered, padding_mask, repeated,
+    Block, Encoder, Head, Linear, Norm, Pass, PredictionHead, check_layers, numbered, padding_mask,
+    repeated,
 };
 use crate::model::{
     Architecture, Config, Context, Family, Init, ModelFlops, ModelInputs, Sharing, WeightBuilder,
@@ -145,7 +146,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
                 .to_owned(),
         ));
     }
-    numbered(
+    check_layers(
         "num_blocks times num_self_attends_per_block",
         values
             .num_blocks

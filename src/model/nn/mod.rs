@@ -30,6 +30,7 @@ pub use norm::Norm;
 pub use position_scores::PositionScores;
 pub(crate) use repeat::repeated;
 pub(crate) use spec::{
-    Dropouts, HeadNames, LayerNames, MOST_LAYERS, Positions, Sizes, Spec, Stream, numbered,
+    Dropouts, HeadNames, LayerNames, MOST_LAYERS, Positions, Sizes, Spec, Stream, check_layers,
+    numbered,
 };
 pub use transformer::{Prepare, Transformer};

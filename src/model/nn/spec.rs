@@ -132,16 +132,22 @@ impl Stream {
 /// layer; a thread has 2 MB.
 pub(crate) const MOST_LAYERS: usize = 256;
 
+/// Checks that `layers`, the value of `key`, are no more than [`MOST_LAYERS`].
+pub(crate) fn check_layers(key: &str, layers: usize) -> Result<()> {
+    match layers {
+        0..=MOST_LAYERS => Ok(()),
+        _ => Err(Error::Config(format!(
+            "{key} {layers} makes more layers than any model has; at most {MOST_LAYERS} can be built"
+        ))),
+    }
+}
+
 /// Returns the places of `layers` blocks that are numbered from 0, by the value of `key`.
 ///
 /// # Errors
-/// When there are more than any model has.
+/// When there are more than [`MOST_LAYERS`].
 pub(crate) fn numbered(key: &str, layers: usize) -> Result<Vec<String>> {
-    if layers > MOST_LAYERS {
-        return Err(Error::Config(format!(
-            "{key} {layers} makes more layers than any model has; at most {MOST_LAYERS} can be built"
-        )));
-    }
+    check_layers(key, layers)?;
     Ok((0..layers).map(|layer| layer.to_string()).collect())
 }
 

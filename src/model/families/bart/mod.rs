@@ -22,7 +22,7 @@ pub(super) use self::config::BartConfig;
 pub(super) use self::prompts::PromptSizes;
 pub(super) use self::shift::Shift;
 use self::stack::{Memory, Row, Stack};
-use crate::model::nn::{Head, Order, PredictionHead, numbered};
+use crate::model::nn::{Head, Order, PredictionHead, check_layers};
 use crate::model::{
     Architecture, Config, Context, Family, Init, Input, Masked, ModelFlops, ModelInputs, Per,
     Sharing, WeightBuilder,
@@ -108,7 +108,7 @@ pub(super) fn build(
     let model = weights.pp("model");
     let words = word_table(&values, &model, config.tie_word_embeddings())?;
     // What is written is computed from what was read.
-    numbered(
+    check_layers(
         "encoder_layers plus decoder_layers",
         values.encoder_layers.saturating_add(values.decoder_layers),
     )?;
