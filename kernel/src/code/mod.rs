@@ -2,12 +2,13 @@
 
 mod delimiters;
 mod depth;
+mod incomplete;
 mod prepare;
 mod tokens;
 
 use std::sync::Arc;
 
-use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, SyntaxNode, ast};
+use ra_ap_syntax::{AstNode, Edition, Parse, SourceFile, SyntaxKind, SyntaxNode, ast};
 
 pub use depth::{STACK, on_deep_stack, too_deep_at};
 pub use prepare::prepare;
@@ -144,14 +145,29 @@ impl Cell {
     }
 }
 
+/// What statements are parsed behind.
+const BEFORE: &str = "fn f(){";
+
+/// Parses the Rust code of a cell as the body of a function. Returns it with the byte at which that code begins.
+fn parsed(code: &str) -> (Parse<SourceFile>, usize) {
+    let first = first_rust(code);
+    let function = format!("{BEFORE}{}\n}}", &code[first..]);
+    (SourceFile::parse(&function, Edition::Edition2024), first)
+}
+
+/// Returns the parser's errors, each with its byte of the code.
+pub fn syntax_errors(code: &str) -> Vec<(usize, String)> {
+    let (parsed, first) = parsed(code);
+    let errors = parsed.errors().into_iter().map(|error| {
+        let at = usize::from(error.range().start()).saturating_sub(BEFORE.len());
+        ((first + at).min(code.len()), error.to_string())
+    });
+    errors.collect()
+}
+
 /// Splits code into statements and items, leaving out leading commands.
 pub fn chunks(code: &str) -> Vec<Chunk> {
-    const BEFORE: &str = "fn f(){";
-    let first = first_rust(code);
-    let parsed = SourceFile::parse(
-        &format!("{BEFORE}{}\n}}", &code[first..]),
-        Edition::Edition2024,
-    );
+    let (parsed, first) = parsed(code);
     let list = parsed
         .syntax_node()
         .children()

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, SyntaxNode, ast};
 
-use super::{Cell, Chunk, Complaint, Edit, chunks, delimiters, depth, line_and_column, tokens};
+use super::{
+    Cell, Chunk, Complaint, Edit, chunks, delimiters, depth, incomplete, line_and_column, tokens,
+};
 
 /// Returns the cell as it is passed to evcxr.
 pub fn prepare(number: usize, code: &str) -> Result<Arc<Cell>, Complaint> {
@@ -18,49 +20,17 @@ pub fn prepare(number: usize, code: &str) -> Result<Arc<Cell>, Complaint> {
             help: Some("move parts of it into variables".into()),
         });
     }
+    incomplete::check(code)?;
     for chunk in chunks(code) {
-        let complain =
-            |node: &SyntaxNode, message: &str, label: &str, help: Option<&str>| Complaint {
-                at: chunk.range(node),
-                message: message.into(),
-                label: label.into(),
-                help: help.map(str::to_owned),
-            };
-        if let Some(statement) = ast::LetStmt::cast(chunk.node.clone())
-            && statement.pat().is_none()
-        {
-            return Err(complain(
-                &chunk.node,
-                "expected a pattern after `let`",
-                "no name follows it",
-                None,
-            ));
-        }
-        if let Some(problem) = problem_of_use(&chunk.node) {
-            return Err(complain(
-                &chunk.node,
-                "this `use` is not complete",
-                &problem,
-                None,
-            ));
-        }
-        if is_attributes_alone(&chunk.node) {
-            return Err(complain(
-                &chunk.node,
-                "expected an item after the attribute",
-                "no item follows",
-                None,
-            ));
-        }
         if let Some(returned) = empty_return(&chunk.node) {
             let help =
                 "wrap the rest of the cell in an `if`, or leave the cell with `return Ok(())`";
-            return Err(complain(
-                &returned,
-                "a bare `return` can't leave a cell",
-                "here",
-                Some(help),
-            ));
+            return Err(Complaint {
+                at: chunk.range(&returned),
+                message: "a bare `return` can't leave a cell".into(),
+                label: "here".into(),
+                help: Some(help.into()),
+            });
         }
     }
     let mut edits = places(number, code);
@@ -112,27 +82,6 @@ fn thread_locals(chunk: &Chunk) -> Option<(std::ops::Range<usize>, String)> {
     let range = chunk.range(&chunk.node);
     // An unclosed call extends beyond the cell, into the code that was appended for the parser.
     (range.end <= chunk.end).then(|| (range, items.join(" ")))
-}
-
-/// Returns what is wrong with a `use` that the parser does not understand: evcxr takes the names that it finds in it.
-fn problem_of_use(node: &SyntaxNode) -> Option<String> {
-    let text = ast::Use::cast(node.clone())?.syntax().text().to_string();
-    // On a line of its own: a comment may come before it.
-    let text = format!("{}\n;", text.trim_end().trim_end_matches(';'));
-    let parsed = SourceFile::parse(&text, Edition::Edition2024);
-    parsed.errors().first().map(ToString::to_string)
-}
-
-/// Returns whether a node is attributes without an item; they would apply to the generated code.
-fn is_attributes_alone(node: &SyntaxNode) -> bool {
-    if let Some(attribute) = ast::Attr::cast(node.clone()) {
-        return attribute.excl_token().is_none();
-    }
-    let parts = || {
-        node.children_with_tokens()
-            .filter(|part| !part.kind().is_trivia())
-    };
-    parts().count() > 0 && parts().all(|part| part.kind() == SyntaxKind::ATTR)
 }
 
 /// Finds a `return` without a value that would leave the cell rather than a function in it.
@@ -225,27 +174,6 @@ mod tests {
     }
 
     #[test]
-    fn an_attribute_needs_an_item() {
-        for alone in [
-            "#[derive(Debug)]",
-            "let a = 1;\n#[inline]\n#[cold]",
-            "#[derive(Debug)] // of nothing",
-        ] {
-            let complaint = prepare(1, alone).expect_err(alone);
-            assert!(complaint.message.contains("attribute"), "{alone}");
-        }
-        for code in [
-            "#![allow(unused)]",
-            "#![allow(unused)]\nlet a = 1;",
-            "#[derive(Debug)]\nstruct A;",
-            "#[allow(unused)]\nlet a = 1;",
-            "// #[inline]",
-        ] {
-            assert_eq!(prepared(code), code);
-        }
-    }
-
-    #[test]
     fn position_macros_report_the_position_in_the_cell() {
         assert_eq!(
             prepared("let a = 1;\nlet b = line!();"),
@@ -299,8 +227,9 @@ mod tests {
     #[test]
     fn code_that_evcxr_would_drop_silently_is_refused() {
         for (code, at) in [
-            ("let", 0),
-            ("println!();\nlet = 5;", 12),
+            ("let", 3),
+            ("println!();\nlet = 5;", 16),
+            ("impl", 4),
             ("}", 0),
             ("if true { return; }", 10),
             ("return", 0),
