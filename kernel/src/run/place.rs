@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use cloze::files::{self, Destination};
 
-use super::Run;
+use super::{Run, signals};
 use crate::{Error, Result};
 
 /// Names that mean standard output.
@@ -35,8 +35,8 @@ pub fn settle(arguments: &Run) -> Result<Vec<Place>> {
                 Place::Stdout
             }
             _ => {
-                let path = path_for(notebook, arguments)?;
-                let same = canonical(&path);
+                let (path, leads_to) = path_for(notebook, arguments)?;
+                let same = canonical(&leads_to);
                 if let Some(other) = taken.insert(same, notebook) {
                     return Err(format!(
                         "{} and {} would both be written to {}: write them to different places.",
@@ -54,7 +54,8 @@ pub fn settle(arguments: &Run) -> Result<Vec<Place>> {
     Ok(places)
 }
 
-fn path_for(notebook: &Path, arguments: &Run) -> Result<PathBuf> {
+/// Returns the path to which the notebook is written, and where its symbolic links lead.
+fn path_for(notebook: &Path, arguments: &Run) -> Result<(PathBuf, PathBuf)> {
     let several = arguments.notebooks.len() > 1;
     let path = match &arguments.output {
         _ if arguments.in_place => notebook.to_owned(),
@@ -84,6 +85,9 @@ fn path_for(notebook: &Path, arguments: &Run) -> Result<PathBuf> {
     }
     let checked = Destination::of(&path).and_then(|destination| {
         destination.check()?;
+        if let Destination::File(place) = &destination {
+            may_be_replaced(place).map_err(|error| cloze::Error::io("write", &path, error))?;
+        }
         Ok(destination)
     });
     match checked {
@@ -92,10 +96,18 @@ fn path_for(notebook: &Path, arguments: &Run) -> Result<PathBuf> {
             path.display()
         )
         .into()),
-        Ok(_) => Ok(path),
+        Ok(Destination::File(place) | Destination::Stream(place)) => Ok((path, place)),
         Err(error) => {
             Err(format!("Nothing was run, because the result could not be saved: {error}").into())
         }
+    }
+}
+
+/// Checks that a file may be written, if it exists: a file that is protected from writing could still be replaced.
+fn may_be_replaced(file: &Path) -> io::Result<()> {
+    match fs::OpenOptions::new().write(true).open(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -112,19 +124,50 @@ fn canonical(path: &Path) -> PathBuf {
 
 /// Writes an executed notebook to its place or, if that fails, somewhere else. Returns where it was written.
 pub fn write(json: &[u8], place: &Place, notebook: &Path) -> Result<String> {
-    let path = match place {
+    let bytes = json.to_vec();
+    let (name, written) = match place {
         Place::Stdout => {
-            let mut stdout = io::stdout().lock();
-            return match stdout.write_all(json).and_then(|()| stdout.flush()) {
-                Ok(()) => Ok("standard output".into()),
-                Err(error) => rescue(json, notebook, &error.to_string()),
+            let write = move || {
+                let mut stdout = io::stdout().lock();
+                let written = stdout.write_all(&bytes).and_then(|()| stdout.flush());
+                written.map_err(|error| error.to_string())
             };
+            ("standard output".to_owned(), unless_interrupted(write))
         }
-        Place::Path(path) => path,
+        Place::Path(path) => {
+            let name = path.display().to_string();
+            let to = path.clone();
+            let write =
+                move || files::write_atomically(&to, &bytes).map_err(|error| error.to_string());
+            let written = match Destination::of(path) {
+                Ok(Destination::Stream(_)) => unless_interrupted(write),
+                _ => write(),
+            };
+            (name, written)
+        }
     };
-    match files::write_atomically(path, json) {
-        Ok(()) => Ok(path.display().to_string()),
-        Err(error) => rescue(json, notebook, &error.to_string()),
+    match written {
+        Ok(()) => Ok(name),
+        Err(problem) => rescue(json, notebook, &problem),
+    }
+}
+
+/// Writes to something whose reader may never read, until a signal asks the program to stop.
+fn unless_interrupted(
+    write: impl FnOnce() -> Result<(), String> + Send + 'static,
+) -> Result<(), String> {
+    let (done, written) = crossbeam_channel::bounded(1);
+    std::thread::spawn(move || done.send(write()));
+    let before = signals::ending();
+    // Those so far were for the cells.
+    signals::take_interrupts();
+    loop {
+        if let Ok(written) = written.recv_timeout(signals::TICK) {
+            return written;
+        }
+        if signals::take_interrupts() > 0 || signals::ending() != before {
+            return Err("interrupted: nobody read what was written".into());
+        }
     }
 }
 
@@ -202,6 +245,27 @@ mod tests {
         assert!(twice.is_err());
         let apart = settle(&arguments(&[&at("a/n.ipynb"), &at("b/n.ipynb")], None));
         assert_eq!(apart.expect("settled").len(), 2);
+    }
+
+    #[test]
+    fn notebooks_that_links_lead_to_one_file_are_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        for name in ["a.ipynb", "b.ipynb"] {
+            fs::write(at(name), "{}").expect("written");
+        }
+        let both = [&*at("a.ipynb"), &*at("b.ipynb")];
+        // One is the file, or both lead to a file that does not exist yet.
+        for target in ["a.executed.ipynb", "new.ipynb"] {
+            for name in ["a.executed.ipynb", "b.executed.ipynb"] {
+                let _ = fs::remove_file(at(name));
+                if name != target {
+                    std::os::unix::fs::symlink(target, at(name)).expect("linked");
+                }
+            }
+            let told = settle(&arguments(&both, None)).expect_err(target);
+            assert!(told.to_string().contains("would both be written"), "{told}");
+        }
     }
 
     #[test]

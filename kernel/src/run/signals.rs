@@ -1,6 +1,10 @@
 //! Counts Ctrl-C and similar signals, to be checked at a convenient time.
 
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// How often waits check for signals and time limits.
+pub const TICK: Duration = Duration::from_millis(50);
 
 static INTERRUPTS: AtomicUsize = AtomicUsize::new(0);
 static ENDING: AtomicI32 = AtomicI32::new(0);
