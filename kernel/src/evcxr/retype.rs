@@ -23,10 +23,12 @@ pub fn attempts(failed: &Failed, cell: &Cell) -> Vec<Arc<Cell>> {
     let lines: Vec<&str> = failed.source.lines().collect();
     let mut variables: BTreeMap<&str, &str> = BTreeMap::new();
     let mut paths: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    // Types of which the short name is that of another one here.
+    let mut actual: BTreeMap<&str, String> = BTreeMap::new();
     for message in &failed.messages {
         let code = message["code"]["code"].as_str().unwrap_or_default();
         if ![
-            "E0405", "E0404", "E0412", "E0425", "E0433", "E0658", "E0782",
+            "E0405", "E0404", "E0412", "E0425", "E0433", "E0658", "E0782", "E0308",
         ]
         .contains(&code)
         {
@@ -39,6 +41,13 @@ pub fn attempts(failed: &Failed, cell: &Cell) -> Vec<Arc<Cell>> {
             })
             .collect();
         if stored.is_empty() {
+            continue;
+        }
+        if code == "E0308" {
+            let found = found_type(message);
+            let names = stored.iter().map(|(name, _)| *name);
+            actual.extend(names.zip(found));
+            variables.extend(stored);
             continue;
         }
         variables.extend(stored);
@@ -72,9 +81,10 @@ pub fn attempts(failed: &Failed, cell: &Cell) -> Vec<Arc<Cell>> {
         let bindings: String = variables
             .iter()
             .filter_map(|(name, kind)| {
-                let whole = match *kind {
-                    "!" => "()".to_owned(),
-                    kind => with_paths(kind, choice),
+                let whole = match (*kind, actual.get(name)) {
+                    (_, Some(actual)) => actual.clone(),
+                    ("!", None) => "()".to_owned(),
+                    (kind, None) => with_paths(kind, choice),
                 };
                 let mutable = if is_mutable(&cell.prepared, name) {
                     "mut "
@@ -87,6 +97,20 @@ pub fn attempts(failed: &Failed, cell: &Cell) -> Vec<Arc<Cell>> {
         (!bindings.is_empty()).then(|| with_bindings(cell, &bindings))
     });
     attempts.collect()
+}
+
+/// Returns the type that the compiler found in place of another one, if it says so in full.
+fn found_type(message: &Value) -> Option<String> {
+    let children = message["children"].as_array()?;
+    let mut lines = children
+        .iter()
+        .filter_map(|child| child["message"].as_str())
+        .flat_map(str::lines)
+        .map(str::trim);
+    let line = lines.find(|line| line.starts_with("found "))?;
+    let (_, rest) = line.split_once('`')?;
+    let (kind, _) = rest.rsplit_once('`')?;
+    (!kind.contains("...") && !kind.contains('{')).then(|| kind.to_owned())
 }
 
 /// Returns the paths from which the compiler suggests importing a name.
@@ -138,7 +162,9 @@ fn with_paths(kind: &str, paths: &BTreeMap<&str, &str>) -> String {
         let (word, after) = rest.split_at(end);
         match paths.get(word) {
             Some(path) if !out.ends_with("::") && !after.starts_with("::") => {
-                out += "::";
+                if !path.starts_with("crate::") {
+                    out += "::";
+                }
                 out += path;
             }
             _ => out += word,
@@ -205,6 +231,31 @@ mod tests {
         assert_eq!(
             attempts[0].prepared,
             "let mut r = f();\nlet mut r: Result<i32, Box<dyn ::std::any::Any + Send>> = r; r.is_ok()"
+        );
+    }
+
+    #[test]
+    fn traits_of_the_users_modules_get_their_paths() {
+        let line = "evcxr_variable_store.put_variable::<Box<dyn Animal>>(stringify!(a), a);";
+        let told = "cannot find trait `Animal` in this scope";
+        let failed = failed(line, "E0405", told, &["crate::zoo::Animal"]);
+        let cell = Cell::new(1, "let a = f();", vec![]);
+        assert_eq!(
+            attempts(&failed, &cell)[0].prepared,
+            "let a = f();\nlet a: Box<dyn crate::zoo::Animal> = a;"
+        );
+    }
+
+    #[test]
+    fn a_type_whose_short_name_means_another_one_is_the_one_that_the_compiler_found() {
+        let line = "evcxr_variable_store.put_variable::<Box<dyn Write>>(stringify!(w), w);";
+        let mut failed = failed(line, "E0308", "mismatched types", &[]);
+        failed.messages[0]["children"] = json!([{ "message":
+            "expected struct `Box<dyn std::fmt::Write>`\n   found struct `Box<(dyn std::io::Write + 'static)>`" }]);
+        let cell = Cell::new(1, "let w = f();", vec![]);
+        assert_eq!(
+            attempts(&failed, &cell)[0].prepared,
+            "let w = f();\nlet w: Box<(dyn std::io::Write + 'static)> = w;"
         );
     }
 
