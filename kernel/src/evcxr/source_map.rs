@@ -194,6 +194,19 @@ impl SourceMap {
         })
     }
 
+    /// Whether a word is in the code of a cell.
+    pub fn was_written(&self, word: &str) -> bool {
+        let of_cells = self.lines.iter().flatten();
+        let mut last: Option<&Arc<Cell>> = None;
+        for Origin { cell, .. } in of_cells {
+            if last.is_none_or(|last| !Arc::ptr_eq(last, cell)) && cell.original.contains(word) {
+                return true;
+            }
+            last = Some(cell);
+        }
+        false
+    }
+
     /// Returns a line of the generated code.
     pub fn line(&self, number: usize) -> &str {
         number

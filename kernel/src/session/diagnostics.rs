@@ -7,12 +7,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use ra_ap_syntax::{AstNode, ast};
 use serde_json::Value;
 
 use super::failure::{BLUE, BOLD, CYAN, Failure, Mark, PLAIN, excerpt, in_cell};
-use crate::code::{Cell, Complaint, line_and_column, tokens};
+use crate::code::{Cell, Chunk, Complaint, chunks, line_and_column, tokens};
 use crate::evcxr::failed::{CRATE, Failed, MANIFEST};
-use crate::evcxr::generated::{SHOWS_VALUE, without_generated_names};
+use crate::evcxr::generated::{SHOWS_VALUE, mentions_generated, without_generated_names};
 use crate::evcxr::source_map::{SourceMap, Spot};
 
 /// A span of a compiler message, in a cell.
@@ -27,6 +28,21 @@ struct Place {
     replacement: Option<String>,
     /// Whether the message is about generated code after the cell.
     behind: bool,
+}
+
+impl Place {
+    /// Whether it is in a function or a closure that the user wrote.
+    fn in_function(&self) -> bool {
+        let chunks = chunks(&self.cell.original);
+        let holds = |chunk: &Chunk| (chunk.start..chunk.end).contains(&self.start);
+        let Some(chunk) = chunks.iter().find(|chunk| holds(chunk)) else {
+            return false;
+        };
+        let mut inside = chunk.node.descendants().filter(|node| {
+            ast::Fn::can_cast(node.kind()) || ast::ClosureExpr::can_cast(node.kind())
+        });
+        inside.any(|node| chunk.range(&node).contains(&self.start))
+    }
 }
 
 /// Builds the failure from the compiler's errors; `None` if there is no error among them.
@@ -164,6 +180,13 @@ fn title(message: &Value) -> String {
 /// Returns the message, without references to generated code.
 fn headline(message: &Value, places: &[Place]) -> String {
     let text = message["message"].as_str().unwrap_or_default();
+    let text = &match places
+        .iter()
+        .any(|place| place.primary && !place.in_function())
+    {
+        true => without_closure(text),
+        false => text.to_owned(),
+    };
     let found_generated =
         message["code"].is_null() && places.iter().all(|place| !place.primary || place.behind);
     if text.contains("`evcxr_display`") {
@@ -173,6 +196,9 @@ fn headline(message: &Value, places: &[Place]) -> String {
             .filter(|kind| !kind.contains("evcxr"));
         let kind = kind.map_or_else(|| "the value".to_owned(), |kind| format!("a `{kind}`"));
         return format!("{kind} can't be displayed: it does not implement `Debug`");
+    }
+    if found_generated && text.starts_with("unexpected token: ") {
+        return "unexpected end of the cell".into();
     }
     match text.split_once(", found ") {
         // Generated code after the cell is not shown to the user.
@@ -185,6 +211,15 @@ fn headline(message: &Value, places: &[Place]) -> String {
         }
         _ => without_generated_names(text),
     }
+}
+
+/// Rewords a message about the closure into which evcxr puts the cell.
+fn without_closure(text: &str) -> String {
+    text.replace(
+        " inside of a closure",
+        " outside of a loop or labeled block",
+    )
+    .replace("in a closure that returns", "in a cell, which returns")
 }
 
 /// Returns what follows in the cell where the compiler found code that was inserted after a statement.
@@ -219,18 +254,35 @@ fn report(message: &Value, places: &[Place], map: &SourceMap, cell: &Arc<Cell>) 
         };
         lines.extend(excerpt(code, vec![mark]));
     } else if places.is_empty() {
+        // Of the lines outside all cells, the user wrote the imports, which evcxr rewrites.
         let told = spans(message).iter().find_map(|span| {
             let line = map.line(span["line_start"].as_u64()? as usize).trim();
-            (!line.is_empty() && !line.contains("evcxr") && line.len() > 1).then(|| line.to_owned())
+            let is_import = ["use ", "pub use ", "extern crate "]
+                .iter()
+                .any(|begin| line.starts_with(begin));
+            (is_import && !mentions_generated(line, |_| false)).then(|| line.to_owned())
         });
         if let Some(line) = told {
             lines.push(format!("{BLUE}  -->{PLAIN} in {line}"));
         }
     }
+    let about_return = [&message["spans"], &message["children"]]
+        .iter()
+        .any(|part| part.to_string().contains("Result<(), EvcxrUserCodeError>"));
+    if title(message) == "error[E0308]" && about_return {
+        lines.push(format!(
+            "{CYAN}help{PLAIN}: `return` leaves the cell with `Ok(())` or an error; a value to be shown comes last, without `return`"
+        ));
+    }
+    let written = |word: &str| map.was_written(word);
     let children = message["children"].as_array().into_iter().flatten();
     for child in children {
         let text = without_generated_names(child["message"].as_str().unwrap_or_default());
-        if text.is_empty() || text.contains("evcxr") {
+        if text.is_empty() || mentions_generated(&text, written) {
+            continue;
+        }
+        // The rest is a suggestion, and about code around the cell.
+        if text.ends_with(", try") && self::places(child, map).is_empty() {
             continue;
         }
         let level = child["level"].as_str().unwrap_or("note");
@@ -375,6 +427,14 @@ fn with_suggestions(places: &[Place]) -> Vec<String> {
         return Vec::new();
     };
     let to = code[to..].find('\n').map_or(code.len(), |at| to + at);
+    // Some suggestions are about the code around the cell.
+    let written = |word: &str| code.contains(word);
+    if changes
+        .iter()
+        .any(|(.., with)| mentions_generated(with, written))
+    {
+        return Vec::new();
+    }
     let mut text = String::new();
     let mut at = from;
     for (start, end, replacement) in changes {
@@ -393,10 +453,24 @@ fn spans(message: &Value) -> &[Value] {
 }
 
 fn places(message: &Value, map: &SourceMap) -> Vec<Place> {
-    spans(message)
-        .iter()
-        .filter_map(|span| place(span, map))
-        .collect()
+    let spans = spans(message).iter();
+    let found = spans.flat_map(|span| [place(span, map), macro_call(span, map)]);
+    found.flatten().collect()
+}
+
+/// Returns the call of a macro, if a span is in a macro that a cell defines.
+fn macro_call(span: &Value, map: &SourceMap) -> Option<Place> {
+    if !span["file_name"].as_str()?.ends_with("lib.rs") {
+        return None;
+    }
+    let (inside, _) = spots(span, map)?;
+    let mut call = place(span["expansion"].get("span")?, map)?;
+    if Arc::ptr_eq(&call.cell, &inside.cell) && call.start == inside.offset {
+        return None;
+    }
+    call.label = "in this call of the macro".into();
+    call.primary = span["is_primary"] == true;
+    Some(call)
 }
 
 /// Returns the place of a span in a cell. In code generated by a macro, that is the macro call.
@@ -406,23 +480,41 @@ fn place(span: &Value, map: &SourceMap) -> Option<Place> {
         at = at["expansion"].get("span")?;
     }
     let (start, end) = spots(at, map)?;
-    Some(Place {
+    let label = without_generated_names(span["label"].as_str().unwrap_or_default());
+    let is_theirs = !mentions_generated(&label, |word| map.was_written(word));
+    let code = &start.cell.original;
+    let one = code[start.offset..]
+        .chars()
+        .next()
+        .map_or(0, char::len_utf8);
+    let mut place = Place {
         start: start.offset,
-        end: end.map_or(start.offset + 1, |end| end.offset),
+        end: end.map_or(start.offset + one, |end| end.offset),
         cell: start.cell,
         within: start.within,
-        label: without_generated_names(span["label"].as_str().unwrap_or_default()),
+        label: if is_theirs { label } else { String::new() },
         primary: span["is_primary"] == true,
         replacement: span["suggested_replacement"].as_str().map(str::to_owned),
         behind: false,
-    })
+    };
+    if !place.in_function() {
+        place.label = without_closure(&place.label);
+    }
+    Some(place)
 }
 
 fn spots(span: &Value, map: &SourceMap) -> Option<(Spot, Option<Spot>)> {
     let number = |name: &str| span[name].as_u64().map(|number| number as usize);
-    let start = map.spot(number("line_start")?, number("column_start")?)?;
-    let end = map.spot(number("line_end")?, number("column_end")?);
-    let end = end.filter(|end| Arc::ptr_eq(&end.cell, &start.cell) && end.offset >= start.offset);
+    let (first, last) = (number("line_start")?, number("line_end")?);
+    let start = map.spot(first, number("column_start")?)?;
+    let follows = |end: &Spot| Arc::ptr_eq(&end.cell, &start.cell) && end.offset >= start.offset;
+    let end = map.spot(last, number("column_end")?).filter(follows);
+    // A span may end in generated code: then it is marked up to the end of the cell's own lines.
+    let end = end.or_else(|| {
+        let own = (first..last).rev();
+        let mut ends = own.filter_map(|line| map.spot(line, map.line(line).chars().count() + 1));
+        ends.find(follows)
+    });
     Some((start, end))
 }
 

@@ -85,7 +85,10 @@ fn title(error: &CompileError) -> String {
 }
 
 fn compilation_error(error: &CompileError, code: &str) -> Vec<String> {
-    let mut lines = vec![format!("{BOLD}{}{PLAIN}: {}", title(error), error.message)];
+    let mut message = error.message.lines();
+    let first = message.next().unwrap_or_default();
+    let mut lines = vec![format!("{BOLD}{}{PLAIN}: {first}", title(error))];
+    lines.extend(message.map(str::to_owned));
     let mut marks = Vec::new();
     let mut notes = Vec::new();
     for label in &error.labels {
