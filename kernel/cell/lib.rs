@@ -338,14 +338,14 @@ fn unread(pipe: c_int) -> c_int {
 }
 
 /// Prints to stdout, after everything that was written to stderr before.
-pub fn print(arguments: std::fmt::Arguments) {
+pub fn to_stdout(arguments: std::fmt::Arguments) {
     settle();
     std::print!("{arguments}");
 }
 
 /// Prints to stderr, after everything that was printed to stdout before, and before everything printed to it
 /// afterwards. The two are separate pipes, whose relative order is otherwise unknown.
-pub fn eprint(arguments: std::fmt::Arguments) {
+pub fn to_stderr(arguments: std::fmt::Arguments) {
     let text = arguments.to_string();
     let Some(mark) = MARK.get().filter(|_| RUNNING.load(Ordering::Relaxed)) else {
         std::eprint!("{text}");
@@ -360,37 +360,37 @@ pub fn eprint(arguments: std::fmt::Arguments) {
 /// Like the standard library's, but in order with what goes to stderr.
 #[macro_export]
 macro_rules! print {
-    ($($text:tt)*) => { $crate::print(::std::format_args!($($text)*)) };
+    ($($text:tt)*) => { $crate::to_stdout(::std::format_args!($($text)*)) };
 }
 
 /// Like the standard library's, but in order with what goes to stderr.
 #[macro_export]
 macro_rules! println {
-    () => { $crate::print(::std::format_args!("\n")) };
-    ($($text:tt)*) => { $crate::print(::std::format_args!("{}\n", ::std::format_args!($($text)*))) };
+    () => { $crate::to_stdout(::std::format_args!("\n")) };
+    ($($text:tt)*) => { $crate::to_stdout(::std::format_args!("{}\n", ::std::format_args!($($text)*))) };
 }
 
 /// Like the standard library's, but in order with what goes to stdout.
 #[macro_export]
 macro_rules! eprint {
-    ($($text:tt)*) => { $crate::eprint(::std::format_args!($($text)*)) };
+    ($($text:tt)*) => { $crate::to_stderr(::std::format_args!($($text)*)) };
 }
 
 /// Like the standard library's, but in order with what goes to stdout.
 #[macro_export]
 macro_rules! eprintln {
-    () => { $crate::eprint(::std::format_args!("\n")) };
-    ($($text:tt)*) => { $crate::eprint(::std::format_args!("{}\n", ::std::format_args!($($text)*))) };
+    () => { $crate::to_stderr(::std::format_args!("\n")) };
+    ($($text:tt)*) => { $crate::to_stderr(::std::format_args!("{}\n", ::std::format_args!($($text)*))) };
 }
 
 /// Like the standard library's, but with the position in the notebook.
 #[macro_export]
 macro_rules! dbg {
-    ($place:literal) => { $crate::eprint(::std::format_args!("[{}]\n", $place)) };
+    ($place:literal) => { $crate::to_stderr(::std::format_args!("[{}]\n", $place)) };
     ($place:literal, $value:expr $(,)?) => {
         match $value {
             value => {
-                $crate::eprint(::std::format_args!(
+                $crate::to_stderr(::std::format_args!(
                     "[{}] {} = {:#?}\n", $place, ::std::stringify!($value), &value as &dyn ::std::fmt::Debug
                 ));
                 value
@@ -413,6 +413,8 @@ macro_rules! here {
 #[derive(Default)]
 pub struct VariableStore {
     variables: HashMap<String, Box<dyn Any>>,
+    /// Hashes of the definitions that the variables' types mentioned when they were stored, for those that mention any.
+    shapes: HashMap<String, String>,
 }
 
 impl VariableStore {
@@ -423,12 +425,27 @@ impl VariableStore {
 
     /// Stores a variable.
     pub fn put_variable<T: 'static>(&mut self, name: &str, value: T) {
+        self.shapes.remove(name);
+        self.put(name, Box::new(value));
+    }
+
+    /// Stores a variable of a type that mentions definitions of the cells or of a local crate.
+    pub fn put_variable_of<T: 'static>(&mut self, name: &str, value: T, shape: &str) {
+        self.shapes.insert(name.to_owned(), shape.to_owned());
         self.put(name, Box::new(value));
     }
 
     /// Whether a variable has this type or does not exist; otherwise notifies evcxr.
     pub fn check_variable<T: 'static>(&mut self, name: &str) -> bool {
         self.check(name, TypeId::of::<T>())
+    }
+
+    /// Like [`check_variable`](Self::check_variable), where the definitions that the type mentions may have changed.
+    pub fn check_variable_of<T: 'static>(&mut self, name: &str, shape: &str) -> bool {
+        if self.shapes.get(name).is_some_and(|stored| stored != shape) {
+            return self.lost(name, true);
+        }
+        self.check_variable::<T>(name)
     }
 
     /// Takes a variable out of the store.
@@ -467,6 +484,7 @@ impl VariableStore {
     /// Takes over all variables of another store.
     pub fn merge(&mut self, other: VariableStore) {
         self.variables.extend(other.variables);
+        self.shapes.extend(other.shapes);
     }
 
     fn put(&mut self, name: &str, value: Box<dyn Any>) {
@@ -475,13 +493,17 @@ impl VariableStore {
 
     fn check(&mut self, name: &str, kind: TypeId) -> bool {
         let found = self.variables.get(name).map(|value| (**value).type_id());
-        match found {
-            Some(found) if found == kind => return true,
-            Some(_) => eprintln!(
+        found == Some(kind) || self.lost(name, found.is_some())
+    }
+
+    /// Reports that a variable can't be loaded: it has another type now, or does not exist.
+    fn lost(&mut self, name: &str, exists: bool) -> bool {
+        match exists {
+            true => eprintln!(
                 "The variable `{name}` is lost: its type was defined again, or the crate that it comes from was built again."
             ),
             // A cell that is left early keeps none of the variables that it would have defined.
-            None => eprintln!("There is no variable `{name}`: the cell that defines it returned early."),
+            false => eprintln!("There is no variable `{name}`: the cell that defines it returned early."),
         }
         notice(&format!("EVCXR_VARIABLE_CHANGED_TYPE:{name}"));
         false

@@ -40,11 +40,52 @@ pub fn stored_variable(line: &str) -> Option<(&str, &str)> {
     Some((rest.split(')').next()?, kind))
 }
 
+/// Returns the name and the type of the variable that a line checks before it is loaded, if it does:
+/// `vars_ok &= evcxr_variable_store.check_variable::<TYPE>(stringify!(NAME));`.
+pub fn checked_variable(line: &str) -> Option<(&str, &str)> {
+    let rest = line
+        .trim()
+        .strip_prefix("vars_ok &= evcxr_variable_store.check_variable::<")?;
+    let (kind, rest) = rest.rsplit_once(">(stringify!(")?;
+    Some((rest.split(')').next()?, kind))
+}
+
+/// Returns the items of the cells, which come before the function that runs the cell.
+pub fn definitions(code: &str) -> &str {
+    let function = format!("pub extern \"C\" fn {CELL_FUNCTION}");
+    &code[..code.rfind(&function).unwrap_or(0)]
+}
+
 /// Replaces names of the generated code in a message.
 pub fn without_generated_names(text: &str) -> String {
     text.replace("`evcxr_variable_store`", "the end of the cell")
         .replace("`EvcxrUserCodeError`", "an error of the cell")
         .replace("EvcxrUserCodeError", "an error of the cell")
+}
+
+/// Whether a text mentions generated code, which the user did not write. `written` tells whether the user wrote a word.
+pub fn mentions_generated(text: &str, written: impl Fn(&str) -> bool) -> bool {
+    const WORDS: [&str; 16] = [
+        "evcxr",
+        "Evcxr",
+        "EVCXR",
+        "cloze_cell",
+        "cloze_static_",
+        "run_user_code",
+        "no_mangle",
+        "export_name",
+        "link_name",
+        "catch_unwind",
+        "AssertUnwindSafe",
+        "VariableStore",
+        "put_variable",
+        "take_variable",
+        "cell/",
+        "`ctx`",
+    ];
+    WORDS
+        .iter()
+        .any(|word| text.contains(word) && !written(word))
 }
 
 /// Whether the cell uses no variable and nothing outside its own text, like the first cells of a session. The same text

@@ -3,7 +3,8 @@
 //! The rest of the kernel sees [`Evaluator`]. Around it are the programs that evcxr starts and takes for cargo
 //! ([`stand_in`]) and for its own runtime ([`child`]), the pipes between them ([`pipes`]), the folder in which they
 //! work ([`session_dir`]), and the code that evcxr generates for a cell ([`generated`]): the mapping back to the cell
-//! ([`source_map`]), `static`s that persist ([`statics`]), and types that evcxr writes too short ([`retype`]).
+//! ([`source_map`]), `static`s that persist ([`statics`]), types that evcxr writes too short ([`retype`]), and types that
+//! change while variables of them exist ([`shapes`]).
 
 pub mod building;
 pub mod child;
@@ -13,6 +14,7 @@ pub mod generated;
 pub mod pipes;
 pub mod retype;
 pub mod session_dir;
+mod shapes;
 pub mod source_map;
 pub mod stand_in;
 pub mod statics;
@@ -106,13 +108,17 @@ impl From<&CompilationError> for CompileError {
             }),
             primary: message.is_primary,
         });
+        let is_own = error.json.is_null();
         Self {
             code: error.code().map(str::to_owned),
-            message: error.message(),
+            message: match is_own {
+                true => reworded(&error.message()),
+                false => error.message(),
+            },
             labels: labels.collect(),
             help: error.help(),
             hint: error.evcxr_extra_hint().map(str::to_owned),
-            is_own: error.json.is_null(),
+            is_own,
         }
     }
 }
@@ -228,6 +234,13 @@ fn reworded(message: &str) -> String {
             false => message,
         };
         return format!("The compiler stopped without an error message: {told}");
+    }
+    if message.contains("contains a reference with a non-static lifetime") {
+        let name = message.split('`').nth(1).unwrap_or_default();
+        return format!(
+            "The variable `{name}` refers to another variable or to a temporary value, so it can't be kept for later cells.\n\
+             Give it a value of its own, for example with `.clone()` or `.to_owned()`, or put the code into braces, so that it is not kept."
+        );
     }
     message
         .replace(

@@ -13,7 +13,7 @@ use crate::evcxr::effort::only_calls;
 use crate::evcxr::failed::{CELL, Failed, for_evcxr};
 use crate::evcxr::generated::{is_alone, with_cell_library};
 use crate::evcxr::session_dir::{BuildPlan, Compilation, known_cells};
-use crate::evcxr::statics;
+use crate::evcxr::{shapes, statics};
 use crate::toolchain::environment::outside;
 use crate::toolchain::pin;
 use crate::{Error, Result};
@@ -59,7 +59,9 @@ impl<'a> CellCrate<'a> {
     fn lay_out(folder: &'a Path, plan: &'a BuildPlan, check: bool) -> Result<Self> {
         let manifest = read(&folder.join("Cargo.toml"))?;
         let code = read(&folder.join("src/lib.rs"))?;
-        let source = with_cell_library(&statics::shared(folder, &code, dependencies(&manifest)));
+        let source = statics::shared(folder, &code, dependencies(&manifest));
+        let source = shapes::with_shapes(folder, &source, dependencies(&manifest));
+        let source = with_cell_library(&source);
         // Reports of panics need the line tables, which would otherwise be stripped.
         let flags = [
             "-Awarnings",
@@ -90,9 +92,11 @@ impl<'a> CellCrate<'a> {
     fn with_cargo(&self, verb: &str, arguments: &[String]) -> Result<ExitCode> {
         write(
             &self.folder.join("cell/Cargo.toml"),
-            &self
-                .manifest
-                .replace("path = \"src/lib.rs\"", "path = \"lib.rs\""),
+            &alone(
+                &self
+                    .manifest
+                    .replace("path = \"src/lib.rs\"", "path = \"lib.rs\""),
+            ),
         )?;
         let mut rest = vec!["rustc".to_owned()];
         rest.extend(arguments.iter().filter(|it| *it != verb).cloned());
@@ -249,6 +253,15 @@ fn with_plain_errors(
     let second = compile()?;
     // If something else is wrong, the first report is better.
     Ok(if second.0 { second } else { first })
+}
+
+/// Returns the manifest of a package that belongs to no workspace, wherever its folder is.
+pub fn alone(manifest: &str) -> String {
+    const ALONE: &str = "\n[workspace]\n";
+    match manifest.contains(ALONE) {
+        true => manifest.to_owned(),
+        false => format!("{manifest}{ALONE}"),
+    }
 }
 
 /// Returns the dependencies in the manifest of a cell.
