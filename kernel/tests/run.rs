@@ -993,12 +993,17 @@ fn commands_that_would_end_the_program_are_errors() {
         ":vars",
         "!echo hello",
         "a",
+        ":opt 9",
+        "a + 1",
     ]);
     assert!(traceback(&cells[1]).contains(":quit"));
     assert!(traceback(&cells[2]).contains("no effect"));
     assert!(cells[3]["outputs"].to_string().contains("i32"));
     assert_eq!(outputs_of(&cells[4], "stdout"), "hello\n");
     assert_eq!(result(&cells[5]), "1");
+    // It would fail every later cell.
+    assert!(traceback(&cells[6]).contains("not an optimization level"));
+    assert_eq!(result(&cells[7]), "2");
 }
 
 #[test]
@@ -1066,6 +1071,32 @@ fn causes_are_reported_for_errors_and_for_other_displayable_types() {
 }
 
 #[test]
+fn a_variable_of_a_type_that_is_defined_again_is_lost_and_not_misread() {
+    let cells = executed(&[
+        "struct Inner { a: u32 }\nstruct Outer { i: Inner }\nlet o = Outer { i: Inner { a: 3 } };\nlet kept = vec![1];",
+        "mod m { #[derive(Debug)] pub struct P(pub u8); }\nlet p = m::P(1);",
+        "trait Speaks { fn f(&self) -> i32; }\nimpl Speaks for u8 { fn f(&self) -> i32 { 1 } }\nlet s: Box<dyn Speaks> = Box::new(5u8);",
+        // The same fields with another type, and a trait with another method.
+        "struct Inner { a: f32 }",
+        "o.i.a",
+        "mod m { #[derive(Debug)] pub struct P(pub String); }\np",
+        "trait Speaks { fn g(&self) -> String; fn f(&self) -> i32; }\n\
+         impl Speaks for u8 { fn f(&self) -> i32 { 2 } fn g(&self) -> String { \"g\".into() } }\ns.g()",
+        "kept.len()",
+        "#[derive(Clone)]\nstruct Inner { a: f32 } // as before\nlet o = Outer { i: Inner { a: 0.5 } };",
+        "o.i.a",
+    ]);
+    for (number, name) in [(4, "o"), (5, "p"), (6, "s")] {
+        let told = outputs_of(&cells[number], "stderr");
+        assert!(told.contains(&format!("`{name}` is lost")), "{told}");
+        let told = traceback(&cells[number]);
+        assert!(told.contains("E0425"), "cell {}: {told}", number + 1);
+    }
+    assert_eq!(result(&cells[7]), "1");
+    assert_eq!(result(&cells[9]), "0.5");
+}
+
+#[test]
 fn thread_locals_are_kept_and_items_of_macros_are_reported_as_lost() {
     let cells = executed(&[
         "use std::cell::Cell;\nthread_local! { static TL: Cell<u32> = const { Cell::new(1) }; }",
@@ -1084,4 +1115,39 @@ fn thread_locals_are_kept_and_items_of_macros_are_reported_as_lost() {
     assert_eq!(result(&cells[3]), "Foo");
     assert!(outputs_of(&cells[3], "stderr").contains("`mk!`"));
     assert!(traceback(&cells[4]).contains("Foo"));
+}
+
+#[test]
+fn a_crate_that_does_not_compile_fails_each_time_it_is_added() {
+    let folder = notebook(&[
+        ":dep helper = { path = \"helper\" }",
+        "let kept = helper::answer();",
+        "!printf 'pub fn answer() -> i32 { \"text\" }' > helper/src/lib.rs",
+        ":dep helper = { path = \"helper\" }",
+        ":dep helper = { path = \"helper\" }\n// again",
+        "!printf 'pub fn answer() -> i32 { 43 }' > helper/src/lib.rs",
+        ":dep helper = { path = \"helper\" }",
+        "(kept, helper::answer())",
+    ]);
+    let helper = folder.path().join("helper");
+    std::fs::create_dir_all(helper.join("src")).expect("made");
+    let manifest = "[package]\nname = \"helper\"\nversion = \"0.1.0\"\nedition = \"2024\"\n";
+    std::fs::write(helper.join("Cargo.toml"), manifest).expect("written");
+    std::fs::write(helper.join("src/lib.rs"), "pub fn answer() -> i32 { 42 }").expect("written");
+    let output = run(&folder, &["--allow-errors"]);
+    assert!(output.status.success(), "{}", stdout(&output));
+    let root = written(&folder);
+    let cells = root["cells"].as_array().expect("cells");
+    for (number, cell) in cells.iter().enumerate() {
+        let told = traceback(cell);
+        match number {
+            3 | 4 => assert!(
+                told.starts_with("error[E0308]: the crate `helper`") && told.contains("\"text\""),
+                "cell {}: {told}",
+                number + 1
+            ),
+            _ => assert_eq!(told, "", "cell {}", number + 1),
+        }
+    }
+    assert_eq!(result(&cells[7]), "(42, 43)");
 }

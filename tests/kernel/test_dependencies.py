@@ -125,7 +125,7 @@ class Dependencies(unittest.TestCase):
         try:
             self.run_cells(client, ':dep helper = { path = "helper" }', "let thing = helper::Thing(5);\nlet seven = 7;")
             library.write_text(broken)
-            for code, crate in [("seven + thing.0", "helper"), ("seven", "helper")]:
+            for code, crate in [("seven + thing.0", "helper"), ("seven", "helper"), (':dep helper = { path = "helper" }', "helper")]:
                 reply = Cell(client, code).end()
                 self.assertEqual(reply["status"], "error")
                 self.assertIn(f"the crate `{crate}` in {library.parent.parent}", reply["evalue"])

@@ -1,6 +1,7 @@
 //! A session: evcxr, the process that runs the cells, and the communication between them.
 
 mod building;
+mod caught;
 mod commands;
 mod completion;
 mod diagnostics;
@@ -22,6 +23,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use self::building::ProgressDisplay;
+use self::caught::caught;
 use self::completion::{Candidate, Completions, Context};
 use self::event::{Display, Event, Sink, Stream};
 use self::failure::Failure;
@@ -30,7 +32,7 @@ use self::private_names::PrivateNames;
 use self::remote::Remote;
 use self::report::Report;
 use self::streams::Streams;
-use crate::code::{self, Cell, Chunk};
+use crate::code::{self, Cell, Chunk, Edit};
 use crate::evcxr::failed::Failed;
 use crate::evcxr::pipes::Pipes;
 use crate::evcxr::session_dir::{BuildPlan, Compilation, SessionDir};
@@ -38,6 +40,7 @@ use crate::evcxr::stand_in::OPT_LEVEL;
 use crate::evcxr::{CompileError, Death, EvalError, Evaluator, child, retype, statics};
 use crate::toolchain::environment::{LIBRARY_PATH, outside};
 use crate::toolchain::prelude::{Libraries, Sources};
+use crate::toolchain::work::{Stop, Work};
 use crate::toolchain::{Toolchain, outline};
 use crate::{Error, Result};
 
@@ -93,16 +96,13 @@ impl Session {
                 }
             })
         };
-        let toolchain = Toolchain::find()?;
+        let stop = Stop::default();
+        let _working = remote.work(&stop);
         let waiting = |what: String| events(Event::Waiting(what));
-        if !toolchain.has_sources() {
-            waiting(
-                "installing the sources of Rust's standard library (rustup component add rust-src)"
-                    .into(),
-            );
-            toolchain.add_sources()?;
-        }
-        let libraries = Libraries::prepare(&toolchain, sources, &waiting)?;
+        let work = Work::new(&waiting, &stop);
+        let toolchain = Toolchain::find()?;
+        toolchain.add_sources(&work)?;
+        let libraries = Libraries::prepare(&toolchain, sources, &work)?;
         session_dir.write_plan(&BuildPlan {
             rustc: toolchain.rustc.clone(),
             cargo: toolchain.cargo.clone(),
@@ -114,7 +114,8 @@ impl Session {
             analysis: libraries.analysis.clone(),
         })?;
         let library = outline::shown(&toolchain)?;
-        waiting(STARTING.into());
+        stop.check()?;
+        work.tell(STARTING);
         // evcxr starts with a cell of its own, which needs no types. They are loaded together with the first code that
         // needs them: rust-analyzer forgets what it has parsed from one piece of code to the next.
         session_dir.show_nothing()?;
@@ -135,6 +136,7 @@ impl Session {
         let streams = Streams::listen(pipes, &mark, places.clone(), events.clone(), remote.clone())
             .map_err(Error::system("listening to the cells"))?;
         let evaluator = Evaluator::start(command)?;
+        stop.check()?;
         streams.unmute();
         let begun = streams.about_to_run();
         remote.connect(evaluator.process(), input, compilation, begun);
@@ -167,6 +169,7 @@ impl Session {
             _dir: session_dir,
         };
         session.learn();
+        stop.check()?;
         Ok(session)
     }
 
@@ -198,6 +201,14 @@ impl Session {
 
     /// Runs a cell. All of its output is sent to the session's events before this returns.
     pub fn execute(&mut self, number: usize, code: &str) -> Result<(), Failure> {
+        caught(|| self.execute_code(number, code)).unwrap_or_else(|failure| {
+            self.remote.end();
+            self.places.end(false);
+            Err(failure)
+        })
+    }
+
+    fn execute_code(&mut self, number: usize, code: &str) -> Result<(), Failure> {
         let code = code.strip_prefix('\u{feff}').unwrap_or(code);
         let code = self.without_prelude_dep(code);
         let mut kernel = commands::Kernel {
@@ -209,7 +220,19 @@ impl Session {
         let code = commands::run(&code, &mut kernel)?;
         let cell = code::prepare(number, &code)
             .map_err(|complaint| diagnostics::complaint(&complaint, &code))?;
-        let _telling = code.lines().any(|line| line.starts_with(":dep")).then(|| {
+        let adds_crates = code
+            .lines()
+            .any(|line| line.trim_start().starts_with(":dep"));
+        // evcxr would not build crates that it has seen before; their sources may have changed.
+        let cell = match adds_crates && cell.chunks().is_empty() {
+            true => cell.changed(vec![Edit {
+                at: cell.prepared.len(),
+                removed: 0,
+                inserted: "\n();".into(),
+            }]),
+            false => cell,
+        };
+        let _telling = adds_crates.then(|| {
             ProgressDisplay::begin(
                 self.streams.about_to_run(),
                 self.events.clone(),
@@ -355,6 +378,10 @@ impl Session {
 
     /// Returns the completions at a byte of the code, and the bytes that they replace.
     pub fn complete(&mut self, code: &str, at: usize) -> Option<Completions> {
+        caught(|| self.completions(code, at)).ok()?
+    }
+
+    fn completions(&mut self, code: &str, at: usize) -> Option<Completions> {
         let code = self.without_prelude_dep(code);
         let at = at.min(code.len());
         if code::too_deep_at(&code).is_some() {
@@ -435,6 +462,10 @@ impl Session {
 
     /// Returns the documentation of the name that ends at a byte of the code, as text and as HTML.
     pub fn inspect(&mut self, code: &str, at: usize) -> Option<(String, String)> {
+        caught(|| self.documentation(code, at)).ok()?
+    }
+
+    fn documentation(&mut self, code: &str, at: usize) -> Option<(String, String)> {
         let code = self.without_prelude_dep(code);
         if code::too_deep_at(&code).is_some() {
             return None;

@@ -79,6 +79,8 @@ impl Places {
         let defining: Vec<String> = cells.flat_map(Cell::macros_that_define).collect();
         let mut called = cell.called_macros();
         called.retain(|name| defining.contains(name));
+        called.sort();
+        called.dedup();
         called
     }
 
