@@ -21,6 +21,11 @@ pub enum Error {
     /// Any other error, as a sentence.
     #[error("{0}")]
     Message(String),
+    /// The user stopped the kernel's own work.
+    #[error(
+        "interrupted while {during}; what is finished is kept, and the next start continues from there"
+    )]
+    Interrupted { during: &'static str },
     /// A cell of a notebook failed; its error has already been shown.
     #[error("{} failed at cell {cell}", path.display())]
     CellFailed { path: PathBuf, cell: usize },
@@ -33,6 +38,14 @@ impl Error {
     pub fn file(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File { path, source }
+    }
+
+    /// Says what was being done, if this is an interruption.
+    pub fn during(self, during: &'static str) -> Self {
+        match self {
+            Self::Interrupted { .. } => Self::Interrupted { during },
+            other => other,
+        }
     }
 
     /// Returns a function for `map_err` that names the failed system call.

@@ -43,6 +43,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     evcxr::child::run_if_child();
+    if let Some(done) = toolchain::guard::run_as_guard() {
+        return done;
+    }
     if let Some(done) = evcxr::stand_in::run_as_tool() {
         return done;
     }

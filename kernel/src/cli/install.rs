@@ -10,6 +10,7 @@ use super::{Install, Place};
 use crate::toolchain::Toolchain;
 use crate::toolchain::gpu::CAPABILITY;
 use crate::toolchain::prelude::{Libraries, SOURCES, Sources};
+use crate::toolchain::work::{Stop, Work};
 use crate::{Error, Result};
 
 /// Icons that front ends show for notebooks of this kernel.
@@ -29,12 +30,9 @@ const LOGOS: [(&str, &[u8]); 3] = [
 pub fn install(arguments: &Install) -> Result<()> {
     let toolchain = Toolchain::find()?;
     println!("compiler: {}", toolchain.name());
-    if !toolchain.has_sources() {
-        println!(
-            "installing the sources of Rust's standard library (rustup component add rust-src)"
-        );
-        toolchain.add_sources()?;
-    }
+    let (stop, print) = (Stop::default(), |what| println!("{what}"));
+    let work = Work::new(&print, &stop);
+    toolchain.add_sources(&work)?;
     let mut environment = serde_json::Map::new();
     let sources = match &arguments.source {
         Some(folder) => {
@@ -58,7 +56,7 @@ pub fn install(arguments: &Install) -> Result<()> {
         // Sessions look for the prelude that was built for this capability.
         environment.insert(CAPABILITY.into(), capability.as_str().into());
     }
-    Libraries::prepare(&toolchain, Some(&sources), &|what| println!("{what}"))?;
+    Libraries::prepare(&toolchain, Some(&sources), &work)?;
     let folder = arguments.place.folder()?;
     fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
     let program = settle(&folder)?;

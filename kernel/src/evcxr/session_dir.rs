@@ -13,6 +13,7 @@ use crate::toolchain::environment::{
     LIBRARY_VARIABLE, ORIGINAL_CARGO_HOME, ORIGINAL_LIBRARY, ORIGINAL_PATH, SESSION_DIR,
     cache_folder,
 };
+use crate::toolchain::guard;
 use crate::{Error, Result};
 
 /// The names under which this program is called as a tool in a session.
@@ -224,19 +225,14 @@ impl Compilation {
     /// Sends this signal to the running compilation, and keeps any other from beginning.
     pub fn stop(&self, signal: i32) {
         let _ = fs::write(self.stop_file(), "");
-        let group = fs::read_to_string(self.group_file())
-            .ok()
-            .and_then(|text| text.parse().ok());
-        if let Some(group) = group.filter(|group: &libc::pid_t| *group > 1) {
-            // SAFETY: signals the process group that a stand-in created for itself and recorded.
-            unsafe {
-                libc::kill(-group, signal);
-            }
+        let group = fs::read_to_string(self.group_file()).unwrap_or_default();
+        if let Ok(group) = group.parse() {
+            guard::signal_group(group, signal);
         }
     }
 
-    /// Called in a stand-in tool: makes this process and its children the compilation. Returns false if it must not
-    /// begin.
+    /// Called in a stand-in tool: makes this process and its children the compilation, which ends with the kernel.
+    /// Returns false if it must not begin.
     pub fn begin(folder: &Path) -> bool {
         let this = Self {
             folder: folder.to_owned(),
@@ -245,6 +241,7 @@ impl Compilation {
         unsafe {
             libc::setpgid(0, 0);
         }
+        guard::end_with(std::os::unix::process::parent_id());
         let _ = fs::write(this.group_file(), std::process::id().to_string());
         !this.stop_file().exists()
     }

@@ -15,6 +15,7 @@ use super::iopub::IoPub;
 use super::stdin::Ask;
 use super::waiting::Waiting;
 use super::{complete, execute, inspect};
+use crate::Error;
 use crate::evcxr::session_dir::SessionDir;
 use crate::session::Session;
 use crate::session::event::{Event, Sink};
@@ -24,6 +25,9 @@ use crate::toolchain::prelude::Sources;
 
 /// How long to wait for requests that were already on their way when a cell failed.
 const IN_TRANSIT: Duration = Duration::from_millis(100);
+
+/// The name of the failure of a start that the user stopped.
+const INTERRUPTED: &str = "Interrupted";
 
 /// The state that the evaluator's handlers work with.
 pub struct Evaluator {
@@ -40,6 +44,8 @@ pub struct Evaluator {
     events: Sink,
     waiting: Waiting,
     session: Option<Session>,
+    /// How the start of the session was interrupted while a cell waited for it: that cell fails instead of starting it again.
+    interrupted: Option<Failure>,
     /// Incoming requests.
     line: Receiver<Arc<JupyterMessage>>,
     /// Requests already taken from the channel.
@@ -100,6 +106,7 @@ pub fn start(parts: Parts) -> std::io::Result<Sender<Arc<JupyterMessage>>> {
         events,
         waiting,
         session: None,
+        interrupted: None,
         line,
         next: VecDeque::new(),
     };
@@ -112,8 +119,14 @@ pub fn start(parts: Parts) -> std::io::Result<Sender<Arc<JupyterMessage>>> {
 
 impl Evaluator {
     fn run(&mut self) {
-        // Start the session before the first request; if that fails, the first request reports it.
-        let _ = self.session();
+        // Start the session before the first request; if that fails, the first request starts it again and reports it.
+        if let Err(failure) = self.session()
+            && failure.name == INTERRUPTED
+        {
+            self.take_in_queue();
+            let waits = self.next.iter().any(is_cell);
+            self.interrupted = waits.then_some(failure);
+        }
         if self.line.is_empty()
             && let Some(session) = &mut self.session
         {
@@ -143,12 +156,12 @@ impl Evaluator {
                 execute::handle(self, request, content)
             }
             JupyterMessageContent::CompleteRequest(content) => {
-                let reply = complete::handle(self.session().ok(), content);
+                let reply = complete::handle(self.session.as_mut(), content);
                 self.reply(request, reply);
                 false
             }
             JupyterMessageContent::InspectRequest(content) => {
-                let reply = inspect::handle(self.session().ok(), content);
+                let reply = inspect::handle(self.session.as_mut(), content);
                 self.reply(request, reply);
                 false
             }
@@ -168,7 +181,7 @@ impl Evaluator {
     /// Answers the cells queued after a failed one, without running them.
     fn abort(&mut self) {
         for request in std::mem::take(&mut self.next) {
-            if !matches!(request.content, JupyterMessageContent::ExecuteRequest(_)) {
+            if !is_cell(&request) {
                 self.next.push_back(request);
                 continue;
             }
@@ -188,6 +201,14 @@ impl Evaluator {
         }
     }
 
+    /// Returns the session for a cell, starting it if necessary.
+    pub fn session_for_cell(&mut self) -> Result<&mut Session, Failure> {
+        match self.interrupted.take() {
+            Some(failure) => Err(failure),
+            None => self.session(),
+        }
+    }
+
     /// Returns the session, starting it if necessary.
     pub fn session(&mut self) -> Result<&mut Session, Failure> {
         if self.session.is_none() {
@@ -198,8 +219,13 @@ impl Evaluator {
                 self.events.clone(),
             );
             self.waiting.over();
-            let started =
-                started.map_err(|error| Failure::new("KernelError", error.to_string()))?;
+            let started = started.map_err(|error| {
+                let name = match error {
+                    Error::Interrupted { .. } => INTERRUPTED,
+                    _ => "KernelError",
+                };
+                Failure::new(name, error.to_string())
+            })?;
             started.expect_completions();
             self.session = Some(started);
         }
@@ -220,4 +246,9 @@ impl Evaluator {
             .unwrap_or_else(PoisonError::into_inner)
             .add(count, code);
     }
+}
+
+/// Whether a request is to run a cell.
+fn is_cell(request: &Arc<JupyterMessage>) -> bool {
+    matches!(request.content, JupyterMessageContent::ExecuteRequest(_))
 }

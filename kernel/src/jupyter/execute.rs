@@ -79,7 +79,7 @@ fn run(
     if let Some(warning) = evaluator.warning.take().filter(|_| !content.silent) {
         evaluator.iopub.text(Some(request), Stream::Stderr, warning);
     }
-    evaluator.session()?;
+    evaluator.session_for_cell()?;
     let iopub = evaluator.iopub.clone();
     if !content.silent {
         iopub.begin_cell(request, count);

@@ -152,7 +152,7 @@ async fn run(
         () = parent_gone() => {}
         _ = terminated.recv() => {}
     }
-    remote.end_process();
+    remote.end_all();
     tokio::time::sleep(FAREWELL).await;
     Ok(())
 }

@@ -29,12 +29,12 @@ use crate::session::{Session, prelude_dep};
 use crate::toolchain::prelude::Sources;
 use crate::{Error, Result};
 
-/// How often interrupts and the time limit are checked.
-const TICK: Duration = Duration::from_millis(50);
 /// How long a cell that exceeds its time limit has to stop by itself.
 const GRACE: Duration = Duration::from_secs(5);
 /// The same when the whole program is to end: whoever sent the signal will not wait long.
 const SHORT_GRACE: Duration = Duration::from_secs(2);
+/// How long the start of a session that was interrupted has to report where.
+const LAST_WORDS: Duration = Duration::from_millis(800);
 /// Cell tags of nbclient and papermill: the cell is expected to fail; the cell is skipped.
 const RAISES: &str = "raises-exception";
 const SKIP: &str = "skip-execution";
@@ -130,7 +130,7 @@ impl<'a> Execution<'a> {
         if !matches!(ran, Err(Error::Message(_))) {
             let _ = session.join();
         }
-        self.remote.end_process();
+        self.remote.end_all();
         match written {
             Some(Ok(place)) => self.console.written(&place),
             // Report both: what failed, and where the result is.
@@ -235,11 +235,19 @@ impl<'a> Execution<'a> {
                         None => outcome,
                     };
                 }
-                default(TICK) => {}
+                default(signals::TICK) => {}
             }
             for _ in 0..signals::take_interrupts() {
                 match self.remote.interrupt() {
                     Interrupted::Nothing => return Err("interrupted".into()),
+                    // The session reports what was stopped, unless it takes too long.
+                    Interrupted::Stopped if cell.is_none() => {
+                        if limit.is_some() {
+                            return Err("interrupted before the first cell".into());
+                        }
+                        limit = Some(start.elapsed() + LAST_WORDS);
+                    }
+                    Interrupted::Stopped => {}
                     Interrupted::Asked => self.console.note(
                         "interrupted: waiting for the cell to stop; Ctrl-C again ends its process",
                     ),
@@ -254,7 +262,8 @@ impl<'a> Execution<'a> {
             if let Some(signal) = signals::ending()
                 && stopped.is_none()
             {
-                if self.remote.interrupt() == Interrupted::Nothing {
+                let interrupted = self.remote.interrupt();
+                if cell.is_none() || interrupted == Interrupted::Nothing {
                     return Err(Error::Message(format!("ended by {signal}")));
                 }
                 self.console.note(&format!("{signal}: stopping the cell"));
@@ -265,6 +274,9 @@ impl<'a> Execution<'a> {
                 limit = Some(start.elapsed() + SHORT_GRACE);
             }
             if limit.is_some_and(|limit| start.elapsed() > limit) {
+                if cell.is_none() {
+                    return Err("interrupted before the first cell".into());
+                }
                 limit = Some(start.elapsed() + GRACE);
                 if stopped.is_none() {
                     self.console.note("time-out: stopping the cell");

@@ -2,15 +2,17 @@
 //! others, which would act on parts of evcxr that this kernel replaces, or end the process that they run in.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use serde_json::{Map, Value};
 
 use super::event::{Display, Event, Sink, Stream};
 use super::failure::Failure;
 use super::remote::Remote;
+use crate::Error;
 use crate::evcxr::{Evaluator, statics};
 use crate::toolchain::environment::outside;
+use crate::toolchain::guard;
+use crate::toolchain::work::{Pipe, Stop};
 
 /// The parts of the session that the kernel's own commands use.
 pub struct Kernel<'a> {
@@ -142,6 +144,15 @@ pub fn run(code: &str, kernel: &mut Kernel) -> Result<String, Failure> {
                 statics::forget(kernel.folder);
                 false
             }
+            ":opt" if !is_level(line) => {
+                return Err(Failure::new(
+                    "error",
+                    format!(
+                        "`{}` is not an optimization level: choose 0, 1, 2, 3, s or z",
+                        line.trim()
+                    ),
+                ));
+            }
             ":quit" => {
                 return Err(Failure::new(
                     "error",
@@ -177,28 +188,54 @@ pub fn run(code: &str, kernel: &mut Kernel) -> Result<String, Failure> {
     Ok(left.join("\n"))
 }
 
-/// Runs a shell command in the environment that the user started the kernel with.
+/// Whether `:opt LEVEL` names a level that the compiler knows. Without one, evcxr chooses.
+fn is_level(line: &str) -> bool {
+    let level = line.trim().strip_prefix(":opt").unwrap_or_default().trim();
+    ["", "0", "1", "2", "3", "s", "z"].contains(&level)
+}
+
+/// Runs a shell command in the environment that the user started the kernel with. Its output is shown as it comes, and
+/// interrupts reach it.
 fn shell(command: &str, kernel: &Kernel) -> Result<(), Failure> {
-    let mut shell = Command::new("sh");
-    let output = outside(shell.args(["-c", command]).stdin(Stdio::null()))
-        .output()
-        .map_err(|error| {
-            Failure::new("error", format!("the shell could not be started: {error}"))
-        })?;
-    for (stream, bytes) in [
-        (Stream::Stdout, &output.stdout),
-        (Stream::Stderr, &output.stderr),
-    ] {
-        if !bytes.is_empty() {
-            let text = String::from_utf8_lossy(bytes).into_owned();
+    let stop = Stop::gentle();
+    let _working = kernel.remote.work(&stop);
+    let mut incomplete = [Vec::new(), Vec::new()];
+    let mut show = |pipe, bytes: &[u8], all: bool| {
+        let (stream, rest) = match pipe {
+            Pipe::Stdout => (Stream::Stdout, &mut incomplete[0]),
+            Pipe::Stderr => (Stream::Stderr, &mut incomplete[1]),
+        };
+        rest.extend(bytes);
+        let whole = match std::str::from_utf8(rest) {
+            Err(error) if error.error_len().is_none() && !all => error.valid_up_to(),
+            _ => rest.len(),
+        };
+        if whole > 0 {
+            let text: Vec<u8> = rest.drain(..whole).collect();
+            let text = String::from_utf8_lossy(&text).into_owned();
             (kernel.events)(Event::Text(stream, text));
         }
+    };
+    let ran = guard::command(Path::new("sh")).and_then(|mut shell| {
+        outside(shell.args(["-c", command]));
+        stop.stream(&mut shell, &mut |pipe, bytes| show(pipe, bytes, false))
+    });
+    for pipe in [Pipe::Stdout, Pipe::Stderr] {
+        show(pipe, &[], true);
     }
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(Failure::new(
+    match ran {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(Failure::new(
             "error",
-            format!("`{command}` failed ({})", output.status),
+            format!("`{command}` failed ({status})"),
+        )),
+        Err(Error::Interrupted { .. }) => Err(Failure::new(
+            "Interrupted",
+            format!("`{command}` was interrupted; variables are kept"),
+        )),
+        Err(error) => Err(Failure::new(
+            "error",
+            format!("the shell could not be started: {error}"),
         )),
     }
 }

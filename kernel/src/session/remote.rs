@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::evcxr::session_dir::Compilation;
+use crate::toolchain::guard;
+use crate::toolchain::work::Stop;
 use crate::{Error, Result};
 
 /// Interrupts the running cell, first gently, then by ending its process; answers its requests for input.
@@ -38,6 +40,8 @@ pub enum Interrupted {
     AskedAgain,
     /// The process that runs the cells was ended.
     Ended,
+    /// Work of the kernel itself was stopped: the start of the session, or a shell command.
+    Stopped,
 }
 
 /// The session that interrupts and input are sent to.
@@ -129,6 +133,18 @@ struct Inner {
     input: Mutex<Input>,
     /// When the cell last received input or the end of its input.
     answered: Mutex<Option<Instant>>,
+    /// Work of the kernel itself that interrupts stop.
+    work: Mutex<Option<Stop>>,
+}
+
+/// The time during which interrupts stop the kernel's own work.
+#[derive(Debug)]
+pub struct Working(Remote);
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        *lock(&self.0.inner.work) = None;
+    }
 }
 
 /// The time within which reports that were sent before the cell took its answer arrive.
@@ -161,6 +177,12 @@ impl Remote {
     /// Sets what cells get when they read from standard input.
     pub fn set_input(&self, input: Input) {
         *lock(&self.inner.input) = input;
+    }
+
+    /// Until the returned value is dropped, interrupts stop this work.
+    pub fn work(&self, stop: &Stop) -> Working {
+        *lock(&self.inner.work) = Some(stop.clone());
+        Working(self.clone())
     }
 
     fn session(&self) -> MutexGuard<'_, Option<Target>> {
@@ -207,6 +229,10 @@ impl Remote {
     /// Asks the cell to stop: its compilation, or its code once that is running. At the second request the process of
     /// running code is ended, and all variables are lost.
     pub fn interrupt(&self) -> Interrupted {
+        let work = lock(&self.inner.work).clone();
+        if let Some(stop) = &work {
+            stop.request();
+        }
         // Held until the end, so that the interrupt does not reach the next cell.
         let mut session = self.session();
         let raised = self
@@ -216,7 +242,10 @@ impl Remote {
                 (state > 0).then_some(state + 1)
             });
         let Ok(times) = raised else {
-            return Interrupted::Nothing;
+            return match work {
+                Some(_) => Interrupted::Stopped,
+                None => Interrupted::Nothing,
+            };
         };
         let asked = match session.as_mut() {
             Some(target) => target.interrupt(times),
@@ -228,6 +257,8 @@ impl Remote {
             let _ = self.end_input();
         }
         match (times, asked) {
+            // A cell of the kernel's own, with which the session starts.
+            _ if work.is_some() => Interrupted::Stopped,
             (_, 2..) => Interrupted::Ended,
             (1, _) => Interrupted::Asked,
             _ => Interrupted::AskedAgain,
@@ -246,6 +277,18 @@ impl Remote {
         if let Some(process) = self.process() {
             end_group(process);
         }
+    }
+
+    /// Ends everything that the session has started: builds, the process that runs the cells, and what cells started.
+    pub fn end_all(&self) {
+        let work = lock(&self.inner.work).clone();
+        if let Some(stop) = work {
+            stop.end();
+        }
+        if let Some(target) = self.session().as_ref() {
+            target.compilation.stop(libc::SIGKILL);
+        }
+        self.end_process();
     }
 
     /// Records that the cell asked for a line of input and is waiting for it.
@@ -298,10 +341,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Ends a process that runs cells, and the processes that its cells started: they are one group, created before the
 /// process began.
 pub fn end_group(process: libc::pid_t) {
-    if process > 1 {
-        // SAFETY: signals the group of our own child; a group exists as long as any process in it.
-        unsafe {
-            libc::kill(-process, libc::SIGKILL);
-        }
+    if let Ok(leader) = process.try_into() {
+        guard::end_group(leader);
     }
 }

@@ -2,12 +2,15 @@
 
 pub mod environment;
 pub mod gpu;
+pub mod guard;
 pub mod outline;
 pub mod prelude;
+pub mod work;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use self::work::Work;
 use crate::{Error, Result};
 
 /// A Rust toolchain.
@@ -76,15 +79,24 @@ impl Toolchain {
         self.std_sources().join("core/src/lib.rs").exists()
     }
 
-    /// Installs the standard library's sources through rustup.
-    pub fn add_sources(&self) -> Result<()> {
-        let toolchain = self.sysroot.file_name().unwrap_or_default();
-        let added = Command::new(find_tool("rustup").unwrap_or_else(|_| "rustup".into()))
-            .args(["component", "add", "rust-src", "--toolchain"])
-            .arg(toolchain)
-            .output();
-        if added.is_ok_and(|output| output.status.success()) && self.has_sources() {
+    /// Installs the standard library's sources through rustup, if they are not there.
+    pub fn add_sources(&self, work: &Work) -> Result<()> {
+        if self.has_sources() {
             return Ok(());
+        }
+        work.tell(
+            "installing the sources of Rust's standard library (rustup component add rust-src)",
+        );
+        let toolchain = self.sysroot.file_name().unwrap_or_default();
+        if let Ok(rustup) = find_tool("rustup") {
+            let mut rustup = guard::command(&rustup)?;
+            rustup
+                .args(["component", "add", "rust-src", "--toolchain"])
+                .arg(toolchain);
+            let added = work.stop.output(&mut rustup)?;
+            if added.status.success() && self.has_sources() {
+                return Ok(());
+            }
         }
         Err("The sources of Rust's standard library are missing, and `rustup component add rust-src` did not bring \
              them: without them the type of a notebook's variables can't be inferred. Run that command where there is a \

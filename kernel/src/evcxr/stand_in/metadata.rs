@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use super::compile::dependencies;
+use super::compile::{alone, dependencies};
 use super::{read, real_cargo, write};
 use crate::evcxr::session_dir::{BuildPlan, library, shows_library};
 use crate::toolchain::environment::outside;
@@ -46,8 +46,13 @@ pub fn metadata(folder: &Path, plan: &BuildPlan, arguments: &[String]) -> Result
         });
     }
     let manifest = folder.join("Cargo.toml");
+    if asked_for.is_none() {
+        // evcxr asks about a package that it writes for each crate that a cell adds.
+        let package = alone(&read(&manifest)?);
+        write(&manifest, &package)?;
+    }
     if asked_for != Some(&manifest) {
-        return Err(real_cargo(plan, arguments));
+        return real_cargo(plan, arguments);
     }
     let analysis = folder.join("analysis");
     let mut contents =
@@ -62,7 +67,7 @@ pub fn metadata(folder: &Path, plan: &BuildPlan, arguments: &[String]) -> Result
     contents += "cloze_cell = { path = \"cell\" }\n";
     write(&analysis.join("cell/Cargo.toml"), CELL)?;
     write(&analysis.join("cell/src/lib.rs"), CELL_SOURCE)?;
-    contents += "\n[workspace]\n";
+    let contents = alone(&contents);
     write(&analysis.join("Cargo.toml"), &contents)?;
     let (real, shown) = real_and_shown(&analysis.join("Cargo.toml"), &manifest);
     let arguments = arguments.iter().map(|argument| match *argument == shown {
@@ -72,7 +77,7 @@ pub fn metadata(folder: &Path, plan: &BuildPlan, arguments: &[String]) -> Result
     let arguments: Vec<String> = arguments.collect();
     if has_dependencies {
         // They may have changed under the same name.
-        return Err(real_cargo(plan, &arguments));
+        return real_cargo(plan, &arguments);
     }
     let question = format!("{contents}\n{}", without_lockfile(&arguments));
     let answer = answer(folder, plan, &question, || {

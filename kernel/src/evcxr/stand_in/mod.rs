@@ -10,11 +10,10 @@ mod known_cells;
 mod metadata;
 
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use super::session_dir::{BuildPlan, NAMES};
+use super::session_dir::{BuildPlan, Compilation, NAMES};
 use crate::toolchain::environment::outside;
 use crate::toolchain::pin;
 use crate::{Error, Result};
@@ -69,7 +68,15 @@ fn cargo(folder: &Path, plan: &BuildPlan, arguments: &[String]) -> Result<ExitCo
             println!("{}", serde_json::json!({ "root": manifest }));
             Ok(ExitCode::SUCCESS)
         }
-        "metadata" => metadata::metadata(folder, plan, arguments),
+        "metadata" => {
+            let of_workspace = arguments.iter().any(|it| it == "--manifest-path");
+            let may_begin = Compilation::begin(folder);
+            // rust-analyzer, which names a manifest, may ask again at any time; evcxr asks for a cell.
+            match may_begin || of_workspace {
+                true => metadata::metadata(folder, plan, arguments),
+                false => Ok(ExitCode::FAILURE),
+            }
+        }
         // rust-analyzer asks this of every workspace. Cells are compiled without cargo's configuration.
         "config" if in_session => Ok(ExitCode::SUCCESS),
         "rustc" if in_session && arguments.iter().any(|argument| argument == "--print") => {
@@ -80,7 +87,7 @@ fn cargo(folder: &Path, plan: &BuildPlan, arguments: &[String]) -> Result<ExitCo
             });
             asked.and_then(|asked| asked.pass_on(|stdout| stdout))
         }
-        _ => Err(real_cargo(plan, arguments)),
+        _ => real_cargo(plan, arguments),
     }
 }
 
@@ -97,14 +104,15 @@ fn verb(arguments: &[String]) -> &str {
     ""
 }
 
-/// Replaces this process with the real cargo.
-fn real_cargo(plan: &BuildPlan, arguments: &[String]) -> Error {
-    let error = pin(
-        outside(Command::new(&plan.cargo).args(arguments)),
-        &plan.sysroot,
-    )
-    .exec();
-    Error::file(&plan.cargo)(error)
+/// Runs the real cargo in this process's group.
+fn real_cargo(plan: &BuildPlan, arguments: &[String]) -> Result<ExitCode> {
+    let mut cargo = Command::new(&plan.cargo);
+    let cargo = pin(outside(cargo.args(arguments)), &plan.sysroot);
+    let status = cargo.status().map_err(Error::file(&plan.cargo))?;
+    Ok(match status.success() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
 }
 
 /// Tells evcxr where the cell's library is.

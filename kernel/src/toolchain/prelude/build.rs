@@ -4,16 +4,16 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::env::consts::{DLL_EXTENSION, DLL_PREFIX, DLL_SUFFIX};
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::Value;
 
 use super::{Sources, cache, package};
-use crate::toolchain::Toolchain;
 use crate::toolchain::environment::{cache_folder, outside};
 use crate::toolchain::gpu::CAPABILITY;
+use crate::toolchain::work::{Pipe, Work};
+use crate::toolchain::{Toolchain, guard};
 use crate::{Error, Result};
 
 /// Returns the file name of the dynamic library, in the prelude's folder.
@@ -32,7 +32,7 @@ pub const ANALYSIS: &str = "analysis/cloze";
 pub fn find_or_build(
     toolchain: &Toolchain,
     sources: &Sources,
-    waiting: &dyn Fn(String),
+    work: &Work,
 ) -> Result<(PathBuf, cache::Hold)> {
     let mut key = blake3::Hasher::new();
     key.update(toolchain.version.as_bytes());
@@ -46,22 +46,19 @@ pub fn find_or_build(
     }
     let lock = all.join("prelude.lock");
     let lock = fs::File::create(&lock).map_err(Error::file(&lock))?;
-    if lock.try_lock().is_err() {
-        waiting("another session is building the prelude".into());
-        lock.lock()
-            .map_err(Error::system("locking the prelude's cache"))?;
-        if let Some(hold) = cache::take(&folder)? {
-            return Ok((folder, hold));
-        }
+    work.lock(&lock, "another session is building the prelude")?;
+    // That session may have built this one.
+    if let Some(hold) = cache::take(&folder)? {
+        return Ok((folder, hold));
     }
-    waiting(reason(&all));
+    work.tell(reason(&all));
     let unfinished = tempfile::Builder::new()
         .prefix(cache::UNFINISHED)
         .tempdir_in(&all)
         .map_err(Error::file(&all))?;
     let (place, package) = sources.package(&all)?;
-    let packages = Packages::of(toolchain, sources, &place)?;
-    let artifacts = compile(toolchain, sources, (&place, package), waiting)?;
+    let packages = Packages::of(toolchain, sources, &place, work)?;
+    let artifacts = compile(toolchain, sources, (&place, package), work)?;
     keep(&artifacts, &packages, unfinished.path())?;
     packages.write_analysis(&unfinished.path().join("analysis"), sources.folder())?;
     cache::label(unfinished.path(), &sources.features)?;
@@ -74,12 +71,11 @@ pub fn find_or_build(
     Ok((folder, hold))
 }
 
-fn reason(all: &Path) -> String {
+fn reason(all: &Path) -> &'static str {
     if !cache::list(all).is_empty() {
-        "building the prelude again: its sources, the compiler or this kernel changed".into()
+        "building the prelude again: its sources, the compiler or this kernel changed"
     } else {
         "building the prelude: needed only once; takes minutes if nothing has been compiled yet"
-            .into()
     }
 }
 
@@ -107,50 +103,56 @@ impl Artifact {
     }
 }
 
-/// Compiles the prelude with cargo, and reports each crate to `waiting`.
+/// Compiles the prelude with cargo, and reports each crate.
 fn compile(
     toolchain: &Toolchain,
     sources: &Sources,
     package: (&Path, &str),
-    waiting: &dyn Fn(String),
+    work: &Work,
 ) -> Result<Vec<Artifact>> {
-    let mut cargo = cargo(toolchain, sources, package)
-        .spawn()
-        .map_err(Error::file(&toolchain.cargo))?;
-    let (said, lines) = crossbeam_channel::unbounded();
-    read_lines(cargo.stdout.take(), Said::Report, &said);
-    read_lines(cargo.stderr.take(), Said::Text, &said);
-    drop(said);
+    let mut cargo = cargo(toolchain, sources, package)?;
     let mut artifacts: Vec<Artifact> = Vec::new();
     let mut complaints: Vec<String> = Vec::new();
     let mut compiled = 0;
-    for line in lines {
-        let line = match line {
-            Said::Report(line) => line,
-            Said::Text(line) => {
-                // Another cargo works in the folder, for however long that takes.
-                if let Some(what) = line.trim_start().strip_prefix("Blocking waiting for ") {
-                    waiting(format!(
-                        "building the prelude: waiting until another cargo releases the {what}"
-                    ));
-                }
-                complaints.push(line);
-                continue;
+    let mut heard = |pipe, line: &str| match pipe {
+        Pipe::Stdout => {
+            let Some(artifact) = Artifact::read(line) else {
+                return;
+            };
+            if artifact.is_new {
+                compiled += 1;
+                work.tell(format!(
+                    "building the prelude: {compiled} crates compiled, last {}",
+                    artifact.crate_name
+                ));
             }
-        };
-        let Some(artifact) = Artifact::read(&line) else {
-            continue;
-        };
-        if artifact.is_new {
-            compiled += 1;
-            waiting(format!(
-                "building the prelude: {compiled} crates compiled, last {}",
-                artifact.crate_name
-            ));
+            artifacts.push(artifact);
         }
-        artifacts.push(artifact);
-    }
-    let status = cargo.wait().map_err(Error::system("waiting for cargo"))?;
+        Pipe::Stderr => {
+            // Another cargo works in the folder, for however long that takes.
+            if let Some(what) = line.trim_start().strip_prefix("Blocking waiting for ") {
+                work.tell(format!(
+                    "building the prelude: waiting until another cargo releases the {what}"
+                ));
+            }
+            complaints.push(line.to_owned());
+        }
+    };
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let status = work.stop.stream(&mut cargo, &mut |pipe, bytes| {
+        let line = match pipe {
+            Pipe::Stdout => &mut stdout,
+            Pipe::Stderr => &mut stderr,
+        };
+        for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
+            line.extend(piece);
+            if piece.ends_with(b"\n") {
+                heard(pipe, String::from_utf8_lossy(line).trim_end());
+                line.clear();
+            }
+        }
+    })?;
+    heard(Pipe::Stderr, String::from_utf8_lossy(&stderr).trim_end());
     if status.success() {
         return Ok(artifacts);
     }
@@ -162,36 +164,13 @@ fn compile(
     .into())
 }
 
-/// A line that cargo writes.
-enum Said {
-    /// About an artifact.
-    Report(String),
-    /// For people.
-    Text(String),
-}
-
-/// Sends the lines of a pipe to `said`, from a thread of its own.
-fn read_lines<R: Read + Send + 'static>(
-    pipe: Option<R>,
-    kind: fn(String) -> Said,
-    said: &crossbeam_channel::Sender<Said>,
-) {
-    let Some(pipe) = pipe else {
-        return;
-    };
-    let said = said.clone();
-    std::thread::spawn(move || {
-        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-            if said.send(kind(line)).is_err() {
-                return;
-            }
-        }
-    });
-}
-
 /// Returns the cargo command that compiles the prelude.
-fn cargo(toolchain: &Toolchain, sources: &Sources, (folder, package): (&Path, &str)) -> Command {
-    let mut cargo = Command::new(&toolchain.cargo);
+fn cargo(
+    toolchain: &Toolchain,
+    sources: &Sources,
+    (folder, package): (&Path, &str),
+) -> Result<Command> {
+    let mut cargo = guard::command(&toolchain.cargo)?;
     let features = sources.features.iter();
     let target = target_folder().into_iter();
     // In a clone, build the package of this program, so that crates compiled for the program are reused.
@@ -210,12 +189,9 @@ fn cargo(toolchain: &Toolchain, sources: &Sources, (folder, package): (&Path, &s
             "-Cdebug-assertions=off",
         ])
         .envs(sources.capability.iter().map(|it| (CAPABILITY, it)))
-        .current_dir(folder)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+        .current_dir(folder);
     toolchain.pin(outside(&mut cargo));
-    cargo
+    Ok(cargo)
 }
 
 /// Returns the target folder that contains this program, if there is one: crates compiled for the program are reused.
@@ -276,8 +252,8 @@ struct Packages {
 }
 
 impl Packages {
-    fn of(toolchain: &Toolchain, sources: &Sources, folder: &Path) -> Result<Self> {
-        let mut cargo = Command::new(&toolchain.cargo);
+    fn of(toolchain: &Toolchain, sources: &Sources, folder: &Path, work: &Work) -> Result<Self> {
+        let mut cargo = guard::command(&toolchain.cargo)?;
         cargo
             .args([
                 "metadata",
@@ -292,10 +268,7 @@ impl Packages {
                     .flat_map(|feature| ["--features", feature]),
             )
             .current_dir(folder);
-        let output = toolchain
-            .pin(outside(&mut cargo))
-            .output()
-            .map_err(Error::file(&toolchain.cargo))?;
+        let output = work.stop.output(toolchain.pin(outside(&mut cargo)))?;
         if !output.status.success() {
             return Err(format!(
                 "`cargo metadata` failed: {}",

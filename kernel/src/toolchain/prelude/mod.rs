@@ -7,14 +7,14 @@ mod sources;
 
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 pub use build::target_folder;
 pub use cache::list;
 pub use sources::{SOURCES, Sources};
 
-use crate::toolchain::Toolchain;
 use crate::toolchain::environment::{cache_folder, outside};
+use crate::toolchain::work::Work;
+use crate::toolchain::{Toolchain, guard};
 use crate::{Error, Result};
 
 /// The libraries that cells are compiled against and that the process that runs them loads.
@@ -31,16 +31,14 @@ pub struct Libraries {
 }
 
 impl Libraries {
-    /// Finds or builds the cell library and, if its sources are given, the prelude. Reports slow steps to `waiting`.
-    pub fn prepare(
-        toolchain: &Toolchain,
-        sources: Option<&Sources>,
-        waiting: &dyn Fn(String),
-    ) -> Result<Self> {
+    /// Finds or builds the cell library and, if its sources are given, the prelude.
+    pub fn prepare(toolchain: &Toolchain, sources: Option<&Sources>, work: &Work) -> Result<Self> {
         let mut libraries = Self::default();
-        libraries.add("cloze_cell", &cell_library(toolchain)?);
+        libraries.add("cloze_cell", &cell_library(toolchain, work)?);
         if let Some(sources) = sources {
-            let (prelude, hold) = build::find_or_build(toolchain, sources, waiting)?;
+            let built = build::find_or_build(toolchain, sources, work);
+            let (prelude, hold) =
+                built.map_err(|error| error.during("the prelude was being built"))?;
             libraries._hold = Some(hold);
             libraries.add("cloze", &prelude.join(build::library_name()));
             let metadata = prelude.join(build::METADATA);
@@ -77,7 +75,7 @@ impl Libraries {
 }
 
 /// Compiles the library that is linked into every cell, for this toolchain.
-fn cell_library(toolchain: &Toolchain) -> Result<PathBuf> {
+fn cell_library(toolchain: &Toolchain, work: &Work) -> Result<PathBuf> {
     const SOURCE: &str = include_str!("../../../cell/lib.rs");
     let key = blake3::hash(format!("{}\n{SOURCE}", toolchain.version).as_bytes()).to_hex();
     let folder = cache_folder()?.join(format!("cell-{}", &key[..16]));
@@ -89,8 +87,10 @@ fn cell_library(toolchain: &Toolchain) -> Result<PathBuf> {
     // Two sessions may get here at once, and a library that a process has loaded must not be replaced.
     let lock = folder.join("lock");
     let lock = std::fs::File::create(&lock).map_err(Error::file(&lock))?;
-    lock.lock()
-        .map_err(Error::system("locking the folder of the cell library"))?;
+    work.lock(
+        &lock,
+        "another session is building the kernel's own library",
+    )?;
     if library.exists() {
         return Ok(library);
     }
@@ -109,7 +109,7 @@ fn cell_library(toolchain: &Toolchain) -> Result<PathBuf> {
         .suffix(DLL_SUFFIX)
         .tempfile_in(&folder)
         .map_err(Error::file(&folder))?;
-    let mut rustc = Command::new(&toolchain.rustc);
+    let mut rustc = guard::command(&toolchain.rustc)?;
     rustc
         .args([
             "--crate-name=cloze_cell",
@@ -120,9 +120,7 @@ fn cell_library(toolchain: &Toolchain) -> Result<PathBuf> {
         .args(["-Cprefer-dynamic", "-Copt-level=1", "-o"])
         .arg(unfinished.path())
         .arg(&source);
-    let output = outside(&mut rustc)
-        .output()
-        .map_err(Error::file(&toolchain.rustc))?;
+    let output = work.stop.output(outside(&mut rustc))?;
     if !output.status.success() {
         return Err(format!(
             "The kernel's own part of each cell does not compile with {}:\n{}",
