@@ -590,6 +590,71 @@ fn syntax_errors_are_reported_where_they_are() {
 }
 
 #[test]
+fn no_error_mentions_code_that_the_user_did_not_write() {
+    let code = [
+        "for x",
+        "'a",
+        "not kept",
+        "impl",
+        "pub",
+        "fn f() ->",
+        "extern crate",
+        "mod zoo;",
+        "let fn",
+        "let if",
+        "let match kept",
+        "let x: Vec<",
+        "static",
+        "#[derive(Debug)]",
+        "break",
+        "return 5",
+        "return Ok(5)",
+        "print('a')",
+        "++kept",
+        "await",
+        "a.",
+        "let mut",
+        "None::<i32>?;",
+        "self.x",
+        "macro_rules! add { ($a:expr) => { $a + 1 } }\nadd!(\"text\")",
+        "let text = String::from(\"a\");\nlet part = &text[..];",
+        "std::thread::spawn(|| panic!()).join()?;",
+    ];
+    let cells: Vec<&str> = ["let kept = 1;"]
+        .into_iter()
+        .chain(code)
+        .chain(["kept"])
+        .collect();
+    let cells = executed(&cells);
+    assert_eq!(result(&cells[cells.len() - 1]), "1");
+    for (cell, code) in cells[1..].iter().zip(code) {
+        let told = traceback(cell);
+        assert!(told.starts_with("error"), "{code}: {told}");
+        for internal in [
+            "evcxr",
+            "Evcxr",
+            "no_mangle",
+            "cloze_cell",
+            "lib.rs",
+            "inside of a closure",
+            "Ok(())})",
+            "persist",
+        ] {
+            assert!(!told.contains(internal), "{code}: {told}");
+        }
+    }
+    let of = |code_of: &str| {
+        let at = code.iter().position(|code| code.starts_with(code_of));
+        traceback(&cells[1 + at.expect("it is there")])
+    };
+    assert!(of("print(").contains("expected function, found macro `print`"));
+    assert!(of("break").contains("`break` outside of a loop"));
+    assert!(of("return 5").contains("leaves the cell with `Ok(())`"));
+    assert!(of("macro_rules!").contains("2 | add!(\"text\")"));
+    assert!(of("let text").contains("`part` refers to another variable"));
+}
+
+#[test]
 fn an_incomplete_expression_is_an_error_at_the_end_of_the_cell() {
     let cells = executed(&["let a = 1;\na +\n", "[1, 2][1..].len() *"]);
     for (cell, line) in cells.iter().zip(["2 | a +", "1 | [1, 2][1..].len() *"]) {

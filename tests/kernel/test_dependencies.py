@@ -142,7 +142,7 @@ class Dependencies(unittest.TestCase):
             (self.folder / "helper/Cargo.toml").unlink()
             reply = Cell(client, "seven").end()
             self.assertEqual(reply["status"], "error")
-            self.assertIn("cargo can't build the crates that `:dep` added: failed to get `helper`", reply["evalue"])
+            self.assertIn("cargo can't build the crates that `:dep` added: failed to load manifest for dependency `helper`", reply["evalue"])
         finally:
             end()
 
