@@ -95,6 +95,7 @@ impl ByteWords {
 }
 
 impl Memory {
+    #[inline]
     fn append(&mut self, model: &BPE, word: &str, ids: &mut Vec<u32>) -> Result<()> {
         if let Some(&(from, to)) = self.words.get(word.as_bytes()) {
             ids.extend_from_slice(&self.ids[from as usize..to as usize]);
@@ -161,6 +162,7 @@ static KINDS: LazyLock<Box<[Kind]>> = LazyLock::new(|| {
 
 /// Returns the length in bytes of the first match of GPT-2's pattern, which always matches at the start of a text:
 /// `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`.
+#[inline]
 fn word_length(text: &str) -> usize {
     let kinds = &**KINDS;
     let bytes = text.as_bytes();

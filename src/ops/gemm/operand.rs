@@ -16,6 +16,7 @@ unsafe impl Sync for Operand {}
 
 impl Operand {
     /// Returns the operand that begins at row or column `outer` and inner position `inner`.
+    #[inline]
     pub(in crate::ops) fn at(self, outer: usize, inner: usize) -> Self {
         Self {
             start: self

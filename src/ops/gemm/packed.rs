@@ -232,7 +232,7 @@ impl<const PARTS: usize> Work<PARTS> {
         // SAFETY: for the caller; blocks of the result do not overlap.
         unsafe {
             let at = self.c.get().add(i * self.stride + j);
-            let operands = [a, b, ahead].map(<*mut u8>::cast_const);
+            let operands = [a.cast_const(), b.cast_const(), ahead.cast_const()];
             multiply(
                 kernel::<PARTS>(),
                 operands,
@@ -407,8 +407,9 @@ fn split<const PARTS: usize>(x: __m512) -> [__m512i; PARTS] {
     let third = _mm512_sub_ps(rest, _mm512_castsi512_ps(second));
     // Below the smallest normal number it has bits that bf16 has no room for, and that must not reach its neighbour.
     let third = _mm512_and_si512(_mm512_castps_si512(third), _mm512_set1_epi32(-0x1_0000));
-    let all = [first, second, third];
-    std::array::from_fn(|part| all[part])
+    let mut parts = [first; PARTS];
+    parts.copy_from_slice(&[first, second, third][..PARTS]);
+    parts
 }
 
 /// Returns the lowest `n` bits.

@@ -58,6 +58,7 @@ impl Kind {
     }
 
     /// Returns how many elements of the inner dimension a word holds.
+    #[inline]
     fn per_word(self) -> usize {
         match self {
             Self::F32 => 1,

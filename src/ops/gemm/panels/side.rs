@@ -19,6 +19,7 @@ const AHEAD: usize = 64;
 const ROWS_AHEAD: usize = 8;
 impl Kind {
     /// Returns the number of steps for this many elements of the inner dimension.
+    #[inline]
     pub(super) fn steps(self, inner: usize) -> usize {
         match self.per_word() {
             1 => inner,
@@ -77,6 +78,7 @@ impl Side {
     }
 
     /// Returns the first row of a piece, which is also how many words of a step lie before it.
+    #[inline]
     pub(super) fn at(&self, piece: usize) -> usize {
         match self.cut {
             Cut::Even(_) => {
@@ -88,11 +90,13 @@ impl Side {
     }
 
     /// Returns the rows of some pieces.
+    #[inline]
     pub(super) fn rows(&self, pieces: &Range<usize>) -> Range<usize> {
         self.at(pieces.start)..self.at(pieces.end).min(self.len)
     }
 
     /// Returns how many words of a step some pieces have.
+    #[inline]
     pub(super) fn width(&self, pieces: &Range<usize>) -> usize {
         self.at(pieces.end) - self.at(pieces.start)
     }
@@ -210,15 +214,21 @@ impl Side {
             // A word of two holds elements of the same square.
             let at = step / STEPS * STEPS * PER_WORD + step % STEPS;
             let at = [at, at + STEPS];
-            let there = at.map(|at| at < part.len());
+            let there = [at[0] < part.len(), at[1] < part.len()];
             let (mut row, end) = (self.at(pieces.start), self.len);
             for piece in pieces.clone() {
                 let width = self.at(piece + 1) - row;
                 let to = to.wrapping_add(row * steps + (before + step) * width);
                 for first in (0..width).step_by(16) {
                     let rows = mask(end.saturating_sub(row + first));
-                    let masks = there.map(|there| if there { rows } else { 0 });
-                    let from = at.map(|at| self.from.at(row + first, part.start + at).start);
+                    let masks = [
+                        if there[0] { rows } else { 0 },
+                        if there[1] { rows } else { 0 },
+                    ];
+                    let from = [
+                        self.from.at(row + first, part.start + at[0]).start,
+                        self.from.at(row + first, part.start + at[1]).start,
+                    ];
                     for from in &from[..PER_WORD] {
                         let ahead = from.wrapping_add(ROWS_AHEAD * self.from.inner);
                         _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
@@ -267,7 +277,7 @@ pub(super) unsafe fn pack_along<const PER_WORD: usize>(
                 for (i, row) in tile.iter_mut().enumerate() {
                     // Rows that are missing are not even pointed at, which costs more than reading another one.
                     let start = source.at(i.min(rows.saturating_sub(1)), 0).start;
-                    let masks = masks.map(|mask| if i < rows { mask } else { 0 });
+                    let masks = if i < rows { masks } else { [0; 2] };
                     *row = words::<PER_WORD>([start, start.wrapping_add(STEPS)], masks);
                     for line in (0..square).step_by(16) {
                         _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(AHEAD + line).cast());

@@ -19,6 +19,7 @@ pub(super) struct Fetch {
 
 impl Fetch {
     /// Returns what goes on in the panel itself, for a tile that meets a panel of so many columns alone.
+    #[inline]
     pub(super) fn onward(panel: *const u32, columns: usize) -> Self {
         Self {
             start: panel.wrapping_add(AHEAD),
@@ -28,6 +29,7 @@ impl Fetch {
 
     /// Returns what the tile at `index` of `tiles` fetches, each of which takes as many steps, so that all of them together
     /// fetch as many steps of `width` words.
+    #[inline]
     pub(super) fn share(
         from: *const u32,
         width: usize,
@@ -214,9 +216,13 @@ unsafe fn repeat_words(from: *const u32) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn multiply_add_pairs(sums: __m512, left: __m512i, right: __m512i) -> __m512 {
-    // SAFETY: all of them are 64 bytes for which every pattern is valid.
-    let [left, right] =
-        [left, right].map(|x| unsafe { std::mem::transmute::<__m512i, __m512bh>(x) });
+    // SAFETY: both are 64 bytes for which every pattern is valid.
+    let (left, right) = unsafe {
+        (
+            std::mem::transmute::<__m512i, __m512bh>(left),
+            std::mem::transmute::<__m512i, __m512bh>(right),
+        )
+    };
     _mm512_dpbf16_ps(sums, left, right)
 }
 
