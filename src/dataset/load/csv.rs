@@ -34,6 +34,7 @@ pub(super) fn load(
     for path in paths {
         tables.push(Table::open(path, delimiter, options)?);
     }
+    forget_missing(&mut tables);
     let schemas: Vec<_> = tables
         .iter()
         .map(|table| (table.path, table.schema()))
@@ -60,6 +61,26 @@ pub(super) fn load(
         })?;
     }
     Ok(schema)
+}
+
+/// Takes the words for missing values for nulls where a file has nothing else in a column that another file has numbers or
+/// truth values in.
+fn forget_missing(tables: &mut [Table]) {
+    let mut known: HashMap<String, Kind> = HashMap::new();
+    for table in &*tables {
+        for (name, &kind) in table.names.iter().zip(&table.kinds) {
+            let common = known.entry(name.clone()).or_default();
+            *common = common.and(kind);
+        }
+    }
+    for table in tables {
+        for (name, kind) in table.names.iter().zip(&mut table.kinds) {
+            let is_text = matches!(known[name], Kind::Text | Kind::Missing);
+            if *kind == Kind::Missing && !is_text {
+                *kind = Kind::Null;
+            }
+        }
+    }
 }
 
 /// A column takes some hundred bytes, however few the file has for it.
@@ -119,15 +140,19 @@ impl Kind {
                 .take_while(|byte| byte.is_ascii_digit())
                 .count()
         };
-        let unsigned = value.strip_prefix(b"-").unwrap_or(value);
-        let whole = digits(unsigned);
         if value.is_empty() {
             return Self::Null;
         }
+        // Spaces around a number, and a sign before it, are no part of a text.
+        let number = value.trim_ascii();
+        let signs = [b"-", b"+"];
+        let unsigned = signs.iter().find_map(|sign| number.strip_prefix(*sign));
+        let unsigned = unsigned.unwrap_or(number);
+        let whole = digits(unsigned);
         if whole > 0 && whole == unsigned.len() {
             // Beyond 64 bits it stays as it is written.
             let fits = whole < 19
-                || std::str::from_utf8(value).is_ok_and(|text| text.parse::<i64>().is_ok());
+                || std::str::from_utf8(number).is_ok_and(|text| text.parse::<i64>().is_ok());
             return if fits { Self::Int } else { Self::Text };
         }
         if is_missing(value) {
@@ -136,7 +161,11 @@ impl Kind {
         if value.eq_ignore_ascii_case(b"true") || value.eq_ignore_ascii_case(b"false") {
             return Self::Bool;
         }
-        if matches!(value, b"NaN" | b"nan" | b"inf" | b"-inf") {
+        let infinite = [&b"inf"[..], b"infinity"];
+        let is_infinite = infinite
+            .iter()
+            .any(|word| unsigned.eq_ignore_ascii_case(word));
+        if is_infinite || matches!(value, b"NaN" | b"nan") {
             return Self::Float;
         }
         let mut rest = &unsigned[whole..];
@@ -478,8 +507,8 @@ impl Builder {
                 }
                 builder.append_value(yes);
             }
-            Self::Int(builder) => builder.append_value(text.parse().ok()?),
-            Self::Float(builder) => builder.append_value(text.parse().ok()?),
+            Self::Int(builder) => builder.append_value(text.trim_ascii().parse().ok()?),
+            Self::Float(builder) => builder.append_value(text.trim_ascii().parse().ok()?),
             Self::Text(builder) => builder.append_value(text),
         }
         Some(())
@@ -661,9 +690,9 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// Returns the line of the next record and its values; empty lines are none.
+    /// Returns the line of the next record and its values; empty lines, and those with nothing but spaces, are none.
     fn next(&mut self) -> Option<(usize, &[Cow<'a, [u8]>])> {
-        while self.end_line() {}
+        while self.end_line() || self.blank() {}
         if self.at == self.bytes.len() {
             return None;
         }
@@ -683,6 +712,18 @@ impl<'a> Records<'a> {
                 }
             }
         }
+    }
+
+    /// Steps over spaces, if there is nothing else in the line that begins here.
+    fn blank(&mut self) -> bool {
+        let rest = &self.bytes[self.at..];
+        let is_space = |byte: &&u8| matches!(byte, b' ' | b'\t') && **byte != self.delimiter;
+        let spaces = rest.iter().take_while(is_space).count();
+        let ends = matches!(rest.get(spaces), None | Some(b'\r' | b'\n'));
+        if ends {
+            self.at += spaces;
+        }
+        ends && spaces > 0
     }
 
     /// Steps over the end of a line, if there is one here.
@@ -869,6 +910,30 @@ mod tests {
         );
         assert_eq!(types("a,b\n1,1e\nx,2\n"), ["string", "string"]);
         assert_eq!(types("a\nnan\n1\n"), ["float64"]);
+        // As pandas reads them.
+        assert_eq!(
+            types("a,b,c,d,e\n+4, 5,-Infinity,1_0,+\n7,\t6 ,INF,2,1\n,  ,+inf,,\n"),
+            ["int64", "string", "float64", "string", "string"]
+        );
+        let spaced = load("a,b\n 5 ,+1.5\n+6,\t2e3 \n").unwrap();
+        assert_eq!(spaced.column::<i64>("a").unwrap(), [5, 6]);
+        assert_eq!(spaced.column::<f64>("b").unwrap(), [1.5, 2000.0]);
+    }
+
+    #[test]
+    fn lines_of_spaces_are_no_rows() {
+        assert_eq!(
+            rows("  \n\t\na,b\n \t \n 1,2\r\n   \r\n3,\n    "),
+            ["{'a': 1, 'b': 2}", "{'a': 3, 'b': None}"]
+        );
+        // A tab between values is no space.
+        let options = |loader: Loader| loader.delimiter('\t');
+        let table = load_with(b"a\tb\n1\t2\n\t\n  \n", options).unwrap();
+        let numbers = table.column::<Option<i64>>("a").unwrap();
+        assert_eq!(numbers, [Some(1), None]);
+        // The line of a fault counts them.
+        let error = load("a\n  \n1,2\n").unwrap_err().to_string();
+        assert!(error.contains("line 3: the row has 2"), "{error}");
     }
 
     #[test]
@@ -898,6 +963,23 @@ mod tests {
             ["NA", "None", "null"].map(|it| Some(it.to_owned()))
         );
         assert_eq!(only[3], None);
+        // The same holds for several files, in any order.
+        let folder = tempfile::tempdir().unwrap();
+        let files = ["n,t\nNA,null\n", "n,t\n3,x\n", "n,t\n,NA\n"];
+        for order in [[0, 1, 2], [1, 2, 0], [2, 0, 1]] {
+            let paths = order.map(|at: usize| {
+                let path = folder.path().join(format!("{at}.csv"));
+                std::fs::write(&path, files[at]).unwrap();
+                path
+            });
+            let loaded = Loader::from_files(paths).cache(false).load().unwrap();
+            let mut numbers = loaded["train"].column::<Option<i64>>("n").unwrap();
+            numbers.sort();
+            assert_eq!(numbers, [None, None, Some(3)]);
+            let mut texts = loaded["train"].column::<String>("t").unwrap();
+            texts.sort();
+            assert_eq!(texts, ["NA", "null", "x"]);
+        }
         // Whatever is no such word makes it text, and so do numbers of another kind keep them numbers.
         let mixed = load("a,b\nNA,null\nnone,1\n2,0.5\n").unwrap();
         let kinds: Vec<_> = mixed.features().into_iter().map(|(_, kind)| kind).collect();
