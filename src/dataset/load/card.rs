@@ -68,6 +68,11 @@ fn config(node: &Node) -> Result<CardConfig, String> {
             ("default", Node::Text(yes)) => config.is_default = yes.eq_ignore_ascii_case("true"),
             ("data_dir", Node::Text(folder)) => config.data_dir = Some(folder.clone()),
             ("data_files", value) => config.data_files = data_files(value)?,
+            // Here it is no default: the first line is a row then.
+            ("header", Node::Null) => {
+                let argument = Argument::One("null".to_owned());
+                config.arguments.push((key.clone(), argument));
+            }
             (_, Node::Text(text)) => {
                 let argument = Argument::One(text.clone());
                 config.arguments.push((key.clone(), argument));

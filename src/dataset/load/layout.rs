@@ -154,7 +154,7 @@ pub(crate) fn plan(
         return by_names(name, files, &base, request.format, Options::default());
     }
     let config = choose(name, &configs, request.config.as_deref())?;
-    let options = options(config)?;
+    let options = options(name, config)?;
     let base = folder(config.data_dir.as_deref());
     if config.data_files.is_empty() {
         return by_names(name, files, &base, request.format, options);
@@ -209,16 +209,52 @@ pub(crate) fn default_config(card: &str) -> Option<String> {
     marked.next().map(|config| config.name)
 }
 
-/// Returns the configuration's arguments for reading its files; those for other readers are ignored.
-fn options(config: &CardConfig) -> Result<Options> {
+/// Arguments that change what is read in pandas and datasets, and that are not supported here.
+const UNSUPPORTED: [&str; 22] = [
+    "columns",
+    "comment",
+    "converters",
+    "decimal",
+    "dtype",
+    "escapechar",
+    "false_values",
+    "filters",
+    "header",
+    "index_col",
+    "keep_default_na",
+    "keep_linebreaks",
+    "lineterminator",
+    "na_values",
+    "nrows",
+    "quotechar",
+    "quoting",
+    "skipfooter",
+    "skipinitialspace",
+    "skiprows",
+    "thousands",
+    "usecols",
+];
+
+/// Returns the configuration's arguments for reading the files of the dataset `name`; those for other readers are ignored.
+fn options(name: &str, config: &CardConfig) -> Result<Options> {
     let mut options = Options::default();
     for (key, argument) in &config.arguments {
         match (key.as_str(), argument) {
             ("sep" | "delimiter", Argument::One(text)) => {
-                options.set_delimiter(match text.as_str() {
-                    "\\t" => '\t',
-                    other => other.chars().next().unwrap_or(','),
-                })?;
+                let mut characters = text.chars();
+                match (text.as_str(), characters.next(), characters.next()) {
+                    ("\\t", ..) => options.set_delimiter('\t')?,
+                    (_, Some(one), None) => options.set_delimiter(one)?,
+                    _ => {
+                        return Err(Error::argument(
+                            "delimiter",
+                            format!(
+                                "the card (README.md) of {name} sets {key} to {text:?}, but a delimiter is one character; \
+                                 name the files with Loader::data_files and their delimiter with Loader::delimiter"
+                            ),
+                        ));
+                    }
+                }
             }
             ("names" | "column_names", Argument::Several(names)) => {
                 options.column_names = Some(names.clone());
@@ -232,6 +268,10 @@ fn options(config: &CardConfig) -> Result<Options> {
             }
             ("encoding", Argument::One(label)) => options.set_encoding(label)?,
             ("field", Argument::One(field)) => options.field = Some(field.clone()),
+            ("header", Argument::One(row)) if row == "0" || row == "infer" => {}
+            _ if UNSUPPORTED.contains(&key.as_str()) => eprintln!(
+                "warning: {name}: its card (README.md) sets {key}, which is not supported and has no effect"
+            ),
             _ => {}
         }
     }
@@ -731,6 +771,16 @@ mod tests {
     }
 
     #[test]
+    fn a_name_with_a_data_files_ending_is_no_repository() {
+        let formats = FORMATS.iter().flat_map(|(_, endings)| endings.iter());
+        for ending in formats.chain(&COMPRESSED) {
+            let name = format!("own/absent.{ending}");
+            let error = super::super::files::locate(&name).unwrap_err().to_string();
+            assert!(error.contains("there is no such file"), "{error}");
+        }
+    }
+
+    #[test]
     fn an_inconsistent_card_is_reported() {
         for (card, expected) in [
             (
@@ -746,6 +796,8 @@ mod tests {
                 CARD.replace("- config_name: en", "- no_name: en"),
                 "no config_name",
             ),
+            (CARD.replace("';'", "'||'"), "sets sep to \"||\""),
+            (CARD.replace("';'", "''"), "sets sep to \"\""),
         ] {
             let request = Selection {
                 config: Some("en".to_owned()),
