@@ -9,7 +9,7 @@ use crate::base::files;
 use crate::{Error, Result};
 
 /// The endings of files that people load: a name with one of them means a file, and no repository.
-const FILE_ENDINGS: [&str; 27] = [
+const FILE_ENDINGS: [&str; 41] = [
     "json",
     "jsonl",
     "ndjson",
@@ -20,12 +20,18 @@ const FILE_ENDINGS: [&str; 27] = [
     "arrow",
     "feather",
     "ipc",
+    "wav",
+    "flac",
     "gz",
+    "gzip",
     "bz2",
     "xz",
     "zst",
+    "zstd",
     "lz4",
     "zip",
+    "7z",
+    "rar",
     "tar",
     "tgz",
     "safetensors",
@@ -37,6 +43,14 @@ const FILE_ENDINGS: [&str; 27] = [
     "ipynb",
     "md",
     "yaml",
+    "yml",
+    "toml",
+    "html",
+    "xml",
+    "xlsx",
+    "onnx",
+    "npz",
+    "pkl",
 ];
 
 /// Returns the file or folder called `name`, if there is one; `None` if the name can only mean a repository on the Hub.
