@@ -18,7 +18,7 @@ use bytes::Bytes;
 use rayon::prelude::*;
 
 use super::cast::cast_batch;
-use super::data_type::plain_schema;
+use super::data_type::{check_depth, plain_schema};
 use crate::base::files::Temporary;
 use crate::base::panics::caught;
 use crate::ops::MappedFile;
@@ -326,6 +326,7 @@ pub(crate) struct Writer {
 impl Writer {
     /// Returns a file that will be at `path`, or nowhere.
     pub(crate) fn create(path: &Path, schema: &SchemaRef) -> Result<Self> {
+        check_depth(schema)?;
         let folder = path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, error))?;
         let temporary = Temporary::beside(path)?;

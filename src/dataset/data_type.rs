@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 
+use crate::{Error, Result};
+
 /// Returns a column type in the field's words: `string`, `int64`, `list<int32>`, `struct<text: list<string>>`.
 pub fn type_name(data_type: &DataType) -> String {
     match data_type {
@@ -59,6 +61,32 @@ fn plain_fields(fields: &Fields) -> Fields {
 /// Returns `schema` with every type in its [`plain`] form, and without the writers' metadata.
 pub(crate) fn plain_schema(schema: &Schema) -> SchemaRef {
     Arc::new(Schema::new(plain_fields(schema.fields())))
+}
+
+/// The most levels of lists and records in a column of an Arrow or Parquet file: readers of both refuse to go down further.
+const DEEPEST: usize = 60;
+
+/// Checks that no column is nested deeper than files can be read again.
+pub(crate) fn check_depth(schema: &Schema) -> Result<()> {
+    fn depth(data_type: &DataType) -> usize {
+        match data_type {
+            DataType::List(item) => 1 + depth(item.data_type()),
+            DataType::Struct(fields) => {
+                let inner = fields.iter().map(|field| depth(field.data_type()));
+                1 + inner.max().unwrap_or(0)
+            }
+            _ => 1,
+        }
+    }
+    let mut fields = schema.fields().iter();
+    match fields.find(|field| depth(field.data_type()) > DEEPEST) {
+        None => Ok(()),
+        Some(field) => Err(Error::Dataset(format!(
+            "the column {:?} is nested more than {DEEPEST} levels deep, which Arrow and Parquet files can't hold: flatten or \
+             remove it, or write JSON lines",
+            field.name()
+        ))),
+    }
 }
 
 /// Returns the type that holds the values of both, if there is one: a column of nulls takes the other's type, whole

@@ -18,6 +18,7 @@ use serde_json::json;
 
 use super::arrow_file;
 use super::cast::cast_batch;
+use super::data_type::check_depth;
 use super::dict::DatasetDict;
 use super::fingerprint::Fingerprint;
 use super::table::Dataset;
@@ -161,6 +162,7 @@ impl Dataset {
     /// Writes a Parquet file, compressed with Snappy.
     pub fn to_parquet(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
+        check_depth(self.schema())?;
         self.write_file(path, |file| {
             let properties = WriterProperties::builder()
                 .set_compression(Compression::SNAPPY)
@@ -209,6 +211,7 @@ impl Dataset {
 
     /// Fills the empty folder `folder`.
     fn write_folder(&self, folder: &Path, split: Option<&str>) -> Result<()> {
+        check_depth(self.schema())?;
         let name = "data-00000-of-00001.arrow";
         let path = folder.join(name);
         let io = |error| Error::io("write", &path, error);
@@ -332,6 +335,38 @@ mod tests {
         let back = Dataset::load_from_disk(folder.path().join("deep/saved")).unwrap();
         assert_eq!(back.fingerprint(), dataset.fingerprint());
         assert_eq!(back.features(), dataset.features());
+    }
+
+    #[test]
+    fn deep_records_are_read_back_or_refused_before_anything_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for levels in [1, 20, 57, 58, 59, 60, 61, 62, 100] {
+            for (open, close) in [("{\"f\": ", "}"), ("[", "]")] {
+                // The number is a level of its own.
+                let inner = levels - 1;
+                let text = format!("{{\"a\": {}1{}}}", open.repeat(inner), close.repeat(inner));
+                std::fs::write(path("in.jsonl"), text).unwrap();
+                let dataset = crate::dataset::load_dataset(path("in.jsonl").to_str().unwrap());
+                let dataset = dataset.unwrap()["train"].clone();
+                let (saved, parquet) = (path("saved"), path("a.parquet"));
+                let written = [dataset.save_to_disk(&saved), dataset.to_parquet(&parquet)];
+                if levels > 60 {
+                    for error in written.map(Result::unwrap_err) {
+                        assert!(error.to_string().contains("60 levels"), "{levels}: {error}");
+                    }
+                    // Those of before.
+                    assert_eq!(Dataset::load_from_disk(&saved).unwrap().len(), 1);
+                    continue;
+                }
+                written.into_iter().for_each(Result::unwrap);
+                let row = dataset.row(0).unwrap().to_string();
+                let loaded = Dataset::load_from_disk(&saved).unwrap();
+                assert_eq!(loaded.row(0).unwrap().to_string(), row, "{levels}");
+                let loaded = crate::dataset::load_dataset(parquet.to_str().unwrap()).unwrap();
+                assert_eq!(loaded["train"].row(0).unwrap().to_string(), row, "{levels}");
+            }
+        }
     }
 
     #[test]

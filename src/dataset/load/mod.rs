@@ -16,6 +16,7 @@ mod layout;
 mod options;
 mod parquet;
 mod parquet_pages;
+mod parquet_schema;
 #[cfg(feature = "hub")]
 mod remote;
 mod shards;
@@ -23,6 +24,7 @@ mod source;
 mod special;
 mod stream;
 mod text;
+mod thrift;
 
 pub(in crate::dataset) use from_row::ShardBatches;
 pub(crate) use layout::Selection;

@@ -11,7 +11,7 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::RowGroupMetaData;
 
 use super::from_row::{ShardBatches, from_row};
-use super::{Rows, agree, parquet_pages, source};
+use super::{Rows, agree, parquet_pages, parquet_schema, source};
 use crate::base::panics::caught;
 use crate::dataset::cast::cast_batch;
 use crate::dataset::data_type::plain_schema;
@@ -68,7 +68,8 @@ pub(super) fn load(paths: &[PathBuf], rows: &mut Rows) -> Result<SchemaRef> {
 }
 
 fn open(path: &Path) -> Result<(File, ArrowReaderMetadata)> {
-    let file = File::open(path).map_err(|error| Error::io("read", path, error))?;
+    let mut file = File::open(path).map_err(|error| Error::io("read", path, error))?;
+    parquet_schema::check(&mut file).map_err(|problem| damaged(path, &problem))?;
     // Damaged files have been seen to panic in the library that reads them.
     let metadata = caught(|| ArrowReaderMetadata::load(&file, Default::default()))
         .map_err(|panic| damaged(path, &panic))?

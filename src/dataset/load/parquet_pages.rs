@@ -11,6 +11,8 @@ use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
 use parquet::file::reader::ChunkReader;
 use parquet::file::serialized_reader::SerializedPageReader;
 
+use super::thrift::{FALSE, INTEGER, STRUCT, TRUE, Thrift};
+
 /// A reason why a page can't be read.
 type Problem = String;
 
@@ -284,121 +286,6 @@ impl Header {
             Some(())
         })?;
         Some(header)
-    }
-}
-
-/// The most structs, lists and maps within each other.
-const DEEPEST: usize = 16;
-
-const TRUE: u8 = 1;
-const FALSE: u8 = 2;
-const INTEGER: u8 = 5;
-const STRUCT: u8 = 12;
-
-/// Reads Thrift's compact protocol, in which headers are written. `None` is what is incomplete or no such thing.
-struct Thrift<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-/// Reads or skips a field of a number and a kind.
-type Field<'f, 'a> = &'f mut dyn FnMut(&mut Thrift<'a>, i64, u8) -> Option<()>;
-
-impl<'a> Thrift<'a> {
-    fn byte(&mut self) -> Option<u8> {
-        let byte = *self.bytes.get(self.at)?;
-        self.at += 1;
-        Some(byte)
-    }
-
-    fn varint(&mut self) -> Option<u64> {
-        let mut value = 0;
-        for shift in (0..70).step_by(7) {
-            let byte = self.byte()?;
-            value |= u64::from(byte & 0x7f).checked_shl(shift).unwrap_or(0);
-            if byte < 0x80 {
-                return Some(value);
-            }
-        }
-        None
-    }
-
-    fn integer(&mut self) -> Option<i64> {
-        let value = self.varint()?;
-        Some((value >> 1) as i64 ^ -((value & 1) as i64))
-    }
-
-    /// Hands each field of a struct to `field`.
-    fn fields(&mut self, depth: usize, field: Field<'_, 'a>) -> Option<()> {
-        if depth > DEEPEST {
-            return None;
-        }
-        let mut last = 0;
-        loop {
-            let byte = self.byte()?;
-            if byte == 0 {
-                return Some(());
-            }
-            last = match byte >> 4 {
-                0 => self.integer()?,
-                step => last + i64::from(step),
-            };
-            field(self, last, byte & 0xf)?;
-        }
-    }
-
-    fn skip(&mut self, kind: u8, depth: usize) -> Option<()> {
-        match kind {
-            TRUE | FALSE => Some(()),
-            3 => self.byte().map(drop),
-            4..=6 => self.varint().map(drop),
-            7 => self.pass(8),
-            8 => {
-                let length = self.varint()?;
-                self.pass(usize::try_from(length).ok()?)
-            }
-            9 | 10 => {
-                let head = self.byte()?;
-                let count = match head >> 4 {
-                    15 => self.varint()?,
-                    count => u64::from(count),
-                };
-                for _ in 0..count {
-                    self.skip_element(head & 0xf, depth)?;
-                }
-                Some(())
-            }
-            11 => {
-                let count = self.varint()?;
-                let kinds = if count == 0 { 0 } else { self.byte()? };
-                for _ in 0..count {
-                    self.skip_element(kinds >> 4, depth)?;
-                    self.skip_element(kinds & 0xf, depth)?;
-                }
-                Some(())
-            }
-            STRUCT => self.fields(depth + 1, &mut |thrift, _, kind| {
-                thrift.skip(kind, depth + 1)
-            }),
-            _ => None,
-        }
-    }
-
-    /// Skips an element of a list or map, of which each takes a byte at least.
-    fn skip_element(&mut self, kind: u8, depth: usize) -> Option<()> {
-        match kind {
-            _ if depth > DEEPEST => None,
-            TRUE | FALSE => self.pass(1),
-            _ => self.skip(kind, depth + 1),
-        }
-    }
-
-    fn pass(&mut self, length: usize) -> Option<()> {
-        self.at = self
-            .at
-            .checked_add(length)
-            .filter(|&end| end <= self.bytes.len())?;
-        Some(())
     }
 }
 
