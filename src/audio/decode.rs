@@ -67,7 +67,7 @@ impl Audio {
         if size > MOST_BYTES {
             return Err(Error::format(path, too_long()));
         }
-        let bytes = std::fs::read(path).map_err(io)?;
+        let bytes = crate::base::files::read(path)?;
         decode(&bytes).map_err(|message| Error::format(path, message))
     }
 

@@ -61,7 +61,7 @@ impl FeatureExtractor {
 
     pub(super) fn from_folder(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
-        let text = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
+        let text = crate::base::files::read(&path)?;
         Self::parse(&text).map_err(|message| Error::format(&path, message))
     }
 

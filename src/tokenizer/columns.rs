@@ -7,7 +7,7 @@ use super::checks;
 use super::family::Family;
 use super::folder::Folder;
 use super::{Encoding, ExtraColumn};
-use crate::{Error, Result};
+use crate::Result;
 
 /// A number for every token.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ impl Ids {
     }
 
     fn read(path: &Path, name: &'static str, unk: &str) -> Result<Self> {
-        let text = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
+        let text = crate::base::files::read(path)?;
         let by_token: HashMap<String, u32> =
             crate::base::json::from_slice(&text).map_err(|error| {
                 checks::damaged(

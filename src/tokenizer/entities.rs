@@ -60,9 +60,8 @@ impl Entities {
         let Some(path) = folder.file(FILE) else {
             return Ok(None);
         };
-        let text =
-            std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, error))?;
-        let ids: HashMap<String, u32> = json::from_slice(text.as_bytes()).map_err(|error| {
+        let text = crate::base::files::read(&path)?;
+        let ids: HashMap<String, u32> = json::from_slice(&text).map_err(|error| {
             let message = format!("not a JSON object of titles and ids: {error}");
             checks::damaged(&path, message)
         })?;

@@ -101,11 +101,10 @@ impl Folder {
 }
 
 fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    let text = match std::fs::read(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Map::new()),
-        Err(error) => return Err(Error::io("read", path, error)),
-    };
+    if !path.exists() {
+        return Ok(Map::new());
+    }
+    let text = crate::base::files::read(path)?;
     crate::base::json::from_slice(&text).map_err(|error| {
         Error::format(path, format!("not a JSON object that can be read: {error}"))
     })

@@ -40,15 +40,13 @@ fn from_tokenizer_json(
     file: &Path,
     family: Option<&'static Family>,
 ) -> Result<Tokenizer> {
-    let mut bytes = std::fs::read(file).map_err(|error| Error::io("read", file, error))?;
+    let mut bytes = crate::base::files::read(file)?;
     if bytes.starts_with(b"\xef\xbb\xbf") {
         // A byte order mark, with which some editors begin a file.
         bytes.drain(..3);
     }
     let unreadable = |error: String| {
-        let what = format!(
-            "not a tokenizer that can be read: {error}; is the file complete, and not an LFS pointer?"
-        );
+        let what = format!("not a tokenizer that can be read: {error}; is the file complete?");
         checks::damaged(file, what)
     };
     let outline = Outline::read(&bytes).map_err(unreadable)?;
@@ -193,7 +191,7 @@ fn assemble(
     }
     for name in own_names {
         if let Some(path) = folder.file(name) {
-            let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
+            let bytes = crate::base::files::read(&path)?;
             own_files.push((*name, bytes.into()));
         }
     }

@@ -168,6 +168,72 @@ fn merges_start_at_the_first_valid_line() {
 }
 
 #[test]
+fn an_lfs_pointer_in_place_of_any_file_is_named() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guide/tokenizers");
+    let mut refused = 0;
+    for family in std::fs::read_dir(root).unwrap() {
+        let family = family.unwrap().path();
+        if !family.is_dir() || Tokenizer::from_path(&family).is_err() {
+            continue;
+        }
+        let names: Vec<_> = std::fs::read_dir(&family)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        for pointer in &names {
+            let files = tempfile::tempdir().unwrap();
+            for name in &names {
+                std::fs::copy(family.join(name), files.path().join(name)).unwrap();
+            }
+            let file = files.path().join(pointer);
+            let text = "version https://git-lfs.example/spec/v1\noid sha256:00\nsize 12345\n";
+            std::fs::remove_file(&file).unwrap();
+            std::fs::write(&file, text).unwrap();
+            // Files that are not read may be anything.
+            let Err(error) = Tokenizer::from_path(files.path()) else {
+                continue;
+            };
+            let error = error.to_string();
+            let told = format!("{}: this is a Git LFS pointer", file.display());
+            assert!(error.contains(&told), "{error}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 80, "{refused}");
+}
+
+#[test]
+fn lists_of_tokens_may_have_any_line_ends_and_a_byte_order_mark() {
+    let vocab = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nround\nsquare\n";
+    let merges = "#version: 0.2\nc d\ncd e\n";
+    let json = r#"{"<s>": 0, "</s>": 1, "<unk>": 2, "<pad>": 3, "<mask>": 4, "c": 5, "d": 6, "e": 7, "cd": 8, "cde": 9}"#;
+    for (start, end) in [
+        ("", "\n"),
+        ("", "\r\n"),
+        ("", "\r"),
+        ("\u{feff}", "\n"),
+        ("\u{feff}", "\r"),
+    ] {
+        let written = |text: &str| format!("{start}{}", text.replace('\n', end));
+        let files = folder(&[("vocab.txt", &written(vocab))]);
+        let tokenizer = Tokenizer::from_path(files.path()).unwrap();
+        let ids = tokenizer.encode_ids("square [MASK] round").unwrap();
+        assert_eq!(ids, [2, 6, 4, 5, 3], "{start:?} {end:?}");
+        assert_eq!(
+            (tokenizer.len(), tokenizer.token_to_id("[PAD]")),
+            (7, Some(0))
+        );
+        let files = folder(&[("vocab.json", json), ("merges.txt", &written(merges))]);
+        let tokenizer = Tokenizer::from_path(files.path()).unwrap();
+        assert_eq!(
+            tokenizer.encode_ids("cdecd").unwrap(),
+            [0, 9, 8, 1],
+            "{start:?} {end:?}"
+        );
+    }
+}
+
+#[test]
 fn no_two_tokens_share_an_id() {
     // A line that is there twice leaves a gap, so that nothing can be added with certainty.
     let vocab = "[PAD]\n[UNK]\n[CLS]\n[SEP]\nround\nsquare\nround\n";
@@ -267,6 +333,60 @@ fn panics_of_the_libraries_are_errors() {
         let text = error(&[("tokenizer.json", &words(json!({"normalizer": normalizer})))]);
         assert!(text.contains("map of characters"), "{text}");
     }
+}
+
+#[test]
+fn no_pattern_of_a_rule_hangs() {
+    let text = format!("{} \u{e9}\u{6f22} {}b", "a".repeat(3000), "xa".repeat(500));
+    let mut encoded = 0;
+    for pattern in [
+        "(a*)*b",
+        "(a|aa)+$",
+        "(.*)*c",
+        "(a+)+c",
+        "((a{1,100}){1,100}){1,100}c",
+        "(?=(a+))\\1*c",
+        "",
+        "(?=)",
+        "^",
+        "$",
+        "\\b",
+        "[",
+        "(?<n>a)\\g<n>*c",
+        "(?<n>a|b\\g<n>)",
+    ] {
+        let regex = json!({"Regex": pattern});
+        let mut rules = Vec::new();
+        for behavior in [
+            "Removed",
+            "Isolated",
+            "MergedWithPrevious",
+            "MergedWithNext",
+            "Contiguous",
+        ] {
+            for invert in [false, true] {
+                let split = json!({"type": "Split", "pattern": regex, "behavior": behavior, "invert": invert});
+                rules.push(json!({"pre_tokenizer": split}));
+            }
+        }
+        let replace = json!({"type": "Replace", "pattern": regex, "content": "u"});
+        rules.push(json!({"normalizer": replace}));
+        rules.push(json!({"decoder": replace}));
+        for rule in rules {
+            let files = folder(&[("tokenizer.json", &words(rule.clone()))]);
+            let started = std::time::Instant::now();
+            let Ok(tokenizer) = Tokenizer::from_path(files.path()) else {
+                continue;
+            };
+            if let Ok(encoding) = tokenizer.encode(&text) {
+                encoded += 1;
+                let _ = tokenizer.decode(&encoding.ids, false);
+            }
+            let _ = tokenizer.decode(&[1; 3000], true);
+            assert!(started.elapsed().as_secs_f64() < 3.0, "{rule}");
+        }
+    }
+    assert!(encoded > 50, "{encoded}");
 }
 
 /// Small random numbers, the same every time.

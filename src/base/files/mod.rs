@@ -17,7 +17,7 @@ use tempfile::NamedTempFile;
 #[cfg(feature = "hub")]
 pub(crate) use folder::Hidden;
 pub use folder::{recover_folder, remove_folder, replace_folder, sweep_folders};
-pub use pointer::{is_lfs_pointer, refuse_lfs_pointer};
+pub use pointer::{is_lfs_pointer, read, refuse_lfs_pointer};
 pub use set::{finish_replacing, replace_files, replace_files_without};
 pub(crate) use temporary::Temporary;
 

@@ -19,12 +19,25 @@ pub fn is_lfs_pointer(path: &Path) -> bool {
 pub fn refuse_lfs_pointer(path: &Path) -> Result<()> {
     match is_lfs_pointer(path) {
         false => Ok(()),
-        true => Err(Error::format(
-            path,
-            "this is a Git LFS pointer and not the file itself: the repository was cloned without its large files. Run \
-             `git lfs pull` there, or give the name on the Hub, whose files are then downloaded",
-        )),
+        true => Err(refused(path)),
     }
+}
+
+/// Returns the content of the file at `path`, which must not be a pointer.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    let content = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
+    match content.starts_with(START) {
+        false => Ok(content),
+        true => Err(refused(path)),
+    }
+}
+
+fn refused(path: &Path) -> Error {
+    Error::format(
+        path,
+        "this is a Git LFS pointer and not the file itself: the repository was cloned without its large files. Run \
+         `git lfs pull` there, or give the name on the Hub, whose files are then downloaded",
+    )
 }
 
 #[cfg(test)]
@@ -45,5 +58,6 @@ mod tests {
             error.contains("model.safetensors: this is a Git LFS pointer"),
             "{error}"
         );
+        assert_eq!(read(&path).unwrap_err().to_string(), error);
     }
 }

@@ -135,7 +135,7 @@ impl Checkpoint {
 
 /// Returns the shard files that an index names, each once.
 fn shards(index: &Path) -> Result<Vec<PathBuf>> {
-    let text = std::fs::read(index).map_err(|e| Error::io("read", index, e))?;
+    let text = crate::base::files::read(index)?;
     let json: Value = crate::base::json::from_slice(&text)
         .map_err(|e| Error::format(index, format!("not valid JSON: {e}")))?;
     let map = json

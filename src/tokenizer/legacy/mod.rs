@@ -86,7 +86,7 @@ fn sentence_piece(folder: &Folder, pieces: &Pieces) -> Result<Rules> {
     let found = folder.file(pieces.file);
     let found = found.or_else(|| OTHERS.iter().find_map(|name| folder.file(name)));
     let path = found.ok_or_else(|| missing(folder, pieces.file))?;
-    let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
+    let bytes = crate::base::files::read(&path)?;
     let lowercase = pieces
         .lowercase
         .map(|by_default| folder.flag("do_lower_case").unwrap_or(by_default));
@@ -187,16 +187,19 @@ pub(super) fn post_processor(
         .into())
 }
 
-/// Returns a text file that must be there.
+/// Returns a text file that must be there, without a byte order mark. All of its lines end in `\n`, as Python reads them.
 fn read(folder: &Folder, name: &str) -> Result<String> {
     let path = folder.file(name).ok_or_else(|| missing(folder, name))?;
-    std::fs::read_to_string(&path).map_err(|error| Error::io("read", path, error))
+    let text = String::from_utf8(crate::base::files::read(&path)?)
+        .map_err(|error| Error::format(&path, format!("the text is not valid UTF-8 ({error})")))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    Ok(text.replace("\r\n", "\n").replace('\r', "\n"))
 }
 
 /// Returns a file that must be there, as it is.
 fn read_bytes(folder: &Folder, name: &'static str) -> Result<(&'static str, Arc<[u8]>)> {
     let path = folder.file(name).ok_or_else(|| missing(folder, name))?;
-    let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
+    let bytes = crate::base::files::read(&path)?;
     Ok((name, bytes.into()))
 }
 
@@ -212,18 +215,15 @@ fn read_json_vocabulary(folder: &Folder) -> Result<HashMap<String, u32>> {
 fn read_lines(folder: &Folder, name: &str) -> Result<Vocab> {
     let text = read(folder, name)?;
     let lines = text.strip_suffix('\n').unwrap_or(&text).split('\n');
-    let lines = lines.map(|line| line.strip_suffix('\r').unwrap_or(line).to_owned());
-    Ok(lines.zip(0..).collect())
+    Ok(lines.map(str::to_owned).zip(0..).collect())
 }
 
 /// Returns which line of `vocab.txt` repeats an earlier one, in words.
 pub(super) fn repeated_line(folder: &Folder) -> Option<String> {
-    let path = folder.file("vocab.txt")?;
-    let text = std::fs::read_to_string(path).ok()?;
+    let text = read(folder, "vocab.txt").ok()?;
     let mut seen = HashMap::new();
     let lines = text.strip_suffix('\n').unwrap_or(&text).split('\n');
     (1..).zip(lines).find_map(|(number, line)| {
-        let line = line.strip_suffix('\r').unwrap_or(line);
         let first = seen.insert(line, number)?;
         Some(format!(
             "line {number} of vocab.txt repeats {line:?} from line {first}"

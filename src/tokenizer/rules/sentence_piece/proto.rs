@@ -105,7 +105,7 @@ impl Proto {
         let damaged = |what: String| Error::format(path, what);
         let model = Model::decode(bytes).map_err(|error| {
             damaged(format!(
-                "not a SentencePiece model that can be read: {error}; is the file complete, and not an LFS pointer?"
+                "not a SentencePiece model that can be read: {error}; is the file complete?"
             ))
         })?;
         if model.pieces.is_empty() {
