@@ -114,13 +114,23 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     let hidden = spec.sizes.hidden;
     let pooler = weights.pp(spec.base);
     pooler.carry_linear("pooler.dense", hidden, hidden, spec.std)?;
-    if spec.tied {
+    let (words, decoder) = (spec.word_table(weights)?, "lm_head.decoder.weight");
+    if spec.tied && !weights.differ(words.name(), decoder)? {
         // transformers 5 has forgotten that LUKE's are tied.
-        weights.save_also_as("lm_head.decoder.weight", &spec.word_table(weights)?);
+        weights.save_also_as(decoder, &words);
     }
     let entities = EntityEmbeddings::new(&values, config, &spec, weights)?;
-    let (table, std) = (entities.table.clone(), spec.std);
+    let std = spec.std;
     let head = weights.pp("entity_predictions");
+    // Tied whatever the config says, unless a checkpoint has both.
+    let is_tied = spec.tied || !weights.holds(ENTITY_DECODER);
+    let (decoder, _) = weights.decoder(
+        "entity_predictions.decoder",
+        None,
+        is_tied.then_some(&entities.table),
+        (values.entity_vocab_size, values.entity_emb_size),
+        std,
+    )?;
     let (width, transform) = (values.entity_emb_size, head.pp("transform"));
     let dense = Linear::new(&transform.pp("dense"), spec.sizes.hidden, width, std)?;
     let norm = Norm::layer(&transform.pp("LayerNorm"), width, spec.eps)?;
@@ -129,11 +139,14 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         entities,
         entity_head: PredictionHead {
             transform: Some((dense, spec.activation, norm)),
-            decoder: table,
+            decoder,
             bias: Some(head.param("bias", values.entity_vocab_size, Init::Zeros)?),
         },
     }))
 }
+
+/// The full name of the product with the entities.
+const ENTITY_DECODER: &str = "entity_predictions.decoder.weight";
 
 /// From entities, and where the text mentions them, to vectors.
 #[derive(Debug)]
@@ -178,7 +191,7 @@ impl EntityEmbeddings {
         };
         let entities = weights.pp("entity_embeddings").param_or_alias(
             "weight",
-            &["entity_predictions.decoder.weight"],
+            &[ENTITY_DECODER],
             (values.entity_vocab_size, width),
             Init::NormalExceptRow(std, NO_ENTITY),
         )?;
