@@ -1,13 +1,14 @@
 //! A model's `config.json`: kept as a whole, and parsed by each family into its own type.
 
-use std::collections::BTreeSet;
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::de::{DeserializeOwned, Deserializer, Visitor, value::Error as Stopped};
 use serde_json::{Map, Value};
 
-use super::config_keys;
+use super::{config_keys, config_sizes};
 use crate::base::misspelling::meant;
 use crate::{Error, Result};
 
@@ -26,6 +27,8 @@ use crate::{Error, Result};
 pub struct Config {
     values: Map<String, Value>,
     asked: Asked,
+    /// The keys that got the values of aliases, and these aliases.
+    renamed: BTreeMap<&'static str, &'static str>,
 }
 
 /// The keys that a family has asked for, in all clones of a config.
@@ -61,7 +64,7 @@ impl Config {
     /// When the file is missing, is not a JSON object, or names no `model_type`.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join("config.json");
-        let text = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+        let text = crate::base::files::read(&path)?;
         let value: Value = crate::base::json::from_slice(&text)
             .map_err(|e| Error::format(&path, format!("not valid JSON: {e}")))?;
         let Value::Object(values) = value else {
@@ -80,6 +83,15 @@ impl Config {
     #[must_use]
     pub fn set(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.values.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// Sets `key` to the value of its other name `alias`, by which errors then call it.
+    pub(super) fn set_from(mut self, alias: &'static str, key: &'static str) -> Self {
+        if let Some(value) = self.get(alias).cloned() {
+            self.values.insert(key.to_owned(), value);
+            self.renamed.insert(key, alias);
+        }
         self
     }
 
@@ -103,18 +115,64 @@ impl Config {
     }
 
     /// Reads the config into a family's own type, whose fields carry the family's defaults.
+    ///
+    /// # Errors
+    /// When a value has another type than its field, or a size is 0.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T> {
+        let names = Cell::new(&[] as &[&str]);
         // It only tells its fields.
-        let _ = T::deserialize(FieldNames(&self.asked));
+        let _ = T::deserialize(FieldNames(&names));
+        let names = names.get();
+        names.iter().for_each(|name| self.asked.note(name));
+        if let Some(key) = config_sizes::zero(&self.values, names) {
+            return Err(Error::Config(format!(
+                "{} is 0, but must be positive",
+                self.name_in_file(key)
+            )));
+        }
         // An explicit null means "the default" in these files.
         let known = self.values.iter().filter(|(_, v)| !v.is_null());
         let known: Map<String, Value> = known.map(|(k, v)| (k.clone(), v.clone())).collect();
-        serde_json::from_value(Value::Object(known))
-            .map_err(|e| Error::Config(format!("{} config: {e}", self.model_type())))
+        serde_json::from_value(Value::Object(known)).map_err(|e| {
+            Error::Config(match self.unreadable::<T>(names) {
+                Some(key) => format!("{}: {e}", self.name_in_file(key)),
+                None => e.to_string(),
+            })
+        })
     }
 
-    /// Checks that probabilities of dropout are some and that what is added to variances is above 0.
-    pub(super) fn check_numbers(&self) -> Result<()> {
+    /// Returns the first of `names` whose value does not fit the field of that name.
+    fn unreadable<T: DeserializeOwned>(&self, names: &[&'static str]) -> Option<&'static str> {
+        let reads =
+            |values: Map<String, Value>| serde_json::from_value::<T>(Value::Object(values)).is_ok();
+        // With defaults for all fields, one field can be tried alone.
+        if !reads(Map::new()) {
+            return None;
+        }
+        let does_not_fit = |name: &&&str| {
+            let value = self.values.get(**name).filter(|value| !value.is_null());
+            value
+                .is_some_and(|value| !reads(Map::from_iter([((**name).to_owned(), value.clone())])))
+        };
+        names.iter().find(does_not_fit).copied()
+    }
+
+    /// Returns the name that `key` has in the file.
+    fn name_in_file<'a>(&self, key: &'a str) -> &'a str {
+        self.renamed.get(key).copied().unwrap_or(key)
+    }
+
+    /// Checks that probabilities of dropout are some, that what is added to variances is above 0, and that weights are tied or
+    /// not.
+    pub(super) fn check_values(&self) -> Result<()> {
+        match self.get("tie_word_embeddings") {
+            None | Some(Value::Null | Value::Bool(_)) => {}
+            Some(other) => {
+                return Err(Error::Config(format!(
+                    "tie_word_embeddings is {other}, but it must be true or false"
+                )));
+            }
+        }
         for (key, value) in self.entries() {
             let Some(number) = value.as_f64() else {
                 continue;
@@ -182,12 +240,13 @@ impl From<Map<String, Value>> for Config {
         Self {
             values,
             asked: Asked::default(),
+            renamed: BTreeMap::new(),
         }
     }
 }
 
-/// Notes the names of the fields that a type wants to be read from, and reads nothing.
-struct FieldNames<'a>(&'a Asked);
+/// Keeps the names of the fields that a type wants to be read from, and reads nothing.
+struct FieldNames<'a>(&'a Cell<&'static [&'static str]>);
 
 impl<'de> Deserializer<'de> for FieldNames<'_> {
     type Error = Stopped;
@@ -202,9 +261,7 @@ impl<'de> Deserializer<'de> for FieldNames<'_> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Stopped> {
-        for field in fields {
-            self.0.note(field);
-        }
+        self.0.set(fields);
         self.deserialize_any(visitor)
     }
 
@@ -223,6 +280,18 @@ impl std::fmt::Debug for Config {
 
 #[cfg(test)]
 impl Config {
+    /// Returns the config without `key`.
+    pub(super) fn without(mut self, key: &str) -> Self {
+        self.values.shift_remove(key);
+        self
+    }
+
+    /// Returns whether a family that was built from the config wanted `key`.
+    pub(super) fn was_asked_for(&self, key: &str) -> bool {
+        let asked = self.asked.0.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.contains(key)
+    }
+
     /// Returns a small model of the family whose sizes all differ, so that mixing two of them up fails.
     pub(crate) fn small(model_type: &str) -> Config {
         let names: [&str; 4] = match model_type {
@@ -359,9 +428,7 @@ mod tests {
                     if config_keys::is_known(name, &wrong) || asked.contains(&wrong) {
                         continue;
                     }
-                    let mut other = config.clone();
-                    other.values.shift_remove(key);
-                    let other = other.set(&wrong, value.clone());
+                    let other = config.clone().without(key).set(&wrong, value.clone());
                     let told = other.misspelled(family.aliases);
                     assert_eq!(told, [(wrong, key.clone())], "{name}");
                     renamed += 1;
@@ -381,12 +448,15 @@ mod tests {
         ] {
             let error = Config::new("bert")
                 .set(key, value)
-                .check_numbers()
+                .check_values()
                 .unwrap_err();
             assert!(error.to_string().contains(key), "{error}");
         }
+        let tied = Config::new("bert").set("tie_word_embeddings", "no");
+        let error = tied.check_values().unwrap_err().to_string();
+        assert!(error.contains("true or false"), "{error}");
         for (config, _) in built() {
-            config.check_numbers().unwrap();
+            config.check_values().unwrap();
         }
     }
 

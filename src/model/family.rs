@@ -160,8 +160,8 @@ impl Family {
         let defaults: Value = serde_json::from_str(self.defaults)?;
         let mut completed = Cow::Borrowed(config);
         for (alias, key) in self.aliases {
-            if let (Some(value), None) = (config.get(alias), config.get(key)) {
-                completed = Cow::Owned(completed.into_owned().set(key, value.clone()));
+            if config.get(alias).is_some() && config.get(key).is_none() {
+                completed = Cow::Owned(completed.into_owned().set_from(alias, key));
             }
         }
         for (key, value) in defaults.as_object().into_iter().flatten() {

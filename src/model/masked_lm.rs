@@ -125,7 +125,7 @@ impl MaskedLm {
         device: &Device,
     ) -> Result<Self> {
         let completed = family.complete(&config)?;
-        completed.check_numbers()?;
+        completed.check_values()?;
         family.check_direction(&completed)?;
         let built = (family.build)(&completed, &weights)
             .and_then(|architecture| Ok((architecture, weights.finish()?)));

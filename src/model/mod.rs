@@ -8,6 +8,7 @@ mod batch;
 mod checkpoint;
 mod config;
 mod config_keys;
+mod config_sizes;
 mod context;
 mod draws;
 mod families;

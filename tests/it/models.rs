@@ -63,7 +63,11 @@ fn a_config_of_another_size_is_refused_with_both_shapes() {
 fn invalid_configs_are_refused() {
     let cases: [(&str, serde_json::Value, &str); 6] = [
         ("num_attention_heads", 5.into(), "multiple"),
-        ("num_attention_heads", 0.into(), "multiple"),
+        (
+            "num_attention_heads",
+            0.into(),
+            "num_attention_heads is 0, but must be positive",
+        ),
         ("hidden_act", "mystery".into(), "mystery"),
         ("model_type", "gpt2".into(), "gpt2"),
         ("is_decoder", true.into(), "is_decoder"),
