@@ -8,8 +8,8 @@ use serde::Deserialize;
 
 use super::{bert, modernbert};
 use crate::model::nn::{
-    Angles, Block, Embeddings, Encoder, GatedBlock, GatedFeedForward, Gates, Ids, Linear, Lookup,
-    Norm, Order, PredictionHead, Projection, RotaryAttention, Transformer, numbered,
+    Block, Embeddings, Encoder, GatedBlock, GatedFeedForward, Gates, Ids, Linear, Lookup, Norm,
+    Order, PredictionHead, Projection, RotaryAttention, Transformer, numbered,
 };
 use crate::model::{Architecture, Config, Family, Init, WeightBuilder};
 use crate::ops::{Activation, RotaryPairs};
@@ -86,7 +86,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     }
     let size = values.head_dim.unwrap_or(hidden / heads);
     let theta = modernbert::theta(config, None)?.unwrap_or(values.rope_theta);
-    let angles = Arc::new(Angles::new(theta, size, RotaryPairs::Half));
+    let angles = modernbert::angles(theta, size, RotaryPairs::Half)?;
     let activation = Activation::from_name(&values.hidden_act)?;
     let (std, inner) = (values.initializer_range, values.intermediate_size);
     let init = Init::Normal(std);

@@ -118,7 +118,7 @@ impl ModernBertConfig {
 /// differ.
 ///
 /// # Errors
-/// When the angles are to be scaled, which is not supported.
+/// When it is no number, or the angles are to be scaled, which is not supported.
 pub(super) fn theta(config: &Config, kind: Option<&str>) -> Result<Option<f64>> {
     let mut parameters = config.get("rope_parameters");
     if let Some(kind) = kind {
@@ -135,7 +135,28 @@ pub(super) fn theta(config: &Config, kind: Option<&str>) -> Result<Option<f64>> 
             )));
         }
     }
-    Ok(parameters.get("rope_theta").and_then(Value::as_f64))
+    match parameters.get("rope_theta") {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_f64() {
+            Some(theta) => Ok(Some(theta)),
+            None => Err(Error::Config(format!(
+                "rope_theta is {value}, but it must be a number"
+            ))),
+        },
+    }
+}
+
+/// Returns rotary angles of the base `theta`, for heads of `width` features.
+///
+/// # Errors
+/// When the base is not above 0: its powers would be none.
+pub(super) fn angles(theta: f64, width: usize, pairs: RotaryPairs) -> Result<Arc<Angles>> {
+    match theta > 0.0 {
+        true => Ok(Arc::new(Angles::new(theta, width, pairs))),
+        false => Err(Error::Config(format!(
+            "the base of the rotary angles is {theta}, but it must be above 0"
+        ))),
+    }
 }
 
 fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architecture>> {
@@ -145,7 +166,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
     let global = theta(config, Some("full_attention"))?.unwrap_or(values.global_rope_theta);
     let local = theta(config, Some("sliding_attention"))?;
     let local = local.or(values.local_rope_theta).unwrap_or(LOCAL_THETA);
-    let angles = |theta: f64| Arc::new(Angles::new(theta, hidden / heads, RotaryPairs::Half));
+    let angles = |theta: f64| angles(theta, hidden / heads, RotaryPairs::Half);
     let parts = Parts {
         inward: Init::TruncatedNormal(values.initializer_range, values.initializer_cutoff_factor),
         outward: Init::TruncatedNormal(
@@ -153,7 +174,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
             values.initializer_cutoff_factor,
         ),
         activation: Activation::from_name(&values.hidden_activation)?,
-        angles: [angles(local), angles(global)],
+        angles: [angles(local)?, angles(global)?],
         tied: config.tie_word_embeddings(),
         values: &values,
     };

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::{bert, modernbert};
 use crate::model::nn::{
-    Angles, Block, GatedBlock, GatedFeedForward, Gates, HeadNames, Linear, Norm, Order, Positions,
+    Block, GatedBlock, GatedFeedForward, Gates, HeadNames, Linear, Norm, Order, Positions,
     Projection, RotaryAttention, Spec,
 };
 use crate::model::{Architecture, Config, Family, Init, WeightBuilder};
@@ -121,7 +121,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         true => RotaryPairs::Interleaved,
         false => RotaryPairs::Half,
     };
-    let angles = Arc::new(Angles::new(theta, rotated.min(size), pairs));
+    let angles = modernbert::angles(theta, rotated.min(size), pairs)?;
     let init = Init::Normal(spec.std);
     let (wide, inner) = (heads.saturating_mul(size), spec.sizes.intermediate);
     let block = |place: &String| -> Result<Arc<dyn Block>> {

@@ -128,6 +128,9 @@ impl Default for ReformerConfig {
     }
 }
 
+/// The most rounds of hashing: each takes as long as attention.
+const MOST_HASHES: usize = 256;
+
 impl ReformerConfig {
     fn check(&self) -> Result<()> {
         let refuse = |why: String| Err(Error::Config(why));
@@ -144,6 +147,12 @@ impl ReformerConfig {
         ];
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return refuse(format!("{name} must be positive"));
+        }
+        if self.num_hashes > MOST_HASHES {
+            return refuse(format!(
+                "num_hashes {} are more than any model has; at most {MOST_HASHES} can be made",
+                self.num_hashes
+            ));
         }
         let looks = [
             self.local_num_chunks_before,
