@@ -3,6 +3,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+mod config_numbers;
 mod dataset_process;
 mod fill_mask_interrupt;
 #[cfg(all(feature = "hub", unix))]

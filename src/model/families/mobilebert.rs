@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::bert;
 use crate::model::nn::{
     Block, Embed, Embeddings, FeedForward, Head, Linear, Norm, Pass, PredictionHead, SelfAttention,
-    Sizes, Spec, Transformer,
+    Sizes, Spec, Transformer, check_layers,
 };
 use crate::model::{
     Architecture, Config, Context, Family, Init, ModelFlops, ModelInputs, Sharing, WeightBuilder,
@@ -74,6 +74,12 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         ..bert::spec(config)?
     };
     spec.check()?;
+    check_layers(
+        "num_hidden_layers times num_feedforward_networks",
+        spec.places
+            .len()
+            .saturating_mul(values.num_feedforward_networks),
+    )?;
     if values.use_bottleneck
         && !values.key_query_shared_bottleneck
         && !values.use_bottleneck_attention
@@ -235,7 +241,7 @@ impl Parts<'_> {
                 self.norm(&widen.pp("LayerNorm"), hidden, spec.eps)?,
             ))
         });
-        let inner = (1..values.num_feedforward_networks.min(1024))
+        let inner = (1..values.num_feedforward_networks)
             .map(|index| self.feed_forward(&weights.pp(format!("ffn.{}", index - 1)), spec.eps));
         Ok(MobileBlock {
             attention,

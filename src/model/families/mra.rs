@@ -19,7 +19,9 @@ use super::bert::{self, BertConfig};
 use super::nystromformer::positions_from_two;
 use super::padded::Padded;
 use super::reformer::with_added;
-use crate::model::nn::{Block, Mixing, MixingBlock, Pass, Projections, Spec};
+use crate::model::nn::{
+    Block, MOST_LAYERS, Mixing, MixingBlock, Pass, Projections, Spec, check_layers_up_to,
+};
 use crate::model::{Architecture, Config, Family, ModelFlops, Sharing, WeightBuilder};
 use crate::ops::{self, AttentionMask, AttentionOptions, Param, SparsePlan};
 use crate::{Error, Result};
@@ -71,6 +73,7 @@ fn build(config: &Config, weights: &WeightBuilder) -> Result<Box<dyn Architectur
         positions: positions_from_two(config)?,
         ..bert::spec(config)?
     };
+    check_layers_up_to("num_hidden_layers", spec.places.len(), MOST_LAYERS / 2)?;
     let coarse = match values.approx_mode.as_str() {
         "full" => true,
         "sparse" => false,

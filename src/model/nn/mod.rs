@@ -31,6 +31,6 @@ pub use position_scores::PositionScores;
 pub(crate) use repeat::repeated;
 pub(crate) use spec::{
     Dropouts, HeadNames, LayerNames, MOST_LAYERS, Positions, Sizes, Spec, Stream, check_layers,
-    numbered,
+    check_layers_up_to, numbered,
 };
 pub use transformer::{Prepare, Transformer};

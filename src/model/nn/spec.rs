@@ -128,16 +128,21 @@ impl Stream {
     }
 }
 
-/// The most layers of a model. The graph of a step is walked and dropped recursively, in about 2 kB of the stack for each
+/// The most layers of a model; those of some families count twice. The graph of a step is walked and dropped recursively, in about 2 kB of the stack for each
 /// layer; a thread has 2 MB.
 pub(crate) const MOST_LAYERS: usize = 256;
 
 /// Checks that `layers`, the value of `key`, are no more than [`MOST_LAYERS`].
 pub(crate) fn check_layers(key: &str, layers: usize) -> Result<()> {
-    match layers {
-        0..=MOST_LAYERS => Ok(()),
-        _ => Err(Error::Config(format!(
-            "{key} {layers} makes more layers than any model has; at most {MOST_LAYERS} can be built"
+    check_layers_up_to(key, layers, MOST_LAYERS)
+}
+
+/// Checks that `layers`, the value of `key`, are no more than `most`, for layers that take more of the stack than others.
+pub(crate) fn check_layers_up_to(key: &str, layers: usize, most: usize) -> Result<()> {
+    match layers <= most {
+        true => Ok(()),
+        false => Err(Error::Config(format!(
+            "{key} {layers} makes more layers than any model has; at most {most} can be built"
         ))),
     }
 }
@@ -260,12 +265,13 @@ impl Spec {
     /// Returns the embeddings: words, positions, the further streams.
     pub(crate) fn embeddings(&self, weights: &WeightBuilder) -> Result<Embeddings> {
         self.check()?;
-        let mut embeddings = self.embeddings_without_words(weights)?;
+        // First, since only here its other name is known; another stream may share it.
         let words = Lookup {
             table: self.word_table(weights)?,
             ids: Ids::Tokens,
             padding: self.pad,
         };
+        let mut embeddings = self.embeddings_without_words(weights)?;
         embeddings.lookups.insert(0, words);
         Ok(embeddings)
     }

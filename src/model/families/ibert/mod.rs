@@ -26,7 +26,7 @@ use self::block::IntegerBlock;
 use self::embeddings::IntegerEmbeddings;
 use super::bert::BertConfig;
 use super::roberta;
-use crate::model::nn::{Block, Positions, Spec, Transformer};
+use crate::model::nn::{Block, MOST_LAYERS, Positions, Spec, Transformer, check_layers_up_to};
 use crate::model::{Architecture, Config, Family, Init, WeightBuilder};
 use crate::{Error, Result};
 
@@ -108,6 +108,8 @@ fn in_integers(spec: &Spec, config: &Config, weights: &WeightBuilder) -> Result<
         ));
     }
     spec.check()?;
+    // Rounding takes several operations more in each place.
+    check_layers_up_to("num_hidden_layers", spec.places.len(), MOST_LAYERS / 2)?;
     let floats = Floats::new(config)?;
     let base = weights.pp(spec.base);
     let at = base.pp("embeddings");

@@ -1,5 +1,6 @@
 use serde::Deserialize;
 
+use crate::model::nn::check_layers;
 use crate::{Error, Result};
 
 /// The settings in a `config.json` of this family.
@@ -107,6 +108,10 @@ impl Wav2Vec2Config {
     /// Checks that the sizes make sense and the model is one that is known here.
     pub(super) fn check(&self) -> Result<()> {
         let says = |why: String| Err(Error::Config(why));
+        check_layers(
+            "num_hidden_layers and the length of conv_dim",
+            self.num_hidden_layers.saturating_add(self.conv_dim.len()),
+        )?;
         if self.add_adapter || self.adapter_attn_dim.is_some() {
             return says(
                 "add_adapter or adapter_attn_dim is set: adapters (as in MMS) are not supported"
