@@ -373,29 +373,43 @@ fn an_answer_that_trickles_has_an_end() {
 /// Set for the processes whose requests go through a proxy.
 const PROXIED: &str = "CLOZE_TEST_PROXIED";
 
-/// Downloads through the proxy of this process, which behaves as `proxy` says.
+/// Downloads and pushes through the proxy of this process, which behaves as `proxy` says.
 fn use_proxy(proxy: &str) {
     let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), "{}").unwrap();
     for endpoint in ["https://hub.example", "http://hub.example"] {
-        let name = format!("{proxy}, {endpoint}");
         if proxy.contains("handshake") && endpoint.starts_with("http:") {
             continue;
         }
-        let settings = settings(endpoint, &folder);
-        let waiting = settings.clone();
-        is_interrupted(&name, move || download(waiting));
-        let mut hasty = settings;
+        let waiting = settings(endpoint, &folder);
+        let mut hasty = waiting.clone();
         hasty.connect_timeout = Duration::from_millis(800);
         hasty.answer_timeout = Duration::from_millis(800);
         hasty.read_timeout = Duration::from_millis(800);
         hasty.transfer_timeout = Duration::from_millis(800);
         hasty.attempts = 2;
-        let started = Instant::now();
-        let error = download(hasty).unwrap_err().to_string();
-        assert!(error.contains("own/model"), "{name}: {error}");
-        assert!(started.elapsed() < Duration::from_secs(4), "{name}");
+        let mut works: Vec<(&str, Work)> =
+            vec![("download", |settings, _| download(settings).map(drop))];
+        #[cfg(feature = "hub")]
+        works.push(("push", |settings, folder| {
+            let settings = settings.with_token(Some(Token::new(TOKEN).unwrap()));
+            let pushed = Hub::new(settings).push_folder("own/model", folder, &PushOptions::new());
+            pushed.map(drop)
+        }));
+        for (kind, work) in works {
+            let name = format!("{kind} by {proxy}, {endpoint}");
+            let (settings, path) = (waiting.clone(), folder.path().to_owned());
+            is_interrupted(&name, move || work(settings, &path));
+            let started = Instant::now();
+            let error = work(hasty.clone(), folder.path()).unwrap_err().to_string();
+            assert!(error.contains("own/model"), "{name}: {error}");
+            assert!(started.elapsed() < Duration::from_secs(4), "{name}");
+        }
     }
 }
+
+/// What waits for the Hub, and may need a folder.
+type Work = fn(Settings, &std::path::Path) -> cloze::Result<()>;
 
 #[test]
 fn waits_behind_a_proxy_hear_an_interrupt_and_have_an_end() {
@@ -548,6 +562,52 @@ fn a_push_that_is_never_answered_hears_an_interrupt_and_has_an_end() {
         let error = push(hasty)().unwrap_err().to_string();
         assert!(error.contains("fell silent"), "{stage}: {error}");
         assert!(started.elapsed() < Duration::from_secs(6), "{stage}");
+    }
+}
+
+#[cfg(feature = "hub")]
+#[test]
+fn a_push_that_is_heard_or_answered_byte_by_byte_hears_an_interrupt_and_has_an_end() {
+    use std::io::Read;
+
+    let _alone = crate::alone();
+    let servers: [(&str, Answer); 3] = [
+        ("reads a few bytes at a time", |_, stream| {
+            while stream.read(&mut [0; 64]).is_ok_and(|n| n > 0) {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }),
+        ("answers with promises", promises),
+        ("answers with endless headers", |_, stream| {
+            send_slowly(
+                stream,
+                &format!("HTTP/1.1 200 OK\r\n{}", "x: y\r\n".repeat(500)),
+                Duration::from_millis(50),
+            )
+        }),
+    ];
+    for (name, answer) in servers {
+        let (slow, _) = serve(answer);
+        for (method, path) in [STAGES[3], STAGES[4]] {
+            let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
+            let (settings, model) = pusher(&server, &home);
+            let name = format!("{path}: {name}");
+            let method = Some(method.parse().unwrap());
+            server.fail(method, path, 99, Fault::Redirect(format!("{slow}/x")));
+            let push = |settings: Settings| {
+                let model = model.clone();
+                move || Hub::new(settings).push_folder("tester/m", model, &PushOptions::new())
+            };
+            is_interrupted(&name, push(settings.clone()));
+            let mut hasty = settings;
+            hasty.answer_timeout = Duration::from_millis(300);
+            hasty.read_timeout = Duration::from_millis(300);
+            hasty.transfer_timeout = Duration::from_millis(300);
+            hasty.attempts = 2;
+            let started = Instant::now();
+            push(hasty)().unwrap_err();
+            assert!(started.elapsed() < Duration::from_secs(6), "{name}");
+        }
     }
 }
 
