@@ -29,6 +29,7 @@ mod hub_training;
 #[path = "../support/imports.rs"]
 mod imports;
 mod live_training;
+mod lock_files;
 mod marked_files;
 mod mixed_precision;
 mod models;
@@ -43,6 +44,7 @@ mod streaming;
 #[cfg(feature = "hub")]
 #[path = "../support/mod.rs"]
 mod support;
+mod tied_weights;
 mod train;
 
 // Used by the checks of operations, which other programs run on other devices.
