@@ -23,8 +23,6 @@ pub fn attempts(failed: &Failed, cell: &Cell) -> Vec<Arc<Cell>> {
     let lines: Vec<&str> = failed.source.lines().collect();
     let mut variables: BTreeMap<&str, &str> = BTreeMap::new();
     let mut paths: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    // Types of which the short name is that of another one here.
-    let mut actual: BTreeMap<&str, String> = BTreeMap::new();
     for message in &failed.messages {
         let code = message["code"]["code"].as_str().unwrap_or_default();
         if ![
@@ -44,9 +42,10 @@ pub fn attempts(failed: &Failed, cell: &Cell) -> Vec<Arc<Cell>> {
             continue;
         }
         if code == "E0308" {
-            let found = found_type(message);
-            let names = stored.iter().map(|(name, _)| *name);
-            actual.extend(names.zip(found));
+            // The short name of a trait is that of another one here.
+            for (name, path) in found_traits(message) {
+                paths.entry(name).or_default().push(path);
+            }
             variables.extend(stored);
             continue;
         }
@@ -78,39 +77,36 @@ pub fn attempts(failed: &Failed, cell: &Cell) -> Vec<Arc<Cell>> {
         }
     }
     let attempts = choices.iter().take(ATTEMPTS).filter_map(|choice| {
-        let bindings: String = variables
-            .iter()
-            .filter_map(|(name, kind)| {
-                let whole = match (*kind, actual.get(name)) {
-                    (_, Some(actual)) => actual.clone(),
-                    ("!", None) => "()".to_owned(),
-                    (kind, None) => with_paths(kind, choice),
-                };
-                let mutable = if is_mutable(&cell.prepared, name) {
-                    "mut "
-                } else {
-                    ""
-                };
-                (whole != *kind).then(|| format!("let {mutable}{name}: {whole} = {name}; "))
-            })
-            .collect();
-        (!bindings.is_empty()).then(|| with_bindings(cell, &bindings))
+        let types = variables.iter().filter_map(|(name, kind)| {
+            let whole = match *kind {
+                "!" => "()".to_owned(),
+                kind => with_paths(kind, choice),
+            };
+            (whole != *kind).then_some((*name, whole))
+        });
+        let types: Vec<(&str, String)> = types.collect();
+        (!types.is_empty()).then(|| with_types(cell, &types))
     });
     attempts.collect()
 }
 
-/// Returns the type that the compiler found in place of another one, if it says so in full.
-fn found_type(message: &Value) -> Option<String> {
-    let children = message["children"].as_array()?;
-    let mut lines = children
-        .iter()
+/// Returns the traits of trait objects in the type that the compiler found in place of another one, and their paths.
+fn found_traits(message: &Value) -> Vec<(String, String)> {
+    let children = message["children"].as_array().into_iter().flatten();
+    let lines = children
         .filter_map(|child| child["message"].as_str())
-        .flat_map(str::lines)
-        .map(str::trim);
-    let line = lines.find(|line| line.starts_with("found "))?;
-    let (_, rest) = line.split_once('`')?;
-    let (kind, _) = rest.rsplit_once('`')?;
-    (!kind.contains("...") && !kind.contains('{')).then(|| kind.to_owned())
+        .flat_map(str::lines);
+    let found = lines.filter(|line| line.trim_start().starts_with("found "));
+    let paths = found
+        .flat_map(|line| line.split("dyn ").skip(1))
+        .map(|text| {
+            let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+            text.split(|c| !is_path(c)).next().unwrap_or_default()
+        });
+    let named = paths.filter_map(|path| Some((path.rsplit_once("::")?.1, path)));
+    named
+        .map(|(name, path)| (name.to_owned(), path.to_owned()))
+        .collect()
 }
 
 /// Returns the paths from which the compiler suggests importing a name.
@@ -179,22 +175,71 @@ fn is_mutable(code: &str, name: &str) -> bool {
     words.windows(2).rev().any(|pair| pair == ["mut", name])
 }
 
-/// Returns the cell with bindings after its statements, before the value that it ends with.
-fn with_bindings(cell: &Cell, bindings: &str) -> Arc<Cell> {
+/// Returns the cell in which variables have these types: written where they are defined or, where that is a larger
+/// pattern, in a second binding after the statements.
+fn with_types(cell: &Cell, types: &[(&str, String)]) -> Arc<Cell> {
+    let mut edits = Vec::new();
+    let mut bindings = String::new();
+    for (name, kind) in types {
+        match end_of_pattern(cell, name) {
+            Some(at) => edits.push(Edit {
+                at,
+                removed: 0,
+                inserted: format!(": {kind}"),
+            }),
+            None => {
+                let mutable = if is_mutable(&cell.prepared, name) {
+                    "mut "
+                } else {
+                    ""
+                };
+                bindings += &format!("let {mutable}{name}: {kind} = {name}; ");
+            }
+        }
+    }
+    if !bindings.is_empty() {
+        edits.push(at_the_end(cell, bindings));
+    }
+    cell.changed(edits)
+}
+
+/// Returns where the type of a variable belongs, if its last definition is a `let` with its name alone and no type.
+fn end_of_pattern(cell: &Cell, name: &str) -> Option<usize> {
+    let chunks = cell.chunks();
+    let definitions = chunks.iter().rev().filter_map(|chunk| {
+        let statement = ast::LetStmt::cast(chunk.node.clone())?;
+        let names = statement.pat()?.syntax().descendants();
+        let mut names = names.filter_map(ast::IdentPat::cast);
+        let defines = |pattern: ast::IdentPat| {
+            ast::HasName::name(&pattern).is_some_and(|own| own.text() == name)
+        };
+        names.any(defines).then_some((chunk, statement))
+    });
+    let (chunk, statement) = definitions.into_iter().next()?;
+    match statement.pat()? {
+        ast::Pat::IdentPat(pattern) if pattern.pat().is_none() && statement.ty().is_none() => {
+            Some(chunk.range(pattern.syntax()).end)
+        }
+        _ => None,
+    }
+}
+
+/// Inserts bindings after a cell's statements, before the value that it ends with.
+fn at_the_end(cell: &Cell, bindings: String) -> Edit {
     let chunks = cell.chunks();
     let value = chunks.last().filter(|last| {
         ast::Expr::can_cast(last.node.kind())
             && !cell.prepared[last.start..].trim_end().ends_with(';')
     });
     let (at, inserted) = match value {
-        Some(value) => (value.range(&value.node).start, bindings.to_owned()),
+        Some(value) => (value.range(&value.node).start, bindings),
         None => (cell.prepared.len(), format!("\n{}", bindings.trim_end())),
     };
-    cell.changed(vec![Edit {
+    Edit {
         at,
         removed: 0,
         inserted,
-    }])
+    }
 }
 
 #[cfg(test)]
@@ -230,7 +275,7 @@ mod tests {
         assert_eq!(attempts.len(), 1);
         assert_eq!(
             attempts[0].prepared,
-            "let mut r = f();\nlet mut r: Result<i32, Box<dyn ::std::any::Any + Send>> = r; r.is_ok()"
+            "let mut r: Result<i32, Box<dyn ::std::any::Any + Send>> = f();\nr.is_ok()"
         );
     }
 
@@ -242,7 +287,7 @@ mod tests {
         let cell = Cell::new(1, "let a = f();", vec![]);
         assert_eq!(
             attempts(&failed, &cell)[0].prepared,
-            "let a = f();\nlet a: Box<dyn crate::zoo::Animal> = a;"
+            "let a: Box<dyn crate::zoo::Animal> = f();"
         );
     }
 
@@ -255,7 +300,7 @@ mod tests {
         let cell = Cell::new(1, "let w = f();", vec![]);
         assert_eq!(
             attempts(&failed, &cell)[0].prepared,
-            "let w = f();\nlet w: Box<(dyn std::io::Write + 'static)> = w;"
+            "let w: Box<dyn ::std::io::Write> = f();"
         );
     }
 
@@ -272,9 +317,29 @@ mod tests {
         let attempts = attempts(&failed, &cell);
         assert_eq!(
             attempts[0].prepared,
-            "let w = f(); // note\nlet w: Box<dyn ::std::io::Write> = w;"
+            "let w: Box<dyn ::std::io::Write> = f(); // note"
         );
         assert!(attempts[1].prepared.contains("std::fmt::Write"));
+    }
+
+    #[test]
+    fn a_variable_of_a_larger_pattern_is_bound_again() {
+        let line = "evcxr_variable_store.put_variable::<Box<dyn Any>>(stringify!(b), b);";
+        let told = "cannot find trait `Any` in this scope";
+        let failed = failed(line, "E0405", told, &["std::any::Any"]);
+        for (code, changed) in [
+            (
+                "let b = 1;\nlet (a, mut b) = f();\na",
+                "let b = 1;\nlet (a, mut b) = f();\nlet mut b: Box<dyn ::std::any::Any> = b; a",
+            ),
+            (
+                "let b: Box<dyn Any> = f();",
+                "let b: Box<dyn Any> = f();\nlet b: Box<dyn ::std::any::Any> = b;",
+            ),
+        ] {
+            let cell = Cell::new(1, code, vec![]);
+            assert_eq!(attempts(&failed, &cell)[0].prepared, changed);
+        }
     }
 
     #[test]
@@ -284,7 +349,7 @@ mod tests {
         let cell = Cell::new(1, "let n = panic!();", vec![]);
         assert_eq!(
             attempts(&failed, &cell)[0].prepared,
-            "let n = panic!();\nlet n: () = n;"
+            "let n: () = panic!();"
         );
     }
 }

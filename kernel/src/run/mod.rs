@@ -77,6 +77,8 @@ struct Execution<'a> {
     remote: Remote,
     /// Whether a cell has begun; before that there is nothing to write.
     begun: bool,
+    /// Whether the user pressed Ctrl-C.
+    interrupted: bool,
 }
 
 impl<'a> Execution<'a> {
@@ -96,6 +98,7 @@ impl<'a> Execution<'a> {
             console,
             remote: Remote::default(),
             begun: false,
+            interrupted: false,
         }
     }
 
@@ -177,7 +180,11 @@ impl<'a> Execution<'a> {
             let outcome = match outcome {
                 Ok(outcome) => outcome,
                 Err(error) => {
-                    let failure = Failure::new("KernelError", error.to_string());
+                    let name = match signals::ending().is_some() || self.interrupted {
+                        true => "Interrupted",
+                        false => "KernelError",
+                    };
+                    let failure = Failure::new(name, error.to_string());
                     self.notebook.fail(cell, &failure);
                     return Err(error);
                 }
@@ -238,6 +245,7 @@ impl<'a> Execution<'a> {
                 default(signals::TICK) => {}
             }
             for _ in 0..signals::take_interrupts() {
+                self.interrupted = true;
                 match self.remote.interrupt() {
                     Interrupted::Nothing => return Err("interrupted".into()),
                     // The session reports what was stopped, unless it takes too long.

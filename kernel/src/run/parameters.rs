@@ -111,6 +111,8 @@ enum Type {
     Optional(Box<Type>),
     List(Box<Type>),
     Array(Box<Type>),
+    /// Made of a text: the code before and behind its literal, as in `PathBuf::from("a")` and `"a".into()`.
+    OfText(String, String),
     Other,
 }
 
@@ -198,6 +200,7 @@ fn type_of_name(kind: &SyntaxNode, by_value: Type) -> Type {
         "Option" => Type::Optional(inner(kind)),
         "Vec" => Type::List(inner(kind)),
         "_" => by_value,
+        _ if matches!(by_value, Type::OfText(..)) => by_value,
         _ => Type::Other,
     }
 }
@@ -234,6 +237,10 @@ fn type_of_value(value: &SyntaxNode) -> Type {
             Type::OwnedText
         }
         SyntaxKind::CALL_EXPR if text.starts_with("String::") => Type::OwnedText,
+        SyntaxKind::METHOD_CALL_EXPR if text.ends_with(".into()") => of_text(value),
+        SyntaxKind::CALL_EXPR if ["::from(", "::new("].iter().any(|it| text.contains(it)) => {
+            of_text(value)
+        }
         SyntaxKind::CALL_EXPR if text.starts_with("Some(") => {
             let inner = value
                 .descendants()
@@ -261,6 +268,41 @@ fn type_of_value(value: &SyntaxNode) -> Type {
     }
 }
 
+/// Returns the type of an expression that makes something of one text.
+fn of_text(value: &SyntaxNode) -> Type {
+    let mut literals = value.descendants().filter_map(ast::Literal::cast);
+    let (Some(literal), None) = (literals.next(), literals.next()) else {
+        return Type::Other;
+    };
+    let whole = value.text_range();
+    let inner = literal.syntax().text_range();
+    let text = value.text().to_string();
+    let (start, end) = (inner.start() - whole.start(), inner.end() - whole.start());
+    match literal.kind() {
+        ast::LiteralKind::String(_) => Type::OfText(
+            text[..usize::from(start)].to_owned(),
+            text[usize::from(end)..].to_owned(),
+        ),
+        _ => Type::Other,
+    }
+}
+
+/// Returns how the type of values is written, for a `None` that does not tell it.
+fn name_of(type_: &Type) -> Option<String> {
+    let name = match type_ {
+        Type::Text => "&str",
+        Type::OwnedText => "String",
+        Type::Bool => "bool",
+        Type::Character => "char",
+        Type::Integer(suffix) => suffix.as_deref().unwrap_or("i32"),
+        Type::Fraction(suffix) => suffix.as_deref().unwrap_or("f64"),
+        Type::Optional(inner) => return Some(format!("Option<{}>", name_of(inner)?)),
+        Type::List(inner) => return Some(format!("Vec<{}>", name_of(inner)?)),
+        Type::Array(_) | Type::OfText(..) | Type::Other => return None,
+    };
+    Some(name.to_owned())
+}
+
 /// Returns the statement that assigns a value to a parameter, in its declared type.
 fn statement(parameter: &Parameter, declaration: Option<&Declaration>) -> Result<String, String> {
     let Parameter { name, value } = parameter;
@@ -280,6 +322,12 @@ fn statement(parameter: &Parameter, declaration: Option<&Declaration>) -> Result
             declaration.default
         )
     })?;
+    // Where no type is written, the value alone tells it.
+    let told = match rendered.as_str() {
+        "None" => name_of(&declaration.type_),
+        _ => None,
+    };
+    let kind = kind.map(str::to_owned).or(told);
     let kind = kind.map(|kind| format!(": {kind}")).unwrap_or_default();
     Ok(format!("{} {name}{kind} = {rendered};\n", declaration.word))
 }
@@ -291,6 +339,7 @@ fn rendered(value: &str, type_: &Type, kind: Option<&str>) -> Option<String> {
     match type_ {
         Type::Text => Some(format!("{text:?}")),
         Type::OwnedText => Some(format!("String::from({text:?})")),
+        Type::OfText(before, behind) => Some(format!("{before}{text:?}{behind}")),
         Type::Bool => match value {
             "true" | "True" => Some("true".into()),
             "false" | "False" => Some("false".into()),
@@ -416,6 +465,41 @@ mod tests {
             value: value.to_owned(),
         };
         statement(&parameter, declared.first())
+    }
+
+    #[test]
+    fn what_is_made_of_a_text_is_made_of_the_new_one() {
+        for (declaration, value, expected) in [
+            (
+                "let p = std::path::PathBuf::from(\"a\");",
+                "b/c",
+                "let p = std::path::PathBuf::from(\"b/c\");\n",
+            ),
+            (
+                "let p = Path::new(\"a\");",
+                "\"",
+                "let p = Path::new(\"\\\"\");\n",
+            ),
+            (
+                "let p: PathBuf = \"a\".into();",
+                "b",
+                "let p: PathBuf = \"b\".into();\n",
+            ),
+            ("let r = Some(5);", "None", "let r: Option<i32> = None;\n"),
+            (
+                "let r = Some(0.5f32);",
+                "None",
+                "let r: Option<f32> = None;\n",
+            ),
+            (
+                "let r: Option<u8> = Some(5);",
+                "None",
+                "let r: Option<u8> = None;\n",
+            ),
+        ] {
+            assert_eq!(given(declaration, value).as_deref(), Ok(expected));
+        }
+        assert!(given("let p = Pair::new(\"a\", \"b\");", "c").is_err());
     }
 
     #[test]
