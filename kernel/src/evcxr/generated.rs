@@ -56,9 +56,10 @@ pub fn definitions(code: &str) -> &str {
     &code[..code.rfind(&function).unwrap_or(0)]
 }
 
-/// Replaces names of the generated code in a message.
+/// Replaces names of the generated code in a message, and the name under which Cloze is compiled for cells.
 pub fn without_generated_names(text: &str) -> String {
-    text.replace("`evcxr_variable_store`", "the end of the cell")
+    text.replace("cloze_prelude::", "cloze::")
+        .replace("`evcxr_variable_store`", "the end of the cell")
         .replace("`EvcxrUserCodeError`", "an error of the cell")
         .replace("EvcxrUserCodeError", "an error of the cell")
 }

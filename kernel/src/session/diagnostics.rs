@@ -311,11 +311,11 @@ fn report(message: &Value, places: &[Place], map: &SourceMap, cell: &Arc<Cell>) 
 }
 
 /// Returns the suggested imports, which belong before all other code of the cell.
-fn imports(child: &Value) -> impl Iterator<Item = &str> {
+fn imports(child: &Value) -> impl Iterator<Item = String> {
     spans(child)
         .iter()
         .filter_map(|span| span["suggested_replacement"].as_str())
-        .map(str::trim)
+        .map(|text| without_generated_names(text.trim()))
         .filter(|text| text.starts_with("use ") && !text.contains("evcxr"))
 }
 
@@ -494,7 +494,9 @@ fn place(span: &Value, map: &SourceMap) -> Option<Place> {
         within: start.within,
         label: if is_theirs { label } else { String::new() },
         primary: span["is_primary"] == true,
-        replacement: span["suggested_replacement"].as_str().map(str::to_owned),
+        replacement: span["suggested_replacement"]
+            .as_str()
+            .map(without_generated_names),
         behind: false,
     };
     if !place.in_function() {
@@ -564,6 +566,17 @@ mod tests {
         let error = json!({ "level": "error", "message": "this function takes 1 argument", "code": { "code": "E0061" },
                             "spans": [span(1, 26..27, "", true)], "children": [] });
         assert!(told(vec![error]).contains("--> in `area` of cell 3"));
+    }
+
+    #[test]
+    fn types_of_the_prelude_have_the_name_that_cells_use() {
+        let error = json!({ "level": "error", "message": "`cloze_prelude::prelude::Tensor` is no number", "code": null,
+                            "spans": [span(3, 5..6, "not for `cloze_prelude::prelude::Tensor`", true)], "children": [] });
+        let told = told(vec![error]);
+        assert!(
+            !told.contains("cloze_prelude") && told.matches("cloze::prelude::Tensor").count() == 2,
+            "{told}"
+        );
     }
 
     #[test]

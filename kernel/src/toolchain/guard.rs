@@ -19,6 +19,11 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Returns the command that runs `program` under a guard, as the leader of a process group.
 pub fn command(program: &Path) -> Result<Command> {
     let own = std::env::current_exe().map_err(Error::system("finding the path of this program"))?;
+    // An installation may have replaced the file while this program runs.
+    let own = match own.exists() {
+        true => own,
+        false => PathBuf::from("/proc/self/exe"),
+    };
     let mut command = Command::new(own);
     command
         .arg0(NAME)
