@@ -169,8 +169,9 @@ impl Stop {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             // Processes that it left behind, or that have left the group, may keep the pipes open.
+            let ended = self.lock().ends();
             if self.is_requested()
-                && (self.lock().ends() || running.has_ended())
+                && (ended || running.has_ended())
                 && stopped.get_or_insert_with(Instant::now).elapsed() > LAST_WORDS
             {
                 signal_group(running.child.id(), libc::SIGKILL);
@@ -247,7 +248,7 @@ impl Running {
 
     /// Whether the program itself has ended.
     fn has_ended(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(Some(_)))
+        matches!(self.try_wait(), Ok(Some(_)))
     }
 
     fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
