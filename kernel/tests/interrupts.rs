@@ -43,8 +43,12 @@ impl SlowToolchain {
         Self { folder }
     }
 
-    /// Starts a notebook with these cells.
+    /// Starts a notebook with these cells, which goes on after errors.
     fn run(&self, cells: &[&str]) -> Child {
+        self.start(cells, &["--allow-errors"])
+    }
+
+    fn start(&self, cells: &[&str], options: &[&str]) -> Child {
         let cells: Vec<Value> = cells
             .iter()
             .map(|source| json!({ "cell_type": "code", "execution_count": null, "metadata": {}, "outputs": [], "source": source }))
@@ -55,7 +59,8 @@ impl SlowToolchain {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let folders = std::iter::once(self.at("bin")).chain(std::env::split_paths(&path));
         Command::new(env!("CARGO_BIN_EXE_cloze"))
-            .args(["run", "--allow-errors"])
+            .arg("run")
+            .args(options)
             .arg(self.at("n.ipynb"))
             .env("PATH", std::env::join_paths(folders).expect("a path"))
             .env("CLOZE_KERNEL_CACHE", self.at("cache"))
@@ -226,4 +231,33 @@ fn a_shell_command_shows_its_output_as_it_comes_and_hears_interrupts() {
     let failure = outputs.last().expect("an error");
     assert_eq!(failure["ename"], "Interrupted", "{failure}");
     assert_eq!(cells[2]["outputs"][0]["data"]["text/plain"][0], "6");
+}
+
+#[test]
+fn an_interrupt_that_a_cell_does_not_hear_ends_the_run_behind_it() {
+    let toolchain = SlowToolchain::new("false");
+    let sleeps = format!(
+        "std::fs::write({:?}, \"0\\n\").unwrap(); std::thread::sleep(std::time::Duration::from_secs(2)); println!(\"slept\");",
+        toolchain.at("sleepers")
+    );
+    for (options, goes_on) in [(&[][..], false), (&["--allow-errors"][..], true)] {
+        let _ = std::fs::remove_file(toolchain.at("sleepers"));
+        let child = toolchain.start(&[&sleeps, "1 + 1"], options);
+        toolchain.sleepers();
+        signal(&child, "INT");
+        let output = child.wait_with_output().expect("it ends");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), goes_on, "{stderr}");
+        assert_eq!(
+            stderr.contains("interrupted: the cells from 2 on were not run"),
+            !goes_on,
+            "{stderr}"
+        );
+        let cells = toolchain.executed();
+        assert_eq!(cells[0]["outputs"][0]["text"][0], "slept\n");
+        assert_eq!(
+            cells[1]["outputs"].as_array().map(Vec::len),
+            Some(usize::from(goes_on))
+        );
+    }
 }

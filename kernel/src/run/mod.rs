@@ -172,6 +172,13 @@ impl<'a> Execution<'a> {
                     .note(&format!("skipped: the cell is tagged {SKIP}"));
                 continue;
             }
+            // The cell before finished all the same, or it would have ended the run.
+            if self.interrupted && !self.arguments.allow_errors {
+                return Err(Error::Message(format!(
+                    "interrupted: the cells from {} on were not run",
+                    number + 1
+                )));
+            }
             self.begun = true;
             self.notebook.begin(cell, number + 1);
             self.console.begin(number + 1, &code);
@@ -197,6 +204,7 @@ impl<'a> Execution<'a> {
                     return Err(Error::Message(format!("ended by {signal}")));
                 }
                 if expected {
+                    self.interrupted = false;
                     continue;
                 }
                 failed = failed.or(Some(number + 1));
