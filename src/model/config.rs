@@ -162,14 +162,15 @@ impl Config {
         self.renamed.get(key).copied().unwrap_or(key)
     }
 
-    /// Checks that probabilities of dropout are some, that what is added to variances is above 0, and that weights are tied or
-    /// not.
+    /// Checks that probabilities of dropout are some, that what is added to variances is above 0, and that switches are on or
+    /// off.
     pub(super) fn check_values(&self) -> Result<()> {
-        match self.get("tie_word_embeddings") {
-            None | Some(Value::Null | Value::Bool(_)) => {}
-            Some(other) => {
+        for key in ["quant_mode", "tie_word_embeddings"] {
+            if let Some(other) = self.get(key)
+                && !matches!(other, Value::Null | Value::Bool(_))
+            {
                 return Err(Error::Config(format!(
-                    "tie_word_embeddings is {other}, but it must be true or false"
+                    "{key} is {other}, but it must be true or false"
                 )));
             }
         }
@@ -452,9 +453,12 @@ mod tests {
                 .unwrap_err();
             assert!(error.to_string().contains(key), "{error}");
         }
-        let tied = Config::new("bert").set("tie_word_embeddings", "no");
-        let error = tied.check_values().unwrap_err().to_string();
-        assert!(error.contains("true or false"), "{error}");
+        for key in ["quant_mode", "tie_word_embeddings"] {
+            let config = Config::new("bert").set(key, "no");
+            let error = config.check_values().unwrap_err().to_string();
+            let told = format!("{key} is \"no\", but it must be true or false");
+            assert!(error.contains(&told), "{error}");
+        }
         for (config, _) in built() {
             config.check_values().unwrap();
         }
