@@ -39,19 +39,35 @@ impl StreamLoader {
         self.data.identity()
     }
 
-    /// Returns the batches from number `first` on whose numbers `wanted` selects. With `known` positions, earlier
-    /// examples need not be read.
+    /// Returns the batches from number `first` on whose numbers `wanted` selects; it must select further ones without end,
+    /// or the thread that makes them would search for ever. With `known` positions, earlier examples need not be read.
     pub(crate) fn batches_where(
         &self,
         first: usize,
         known: &Lanes,
         wanted: impl Fn(usize) -> bool + Send + 'static,
     ) -> Batches {
+        let numbers = (first..).filter(move |&number| wanted(number));
+        self.batches(numbers, usize::MAX, known)
+    }
+
+    /// Returns the first batch alone.
+    pub(crate) fn first_batch(&self) -> Batches {
+        self.batches(std::iter::once(0), 1, &Lanes::new())
+    }
+
+    /// Returns the batches with these numbers, which are as many as `count` says.
+    fn batches(
+        &self,
+        numbers: impl Iterator<Item = usize> + Send + 'static,
+        count: usize,
+        known: &Lanes,
+    ) -> Batches {
         let (loader, known) = (self.clone(), known.clone());
-        Batches::start(AHEAD, usize::MAX, move |sender| {
+        Batches::start(AHEAD, count, move |sender| {
             let of = loader.data.training_lanes();
             let mut readers = BTreeMap::new();
-            for number in (first..).filter(|&number| wanted(number)) {
+            for number in numbers {
                 let (lane, index) = (number % of, number / of);
                 let reader = readers.entry(lane).or_insert_with(|| {
                     let known = known.get(&lane).filter(|known| known.batches <= index);

@@ -163,8 +163,16 @@ impl TrainLoader {
         }
     }
 
-    /// Returns the batches from `at` on, to the end of its epoch where there is one, whose numbers `wanted` picks. `lanes` is
-    /// where a stream's lanes stood not long before.
+    /// Returns the first batch alone.
+    pub(super) fn first_batch(&self) -> Batches {
+        match self {
+            Self::Epochs(loader) => loader.epoch_where(0, 0, |number| number == 0),
+            Self::Stream(loader) => loader.first_batch(),
+        }
+    }
+
+    /// Returns the batches from `at` on, to the end of its epoch where there is one, whose numbers `wanted` picks. Of a stream
+    /// it must pick further ones without end. `lanes` is where a stream's lanes stood not long before.
     pub(super) fn batches_where(
         &self,
         at: Position,

@@ -25,7 +25,7 @@ use super::{
     TrainingArguments,
 };
 use crate::base::interrupt;
-use crate::collate::{Batches, Collator, DataLoader, Examples, Lanes, StreamLoader};
+use crate::collate::{Batches, Collator, DataLoader, Examples, StreamLoader};
 use crate::dataset::{Dataset, DatasetDict, IterableDataset};
 use crate::distributed::{self, Group};
 use crate::model::MaskedLm;
@@ -403,10 +403,7 @@ impl Trainer {
         }
         let loader = self.train_loader()?;
         let plan = Plan::new(&self.args, loader.batches_per_epoch(), ranks.size())?;
-        let first = loader
-            .batches_where(plan.position(0), &Lanes::new(), |number| number == 0)
-            .next()
-            .transpose()?;
+        let first = loader.first_batch().next().transpose()?;
         if let Some(batch) = &first
             && self.args.label_smoothing_factor != 0.0
             && (self.model.counts(batch).len() > 1 || self.model.main_input() != "input_ids")
