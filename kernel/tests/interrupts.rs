@@ -103,6 +103,15 @@ impl SlowToolchain {
         }
     }
 
+    /// Checks that the second of three cells was interrupted, and that the third found the first one's variable.
+    fn assert_second_cell_was_interrupted(&self) {
+        let cells = self.executed();
+        let outputs = cells[1]["outputs"].as_array().expect("outputs");
+        let failure = outputs.last().expect("an error");
+        assert_eq!(failure["ename"], "Interrupted", "{failure}");
+        assert_eq!(cells[2]["outputs"][0]["data"]["text/plain"][0], "6");
+    }
+
     fn executed(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.at("n.executed.ipynb")).expect("written");
         let root: Value = serde_json::from_str(&text).expect("JSON");
@@ -183,29 +192,15 @@ fn an_interrupt_ends_the_build_of_a_crate_and_the_session_continues() {
         let output = child.wait_with_output().expect("it ends");
         assert!(output.status.success());
         toolchain.assert_all_ended();
-        let cells = toolchain.executed();
-        let outputs = cells[1]["outputs"].as_array().expect("outputs");
-        let failure = outputs.last().expect("an error");
-        assert_eq!(failure["ename"], "Interrupted", "{failure}");
-        assert_eq!(cells[2]["outputs"][0]["data"]["text/plain"][0], "6");
+        toolchain.assert_second_cell_was_interrupted();
 
         let _ = std::fs::remove_file(toolchain.at("sleepers"));
-        let child = toolchain.run(&cells_of(&cells));
+        let child = toolchain.run(&cells);
         toolchain.sleepers();
         signal(&child, "KILL");
         ends_soon(child);
         toolchain.assert_all_ended();
     }
-}
-
-fn cells_of(cells: &[Value]) -> Vec<&str> {
-    cells
-        .iter()
-        .map(|cell| {
-            let source = &cell["source"];
-            source.as_str().or(source[0].as_str()).expect("text")
-        })
-        .collect()
 }
 
 #[test]
@@ -226,11 +221,7 @@ fn a_shell_command_shows_its_output_as_it_comes_and_hears_interrupts() {
     signal(&child, "INT");
     assert!(child.wait().expect("it ends").success());
     toolchain.assert_all_ended();
-    let cells = toolchain.executed();
-    let outputs = cells[1]["outputs"].as_array().expect("outputs");
-    let failure = outputs.last().expect("an error");
-    assert_eq!(failure["ename"], "Interrupted", "{failure}");
-    assert_eq!(cells[2]["outputs"][0]["data"]["text/plain"][0], "6");
+    toolchain.assert_second_cell_was_interrupted();
 }
 
 #[test]
